@@ -1,0 +1,173 @@
+"""One exception per meaning; its OCI error code and HTTP status are data on the class.
+
+::
+
+    MirrorError
+    ├── Invalid                    the client's request is malformed (400)
+    │   ├── NameInvalid
+    │   ├── TagInvalid
+    │   ├── DigestInvalid
+    │   ├── PaginationInvalid
+    │   └── RequestInvalid         any other part of it: target, header, encoding
+    ├── RangeNotSatisfiable        the range lies outside the blob (416)
+    ├── Unknown                    there is no such thing (404)
+    │   ├── RegistryUnknown        not in the configuration
+    │   ├── NameUnknown
+    │   ├── ManifestUnknown
+    │   ├── BlobUnknown
+    │   └── RouteUnknown           no such URL
+    ├── Denied                     upstream wants credentials that the mirror does not have (403)
+    ├── Unsupported                a method this mirror does not answer (405)
+    ├── UpstreamError              upstream could not, or did not rightly, answer (503)
+    │   ├── UpstreamUnreachable    no connection, or an answer of 5xx
+    │   ├── UpstreamTimeout        no answer in time
+    │   ├── UpstreamLimited        429; carries Retry-After
+    │   ├── UpstreamInvalid        an answer that breaks the protocol or lies
+    │   │   ├── DigestMismatch     content that is not what its digest says
+    │   │   └── TargetRefused      a redirect or token realm that must not be followed
+    │   ├── UpstreamCut            the body ended before its length
+    │   └── UpstreamStalled        the body stopped coming
+    └── StorageFull                the cache's disk cannot take it; never shown to a client
+
+Codes: OCI distribution-spec 1.1, "Error Codes"; UNAVAILABLE and UNKNOWN are distribution's own. Upstream's failures are 503, whatever
+they were: containerd goes on to the next host on 503 and hammers the same one on 429 and 408.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class MirrorError(Exception):
+    """Base of all. `message` is for the person at the other end: what was wrong, where, what to do."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "UNKNOWN"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class Invalid(MirrorError):
+    status = 400
+
+
+class NameInvalid(Invalid):
+    code = "NAME_INVALID"
+
+
+class TagInvalid(Invalid):
+    code = "TAG_INVALID"
+
+
+class DigestInvalid(Invalid):
+    code = "DIGEST_INVALID"
+
+
+class PaginationInvalid(Invalid):
+    code = "PAGINATION_NUMBER_INVALID"
+
+
+class RequestInvalid(Invalid):
+    code = "UNSUPPORTED"
+
+
+class RangeNotSatisfiable(MirrorError):
+    """`size` of the blob in bytes goes into ``Content-Range: bytes */size`` (RFC 9110, section 15.5.17)."""
+
+    status = 416
+    code = "RANGE_INVALID"
+
+    def __init__(self, message: str, size: int) -> None:
+        super().__init__(message)
+        self.size = size
+
+
+class Unknown(MirrorError):
+    status = 404
+
+
+class RegistryUnknown(Unknown):
+    code = "NAME_UNKNOWN"
+
+
+class NameUnknown(Unknown):
+    code = "NAME_UNKNOWN"
+
+
+class ManifestUnknown(Unknown):
+    code = "MANIFEST_UNKNOWN"
+
+
+class BlobUnknown(Unknown):
+    code = "BLOB_UNKNOWN"
+
+
+class RouteUnknown(Unknown):
+    code = "NAME_UNKNOWN"
+
+
+class Denied(MirrorError):
+    """Answered 403, never 401: a 401 makes dockerd send the user's Hub credentials here, then bypass the mirror."""
+
+    status = 403
+    code = "DENIED"
+
+
+class Unsupported(MirrorError):
+    """`allow` lists the methods that the URL does answer (RFC 9110, section 10.2.1)."""
+
+    status = 405
+    code = "UNSUPPORTED"
+
+    def __init__(self, message: str, allow: str = "GET, HEAD") -> None:
+        super().__init__(message)
+        self.allow = allow
+
+
+class UpstreamError(MirrorError):
+    status = 503
+    code = "UNAVAILABLE"
+
+
+class UpstreamUnreachable(UpstreamError):
+    pass
+
+
+class UpstreamTimeout(UpstreamError):
+    pass
+
+
+class UpstreamLimited(UpstreamError):
+    """`retry_after` is upstream's Retry-After in seconds, None when it said nothing."""
+
+    code = "TOOMANYREQUESTS"
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class UpstreamInvalid(UpstreamError):
+    pass
+
+
+class DigestMismatch(UpstreamInvalid):
+    pass
+
+
+class TargetRefused(UpstreamInvalid):
+    pass
+
+
+class UpstreamCut(UpstreamError):
+    pass
+
+
+class UpstreamStalled(UpstreamError):
+    pass
+
+
+class StorageFull(MirrorError):
+    pass

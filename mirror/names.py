@@ -1,0 +1,128 @@
+"""The names a registry knows, parsed once at the edge into frozen values.
+
+A *repository* lives in a *registry* (``docker.io``) under a *path* (``library/alpine``). Inside it, a
+*reference* is either a *tag* (``3.20``, which may move) or a *digest* (``sha256:…``, which names content and never
+changes). Below the edge no raw string stands for any of them.
+
+Grammar: OCI distribution-spec 1.1, "Pulling manifests" (names, tags); OCI image-spec 1.1, "Digests".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mirror.errors import DigestInvalid, NameInvalid, TagInvalid
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+_REGISTRY = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?|\[[0-9a-f:]+\](?::[0-9]{1,5})?")
+_HEX_LENGTH = {"sha256": 64, "sha512": 128}
+_HEX = re.compile(r"[0-9a-f]+")
+
+# "Many clients impose a limit of 255 characters on the length of the concatenation of hostname, /, and name"
+_MAX_NAME = 255
+
+
+def _shown(value: str) -> str:
+    """A client's text, fit for an error message: quoted, control characters escaped, bounded."""
+    return repr(value if len(value) <= 80 else value[:77] + "...")
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """One repository of one registry, for example ``docker.io`` and ``library/alpine``."""
+
+    registry: str
+    path: str
+
+    @classmethod
+    def parse(cls, registry: str, path: str) -> Repository:
+        """Checks `path` against the grammar. Raises NameInvalid."""
+        if len(registry) + 1 + len(path) > _MAX_NAME:
+            raise NameInvalid(f"the repository name is longer than {_MAX_NAME} characters: {_shown(path)}")
+        if not _PATH.fullmatch(path):
+            raise NameInvalid(
+                f"{_shown(path)} is not a repository name: lower-case letters and digits, parts separated by"
+                " single '.', '_', '__' or '-' and by '/'"
+            )
+        return cls(registry, path)
+
+    def __str__(self) -> str:
+        return f"{self.registry}/{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A name within a repository that may point to other content tomorrow."""
+
+    value: str
+
+    @classmethod
+    def parse(cls, value: str) -> Tag:
+        """Raises TagInvalid."""
+        if not _TAG.fullmatch(value):
+            raise TagInvalid(
+                f"{_shown(value)} is not a tag: 1 to 128 letters, digits, '.', '_' and '-', not beginning with '.' or '-'"
+            )
+        return cls(value)
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """The name of content: an algorithm and the lower-case hex of its hash. sha256 and sha512 are known."""
+
+    algorithm: str
+    hex: str
+
+    @classmethod
+    def parse(cls, value: str) -> Digest:
+        """Raises DigestInvalid for another shape, an unknown algorithm, or a wrong length."""
+        algorithm, colon, encoded = value.partition(":")
+        length = _HEX_LENGTH.get(algorithm)
+        if not colon or length is None:
+            raise DigestInvalid(f"{_shown(value)} is not a digest: sha256:<64 hex> or sha512:<128 hex>")
+        if len(encoded) != length or not _HEX.fullmatch(encoded):
+            raise DigestInvalid(f"{_shown(value)} is not a digest: {algorithm} has {length} lower-case hex digits")
+        return cls(algorithm, encoded)
+
+    @classmethod
+    def of(cls, content: bytes, algorithm: str = "sha256") -> Digest:
+        return cls(algorithm, hashlib.new(algorithm, content).hexdigest())
+
+    def hasher(self) -> _Hash:
+        """A fresh hash of this digest's algorithm."""
+        return hashlib.new(self.algorithm)
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.hex}"
+
+
+Reference = Tag | Digest
+
+
+def parse_reference(value: str) -> Reference:
+    """A tag or a digest: a tag has no colon. Raises TagInvalid, DigestInvalid."""
+    return Digest.parse(value) if ":" in value else Tag.parse(value)
+
+
+def is_registry_name(value: str) -> bool:
+    """True for the shape of a registry's name: a lower-case host, an optional port."""
+    return len(value) <= _MAX_NAME and _REGISTRY.fullmatch(value) is not None
+
+
+def looks_like_registry(component: str) -> bool:
+    """True where a first path component must mean a registry, by the rule of Docker's reference grammar.
+
+    It does when it has a dot or a colon or is ``localhost`` (distribution/reference, "splitDockerDomain").
+    """
+    return "." in component or ":" in component or component == "localhost"
