@@ -1,0 +1,92 @@
+"""The access log: one JSON line a request, on standard output.
+
+Lines are made and written by a thread of its own, so that neither a slow terminal nor a full pipe ever holds up a request; when it falls far behind, lines
+are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from queue import SimpleQueue
+from typing import Any, TextIO
+
+_MOST_WAITING = 100_000
+_PAUSE = 0.2
+
+
+class AccessLog:
+    """Writes what `note` is given, field by field."""
+
+    def __init__(self, stream: TextIO = sys.stdout) -> None:
+        self._stream = stream
+        self._waiting: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._write, name="access log", daemon=True)
+        self._thread.start()
+
+    def note(
+        self,
+        client: str,
+        method: str,
+        repository: str,
+        reference: str,
+        status: int,
+        size: int,
+        seconds: float,
+        cache: str,
+        agent: str,
+        complete: bool,
+    ) -> None:
+        """Notes one request: `size` in bytes of body sent; `complete` is False where it was cut short."""
+        if self._waiting.qsize() < _MOST_WAITING:
+            self._waiting.put((time.time(), client, method, repository, reference, status, size, seconds, cache, agent, complete))
+        else:
+            self._dropped += 1
+
+    def close(self) -> None:
+        """Writes what is waiting, for a second at most."""
+        self._waiting.put(None)
+        self._thread.join(1.0)
+
+    def _write(self) -> None:
+        open_ = True
+        while open_:
+            lines = []
+            entry = self._waiting.get()
+            while True:
+                if entry is None:
+                    open_ = False
+                    break
+                lines.append(_line(entry))
+                if self._waiting.empty():
+                    break
+                entry = self._waiting.get()
+            if self._dropped:
+                lines.append(json.dumps({"time": _time(time.time()), "dropped_lines": self._dropped}) + "\n")
+                self._dropped = 0
+            try:
+                self._stream.write("".join(lines))
+                self._stream.flush()
+            except (OSError, ValueError):
+                # Nobody reads it any more. Requests go on.
+                self._waiting = SimpleQueue()
+                return
+            if open_:
+                # In batches: under load a write a line would cost as much as the request.
+                time.sleep(_PAUSE)
+
+
+def _time(moment: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment)) + f".{int(moment * 1000) % 1000:03d}Z"
+
+
+def _line(entry: tuple[Any, ...]) -> str:
+    moment, client, method, repository, reference, status, size, seconds, cache, agent, complete = entry
+    return (
+        f'{{"time":"{_time(moment)}","client":{json.dumps(client)},"method":{json.dumps(method)},"repository":{json.dumps(repository)},'
+        f'"reference":{json.dumps(reference)},"status":{status},"bytes":{size},"duration":{seconds:.6f},"cache":{json.dumps(cache)},'
+        f'"agent":{json.dumps(agent)},"complete":{"true" if complete else "false"}}}\n'
+    )

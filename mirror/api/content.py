@@ -1,0 +1,115 @@
+"""Manifests and blobs: OCI distribution-spec 1.1, "Pull"."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+from aiohttp import web
+
+from mirror.api.answers import IMMUTABLE, VERSION, cache_status, etag
+from mirror.api.exchange import Exchange, stream_body
+from mirror.api.ranges import matches, parse_range, range_applies
+from mirror.api.sending import read_slice
+from mirror.cache.cache import Cache
+from mirror.cache.outcome import HIT, Outcome
+from mirror.cache.parts import Part
+from mirror.manifests import Descriptor, Manifest
+from mirror.names import Digest, Reference, Repository
+
+_SMALL = 64 * 1024
+"""Bytes up to which a blob goes out in one piece with its headers."""
+
+
+async def manifest(exchange: Exchange, cache: Cache, repository: Repository, reference: Reference) -> web.StreamResponse:
+    """GET and HEAD of a manifest.
+
+    `Accept` is not negotiated: the bytes are what the digest names, "the Content-Type header will indicate the type of the returned manifest", and every client
+    of today takes all of the types, or ``*/*``. To convert an index for one that does not would change the digest.
+    """
+    request = exchange.request
+    found = cache.manifests.hot(repository, reference)
+    outcome = HIT
+    if found is None:
+        if request.method == "HEAD":
+            descriptor, outcome = await cache.manifests.resolve(repository, reference)
+            exchange.count("manifest", outcome)
+            return _described(descriptor, outcome, request)
+        found, outcome = await cache.manifests.get(repository, reference)
+    exchange.count("manifest", outcome)
+    return _manifest(exchange, found, outcome)
+
+
+def _manifest(exchange: Exchange, found: Manifest, outcome: Outcome) -> web.StreamResponse:
+    request = exchange.request
+    headers = _headers(found.media_type, found.digest, outcome)
+    if matches(request.headers.get("If-None-Match"), headers["ETag"]):
+        return _unmodified(headers)
+    if request.method == "GET":
+        exchange.count_sent("manifest", len(found.body))
+    return web.Response(body=found.body, headers=headers)
+
+
+async def blob(exchange: Exchange, cache: Cache, repository: Repository, digest: Digest) -> web.StreamResponse:
+    """GET and HEAD of a blob, whole or a range of it."""
+    request = exchange.request
+    if request.method == "HEAD":
+        descriptor, outcome = await cache.stat_blob(repository, digest)
+        exchange.count("blob", outcome)
+        return _described(descriptor, outcome, request)
+    reader, outcome = await cache.blob(repository, digest)
+    try:
+        exchange.count("blob", outcome)
+        headers = _headers("application/octet-stream", digest, outcome)
+        headers["Cache-Control"] = IMMUTABLE
+        if matches(request.headers.get("If-None-Match"), headers["ETag"]):
+            return _unmodified(headers)
+        size = reader.size
+        if size is None:
+            # Nobody knows where it ends: no range can be promised, and only the chunked coding can show its end.
+            response = web.StreamResponse(headers=headers)
+            await stream_body(exchange, response, reader, 0, None)
+            return response
+        headers["Accept-Ranges"] = "bytes"
+        start, stop, status = 0, size, 200
+        if range_applies(request.headers.get("If-Range"), headers["ETag"]):
+            wanted = parse_range(request.headers.get("Range"), size)
+            if wanted is not None:
+                (start, stop), status = wanted, 206
+                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        if outcome is HIT and stop - start <= _SMALL:
+            body = await _small(reader.parts(start, stop)) if stop > start else b""
+            exchange.count_sent("blob", len(body))
+            return web.Response(status=status, body=body, headers=headers)
+        response = web.StreamResponse(status=status, headers=headers)
+        response.content_length = stop - start
+        await stream_body(exchange, response, reader, start, stop)
+        return response
+    finally:
+        await reader.aclose()
+
+
+async def _small(parts: AsyncGenerator[Part, None]) -> bytes:
+    return b"".join([part if isinstance(part, bytes) else read_slice(part) async for part in parts])
+
+
+def _headers(media_type: str, digest: Digest, outcome: Outcome) -> dict[str, str]:
+    return {
+        "Content-Type": media_type,
+        "Docker-Content-Digest": str(digest),
+        VERSION[0]: VERSION[1],
+        "ETag": etag(digest),
+        "Cache-Status": cache_status(outcome),
+    }
+
+
+def _described(descriptor: Descriptor, outcome: Outcome, request: web.BaseRequest) -> web.StreamResponse:
+    headers = _headers(descriptor.media_type, descriptor.digest, outcome)
+    if matches(request.headers.get("If-None-Match"), headers["ETag"]):
+        return _unmodified(headers)
+    headers["Content-Length"] = str(descriptor.size)
+    return web.StreamResponse(headers=headers)
+
+
+def _unmodified(headers: dict[str, str]) -> web.StreamResponse:
+    del headers["Content-Type"]
+    return web.Response(status=304, headers=headers)

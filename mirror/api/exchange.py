@@ -1,0 +1,100 @@
+"""One request on its way through: what is to be logged and counted of it."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from mirror import metrics
+from mirror.api.answers import cache_status
+from mirror.api.sending import FileSender, pieces, read_slice
+from mirror.api.targets import Target
+from mirror.cache.outcome import HIT, Outcome
+from mirror.cache.parts import FileSlice, Reader
+from mirror.errors import MirrorError, UpstreamCut
+
+
+@dataclass(slots=True)
+class Exchange:
+    """Filled in while the request is answered."""
+
+    request: web.BaseRequest
+    target: Target | None = None
+    outcome: Outcome | None = None
+    sent: int = 0
+    """Bytes of body."""
+    complete: bool = True
+    """False where the body was cut short, by either side."""
+    cut: str = ""
+    """Why it was."""
+
+    def count(self, kind: str, outcome: Outcome) -> None:
+        """Counts a request for content: `kind` is ``blob`` or ``manifest``."""
+        self.outcome = outcome
+        assert self.target is not None and self.target.repository is not None
+        labels = (self.target.repository.registry, kind)
+        metrics.requests.labels(*labels).inc()
+        (metrics.hits if outcome.hit else metrics.misses).labels(*labels).inc()
+
+    def count_sent(self, kind: str, size: int) -> None:
+        """Counts bytes of body that went to the client."""
+        assert self.target is not None and self.target.repository is not None
+        self.sent += size
+        if size:
+            metrics.pushed_bytes.labels(self.target.repository.registry, kind).inc(size)
+
+    @property
+    def cache(self) -> str:
+        return cache_status(self.outcome or HIT)
+
+
+async def stream_body(exchange: Exchange, response: web.StreamResponse, reader: Reader, start: int, stop: int | None) -> None:
+    """Sends the bytes ``[start, stop)`` of a blob after the headers.
+
+    Where they end too early, by the client's doing or upstream's, the connection is ended too: what was sent must not look complete. Never raises but
+    CancelledError.
+    """
+    request = exchange.request
+    writer = await response.prepare(request)
+    assert writer is not None
+    transport = request.transport
+    if transport is None:
+        exchange.complete, exchange.cut = False, "the client left"
+        return
+    # Without its own buffer, so that what `drain` waits for is the kernel, and sendfile cannot overtake what was written.
+    transport.set_write_buffer_limits(0)
+    plain = stop is not None and transport.get_extra_info("sslcontext") is None
+    sender = FileSender(transport) if plain else None
+    try:
+        writer.send_headers()
+        await writer.drain()
+        async with aclosing(reader.parts(start, stop)) as parts:
+            async for part in parts:
+                if isinstance(part, bytes):
+                    await response.write(part)
+                    await writer.drain()
+                    exchange.count_sent("blob", len(part))
+                elif sender is not None:
+                    await writer.drain()
+                    await sender.send(part)
+                    exchange.count_sent("blob", part.length)
+                else:
+                    await _write(exchange, response, part)
+        if stop is not None and exchange.sent != stop - start:
+            raise UpstreamCut("the blob is shorter than upstream said")
+    except (OSError, MirrorError) as error:
+        exchange.complete = False
+        exchange.cut = str(error) or type(error).__name__
+        transport.abort()
+    finally:
+        if sender is not None:
+            sender.close()
+
+
+async def _write(exchange: Exchange, response: web.StreamResponse, part: FileSlice) -> None:
+    for piece in pieces(part):
+        data = read_slice(piece)
+        await response.write(data)
+        exchange.count_sent("blob", len(data))

@@ -1,0 +1,144 @@
+"""The way in: takes each request, finds whose it is, and sees that every answer, an error too, is a registry's.
+
+It is aiohttp's bare `web.Server`: its router would have to be told that names contain slashes, and costs a third of a hit's time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from mirror.api import content, listing, pages
+from mirror.api.access import AccessLog
+from mirror.api.answers import json_answer, problem
+from mirror.api.exchange import Exchange
+from mirror.api.targets import Resource, Target, Targets, refuse_write
+from mirror.cache.cache import Cache
+from mirror.cache.outcome import HIT
+from mirror.errors import MirrorError, RequestInvalid, RouteUnknown
+from mirror.names import Digest
+
+log = logging.getLogger(__name__)
+
+_MOST_HEADERS = 100
+
+
+class Api:
+    """Answers requests. `handle` is what the server calls."""
+
+    def __init__(
+        self, cache: Cache, targets: Targets, default: str, report: Callable[[], dict[str, Any]], access: AccessLog | None
+    ) -> None:
+        """`report` gives what /readyz tells: a JSON object with a list "degraded"."""
+        self.draining = False
+        self._cache = cache
+        self._targets = targets
+        self._default = default
+        self._report = report
+        self._access = access
+
+    def server(self) -> web.Server:
+        return _Server(self.handle, access_log=None, max_headers=_MOST_HEADERS)
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Never raises but CancelledError."""
+        began = asyncio.get_running_loop().time()
+        exchange = Exchange(request)
+        try:
+            response = await self._answer(exchange)
+        except MirrorError as error:
+            response = problem(error)
+        except Exception:
+            log.exception("cannot answer %s %s", request.method, request.raw_path[:300])
+            response = problem(MirrorError("the mirror failed to answer this; its log says why"))
+        if self._access is not None:
+            self._note(exchange, response, asyncio.get_running_loop().time() - began)
+        if not exchange.complete:
+            log.info("%s %s: cut short: %s", request.method, request.raw_path[:300], exchange.cut)
+        return response
+
+    async def _answer(self, exchange: Exchange) -> web.StreamResponse:
+        request = exchange.request
+        target = exchange.target = self._targets.parse(request.raw_path)
+        if target.resource is Resource.PAGE:
+            return self._page(target, request)
+        if request.method not in ("GET", "HEAD") or target.resource is Resource.UPLOAD:
+            raise refuse_write(request.method)
+        repository, reference = target.repository, target.reference
+        if repository is not None:
+            match target.resource:
+                case Resource.MANIFEST if reference is not None:
+                    return await content.manifest(exchange, self._cache, repository, reference)
+                case Resource.BLOB if isinstance(reference, Digest):
+                    return await content.blob(exchange, self._cache, repository, reference)
+                case Resource.TAGS:
+                    return await listing.tags(exchange, self._cache, target, repository)
+                case Resource.REFERRERS if isinstance(reference, Digest):
+                    return await listing.referrers(exchange, self._cache, target, repository, reference)
+        elif target.resource is Resource.CATALOG:
+            return await listing.catalog(exchange, self._cache, target, self._default)
+        # 200 for anyone: a 401 here makes dockerd send the user's Hub credentials, then bypass the mirror.
+        return json_answer({}, HIT)
+
+    def _page(self, target: Target, request: web.BaseRequest) -> web.Response:
+        if request.method in ("GET", "HEAD"):
+            match target.path:
+                case "/healthz":
+                    return pages.healthz()
+                case "/readyz":
+                    return pages.readyz(self.draining, self._report())
+                case "/metrics":
+                    return pages.measurements()
+        raise RouteUnknown(
+            "there is nothing here: the registry's API is under /v2/, and there are /healthz, /readyz and /metrics"
+        )
+
+    def _note(self, exchange: Exchange, response: web.StreamResponse, seconds: float) -> None:
+        assert self._access is not None
+        request, target = exchange.request, exchange.target
+        size = exchange.sent
+        if isinstance(response, web.Response) and not size and request.method != "HEAD":
+            size = response.content_length or 0
+        self._access.note(
+            request.remote or "",
+            request.method,
+            str(target.repository or target.path) if target else request.raw_path[:300],
+            str(target.reference) if target and target.reference else "",
+            response.status,
+            size,
+            seconds,
+            response.headers.get("Cache-Status", ""),
+            request.headers.get("User-Agent", "")[:200],
+            exchange.complete,
+        )
+
+
+class _Server(web.Server):
+    """Answers what is no HTTP at all, or too long, with a registry's error as well."""
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(web.RequestHandler):
+    __slots__ = ()
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("cut short: a part of the answer has been sent")
+        if status >= 500:
+            log.error("unexpected failure", exc_info=exc)
+            response = problem(MirrorError("the mirror failed to answer this; its log says why"))
+        else:
+            log.info("refused a request from %s: %s", request.remote, str(message or exc).splitlines()[0][:200])
+            response = problem(
+                RequestInvalid("not a well-formed HTTP request, or a line or header of it is longer than 8190 bytes")
+            )
+        response.force_close()
+        return response

@@ -1,0 +1,84 @@
+"""The one place where everything is wired together, and closed again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from aiohttp import web
+
+from mirror.api.access import AccessLog
+from mirror.api.server import Api
+from mirror.api.targets import Targets
+from mirror.cache.cache import Cache, Limits
+from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
+from mirror.upstream import Timeouts, Upstreams
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[str]:
+    """Runs the mirror; gives its URL. Raises OSError where it cannot listen or use its cache directory, sqlite3.Error likewise."""
+    async with contextlib.AsyncExitStack() as stack:
+        waits = settings.upstream
+        timeouts = Timeouts(waits.connect_timeout, waits.header_timeout, waits.stall_timeout, waits.attempts)
+        upstreams = await stack.enter_async_context(Upstreams(settings.registries, timeouts))
+        limits = Limits(
+            settings.cache.max_size, settings.cache.tag_ttl, settings.cache.negative_ttl, settings.cache.revalidate_timeout
+        )
+        cache = Cache(settings.cache.dir, upstreams.registry, limits)
+        stack.push_async_callback(cache.aclose)
+        access = AccessLog() if settings.server.access_log else None
+        if access is not None:
+            stack.callback(access.close)
+        targets = Targets(settings.registries.keys(), DEFAULT_REGISTRY, ALIASES)
+        api = Api(cache, targets, DEFAULT_REGISTRY, lambda: _report(settings, upstreams), access)
+        runner = web.ServerRunner(api.server(), shutdown_timeout=settings.server.drain_timeout)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        host, port = settings.server.address
+        site = web.TCPSite(runner, host, port, backlog=1024, reuse_address=True)
+        await site.start()
+        cache.start()
+        yield _url(runner.addresses[0])
+        api.draining = True
+
+
+async def serve(settings: Settings, started: Callable[[str], None]) -> None:
+    """Runs until SIGTERM or SIGINT, then drains: no new connections, current requests end within the bound, downloads stay resumable.
+
+    `started` is called with the URL once requests are taken. Raises as `running` does.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    async with running(settings) as url:
+        started(url)
+        await stop.wait()
+        log.info("stopping: current requests have %g s to end", settings.server.drain_timeout)
+
+
+def _url(address: Any) -> str:
+    host, port = address[0], address[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _report(settings: Settings, upstreams: Upstreams) -> dict[str, Any]:
+    degraded = []
+    if not os.access(settings.cache.dir, os.W_OK):
+        degraded.append(f"the cache directory {settings.cache.dir} cannot be written: everything is fetched, nothing kept")
+    registries: dict[str, Any] = {}
+    for name in settings.registries:
+        endpoints = upstreams.registry(name).health()
+        registries[name] = [{"endpoint": e.url, "state": e.state, "last_error": e.last_error} for e in endpoints]
+        for endpoint in endpoints:
+            if endpoint.state != "ok":
+                degraded.append(f"{name}: {endpoint.url} is {endpoint.state}: {endpoint.last_error}")
+    return {"degraded": degraded, "registries": registries}

@@ -1,0 +1,137 @@
+"""The cache: for every request for content it decides hit, join, fill, revalidate or stale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mirror.cache.content import Content
+from mirror.cache.direct import DirectReader
+from mirror.cache.download import Stream
+from mirror.cache.flight import Ground
+from mirror.cache.flights import FlightReader, Flights
+from mirror.cache.lists import Lists, ListSource
+from mirror.cache.negative import Negative
+from mirror.cache.once import Once
+from mirror.cache.outcome import HIT, PASSED, Outcome, miss
+from mirror.cache.parts import Reader
+from mirror.cache.tags import ManifestSource, Tags
+from mirror.errors import Denied, StorageFull, Unknown
+from mirror.manifests import Descriptor
+from mirror.names import Digest, Repository
+
+
+class Source(ManifestSource, ListSource, Protocol):
+    """A registry, as the cache asks it. Raises MirrorError."""
+
+    async def head_blob(self, repository: Repository, digest: Digest) -> Descriptor: ...
+    async def open_blob(self, repository: Repository, digest: Digest, start: int = 0, stop: int | None = None) -> Stream: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes in bytes, times in seconds; what each means is said in mirror/config."""
+
+    max_size: int
+    tag_ttl: float
+    negative_ttl: float
+    revalidate_timeout: float
+
+
+class Cache:
+    """Everything that is kept, and everything that is on its way."""
+
+    def __init__(self, root: Path, source: Callable[[str], Source], limits: Limits) -> None:
+        """`source` gives a registry by its name. Raises OSError, sqlite3.Error where the cache directory cannot be used."""
+        self.content = Content(root, limits.max_size)
+        self._source = source
+        self._negative = Negative(limits.negative_ttl)
+        self._flights = Flights(self.content.store, self.content.disk)
+        self._sizes: Once[Descriptor] = Once()
+        self.manifests = Tags(self.content, source, self._negative, limits.tag_ttl, limits.revalidate_timeout)
+        self.lists = Lists(self.content.records, source, limits.tag_ttl)
+
+    def start(self) -> None:
+        """Begins the chores behind."""
+        self.content.start()
+
+    async def aclose(self) -> None:
+        """Ends everything; downloads in progress stay resumable."""
+        await self._flights.aclose()
+        await self._sizes.aclose()
+        await self.manifests.aclose()
+        await self.lists.aclose()
+        await self._negative.aclose()
+        await self.content.aclose()
+
+    async def blob(self, repository: Repository, digest: Digest) -> tuple[Reader, Outcome]:
+        """A reader of a blob, once its size is known; the caller closes it. Raises MirrorError."""
+        if (cached := self.content.open(digest)) is not None:
+            return cached, HIT
+        await self._negative.check(_key(repository, digest))
+        ground = self._ground(repository, digest)
+        while True:
+            flight, joined = self._flights.join(digest, ground)
+            reader = FlightReader(flight, ground.fetch, self.content.disk)
+            try:
+                await flight.departed()
+            except StorageFull:
+                await reader.aclose()
+                return await self._direct(digest, ground), PASSED
+            except (Unknown, Denied) as error:
+                await reader.aclose()
+                if joined:
+                    # The one that began it may have asked another repository, or another registry.
+                    continue
+                if isinstance(error, Unknown):
+                    await self._negative.remember(_key(repository, digest), error)
+                raise
+            except BaseException:
+                await reader.aclose()
+                raise
+            return reader, miss(joined)
+
+    async def stat_blob(self, repository: Repository, digest: Digest) -> tuple[Descriptor, Outcome]:
+        """What a blob is, without having it: never downloads. Raises MirrorError."""
+        size = self.content.store.size(digest)
+        if size is not None:
+            return _blob(digest, size), HIT
+        if (size := self._flights.size(digest)) is not None:
+            return _blob(digest, size), miss(collapsed=True)
+        await self._negative.check(_key(repository, digest))
+        descriptor, joined = await self._sizes.do((repository, digest), lambda: self._head(repository, digest))
+        return descriptor, Outcome("miss", collapsed=joined)
+
+    async def repositories(self) -> list[tuple[str, str]]:
+        """(registry, path) of every repository with something cached."""
+        return await self.content.records.read([], self.content.records.catalog.repositories)
+
+    async def _head(self, repository: Repository, digest: Digest) -> Descriptor:
+        try:
+            return await self._source(repository.registry).head_blob(repository, digest)
+        except Unknown as error:
+            await self._negative.remember(_key(repository, digest), error)
+            raise
+
+    async def _direct(self, digest: Digest, ground: Ground) -> Reader:
+        reader = DirectReader(digest, ground.fetch, self.content.disk)
+        await reader.open()
+        return reader
+
+    def _ground(self, repository: Repository, digest: Digest) -> Ground:
+        source = self._source(repository.registry)
+
+        async def fetch(start: int, stop: int | None) -> Stream:
+            return await source.open_blob(repository, digest, start, stop)
+
+        return Ground(repository.registry, fetch, self.content.make_room, self.content.landed)
+
+
+def _blob(digest: Digest, size: int) -> Descriptor:
+    return Descriptor("application/octet-stream", digest, size)
+
+
+def _key(repository: Repository, digest: Digest) -> str:
+    return f"blob {repository} {digest}"

@@ -1,0 +1,197 @@
+"""Content by digest: files and catalog kept in step.
+
+What is cached under a digest never changes, and upstream is never asked about it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+from mirror.cache.blobs import BlobStore
+from mirror.cache.catalog import Catalog
+from mirror.cache.disk import Disk
+from mirror.cache.eviction import Eviction
+from mirror.cache.parts import FileReader
+from mirror.cache.records import Records
+from mirror.cache.spool import sweep
+from mirror.errors import StorageFull, UpstreamInvalid
+from mirror.manifests import MAX_SIZE, Descriptor, Manifest, children_of, media_type_of
+from mirror.names import Digest, Repository
+
+log = logging.getLogger(__name__)
+
+_HOT_BYTES = 32 * 1024 * 1024
+_TOUCH_INTERVAL = 5.0
+
+
+class Content:
+    """All cached blobs and manifests."""
+
+    def __init__(self, root: Path, max_size: int) -> None:
+        """Opens the cache directory, making it where there is none. Raises OSError, sqlite3.Error."""
+        self.store = BlobStore(root)
+        self.disk = Disk()
+        self.records = Records(root / "catalog")
+        self.eviction = Eviction(self.store, self.records, max_size)
+        self._hot: OrderedDict[Digest, Manifest] = OrderedDict()
+        self._hot_bytes = 0
+        self._uses: dict[Digest, float] = {}
+        self._chores: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begins the chores: mends what a crash left, and writes down uses from time to time."""
+        self._chores = [asyncio.create_task(self._mend()), asyncio.create_task(self._write_uses())]
+
+    async def aclose(self) -> None:
+        for task in self._chores:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await self._flush()
+        await self.records.aclose()
+        self.disk.close()
+
+    # ------------------------------------------------------------------ blobs
+
+    def open(self, digest: Digest) -> FileReader | None:
+        """A reader of a cached blob; None where it is not cached."""
+        file = self.store.open(digest)
+        if file is None:
+            return None
+        self._uses[digest] = time.time()
+        return FileReader(file)
+
+    async def make_room(self, need: int) -> None:
+        """Makes room for `need` bytes. Raises StorageFull."""
+        await self._flush()
+        await self.eviction.make_room(need)
+
+    async def landed(self, digest: Digest, size: int) -> None:
+        """Takes a finished file into the catalog, and sees to the size of the whole."""
+        await self.records.write(self.records.catalog.add, digest, size)
+        await self.make_room(0)
+        await self.eviction.count()
+
+    # ------------------------------------------------------------------ manifests
+
+    def hot_manifest(self, digest: Digest) -> Manifest | None:
+        """A manifest that is in memory."""
+        manifest = self._hot.get(digest)
+        if manifest is not None:
+            self._hot.move_to_end(digest)
+            self._uses[digest] = time.time()
+        return manifest
+
+    async def manifest(self, digest: Digest) -> Manifest | None:
+        """A cached manifest; None where it is not cached. Verified anew when it comes from the disk."""
+        if (manifest := self.hot_manifest(digest)) is not None:
+            return manifest
+        media_type = await self.records.read(None, self.records.catalog.manifest_type, digest)
+        if media_type is None:
+            return None
+        body = await self.disk.run(self._read_verified, digest)
+        if body is None:
+            await self.records.write(self.records.catalog.forget, [digest])
+            return None
+        self._uses[digest] = time.time()
+        return self._warm(Manifest(media_type, digest, body))
+
+    async def add_manifest(self, repository: Repository, manifest: Manifest) -> None:
+        """Keeps a verified manifest. A disk that will not take it costs only that."""
+        self._warm(manifest)
+        children = [digest for digests in children_of(manifest.body) for digest in digests]
+        try:
+            await self.make_room(len(manifest.body))
+            await self.disk.run(self.store.put, manifest.digest, manifest.body)
+        except (StorageFull, OSError) as error:
+            log.warning("cannot keep manifest %s: %s", manifest.digest, error)
+            return
+        await self.records.write(self.records.catalog.add_manifest, manifest.descriptor, children)
+        await self.records.write(self.records.catalog.hold, repository, manifest.digest)
+        await self.eviction.count()
+
+    def _warm(self, manifest: Manifest) -> Manifest:
+        if manifest.digest not in self._hot:
+            self._hot[manifest.digest] = manifest
+            self._hot_bytes += len(manifest.body)
+            while self._hot_bytes > _HOT_BYTES:
+                self._hot_bytes -= len(self._hot.popitem(last=False)[1].body)
+        return manifest
+
+    def _read_verified(self, digest: Digest) -> bytes | None:
+        file = self.store.open(digest)
+        if file is None:
+            return None
+        with contextlib.closing(file):
+            body = file.read_all() if file.size <= MAX_SIZE else b""
+        if Digest.of(body, digest.algorithm) == digest:
+            return body
+        log.error("cached manifest %s is damaged on disk: removed, to be fetched again", digest)
+        self.store.remove(digest)
+        return None
+
+    # ------------------------------------------------------------------ chores
+
+    async def _write_uses(self) -> None:
+        while True:
+            await asyncio.sleep(_TOUCH_INTERVAL)
+            await self._flush()
+
+    async def _flush(self) -> None:
+        if self._uses:
+            uses, self._uses = self._uses, {}
+            await self.records.write(self.records.catalog.touch, uses)
+
+    async def _mend(self) -> None:
+        """Brings files and catalog into step after a crash between the two."""
+        await self.eviction.count()
+        try:
+            await self.disk.run(sweep, self.store)
+            found = await self.disk.run(lambda: dict(self.store.scan()))
+            known = await self.records.read(None, self.records.catalog.content)
+            if known is None:
+                return
+            lost = [digest for digest, size in known.items() if found.get(digest) != size]
+            for start in range(0, len(lost), 256):
+                await self.records.write(self._drop, self.records.catalog, lost[start : start + 256])
+            new = [digest for digest in found if digest not in known]
+            for digest in new:
+                await self._take_in(digest)
+            if lost or new:
+                log.info("mended the catalog: %d files taken in, %d rows dropped", len(new), len(lost))
+            await self.make_room(0)
+        except Exception:
+            log.exception("could not mend the catalog; serving goes on")
+        await self.eviction.count()
+
+    def _drop(self, catalog: Catalog, digests: list[Digest]) -> None:
+        """Drops rows whose file is gone or cut short; not those of files that came since the scan."""
+        sizes = catalog.content()
+        gone = []
+        for digest in digests:
+            size = self.store.size(digest)
+            if size is not None and size != sizes.get(digest):
+                self.store.remove(digest)
+                size = None
+            if size is None:
+                gone.append(digest)
+        catalog.forget(gone)
+
+    async def _take_in(self, digest: Digest) -> None:
+        file = self.store.open(digest)
+        if file is None:
+            return
+        with contextlib.closing(file):
+            body = await self.disk.run(file.read_all) if file.size <= MAX_SIZE else b""
+        if body.lstrip()[:1] == b"{":
+            with contextlib.suppress(UpstreamInvalid):
+                descriptor = Descriptor(media_type_of(body, None), digest, len(body))
+                children = [child for digests in children_of(body) for child in digests]
+                await self.records.write(self.records.catalog.add_manifest, descriptor, children)
+                return
+        await self.records.write(self.records.catalog.add, digest, file.size)

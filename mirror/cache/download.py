@@ -1,0 +1,127 @@
+"""One stretch of a blob from upstream, as a stream that outlives cuts and stalls.
+
+When the connection breaks, the next one asks for what is missing with a closed Range, on whichever endpoint upstream finds best; only when several
+tries in a row bring nothing is the error raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from mirror.errors import (
+    UpstreamCut,
+    UpstreamError,
+    UpstreamInvalid,
+    UpstreamLimited,
+    UpstreamStalled,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+
+_PASSING = (UpstreamCut, UpstreamStalled, UpstreamUnreachable, UpstreamTimeout, UpstreamLimited, UpstreamInvalid)
+"""What another connection, perhaps to another endpoint, may mend."""
+_TRIES = 6
+"""Failures in a row that end a download."""
+_PROGRESS = 64 * 1024
+"""Bytes that a connection must bring for its end not to count as one of them."""
+_LONGEST_WAIT = 15.0
+
+
+class Stream(Protocol):
+    """What upstream gives: the bytes of a blob from `start` on. `size` is the whole blob's, None when upstream did not say."""
+
+    size: int | None
+    start: int
+
+    async def read(self) -> bytes: ...
+    async def aclose(self) -> None: ...
+
+
+Fetch = Callable[[int, int | None], Awaitable[Stream]]
+"""``fetch(start, stop)`` opens ``[start, stop)`` of a blob; ``(0, None)`` is all of it, without a Range."""
+
+
+class Download:
+    """The bytes ``[start, stop)`` of one blob, in order."""
+
+    def __init__(self, fetch: Fetch, start: int = 0, stop: int | None = None, size: int | None = None) -> None:
+        self.position = start
+        """The offset of the next byte that `read` gives."""
+        self.size = size
+        """Of the whole blob; known, if at all, once `open` has returned."""
+        self._fetch = fetch
+        self._stop = stop
+        self._stream: Stream | None = None
+        self._skip = 0
+        self._failures = 0
+        self._gained = 0
+
+    @property
+    def ranged(self) -> bool:
+        """False where upstream ignored the Range, and begins at the beginning."""
+        return self._skip == 0
+
+    async def open(self) -> None:
+        """Connects. Raises what upstream raises: a first answer that fails is not tried again here."""
+        stop = self._stop
+        if stop is None and self.position > 0:
+            stop = self.size
+        stream = await self._fetch(self.position, stop)
+        if stream.start > self.position or (self.size is not None and stream.size not in (None, self.size)):
+            await stream.aclose()
+            raise UpstreamInvalid(f"upstream answered with another blob or range (size {stream.size}, from {stream.start})")
+        if self.size is None:
+            self.size = stream.size
+        self._stream, self._skip, self._gained = stream, self.position - stream.start, 0
+
+    async def read(self) -> bytes:
+        """The next bytes; empty at the end of the stretch. Raises UpstreamError once the tries are used up, and Unknown and Denied at once."""
+        while True:
+            try:
+                if self._stream is None:
+                    await self.open()
+                assert self._stream is not None
+                data = await self._stream.read()
+                end = self._stop if self._stop is not None else self.size
+                if not data and end is not None and self.position < end:
+                    raise UpstreamCut(f"upstream ended the blob at byte {self.position} of {end}")
+            except _PASSING as error:
+                await self._recover(error)
+                continue
+            if not data:
+                self.size = self.position if self.size is None else self.size
+                return b""
+            if self._skip:
+                # The upstream ignored the Range and began at the beginning.
+                passed = min(self._skip, len(data))
+                self._skip -= passed
+                data = data[passed:]
+                if not data:
+                    continue
+            if self._stop is not None and self.position + len(data) > self._stop:
+                data = data[: self._stop - self.position]
+                if not data:
+                    return b""
+            self.position += len(data)
+            self._gained += len(data)
+            return data
+
+    async def _recover(self, error: UpstreamError) -> None:
+        await self.aclose()
+        self._failures = 0 if self._gained >= _PROGRESS else self._failures + 1
+        self._gained = 0
+        if self._failures >= _TRIES:
+            raise error
+        wait = random.uniform(0.0, min(0.1 * 2**self._failures, _LONGEST_WAIT))
+        if isinstance(error, UpstreamLimited) and error.retry_after is not None:
+            wait = min(error.retry_after, _LONGEST_WAIT)
+        await asyncio.sleep(wait)
+
+    async def aclose(self) -> None:
+        """Lets go of the connection."""
+        if self._stream is not None:
+            stream, self._stream = self._stream, None
+            await stream.aclose()

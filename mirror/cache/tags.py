@@ -1,0 +1,215 @@
+"""Manifests by tag and by digest: what is fresh, what must be checked, and what is served when upstream cannot be asked.
+
+A tag is fresh for `ttl`. Then upstream is asked with HEAD, which Docker Hub does not count as a pull, and only a changed digest costs a GET; the tag moves on
+once the new manifest is here, not before. When upstream is down, slow or limiting, the old answer is served and the check goes on behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Protocol
+
+from mirror import metrics
+from mirror.cache.catalog import TagRecord
+from mirror.cache.content import Content
+from mirror.cache.negative import Negative
+from mirror.cache.once import Once
+from mirror.cache.outcome import HIT, STALE, VALIDATED, Outcome, miss
+from mirror.errors import MirrorError, Unknown
+from mirror.manifests import Descriptor, Manifest
+from mirror.names import Digest, Reference, Repository, Tag
+
+log = logging.getLogger(__name__)
+
+_MOST_IN_MEMORY = 50_000
+_HOLD = 30.0
+"""Seconds that a tag whose check failed is served stale without asking again, unless its `ttl` is shorter."""
+
+
+class ManifestSource(Protocol):
+    """What is asked of upstream here. Raises MirrorError."""
+
+    async def head_manifest(self, repository: Repository, reference: Reference) -> Descriptor: ...
+    async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest: ...
+
+
+class Tags:
+    """Answers for manifests."""
+
+    def __init__(
+        self,
+        content: Content,
+        source: Callable[[str], ManifestSource],
+        negative: Negative,
+        ttl: float,
+        patience: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`ttl` and `patience`, how long a check may hold a client, in seconds; `source` gives a registry by its name."""
+        self._content = content
+        self._records = content.records
+        self._source = source
+        self._negative = negative
+        self._ttl = ttl
+        self._patience = patience
+        self._clock = clock
+        self._memory: OrderedDict[tuple[Repository, Tag], TagRecord] = OrderedDict()
+        self._held: dict[tuple[Repository, Tag], float] = {}
+        self._descriptors: Once[Descriptor] = Once()
+        self._manifests: Once[Manifest] = Once()
+
+    async def aclose(self) -> None:
+        await self._descriptors.aclose()
+        await self._manifests.aclose()
+
+    # ------------------------------------------------------------------ by whatever reference
+
+    def hot(self, repository: Repository, reference: Reference) -> Manifest | None:
+        """A manifest that is in memory and needs nobody's leave: the shortest way of a hit."""
+        if isinstance(reference, Tag):
+            record = self._memory.get((repository, reference))
+            if record is None or not self._fresh(record):
+                return None
+            reference = record.descriptor.digest
+        return self._content.hot_manifest(reference)
+
+    async def get(self, repository: Repository, reference: Reference) -> tuple[Manifest, Outcome]:
+        """A manifest whole. Raises MirrorError."""
+        if isinstance(reference, Digest):
+            return await self._by_digest(repository, reference)
+        record = await self._record(repository, reference)
+        if record is None:
+            return await self._first(repository, reference)
+        descriptor, outcome = await self._current(repository, reference, record)
+        try:
+            manifest, fetched = await self._by_digest(repository, descriptor.digest)
+        except Unknown:
+            # Known by HEAD only, and gone from upstream since: what does the tag mean now?
+            return await self._first(repository, reference)
+        return manifest, outcome if fetched is HIT else fetched
+
+    async def resolve(self, repository: Repository, reference: Reference) -> tuple[Descriptor, Outcome]:
+        """What a manifest is, without having it: a miss asks upstream with HEAD. Raises MirrorError."""
+        if isinstance(reference, Digest):
+            if (manifest := await self._content.manifest(reference)) is not None:
+                return manifest.descriptor, HIT
+        elif (record := await self._record(repository, reference)) is not None:
+            return await self._current(repository, reference, record)
+        await self._negative.check(_key(repository, reference))
+        descriptor, joined = await self._descriptors.do((repository, reference), lambda: self._head(repository, reference))
+        return descriptor, miss(joined)
+
+    # ------------------------------------------------------------------ upstream
+
+    async def _by_digest(self, repository: Repository, digest: Digest) -> tuple[Manifest, Outcome]:
+        if (manifest := await self._content.manifest(digest)) is not None:
+            return manifest, HIT
+        await self._negative.check(_key(repository, digest))
+        manifest, joined = await self._manifests.do((repository, digest), lambda: self._fetch(repository, digest))
+        return manifest, miss(joined)
+
+    async def _first(self, repository: Repository, tag: Tag) -> tuple[Manifest, Outcome]:
+        await self._negative.check(_key(repository, tag))
+        manifest, joined = await self._manifests.do((repository, tag), lambda: self._fetch(repository, tag))
+        return manifest, miss(joined)
+
+    async def _fetch(self, repository: Repository, reference: Reference) -> Manifest:
+        try:
+            manifest = await self._source(repository.registry).get_manifest(repository, reference)
+        except Unknown as error:
+            await self._unknown(repository, reference, error)
+            raise
+        await self._content.add_manifest(repository, manifest)
+        if isinstance(reference, Tag):
+            await self._remember(repository, reference, manifest.descriptor)
+        return manifest
+
+    async def _head(self, repository: Repository, reference: Reference) -> Descriptor:
+        try:
+            descriptor = await self._source(repository.registry).head_manifest(repository, reference)
+        except Unknown as error:
+            await self._unknown(repository, reference, error)
+            raise
+        if isinstance(reference, Tag):
+            await self._remember(repository, reference, descriptor)
+        return descriptor
+
+    async def _unknown(self, repository: Repository, reference: Reference, error: Unknown) -> None:
+        await self._negative.remember(_key(repository, reference), error)
+        if isinstance(reference, Tag):
+            # Gone is gone; what was cached by digest stays.
+            self._memory.pop((repository, reference), None)
+            await self._records.write(self._records.catalog.drop_tag, repository, reference.value)
+
+    # ------------------------------------------------------------------ freshness
+
+    def _fresh(self, record: TagRecord) -> bool:
+        # A clock that was set back must not make a tag fresh for ever.
+        return 0 <= self._clock() - record.checked < self._ttl
+
+    async def _record(self, repository: Repository, tag: Tag) -> TagRecord | None:
+        record = self._memory.get((repository, tag))
+        if record is not None and self._fresh(record):
+            return record
+        # Another process may have asked since.
+        stored = await self._records.read(record, self._records.catalog.tag, repository, tag.value)
+        if stored is not None and (record is None or stored.checked > record.checked):
+            record = stored
+            self._keep(repository, tag, record)
+        return record
+
+    async def _remember(self, repository: Repository, tag: Tag, descriptor: Descriptor) -> None:
+        record = TagRecord(descriptor, self._clock())
+        self._held.pop((repository, tag), None)
+        self._keep(repository, tag, record)
+        await self._records.write(self._records.catalog.set_tag, repository, tag.value, record)
+
+    def _keep(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
+        self._memory[repository, tag] = record
+        self._memory.move_to_end((repository, tag))
+        if len(self._memory) > _MOST_IN_MEMORY:
+            self._memory.popitem(last=False)
+
+    async def _current(self, repository: Repository, tag: Tag, record: TagRecord) -> tuple[Descriptor, Outcome]:
+        """What a known tag means now, or meant last where upstream cannot say in time. Raises Unknown where it is gone."""
+        if self._fresh(record):
+            return record.descriptor, HIT
+        if self._clock() >= self._held.get((repository, tag), 0.0):
+            check, _ = self._descriptors.start((repository, tag, "check"), lambda: self._check(repository, tag, record))
+            done, _ = await asyncio.wait([check], timeout=self._patience)
+            if done:
+                try:
+                    return check.result(), VALIDATED
+                except Unknown:
+                    raise
+                except MirrorError as error:
+                    log.info("serving %s:%s stale: %s", repository, tag, error)
+            self._hold(repository, tag)
+        metrics.stale_served.labels(repository.registry).inc()
+        return record.descriptor, STALE
+
+    def _hold(self, repository: Repository, tag: Tag) -> None:
+        if len(self._held) > _MOST_IN_MEMORY:
+            self._held.clear()
+        self._held[repository, tag] = self._clock() + min(_HOLD, self._ttl)
+
+    async def _check(self, repository: Repository, tag: Tag, record: TagRecord) -> Descriptor:
+        source = self._source(repository.registry)
+        try:
+            found = await source.head_manifest(repository, tag)
+        except Unknown as error:
+            await self._unknown(repository, tag, error)
+            raise
+        if found.digest != record.descriptor.digest and await self._content.manifest(record.descriptor.digest) is not None:
+            # The old one can still be served: it is given up only once the new one is here.
+            await self._by_digest(repository, found.digest)
+        await self._remember(repository, tag, found)
+        return found
+
+
+def _key(repository: Repository, reference: Reference) -> str:
+    return f"manifest {repository} {reference}"

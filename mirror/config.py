@@ -1,0 +1,322 @@
+"""Settings: a TOML file, the environment (``MIRROR_…``) and flags, in rising precedence.
+
+All faults are reported at once, each with its key, the form expected and the value found; secrets are never shown.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from mirror.names import is_registry_name
+
+DEFAULT_REGISTRY = "docker.io"
+"""What a bare name means: dockerd's ``registry-mirrors`` are asked for docker.io only."""
+
+ALIASES = {"index.docker.io": "docker.io", "registry-1.docker.io": "docker.io"}
+"""Other names of registries."""
+
+DEFAULT_ENDPOINTS = {
+    "docker.io": "https://registry-1.docker.io",
+    "ghcr.io": "https://ghcr.io",
+    "quay.io": "https://quay.io",
+    "registry.k8s.io": "https://registry.k8s.io",
+    "gcr.io": "https://gcr.io",
+    "mcr.microsoft.com": "https://mcr.microsoft.com",
+    "public.ecr.aws": "https://public.ecr.aws",
+}
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGTP])(i?)B?|B)?", re.IGNORECASE)
+_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
+
+
+class ConfigError(Exception):
+    """The settings cannot be used; `faults` are lines for the person who wrote them."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+def parse_duration(value: Any) -> float:
+    """Seconds, from a number of them or ``"500ms"``, ``"2s"``, ``"5m"``, ``"6h"``, ``"7d"``. Raises ValueError."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    elif isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+        seconds = float(match[1]) * _SECONDS[match[2]]
+    else:
+        raise ValueError('a duration such as "500ms", "30s", "5m" or "1h" is expected')
+    if not 0 <= seconds <= 10 * 365 * 86400:
+        raise ValueError("a duration between 0 and ten years is expected")
+    return seconds
+
+
+def parse_size(value: Any) -> int:
+    """Bytes, from a number of them or ``"50GiB"``, ``"500MB"``. Raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        base = 1024 if match[3] else 1000
+        size = int(float(match[1]) * base ** _POWERS.get((match[2] or "").upper(), 0))
+    else:
+        raise ValueError('a size such as "50GiB" or "500MB" is expected')
+    if not 0 < size < 2**60:
+        raise ValueError("a size above 0 is expected")
+    return size
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+Size = Annotated[int, BeforeValidator(parse_size)]
+
+
+def default_cache_dir() -> Path:
+    """/var/lib/mirror for root and for whoever may write it; else the user's own cache folder (XDG base directory specification)."""
+    system = Path("/var/lib/mirror")
+    if os.geteuid() == 0 or os.access(system, os.W_OK):
+        return system
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mirror"
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Server(_Table):
+    listen: str = Field(
+        "127.0.0.1:5000", description="address and port to listen on; `0.0.0.0:5000` for all machines of the network"
+    )
+    drain_timeout: Duration = Field(30.0, description="how long current requests may go on after SIGTERM")
+    access_log: bool = Field(True, description="a JSON line on standard output for each request")
+
+    @field_validator("listen")
+    @classmethod
+    def _listen(cls, value: str) -> str:
+        _address(value)
+        return value
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of `listen`; port 0 is any free one."""
+        return _address(self.listen)
+
+
+class Cache(_Table):
+    dir: Path = Field(
+        default_factory=default_cache_dir,
+        description="where everything is kept; default `/var/lib/mirror` for root, else `~/.cache/mirror`",
+    )
+    max_size: Size = Field(50 * 1024**3, description="size that eviction keeps the cache within")
+    tag_ttl: Duration = Field(300.0, description="how long a tag is served before upstream is asked again")
+    negative_ttl: Duration = Field(10.0, description="how long a 404 is remembered")
+    revalidate_timeout: Duration = Field(
+        2.0, description="how long a tag's check may hold a client before the cached answer is served"
+    )
+
+
+class Upstream(_Table):
+    connect_timeout: Duration = Field(5.0, description="for a connection to an upstream")
+    header_timeout: Duration = Field(20.0, description="for an upstream's response headers; containerd gives up after 30 s")
+    stall_timeout: Duration = Field(15.0, description="for the next bytes of a body, before it is resumed on another connection")
+    attempts: int = Field(3, ge=1, le=10, description="tries at each endpoint before an error")
+
+
+class Log(_Table):
+    level: str = Field("info", pattern="^(debug|info|warning|error)$", description="`debug`, `info`, `warning` or `error`")
+    format: str = Field("text", pattern="^(text|json)$", description="`text` or `json`, on standard error")
+
+
+class Registry(_Table):
+    endpoints: tuple[str, ...] = Field(
+        (), description="URLs, tried in order: blobs from any, tags from the first that answers; for a default registry, its own"
+    )
+    username: str | None = Field(None, description="for upstream; nobody else ever gets it")
+    password: SecretStr | None = Field(None, description="for upstream; better a `password_file`")
+    password_file: Path | None = Field(None, description="a file that holds the password")
+    ca_file: Path | None = Field(None, description="certificates to trust for these endpoints, PEM")
+
+    @field_validator("endpoints")
+    @classmethod
+    def _endpoints(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_endpoint(url) for url in value)
+
+    @field_validator("password_file", "ca_file")
+    @classmethod
+    def _readable(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            try:
+                value.read_bytes()
+            except OSError as error:
+                raise ValueError(f"the file {value} cannot be read: {error.strerror}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _credentials(self) -> Registry:
+        if self.password is not None and self.password_file is not None:
+            raise ValueError("password and password_file exclude each other: keep one")
+        has_password = self.password is not None or self.password_file is not None
+        if (self.username is None) == has_password:
+            raise ValueError("username and a password (password or password_file) belong together")
+        return self
+
+    def credentials(self) -> tuple[str, str] | None:
+        """User and password, the file read anew; None where there are none. Raises OSError."""
+        if self.username is None:
+            return None
+        if self.password_file is not None:
+            return self.username, self.password_file.read_text().rstrip("\r\n")
+        assert self.password is not None
+        return self.username, self.password.get_secret_value()
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, env_prefix="MIRROR_", env_nested_delimiter="__"
+    )
+
+    server: Server = Server()
+    cache: Cache = Field(default_factory=Cache)
+    upstream: Upstream = Upstream()
+    log: Log = Log()
+    registries: Mapping[str, Registry] = Field(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *args: Any, **kwargs: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # `load` merges the sources itself, so that a fault can tell which one it came from.
+        return (kwargs["init_settings"],)
+
+    @field_validator("registries")
+    @classmethod
+    def _registries(cls, value: Mapping[str, Registry]) -> Mapping[str, Registry]:
+        for name, registry in value.items():
+            if not is_registry_name(name):
+                raise ValueError(f"{name!r} is not a registry's name: a lower-case host such as ghcr.io or registry.lan:5000")
+            if not registry.endpoints and name not in DEFAULT_ENDPOINTS:
+                raise ValueError(f'{name} needs endpoints = ["https://…"]')
+        known = {name: Registry(endpoints=(url,)) for name, url in DEFAULT_ENDPOINTS.items()}
+        for name, registry in value.items():
+            endpoints = registry.endpoints or known[name].endpoints
+            known[name] = registry.model_copy(update={"endpoints": endpoints})
+        return types.MappingProxyType(known)
+
+
+def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
+    """Reads the settings; `flags` is a tree like the file's. Raises ConfigError with every fault."""
+    layers = [("in the environment", _from_environment(environ)), ("on the command line", dict(flags))]
+    if file is not None:
+        layers.insert(0, (f"in {file}", _from_file(file)))
+    merged: dict[str, Any] = {}
+    for _, layer in layers:
+        _merge(merged, layer)
+    # A validator of `registries` adds the defaults, and runs only on what is there.
+    merged.setdefault("registries", {})
+    try:
+        return Settings(**merged)
+    except ValidationError as error:
+        raise ConfigError([_fault(fault, layers) for fault in error.errors(include_url=False)]) from None
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    try:
+        with open(file, "rb") as opened:
+            return tomllib.load(opened)
+    except OSError as error:
+        raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{file}: is not TOML: {error}"]) from None
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    class Environment(EnvSettingsSource):
+        def _load_env_vars(self) -> Mapping[str, str | None]:
+            return {key.lower(): value for key, value in environ.items()}
+
+    try:
+        found: dict[str, Any] = Environment(Settings)()
+    except Exception:
+        raise ConfigError(["MIRROR_…: a table given as one variable must be JSON"]) from None
+    tables = {name.upper() for name in Settings.model_fields}
+    for key in environ:
+        table = key.removeprefix("MIRROR_").partition("__")[0]
+        if "__" in key and key.startswith("MIRROR_") and table.upper() not in tables:
+            found[table.lower()] = {}
+    return found
+
+
+def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        if isinstance(value, Mapping):
+            below = into.setdefault(key, {})
+            if isinstance(below, dict):
+                _merge(below, value)
+                continue
+        into[key] = value
+
+
+def _fault(fault: Any, layers: list[tuple[str, dict[str, Any]]]) -> str:
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join(f'"{part}"' if "." in part else part for part in path)
+    where, value = "", None
+    for name, layer in reversed(layers):
+        found, value = _look_up(layer, path)
+        if found:
+            where = f" ({name})"
+            break
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], _known_keys(path), 1)
+        return f"{key}{where}: there is no such setting" + (f"; is {near[0]!r} meant?" if near else "")
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    secret = "password" in path or isinstance(value, Mapping)
+    return f"{key}{where}: {message}" + ("" if not where or secret else f"; found {str(value)[:100]!r}")
+
+
+def _look_up(layer: Any, path: list[str]) -> tuple[bool, Any]:
+    for part in path:
+        if isinstance(layer, Mapping) and part in layer:
+            layer = layer[part]
+        else:
+            return isinstance(layer, list | tuple), layer
+    return True, layer
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    if len(path) == 1:
+        return list(Settings.model_fields)
+    tables: dict[str, type[_Table]] = {"server": Server, "cache": Cache, "upstream": Upstream, "log": Log, "registries": Registry}
+    return list(tables[path[0]].model_fields) if path[0] in tables else []
+
+
+def _address(listen: str) -> tuple[str, int]:
+    host, colon, port = listen.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError('an address and a port are expected, such as "127.0.0.1:5000" or "[::]:5000"')
+    return host, int(port)
+
+
+def _endpoint(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError("a URL such as https://registry.example is expected")
+    if "@" in parts.netloc:
+        raise ValueError("a URL without user and password is expected: they have settings of their own")
+    if parts.query or parts.fragment:
+        raise ValueError("a URL without query and fragment is expected")
+    return url.rstrip("/")

@@ -1,0 +1,6 @@
+"""HTTP out: registries, their endpoints, and how they are asked. Knows nothing of the cache, nor of clients."""
+
+from mirror.upstream.registry import Registry, Upstreams
+from mirror.upstream.transport import Timeouts
+
+__all__ = ["Registry", "Timeouts", "Upstreams"]

@@ -1,0 +1,49 @@
+"""WWW-Authenticate, as registries use it (RFC 9110, section 11.6.1; distribution's "Token Authentication Specification")."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9_-]*)(?:\s+|$|(?=,))")
+_PARAMETER = re.compile(r'\s*,?\s*([A-Za-z][A-Za-z0-9_-]*)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*))')
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """`scheme` in lower case: ``bearer`` or ``basic``. The rest is of Bearer only."""
+
+    scheme: str
+    realm: str = ""
+    service: str = ""
+    scope: str | None = None
+
+
+def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
+    """All challenges that can be made sense of, in order; one header may hold several."""
+    found = []
+    for header in headers:
+        position = 0
+        while (match := _SCHEME.match(header, position)) is not None:
+            scheme, position = match[1].lower(), match.end()
+            parameters: dict[str, str] = {}
+            while (parameter := _PARAMETER.match(header, position)) is not None:
+                quoted, token = parameter[2], parameter[3]
+                parameters[parameter[1].lower()] = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else token
+                position = parameter.end()
+            found.append(Challenge(scheme, parameters.get("realm", ""), parameters.get("service", ""), parameters.get("scope")))
+            comma = re.compile(r"\s*,").match(header, position)
+            if comma is None:
+                break
+            position = comma.end()
+    return found
+
+
+def choose(challenges: list[Challenge]) -> Challenge | None:
+    """The challenge to answer: Bearer before Basic; None where there is neither."""
+    for scheme in ("bearer", "basic"):
+        for challenge in challenges:
+            if challenge.scheme == scheme and (scheme == "basic" or challenge.realm):
+                return challenge
+    return None

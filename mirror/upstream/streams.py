@@ -1,0 +1,44 @@
+"""A blob's body, as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+from prometheus_client import Counter
+
+from mirror.errors import UpstreamCut, UpstreamStalled
+from mirror.upstream.transport import shown
+
+
+class BlobStream:
+    """The bytes of a blob from `start` on. Whoever holds it closes it."""
+
+    def __init__(self, response: aiohttp.ClientResponse, size: int | None, start: int, stall: float, pulled: Counter) -> None:
+        self.size = size
+        """Bytes of the whole blob; None when upstream did not say."""
+        self.start = start
+        """Offset of the first byte: 0 when upstream ignored the Range."""
+        self._response = response
+        self._stall = stall
+        self._pulled = pulled
+
+    async def read(self) -> bytes:
+        """All bytes that have come; waits for the first, up to the stall timeout. Empty at the end. Raises UpstreamCut, UpstreamStalled."""
+        content = self._response.content
+        try:
+            async with asyncio.timeout(self._stall):
+                data = await content.readany()
+        except TimeoutError:
+            raise UpstreamStalled(f"{shown(self._response.url)} sent nothing for {self._stall:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise UpstreamCut(f"{shown(self._response.url)} broke off: {error or type(error).__name__}") from None
+        self._pulled.inc(len(data))
+        return data
+
+    async def aclose(self) -> None:
+        """Gives the connection back when all of it was read, and closes it otherwise. Never raises."""
+        if self._response.content.at_eof():
+            self._response.release()
+        else:
+            self._response.close()

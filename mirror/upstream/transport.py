@@ -1,0 +1,197 @@
+"""Connections to upstreams: timeouts, proxies, and where a redirect may lead. What aiohttp raises ends here, as errors of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import ssl
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+from yarl import URL
+
+from mirror import __version__
+from mirror.errors import MirrorError, TargetRefused, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_READ_BUFFER = 1024 * 1024
+_PER_HOST = 64
+_LONGEST_HEADER = 64 * 1024
+"""Bytes: signed URLs in Location are long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds."""
+
+    connect: float
+    header: float
+    """For the whole of a request until its response headers, retries included."""
+    stall: float
+    attempts: int
+
+
+class Transport:
+    """Two pools of connections: one that goes anywhere, and one that goes to public addresses only."""
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self.timeouts = timeouts
+        self._resolver = ThreadedResolver()
+        self._anywhere = self._session(self._resolver)
+        self._public = self._session(_PublicOnly(self._resolver))
+        self._proxies = {scheme: url for scheme, url in urllib.request.getproxies().items() if scheme in ("http", "https")}
+
+    def _session(self, resolver: AbstractResolver) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(
+            limit=0, limit_per_host=_PER_HOST, resolver=resolver, ttl_dns_cache=30, keepalive_timeout=60
+        )
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            read_bufsize=_READ_BUFFER,
+            max_line_size=_LONGEST_HEADER,
+            max_field_size=_LONGEST_HEADER,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.timeouts.connect),
+            headers={"User-Agent": f"mirror/{__version__}", "Accept-Encoding": "identity"},
+        )
+
+    async def aclose(self) -> None:
+        await self._anywhere.close()
+        await self._public.close()
+        await self._resolver.close()
+
+    async def request(
+        self,
+        method: str,
+        url: URL,
+        headers: dict[str, str],
+        *,
+        public_only: bool = False,
+        tls: ssl.SSLContext | None = None,
+        timeout: float | None = None,
+    ) -> aiohttp.ClientResponse:
+        """Sends a request, without following anything, and waits for the response's headers. The caller releases or closes it.
+
+        Raises UpstreamUnreachable, UpstreamTimeout, UpstreamInvalid, TargetRefused.
+        """
+        session = self._public if public_only else self._anywhere
+        where = shown(url)
+        if public_only and _is_literal(url) and not _public(url.host or ""):
+            raise TargetRefused(f"an upstream with a public address points to {where}, which is not public")
+        extra: dict[str, Any] = {} if tls is None else {"ssl": tls}
+        if (proxy := self._proxy(url)) is not None:
+            extra["proxy"] = proxy
+        try:
+            async with asyncio.timeout(self.timeouts.header if timeout is None else timeout):
+                return await session.request(method, url, headers=headers, allow_redirects=False, **extra)
+        except aiohttp.ClientConnectorDNSError as error:
+            if isinstance(error.os_error, _Refused):
+                raise TargetRefused(f"an upstream with a public address points to {where}, which is not public") from None
+            raise UpstreamUnreachable(f"{where} cannot be resolved: {error.os_error}") from None
+        except (TimeoutError, aiohttp.ServerTimeoutError):
+            raise UpstreamTimeout(f"{where} did not answer in time") from None
+        except aiohttp.ClientSSLError as error:
+            raise UpstreamUnreachable(f"no TLS connection with {where}: {_brief(error)}") from None
+        except (aiohttp.ClientConnectionError, OSError) as error:
+            raise UpstreamUnreachable(f"no connection with {where}: {_brief(error)}") from None
+        except (aiohttp.InvalidURL, aiohttp.ClientError, ValueError) as error:
+            raise UpstreamInvalid(f"{where} answered with something that is not HTTP: {_brief(error)}") from None
+
+    def _proxy(self, url: URL) -> str | None:
+        # Not aiohttp's trust_env: that reads ~/.netrc too, and sends what it finds there.
+        proxy = self._proxies.get(url.scheme)
+        if proxy is None or urllib.request.proxy_bypass(url.host or ""):
+            return None
+        return proxy
+
+    async def is_private(self, url: URL) -> bool:
+        """True where a host has an address that is not public. One that cannot be resolved counts as public, which allows less."""
+        host = url.host or ""
+        if _is_literal(url):
+            return not _public(host)
+        try:
+            async with asyncio.timeout(self.timeouts.connect):
+                found = await self._resolver.resolve(host, url.port or 443)
+        except (OSError, TimeoutError):
+            return False
+        return any(not _public(result["host"]) for result in found)
+
+
+async def read_bounded(response: aiohttp.ClientResponse, limit: int, stall: float) -> bytes:
+    """A small body whole. Raises UpstreamInvalid above `limit` bytes, UpstreamUnreachable when it breaks off or stalls for `stall` seconds."""
+    where = shown(response.url)
+    too_large = UpstreamInvalid(f"{where} sent a document of more than {limit} bytes")
+    if response.content_length is not None and response.content_length > limit:
+        raise too_large
+    body = bytearray()
+    try:
+        while True:
+            async with asyncio.timeout(stall):
+                data = await response.content.readany()
+            if not data:
+                return bytes(body)
+            body += data
+            if len(body) > limit:
+                raise too_large
+    except MirrorError:
+        raise
+    except TimeoutError:
+        raise UpstreamTimeout(f"{where} stalled within a document") from None
+    except (aiohttp.ClientError, OSError) as error:
+        raise UpstreamUnreachable(f"{where} broke off within a document: {_brief(error)}") from None
+
+
+def shown(url: URL) -> str:
+    """A URL as it may be shown: without user, password and query, which may hold a signature."""
+    return str(url.with_user(None).with_query(None).with_fragment(None))[:200]
+
+
+def _brief(error: BaseException) -> str:
+    return (str(error) or type(error).__name__)[:200]
+
+
+class _Refused(OSError):
+    pass
+
+
+class _PublicOnly(AbstractResolver):
+    """Looks at the addresses that a connection will really be made to: a name proves nothing."""
+
+    def __init__(self, resolver: AbstractResolver) -> None:
+        self._resolver = resolver
+
+    async def resolve(self, host: str, port: int = 0, family: Any = 0) -> list[ResolveResult]:
+        found = await self._resolver.resolve(host, port, family)
+        if any(not _public(result["host"]) for result in found):
+            raise _Refused("not a public address")
+        return found
+
+    async def close(self) -> None:
+        """The resolver behind it is closed by the transport."""
+
+
+def _is_literal(url: URL) -> bool:
+    try:
+        ipaddress.ip_address((url.host or "").partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def _public(address: str) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(parsed, ipaddress.IPv6Address):
+        embedded = parsed.ipv4_mapped or parsed.sixtofour
+        if parsed in _NAT64:
+            embedded = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
+        if embedded is not None:
+            parsed = embedded
+    return parsed.is_global and not parsed.is_multicast
