@@ -42,7 +42,8 @@ class Api:
         self._access = access
 
     def server(self) -> web.Server:
-        return _Server(self.handle, access_log=None, max_headers=_MOST_HEADERS)
+        # A client that leaves ends its own waiting; downloads belong to the process and go on.
+        return _Server(self.handle, handler_cancellation=True, access_log=None, max_headers=_MOST_HEADERS)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Never raises but CancelledError."""
@@ -52,6 +53,11 @@ class Api:
             response = await self._answer(exchange)
         except MirrorError as error:
             response = problem(error)
+        except asyncio.CancelledError:
+            if self._access is not None:
+                exchange.complete = False
+                self._note(exchange, web.Response(status=499), asyncio.get_running_loop().time() - began)
+            raise
         except Exception:
             log.exception("cannot answer %s %s", request.method, request.raw_path[:300])
             response = problem(MirrorError("the mirror failed to answer this; its log says why"))

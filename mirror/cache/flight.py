@@ -34,6 +34,7 @@ _MOST_DETOURS = 4
 _HASH_STEP = 2 * 1024 * 1024
 _UNSIZED_STEP = 64 * 1024 * 1024
 _FOLLOW_INTERVAL = 0.02
+_MOST_DISCARDS = 3
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -165,27 +166,30 @@ class Flight:
         self._spools.append(spool)
         while not spool.lead():
             spool.follow()
-            if not spool.current:
-                spool.follow()
-            if spool.verified:
-                spool.share()
-                self._show(spool)
-                self._verified = True
-                return True
-            if spool.discarded or not spool.current:
-                self._discards += 1
-                if self._discards > 2:
-                    raise UpstreamInvalid(f"the download of {self.digest} was given up by another process")
-                return False
             if spool.size is not None:
                 self._show(spool)
+            if not spool.current:
+                break
             await asyncio.sleep(_FOLLOW_INTERVAL)
         if not spool.current:
-            return False
+            spool.follow()
+            return self._ended_elsewhere(spool)
         if (size := self._store.size(self.digest)) is not None:
             # Finished by somebody between the miss and the lease.
             return self._adopt_finished(spool, size)
         return await self._lead(spool)
+
+    def _ended_elsewhere(self, spool: Spool) -> bool:
+        """The file has gone from its name. True when that was because it is finished; otherwise there is another to try."""
+        if spool.verified:
+            spool.share()
+            self._verified = True
+            self._show(spool)
+            return True
+        self._discards += 1
+        if self._discards > _MOST_DISCARDS:
+            raise UpstreamInvalid(f"the download of {self.digest} was given up by another process")
+        return False
 
     def _adopt_finished(self, spool: Spool, size: int) -> bool:
         file = self._store.open(self.digest)

@@ -55,12 +55,19 @@ class Spool:
         self._read_to = 0
 
     def lead(self) -> bool:
-        """Tries to take the lease; True when it is ours. What an earlier leader left is taken over."""
+        """Tries to take the lease; True when it is ours, or when there is nothing left to lead (see `current`).
+
+        What an earlier leader left is taken over.
+        """
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return False
         self.follow()
+        if not self.current:
+            # It ended while we waited: `verified` or `discarded` tells how.
+            return True
+        # A leader that died between its verdict and the renaming is not taken at its word.
         self.verified = self.discarded = False
         self.inherited = self.have.total > 0
         if not self.inherited:
@@ -108,6 +115,7 @@ class Spool:
         os.ftruncate(self._journal, 0)
         os.ftruncate(self.fd, 0)
         self.have, self.size, self.inherited, self._read_to = Extents(), None, False, 0
+        self.verified = self.discarded = False
         self._append(_MAGIC, _UNKNOWN)
 
     def set_size(self, size: int) -> None:

@@ -22,17 +22,24 @@ class BlobStream:
         self._response = response
         self._stall = stall
         self._pulled = pulled
+        self._broken: UpstreamCut | None = None
 
     async def read(self) -> bytes:
         """All bytes that have come; waits for the first, up to the stall timeout. Empty at the end. Raises UpstreamCut, UpstreamStalled."""
         content = self._response.content
+        if self._broken is not None:
+            raise self._broken
         try:
             async with asyncio.timeout(self._stall):
                 data = await content.readany()
         except TimeoutError:
             raise UpstreamStalled(f"{shown(self._response.url)} sent nothing for {self._stall:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise UpstreamCut(f"{shown(self._response.url)} broke off: {error or type(error).__name__}") from None
+            self._broken = UpstreamCut(f"{shown(self._response.url)} broke off: {error or type(error).__name__}")
+            # aiohttp raises before it gives out what came ahead of the break; fetching those bytes again would be a waste.
+            data = content._read_nowait(-1)
+            if not data:
+                raise self._broken from None
         self._pulled.inc(len(data))
         return data
 

@@ -1,0 +1,64 @@
+"""Fixtures for tests that run the mirror inside the test's own event loop, in front of a scripted upstream."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from mirror import app
+from mirror.config import load
+from tests.support.mirrors import Mirror
+from tests.support.scripted import Scripted
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[Scripted]:
+    """A scripted registry, docker.io as far as the mirror knows."""
+    async with Scripted() as scripted:
+        yield scripted
+
+
+@pytest.fixture
+async def start(upstream: Scripted, tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
+    """Starts mirrors: ``mirror = await start(tag_ttl="1s")``. Those still running at the end are stopped."""
+    async with contextlib.AsyncExitStack() as running:
+
+        async def start_one(
+            directory: Path | None = None,
+            endpoints: list[str] | None = None,
+            settings: dict[str, Any] | None = None,
+            **cache: Any,
+        ) -> Mirror:
+            tree: dict[str, Any] = {
+                "server": {"listen": "127.0.0.1:0", "access_log": False, "drain_timeout": 2},
+                "cache": {"dir": str(directory or tmp_path / "cache"), "negative_ttl": 0, **cache},
+                "upstream": {"connect_timeout": 1, "header_timeout": 3, "stall_timeout": 1, "attempts": 2},
+                "registries": {"docker.io": {"endpoints": endpoints or [upstream.url]}},
+            }
+            for table, values in (settings or {}).items():
+                tree.setdefault(table, {}).update(values)
+            stack = contextlib.AsyncExitStack()
+            url = await stack.enter_async_context(app.running(load(None, {}, tree)))
+            session = await stack.enter_async_context(aiohttp.ClientSession(url, auto_decompress=False))
+            mirror = Mirror(url, session, Path(tree["cache"]["dir"]), stack)
+            running.push_async_callback(mirror.stop)
+            return mirror
+
+        yield start_one
+
+
+@pytest.fixture
+async def mirror(start: Callable[..., Any]) -> Mirror:
+    """A mirror with the tests' usual settings."""
+    started: Mirror = await start()
+    return started
+
+
+def sha256(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()

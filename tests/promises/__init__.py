@@ -1,0 +1,1 @@
+"""The promises of a download, one file a promise."""

@@ -1,0 +1,163 @@
+"""Mirrors under test: in this process, and as a process of their own that can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from mirror.names import Digest
+
+
+@dataclass(frozen=True)
+class Got:
+    """A response that was read to its end; `cut` when that end came too early."""
+
+    status: int
+    headers: Any
+    body: bytes
+    cut: bool = False
+
+    @property
+    def cache(self) -> str:
+        return str(self.headers.get("Cache-Status"))
+
+    def digest(self) -> Digest:
+        return Digest.of(self.body)
+
+
+@dataclass
+class Mirror:
+    """A mirror in this event loop."""
+
+    url: str
+    session: aiohttp.ClientSession
+    directory: Path
+    stack: contextlib.AsyncExitStack = field(repr=False)
+
+    async def get(self, path: str, method: str = "GET", **headers: str) -> Got:
+        """Asks; header names have underscores for hyphens."""
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        body = bytearray()
+        async with self.session.request(method, path, headers=sent, allow_redirects=False) as response:
+            cut = False
+            try:
+                while data := await response.content.readany():
+                    body += data
+            except aiohttp.ClientPayloadError:
+                cut = True
+            return Got(response.status, response.headers, bytes(body), cut)
+
+    async def head(self, path: str, **headers: str) -> Got:
+        return await self.get(path, "HEAD", **headers)
+
+    async def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        text = (await self.get("/metrics")).body.decode()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name)
+
+    def cached(self, digest: Digest) -> bool:
+        return (self.directory / "blobs" / digest.algorithm / digest.hex).exists()
+
+    def spooled(self) -> list[str]:
+        """What lies in the spool."""
+        return sorted(os.listdir(self.directory / "spool"))
+
+    async def until_cached(self, digest: Digest) -> None:
+        """Waits for a download to land; for ten seconds."""
+        await until(lambda: self.cached(digest))
+
+    async def stop(self) -> None:
+        await self.stack.aclose()
+
+
+async def until(condition: Any, seconds: float = 10.0) -> None:
+    """Waits for something that must come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        await asyncio.sleep(0.01)
+
+
+class MirrorProcess:
+    """``mirror serve`` as a user starts it, on a free port."""
+
+    def __init__(self, directory: Path, upstreams: dict[str, str | list[str]], *arguments: str, **environment: str) -> None:
+        """`upstreams`: registry to URL or URLs; keyword arguments are MIRROR_… variables without the prefix."""
+        self.directory = directory
+        self._command = [sys.executable, "-m", "mirror", "serve", "--listen", "127.0.0.1:0", "--cache-dir", str(directory)]
+        for registry, urls in upstreams.items():
+            for url in [urls] if isinstance(urls, str) else urls:
+                self._command += ["--upstream", f"{registry}={url}"]
+        self._command += arguments
+        self._environment = {f"MIRROR_{key}": value for key, value in environment.items()}
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = ""
+        self._log = directory.parent / f"{directory.name}.log"
+
+    def __enter__(self) -> MirrorProcess:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.kill()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def start(self) -> None:
+        """Starts, or starts again on the same directory. Fails the test when it does not come up in 20 s."""
+        begin = self._log.stat().st_size if self._log.exists() else 0
+        with open(self._log, "ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self._environment},
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 20
+        while True:
+            for line in self._log.read_bytes()[begin:].decode(errors="replace").splitlines(keepends=True):
+                if line.startswith("listening on ") and line.endswith("\n"):
+                    self.url = line.split()[2]
+                    return
+            assert self._process.poll() is None, f"the mirror did not start:\n{self.log[begin:]}"
+            assert time.monotonic() < deadline, f"the mirror is not up after 20 s:\n{self.log[begin:]}"
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """As a power cut would."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(10)
+
+    def terminate(self) -> int:
+        """SIGTERM; returns the exit status."""
+        assert self._process is not None
+        self._process.terminate()
+        return self._process.wait(40)
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        with urllib.request.urlopen(f"{self.url}/metrics") as response:
+            lines = response.read().decode().splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name)

@@ -1,0 +1,448 @@
+"""A registry that commits, on demand, the faults a real one won't, and counts every request.
+
+::
+
+    async with Scripted() as upstream:
+        image = upstream.add_image("library/app", "latest", layers=[b"..."])
+        upstream.fail(str(image.layers[0]), Cut(after=1000))        # the next request for it, once
+        ...
+        assert upstream.count("GET", str(image.layers[0])) == 2
+
+Faults apply to the next `times` requests whose path contains the fragment and whose method is GET (or `method`), in the order they were set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from mirror.manifests import OCI_INDEX, OCI_MANIFEST
+from mirror.names import Digest
+
+_CHUNK = 64 * 1024
+
+
+@dataclass
+class Fault:
+    """Base: nothing is wrong."""
+
+
+@dataclass
+class Cut(Fault):
+    """The connection ends after so many bytes of body."""
+
+    after: int
+
+
+@dataclass
+class Hold(Fault):
+    """The body stops after so many bytes until `release` is set; `reached` is set when it has."""
+
+    after: int
+    release: asyncio.Event = field(default_factory=asyncio.Event)
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass
+class Corrupt(Fault):
+    """One byte of the body is wrong; `at` counts from the start of the blob."""
+
+    at: int
+
+
+@dataclass
+class Status(Fault):
+    """An answer of another status."""
+
+    status: int
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b'{"errors":[{"code":"UNKNOWN","message":"scripted"}]}'
+
+
+@dataclass
+class Delay(Fault):
+    """The headers come late, by seconds."""
+
+    seconds: float
+
+
+@dataclass
+class NoRange(Fault):
+    """A Range is ignored and answered 200."""
+
+
+@dataclass
+class WrongRange(Fault):
+    """A Range is answered with another one."""
+
+
+@dataclass
+class Chunked(Fault):
+    """No Content-Length."""
+
+
+@dataclass
+class Endless(Fault):
+    """No Content-Length, and the body never ends."""
+
+
+@dataclass
+class Length(Fault):
+    """A Content-Length that is not the body's."""
+
+    claimed: int
+
+
+@dataclass
+class Headers(Fault):
+    """Other headers; a value of None takes one away."""
+
+    headers: dict[str, str | None]
+
+
+@dataclass
+class Redirect(Fault):
+    """Sent elsewhere."""
+
+    location: str
+    status: int = 307
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that came."""
+
+    method: str
+    path: str
+    query: str
+    range: str | None
+    authorization: str | None
+    accept: str | None
+
+
+@dataclass(frozen=True)
+class Image:
+    """What `add_image` made."""
+
+    digest: Digest
+    body: bytes
+    config: Digest
+    layers: tuple[Digest, ...]
+
+
+class Scripted:
+    """An OCI registry in memory, on a loopback port."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+        self.manifests: dict[tuple[str, str], tuple[str, bytes]] = {}
+        self.asked: list[Asked] = []
+        self.sent: dict[str, int] = {}
+        """Bytes of body sent, by digest."""
+        self.auth: str | None = None
+        """None, ``bearer`` or ``basic``."""
+        self.accounts: dict[str, str] = {}
+        """For Basic and for the token service; empty: anybody may have a token."""
+        self.token_life = 60
+        self.realm: str | None = None
+        """Another realm than this server's own."""
+        self.redirect_blobs_to: Scripted | None = None
+        self.refuses_authorization = False
+        """As S3-like stores do: 400 to any request with Authorization."""
+        self.referrers_api = True
+        self.page_size: int | None = None
+        self.extra_headers: dict[str, str] = {}
+        self._faults: list[tuple[str, str, Fault]] = []
+        self._tokens: dict[str, str] = {}
+        self._runner: web.ServerRunner | None = None
+        self.port = 0
+
+    # ------------------------------------------------------------------ running
+
+    async def __aenter__(self) -> Scripted:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Listens, on the same port as before where it was stopped."""
+        self._runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Gone: connections are refused."""
+        for _, _, fault in self._faults:
+            if isinstance(fault, Hold):
+                fault.release.set()
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    # ------------------------------------------------------------------ contents
+
+    def add_blob(self, data: bytes, algorithm: str = "sha256") -> Digest:
+        digest = Digest.of(data, algorithm)
+        self.blobs[str(digest)] = data
+        return digest
+
+    def add_manifest(
+        self, repository: str, tag: str | None, body: bytes, media_type: str = OCI_MANIFEST, algorithm: str = "sha256"
+    ) -> Digest:
+        digest = Digest.of(body, algorithm)
+        for reference in filter(None, (tag, str(digest))):
+            self.manifests[repository, reference] = media_type, body
+        return digest
+
+    def add_image(self, repository: str, tag: str | None = None, layers: list[bytes] | None = None, **more: Any) -> Image:
+        """A single-platform image; `more` are further fields of its manifest."""
+        config_body = json.dumps({"architecture": "amd64", "os": "linux", "salt": os.urandom(4).hex()}).encode()
+        config = self.add_blob(config_body)
+        contents = layers if layers is not None else [os.urandom(1000)]
+        digests = tuple(self.add_blob(layer) for layer in contents)
+        body = json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": OCI_MANIFEST,
+                "config": {
+                    "mediaType": "application/vnd.oci.image.config.v1+json",
+                    "digest": str(config),
+                    "size": len(config_body),
+                },
+                "layers": [
+                    {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": str(digest), "size": len(layer)}
+                    for digest, layer in zip(digests, contents, strict=True)
+                ],
+                **more,
+            }
+        ).encode()
+        return Image(self.add_manifest(repository, tag, body), body, config, digests)
+
+    def add_index(self, repository: str, tag: str, images: list[Image]) -> tuple[Digest, bytes]:
+        manifests = [
+            {
+                "mediaType": OCI_MANIFEST,
+                "digest": str(image.digest),
+                "size": len(image.body),
+                "platform": {"os": "linux", "architecture": arch},
+            }
+            for image, arch in zip(images, ("amd64", "arm64", "s390x"), strict=False)
+        ]
+        body = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}).encode()
+        return self.add_manifest(repository, tag, body, OCI_INDEX), body
+
+    # ------------------------------------------------------------------ faults and counts
+
+    def fail(self, fragment: str, *faults: Fault, times: int = 1, method: str = "GET") -> None:
+        """Sets faults for the next requests, each for `times` of them."""
+        for fault in faults:
+            self._faults += [(fragment, method, fault)] * times
+
+    def heal(self) -> None:
+        """No more faults."""
+        self._faults.clear()
+
+    def count(self, method: str, fragment: str = "") -> int:
+        """How many requests came whose path contains `fragment`."""
+        return sum(1 for asked in self.asked if asked.method == method and fragment in asked.path)
+
+    def _fault(self, method: str, path: str) -> Fault:
+        for index, (fragment, wanted, fault) in enumerate(self._faults):
+            if wanted == method and fragment in path:
+                del self._faults[index]
+                return fault
+        return Fault()
+
+    # ------------------------------------------------------------------ answering
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        headers = request.headers
+        self.asked.append(
+            Asked(
+                request.method,
+                request.path,
+                request.query_string,
+                headers.get("Range"),
+                headers.get("Authorization"),
+                headers.get("Accept"),
+            )
+        )
+        if request.path == "/token":
+            return self._token(request)
+        if self.refuses_authorization and "Authorization" in headers:
+            return web.Response(status=400, text="two kinds of authentication")
+        if (refused := self._unauthorized(request)) is not None:
+            return refused
+        fault = self._fault(request.method, request.path)
+        if isinstance(fault, Delay):
+            await asyncio.sleep(fault.seconds)
+        elif isinstance(fault, Status):
+            return web.Response(
+                status=fault.status, headers={"Content-Type": "application/json", **fault.headers}, body=fault.body
+            )
+        elif isinstance(fault, Redirect):
+            return web.Response(status=fault.status, headers={"Location": fault.location})
+        path = request.path
+        if path in ("/v2/", "/v2"):
+            return web.Response(text="{}")
+        if match := re.fullmatch(r"/v2/(.+)/manifests/([^/]+)", path):
+            return self._manifest(match[1], match[2], fault)
+        if match := re.fullmatch(r"/v2/(.+)/blobs/([^/]+)", path):
+            if self.redirect_blobs_to is not None:
+                return web.Response(status=307, headers={"Location": f"{self.redirect_blobs_to.url}{path}?signature=secret"})
+            return await self._blob(request, match[2], fault)
+        if match := re.fullmatch(r"/v2/(.+)/tags/list", path):
+            return self._tags(request, match[1])
+        if (match := re.fullmatch(r"/v2/(.+)/referrers/([^/]+)", path)) and self.referrers_api:
+            return self._referrers(match[1], match[2])
+        return web.Response(status=404, text="no such route")
+
+    def _unauthorized(self, request: web.BaseRequest) -> web.Response | None:
+        given = request.headers.get("Authorization", "")
+        if self.auth == "basic":
+            if given.removeprefix("Basic ") not in {_basic(*account) for account in self.accounts.items()}:
+                return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="scripted"'})
+        elif self.auth == "bearer":
+            match = re.fullmatch(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/.+", request.path)
+            scope = f"repository:{match[1]}:pull" if match else ""
+            if self._tokens.get(given.removeprefix("Bearer ")) != scope:
+                realm = self.realm or f"{self.url}/token"
+                challenge = f'Bearer realm="{realm}",service="scripted",scope="{scope}"'
+                return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+        return None
+
+    def _token(self, request: web.BaseRequest) -> web.Response:
+        fault = self._fault("GET", "/token")
+        if isinstance(fault, Status):
+            return web.Response(status=fault.status, headers=fault.headers, body=fault.body)
+        given = request.headers.get("Authorization", "").removeprefix("Basic ")
+        if self.accounts and given not in {_basic(*account) for account in self.accounts.items()}:
+            return web.Response(status=401)
+        token = os.urandom(8).hex()
+        self._tokens[token] = request.query.get("scope", "")
+        return web.json_response({"token": token, "expires_in": self.token_life})
+
+    def revoke_tokens(self) -> None:
+        """All tokens given so far are refused from now on."""
+        self._tokens.clear()
+
+    def _manifest(self, repository: str, reference: str, fault: Fault) -> web.Response:
+        found = self.manifests.get((repository, reference))
+        if found is None:
+            return web.Response(status=404, headers=self.extra_headers, text='{"errors":[{"code":"MANIFEST_UNKNOWN"}]}')
+        media_type, body = found
+        if isinstance(fault, Corrupt):
+            body = body[: fault.at] + bytes([body[fault.at] ^ 1]) + body[fault.at + 1 :]
+        digest = reference if ":" in reference else str(Digest.of(found[1]))
+        headers = {"Content-Type": media_type, "Docker-Content-Digest": digest, **self.extra_headers}
+        for name, value in (fault.headers if isinstance(fault, Headers) else {}).items():
+            headers.pop(name, None)
+            if value is not None:
+                headers[name] = value
+        return web.Response(body=body, headers=headers)
+
+    async def _blob(self, request: web.BaseRequest, digest: str, fault: Fault) -> web.StreamResponse:
+        data = self.blobs.get(digest)
+        if data is None:
+            return web.Response(status=404)
+        start, stop, status = 0, len(data), 200
+        headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": digest}
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
+        if match and not isinstance(fault, NoRange):
+            start, stop, status = int(match[1]), min(int(match[2] or len(data)) + 1, len(data)), 206
+            shift = 1 if isinstance(fault, WrongRange) else 0
+            headers["Content-Range"] = f"bytes {start + shift}-{stop - 1 + shift}/{len(data)}"
+        response = web.StreamResponse(status=status, headers=headers)
+        if isinstance(fault, Chunked | Endless):
+            response.enable_chunked_encoding()
+        else:
+            response.content_length = fault.claimed if isinstance(fault, Length) else stop - start
+        await response.prepare(request)
+        if request.method == "HEAD":
+            return response
+        with contextlib.suppress(ConnectionError):
+            await self._body(request, response, digest, data, start, stop, fault)
+        return response
+
+    async def _body(
+        self,
+        request: web.BaseRequest,
+        response: web.StreamResponse,
+        digest: str,
+        data: bytes,
+        start: int,
+        stop: int,
+        fault: Fault,
+    ) -> None:
+        position, first = start, start
+        while position < stop:
+            end = min(position + _CHUNK, stop)
+            if isinstance(fault, Cut | Hold):
+                end = min(end, max(first + fault.after, position))
+            piece = data[position:end]
+            if isinstance(fault, Corrupt) and position <= fault.at < end:
+                offset = fault.at - position
+                piece = piece[:offset] + bytes([piece[offset] ^ 1]) + piece[offset + 1 :]
+            if piece:
+                await response.write(piece)
+                self.sent[digest] = self.sent.get(digest, 0) + len(piece)
+            position = end
+            if isinstance(fault, Cut) and position - first >= fault.after:
+                assert request.transport is not None
+                request.transport.close()
+                return
+            if isinstance(fault, Hold) and position - first >= fault.after:
+                fault.reached.set()
+                await fault.release.wait()
+                fault = Fault()
+        while isinstance(fault, Endless):
+            await response.write(bytes(_CHUNK))
+        if isinstance(fault, Length) and fault.claimed > stop - start:
+            assert request.transport is not None
+            request.transport.close()
+
+    def _tags(self, request: web.BaseRequest, repository: str) -> web.Response:
+        tags = sorted(reference for name, reference in self.manifests if name == repository and ":" not in reference)
+        if not any(name == repository for name, _ in self.manifests):
+            return web.Response(status=404)
+        headers = {}
+        if self.page_size is not None:
+            tags = [tag for tag in tags if tag > request.query.get("last", "")]
+            if len(tags) > self.page_size:
+                tags = tags[: self.page_size]
+                headers["Link"] = f'</v2/{repository}/tags/list?last={tags[-1]}>; rel="next"'
+        return web.json_response({"name": repository, "tags": tags}, headers=headers)
+
+    def _referrers(self, repository: str, digest: str) -> web.Response:
+        found = []
+        for (name, reference), (media_type, body) in self.manifests.items():
+            document = json.loads(body)
+            if name == repository and ":" in reference and document.get("subject", {}).get("digest") == digest:
+                entry = {
+                    "mediaType": media_type,
+                    "digest": reference,
+                    "size": len(body),
+                    "artifactType": document.get("artifactType", ""),
+                }
+                found.append(entry)
+        return web.json_response({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}, content_type=OCI_INDEX)
+
+
+def _basic(user: str, password: str) -> str:
+    return base64.b64encode(f"{user}:{password}".encode()).decode()
