@@ -1,0 +1,109 @@
+"""A real dockerd with ``registry-mirrors``."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import REPOSITORY, Stage, make_of_platform
+from tests.support.images import digest_of
+from tests.support.programs import Program, free_port, require, require_root, run
+
+
+class Dockerd:
+    """A daemon of its own, on a socket of its own."""
+
+    def __init__(self, mirror: str) -> None:
+        require("dockerd", "docker")
+        require_root("dockerd")
+        # Not in pytest's folder: the path of a socket has 108 bytes at most.
+        self._folder = folder = Path(tempfile.mkdtemp(prefix="docker-"))
+        config = folder / "daemon.json"
+        config.write_text(json.dumps({"registry-mirrors": [mirror]}))
+        self._environment = {"DOCKER_HOST": f"unix://{folder}/docker.sock", "DOCKER_CONFIG": str(folder)}
+        address, metrics = f"unix://{folder}/docker.sock", f"127.0.0.1:{free_port()}"
+        command = f"dockerd --iptables=false --ip6tables=false --bridge=none --storage-driver=vfs --data-root {folder}/data"
+        command += f" --exec-root {folder}/exec -H {address} -p {folder}/pid --config-file {config} --metrics-addr {metrics}"
+        self._program = Program(command.split(), folder / "dockerd.log")
+        self._program.wait_until(lambda: (folder / "docker.sock").exists() and "API listen on" in self._program.log)
+
+    def docker(self, *arguments: str) -> str:
+        return run("docker", *arguments, environment=self._environment, seconds=120)
+
+    def save(self, name: str, to: Path) -> dict[str, bytes]:
+        """The files of ``docker save``."""
+        self.docker("save", "-o", str(to), name)
+        with tarfile.open(to) as tar:
+            return {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}  # type: ignore[union-attr]
+
+    def stop(self) -> None:
+        self._program.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@pytest.fixture
+def dockerd(stage: Stage) -> Iterator[Dockerd]:
+    daemon = Dockerd(stage.mirror.url)
+    yield daemon
+    daemon.stop()
+
+
+def check(dockerd: Dockerd, stage: Stage, tag: str, folder: Path) -> None:
+    """What dockerd has is, byte for byte, what the registry was given."""
+    name = f"{REPOSITORY.removeprefix('library/')}:{tag}"
+    config = json.loads(dockerd.docker("image", "inspect", name))[0]
+    assert config["RepoDigests"] == [f"app@{stage.images[tag].digest}"]
+    image = make_of_platform(tag) if tag.endswith("index") else stage.images[tag]
+    assert config["Id"] in image.blobs
+    files = dockerd.save(name, folder / f"{tag}.tar")
+    manifest = json.loads(files["manifest.json"])[0]
+    assert files[manifest["Config"]] == image.blobs[config["Id"]]
+    layers = [digest_of(files[layer]) for layer in manifest["Layers"]]
+    assert layers == json.loads(image.blobs[config["Id"]])["rootfs"]["diff_ids"]
+    for data in (files[layer] for layer in manifest["Layers"]):
+        tarfile.open(fileobj=io.BytesIO(data)).close()
+
+
+def test_dockerd_pulls_cold_and_then_warm_with_upstream_stopped(dockerd: Dockerd, stage: Stage, tmp_path: Path) -> None:
+    """dockerd gets every kind of image through the mirror, upstream sees each blob once, and afterwards is not needed."""
+    for tag in stage.images:
+        dockerd.docker("pull", f"app:{tag}")
+        check(dockerd, stage, tag, tmp_path)
+        stage.check_upstream_was_asked_once(tag)
+    if stage.tokens is not None:
+        assert set(stage.tokens.asked) == {f"repository:{REPOSITORY}:pull"}
+        assert len(stage.tokens.asked) == 1
+        assert stage.tokens.refused == 0
+    stage.registry.stop()
+    dockerd.docker("image", "prune", "-a", "-f")
+    assert dockerd.docker("image", "ls", "-q") == ""
+    for tag in stage.images:
+        dockerd.docker("pull", f"app:{tag}")
+        check(dockerd, stage, tag, tmp_path)
+        stage.check_upstream_was_asked_once(tag)
+
+
+def test_docker_pulls_from_the_mirror_by_name(dockerd: Dockerd, stage: Stage, tmp_path: Path) -> None:
+    """``docker pull mirror:5000/ghcr.io/owner/image`` needs no configuration of the daemon at all."""
+    name = f"{stage.address}/ghcr.io/{REPOSITORY}"
+    dockerd.docker("pull", f"{name}:oci")
+    stage.registry.stop()
+    dockerd.docker("rmi", f"{name}:oci")
+    dockerd.docker("pull", f"{name}:oci")
+    assert json.loads(dockerd.docker("image", "inspect", f"{name}:oci"))[0]["RepoDigests"] == [
+        f"{name}@{stage.images['oci'].digest}"
+    ]
+
+
+def test_an_image_that_is_not_there_is_no_error_of_the_mirror(dockerd: Dockerd, stage: Stage) -> None:
+    """dockerd goes on to Docker Hub itself, and the mirror serves the next pull."""
+    with pytest.raises(AssertionError):
+        dockerd.docker("pull", "absent:1")
+    dockerd.docker("pull", "app:docker")

@@ -1,0 +1,177 @@
+"""Many clients, several processes, and processes that are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import random
+from pathlib import Path
+
+import aiohttp
+
+from mirror.names import Digest
+from tests.support.mirrors import MirrorProcess, until
+from tests.support.scripted import Hold, Image, Scripted
+
+MIB = 1024 * 1024
+
+
+def address(mirror: MirrorProcess, digest: Digest) -> str:
+    return f"{mirror.url}/v2/library/app/blobs/{digest}"
+
+
+async def fetch(session: aiohttp.ClientSession, url: str) -> bytes:
+    async with session.get(url) as response:
+        assert response.status == 200
+        return await response.read()
+
+
+async def test_a_hundred_clients_on_one_cold_image(upstream: Scripted, tmp_path: Path) -> None:
+    """Some leave, some are slow; everybody who stays gets every byte, and upstream sees each blob exactly once."""
+    image = upstream.add_image("library/app", "latest", layers=[os.urandom(6 * MIB), os.urandom(MIB)])
+    chance = random.Random(1)
+
+    async def client(number: int, mirror: MirrorProcess) -> None:
+        await asyncio.sleep(chance.random() * 0.3)
+        async with aiohttp.ClientSession() as session:
+            manifest = await fetch(session, f"{mirror.url}/v2/app/manifests/latest")
+            assert manifest == image.body
+            for digest in (image.config, *image.layers):
+                async with session.get(address(mirror, digest)) as response:
+                    if number % 5 == 0:
+                        await response.content.read(1000)
+                        response.close()
+                        continue
+                    hasher = hashlib.sha256()
+                    while data := await response.content.read(256 * 1024):
+                        hasher.update(data)
+                        if number % 7 == 0:
+                            await asyncio.sleep(0.02)
+                    assert hasher.hexdigest() == digest.hex
+
+    with MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}) as mirror:
+        await asyncio.gather(*(client(number, mirror) for number in range(100)))
+        assert mirror.terminate() == 0
+    for digest in (image.config, *image.layers):
+        assert upstream.count("GET", str(digest)) == 1
+        assert upstream.sent[str(digest)] == len(upstream.blobs[str(digest)])
+    assert upstream.count("GET", "/manifests/") == 1
+
+
+async def test_two_processes_on_one_directory(upstream: Scripted, tmp_path: Path) -> None:
+    """Both are asked for the same cold blob at once: upstream sees it once, and both give every byte."""
+    data = os.urandom(8 * MIB)
+    blob = upstream.add_blob(data)
+    hold = Hold(MIB)
+    upstream.fail(str(blob), hold)
+    with (
+        MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}) as one,
+        MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}) as two,
+    ):
+        async with aiohttp.ClientSession() as session:
+            tasks = [asyncio.create_task(fetch(session, address(mirror, blob))) for mirror in (one, two) * 5]
+            await hold.reached.wait()
+            await asyncio.sleep(0.3)
+            hold.release.set()
+            assert all(body == data for body in await asyncio.gather(*tasks))
+        assert upstream.count("GET", str(blob)) == 1
+        assert (one.terminate(), two.terminate()) == (0, 0)
+    assert os.listdir(tmp_path / "cache" / "spool") == []
+
+
+async def test_the_other_process_takes_over_when_the_leader_is_killed(upstream: Scripted, tmp_path: Path) -> None:
+    """``kill -9`` of the process that downloads: the kernel drops its lease, the follower resumes, its clients notice nothing."""
+    data = os.urandom(8 * MIB)
+    blob = upstream.add_blob(data)
+    hold = Hold(3 * MIB)
+    upstream.fail(str(blob), hold)
+    with (
+        MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}) as one,
+        MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}) as two,
+    ):
+        async with aiohttp.ClientSession() as session:
+            first = asyncio.create_task(fetch(session, address(one, blob)))
+            await hold.reached.wait()
+            second = asyncio.create_task(fetch(session, address(two, blob)))
+            await asyncio.sleep(0.5)
+            one.kill()
+            assert await second == data
+            with contextlib.suppress(aiohttp.ClientError):
+                await first
+        assert upstream.count("GET", str(blob)) == 2
+        assert upstream.asked[-1].range == f"bytes={3 * MIB}-{len(data) - 1}"
+    hold.release.set()
+
+
+async def test_kill_9_at_random_moments(upstream: Scripted, tmp_path: Path) -> None:
+    """Twenty times: killed in the middle of a cold pull, restarted, pulled again. Never a wrong byte, nothing left in the spool, and
+    what was fetched and written down before a crash is not fetched again."""
+    chance = random.Random(7)
+    mirror = MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url})
+    with mirror:
+        for _ in range(20):
+            image = upstream.add_image("library/app", "latest", layers=[chance.randbytes(6 * MIB)])
+            layer = image.layers[0]
+            hold = Hold(chance.randrange(6 * MIB))
+            upstream.fail(str(layer), hold)
+            async with aiohttp.ClientSession() as session:
+                pull = asyncio.create_task(_pull(session, mirror, image))
+                await hold.reached.wait()
+                await asyncio.sleep(chance.random() * 0.1)
+                mirror.kill()
+                with contextlib.suppress(aiohttp.ClientError, AssertionError):
+                    await pull
+            hold.release.set()
+            kept = _noted(tmp_path / "cache", layer)
+            mirror.start()
+            async with aiohttp.ClientSession() as session:
+                assert await _pull(session, mirror, image) == [upstream.blobs[str(d)] for d in (image.config, layer)]
+            resumed = next(asked.range for asked in reversed(upstream.asked) if str(layer) in asked.path)
+            if kept:
+                assert resumed == f"bytes={kept}-{6 * MIB - 1}"
+        await until(lambda: os.listdir(tmp_path / "cache" / "spool") == [])
+        assert mirror.terminate() == 0
+
+
+async def test_kill_9_at_the_very_end(upstream: Scripted, tmp_path: Path) -> None:
+    """Around the moments of verification and renaming as well: whatever is there afterwards is whole, and the catalog agrees with it."""
+    chance = random.Random(9)
+    mirror = MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url})
+    with mirror:
+        for _ in range(15):
+            image = upstream.add_image("library/app", "latest", layers=[chance.randbytes(300_000)])
+            async with aiohttp.ClientSession() as session:
+                pull = asyncio.create_task(_pull(session, mirror, image))
+                await asyncio.sleep(chance.random() * 0.08)
+                mirror.kill()
+                with contextlib.suppress(aiohttp.ClientError, AssertionError):
+                    await pull
+            for path in (tmp_path / "cache" / "blobs" / "sha256").iterdir():
+                if not path.name.startswith("."):
+                    assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+            mirror.start()
+            async with aiohttp.ClientSession() as session:
+                assert await _pull(session, mirror, image) == [upstream.blobs[str(d)] for d in (image.config, image.layers[0])]
+        await until(lambda: os.listdir(tmp_path / "cache" / "spool") == [])
+        names = [name for name in os.listdir(tmp_path / "cache" / "blobs" / "sha256") if not name.startswith(".")]
+        await until(lambda: mirror.metric("mirror_cache_blobs") == len(names))
+        assert mirror.terminate() == 0
+
+
+async def _pull(session: aiohttp.ClientSession, mirror: MirrorProcess, image: Image) -> list[bytes]:
+    assert await fetch(session, f"{mirror.url}/v2/app/manifests/{image.digest}") == image.body
+    return [await fetch(session, address(mirror, digest)) for digest in (image.config, *image.layers)]
+
+
+def _noted(cache: Path, digest: Digest) -> int:
+    """Where the spool's journal says that the bytes from 0 on end."""
+    journal = cache / "spool" / f"sha256-{digest.hex}.have"
+    records = journal.read_bytes() if journal.exists() else b""
+    end = 0
+    for offset in range(16, len(records) - 15, 16):
+        start, stop = (int.from_bytes(records[offset + shift : offset + shift + 8], "little") for shift in (0, 8))
+        if start == end:
+            end = stop
+    return end

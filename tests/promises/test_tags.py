@@ -1,0 +1,239 @@
+"""What the mirror promises of tags (see "Tags" in the README)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.support.mirrors import Mirror, until
+from tests.support.scripted import Corrupt, Cut, Delay, Headers, Scripted, Status
+
+LATEST = "/v2/app/manifests/latest"
+
+
+async def test_content_by_digest_is_never_asked_for_again(start: Callable[..., Any], upstream: Scripted) -> None:
+    """Once cached, a manifest or blob needs no upstream, whatever the tags' age."""
+    image = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start(tag_ttl=0)
+    for reference in (f"manifests/{image.digest}", f"blobs/{image.layers[0]}", f"blobs/{image.config}"):
+        assert (await mirror.get(f"/v2/app/{reference}")).status == 200
+    asked = len(upstream.asked)
+    for _ in range(3):
+        for reference in (f"manifests/{image.digest}", f"blobs/{image.layers[0]}", f"blobs/{image.config}"):
+            assert (await mirror.get(f"/v2/app/{reference}")).cache == "mirror; hit"
+            assert (await mirror.head(f"/v2/app/{reference}")).cache == "mirror; hit"
+    assert len(upstream.asked) == asked
+
+
+async def test_a_tag_is_fresh_for_its_ttl(mirror: Mirror, upstream: Scripted) -> None:
+    """Within it, upstream is not asked: one GET serves all."""
+    image = upstream.add_image("library/app", "latest")
+    first = await mirror.get(LATEST)
+    assert (first.body, first.cache) == (image.body, "mirror; fwd=miss; stored")
+    for _ in range(5):
+        assert (await mirror.get(LATEST)).cache == "mirror; hit"
+        assert (await mirror.head(LATEST)).cache == "mirror; hit"
+    assert (upstream.count("GET"), upstream.count("HEAD")) == (1, 0)
+
+
+async def test_then_it_is_checked_with_head_and_only_a_changed_digest_costs_a_get(
+    start: Callable[..., Any], upstream: Scripted
+) -> None:
+    """HEADs are free at Docker Hub, GETs count as pulls."""
+    image = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start(tag_ttl=0)
+    await mirror.get(LATEST)
+    for count in (1, 2):
+        answer = await mirror.get(LATEST)
+        assert (answer.body, answer.cache) == (image.body, "mirror; fwd=stale; detail=validated")
+        assert (upstream.count("GET"), upstream.count("HEAD")) == (1, count)
+    moved = upstream.add_image("library/app", "latest")
+    assert (await mirror.get(LATEST)).body == moved.body
+    assert (upstream.count("GET"), upstream.count("HEAD")) == (2, 3)
+    assert (await mirror.get(f"/v2/app/manifests/{image.digest}")).body == image.body
+
+
+@pytest.mark.parametrize("trouble", ["down", "slow", "limiting", "failing", "forbidden"])
+async def test_upstream_in_trouble_the_cached_tag_is_served_stale(
+    start: Callable[..., Any], upstream: Scripted, trouble: str
+) -> None:
+    """Down, slow past a short deadline, or limiting: never a reason for a pull to fail."""
+    image = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start(tag_ttl=0, revalidate_timeout=0.2)
+    assert (await mirror.get(LATEST)).status == 200
+    match trouble:
+        case "down":
+            await upstream.stop()
+        case "slow":
+            upstream.fail("latest", Delay(1.0), times=50, method="HEAD")
+        case "limiting":
+            upstream.fail("latest", Status(429, {"Retry-After": "60"}), times=50, method="HEAD")
+        case "failing":
+            upstream.fail("latest", Status(503), times=50, method="HEAD")
+        case "forbidden":
+            upstream.fail("latest", Status(403), times=50, method="HEAD")
+    for method in ("GET", "HEAD", "GET"):
+        answer = await mirror.get(LATEST, method)
+        assert answer.status == 200
+        assert answer.headers["Docker-Content-Digest"] == str(image.digest)
+        assert answer.cache == "mirror; fwd=stale; detail=upstream-unavailable"
+    assert await mirror.metric("mirror_stale_served_total") >= 3
+
+
+async def test_a_slow_check_goes_on_behind(start: Callable[..., Any], upstream: Scripted) -> None:
+    """Who asks is not held; the answer counts once it is there. One check at a time is enough for all."""
+    upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start(tag_ttl="2s", revalidate_timeout=0.1)
+    await mirror.get(LATEST)
+    await asyncio.sleep(2.1)
+    moved = upstream.add_image("library/app", "latest")
+    upstream.fail("latest", Delay(0.5), method="HEAD")
+    answers = await asyncio.gather(*(mirror.get(LATEST) for _ in range(10)))
+    assert all("fwd=stale" in answer.cache for answer in answers)
+    assert upstream.count("HEAD") == 1
+    await asyncio.sleep(0.8)
+    answer = await mirror.get(LATEST)
+    assert (answer.body, answer.cache) == (moved.body, "mirror; hit")
+    assert upstream.count("HEAD") == 1
+
+
+async def test_a_moved_tag_whose_manifest_cannot_be_had_stays_where_it_was(start: Callable[..., Any], upstream: Scripted) -> None:
+    """HEAD goes through and GET is limited, as Docker Hub does it: the old image can still be pulled, by both of dockerd's steps."""
+    image = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start(tag_ttl=0)
+    await mirror.get(LATEST)
+    upstream.add_image("library/app", "latest")
+    upstream.fail("manifests/", Status(429), times=100)
+    head = await mirror.head(LATEST)
+    assert head.headers["Docker-Content-Digest"] == str(image.digest)
+    assert (await mirror.get(LATEST)).body == image.body
+
+
+async def test_an_upstream_known_to_be_down_is_not_waited_for(start: Callable[..., Any], upstream: Scripted) -> None:
+    """The breaker opens after three failures: then an error comes at once, and upstream is left alone."""
+    upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start()
+    upstream.fail("manifests/", Status(500), times=1000)
+    upstream.fail("manifests/", Status(500), times=1000, method="HEAD")
+    for number in range(20):
+        answer = await mirror.get(f"/v2/app/manifests/{number}")
+        assert answer.status == 503
+        assert b"UNAVAILABLE" in answer.body
+    assert upstream.count("GET") <= 5
+    ready = (await mirror.get("/readyz")).body.decode()
+    assert '"degraded"' in ready
+    assert '"state": "open"' in ready
+
+
+async def test_a_tag_that_is_gone_is_gone_but_its_content_stays(start: Callable[..., Any], upstream: Scripted) -> None:
+    """404 for the tag is upstream's word; who knows the digest still gets what is cached."""
+    image = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start(tag_ttl=0)
+    await mirror.get(LATEST)
+    upstream.manifests.clear()
+    assert (await mirror.get(LATEST)).status == 404
+    assert (await mirror.head(LATEST)).status == 404
+    assert (await mirror.get(f"/v2/app/manifests/{image.digest}")).body == image.body
+
+
+async def test_404s_are_remembered_briefly(start: Callable[..., Any], upstream: Scripted) -> None:
+    """A name that is not there costs one request upstream, and is found soon after it appears."""
+    mirror: Mirror = await start(negative_ttl=1)
+    blob = f"/v2/app/blobs/sha256:{'0' * 64}"
+    for _ in range(5):
+        assert (await mirror.get(LATEST)).status == 404
+        assert (await mirror.get(blob)).status == 404
+    assert upstream.count("GET") == 2
+    image = upstream.add_image("library/app", "latest")
+    await asyncio.sleep(1.1)
+    assert (await mirror.get(LATEST)).body == image.body
+
+
+async def test_starting_needs_no_upstream_and_what_is_cached_can_be_pulled(start: Callable[..., Any], upstream: Scripted) -> None:
+    """After a restart with no network, everything that was ever pulled is there, by tag and by digest."""
+    image = upstream.add_image("library/app", "latest")
+    first: Mirror = await start(tag_ttl=0)
+    for reference in ("manifests/latest", f"blobs/{image.config}", f"blobs/{image.layers[0]}"):
+        await first.get(f"/v2/app/{reference}")
+    await first.until_cached(image.layers[0])
+    await first.until_cached(image.config)
+    await first.stop()
+    await upstream.stop()
+    second: Mirror = await start(tag_ttl=0)
+    assert (await second.get("/readyz")).status == 200
+    assert (await second.head(LATEST)).headers["Docker-Content-Digest"] == str(image.digest)
+    assert (await second.get(LATEST)).body == image.body
+    assert (await second.get(f"/v2/app/blobs/{image.layers[0]}")).body == upstream.blobs[str(image.layers[0])]
+    assert (await second.get(f"/v2/app/blobs/{image.config}")).body == upstream.blobs[str(image.config)]
+    assert (await second.get("/v2/app/manifests/other")).status == 503
+
+
+async def test_a_hundred_ask_for_one_tag_at_once(mirror: Mirror, upstream: Scripted) -> None:
+    """Upstream sees one GET."""
+    image = upstream.add_image("library/app", "latest")
+    upstream.fail("latest", Delay(0.3))
+    answers = await asyncio.gather(*(mirror.get(LATEST) for _ in range(100)))
+    assert all(answer.body == image.body for answer in answers)
+    assert upstream.count("GET") == 1
+
+
+@pytest.mark.parametrize(
+    "fault", [Corrupt(5), Headers({"Docker-Content-Digest": f"sha256:{'1' * 64}"}), Headers({"Content-Type": "text/html"})]
+)
+async def test_a_manifest_that_is_not_what_it_says(mirror: Mirror, upstream: Scripted, fault: Any) -> None:
+    """Wrong bytes and wrong digests are refused and not kept; a wrong Content-Type is set right by what the document says of itself."""
+    image = upstream.add_image("library/app", "latest")
+    upstream.fail("latest", fault)
+    answer = await mirror.get(LATEST)
+    if isinstance(fault, Headers) and "Content-Type" in fault.headers:
+        assert answer.body == image.body
+        assert answer.headers["Content-Type"] == "application/vnd.oci.image.manifest.v1+json"
+    else:
+        assert answer.status == 503
+        assert not mirror.cached(image.digest)
+        assert (await mirror.get(LATEST)).body == image.body
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>Sign in to the hotel's network</html>",
+        b"[]",
+        b"{}",
+        b'{"schemaVersion": 2, "layers": []}',
+        b"[" * 100_000,
+        b" " * (4 * 1024 * 1024 + 1),
+    ],
+)
+async def test_what_is_no_manifest_is_not_served_as_one(mirror: Mirror, upstream: Scripted, body: bytes) -> None:
+    """HTML, other JSON, deep nesting, more than 4 MiB: 503 with a reason, nothing kept, and the mirror goes on."""
+    digest = upstream.add_manifest("library/app", "latest", body, "text/html")
+    answer = await mirror.get(LATEST)
+    assert answer.status == 503
+    assert b"UNAVAILABLE" in answer.body
+    assert not mirror.cached(digest)
+    assert (await mirror.get(f"/v2/app/manifests/{digest}")).status == 503
+
+
+async def test_a_manifest_cut_short_is_asked_for_again(mirror: Mirror, upstream: Scripted) -> None:
+    """One broken connection is not the end of a pull."""
+    image = upstream.add_image("library/app", "latest")
+    upstream.fail("latest", Status(502))
+    assert (await mirror.get(LATEST)).body == image.body
+    assert upstream.count("GET") == 2
+
+
+async def test_sha512_works_like_sha256(mirror: Mirror, upstream: Scripted) -> None:
+    """Manifests and blobs, cold and warm, cuts included."""
+    blob = upstream.add_blob(b"x" * 300_000, "sha512")
+    image = upstream.add_image("library/app")
+    manifest = upstream.add_manifest("library/app", None, image.body, algorithm="sha512")
+    upstream.fail(str(blob), Cut(100_000))
+    for _ in range(2):
+        assert (await mirror.get(f"/v2/app/blobs/{blob}")).body == b"x" * 300_000
+        assert (await mirror.get(f"/v2/app/manifests/{manifest}")).body == image.body
+    await until(lambda: mirror.cached(blob))
+    assert upstream.count("GET", str(manifest)) == 1

@@ -1,0 +1,167 @@
+"""Real programs, started on free ports with folders of their own, and stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+_PACKAGES = {
+    "docker-registry": "docker-registry",
+    "dockerd": "docker.io",
+    "docker": "docker.io",
+    "containerd": "containerd",
+    "ctr": "containerd",
+    "podman": "podman",
+    "skopeo": "skopeo",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+    "nginx": "nginx-light",
+    "wrk": "wrk",
+}
+
+
+def require(*names: str) -> None:
+    """Skips the test, saying what to install, where a program is missing; fails it under MIRROR_REQUIRE_REAL=1."""
+    for name in names:
+        if shutil.which(name) is None:
+            missing(f"{name} is not installed (Debian's package {_PACKAGES[name]})")
+
+
+def require_root(what: str) -> None:
+    if os.geteuid() != 0:
+        missing(f"{what} runs as root only")
+
+
+def missing(what: str) -> None:
+    if os.environ.get("MIRROR_REQUIRE_REAL") == "1":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Program:
+    """A server in a process group of its own; what it prints is in `log`."""
+
+    def __init__(self, command: list[str], log: Path, environment: dict[str, str] | None = None) -> None:
+        self._log = log
+        with open(log, "ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,
+            )
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def wait_until(self, ready: Callable[[], bool], seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while not ready():
+            assert self._process.poll() is None, f"{self._process.args!r} ended:\n{self.log[-3000:]}"
+            assert time.monotonic() < deadline, f"{self._process.args!r} is not ready after {seconds} s:\n{self.log[-3000:]}"
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """SIGTERM to the whole group, SIGKILL where that is not enough."""
+        for signum, seconds in ((signal.SIGTERM, 15), (signal.SIGKILL, 5)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signum)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
+                return
+
+
+def answers(url: str) -> bool:
+    """True when something answers HTTP there, whatever it says."""
+    try:
+        urllib.request.urlopen(url, timeout=2).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+    except OSError:
+        return False
+    return True
+
+
+class DockerRegistry:
+    """Debian's docker-registry over a folder."""
+
+    def __init__(self, folder: Path, proxy: str | None = None, token: dict[str, str] | None = None) -> None:
+        """`proxy`: the URL it mirrors. `token`: its auth.token settings."""
+        require("docker-registry")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        config = {
+            "version": 0.1,
+            "log": {"level": "warn", "accesslog": {"disabled": False}},
+            "storage": {"filesystem": {"rootdirectory": str(folder / "data")}, "delete": {"enabled": True}},
+            "http": {"addr": f"127.0.0.1:{self.port}"},
+            **({"proxy": {"remoteurl": proxy}} if proxy else {}),
+            **({"auth": {"token": token}} if token else {}),
+        }
+        self._config = folder / "config.yml"
+        self._config.write_text(json.dumps(config))  # JSON is YAML
+        self._log = folder / "registry.log"
+        self._program: Program | None = None
+        self.start()
+
+    def start(self) -> None:
+        self._program = Program(["docker-registry", "serve", str(self._config)], self._log, {"OTEL_TRACES_EXPORTER": "none"})
+        self._program.wait_until(lambda: answers(f"{self.url}/v2/"))
+
+    def stop(self) -> None:
+        if self._program is not None:
+            self._program.stop()
+            self._program = None
+
+    def asked(self, method: str, fragment: str) -> int:
+        """How many requests its access log has whose path contains `fragment` and that were not challenged (401)."""
+        found = re.findall(rf'"{method} (\S*) HTTP/[\d.]+" (\d+)', self._log.read_text(errors="replace"))
+        return sum(1 for path, status in found if fragment in path and status != "401")
+
+
+@contextlib.contextmanager
+def registry(folder: Path, **options: str) -> Iterator[DockerRegistry]:
+    running = DockerRegistry(folder, **options)  # type: ignore[arg-type]
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def run(*command: str, environment: dict[str, str] | None = None, seconds: float = 60) -> str:
+    """Runs a command to its end; what it printed is in the failure when it fails."""
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+        env={**os.environ, **(environment or {})},
+    )
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
