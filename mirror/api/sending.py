@@ -63,6 +63,9 @@ class FileSender:
             done.result()
         finally:
             self._loop.remove_writer(self._socket)
+            if not done.cancel():
+                # Nobody may be left to hear of it: that is no "exception was never retrieved".
+                done.exception()
 
     def close(self) -> None:
         os.close(self._socket)

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 
 from mirror import metrics
 from mirror.cache.blobs import BlobStore
-from mirror.cache.catalog import Catalog
 from mirror.cache.records import Records
 from mirror.errors import StorageFull
 from mirror.names import Digest
@@ -61,13 +60,18 @@ class Eviction:
             # Not even an empty cache would do: then it need not be emptied.
             return False
         with self._alone():
-            for digest, size in self._candidates(catalog):
-                if over <= 0:
-                    break
-                over -= size
-                metrics.evictions.inc()
-                metrics.evicted_bytes.inc(size)
-                catalog.forget([digest])
+            kept: set[Digest] = set()
+            while over > 0 and (batch := self._candidates(kept)):
+                for digest, size in batch:
+                    if over <= 0:
+                        break
+                    if not self._store.remove(digest):
+                        kept.add(digest)
+                        continue
+                    catalog.forget([digest])
+                    over -= size
+                    metrics.evictions.inc()
+                    metrics.evicted_bytes.inc(size)
         self._count()
         return over <= 0
 
@@ -85,18 +89,10 @@ class Eviction:
                         spooled += entry.stat().st_size
         return max(cached + spooled + need - self.max_size, need + spare - free if need else 0)
 
-    def _candidates(self, catalog: Catalog) -> Iterator[tuple[Digest, int]]:
-        """What has been removed, one by one."""
-        kept: set[Digest] = set()
-        while True:
-            batch = [row for row in catalog.least_recently_used(_BATCH + len(kept)) if row[0] not in kept]
-            if not batch:
-                return
-            for digest, size in batch:
-                if self._store.remove(digest):
-                    yield digest, size
-                else:
-                    kept.add(digest)
+    def _candidates(self, kept: set[Digest]) -> list[tuple[Digest, int]]:
+        """What may go next; without `kept`, which somebody is reading."""
+        rows = self._records.catalog.least_recently_used(_BATCH + len(kept))
+        return [row for row in rows if row[0] not in kept]
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

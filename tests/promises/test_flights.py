@@ -48,10 +48,7 @@ async def test_2_a_slow_reader_slows_neither_the_download_nor_another_reader(mir
     """A client that takes nothing holds up nobody: the download lands and others are served in full while it waits."""
     data = os.urandom(24 * MIB)
     blob = upstream.add_blob(data)
-    host, port = mirror.url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
-    writer.write(f"GET {path(blob)} HTTP/1.1\r\nHost: m\r\n\r\n".encode())
-    await reader.readuntil(b"\r\n\r\n")
+    reader, writer = await mirror.slow_reader(path(blob))
     assert (await mirror.get(path(blob))).body == data
     await mirror.until_cached(blob)
     rest = bytearray()

@@ -11,6 +11,7 @@ import tarfile
 import urllib.request
 from dataclasses import dataclass, field
 from urllib.parse import urljoin
+from urllib.response import addinfourl
 
 from mirror.manifests import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 
@@ -105,10 +106,8 @@ def push(url: str, repository: str, tag: str, image: Image, authorization: str |
         _send("PUT", f"{url}/v2/{repository}/manifests/{reference}", body, {**headers, "Content-Type": media_type}).close()
 
 
-def _send(method: str, url: str, data: bytes, headers: dict[str, str]) -> urllib.request.addinfourl:
-    answer: urllib.request.addinfourl = urllib.request.urlopen(
-        urllib.request.Request(url, data, headers, method=method), timeout=30
-    )
+def _send(method: str, url: str, data: bytes, headers: dict[str, str]) -> addinfourl:
+    answer: addinfourl = urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=30)
     return answer
 
 

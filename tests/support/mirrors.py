@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -60,6 +61,18 @@ class Mirror:
 
     async def head(self, path: str, **headers: str) -> Got:
         return await self.get(path, "HEAD", **headers)
+
+    async def slow_reader(self, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection that has asked for `path`, has the headers, and whose kernel takes next to nothing unasked."""
+        host, port = self.url.removeprefix("http://").rsplit(":", 1)
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(client, (host, int(port)))
+        reader, writer = await asyncio.open_connection(sock=client, limit=1024)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: mirror\r\n\r\n".encode())
+        await reader.readuntil(b"\r\n\r\n")
+        return reader, writer
 
     async def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""

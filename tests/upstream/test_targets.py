@@ -1,0 +1,256 @@
+"""Redirects, realms, endpoints, retries."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from yarl import URL
+
+from mirror.errors import TargetRefused, UpstreamError, UpstreamInvalid
+from mirror.upstream import transport as transport_module
+from mirror.upstream.health import Breaker
+from mirror.upstream.targets import Guard
+from mirror.upstream.transport import Timeouts, Transport
+from tests.support.mirrors import Mirror
+from tests.support.scripted import Cut, Delay, Headers, Redirect, Scripted, Status
+
+LATEST = "/v2/app/manifests/latest"
+MIB = 1024 * 1024
+
+
+async def test_one_redirect_serves_many_ranges_and_an_expired_one_is_asked_for_again(mirror: Mirror, upstream: Scripted) -> None:
+    """A resumed download goes back to the signed URL; when the store answers 403, the registry gives another."""
+    data = os.urandom(3 * MIB)
+    blob = upstream.add_blob(data)
+    async with Scripted() as store:
+        store.blobs = upstream.blobs
+        upstream.redirect_blobs_to = store
+        store.fail(str(blob), Cut(MIB), Cut(MIB // 2), Status(403))
+        assert (await mirror.get(f"/v2/app/blobs/{blob}")).body == data
+        assert store.count("GET") == 4
+        assert upstream.count("GET", str(blob)) == 2
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["", "/v2/library/app/manifests/latest", "ftp://127.0.0.1/x", "http://user:pass@127.0.0.1:1/x", "http://[bad", "//", "?"],
+)
+async def test_redirects_that_lead_nowhere(mirror: Mirror, upstream: Scripted, location: str) -> None:
+    """Circles, other schemes, user and password, nonsense: an error, and the process goes on."""
+    upstream.add_image("library/app", "latest")
+    upstream.fail("latest", Redirect(location), times=20)
+    answer = await mirror.get(LATEST)
+    assert answer.status == 503
+    assert b"pass@" not in answer.body
+    upstream.heal()
+    assert (await mirror.get(LATEST)).status == 200
+
+
+async def test_signed_queries_are_not_shown(mirror: Mirror, upstream: Scripted) -> None:
+    """What an error says of a redirect's target leaves out its query."""
+    blob = upstream.add_blob(b"x" * 100)
+    async with Scripted() as store:
+        upstream.redirect_blobs_to = store
+        store.fail(str(blob), Status(500), times=50)
+        answer = await mirror.get(f"/v2/app/blobs/{blob}")
+        assert answer.status == 503
+        assert b"secret" not in answer.body
+
+
+_PRIVATE = [
+    "http://127.0.0.1:1/", "http://localhost:1/", "http://10.0.0.1/", "http://192.168.1.1/", "http://169.254.169.254/latest/meta-data",
+    "http://[::1]:1/", "http://[fe80::1]/", "http://[::ffff:127.0.0.1]/", "http://[64:ff9b::7f00:1]/", "http://0.0.0.0/", "http://2130706433/",
+    "http://0x7f.1/", "http://100.64.0.1/", "http://224.0.0.1/",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", _PRIVATE)
+async def test_a_public_upstream_may_not_send_us_to_a_private_address(target: str) -> None:
+    """However the address is written, and whatever a name resolves to: refused before a byte is sent."""
+    transport = Transport(Timeouts(1, 2, 1, 1))
+    try:
+        guard = Guard(transport, URL("http://8.8.8.8"), None)
+        with pytest.raises(UpstreamInvalid, match=r"not public|not a canonical"):
+            await guard.request("GET", URL(target), {"Authorization": "secret"})
+    finally:
+        await transport.aclose()
+
+
+async def test_an_https_upstream_may_not_send_us_to_http() -> None:
+    """Not even to the same host."""
+    transport = Transport(Timeouts(1, 2, 1, 1))
+    try:
+        for base, target in (("https://8.8.8.8", "http://8.8.8.8/x"), ("https://127.0.0.1:1", "http://127.0.0.1:1/x")):
+            with pytest.raises(TargetRefused):
+                await Guard(transport, URL(base), None).request("GET", URL(target), {})
+    finally:
+        await transport.aclose()
+
+
+async def test_a_realm_is_checked_like_a_redirect(start: Callable[..., Any], upstream: Scripted) -> None:
+    """A token realm that is no web address gets no credentials."""
+    upstream.auth, upstream.realm = "bearer", "ftp://127.0.0.1/token"
+    upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start(
+        settings={"registries": {"docker.io": {"endpoints": [upstream.url], "username": "u", "password": "p"}}}
+    )
+    assert (await mirror.get(LATEST)).status == 503
+    assert upstream.count("GET", "/token") == 0
+
+
+async def test_endpoints_are_tried_in_order(start: Callable[..., Any], upstream: Scripted) -> None:
+    """A dead or failing one is passed over; a blob may come from any of them."""
+    async with Scripted() as second:
+        image = upstream.add_image("library/app", "latest")
+        second.manifests, second.blobs = upstream.manifests, upstream.blobs
+        mirror: Mirror = await start(endpoints=["http://127.0.0.1:1", upstream.url, second.url])
+        assert (await mirror.get(LATEST)).body == image.body
+        assert second.count("GET") == 0
+        upstream.fail(str(image.config), Status(404))
+        assert (await mirror.get(f"/v2/app/blobs/{image.config}")).status == 200
+        assert second.count("GET", str(image.config)) == 1
+
+
+async def test_a_tags_meaning_comes_from_the_first_endpoint_that_answers(start: Callable[..., Any], upstream: Scripted) -> None:
+    """Its 404 is an answer: the second, which may lag behind, is not asked."""
+    async with Scripted() as second:
+        second.add_image("library/app", "latest")
+        mirror: Mirror = await start(endpoints=[upstream.url, second.url])
+        assert (await mirror.get(LATEST)).status == 404
+        assert second.asked == []
+
+
+async def test_transient_failures_are_retried_and_retry_after_is_honoured(mirror: Mirror, upstream: Scripted) -> None:
+    """A 502 and a 429 that ends soon cost the client nothing but time."""
+    image = upstream.add_image("library/app", "latest")
+    upstream.fail("latest", Status(502))
+    assert (await mirror.get(LATEST)).status == 200
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    upstream.fail(str(image.config), Status(429, {"Retry-After": "1"}))
+    assert (await mirror.get(f"/v2/app/blobs/{image.config}")).status == 200
+    assert loop.time() - began >= 1
+
+
+async def test_a_long_retry_after_is_told_and_upstream_left_alone(mirror: Mirror, upstream: Scripted) -> None:
+    """503, not 429, which containerd would repeat at once; with the time to wait."""
+    upstream.add_image("library/app", "latest")
+    upstream.fail("latest", Status(429, {"Retry-After": "200"}), times=20)
+    answer = await mirror.get(LATEST)
+    assert answer.status == 503
+    assert b"TOOMANYREQUESTS" in answer.body
+    assert 190 <= int(answer.headers["Retry-After"]) <= 200
+    assert (await mirror.get(LATEST)).status == 503
+    assert upstream.count("GET") == 1
+
+
+async def test_slow_headers_end_within_the_header_timeout(mirror: Mirror, upstream: Scripted) -> None:
+    """An upstream that does not answer is no reason to hold a client for longer."""
+    upstream.add_image("library/app", "latest")
+    upstream.fail("latest", Delay(30), times=10)
+    async with asyncio.timeout(10):
+        answer = await mirror.get(LATEST)
+    assert answer.status == 503
+    assert b"in time" in answer.body
+
+
+async def test_head_that_is_refused_or_says_too_little_becomes_get(mirror: Mirror, upstream: Scripted) -> None:
+    """405, or no Docker-Content-Digest: the answer is the same."""
+    image = upstream.add_image("library/app", "latest")
+    for fault in (Status(405), Headers({"Docker-Content-Digest": None})):
+        upstream.fail("manifests/", fault, method="HEAD")
+        head = await mirror.head(f"/v2/app/manifests/{image.digest}" if isinstance(fault, Headers) else LATEST)
+        assert head.headers["Docker-Content-Digest"] == str(image.digest)
+    upstream.fail(str(image.config), Status(405), method="HEAD")
+    head = await mirror.head(f"/v2/app/blobs/{image.config}")
+    assert head.headers["Content-Length"] == str(len(upstream.blobs[str(image.config)]))
+
+
+async def test_tags_and_referrers_follow_pages_and_the_tag_schema(start: Callable[..., Any], upstream: Scripted) -> None:
+    """All of a list, however upstream gives it."""
+    image = upstream.add_image("library/app", "v1")
+    for number in range(2, 8):
+        upstream.add_image("library/app", f"v{number}")
+    upstream.page_size = 2
+    mirror: Mirror = await start()
+    assert b'["v1", "v2", "v3", "v4", "v5", "v6", "v7"]' in (await mirror.get("/v2/app/tags/list")).body
+    assert upstream.count("GET", "/tags/list") == 4
+    upstream.referrers_api = False
+    answer = await mirror.get(f"/v2/app/referrers/{image.digest}")
+    assert answer.status == 200
+    assert b'"manifests": []' in answer.body
+    other = upstream.add_image("library/app", "other")
+    upstream.add_index("library/app", f"sha256-{other.digest.hex}", [image])
+    assert str(image.digest).encode() in (await mirror.get(f"/v2/app/referrers/{other.digest}")).body
+
+
+async def test_rate_limits_are_seen_in_the_metrics(mirror: Mirror, upstream: Scripted) -> None:
+    """Docker Hub's headers, with the window after a semicolon."""
+    upstream.add_image("library/app", "latest")
+    upstream.extra_headers = {"ratelimit-limit": "100;w=21600", "ratelimit-remaining": "76;w=21600"}
+    await mirror.get(LATEST)
+    text = (await mirror.get("/metrics")).body.decode()
+    endpoint = upstream.url.removeprefix("http://")
+    assert f'mirror_upstream_ratelimit_remaining{{endpoint="{endpoint}",upstream_host="docker.io"}} 76.0' in text
+    assert f'mirror_upstream_ratelimit_limit{{endpoint="{endpoint}",upstream_host="docker.io"}} 100.0' in text
+
+
+def test_the_breaker() -> None:
+    """Opens after three failures in a row; then one probe after 1 s, 2 s, 4 s … 60 s; one success closes it."""
+    now = 0.0
+    breaker = Breaker(lambda: now)
+    for _ in range(2):
+        breaker.failed("x")
+        assert breaker.allows()
+    breaker.failed("x")
+    assert (breaker.state, breaker.allows()) == ("open", False)
+    for pause in (1, 2, 4, 8, 16, 32, 60, 60):
+        now += pause - 0.01
+        assert not breaker.allows()
+        now += 0.02
+        assert breaker.allows()
+        assert not breaker.allows(), "one probe at a time"
+        breaker.failed("x")
+    now += 61
+    assert breaker.allows()
+    breaker.succeeded()
+    assert (breaker.state, breaker.allows()) == ("ok", True)
+
+
+async def test_a_proxy_from_the_environment_is_used(
+    monkeypatch: pytest.MonkeyPatch, upstream: Scripted, start: Callable[..., Any]
+) -> None:
+    """HTTP_PROXY and NO_PROXY mean what they always mean."""
+    monkeypatch.setenv("http_proxy", upstream.url)
+    monkeypatch.setenv("no_proxy", "")
+    upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start(endpoints=["http://registry.invalid"])
+    assert (await mirror.get(LATEST)).status == 200
+    assert upstream.count("GET", "latest") == 1
+
+
+async def test_what_aiohttp_raises_ends_at_the_transport(upstream: Scripted) -> None:
+    """Refused connections, unknown hosts, and servers that speak no HTTP are errors of ours."""
+
+    async def nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"SSH-2.0-whatever\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(nonsense, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    transport = Transport(Timeouts(1, 2, 1, 1))
+    try:
+        for url in ("http://127.0.0.1:1/", "http://name.invalid/", f"http://127.0.0.1:{port}/", f"https://127.0.0.1:{port}/"):
+            with pytest.raises(UpstreamError):
+                await transport.request("GET", URL(url), {})
+    finally:
+        await transport.aclose()
+        server.close()
+        await server.wait_closed()
+    assert transport_module.shown(URL("https://u:p@h/x?sig=1#f")) == "https://h/x"
