@@ -6,9 +6,10 @@ registry's name as configured (``docker.io``), `type` is ``blob`` or ``manifest`
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 REGISTRY = CollectorRegistry(auto_describe=True)
+ProcessCollector(registry=REGISTRY)
 
 _KIND = ("upstream_host", "type")
 _ENDPOINT = ("upstream_host", "endpoint")

@@ -9,12 +9,24 @@ from typing import Any
 from aiohttp import web
 
 from mirror.cache.outcome import Outcome
-from mirror.errors import MirrorError, RangeNotSatisfiable, Unsupported, UpstreamError, UpstreamLimited
+from mirror.errors import (
+    BlobUnknown,
+    Denied,
+    ManifestUnknown,
+    MirrorError,
+    NameUnknown,
+    RangeNotSatisfiable,
+    Unsupported,
+    UpstreamError,
+    UpstreamLimited,
+)
 from mirror.names import Digest
 
 VERSION = ("Docker-Distribution-Api-Version", "registry/2.0")
 IMMUTABLE = "public, max-age=31536000, immutable"
 _RETRY_AFTER = 5
+_OF_UPSTREAM = (UpstreamError, ManifestUnknown, BlobUnknown, NameUnknown, Denied)
+"""Errors that are what upstream said, or that it said nothing."""
 
 
 def cache_status(outcome: Outcome) -> str:
@@ -50,7 +62,7 @@ def problem(error: MirrorError) -> web.Response:
     headers = {
         "Content-Type": "application/json",
         VERSION[0]: VERSION[1],
-        "Cache-Status": f"mirror; fwd={'miss' if isinstance(error, UpstreamError) else 'bypass'}; detail={error.code}",
+        "Cache-Status": f"mirror; fwd={'miss' if isinstance(error, _OF_UPSTREAM) else 'bypass'}; detail={error.code}",
         "X-Content-Type-Options": "nosniff",
     }
     if isinstance(error, RangeNotSatisfiable):

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from mirror import metrics
-from mirror.api.answers import cache_status
 from mirror.api.sending import FileSender, pieces, read_slice
 from mirror.api.targets import Target
-from mirror.cache.outcome import HIT, Outcome
+from mirror.cache.outcome import Outcome
 from mirror.cache.parts import FileSlice, Reader
 from mirror.errors import MirrorError, UpstreamCut
 
@@ -44,10 +43,6 @@ class Exchange:
         self.sent += size
         if size:
             metrics.pushed_bytes.labels(self.target.repository.registry, kind).inc(size)
-
-    @property
-    def cache(self) -> str:
-        return cache_status(self.outcome or HIT)
 
 
 async def stream_body(exchange: Exchange, response: web.StreamResponse, reader: Reader, start: int, stop: int | None) -> None:

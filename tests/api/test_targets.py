@@ -1,0 +1,143 @@
+"""Which registry, repository and resource a request means."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mirror.api.ranges import matches, parse_range
+from mirror.api.targets import Resource, Targets
+from mirror.config import ALIASES
+from mirror.errors import MirrorError, RangeNotSatisfiable, RegistryUnknown
+from mirror.names import Digest, Repository, Tag
+
+DIGEST = "sha256:" + "a" * 64
+TARGETS = Targets({"docker.io": 1, "ghcr.io": 1, "localhost:5001": 1}.keys(), "docker.io", ALIASES)
+
+
+@pytest.mark.parametrize(
+    ("target", "registry", "path"),
+    [
+        ("/v2/library/alpine/manifests/3", "docker.io", "library/alpine"),
+        ("/v2/alpine/manifests/3", "docker.io", "library/alpine"),
+        ("/v2/owner/img/manifests/3?ns=ghcr.io", "ghcr.io", "owner/img"),
+        ("/v2/img/manifests/3?ns=ghcr.io", "ghcr.io", "img"),
+        ("/v2/alpine/manifests/3?ns=docker.io", "docker.io", "library/alpine"),
+        ("/v2/library/alpine/manifests/3?ns=registry-1.docker.io", "docker.io", "library/alpine"),
+        ("/v2/ghcr.io/owner/img/manifests/3", "ghcr.io", "owner/img"),
+        ("/v2/docker.io/alpine/manifests/3", "docker.io", "library/alpine"),
+        ("/v2/index.docker.io/library/alpine/manifests/3", "docker.io", "library/alpine"),
+        ("/v2/localhost:5001/a/b/c/manifests/3", "localhost:5001", "a/b/c"),
+        ("/v2/localhost%3A5001/a/manifests/3", "localhost:5001", "a"),
+        ("/ghcr.io/v2/owner/img/manifests/3", "ghcr.io", "owner/img"),
+        ("/ghcr.io/v2/owner/img/manifests/3?ns=ghcr.io", "ghcr.io", "owner/img"),
+        ("/v2/ghcr.io/owner/img/manifests/3?ns=ghcr.io", "ghcr.io", "owner/img"),
+        ("/v2/manifests/manifests/manifests/3", "docker.io", "manifests/manifests"),
+        ("http://mirror.lan/v2/ghcr.io/owner/img/manifests/3", "ghcr.io", "owner/img"),
+    ],
+)
+def test_every_way_a_client_asks(target: str, registry: str, path: str) -> None:
+    """Bare names, ``?ns=``, the registry as first component, the registry before ``/v2/``, and what real clients mix of them."""
+    parsed = TARGETS.parse(target)
+    assert (parsed.resource, parsed.repository, parsed.reference) == (Resource.MANIFEST, Repository(registry, path), Tag("3"))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v2/a/b/manifests/3?ns=evil.example",
+        "/v2/evil.example/a/manifests/3",
+        "/evil.example/v2/a/manifests/3",
+        "/v2/a/manifests/3?ns=127.0.0.1:9",
+    ],
+)
+def test_a_registry_that_is_not_configured_is_a_key_that_is_missing(target: str) -> None:
+    """It is never dialled; the error says which table to add."""
+    with pytest.raises(RegistryUnknown, match=r'\[registries\."'):
+        TARGETS.parse(target)
+
+
+@pytest.mark.parametrize(
+    ("target", "resource", "reference"),
+    [
+        ("/v2", Resource.BASE, None),
+        ("/v2/", Resource.BASE, None),
+        ("/ghcr.io/v2/", Resource.BASE, None),
+        ("/v2/_catalog", Resource.CATALOG, None),
+        (f"/v2/a/b/blobs/{DIGEST}", Resource.BLOB, Digest("sha256", "a" * 64)),
+        (f"/v2/a/b/blobs/{DIGEST.replace(':', '%3a')}", Resource.BLOB, Digest("sha256", "a" * 64)),
+        ("/v2/a/b/tags/list", Resource.TAGS, None),
+        (f"/v2/a/b/referrers/{DIGEST}", Resource.REFERRERS, Digest("sha256", "a" * 64)),
+        ("/v2/a/b/blobs/uploads/", Resource.UPLOAD, None),
+        ("/v2/a/b/blobs/uploads/1-2", Resource.UPLOAD, None),
+        ("/metrics", Resource.PAGE, None),
+    ],
+)
+def test_resources(target: str, resource: Resource, reference: object) -> None:
+    """The distribution-spec's endpoints."""
+    parsed = TARGETS.parse(target)
+    assert (parsed.resource, parsed.reference) == (resource, reference)
+
+
+@given(st.text(st.characters(codec="latin-1"), max_size=200).map(lambda text: "/v2/" + text))
+def test_no_target_breaks_the_parser(target: str) -> None:
+    """It is understood or refused, and a repository that comes out has no way up the tree."""
+    try:
+        parsed = TARGETS.parse(target)
+    except MirrorError:
+        return
+    if parsed.repository is not None:
+        assert ".." not in parsed.repository.path.split("/")
+        assert Repository.parse(parsed.repository.registry, parsed.repository.path)
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (None, None),
+        ("bytes=0-9", (0, 10)),
+        ("bytes=90-", (90, 100)),
+        ("bytes=-7", (93, 100)),
+        ("bytes=-700", (0, 100)),
+        ("bytes=50-1000", (50, 100)),
+        ("bytes= 1 - 2 ", (1, 3)),
+        ("BYTES=1-2", (1, 3)),
+        ("bytes=0-0", (0, 1)),
+        ("items=0-1", None),
+        ("bytes=0-1,5-6", None),
+        ("nonsense", None),
+    ],
+)
+def test_ranges(header: str | None, expected: tuple[int, int] | None) -> None:
+    """All forms of RFC 9110; units and lists that are not served are ignored."""
+    assert parse_range(header, 100) == expected
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "bytes=100-",
+        "bytes=100-200",
+        "bytes=9-3",
+        "bytes=-0",
+        "bytes=-",
+        "bytes=a-b",
+        "bytes=1",
+        "bytes=",
+        "bytes=99999999999999999999-",
+    ],
+)
+def test_ranges_that_cannot_be(header: str) -> None:
+    """Past the end, backwards, or malformed: 416, with the size."""
+    with pytest.raises(RangeNotSatisfiable) as caught:
+        parse_range(header, 100)
+    assert caught.value.size == 100
+
+
+def test_etags_match() -> None:
+    """Lists, weak tags, and any."""
+    assert matches('"a", W/"b"', '"b"')
+    assert matches("*", '"b"')
+    assert not matches('"a"', '"b"')
+    assert not matches(None, '"b"')

@@ -1,0 +1,148 @@
+"""``mirror serve`` as a user meets it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import aiohttp
+
+from tests.support.mirrors import MirrorProcess
+from tests.support.programs import free_port
+from tests.support.scripted import Hold, Scripted
+
+MIB = 1024 * 1024
+
+
+def mirror(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mirror", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_the_start_says_where_what_and_how(tmp_path: Path) -> None:
+    """Where it listens, where the cache is and how large it may get, which registries, and the line for daemon.json."""
+    with MirrorProcess(
+        tmp_path / "cache", {"docker.io": "http://127.0.0.1:1", "lan:5001": "http://127.0.0.1:1"}, "--max-size", "2GiB"
+    ) as running:
+        while "daemon.json" not in running.log:
+            pass
+        for expected in (
+            f"listening on {running.url}\n",
+            f"cache in {tmp_path / 'cache'}, up to 2 GiB",
+            "docker.io, ghcr.io, quay.io, registry.k8s.io, gcr.io, mcr.microsoft.com, public.ecr.aws, lan:5001",
+            f'{{"registry-mirrors": ["{running.url}"]}}',
+        ):
+            assert expected in running.log
+        assert running.terminate() == 0
+
+
+def test_wrong_settings_end_the_start_with_every_fault_and_status_2(tmp_path: Path) -> None:
+    """On standard error, without a traceback, without secrets."""
+    config = tmp_path / "m.toml"
+    config.write_text('[cache]\ntag_tl = 1\n[registries."docker.io"]\npassword = "hunter2"\n')
+    done = mirror("serve", "--config", str(config), "--listen", "x", "--upstream", "docker.io=nope", MIRROR_CACHE__MAX_SIZE="-1")
+    assert done.returncode == 2
+    for expected in ("cache.tag_tl", "tag_ttl", "server.listen", 'registries."docker.io"', "cache.max_size"):
+        assert expected in done.stderr
+    assert "hunter2" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert mirror("serve", "--upstream", "docker.io").returncode == 2
+    assert mirror("serve", "--no-such-flag").returncode == 2
+    assert mirror("nonsense").returncode == 2
+
+
+def test_a_start_that_cannot_be_says_why_with_status_1(tmp_path: Path) -> None:
+    """A port that is taken, a cache directory that cannot be made."""
+    with MirrorProcess(tmp_path / "cache", {}) as running:
+        address = running.url.removeprefix("http://")
+        done = mirror("serve", "--listen", address, "--cache-dir", str(tmp_path / "other"))
+        assert done.returncode == 1
+        assert address in done.stderr
+        assert "Traceback" not in done.stderr
+    (tmp_path / "file").write_text("")
+    done = mirror("serve", "--listen", f"127.0.0.1:{free_port()}", "--cache-dir", str(tmp_path / "file" / "cache"))
+    assert done.returncode == 1
+    assert str(tmp_path / "file") in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_and_version() -> None:
+    """They need no settings and tell the flags."""
+    assert "--upstream" in mirror("serve", "--help").stdout
+    assert mirror("--version").stdout.startswith("mirror, version ")
+
+
+async def test_sigterm_drains(upstream: Scripted, tmp_path: Path) -> None:
+    """No new connections; the current request ends well; the download of one that has gone stays resumable; exit status 0."""
+    finishing, leaving = upstream.add_blob(os.urandom(4 * MIB)), upstream.add_blob(os.urandom(4 * MIB))
+    holds = {blob: Hold(MIB) for blob in (finishing, leaving)}
+    for blob, hold in holds.items():
+        upstream.fail(str(blob), hold)
+    with MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}) as running:
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"{running.url}/v2/app/blobs/{leaving}") as response:
+                await response.content.readexactly(1000)
+            async with session.get(f"{running.url}/v2/app/blobs/{finishing}") as response:
+                await response.content.readexactly(1000)
+                await holds[leaving].reached.wait()
+                stopped = asyncio.create_task(asyncio.to_thread(running.terminate))
+                await asyncio.sleep(0.5)
+                try:
+                    await session.get(f"{running.url}/v2/")
+                    raise AssertionError("a new connection was taken")
+                except aiohttp.ClientConnectorError:
+                    pass
+                assert not stopped.done()
+                holds[finishing].release.set()
+                assert len(await response.read()) == 4 * MIB - 1000
+                assert await stopped == 0
+        running.start()
+        holds[leaving].release.set()
+        async with aiohttp.ClientSession() as session, session.get(f"{running.url}/v2/app/blobs/{leaving}") as response:
+            assert await response.read() == upstream.blobs[str(leaving)]
+        assert upstream.asked[-1].range == f"bytes={MIB}-{4 * MIB - 1}"
+        assert running.terminate() == 0
+
+
+async def test_the_access_log_has_a_line_for_each_request(upstream: Scripted, tmp_path: Path) -> None:
+    """Client, repository, reference, status, bytes, duration, cache result; strange agents do no harm."""
+    image = upstream.add_image("library/app", "latest")
+    with MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}) as running:
+        async with aiohttp.ClientSession(headers={"User-Agent": 'a"b\tc'}) as session:
+            for path in ("manifests/latest", f"blobs/{image.layers[0]}", "manifests/NONE"):
+                async with session.get(f"{running.url}/v2/app/{path}") as response:
+                    await response.read()
+        assert running.terminate() == 0
+        lines = [json.loads(line) for line in running.log.splitlines() if line.startswith("{")]
+    assert [(line["status"], line["bytes"], line["reference"]) for line in lines[:2]] == [
+        (200, len(image.body), "latest"),
+        (200, 1000, str(image.layers[0])),
+    ]
+    assert lines[2]["status"] == 404
+    for line in lines:
+        assert line["client"] == "127.0.0.1"
+        assert line["repository"] == "docker.io/library/app"
+        assert line["cache"].startswith("mirror; fwd=miss")
+        assert line["duration"] >= 0
+        assert line["agent"] == 'a"b\tc'
+        assert line["complete"] is True
+
+
+def test_json_logs(tmp_path: Path) -> None:
+    """Every line of the log is JSON where that is asked for."""
+    with MirrorProcess(tmp_path / "cache", {}, LOG__FORMAT="json", LOG__LEVEL="debug", SERVER__ACCESS_LOG="false") as running:
+        assert running.terminate() == 0
+        entries = [line for line in running.log.splitlines() if line.startswith("{") and "registry-mirrors" not in line]
+    assert entries
+    assert all({"time", "level", "logger", "message"} <= set(json.loads(entry)) for entry in entries)

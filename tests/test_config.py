@@ -1,0 +1,162 @@
+"""Settings: sources, precedence, and faults that help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mirror.config import DEFAULT_ENDPOINTS, ConfigError, load, parse_duration, parse_size
+
+
+def test_no_settings_at_all() -> None:
+    """The defaults serve docker.io and the other default registries on loopback."""
+    settings = load(None, {}, {})
+    assert settings.server.address == ("127.0.0.1", 5000)
+    assert settings.cache.max_size == 50 * 1024**3
+    assert settings.cache.tag_ttl == 300
+    assert {name: registry.endpoints for name, registry in settings.registries.items()} == {
+        k: (v,) for k, v in DEFAULT_ENDPOINTS.items()
+    }
+
+
+def test_flags_win_over_environment_over_file_key_by_key(tmp_path: Path) -> None:
+    """What one source does not mention is kept from the one below."""
+    file = tmp_path / "m.toml"
+    file.write_text(
+        '[server]\nlisten = "1.1.1.1:1"\ndrain_timeout = "5s"\n[cache]\nmax_size = "1GiB"\ntag_ttl = "1m"\n[registries."docker.io"]\n'
+        'endpoints = ["https://a"]\nusername = "u"\npassword = "p"\n[registries."lan:5001"]\nendpoints = ["http://lan:5001/base/"]\n'
+    )
+    environment = {"MIRROR_SERVER__LISTEN": "2.2.2.2:2", "MIRROR_CACHE__MAX_SIZE": "2GiB", "PATH": "/bin"}
+    flags = {"cache": {"max_size": "3GiB"}, "registries": {"docker.io": {"endpoints": ["http://b", "http://c"]}}}
+    settings = load(file, environment, flags)
+    assert settings.server.address == ("2.2.2.2", 2)
+    assert settings.server.drain_timeout == 5
+    assert (settings.cache.max_size, settings.cache.tag_ttl) == (3 * 1024**3, 60)
+    assert settings.registries["docker.io"].endpoints == ("http://b", "http://c")
+    assert settings.registries["docker.io"].credentials() == ("u", "p")
+    assert settings.registries["lan:5001"].endpoints == ("http://lan:5001/base",)
+    assert settings.registries["ghcr.io"].endpoints == ("https://ghcr.io",)
+
+
+def test_a_table_without_endpoints_keeps_the_default_ones() -> None:
+    """Credentials for Docker Hub need not repeat its URL."""
+    settings = load(None, {}, {"registries": {"docker.io": {"username": "u", "password": "p"}}})
+    assert settings.registries["docker.io"].endpoints == ("https://registry-1.docker.io",)
+
+
+def test_all_faults_at_once_with_key_form_value_and_source(tmp_path: Path) -> None:
+    """One start tells everything that is wrong."""
+    file = tmp_path / "m.toml"
+    file.write_text(
+        '[cache]\nmax_sise = "1GiB"\ntag_ttl = "soon"\n[upstream]\nattempts = 0\n[registries."docker.io"]\nendpoints = ["ftp://x"]\n'
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(file, {"MIRROR_SERVER__LISTEN": "nowhere"}, {"cache": {"max_size": "huge"}})
+    faults = "\n".join(caught.value.faults)
+    assert len(caught.value.faults) == 6
+    for expected in (
+        "cache.max_sise",
+        "is 'max_size' meant?",
+        "cache.tag_ttl",
+        '"5m"',
+        "'soon'",
+        "in the environment",
+        "'nowhere'",
+        "on the command line",
+        "'huge'",
+        str(file),
+        "upstream.attempts",
+        "https://registry.example",
+    ):
+        assert expected in faults
+
+
+@pytest.mark.parametrize(
+    ("registry", "expected"),
+    [
+        ({"username": "u"}, "belong together"),
+        ({"password": "hunter2"}, "belong together"),
+        ({"username": "u", "password": "hunter2", "password_file": "/dev/null"}, "exclude each other"),
+        ({"username": "u", "password_file": "/nonexistent"}, "cannot be read"),
+        ({"ca_file": "/nonexistent"}, "cannot be read"),
+        ({"endpoints": ["https://u:hunter2@h"]}, "without user and password"),
+        ({"endpoints": ["https://h?x=1"]}, "without query"),
+        ({"endpoints": ["h:1"]}, "a URL such as"),
+        ({"password": ["hunter2"], "username": "u"}, "password"),
+    ],
+)
+def test_faults_of_a_registry(registry: dict[str, Any], expected: str) -> None:
+    """Each says what is wrong; no secret is shown."""
+    with pytest.raises(ConfigError) as caught:
+        load(None, {}, {"registries": {"docker.io": registry}})
+    assert expected in str(caught.value)
+    if "endpoints" not in registry:
+        assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"registries": {"Not A Host": {"endpoints": ["https://h"]}}}, "not a registry's name"),
+        ({"registries": {"lan:5001": {}}}, "needs endpoints"),
+        ({"serverr": {}}, "is 'server' meant?"),
+        ({"server": {"listen": "1.2.3.4:99999"}}, "an address and a port"),
+        ({"cache": {"tag_ttl": -1}}, "a duration between"),
+        ({"cache": {"max_size": 0}}, "a size above 0"),
+        ({"log": {"level": "loud"}}, "log.level"),
+    ],
+)
+def test_other_faults(flags: dict[str, Any], expected: str) -> None:
+    """Names, addresses, numbers."""
+    with pytest.raises(ConfigError) as caught:
+        load(None, {}, flags)
+    assert expected in str(caught.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    """Absent, a folder, no TOML: the file is named, and the line."""
+    bad = tmp_path / "bad.toml"
+    bad.write_text("[server]\nlisten =\n")
+    for file, expected in ((tmp_path / "absent", "cannot be read"), (tmp_path, "cannot be read"), (bad, "line 2")):
+        with pytest.raises(ConfigError) as caught:
+            load(file, {}, {})
+        assert str(file) in str(caught.value)
+        assert expected in str(caught.value)
+
+
+def test_unknown_settings_in_the_environment_are_told() -> None:
+    """A typing error there is as easily made as in a file."""
+    with pytest.raises(ConfigError, match="max_sise"):
+        load(None, {"MIRROR_CACHE__MAX_SISE": "1GiB"}, {})
+    with pytest.raises(ConfigError, match="cach"):
+        load(None, {"MIRROR_CACH__MAX_SIZE": "1GiB"}, {})
+
+
+@given(st.integers(1, 10**6), st.sampled_from([("ms", 0.001), ("s", 1), ("m", 60), ("h", 3600), ("d", 86400), ("", 1)]))
+def test_durations(number: int, unit: tuple[str, float]) -> None:
+    """Numbers are seconds; units are what they look like; what is no duration is refused, never guessed."""
+    if number * unit[1] <= 10 * 365 * 86400:
+        assert parse_duration(f"{number}{unit[0]}") == pytest.approx(number * unit[1])
+        assert parse_duration(number) == number
+    for wrong in (f"{number}x", f"-{number}s", "", "s", True, None, [number]):
+        with pytest.raises(ValueError):
+            parse_duration(wrong)
+
+
+@given(
+    st.integers(1, 1000),
+    st.sampled_from(
+        [("B", 1), ("kB", 1000), ("KiB", 1024), ("MB", 10**6), ("GiB", 2**30), ("G", 10**9), ("TiB", 2**40), ("", 1)]
+    ),
+)
+def test_sizes(number: int, unit: tuple[str, int]) -> None:
+    """Decimal and binary units, and plain bytes."""
+    assert parse_size(f"{number}{unit[0]}") == number * unit[1]
+    assert parse_size(f"{number} {unit[0]}") == number * unit[1]
+    for wrong in (f"{number}X", f"-{number}", "", "GiB", True, 0, 1.5):
+        with pytest.raises(ValueError):
+            parse_size(wrong)

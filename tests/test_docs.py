@@ -1,0 +1,113 @@
+"""README, dashboard, deployment files and code say the same."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+from prometheus_client.metrics import MetricWrapperBase
+from pydantic import BaseModel
+
+from mirror import config, metrics
+from mirror.config import load
+from tests.support.programs import missing, run
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+TABLES: dict[str, type[BaseModel]] = {
+    "server": config.Server,
+    "cache": config.Cache,
+    "upstream": config.Upstream,
+    "log": config.Log,
+    'registries."NAME"': config.Registry,
+}
+
+
+def metric_names() -> set[str]:
+    found = [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
+    return {metric._name + ("_total" if metric._type == "counter" else "") for metric in found}
+
+
+def test_every_setting_is_in_the_readme_with_its_description() -> None:
+    """Neither more nor less."""
+    documented = dict(re.findall(r"^\| `([a-zA-Z\".]+\.[a-z_]+)` \| [^|]*\| (.*) \|$", README, re.MULTILINE))
+    existing = {
+        f"{table}.{name}": field.description for table, model in TABLES.items() for name, field in model.model_fields.items()
+    }
+    assert documented == existing
+
+
+def test_the_defaults_in_the_readme_are_the_defaults() -> None:
+    """Set to what the table says, the settings are what they are unset."""
+    tree: dict[str, dict[str, str]] = {}
+    for key, default in re.findall(r"^\| `((?:server|cache|upstream|log)\.[a-z_]+)` \| `([^`]+)` \|", README, re.MULTILINE):
+        table, name = key.split(".")
+        tree.setdefault(table, {})[name] = default
+    assert len(tree) == 4
+    assert load(None, {}, tree) == load(None, {}, {})
+
+
+def test_every_metric_is_in_the_readme() -> None:
+    """Neither more nor less, with its labels and its help."""
+    documented = set(re.findall(r"^\| `((?:mirror|registry_proxy)_[a-z_]+)` \|", README, re.MULTILINE))
+    assert documented == metric_names()
+
+
+def test_the_dashboard_asks_for_metrics_that_exist() -> None:
+    """And for all of them."""
+    dashboard = json.loads((ROOT / "grafana" / "mirror.json").read_text())
+    expressions = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    asked = {name.removesuffix("_bucket") for name in re.findall(r"\b(?:mirror|registry_proxy)_[a-z_]+", expressions)}
+    assert asked == metric_names()
+
+
+@pytest.mark.parametrize("snippet", re.findall(r"```toml\n(.*?)```", README, re.DOTALL))
+def test_toml_in_the_readme_is_toml(snippet: str) -> None:
+    """A reader copies it."""
+    tomllib.loads(snippet)
+
+
+def test_json_in_the_readme_is_json() -> None:
+    """A reader copies it."""
+    for snippet in re.findall(r"```json\n(.*?)```", README, re.DOTALL):
+        json.loads(snippet)
+
+
+def test_the_settings_that_are_shown_can_be_used(tmp_path: Path) -> None:
+    """The README's example and the one in deploy/, their comments undone."""
+    password = tmp_path / "password"
+    password.write_text("x")
+    example = next(text for text in re.findall(r"```toml\n(.*?)```", README, re.DOTALL) if "[server]" in text)
+    deployed = re.sub(r"^# (?=[\[a-z])(?!All|Any|Cred)", "", (ROOT / "deploy" / "mirror.toml").read_text(), flags=re.MULTILINE)
+    for number, text in enumerate((example, deployed)):
+        file = tmp_path / f"{number}.toml"
+        file.write_text(re.sub(r'"/etc/mirror/[^"]*"', f'"{password}"', text))
+        settings = load(file, {}, {})
+        assert "registry.lan:5001" in settings.registries
+        assert settings.registries["docker.io"].username == "…"
+
+
+def test_the_systemd_unit_is_valid(tmp_path: Path) -> None:
+    """By systemd's own judgement."""
+    if shutil.which("systemd-analyze") is None:
+        missing("systemd-analyze is not installed (Debian's package systemd)")
+    unit = tmp_path / "mirror.service"
+    unit.write_text((ROOT / "deploy" / "mirror.service").read_text().replace("/opt/mirror/bin/mirror", "/bin/true"))
+    run("systemd-analyze", "verify", str(unit))
+
+
+def test_no_package_registry_is_named_in_any_file() -> None:
+    """Where packages come from is the machine's affair."""
+    hosts = ["py" + "pi.org", "python" + "hosted.org", "registry." + "npmjs", "proxy." + "golang", "crates" + ".io"]
+    for path in ROOT.rglob("*"):
+        if (
+            path.is_file()
+            and not {".git", ".venv"} & set(path.relative_to(ROOT).parts)
+            and path.suffix in {".md", ".py", ".toml", ".yaml", ".json", ""}
+        ):
+            text = path.read_text(errors="ignore")
+            assert not [host for host in hosts if host in text], path

@@ -1,0 +1,68 @@
+"""The shape of the program: data goes one way, and each folder knows only the one to its right."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "mirror"
+VALUES = {"names", "errors", "manifests", "metrics"}
+MAY_IMPORT = {
+    "errors": set(),
+    "names": {"errors"},
+    "manifests": {"names", "errors"},
+    "metrics": set(),
+    "config": {"names"},
+    "upstream": VALUES | {"upstream", ""},
+    "cache": VALUES | {"cache"},
+    "api": VALUES | {"api", "cache"},
+    "app": {"config", "api", "cache", "upstream"},
+    "cli": {"config", "app", "cli", ""},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+"""Part to the parts that it may know; the empty one is the package itself, for its version."""
+
+
+def modules() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    parts = set()
+    for name in found:
+        if name.split(".")[0] == "mirror":
+            part = name.split(".")[1] if "." in name else ""
+            parts.add(part if (ROOT / part).is_dir() or (ROOT / f"{part}.py").exists() else "")
+    return parts
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_part_knows_only_what_it_may(path: Path) -> None:
+    """The import graph is the one that the README draws."""
+    part = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    assert imports(path) <= MAY_IMPORT[part]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_are_short_and_say_what_they_are(path: Path) -> None:
+    """At most 400 lines, and a docstring at the top."""
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    assert ast.get_docstring(ast.parse(text))
+
+
+def test_the_cache_and_the_api_know_no_http_client() -> None:
+    """aiohttp is the api's and the upstream's affair."""
+    for path in (ROOT / "cache").glob("*.py"):
+        assert "aiohttp" not in path.read_text(), path
+    for name in ("names", "errors", "config", "manifests"):
+        assert "aiohttp" not in (ROOT / f"{name}.py").read_text()
