@@ -97,16 +97,17 @@ def push(url: str, repository: str, tag: str, image: Image, authorization: str |
     """Puts an image into a registry, byte for byte."""
     headers = {"Authorization": authorization} if authorization else {}
     for digest, data in image.blobs.items():
-        with _send("POST", f"{url}/v2/{repository}/blobs/uploads/", b"", headers) as begun:
+        with send("POST", f"{url}/v2/{repository}/blobs/uploads/", b"", headers) as begun:
             location = urljoin(url, begun.headers["Location"])
         joined = f"{location}{'&' if '?' in location else '?'}digest={digest}"
-        _send("PUT", joined, data, {**headers, "Content-Type": "application/octet-stream"}).close()
+        send("PUT", joined, data, {**headers, "Content-Type": "application/octet-stream"}).close()
     for number, (media_type, body) in enumerate(image.manifests):
         reference = tag if number == len(image.manifests) - 1 else digest_of(body)
-        _send("PUT", f"{url}/v2/{repository}/manifests/{reference}", body, {**headers, "Content-Type": media_type}).close()
+        send("PUT", f"{url}/v2/{repository}/manifests/{reference}", body, {**headers, "Content-Type": media_type}).close()
 
 
-def _send(method: str, url: str, data: bytes, headers: dict[str, str]) -> addinfourl:
+def send(method: str, url: str, data: bytes, headers: dict[str, str]) -> addinfourl:
+    """One request to a registry. Raises HTTPError for an answer that is no success."""
     answer: addinfourl = urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=30)
     return answer
 

@@ -13,7 +13,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,6 +74,10 @@ class Program:
             )
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
@@ -108,18 +112,17 @@ def answers(url: str) -> bool:
 class DockerRegistry:
     """Debian's docker-registry over a folder."""
 
-    def __init__(self, folder: Path, proxy: str | None = None, token: dict[str, str] | None = None) -> None:
-        """`proxy`: the URL it mirrors. `token`: its auth.token settings."""
+    def __init__(self, folder: Path, token: dict[str, str] | None = None, level: str = "warn") -> None:
+        """`token`: its auth.token settings; `level` of its log."""
         require("docker-registry")
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         config = {
             "version": 0.1,
-            "log": {"level": "warn", "accesslog": {"disabled": False}},
+            "log": {"level": level, "accesslog": {"disabled": False}},
             "storage": {"filesystem": {"rootdirectory": str(folder / "data")}, "delete": {"enabled": True}},
             "http": {"addr": f"127.0.0.1:{self.port}"},
-            **({"proxy": {"remoteurl": proxy}} if proxy else {}),
             **({"auth": {"token": token}} if token else {}),
         }
         self._config = folder / "config.yml"
@@ -141,15 +144,6 @@ class DockerRegistry:
         """How many requests its access log has whose path contains `fragment` and that were not challenged (401)."""
         found = re.findall(rf'"{method} (\S*) HTTP/[\d.]+" (\d+)', self._log.read_text(errors="replace"))
         return sum(1 for path, status in found if fragment in path and status != "401")
-
-
-@contextlib.contextmanager
-def registry(folder: Path, **options: str) -> Iterator[DockerRegistry]:
-    running = DockerRegistry(folder, **options)  # type: ignore[arg-type]
-    try:
-        yield running
-    finally:
-        running.stop()
 
 
 def run(*command: str, environment: dict[str, str] | None = None, seconds: float = 60) -> str:

@@ -1,0 +1,191 @@
+"""The measurements. The same clients for everybody, peer after peer in turn, medians of the rounds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mirror.manifests import DOCKER_MANIFEST
+from tests.benchmarks import peers as candidates
+from tests.benchmarks.origin import REPOSITORY, Origin
+from tests.benchmarks.peers import Peer
+from tests.benchmarks.shaping import Link
+
+
+@dataclass
+class Scale:
+    """How much of everything."""
+
+    rounds: int = 5
+    seconds: int = 3
+    blob: int = 200_000_000
+    shared: int = 50_000_000
+    rate: float = 20e6
+    huge: int = 1_000_000_000
+    readers: int = 200
+    cached: int = 100_000
+
+
+@dataclass
+class Cold:
+    """One cold fetch: seconds, and CPU seconds of the peer."""
+
+    total: float
+    first_byte: float
+    cpu: float
+
+
+def in_turn(peers: list[Peer], rounds: int, measure: Callable[[Peer], float]) -> dict[str, float]:
+    """Medians by peer."""
+    found: dict[str, list[float]] = {peer.name: [] for peer in peers}
+    for _ in range(rounds):
+        for peer in peers:
+            found[peer.name].append(measure(peer))
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def requests_per_second(peer: Peer, path: str, seconds: int) -> float:
+    done = subprocess.run(
+        ["wrk", "-t1", "-c32", f"-d{seconds}s", "-H", f"Accept: {DOCKER_MANIFEST}", f"{peer.url}{path}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answered = int(re.search(r"(\d+) requests in", done.stdout)[1])  # type: ignore[index]
+    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", done.stdout)
+    good = answered - (int(refused[1]) if refused else 0)
+    return good / seconds
+
+
+def throughput(peer: Peer, digest: str, clients: int) -> float:
+    """Bytes per second, of all clients together."""
+    url = f"{peer.url}/v2/{REPOSITORY}/blobs/{digest}"
+    began = time.perf_counter()
+    running = [
+        subprocess.Popen(["curl", "-sf", "-o", "/dev/null", "-w", "%{size_download}", url], stdout=subprocess.PIPE)
+        for _ in range(clients)
+    ]
+    size = sum(int(curl.communicate()[0]) for curl in running)
+    return size / (time.perf_counter() - began)
+
+
+def fetch(url: str) -> tuple[float, float, str]:
+    """A client that hashes what it gets: seconds in all, seconds to the first byte of the body, the digest."""
+    parts = urlsplit(url)
+    began = time.perf_counter()
+    with socket.create_connection((parts.hostname or "", parts.port or 80)) as connection:
+        connection.sendall(f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n".encode())
+        buffer = bytearray(1024 * 1024)
+        view, hasher, head, first = memoryview(buffer), hashlib.sha256(), b"", 0.0
+        while count := connection.recv_into(buffer):
+            if first:
+                hasher.update(view[:count])
+                continue
+            head += view[:count]
+            _, end, body = head.partition(b"\r\n\r\n")
+            if end and body:
+                first = time.perf_counter() - began
+                hasher.update(body)
+        return time.perf_counter() - began, first, f"sha256:{hasher.hexdigest()}"
+
+
+def cold(peer: Peer, origin: Origin, size: int) -> Cold:
+    digest = origin.add_blob(size)
+    time.sleep(0.2)
+    before = peer.cpu_seconds()
+    total, first, got = fetch(f"{peer.url}/v2/{REPOSITORY}/blobs/{digest}")
+    if got != digest:
+        raise RuntimeError(f"{peer.name} gave wrong bytes")
+    time.sleep(0.3)
+    return Cold(total, first, peer.cpu_seconds() - before)
+
+
+def colds(peers: list[Peer], origin: Origin, size: int, rounds: int) -> dict[str, Cold]:
+    """Medians by peer."""
+    found: dict[str, list[Cold]] = {peer.name: [] for peer in peers}
+    for _ in range(rounds):
+        for peer in peers:
+            found[peer.name].append(cold(peer, origin, size))
+    return {
+        name: Cold(*(statistics.median(getattr(one, field) for one in all_) for field in ("total", "first_byte", "cpu")))
+        for name, all_ in found.items()
+    }
+
+
+def crowd(folder: Path, origin: Origin, size: int, rate: float, clients: int = 10) -> dict[str, tuple[float, float]]:
+    """By peer: bytes from upstream divided by the blob's size, and seconds until the last of ten clients has it, behind one slow link."""
+    found = {}
+    link = Link(origin.url, rate)
+    peers = candidates.start_all(folder, link.url)
+    with ThreadPoolExecutor(clients) as pool:
+        for peer in peers:
+            digest = origin.add_blob(size)
+            link.received = 0
+            began = time.perf_counter()
+            got = [one[2] for one in pool.map(fetch, [f"{peer.url}/v2/{REPOSITORY}/blobs/{digest}"] * clients)]
+            seconds = time.perf_counter() - began
+            if set(got) != {digest}:
+                wrong = sum(one != digest for one in got)
+                print(f"note: {peer.name} gave {wrong} of {clients} clients a body that is not whole", file=sys.stderr)
+            time.sleep(1)
+            found[peer.name] = link.received / size, seconds
+    for peer in peers:
+        peer.stop()
+    link.stop()
+    return found
+
+
+def memory_with_readers(folder: Path, origin: Origin, size: int, readers: int) -> dict[str, float]:
+    """Bytes resident at most with so many clients on one blob: while it comes in, and once it is cached."""
+    folder.mkdir()
+    peer = candidates.mirror(folder, origin.url)
+    url = f"{peer.url}/v2/{REPOSITORY}/blobs/{origin.add_blob(size)}"
+    found = {}
+    for state in ("cold", "warm"):
+        running = [subprocess.Popen(["curl", "-sf", "--limit-rate", "400M", "-o", "/dev/null", url]) for _ in range(readers)]
+        statuses = [curl.wait() for curl in running]
+        if any(statuses):
+            raise RuntimeError("a client did not get the blob")
+        found[state] = float(peer.peak_memory())
+    peer.stop()
+    return found
+
+
+def start_with(folder: Path, origin: Origin, blobs: int) -> float:
+    """Seconds from the start until /readyz is 200, with so many cached blobs."""
+    cache = folder / "cache" / "blobs" / "sha256"
+    cache.mkdir(parents=True)
+    for number in range(blobs):
+        data = b"%d" % number
+        fd = os.open(cache / hashlib.sha256(data).hexdigest(), os.O_CREAT | os.O_WRONLY, 0o644)
+        os.write(fd, data)
+        os.close(fd)
+    peer = candidates.mirror(folder, origin.url)
+    deadline = time.monotonic() + 300
+    while _metric(peer, "mirror_cache_blobs") < blobs and time.monotonic() < deadline:
+        time.sleep(0.5)
+    peer.stop()
+    began = time.perf_counter()
+    peer = candidates.mirror(folder, origin.url)
+    with urllib.request.urlopen(f"{peer.url}/readyz") as answer:
+        seconds = time.perf_counter() - began
+        assert answer.status == 200
+    peer.stop()
+    return seconds
+
+
+def _metric(peer: Peer, name: str) -> float:
+    with urllib.request.urlopen(f"{peer.url}/metrics") as answer:
+        return next(float(line.split()[1]) for line in answer.read().decode().splitlines() if line.startswith(f"{name} "))
