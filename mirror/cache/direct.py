@@ -10,10 +10,11 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from mirror.cache.disk import Disk, hash_file
+from mirror.cache.disk import Disk
 from mirror.cache.download import Download, Fetch
 from mirror.cache.flight import WITHHELD
 from mirror.cache.parts import Part
+from mirror.cache.verifier import hash_file
 from mirror.errors import DigestMismatch
 from mirror.names import Digest
 

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
+from typing import TypeVar, TypeVarTuple
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
-
-_BUFFER = 1024 * 1024
 
 
 class Disk:
@@ -40,15 +34,3 @@ class Disk:
 
     def close(self) -> None:
         self._pool.shutdown()
-
-
-def hash_file(hasher: _Hash, fd: int, start: int, end: int) -> int:
-    """Feeds the bytes ``[start, end)`` of a file to `hasher`, without the GIL for the most part. Returns how far it came."""
-    view = memoryview(bytearray(min(_BUFFER, end - start)))
-    while start < end:
-        count = os.preadv(fd, [view[: end - start]], start)
-        if count == 0:
-            break
-        hasher.update(view[:count])
-        start += count
-    return start

@@ -31,11 +31,13 @@ _LONGEST_WAIT = 15.0
 
 
 class Stream(Protocol):
-    """What upstream gives: the bytes of a blob from `start` on. `size` is the whole blob's, None when upstream did not say."""
+    """What upstream gives: the bytes of a blob from `start` on. `size` is the whole blob's, None when upstream did not say; `ready` when `read` need not wait."""
 
     size: int | None
     start: int
 
+    @property
+    def ready(self) -> bool: ...
     async def read(self) -> bytes: ...
     async def aclose(self) -> None: ...
 
@@ -63,6 +65,11 @@ class Download:
     def ranged(self) -> bool:
         """False where upstream ignored the Range, and begins at the beginning."""
         return self._skip == 0
+
+    @property
+    def ready(self) -> bool:
+        """True when `read` need not wait."""
+        return self._stream is not None and self._stream.ready
 
     async def open(self) -> None:
         """Connects. Raises what upstream raises: a first answer that fails is not tried again here."""

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from mirror import metrics
 from mirror.cache.bell import Bell
 from mirror.cache.blobs import BlobStore
-from mirror.cache.disk import Disk, hash_file
+from mirror.cache.disk import Disk
 from mirror.cache.download import Download, Fetch
 from mirror.cache.spool import Spool
+from mirror.cache.verifier import Verifier
 from mirror.errors import DigestMismatch, MirrorError, StorageFull, UpstreamInvalid, UpstreamUnreachable
 from mirror.names import Digest
 
@@ -31,7 +32,8 @@ WITHHELD = 64 * 1024
 FAR = 8 * 1024 * 1024
 """Bytes ahead of the download from which on a reader's range is fetched out of order."""
 _MOST_DETOURS = 4
-_HASH_STEP = 2 * 1024 * 1024
+_WRITE = 1024 * 1024
+"""Bytes that are written at once, where so many are there."""
 _UNSIZED_STEP = 64 * 1024 * 1024
 _FOLLOW_INTERVAL = 0.02
 _MOST_DISCARDS = 3
@@ -81,7 +83,7 @@ class Flight:
         self._detours: set[asyncio.Task[None]] = set()
         self._aims: set[int] = set()
         self._ranges = True
-        self._hashable = asyncio.Event()
+        self._verifier: Verifier | None = None
         self._bell = Bell()
         self._discards = 0
 
@@ -123,7 +125,8 @@ class Flight:
             await self._bell.wait()
 
     def _progress(self) -> None:
-        self._hashable.set()
+        if self._verifier is not None:
+            self._verifier.progress()
         self._bell.ring()
 
     # ------------------------------------------------------------------ the flight itself
@@ -243,7 +246,8 @@ class Flight:
         return True
 
     async def _fill(self, spool: Spool) -> None:
-        hashing = asyncio.create_task(self._hash(spool))
+        self._verifier = verifier = Verifier(spool, self.digest, self._disk)
+        verifying = asyncio.create_task(verifier.matches())
         try:
             while not self._complete(spool):
                 gap = self._unclaimed(spool)
@@ -251,13 +255,13 @@ class Flight:
                     await self._fetch(spool, *gap)
                 else:
                     await asyncio.wait(self._detours, return_when=asyncio.FIRST_COMPLETED)
-            actual = await hashing
+            verified = await verifying
         finally:
-            for task in (hashing, *self._detours):
+            for task in (verifying, *self._detours):
                 task.cancel()
-            await asyncio.gather(hashing, *self._detours, return_exceptions=True)
-        if actual != self.digest.hex:
-            raise DigestMismatch(f"upstream's bytes for {self.digest} have the digest {self.digest.algorithm}:{actual}")
+            await asyncio.gather(verifying, *self._detours, return_exceptions=True)
+        if not verified:
+            raise DigestMismatch(f"upstream's bytes for {self.digest} are not what their digest says")
 
     @staticmethod
     def _complete(spool: Spool) -> bool:
@@ -299,16 +303,21 @@ class Flight:
     async def _transfer(self, spool: Spool, download: Download, claim: _Claim) -> None:
         allowed = 0
         while claim.end is None or claim.position < claim.end:
-            data = await download.read()
-            if claim.end is not None:
-                data = data[: claim.end - claim.position]
-            if not data:
+            pieces = [await download.read()]
+            size = len(pieces[0])
+            while size < _WRITE and download.ready and (piece := await download.read()):
+                pieces.append(piece)
+                size += len(piece)
+            if claim.end is not None and claim.position + size > claim.end:
+                size = claim.end - claim.position
+                pieces = [b"".join(pieces)[:size]]
+            if not size:
                 return
             if spool.size is None and claim.position >= allowed:
                 allowed = claim.position + _UNSIZED_STEP
                 await self._ground.make_room(allowed)
-            await self._write(spool, claim.position, data)
-            claim.position += len(data)
+            await self._write(spool, claim.position, pieces, size)
+            claim.position += size
             self._progress()
 
     async def _set_size(self, spool: Spool, claim: _Claim, size: int | None) -> None:
@@ -322,28 +331,16 @@ class Flight:
             claim.end = size
         self._progress()
 
-    async def _write(self, spool: Spool, offset: int, data: bytes) -> None:
+    async def _write(self, spool: Spool, offset: int, pieces: list[bytes], size: int) -> None:
+        assert self._verifier is not None
         try:
-            await self._disk.run(spool.write, offset, data)
+            await self._verifier.write(offset, pieces)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            await self._ground.make_room(len(data))
-            await self._disk.run(spool.write, offset, data)
-        spool.note(offset, offset + len(data))
-
-    async def _hash(self, spool: Spool) -> str:
-        """Follows the unbroken front of the bytes, and returns the hex of the whole's hash."""
-        hasher = self.digest.hasher()
-        position = 0
-        while position != spool.size:
-            ready = spool.have.covered_until(position)
-            if ready - position >= _HASH_STEP or (ready == spool.size and ready > position):
-                position = await self._disk.run(hash_file, hasher, spool.fd, position, ready)
-            else:
-                self._hashable.clear()
-                await self._hashable.wait()
-        return hasher.hexdigest()
+            await self._ground.make_room(size)
+            await self._verifier.write(offset, pieces)
+        spool.note(offset, offset + size)
 
     # ------------------------------------------------------------------ ranges far ahead
 

@@ -16,6 +16,7 @@ import fcntl
 import os
 import struct
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from mirror.cache.blobs import BlobStore, sync_folder
@@ -125,12 +126,16 @@ class Spool:
             self.size = size
             self._append(_MAGIC, size)
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Writes bytes at their place; `note` tells of them afterwards. May run in a thread. Raises OSError."""
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self.fd, view, offset)
-            view, offset = view[written:], offset + written
+    def write(self, offset: int, pieces: Sequence[bytes]) -> None:
+        """Writes pieces one after the other from `offset` on; `note` tells of them afterwards. May run in a thread. Raises OSError."""
+        left = [memoryview(piece) for piece in pieces]
+        while left:
+            written = os.pwritev(self.fd, left, offset)
+            offset += written
+            while left and written >= len(left[0]):
+                written -= len(left.pop(0))
+            if left:
+                left[0] = left[0][written:]
 
     def note(self, start: int, end: int) -> None:
         """Tells everybody that ``[start, end)`` is there. Raises OSError."""

@@ -22,16 +22,27 @@ class BlobStream:
         self._response = response
         self._stall = stall
         self._pulled = pulled
+        self._taken = 0
         self._broken: UpstreamCut | None = None
 
+    @property
+    def ready(self) -> bool:
+        """True when `read` need not wait."""
+        return self._taken < self._response.content.total_bytes
+
     async def read(self) -> bytes:
-        """All bytes that have come; waits for the first, up to the stall timeout. Empty at the end. Raises UpstreamCut, UpstreamStalled."""
-        content = self._response.content
+        """The next bytes, as they came; waits for them up to the stall timeout. Empty at the end. Raises UpstreamCut, UpstreamStalled.
+
+        Pieces are not joined, which would copy them: whoever wants more of them at once asks while they are `ready`.
+        """
         if self._broken is not None:
             raise self._broken
+        content = self._response.content
         try:
-            async with asyncio.timeout(self._stall):
-                data = await content.readany()
+            async with asyncio.timeout(None if self.ready else self._stall):
+                data, end_of_chunk = await content.readchunk()
+                while not data and end_of_chunk:
+                    data, end_of_chunk = await content.readchunk()
         except TimeoutError:
             raise UpstreamStalled(f"{shown(self._response.url)} sent nothing for {self._stall:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
@@ -40,6 +51,7 @@ class BlobStream:
             data = content._read_nowait(-1)
             if not data:
                 raise self._broken from None
+        self._taken += len(data)
         self._pulled.inc(len(data))
         return data
 
