@@ -47,7 +47,6 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         await site.start()
         cache.start()
         yield _url(runner.addresses[0])
-        api.draining = True
 
 
 async def serve(settings: Settings, started: Callable[[str], None]) -> None:

@@ -9,24 +9,28 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from mirror import metrics
+from mirror.api.answers import cache_status
+from mirror.cache.outcome import HIT
 
 
 def healthz() -> web.Response:
     """The process is alive: that it answers is all there is to say."""
-    return web.Response(body=b'{"status":"alive"}', headers={"Content-Type": "application/json", "Cache-Control": "no-store"})
+    return _page(b'{"status":"alive"}', "application/json")
 
 
-def readyz(draining: bool, report: dict[str, Any]) -> web.Response:
-    """Whether it can serve, and what of it is degraded.
+def readyz(report: dict[str, Any]) -> web.Response:
+    """It can serve; and what of it is degraded.
 
     An upstream that is down does not make it unready: what is cached is served, and a balancer that took the mirror out would fail those pulls too.
     """
-    status = "draining" if draining else "degraded" if report["degraded"] else "ready"
-    body = json.dumps({"status": status, **report}, indent=1).encode()
-    return web.Response(
-        status=503 if draining else 200, body=body, headers={"Content-Type": "application/json", "Cache-Control": "no-store"}
-    )
+    status = "degraded" if report["degraded"] else "ready"
+    return _page(json.dumps({"status": status, **report}, indent=1).encode(), "application/json")
 
 
 def measurements() -> web.Response:
-    return web.Response(body=generate_latest(metrics.REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    return _page(generate_latest(metrics.REGISTRY), CONTENT_TYPE_LATEST)
+
+
+def _page(body: bytes, content_type: str) -> web.Response:
+    headers = {"Content-Type": content_type, "Cache-Control": "no-store", "Cache-Status": cache_status(HIT)}
+    return web.Response(body=body, headers=headers)

@@ -34,7 +34,6 @@ class Api:
         self, cache: Cache, targets: Targets, default: str, report: Callable[[], dict[str, Any]], access: AccessLog | None
     ) -> None:
         """`report` gives what /readyz tells: a JSON object with a list "degraded"."""
-        self.draining = False
         self._cache = cache
         self._targets = targets
         self._default = default
@@ -96,7 +95,7 @@ class Api:
                 case "/healthz":
                     return pages.healthz()
                 case "/readyz":
-                    return pages.readyz(self.draining, self._report())
+                    return pages.readyz(self._report())
                 case "/metrics":
                     return pages.measurements()
         raise RouteUnknown(

@@ -19,7 +19,6 @@ from mirror.errors import MirrorError, TargetRefused, UpstreamInvalid, UpstreamT
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _READ_BUFFER = 1024 * 1024
-_PER_HOST = 64
 _LONGEST_HEADER = 64 * 1024
 """Bytes: signed URLs in Location are long."""
 
@@ -46,9 +45,8 @@ class Transport:
         self._proxies = {scheme: url for scheme, url in urllib.request.getproxies().items() if scheme in ("http", "https")}
 
     def _session(self, resolver: AbstractResolver) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
-            limit=0, limit_per_host=_PER_HOST, resolver=resolver, ttl_dns_cache=30, keepalive_timeout=60
-        )
+        # Unlimited: a request that waited here for another's long download would run into its own timeout.
+        connector = aiohttp.TCPConnector(limit=0, resolver=resolver, ttl_dns_cache=30, keepalive_timeout=60)
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -79,12 +77,13 @@ class Transport:
 
         Raises UpstreamUnreachable, UpstreamTimeout, UpstreamInvalid, TargetRefused.
         """
-        session = self._public if public_only else self._anywhere
-        where = shown(url)
+        where, proxy = shown(url), self._proxy(url)
+        # A proxy resolves names itself, and may well have a private address of its own.
+        session = self._public if public_only and proxy is None else self._anywhere
         if public_only and _is_literal(url) and not _public(url.host or ""):
             raise TargetRefused(f"an upstream with a public address points to {where}, which is not public")
         extra: dict[str, Any] = {} if tls is None else {"ssl": tls}
-        if (proxy := self._proxy(url)) is not None:
+        if proxy is not None:
             extra["proxy"] = proxy
         try:
             async with asyncio.timeout(self.timeouts.header if timeout is None else timeout):

@@ -7,16 +7,18 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import measure
+from tests.benchmarks import measure, report
 from tests.benchmarks.measure import Scale
 from tests.benchmarks.origin import REPOSITORY, Origin
-from tests.benchmarks.peers import Peer, start_all
+from tests.benchmarks.peers import Peer, side_by_side
+from tests.benchmarks.report import Report
 
-QUICK = Scale(rounds=1, seconds=1, blob=20_000_000, shared=5_000_000, huge=50_000_000, readers=20, cached=1000)
+QUICK = Scale(rounds=1, seconds=1, blob=20_000_000, shared=5_000_000, huge=50_000_000, readers=20, cached=1000, judged=False)
 MEASUREMENTS = ("manifests", "warm", "cold", "crowd", "memory", "start")
 
 
@@ -32,80 +34,65 @@ def main(arguments: list[str] | None = None) -> int:
             return 1
     figures = run(QUICK if options.quick else Scale(), options.only)
     if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        options.json.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     return 0
 
 
-def run(scale: Scale, only: Any) -> dict[str, Any]:
-    """All figures, by measurement and peer."""
-    figures: dict[str, Any] = {}
+def run(scale: Scale, only: Collection[str] = MEASUREMENTS) -> dict[str, Any]:
+    """All figures, as report.Report keeps them."""
+    figures = Report(scale.judged)
     with tempfile.TemporaryDirectory(prefix="mirror-bench-") as name:
         folder = Path(name)
         origin = Origin(folder / "origin")
-        peers: list[Peer] = []
         try:
             if {"manifests", "warm", "cold"} & set(only):
-                peers = start_all(folder / "peers", origin.url)
-                _side_by_side(figures, scale, only, origin, peers)
+                with side_by_side(folder / "peers", origin.url) as peers:
+                    _compare(figures, scale, only, origin, peers)
             if "crowd" in only:
-                found = measure.crowd(folder / "crowd", origin, scale.shared, scale.rate)
-                _show(
-                    figures,
-                    "10 clients, upstream bytes ÷ blob",
-                    {peer: value[0] for peer, value in found.items()},
-                    "x",
-                    "exactly 1.00 x",
-                )
-                _show(figures, "10 clients, last one done", {peer: value[1] for peer, value in found.items()}, "s")
+                _crowd(figures, scale, folder / "crowd", origin)
             if "memory" in only:
                 held = measure.memory_with_readers(folder / "memory", origin, scale.huge, scale.readers)
                 for state, value in held.items():
-                    _show(
-                        figures,
-                        f"{scale.readers} clients on {scale.huge // 10**6} MB, {state}, peak memory",
-                        {"mirror": value / 1e6},
-                        "MB",
-                        "< 150 MB",
-                    )
+                    title = f"{scale.readers} clients on {scale.huge // 10**6} MB, {state}, peak memory"
+                    figures.add(title, {report.OWN: value / 1e6}, "MB", report.MEMORY)
             if "start" in only:
                 seconds = measure.start_with(folder / "start", origin, scale.cached)
-                _show(figures, f"ready with {scale.cached} cached blobs", {"mirror": seconds}, "s", "<= 1 s")
+                figures.add(f"ready with {scale.cached} cached blobs", {report.OWN: seconds}, "s", report.READY)
         finally:
-            for peer in peers:
-                peer.stop()
             origin.stop()
-    return figures
+    figures.close()
+    return figures.figures
 
 
-def _side_by_side(figures: dict[str, Any], scale: Scale, only: Any, origin: Origin, peers: list[Peer]) -> None:
+def _compare(figures: Report, scale: Scale, only: Collection[str], origin: Origin, peers: list[Peer]) -> None:
     if "manifests" in only:
         digest = origin.add_image()
-        for title, reference, bar in (("by tag", "latest", ">= 40 x docker-registry 2.8"), ("by digest", digest, "")):
+        for title, reference, bar in (("by tag", "latest", report.TAG_RATE), ("by digest", digest, None)):
             path = f"/v2/{REPOSITORY}/manifests/{reference}"
             found = measure.in_turn(peers, scale.rounds, partial(measure.requests_per_second, path=path, seconds=scale.seconds))
-            _show(figures, f"warm manifest {title}", found, "req/s", bar)
+            figures.add(f"warm manifest {title}", found, "req/s", bar)
     if "warm" in only:
         digest = origin.add_blob(scale.blob)
         for peer in peers:
-            measure.throughput(peer, digest, 1)
-        for clients, bar in ((1, ">= 0.8 x nginx"), (8, "")):
-            found = measure.in_turn(peers, scale.rounds, partial(measure.throughput, digest=digest, clients=clients))
-            _show(figures, f"warm blob, {clients} client{'s' if clients > 1 else ''}", found, "B/s", bar)
+            measure.throughput(peer, digest, scale.blob, 1)
+        for clients, title, bar in ((1, "1 client", report.WARM_BLOB), (8, "8 clients", None)):
+            take = partial(measure.throughput, digest=digest, size=scale.blob, clients=clients)
+            found = measure.in_turn(peers, scale.rounds, take)
+            figures.add(f"warm blob, {title}", {peer: value / 1e6 for peer, value in found.items()}, "MB/s", bar)
     if "cold" in only:
         colds = measure.colds(peers, origin, scale.blob, scale.rounds)
-        _show(figures, "cold blob, whole", {peer: one.total for peer, one in colds.items()}, "s", "<= 1.5 x docker-registry 2.8")
         first = {peer: one.first_byte * 1000 for peer, one in colds.items()}
-        _show(figures, "cold blob, first byte", first, "ms", "within 20 ms of docker-registry 2.8")
-        _show(figures, "cold blob, CPU", {peer: one.cpu for peer, one in colds.items()}, "s")
+        figures.add("cold blob, whole", {peer: one.total for peer, one in colds.items()}, "s", report.COLD_BLOB)
+        figures.add("cold blob, first byte", first, "ms", report.FIRST_BYTE)
+        figures.add("cold blob, CPU", {peer: one.cpu for peer, one in colds.items()}, "s")
 
 
-def _show(figures: dict[str, Any], title: str, found: dict[str, float], unit: str, bar: str = "") -> None:
-    figures[title] = {"unit": unit, "bar": bar, **found}
-    own = found["mirror"]
-    print(f"\n{title}" + (f"   (bar: {bar})" if bar else ""))
-    for peer, value in found.items():
-        ratio = "" if peer == "mirror" or not value else f"   mirror ÷ it = {own / value:.2f}"
-        print(f"  {peer:<20} {value:>12,.3f} {unit}{ratio}", flush=True)
+def _crowd(figures: Report, scale: Scale, folder: Path, origin: Origin) -> None:
+    crowds = measure.crowd(folder, origin, scale.shared, scale.rate)
+    fetched = {peer: one.fetched for peer, one in crowds.items()}
+    figures.add("10 clients, upstream bytes ÷ blob", fetched, "x", report.UPSTREAM_BYTES)
+    figures.add("10 clients, first byte of the last one", {peer: one.first_byte for peer, one in crowds.items()}, "s")
+    figures.add("10 clients, last one done", {peer: one.total for peer, one in crowds.items()}, "s")
 
 
 if __name__ == "__main__":

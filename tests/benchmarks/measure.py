@@ -36,6 +36,8 @@ class Scale:
     huge: int = 1_000_000_000
     readers: int = 200
     cached: int = 100_000
+    judged: bool = True
+    """False for sizes at which the bars mean nothing."""
 
 
 @dataclass
@@ -45,6 +47,15 @@ class Cold:
     total: float
     first_byte: float
     cpu: float
+
+
+@dataclass
+class Crowd:
+    """Many clients on one cold blob: bytes from upstream ÷ the blob's size; seconds until the last client had its first byte, and all."""
+
+    fetched: float
+    first_byte: float
+    total: float
 
 
 def in_turn(peers: list[Peer], rounds: int, measure: Callable[[Peer], float]) -> dict[str, float]:
@@ -69,7 +80,7 @@ def requests_per_second(peer: Peer, path: str, seconds: int) -> float:
     return good / seconds
 
 
-def throughput(peer: Peer, digest: str, clients: int) -> float:
+def throughput(peer: Peer, digest: str, size: int, clients: int) -> float:
     """Bytes per second, of all clients together."""
     url = f"{peer.url}/v2/{REPOSITORY}/blobs/{digest}"
     began = time.perf_counter()
@@ -77,8 +88,11 @@ def throughput(peer: Peer, digest: str, clients: int) -> float:
         subprocess.Popen(["curl", "-sf", "-o", "/dev/null", "-w", "%{size_download}", url], stdout=subprocess.PIPE)
         for _ in range(clients)
     ]
-    size = sum(int(curl.communicate()[0]) for curl in running)
-    return size / (time.perf_counter() - began)
+    got = [int(curl.communicate()[0]) for curl in running]
+    seconds = time.perf_counter() - began
+    if got != [size] * clients:
+        raise RuntimeError(f"{peer.name} gave {got} of {size} bytes")
+    return size * clients / seconds
 
 
 def fetch(url: str) -> tuple[float, float, str]:
@@ -137,42 +151,45 @@ def colds(peers: list[Peer], origin: Origin, size: int, rounds: int) -> dict[str
     }
 
 
-def crowd(folder: Path, origin: Origin, size: int, rate: float, clients: int = 10) -> dict[str, tuple[float, float]]:
-    """By peer: bytes from upstream divided by the blob's size, and seconds until the last of ten clients has it, behind one slow link."""
+def crowd(folder: Path, origin: Origin, size: int, rate: float, clients: int = 10) -> dict[str, Crowd]:
+    """By peer: so many clients at once on one cold blob, behind a link of `rate` bytes per second."""
     found = {}
-    link = Link(origin.url, rate)
-    peers = candidates.start_all(folder, link.url)
-    with ThreadPoolExecutor(clients) as pool:
+    with Link(origin.url, rate) as link, candidates.side_by_side(folder, link.url) as peers, ThreadPoolExecutor(clients) as pool:
         for peer in peers:
             digest = origin.add_blob(size)
-            link.received = 0
+            before = link.received
             began = time.perf_counter()
-            got = [one[2] for one in pool.map(fetch, [f"{peer.url}/v2/{REPOSITORY}/blobs/{digest}"] * clients)]
+            got = list(pool.map(fetch, [f"{peer.url}/v2/{REPOSITORY}/blobs/{digest}"] * clients))
             seconds = time.perf_counter() - began
-            if set(got) != {digest}:
-                wrong = sum(one != digest for one in got)
+            if wrong := sum(one[2] != digest for one in got):
                 print(f"note: {peer.name} gave {wrong} of {clients} clients a body that is not whole", file=sys.stderr)
-            time.sleep(1)
-            found[peer.name] = link.received / size, seconds
-    for peer in peers:
-        peer.stop()
-    link.stop()
+            _until_quiet(link)
+            found[peer.name] = Crowd((link.received - before) / size, max(one[1] for one in got), seconds)
     return found
+
+
+def _until_quiet(link: Link) -> None:
+    """Waits, a minute at most, for a second in which nothing came: some peers go on fetching when their clients have left."""
+    for _ in range(60):
+        seen = link.received
+        time.sleep(1)
+        if link.received == seen:
+            return
 
 
 def memory_with_readers(folder: Path, origin: Origin, size: int, readers: int) -> dict[str, float]:
     """Bytes resident at most with so many clients on one blob: while it comes in, and once it is cached."""
     folder.mkdir()
-    peer = candidates.mirror(folder, origin.url)
-    url = f"{peer.url}/v2/{REPOSITORY}/blobs/{origin.add_blob(size)}"
     found = {}
-    for state in ("cold", "warm"):
-        running = [subprocess.Popen(["curl", "-sf", "--limit-rate", "400M", "-o", "/dev/null", url]) for _ in range(readers)]
-        statuses = [curl.wait() for curl in running]
-        if any(statuses):
-            raise RuntimeError("a client did not get the blob")
-        found[state] = float(peer.peak_memory())
-    peer.stop()
+    with candidates.mirror(folder, origin.url) as peer:
+        url = f"{peer.url}/v2/{REPOSITORY}/blobs/{origin.add_blob(size)}"
+        for state in ("cold", "warm"):
+            peer.forget_peak()
+            running = [subprocess.Popen(["curl", "-sf", "--limit-rate", "400M", "-o", "/dev/null", url]) for _ in range(readers)]
+            statuses = [curl.wait() for curl in running]
+            if any(statuses):
+                raise RuntimeError("a client did not get the blob")
+            found[state] = float(peer.peak_memory())
     return found
 
 
@@ -185,18 +202,15 @@ def start_with(folder: Path, origin: Origin, blobs: int) -> float:
         fd = os.open(cache / hashlib.sha256(data).hexdigest(), os.O_CREAT | os.O_WRONLY, 0o644)
         os.write(fd, data)
         os.close(fd)
-    peer = candidates.mirror(folder, origin.url)
-    deadline = time.monotonic() + 300
-    while _metric(peer, "mirror_cache_blobs") < blobs and time.monotonic() < deadline:
-        time.sleep(0.5)
-    peer.stop()
+    with candidates.mirror(folder, origin.url) as peer:
+        # The first start takes the files into the catalog, behind the scenes.
+        deadline = time.monotonic() + 300
+        while _metric(peer, "mirror_cache_blobs") < blobs and time.monotonic() < deadline:
+            time.sleep(0.5)
     began = time.perf_counter()
-    peer = candidates.mirror(folder, origin.url)
-    with urllib.request.urlopen(f"{peer.url}/readyz") as answer:
-        seconds = time.perf_counter() - began
+    with candidates.mirror(folder, origin.url) as peer, urllib.request.urlopen(f"{peer.url}/readyz") as answer:
         assert answer.status == 200
-    peer.stop()
-    return seconds
+        return time.perf_counter() - began
 
 
 def _metric(peer: Peer, name: str) -> float:

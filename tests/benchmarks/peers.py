@@ -7,9 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Self
 from urllib.parse import urlsplit
 
+from tests.benchmarks.report import DOCKER_REGISTRY, NGINX, OWN
 from tests.support.programs import Program, answers, free_port
 
 GO_REGISTRY = "github.com/distribution/distribution/v3/cmd/registry@latest"
@@ -44,18 +49,26 @@ class Peer:
             peaks.append(next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")))
         return max(peaks)
 
+    def forget_peak(self) -> None:
+        """From now on, `peak_memory` is what comes from now on (proc(5), clear_refs)."""
+        for pid in self._family():
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
+
     def _family(self) -> list[int]:
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         return [self.pid, *map(int, children)]
 
-    def stop(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._program.stop()
 
 
 def mirror(folder: Path, origin: str, **environment: str) -> Peer:
     port = free_port()
     command = [sys.executable, "-m", "mirror", "serve", "--listen", f"127.0.0.1:{port}", "--cache-dir", str(folder / "cache")]
-    return Peer("mirror", folder, [*command, "--upstream", f"docker.io={origin}"], port, environment)
+    return Peer(OWN, folder, [*command, "--upstream", f"docker.io={origin}"], port, environment)
 
 
 def registry(name: str, binary: str, folder: Path, origin: str) -> Peer:
@@ -90,7 +103,7 @@ def nginx(folder: Path, origin: str) -> Peer:
             location / {{ proxy_pass http://{address}; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host {address};
               proxy_cache blobs; proxy_cache_valid 200 1d; proxy_cache_lock on; proxy_max_temp_file_size 4096m; }} }} }}"""
     )
-    return Peer("nginx", folder, ["nginx", "-c", str(config), "-p", str(folder)], port)
+    return Peer(NGINX, folder, ["nginx", "-c", str(config), "-p", str(folder)], port)
 
 
 def distribution3() -> str | None:
@@ -107,18 +120,24 @@ def distribution3() -> str | None:
     return str(binary)
 
 
-def start_all(folder: Path, origin: str) -> list[Peer]:
-    """The mirror first, then every peer that is installed."""
-    peers = []
-    for name in ("mirror", "docker-registry 2.8", "nginx", "distribution 3"):
-        home = folder / name.replace(" ", "-")
-        home.mkdir(parents=True)
-        if name == "mirror":
-            peers.append(mirror(home, origin))
-        elif name == "nginx" and shutil.which("nginx"):
-            peers.append(nginx(home, origin))
-        elif name == "docker-registry 2.8" and shutil.which("docker-registry"):
-            peers.append(registry(name, "docker-registry", home, origin))
-        elif name == "distribution 3" and (binary := distribution3()):
-            peers.append(registry(name, binary, home, origin))
-    return peers
+@contextmanager
+def side_by_side(folder: Path, origin: str) -> Iterator[list[Peer]]:
+    """The mirror first, then every peer that is installed; all of them are stopped at the end."""
+    with ExitStack() as running:
+        peers = []
+        for name, start in _installed().items():
+            home = folder / name.replace(" ", "-")
+            home.mkdir(parents=True)
+            peers.append(running.enter_context(start(home, origin)))
+        yield peers
+
+
+def _installed() -> dict[str, Callable[[Path, str], Peer]]:
+    found: dict[str, Callable[[Path, str], Peer]] = {OWN: mirror}
+    if shutil.which("docker-registry"):
+        found[DOCKER_REGISTRY] = partial(registry, DOCKER_REGISTRY, "docker-registry")
+    if shutil.which("nginx"):
+        found[NGINX] = nginx
+    if binary := distribution3():
+        found["distribution 3"] = partial(registry, "distribution 3", binary)
+    return found

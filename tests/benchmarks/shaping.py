@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Self
 from urllib.parse import urlsplit
 
 _PIECE = 64 * 1024
@@ -35,7 +36,10 @@ class Link:
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
 
-    def stop(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
 

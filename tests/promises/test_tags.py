@@ -218,6 +218,16 @@ async def test_what_is_no_manifest_is_not_served_as_one(mirror: Mirror, upstream
     assert (await mirror.get(f"/v2/app/manifests/{digest}")).status == 503
 
 
+async def test_a_manifest_whose_media_types_disagree(mirror: Mirror, upstream: Scripted) -> None:
+    """Content-Type says an index, the document says an image: one of them lies, and neither is served."""
+    image = upstream.add_image("library/app", "latest")
+    upstream.fail("latest", Headers({"Content-Type": "application/vnd.oci.image.index.v1+json"}))
+    answer = await mirror.get(LATEST)
+    assert answer.status == 503
+    assert b"Content-Type says" in answer.body
+    assert not mirror.cached(image.digest)
+
+
 async def test_a_manifest_cut_short_is_asked_for_again(mirror: Mirror, upstream: Scripted) -> None:
     """One broken connection is not the end of a pull."""
     image = upstream.add_image("library/app", "latest")

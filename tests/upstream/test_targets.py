@@ -224,13 +224,14 @@ def test_the_breaker() -> None:
 async def test_a_proxy_from_the_environment_is_used(
     monkeypatch: pytest.MonkeyPatch, upstream: Scripted, start: Callable[..., Any]
 ) -> None:
-    """HTTP_PROXY and NO_PROXY mean what they always mean."""
+    """HTTP_PROXY and NO_PROXY mean what they always mean; redirects take the same way, though the proxy's own address is private."""
     monkeypatch.setenv("http_proxy", upstream.url)
     monkeypatch.setenv("no_proxy", "")
     upstream.add_image("library/app", "latest")
     mirror: Mirror = await start(endpoints=["http://registry.invalid"])
+    upstream.fail("latest", Redirect("http://store.invalid/v2/library/app/manifests/latest"))
     assert (await mirror.get(LATEST)).status == 200
-    assert upstream.count("GET", "latest") == 1
+    assert upstream.count("GET", "latest") == 2
 
 
 async def test_what_aiohttp_raises_ends_at_the_transport(upstream: Scripted) -> None:
