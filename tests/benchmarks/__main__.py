@@ -15,7 +15,7 @@ from typing import Any
 from tests.benchmarks import measure, report
 from tests.benchmarks.measure import Scale
 from tests.benchmarks.origin import REPOSITORY, Origin
-from tests.benchmarks.peers import Peer, side_by_side
+from tests.benchmarks.peers import Peer, install_distribution3, side_by_side
 from tests.benchmarks.report import Report
 
 QUICK = Scale(rounds=1, seconds=1, blob=20_000_000, shared=5_000_000, huge=50_000_000, readers=20, cached=1000, judged=False)
@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         if shutil.which(program) is None:
             print(f"{program} is needed for the benchmarks and is not installed", file=sys.stderr)
             return 1
+    install_distribution3()
     figures = run(QUICK if options.quick else Scale(), options.only)
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 from tests.benchmarks.report import DOCKER_REGISTRY, NGINX, OWN
 from tests.support.programs import Program, answers, free_port
 
-GO_REGISTRY = "github.com/distribution/distribution/v3/cmd/registry@latest"
+_GO_REGISTRY = "github.com/distribution/distribution/v3/cmd/registry@latest"
+_DISTRIBUTION3 = Path.home() / ".cache" / "mirror-bench" / "registry"
 
 
 class Peer:
@@ -106,18 +107,13 @@ def nginx(folder: Path, origin: str) -> Peer:
     return Peer(NGINX, folder, ["nginx", "-c", str(config), "-p", str(folder)], port)
 
 
-def distribution3() -> str | None:
-    """The binary of distribution 3, installed by Go into the user's cache; None where there is no Go."""
-    folder = Path.home() / ".cache" / "mirror-bench"
-    binary = folder / "registry"
-    if not binary.exists():
-        if shutil.which("go") is None:
-            return None
-        print("installing distribution 3 with go install …", file=sys.stderr)
-        done = subprocess.run(["go", "install", GO_REGISTRY], env={**os.environ, "GOBIN": str(folder)}, check=False, timeout=900)
-        if done.returncode != 0:
-            return None
-    return str(binary)
+def install_distribution3() -> None:
+    """Has Go put distribution 3 into the user's cache, where there is Go; once, and then never again."""
+    if _DISTRIBUTION3.exists() or shutil.which("go") is None:
+        return
+    print("installing distribution 3 with go install …", file=sys.stderr)
+    environment = {**os.environ, "GOBIN": str(_DISTRIBUTION3.parent)}
+    subprocess.run(["go", "install", _GO_REGISTRY], env=environment, check=False, timeout=900)
 
 
 @contextmanager
@@ -138,6 +134,6 @@ def _installed() -> dict[str, Callable[[Path, str], Peer]]:
         found[DOCKER_REGISTRY] = partial(registry, DOCKER_REGISTRY, "docker-registry")
     if shutil.which("nginx"):
         found[NGINX] = nginx
-    if binary := distribution3():
-        found["distribution 3"] = partial(registry, "distribution 3", binary)
+    if _DISTRIBUTION3.exists():
+        found["distribution 3"] = partial(registry, "distribution 3", str(_DISTRIBUTION3))
     return found

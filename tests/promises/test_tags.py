@@ -20,6 +20,8 @@ async def test_content_by_digest_is_never_asked_for_again(start: Callable[..., A
     mirror: Mirror = await start(tag_ttl=0)
     for reference in (f"manifests/{image.digest}", f"blobs/{image.layers[0]}", f"blobs/{image.config}"):
         assert (await mirror.get(f"/v2/app/{reference}")).status == 200
+    for digest in (image.layers[0], image.config):
+        await mirror.until_cached(digest)
     asked = len(upstream.asked)
     for _ in range(3):
         for reference in (f"manifests/{image.digest}", f"blobs/{image.layers[0]}", f"blobs/{image.config}"):
