@@ -17,7 +17,7 @@ from mirror.api.server import Api
 from mirror.api.targets import Targets
 from mirror.cache.cache import Cache, Limits
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
-from mirror.upstream import Timeouts, Upstreams
+from mirror.upstream import Connections, Timeouts, Upstreams
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,8 @@ async def running(settings: Settings) -> AsyncIterator[str]:
     async with contextlib.AsyncExitStack() as stack:
         waits = settings.upstream
         timeouts = Timeouts(waits.connect_timeout, waits.header_timeout, waits.stall_timeout, waits.attempts)
-        upstreams = await stack.enter_async_context(Upstreams(settings.registries, timeouts))
+        connections = Connections(waits.connections_per_blob, waits.connections_per_endpoint, waits.connections)
+        upstreams = await stack.enter_async_context(Upstreams(settings.registries, timeouts, connections))
         limits = Limits(
             settings.cache.max_size, settings.cache.tag_ttl, settings.cache.negative_ttl, settings.cache.revalidate_timeout
         )

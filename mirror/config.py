@@ -130,6 +130,16 @@ class Upstream(_Table):
     header_timeout: Duration = Field(20.0, description="for an upstream's response headers; containerd gives up after 30 s")
     stall_timeout: Duration = Field(15.0, description="for the next bytes of a body, before it is resumed on another connection")
     attempts: int = Field(3, ge=1, le=10, description="tries at each endpoint before an error")
+    connections_per_blob: int = Field(
+        16,
+        ge=1,
+        le=64,
+        description="most connections that fetch one blob side by side, where that is faster; 1 for never more than one",
+    )
+    connections_per_endpoint: int = Field(
+        32, ge=1, description="most connections to one endpoint beyond which none is added; a blob's first is always allowed"
+    )
+    connections: int = Field(64, ge=1, description="the same over all endpoints")
 
 
 class Log(_Table):

@@ -22,7 +22,9 @@
     │   ├── UpstreamUnreachable    no connection, or an answer of 5xx
     │   ├── UpstreamTimeout        no answer in time
     │   ├── UpstreamLimited        429; carries Retry-After
+    │   ├── UpstreamBusy           no further connection is allowed now; never shown to a client
     │   ├── UpstreamInvalid        an answer that breaks the protocol or lies
+    │   │   ├── RangeIgnored       200 where 206 was needed
     │   │   ├── DigestMismatch     content that is not what its digest says
     │   │   └── TargetRefused      a redirect or token realm that must not be followed
     │   ├── UpstreamCut            the body ended before its length
@@ -149,7 +151,15 @@ class UpstreamLimited(UpstreamError):
         self.retry_after = retry_after
 
 
+class UpstreamBusy(UpstreamError):
+    pass
+
+
 class UpstreamInvalid(UpstreamError):
+    pass
+
+
+class RangeIgnored(UpstreamInvalid):
     pass
 
 

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from mirror.cache.content import Content
 from mirror.cache.direct import DirectReader
-from mirror.cache.download import Stream
-from mirror.cache.flight import Ground
+from mirror.cache.download import Source as BlobSource
+from mirror.cache.filling import Ground
 from mirror.cache.flights import FlightReader, Flights
 from mirror.cache.lists import Lists, ListSource
 from mirror.cache.negative import Negative
@@ -23,11 +23,16 @@ from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 
 
+class Blob(BlobSource, Protocol):
+    """A blob that can be asked for its size."""
+
+    async def describe(self) -> Descriptor: ...
+
+
 class Source(ManifestSource, ListSource, Protocol):
     """A registry, as the cache asks it. Raises MirrorError."""
 
-    async def head_blob(self, repository: Repository, digest: Digest) -> Descriptor: ...
-    async def open_blob(self, repository: Repository, digest: Digest, start: int = 0, stop: int | None = None) -> Stream: ...
+    def blob(self, repository: Repository, digest: Digest) -> Blob: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ class Cache:
         self._negative = Negative(limits.negative_ttl)
         self._flights = Flights(self.content.store, self.content.disk)
         self._sizes: Once[Descriptor] = Once()
+        self._paid: dict[str, int] = {}
         self.manifests = Tags(self.content, source, self._negative, limits.tag_ttl, limits.revalidate_timeout)
         self.lists = Lists(self.content.records, source, limits.tag_ttl)
 
@@ -74,7 +80,7 @@ class Cache:
         ground = self._ground(repository, digest)
         while True:
             flight, joined = self._flights.join(digest, ground)
-            reader = FlightReader(flight, ground.fetch, self.content.disk)
+            reader = FlightReader(flight, ground.source, self.content.disk)
             try:
                 await flight.departed()
             except StorageFull:
@@ -110,23 +116,19 @@ class Cache:
 
     async def _head(self, repository: Repository, digest: Digest) -> Descriptor:
         try:
-            return await self._source(repository.registry).head_blob(repository, digest)
+            return await self._source(repository.registry).blob(repository, digest).describe()
         except Unknown as error:
             await self._negative.remember(_key(repository, digest), error)
             raise
 
     async def _direct(self, digest: Digest, ground: Ground) -> Reader:
-        reader = DirectReader(digest, ground.fetch, self.content.disk)
+        reader = DirectReader(digest, ground.source, self.content.disk)
         await reader.open()
         return reader
 
     def _ground(self, repository: Repository, digest: Digest) -> Ground:
-        source = self._source(repository.registry)
-
-        async def fetch(start: int, stop: int | None) -> Stream:
-            return await source.open_blob(repository, digest, start, stop)
-
-        return Ground(repository.registry, fetch, self.content.make_room, self.content.landed)
+        blob = self._source(repository.registry).blob(repository, digest)
+        return Ground(repository.registry, blob, self.content.make_room, self.content.landed, self._paid)
 
 
 def _blob(digest: Digest, size: int) -> Descriptor:

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from mirror.cache.disk import Disk
-from mirror.cache.download import Download, Fetch
+from mirror.cache.download import Download, Source
 from mirror.cache.flight import WITHHELD
 from mirror.cache.parts import Part
 from mirror.cache.verifier import hash_file
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 class DirectReader:
     """One client's own download."""
 
-    def __init__(self, digest: Digest, fetch: Fetch, disk: Disk) -> None:
+    def __init__(self, digest: Digest, source: Source, disk: Disk) -> None:
         self.size: int | None = None
         self._digest = digest
-        self._fetch = fetch
+        self._source = source
         self._disk = disk
         self._whole: Download | None = None
 
     async def open(self) -> None:
         """Asks upstream, so that the size is known. Raises what upstream raises."""
-        self._whole = Download(self._fetch)
+        self._whole = Download(self._source)
         await self._whole.open()
         self.size = self._whole.size
 
@@ -43,7 +43,7 @@ class DirectReader:
         if whole is not None and start > 0:
             await whole.aclose()
             whole = None
-        download = whole or Download(self._fetch, start, stop, self.size)
+        download = whole or Download(self._source, start, stop, self.size)
         hasher = self._digest.hasher() if start == 0 else None
         async with aclosing(stream(self._digest, download, stop, hasher, self._disk)) as parts:
             async for part in parts:
@@ -55,13 +55,13 @@ class DirectReader:
 
 
 async def go_on(
-    digest: Digest, fetch: Fetch, disk: Disk, spool_fd: int, position: int, stop: int | None, size: int | None
+    digest: Digest, source: Source, disk: Disk, spool_fd: int, position: int, stop: int | None, size: int | None
 ) -> AsyncGenerator[Part, None]:
     """The bytes from `position` on, for a reader whose flight's disk filled up; what came before is in the open file `spool_fd`."""
     hasher = digest.hasher()
     if position > 0 and await disk.run(hash_file, hasher, spool_fd, 0, position) < position:
         raise DigestMismatch(f"the beginning of {digest} is no longer there to verify")
-    async with aclosing(stream(digest, Download(fetch, position, stop, size), stop, hasher, disk)) as parts:
+    async with aclosing(stream(digest, Download(source, position, stop, size), stop, hasher, disk)) as parts:
         async for part in parts:
             yield part
 

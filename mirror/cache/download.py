@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from mirror.errors import (
+    RangeIgnored,
     UpstreamCut,
     UpstreamError,
     UpstreamInvalid,
@@ -31,10 +31,14 @@ _LONGEST_WAIT = 15.0
 
 
 class Stream(Protocol):
-    """What upstream gives: the bytes of a blob from `start` on. `size` is the whole blob's, None when upstream did not say; `ready` when `read` need not wait."""
+    """The bytes of a blob from `start` on.
+
+    `size` is the whole blob's, None when upstream did not say; `ready` when `read` need not wait; `endpoint` names who sends it.
+    """
 
     size: int | None
     start: int
+    endpoint: str
 
     @property
     def ready(self) -> bool: ...
@@ -42,29 +46,56 @@ class Stream(Protocol):
     async def aclose(self) -> None: ...
 
 
-Fetch = Callable[[int, int | None], Awaitable[Stream]]
-"""``fetch(start, stop)`` opens ``[start, stop)`` of a blob; ``(0, None)`` is all of it, without a Range."""
+class Source(Protocol):
+    """A blob, as upstream has it."""
+
+    @property
+    def connections(self) -> int:
+        """How many may fetch it at once."""
+        ...
+
+    @property
+    def ranges(self) -> bool:
+        """False where upstream is known not to answer them."""
+        ...
+
+    async def open(self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None) -> Stream:
+        """Opens ``[start, stop)``; ``(0, None)`` is all of it, without a Range. A `spare` one only within upstream's bounds, rather not at `avoid`."""
+        ...
+
+    def reject(self) -> bool:
+        """The bytes were wrong. True when another try may bring others."""
+        ...
 
 
 class Download:
     """The bytes ``[start, stop)`` of one blob, in order."""
 
-    def __init__(self, fetch: Fetch, start: int = 0, stop: int | None = None, size: int | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        start: int = 0,
+        stop: int | None = None,
+        size: int | None = None,
+        *,
+        spare: bool = False,
+        avoid: str | None = None,
+    ) -> None:
+        """A `spare` one is given up where the blob's other connections had better go on without it."""
         self.position = start
         """The offset of the next byte that `read` gives."""
         self.size = size
         """Of the whole blob; known, if at all, once `open` has returned."""
-        self._fetch = fetch
+        self.endpoint: str | None = None
+        """Who sent the last bytes."""
+        self._source = source
         self._stop = stop
+        self._spare = spare
+        self._avoid = avoid
         self._stream: Stream | None = None
         self._skip = 0
         self._failures = 0
         self._gained = 0
-
-    @property
-    def ranged(self) -> bool:
-        """False where upstream ignored the Range, and begins at the beginning."""
-        return self._skip == 0
 
     @property
     def ready(self) -> bool:
@@ -76,13 +107,17 @@ class Download:
         stop = self._stop
         if stop is None and self.position > 0:
             stop = self.size
-        stream = await self._fetch(self.position, stop)
+        stream = await self._source.open(self.position, stop, spare=self._spare, avoid=self._avoid)
+        if self._spare and stream.start < self.position:
+            await stream.aclose()
+            raise RangeIgnored("upstream ignored a Range")
         if stream.start > self.position or (self.size is not None and stream.size not in (None, self.size)):
             await stream.aclose()
             raise UpstreamInvalid(f"upstream answered with another blob or range (size {stream.size}, from {stream.start})")
         if self.size is None:
             self.size = stream.size
         self._stream, self._skip, self._gained = stream, self.position - stream.start, 0
+        self.endpoint = stream.endpoint
 
     async def read(self) -> bytes:
         """The next bytes; empty at the end of the stretch. Raises UpstreamError once the tries are used up, and Unknown and Denied at once."""
@@ -118,6 +153,9 @@ class Download:
 
     async def _recover(self, error: UpstreamError) -> None:
         await self.aclose()
+        if isinstance(error, RangeIgnored):
+            raise error
+        self._avoid = self.endpoint
         self._failures = 0 if self._gained >= _PROGRESS else self._failures + 1
         self._gained = 0
         if self._failures >= _TRIES:

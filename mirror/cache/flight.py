@@ -9,19 +9,15 @@ The last bytes of the blob are withheld from everybody until its digest is verif
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from mirror import metrics
 from mirror.cache.bell import Bell
 from mirror.cache.blobs import BlobStore
 from mirror.cache.disk import Disk
-from mirror.cache.download import Download, Fetch
+from mirror.cache.filling import Filling, Ground
 from mirror.cache.spool import Spool
-from mirror.cache.verifier import Verifier
 from mirror.errors import DigestMismatch, MirrorError, StorageFull, UpstreamInvalid, UpstreamUnreachable
 from mirror.names import Digest
 
@@ -29,38 +25,8 @@ log = logging.getLogger(__name__)
 
 WITHHELD = 64 * 1024
 """Bytes at a blob's end that wait for its verification."""
-FAR = 8 * 1024 * 1024
-"""Bytes ahead of the download from which on a reader's range is fetched out of order."""
-_MOST_DETOURS = 4
-_WRITE = 1024 * 1024
-"""Bytes that are written at once, where so many are there."""
-_UNSIZED_STEP = 64 * 1024 * 1024
 _FOLLOW_INTERVAL = 0.02
 _MOST_DISCARDS = 3
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@dataclass(frozen=True, slots=True)
-class Ground:
-    """What a flight needs to know of the world: how to fetch, how to make room, whom to tell."""
-
-    origin: str
-    """The registry's name, for metrics."""
-    fetch: Fetch
-    make_room: Callable[[int], Awaitable[None]]
-    """Makes room for so many bytes. Raises StorageFull."""
-    landed: Callable[[Digest, int], Awaitable[None]]
-    """Told of a finished blob and its size."""
-
-
-class _Claim:
-    """A stretch that one connection is fetching. `end` may move down while it does, where a detour takes over."""
-
-    __slots__ = ("end", "position")
-
-    def __init__(self, position: int, end: int | None) -> None:
-        self.position = position
-        self.end = end
 
 
 class Flight:
@@ -79,11 +45,7 @@ class Flight:
         self._verified = False
         self._flying = True
         self._readers = 0
-        self._claims: list[_Claim] = []
-        self._detours: set[asyncio.Task[None]] = set()
-        self._aims: set[int] = set()
-        self._ranges = True
-        self._verifier: Verifier | None = None
+        self._filling: Filling | None = None
         self._bell = Bell()
         self._discards = 0
 
@@ -121,13 +83,9 @@ class Flight:
                     return spool, end if stop is None else min(end, stop)
             if self.error is not None:
                 raise self.error
-            self._detour(position, stop)
+            if self._filling is not None:
+                self._filling.want(position, stop)
             await self._bell.wait()
-
-    def _progress(self) -> None:
-        if self._verifier is not None:
-            self._verifier.progress()
-        self._bell.ring()
 
     # ------------------------------------------------------------------ the flight itself
 
@@ -211,18 +169,23 @@ class Flight:
         self._spool = spool
         self.size = spool.size
         self._departed.set()
-        self._progress()
+        self._bell.ring()
 
     async def _lead(self, spool: Spool) -> bool:
+        self._filling = Filling(
+            spool, self.digest, self._ground, self._disk, lambda: self._show(spool), self._bell.ring, lambda: self._readers > 0
+        )
         try:
-            await self._fill(spool)
+            if not await self._filling.run():
+                raise DigestMismatch(f"upstream's bytes for {self.digest} are not what their digest says")
         except UpstreamInvalid as error:
+            # Wrong bytes are not kept. Those of an earlier life may be the wrong ones (a power cut): then once more from nothing.
+            again = spool.inherited
             if isinstance(error, DigestMismatch):
                 metrics.verification_failures.labels(self._ground.origin).inc()
-            # Wrong bytes are not kept. Those of an earlier life may be the wrong ones (a power cut): then once more from nothing.
-            inherited = spool.inherited
+                again = again or self._ground.source.reject()
             spool.discard()
-            if inherited:
+            if again:
                 return False
             raise
         except (StorageFull, OSError):
@@ -232,6 +195,8 @@ class Flight:
             if not spool.have.total:
                 spool.discard()
             raise
+        finally:
+            self._filling = None
         self._verified = True
         self._show(spool)
         self._bell.ring_now()
@@ -244,147 +209,3 @@ class Flight:
         else:
             await self._ground.landed(self.digest, spool.size or 0)
         return True
-
-    async def _fill(self, spool: Spool) -> None:
-        self._verifier = verifier = Verifier(spool, self.digest, self._disk)
-        verifying = asyncio.create_task(verifier.matches())
-        try:
-            while not self._complete(spool):
-                gap = self._unclaimed(spool)
-                if gap is not None:
-                    await self._fetch(spool, *gap)
-                else:
-                    await asyncio.wait(self._detours, return_when=asyncio.FIRST_COMPLETED)
-            verified = await verifying
-        finally:
-            for task in (verifying, *self._detours):
-                task.cancel()
-            await asyncio.gather(verifying, *self._detours, return_exceptions=True)
-        if not verified:
-            raise DigestMismatch(f"upstream's bytes for {self.digest} are not what their digest says")
-
-    @staticmethod
-    def _complete(spool: Spool) -> bool:
-        return spool.size is not None and spool.have.covered_until(0) >= spool.size
-
-    def _unclaimed(self, spool: Spool) -> tuple[int, int | None] | None:
-        position = 0
-        while (gap := spool.have.next_gap(position, spool.size)) is not None:
-            start, end = gap
-            inside = [c for c in self._claims if (end is None or c.position < end) and (c.end is None or c.end > start)]
-            if not inside:
-                return start, end
-            first = min(inside, key=lambda claim: claim.position)
-            if first.position > start:
-                return start, first.position
-            if first.end is None:
-                return None
-            position = first.end
-        return None
-
-    async def _fetch(self, spool: Spool, start: int, end: int | None) -> None:
-        whole = start == 0 and (end is None or end == spool.size)
-        download = Download(self._ground.fetch, start, None if whole else end, spool.size)
-        claim = _Claim(start, end)
-        self._claims.append(claim)
-        try:
-            if self._spool is not spool:
-                # The first answer: its failure is the client's to hear at once, with a status.
-                await download.open()
-                await self._set_size(spool, claim, download.size)
-                self._show(spool)
-            await self._transfer(spool, download, claim)
-            if spool.size is None:
-                await self._set_size(spool, claim, download.size)
-        finally:
-            self._claims.remove(claim)
-            await download.aclose()
-
-    async def _transfer(self, spool: Spool, download: Download, claim: _Claim) -> None:
-        allowed = 0
-        while claim.end is None or claim.position < claim.end:
-            pieces = [await download.read()]
-            size = len(pieces[0])
-            while size < _WRITE and download.ready and (piece := await download.read()):
-                pieces.append(piece)
-                size += len(piece)
-            if claim.end is not None and claim.position + size > claim.end:
-                size = claim.end - claim.position
-                pieces = [b"".join(pieces)[:size]]
-            if not size:
-                return
-            if spool.size is None and claim.position >= allowed:
-                allowed = claim.position + _UNSIZED_STEP
-                await self._ground.make_room(allowed)
-            await self._write(spool, claim.position, pieces, size)
-            claim.position += size
-            self._progress()
-
-    async def _set_size(self, spool: Spool, claim: _Claim, size: int | None) -> None:
-        if size is None:
-            return
-        if spool.size is None:
-            await self._ground.make_room(size)
-            spool.set_size(size)
-            self.size = size
-        if claim.end is None:
-            claim.end = size
-        self._progress()
-
-    async def _write(self, spool: Spool, offset: int, pieces: list[bytes], size: int) -> None:
-        assert self._verifier is not None
-        try:
-            await self._verifier.write(offset, pieces)
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            await self._ground.make_room(size)
-            await self._verifier.write(offset, pieces)
-        spool.note(offset, offset + size)
-
-    # ------------------------------------------------------------------ ranges far ahead
-
-    def _detour(self, position: int, stop: int | None) -> None:
-        """Fetches what a reader waits for out of order, where the download is not soon to come by."""
-        spool = self._spool
-        if spool is None or not self._ranges or spool.size is None or len(self._detours) >= _MOST_DETOURS:
-            return
-        owner = self._claim_of(position)
-        if owner is None or position - owner.position < FAR or position in self._aims:
-            return
-        self._aims.add(position)
-        task = asyncio.create_task(self._take_detour(spool, position, stop))
-        self._detours.add(task)
-        task.add_done_callback(self._detours.discard)
-
-    def _claim_of(self, position: int) -> _Claim | None:
-        return next((c for c in self._claims if c.position <= position and (c.end is None or position < c.end)), None)
-
-    async def _take_detour(self, spool: Spool, start: int, stop: int | None) -> None:
-        owner = self._claim_of(start)
-        if owner is None or owner.end is None:
-            self._aims.discard(start)
-            return
-        end = owner.end if stop is None else min(stop, owner.end)
-        download = Download(self._ground.fetch, start, end, spool.size)
-        claim = _Claim(start, end)
-        try:
-            await download.open()
-            if not download.ranged:
-                self._ranges = False
-                return
-            if self._claim_of(start) is not owner or owner.end < end:
-                return
-            owner.end = start
-            self._claims.append(claim)
-            try:
-                await self._transfer(spool, download, claim)
-            finally:
-                self._claims.remove(claim)
-        except (MirrorError, OSError) as error:
-            # What it leaves undone is a gap like any other, and the main course fetches it.
-            log.info("out-of-order fetch of %s at %d: %s", self.digest, start, error)
-            self._ranges = False
-        finally:
-            self._aims.discard(start)
-            await download.aclose()

@@ -10,8 +10,9 @@ from contextlib import aclosing
 from mirror.cache.blobs import BlobStore
 from mirror.cache.direct import go_on, stream
 from mirror.cache.disk import Disk
-from mirror.cache.download import Download, Fetch
-from mirror.cache.flight import Flight, Ground
+from mirror.cache.download import Download, Source
+from mirror.cache.filling import Ground
+from mirror.cache.flight import Flight
 from mirror.cache.parts import FileSlice, Part
 from mirror.cache.spool import Spool
 from mirror.errors import StorageFull, UpstreamCut
@@ -61,10 +62,10 @@ class Flights:
 class FlightReader:
     """One client's place in a flight."""
 
-    def __init__(self, flight: Flight, fetch: Fetch, disk: Disk) -> None:
-        """`fetch` is this client's own way upstream, for when the disk fills up."""
+    def __init__(self, flight: Flight, source: Source, disk: Disk) -> None:
+        """`source` is this client's own way upstream, for when the disk fills up."""
         self._flight = flight
-        self._fetch = fetch
+        self._source = source
         self._disk = disk
         self._entered = True
         flight.enter()
@@ -95,8 +96,8 @@ class FlightReader:
     def _without_disk(self, file: Spool | None, position: int, stop: int | None) -> AsyncGenerator[Part, None]:
         digest, size = self._flight.digest, self._flight.size
         if file is None or file.have.covered_until(0) < position:
-            return stream(digest, Download(self._fetch, position, stop, size), stop, None, self._disk)
-        return go_on(digest, self._fetch, self._disk, file.fd, position, stop, size)
+            return stream(digest, Download(self._source, position, stop, size), stop, None, self._disk)
+        return go_on(digest, self._source, self._disk, file.fd, position, stop, size)
 
     async def aclose(self) -> None:
         if self._entered:

@@ -14,7 +14,7 @@ from mirror import metrics
 from mirror.errors import Denied, MirrorError, UpstreamInvalid, UpstreamLimited, UpstreamTimeout, UpstreamUnreachable
 from mirror.names import Digest, Repository
 from mirror.upstream.challenges import Challenge, choose, parse_challenges
-from mirror.upstream.health import Breaker, EndpointHealth
+from mirror.upstream.health import Breaker, Delivery, EndpointHealth
 from mirror.upstream.targets import Guard, retry_after, same_origin
 from mirror.upstream.tokens import Authenticator
 from mirror.upstream.transport import Transport, shown
@@ -36,7 +36,9 @@ class Endpoint:
         self, registry: str, url: str, transport: Transport, authenticator: Authenticator, tls: ssl.SSLContext | None
     ) -> None:
         self.base = URL(url)
+        self.name = shown(self.base)
         self.breaker = Breaker()
+        self.delivery = Delivery()
         self._registry = registry
         self._transport = transport
         self._authenticator = authenticator
@@ -48,7 +50,11 @@ class Endpoint:
 
     @property
     def health(self) -> EndpointHealth:
-        return EndpointHealth(shown(self.base), self.breaker.state, self.breaker.last_error)
+        delivery = self.delivery
+        state, error = self.breaker.state, self.breaker.last_error
+        if state == "ok" and delivery.wrong:
+            state, error = "wrong", "it sent a blob that was not what its digest says, and is asked for blobs last"
+        return EndpointHealth(self.name, state, error, delivery.latency, delivery.throughput)
 
     def url(self, repository: Repository, rest: str) -> URL:
         """The URL of a resource of a repository."""

@@ -6,9 +6,7 @@ answers. Whatever is asked, an answer or an error is there within the header tim
 
 from __future__ import annotations
 
-import asyncio
 import json
-import random
 import re
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
@@ -20,37 +18,30 @@ from yarl import URL
 from mirror import metrics
 from mirror.errors import (
     BlobUnknown,
-    Denied,
     DigestInvalid,
     DigestMismatch,
     Invalid,
     ManifestUnknown,
-    MirrorError,
     NameUnknown,
     RegistryUnknown,
     Unknown,
     UpstreamInvalid,
-    UpstreamLimited,
-    UpstreamTimeout,
-    UpstreamUnreachable,
 )
 from mirror.manifests import ACCEPT, MAX_SIZE, Descriptor, Manifest, media_type_of
 from mirror.names import Digest, Reference, Repository, Tag
+from mirror.upstream.blobs import Blob
 from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.health import EndpointHealth
-from mirror.upstream.streams import BlobStream
+from mirror.upstream.rounds import ask_in_turn
 from mirror.upstream.targets import same_origin
 from mirror.upstream.tokens import Authenticator
-from mirror.upstream.transport import Timeouts, Transport, read_bounded, shown
+from mirror.upstream.transport import Connections, Timeouts, Transport, length_of, read_bounded, shown
 
 _T = TypeVar("_T")
 
 _LARGEST_LIST = 32 * 1024 * 1024
 _MOST_PAGES = 200
 _LINK = re.compile(r'<([^>]*)>\s*;[^,]*\brel\s*=\s*"?next"?')
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-_SOON = 3.0
-"""Seconds of Retry-After that are waited for while a client waits."""
 
 
 class RegistrySettings(Protocol):
@@ -72,7 +63,6 @@ class Registry:
         self._authenticator = Authenticator(name, settings.credentials)
         tls = ssl.create_default_context(cafile=settings.ca_file) if settings.ca_file is not None else None
         self._endpoints = [Endpoint(name, url, transport, self._authenticator, tls) for url in settings.endpoints]
-        self._pulled_blob = metrics.pulled_bytes.labels(name, "blob")
         self._pulled_manifest = metrics.pulled_bytes.labels(name, "manifest")
 
     async def aclose(self) -> None:
@@ -99,12 +89,13 @@ class Registry:
                 return (await self._get(endpoint, repository, reference, deadline)).descriptor
             return described
 
-        return await self._ask(ask, isinstance(reference, Tag))
+        return await self._ask(ask, first_answer=isinstance(reference, Tag))
 
     async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest:
         """A manifest, verified. Raises ManifestUnknown, Denied, UpstreamError."""
         return await self._ask(
-            lambda endpoint, deadline: self._get(endpoint, repository, reference, deadline), isinstance(reference, Tag)
+            lambda endpoint, deadline: self._get(endpoint, repository, reference, deadline),
+            first_answer=isinstance(reference, Tag),
         )
 
     async def _get(self, endpoint: Endpoint, repository: Repository, reference: Reference, deadline: float) -> Manifest:
@@ -126,55 +117,9 @@ class Registry:
             raise DigestMismatch(f"{shown(url)} sent bytes with the digest {actual}, not {wanted}")
         return Manifest(media_type_of(body, response.headers.get("Content-Type")), actual, body)
 
-    # ------------------------------------------------------------------ blobs
-
-    async def head_blob(self, repository: Repository, digest: Digest) -> Descriptor:
-        """The size of a blob. Raises BlobUnknown, Denied, UpstreamError."""
-
-        async def ask(endpoint: Endpoint, deadline: float) -> Descriptor:
-            url = endpoint.url(repository, f"blobs/{digest}")
-            response = await endpoint.send("HEAD", url, repository, {}, deadline, digest)
-            response.release()
-            if response.status == 404:
-                raise _no_blob(repository, digest)
-            size = _length(response)
-            if response.status != 200 or size is None:
-                # Some stores refuse HEAD, or do not say the length in it.
-                stream = await self._open(endpoint, repository, digest, 0, 1, deadline)
-                await stream.aclose()
-                size = stream.size
-            if size is None:
-                raise UpstreamInvalid(f"{shown(url)} does not say how long the blob is")
-            return Descriptor("application/octet-stream", digest, size)
-
-        return await self._ask(ask, False)
-
-    async def open_blob(self, repository: Repository, digest: Digest, start: int = 0, stop: int | None = None) -> BlobStream:
-        """Begins to fetch ``[start, stop)`` of a blob; all of it is asked for without a Range. Raises BlobUnknown, Denied, UpstreamError."""
-        return await self._ask(lambda endpoint, deadline: self._open(endpoint, repository, digest, start, stop, deadline), False)
-
-    async def _open(
-        self, endpoint: Endpoint, repository: Repository, digest: Digest, start: int, stop: int | None, deadline: float
-    ) -> BlobStream:
-        url = endpoint.url(repository, f"blobs/{digest}")
-        headers = {}
-        if start > 0 or stop is not None:
-            # Closed where possible: some registries answer 416 to an open one.
-            headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
-        response = await endpoint.send("GET", url, repository, headers, deadline, digest)
-        try:
-            if response.status == 404:
-                raise _no_blob(repository, digest)
-            if response.status == 200:
-                size, first = _length(response), 0
-            elif response.status == 206 and headers:
-                size, first = _content_range(response, start, stop)
-            else:
-                raise UpstreamInvalid(f"{shown(url)} answered {response.status} to a request for a blob")
-        except MirrorError:
-            response.close()
-            raise
-        return BlobStream(response, size, first, self._transport.timeouts.stall, self._pulled_blob)
+    def blob(self, repository: Repository, digest: Digest) -> Blob:
+        """A blob, to be asked for its size and its bytes."""
+        return Blob(self.name, self._endpoints, self._transport, repository, digest)
 
     # ------------------------------------------------------------------ lists
 
@@ -190,7 +135,7 @@ class Registry:
                 found += [tag for tag in (tags if isinstance(tags, list) else ()) if _is_tag(tag)]
             return found
 
-        return await self._ask(ask, True)
+        return await self._ask(ask, first_answer=True)
 
     async def list_referrers(self, repository: Repository, digest: Digest) -> list[dict[str, Any]]:
         """Descriptors of the manifests that refer to one. Where the registry has no referrers API, those of the referrers tag
@@ -212,7 +157,7 @@ class Registry:
                 found += [entry for entry in (manifests if isinstance(manifests, list) else ()) if isinstance(entry, dict)]
             return found
 
-        return await self._ask(ask, True)
+        return await self._ask(ask, first_answer=True)
 
     async def _pages(
         self, endpoint: Endpoint, repository: Repository, url: URL, headers: dict[str, str], deadline: float, unknown: Unknown
@@ -246,73 +191,22 @@ class Registry:
                 raise UpstreamInvalid(f"{shown(url)}: the next page is on another host")
         return pages
 
-    # ------------------------------------------------------------------ over all endpoints
-
-    async def _ask(self, ask: Callable[[Endpoint, float], Awaitable[_T]], first_answer: bool) -> _T:
-        """Asks the endpoints in turn until one has it; `first_answer` takes the first one's no for an answer."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._transport.timeouts.header
-        left = [endpoint for endpoint in self._endpoints if endpoint.breaker.allows()]
-        if not left:
-            raise UpstreamUnreachable(
-                f"{self.name} is left alone for a while after failures: {self._endpoints[0].breaker.last_error}"
-            )
-        errors: list[MirrorError] = []
-        for attempt in range(self._transport.timeouts.attempts):
-            for endpoint in list(left):
-                try:
-                    answer = await ask(endpoint, deadline)
-                except (UpstreamUnreachable, UpstreamTimeout) as error:
-                    endpoint.breaker.failed(error.message)
-                    errors.append(error)
-                    if isinstance(error, UpstreamTimeout) or not endpoint.breaker.allows():
-                        left.remove(endpoint)
-                except UpstreamLimited as error:
-                    errors.append(error)
-                    if error.retry_after is None or error.retry_after > _SOON:
-                        left.remove(endpoint)
-                except (Unknown, Denied, UpstreamInvalid, Invalid) as error:
-                    if not isinstance(error, UpstreamInvalid):
-                        endpoint.breaker.succeeded()
-                        if first_answer:
-                            raise
-                    errors.append(error)
-                    left.remove(endpoint)
-                else:
-                    endpoint.breaker.succeeded()
-                    return answer
-            wait = _pause(attempt, errors[-1])
-            if not left or loop.time() + wait >= deadline or attempt + 1 == self._transport.timeouts.attempts:
-                break
-            await asyncio.sleep(wait)
-        raise min(errors, key=_weight)
-
-
-def _pause(attempt: int, error: MirrorError) -> float:
-    if isinstance(error, UpstreamLimited) and error.retry_after is not None:
-        return error.retry_after
-    return random.uniform(0.05, 0.2 * 2**attempt)
-
-
-def _weight(error: MirrorError) -> int:
-    """Which of several endpoints' errors is told: a 404 is an answer, the others are the lack of one."""
-    for weight, kind in enumerate((Unknown, Denied, UpstreamLimited, UpstreamInvalid)):
-        if isinstance(error, kind):
-            return weight
-    return 9
+    async def _ask(self, ask: Callable[[Endpoint, float], Awaitable[_T]], *, first_answer: bool) -> _T:
+        return await ask_in_turn(self.name, self._endpoints, self._transport.timeouts, ask, first_answer=first_answer)
 
 
 class Upstreams:
     """All configured registries."""
 
-    def __init__(self, registries: Mapping[str, RegistrySettings], timeouts: Timeouts) -> None:
+    def __init__(self, registries: Mapping[str, RegistrySettings], timeouts: Timeouts, connections: Connections) -> None:
         self._settings = registries
         self._timeouts = timeouts
+        self._connections = connections
         self._registries: dict[str, Registry] = {}
         self._transport: Transport | None = None
 
     async def __aenter__(self) -> Upstreams:
-        self._transport = Transport(self._timeouts)
+        self._transport = Transport(self._timeouts, self._connections)
         self._registries = {name: Registry(name, settings, self._transport) for name, settings in self._settings.items()}
         return self
 
@@ -331,7 +225,7 @@ class Upstreams:
 
 
 def _descriptor(response: aiohttp.ClientResponse, reference: Reference) -> Descriptor | None:
-    digest, size = _digest(response), _length(response)
+    digest, size = _digest(response), length_of(response)
     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
     if digest is None or size is None or not media_type or size > MAX_SIZE:
         return None
@@ -347,18 +241,6 @@ def _digest(response: aiohttp.ClientResponse) -> Digest | None:
         return None
 
 
-def _length(response: aiohttp.ClientResponse) -> int | None:
-    value = response.headers.get("Content-Length", "")
-    return int(value) if value.isascii() and value.isdigit() else None
-
-
-def _content_range(response: aiohttp.ClientResponse, start: int, stop: int | None) -> tuple[int | None, int]:
-    match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
-    if match is None or int(match[1]) != start or (stop is not None and int(match[2]) >= stop):
-        raise UpstreamInvalid(f"{shown(response.url)} answered with another range than was asked for")
-    return None if match[3] == "*" else int(match[3]), start
-
-
 def _is_tag(value: Any) -> bool:
     try:
         return isinstance(value, str) and bool(Tag.parse(value))
@@ -368,7 +250,3 @@ def _is_tag(value: Any) -> bool:
 
 def _no_manifest(repository: Repository, reference: Reference) -> ManifestUnknown:
     return ManifestUnknown(f"{repository.registry} has no manifest {reference} in {repository.path}")
-
-
-def _no_blob(repository: Repository, digest: Digest) -> BlobUnknown:
-    return BlobUnknown(f"{repository.registry} has no blob {digest} in {repository.path}")

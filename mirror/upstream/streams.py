@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import aiohttp
 from prometheus_client import Counter
@@ -14,12 +15,26 @@ from mirror.upstream.transport import shown
 class BlobStream:
     """The bytes of a blob from `start` on. Whoever holds it closes it."""
 
-    def __init__(self, response: aiohttp.ClientResponse, size: int | None, start: int, stall: float, pulled: Counter) -> None:
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        size: int | None,
+        start: int,
+        stall: float,
+        pulled: Counter,
+        endpoint: str,
+        ended: Callable[[int, float], None],
+    ) -> None:
+        """`ended` is told, once, how many bytes came in how many seconds."""
         self.size = size
         """Bytes of the whole blob; None when upstream did not say."""
         self.start = start
         """Offset of the first byte: 0 when upstream ignored the Range."""
+        self.endpoint = endpoint
+        """Who sends it."""
         self._response = response
+        self._ended = ended
+        self._began = asyncio.get_running_loop().time()
         self._stall = stall
         self._pulled = pulled
         self._taken = 0
@@ -61,3 +76,4 @@ class BlobStream:
             self._response.release()
         else:
             self._response.close()
+        self._ended(self._taken, asyncio.get_running_loop().time() - self._began)

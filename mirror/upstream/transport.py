@@ -34,11 +34,23 @@ class Timeouts:
     attempts: int
 
 
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """How many may fetch blobs at once. A blob's first connection is always allowed; those beyond it are bounded."""
+
+    per_blob: int
+    per_endpoint: int
+    in_all: int
+
+
 class Transport:
     """Two pools of connections: one that goes anywhere, and one that goes to public addresses only."""
 
-    def __init__(self, timeouts: Timeouts) -> None:
+    def __init__(self, timeouts: Timeouts, connections: Connections) -> None:
         self.timeouts = timeouts
+        self.connections = connections
+        self.active = 0
+        """Connections that are fetching blobs now."""
         self._resolver = ThreadedResolver()
         self._anywhere = self._session(self._resolver)
         self._public = self._session(_PublicOnly(self._resolver))
@@ -143,6 +155,12 @@ async def read_bounded(response: aiohttp.ClientResponse, limit: int, stall: floa
         raise UpstreamTimeout(f"{where} stalled within a document") from None
     except (aiohttp.ClientError, OSError) as error:
         raise UpstreamUnreachable(f"{where} broke off within a document: {_brief(error)}") from None
+
+
+def length_of(response: aiohttp.ClientResponse) -> int | None:
+    """What Content-Length says, in bytes; None where it says nothing that is a number."""
+    value = response.headers.get("Content-Length", "")
+    return int(value) if value.isascii() and value.isdigit() else None
 
 
 def shown(url: URL) -> str:

@@ -14,7 +14,7 @@ from mirror.errors import TargetRefused, UpstreamError, UpstreamInvalid
 from mirror.upstream import transport as transport_module
 from mirror.upstream.health import Breaker
 from mirror.upstream.targets import Guard
-from mirror.upstream.transport import Timeouts, Transport
+from mirror.upstream.transport import Connections, Timeouts, Transport
 from tests.support.mirrors import Mirror
 from tests.support.scripted import Cut, Delay, Headers, Redirect, Scripted, Status
 
@@ -71,7 +71,7 @@ _PRIVATE = [
 @pytest.mark.parametrize("target", _PRIVATE)
 async def test_a_public_upstream_may_not_send_us_to_a_private_address(target: str) -> None:
     """However the address is written, and whatever a name resolves to: refused before a byte is sent."""
-    transport = Transport(Timeouts(1, 2, 1, 1))
+    transport = Transport(Timeouts(1, 2, 1, 1), Connections(4, 8, 16))
     try:
         guard = Guard(transport, URL("http://8.8.8.8"), None)
         with pytest.raises(UpstreamInvalid, match=r"not public|not a canonical"):
@@ -82,7 +82,7 @@ async def test_a_public_upstream_may_not_send_us_to_a_private_address(target: st
 
 async def test_an_https_upstream_may_not_send_us_to_http() -> None:
     """Not even to the same host."""
-    transport = Transport(Timeouts(1, 2, 1, 1))
+    transport = Transport(Timeouts(1, 2, 1, 1), Connections(4, 8, 16))
     try:
         for base, target in (("https://8.8.8.8", "http://8.8.8.8/x"), ("https://127.0.0.1:1", "http://127.0.0.1:1/x")):
             with pytest.raises(TargetRefused):
@@ -245,7 +245,7 @@ async def test_what_aiohttp_raises_ends_at_the_transport(upstream: Scripted) -> 
 
     server = await asyncio.start_server(nonsense, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    transport = Transport(Timeouts(1, 2, 1, 1))
+    transport = Transport(Timeouts(1, 2, 1, 1), Connections(4, 8, 16))
     try:
         for url in ("http://127.0.0.1:1/", "http://name.invalid/", f"http://127.0.0.1:{port}/", f"https://127.0.0.1:{port}/"):
             with pytest.raises(UpstreamError):

@@ -1,0 +1,401 @@
+"""Filling one spool file: which connections fetch what of a blob, until all of it is here and its digest verified.
+
+It begins with one connection, in order. Others join while they raise the throughput (see climb.py); they take segments in the order of the bytes, so that those
+nearest to the readers come first. A reader far ahead gets a connection of its own, and a connection far slower than its siblings gets a rival.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from statistics import median
+
+from mirror.cache.claims import Claim, Claims
+from mirror.cache.climb import Climb
+from mirror.cache.disk import Disk
+from mirror.cache.download import Download, Source
+from mirror.cache.spool import Spool
+from mirror.cache.verifier import Verifier
+from mirror.errors import MirrorError, StorageFull, UpstreamBusy
+from mirror.names import Digest
+
+log = logging.getLogger(__name__)
+
+SEGMENT = 8 * 1024 * 1024
+"""Bytes that are worth a request of their own."""
+_LARGEST_SEGMENT = 64 * 1024 * 1024
+_MOST_DETOURS = 4
+_WRITE = 1024 * 1024
+"""Bytes that are written at once, where so many are there."""
+_UNSIZED_STEP = 64 * 1024 * 1024
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TICK = 0.05
+_STRAGGLES = 0.25
+"""Share of its siblings' median rate below which a connection gets a rival."""
+_LOOK = 1.0
+"""Seconds over which a connection's rate is taken."""
+_HANGS = 3.0
+"""Seconds without a first byte after which a connection counts as one that brings nothing."""
+_REPEATED = 0.03
+"""Share of a blob that rivals may fetch twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a flight needs to know of the world: how to fetch, how to make room, whom to tell."""
+
+    origin: str
+    """The registry's name, for metrics."""
+    source: Source
+    make_room: Callable[[int], Awaitable[None]]
+    """Makes room for so many bytes. Raises StorageFull."""
+    landed: Callable[[Digest, int], Awaitable[None]]
+    """Told of a finished blob and its size."""
+    paid: dict[str, int]
+    """By registry, how many connections an earlier blob was worth."""
+
+
+class Filling:
+    """The leader's work on one spool file."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        digest: Digest,
+        ground: Ground,
+        disk: Disk,
+        heard: Callable[[], None],
+        progress: Callable[[], None],
+        wanted: Callable[[], bool],
+    ) -> None:
+        """`heard` is called once upstream has answered and the size is known, `progress` with all news; `wanted` tells whether anybody reads."""
+        self._spool = spool
+        self._ground = ground
+        self._source = ground.source
+        self._hear = heard
+        self._heard = False
+        self._tell = progress
+        self._wanted = wanted
+        self._verifier = Verifier(spool, digest, disk)
+        self._claims = Claims()
+        self._lanes: set[asyncio.Task[None]] = set()
+        self._extras: set[asyncio.Task[None]] = set()
+        self._aims: set[int] = set()
+        self._detours = True
+        self._climb = Climb(self._source.connections, ground.paid.get(ground.origin, 1))
+        self._finished: deque[float] = deque(maxlen=8)
+        self._looked = 0.0
+        self._repeated = 0
+
+    async def run(self) -> bool:
+        """Fetches what is missing. False when the digest of the whole is another. Raises MirrorError, OSError."""
+        verifying = asyncio.create_task(self._verifier.matches())
+        try:
+            while not self._complete:
+                self._staff()
+                await self._wait()
+                self._observe()
+            return await verifying
+        finally:
+            tasks = [verifying, *self._lanes, *self._extras]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self._climb.paid is not None:
+                self._ground.paid[self._ground.origin] = self._climb.paid
+
+    @property
+    def _complete(self) -> bool:
+        size = self._spool.size
+        return size is not None and self._spool.have.covered_until(0) >= size
+
+    @property
+    def _divisible(self) -> bool:
+        size = self._spool.size
+        return self._heard and size is not None and size >= 2 * SEGMENT and self._source.ranges
+
+    @property
+    def _target(self) -> int:
+        """Connections that there should be. Beyond the first they are for those who wait."""
+        return self._climb.target if self._divisible and self._wanted() else 1
+
+    def _progress(self) -> None:
+        self._verifier.progress()
+        self._tell()
+
+    # ------------------------------------------------------------------ connections
+
+    def _staff(self) -> None:
+        while len(self._lanes) < self._target:
+            spare = bool(self._lanes)
+            if (claim := self._next()) is not None:
+                task = asyncio.create_task(self._work(claim, spare))
+            elif spare and self._divisible and not self._aims and (stretch := self._half()) is not None:
+                task = asyncio.create_task(self._join_in(*stretch))
+            else:
+                return
+            self._lanes.add(task)
+
+    async def _wait(self) -> None:
+        """Waits until a connection has ended, or it is time to look how they do. Raises what the last of them failed with."""
+        running = self._lanes | self._extras
+        done, _ = await asyncio.wait(
+            running, timeout=_TICK if self._divisible or not self._heard else None, return_when=asyncio.FIRST_COMPLETED
+        )
+        for task in done & self._extras:
+            self._extras.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+        for task in done & self._lanes:
+            self._lanes.discard(task)
+            if task.cancelled() or (error := task.exception()) is None:
+                continue
+            if not self._lanes or not isinstance(error, MirrorError) or isinstance(error, StorageFull):
+                raise error
+            # The others go on, and take over what it leaves.
+            if not isinstance(error, UpstreamBusy):
+                log.info("one of %d connections failed: %s", len(self._lanes) + 1, error)
+            self._climb.step_back(asyncio.get_running_loop().time(), len(self._lanes))
+
+    def _next(self) -> Claim | None:
+        """Claims the first stretch that nobody has in hand."""
+        gap = self._claims.free(self._spool.have, self._spool.size)
+        if gap is None:
+            return None
+        start, end = gap
+        if end is not None and self._target > 1:
+            # Even pieces, as many as keep all connections busy to the end.
+            pieces = (end - start) // self._segment()
+            lanes = max(self._target, 1)
+            pieces = pieces // lanes * lanes or pieces
+            end = start + -(-(end - start) // max(pieces, 1))
+        return self._claims.add(Claim(start, end))
+
+    def _segment(self) -> int:
+        """Bytes a segment: what a connection brings in a second, within bounds."""
+        return int(min(max(SEGMENT, max(self._finished, default=0.0)), _LARGEST_SEGMENT))
+
+    def _half(self) -> tuple[int, int] | None:
+        """A segment of what another connection was to fetch: it leads the way, and so goes on until a little before."""
+        assert self._spool.size is not None
+        owner = self._claims.largest(self._spool.size)
+        if owner is None or owner.rival is not None or owner.left(self._spool.size) < 2 * SEGMENT:
+            return None
+        ahead = max(SEGMENT, int(owner.rate(asyncio.get_running_loop().time()) or 0))
+        start, end = owner.position + ahead, owner.position + owner.left(self._spool.size)
+        return (start, min(start + self._segment(), end)) if end - start >= SEGMENT else None
+
+    async def _work(self, claim: Claim | None, spare: bool) -> None:
+        """Fetches one stretch after the other."""
+        while claim is not None:
+            await self._fetch(claim, spare)
+            claim = self._next() if len(self._lanes) <= self._target else None
+
+    async def _join_in(self, start: int, end: int) -> None:
+        if not await self._take_over(start, end):
+            self._climb.step_back(asyncio.get_running_loop().time())
+            return
+        await self._work(self._next() if len(self._lanes) <= self._target else None, True)
+
+    async def _fetch(self, claim: Claim, spare: bool) -> None:
+        spool = self._spool
+        whole = claim.start == 0 and (claim.end is None or claim.end == spool.size)
+        download = Download(self._source, claim.start, None if whole else claim.end, spool.size, spare=spare)
+        try:
+            if not self._heard:
+                # The first answer: its failure is the client's to hear at once, with a status.
+                await download.open()
+                await self._set_size(claim, download.size)
+                self._heard = True
+                self._hear()
+            await self._transfer(download, claim)
+            if spool.size is None:
+                await self._set_size(claim, download.size)
+        finally:
+            self._claims.drop(claim)
+            await download.aclose()
+
+    async def _take_over(self, start: int, end: int) -> bool:
+        """Fetches ``[start, end)``, which is another connection's as yet. False when upstream could not, or it was too late."""
+        self._aims.add(start)
+        download = Download(self._source, start, end, self._spool.size, spare=True)
+        try:
+            await download.open()
+            claim = await self._separate(start, end)
+            if claim is None:
+                return False
+            self._aims.discard(start)
+            try:
+                await self._transfer(download, claim)
+            finally:
+                self._claims.drop(claim)
+        except UpstreamBusy:
+            return False
+        finally:
+            self._aims.discard(start)
+            await download.aclose()
+        return True
+
+    async def _separate(self, start: int, end: int) -> Claim | None:
+        """Cuts ``[start, end)`` out of another claim; None where it can no longer be had."""
+        owner = self._claims.owner(start)
+        if owner is None:
+            gap = self._claims.free(self._spool.have, self._spool.size, start)
+            free = gap is not None and gap[0] == start and gap[1] is not None and end <= gap[1]
+            return self._claims.add(Claim(start, end)) if free else None
+        async with owner.lock:
+            # Not while it writes: what it is writing is not to be written twice.
+            if self._claims.owner(start) is not owner or owner.rival is not None or owner.end is None or owner.end < end:
+                return None
+            owner.end = start
+            return self._claims.add(Claim(start, end))
+
+    # ------------------------------------------------------------------ bytes
+
+    async def _transfer(self, download: Download, claim: Claim) -> None:
+        loop = asyncio.get_running_loop()
+        claim.task = asyncio.current_task()
+        allowed = 0
+        while claim.end is None or claim.position < claim.end:
+            pieces = [await download.read()]
+            size = len(pieces[0])
+            while size < _WRITE and download.ready and (piece := await download.read()):
+                pieces.append(piece)
+                size += len(piece)
+            if not size:
+                return
+            if claim.began is None:
+                claim.began = loop.time()
+            claim.endpoint = download.endpoint
+            if self._spool.size is None and claim.position >= allowed:
+                allowed = claim.position + _UNSIZED_STEP
+                await self._ground.make_room(allowed)
+            async with claim.lock:
+                await self._keep(claim, pieces, size)
+            self._progress()
+        if (rate := claim.rate(loop.time())) is not None:
+            self._finished.append(rate)
+        if claim.rival is not None and claim.rival.task is not None:
+            claim.rival.task.cancel()
+
+    async def _keep(self, claim: Claim, pieces: list[bytes], size: int) -> None:
+        there = self._spool.have.covered_until(claim.position) - claim.position
+        if there > 0:
+            # A rival was faster.
+            self._repeated += min(there, size)
+            if self._repeated > _REPEATED * (self._spool.size or 0):
+                claim.end = claim.position
+        if claim.end is not None and claim.position + size > claim.end:
+            size = max(claim.end - claim.position, 0)
+            pieces = [b"".join(pieces)[:size]]
+        if 0 < there < size:
+            pieces = [b"".join(pieces)[there:]]
+        if there < size:
+            await self._write(claim.position + max(there, 0), pieces)
+            self._spool.note(claim.position + max(there, 0), claim.position + size)
+        claim.position += size
+
+    async def _write(self, offset: int, pieces: list[bytes]) -> None:
+        try:
+            await self._verifier.write(offset, pieces)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            await self._ground.make_room(sum(map(len, pieces)))
+            await self._verifier.write(offset, pieces)
+
+    async def _set_size(self, claim: Claim, size: int | None) -> None:
+        if size is None:
+            return
+        if self._spool.size is None:
+            await self._ground.make_room(size)
+            self._spool.set_size(size)
+        if claim.end is None:
+            claim.end = size
+        self._progress()
+
+    # ------------------------------------------------------------------ looking after them
+
+    def _observe(self) -> None:
+        if not self._divisible or not self._wanted():
+            return
+        now = asyncio.get_running_loop().time()
+        here = self._spool.have.total
+        delivering = sum(claim.began is not None for claim in self._claims)
+        assert self._spool.size is not None
+        self._climb.observe(now, here, self._spool.size - here, delivering)
+        if now - self._looked >= _LOOK:
+            self._challenge_stragglers(now)
+
+    def _challenge_stragglers(self, now: float) -> None:
+        elapsed, self._looked = now - self._looked, now
+        rates = {claim: claim.look(elapsed) for claim in self._claims}
+        typical = median([*self._finished, *(rate for rate in rates.values() if rate)] or [0.0])
+        assert self._spool.size is not None
+        allowed = _REPEATED * self._spool.size - self._repeated
+        for claim, rate in rates.items():
+            hangs = claim.began is None and now - claim.made > _HANGS
+            if claim.rival is not None or claim.end is None or not (hangs or rate is not None):
+                continue
+            slow = 0.0 if rate is None else rate
+            left = claim.end - claim.position
+            repeated = left * _STRAGGLES
+            if len(rates) + len(self._finished) > 2 and slow < typical * _STRAGGLES and left > slow and repeated < allowed:
+                allowed -= repeated
+                rival = Claim(claim.position, claim.end, claim.lock)
+                claim.rival, rival.rival = rival, claim
+                self._extras.add(asyncio.create_task(self._rival(rival, claim.endpoint)))
+
+    async def _rival(self, claim: Claim, avoid: str | None) -> None:
+        """Fetches the same as a straggler; who is first ends the other."""
+        self._claims.add(claim)
+        download = Download(self._source, claim.start, claim.end, self._spool.size, spare=True, avoid=avoid)
+        try:
+            await download.open()
+            await self._transfer(download, claim)
+        except MirrorError as error:
+            log.info("a rival for a slow connection failed: %s", error)
+        finally:
+            self._claims.drop(claim)
+            await download.aclose()
+
+    # ------------------------------------------------------------------ ranges far ahead
+
+    def want(self, position: int, stop: int | None) -> None:
+        """A reader waits for the bytes at `position`: they are fetched out of order where the download is not soon to come by."""
+        have, size = self._spool.have, self._spool.size
+        if (
+            size is None
+            or not self._detours
+            or not self._source.ranges
+            or position in self._aims
+            or len(self._extras) >= _MOST_DETOURS
+        ):
+            return
+        end: int | None
+        if (owner := self._claims.owner(position)) is not None:
+            before, end, near = owner.position, owner.end, SEGMENT
+        elif (gap := self._claims.free(have, size, position)) is not None and (
+            first := self._claims.free(have, size)
+        ) is not None:
+            before, end, near = first[0], gap[1], SEGMENT * len(self._lanes)
+        else:
+            return
+        if end is None or position - before < near:
+            return
+        end = end if stop is None else min(stop, end)
+        if position < end:
+            self._aims.add(position)
+            self._extras.add(asyncio.create_task(self._detour(position, end)))
+
+    async def _detour(self, start: int, end: int) -> None:
+        try:
+            await self._take_over(start, end)
+        except (MirrorError, OSError) as error:
+            # What it leaves undone is a gap like any other.
+            log.info("out-of-order fetch at %d: %s", start, error)
+            self._detours = False

@@ -1,0 +1,195 @@
+"""A blob upstream: over which of the registry's endpoints its bytes come.
+
+Blobs are verified, so they may come from any endpoint, or from several at once. Which one is asked is decided by what each has delivered lately; only where
+that makes no difference by the order given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+
+import aiohttp
+
+from mirror import metrics
+from mirror.errors import BlobUnknown, MirrorError, UpstreamBusy, UpstreamInvalid
+from mirror.manifests import Descriptor
+from mirror.names import Digest, Repository
+from mirror.upstream.endpoint import Endpoint
+from mirror.upstream.health import Delivery
+from mirror.upstream.rounds import ask_in_turn
+from mirror.upstream.streams import BlobStream
+from mirror.upstream.transport import Transport, length_of, shown
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_AS_GOOD = 1.5
+"""Times the best endpoint's time within which the order given decides."""
+
+
+class Blob:
+    """One blob of one repository. It remembers who gave its bytes, so that wrong ones can be laid at somebody's door."""
+
+    def __init__(
+        self, registry: str, endpoints: Sequence[Endpoint], transport: Transport, repository: Repository, digest: Digest
+    ) -> None:
+        self._registry = registry
+        self._endpoints = endpoints
+        self._transport = transport
+        self._repository = repository
+        self._digest = digest
+        self._pulled = metrics.pulled_bytes.labels(registry, "blob")
+        self._givers: set[Endpoint] = set()
+        self._refused: set[Endpoint] = set()
+        self._alone = False
+
+    @property
+    def connections(self) -> int:
+        """How many may fetch it at once: 1 where its bytes must come from one endpoint, because several gave wrong ones."""
+        return 1 if self._alone else self._transport.connections.per_blob
+
+    @property
+    def ranges(self) -> bool:
+        """False where all endpoints are known not to answer them rightly."""
+        return not all(endpoint.delivery.unranged for endpoint in self._endpoints)
+
+    async def describe(self) -> Descriptor:
+        """Its size. Raises BlobUnknown, Denied, UpstreamError."""
+
+        async def ask(endpoint: Endpoint, deadline: float) -> Descriptor:
+            url = endpoint.url(self._repository, f"blobs/{self._digest}")
+            response = await endpoint.send("HEAD", url, self._repository, {}, deadline, self._digest)
+            response.release()
+            if response.status == 404:
+                raise self._unknown()
+            size = length_of(response)
+            if response.status != 200 or size is None:
+                # Some stores refuse HEAD, or do not say the length in it.
+                stream = await self._open(endpoint, 0, 1, deadline)
+                await stream.aclose()
+                size = stream.size
+            if size is None:
+                raise UpstreamInvalid(f"{shown(url)} does not say how long the blob is")
+            return Descriptor("application/octet-stream", self._digest, size)
+
+        return await ask_in_turn(self._registry, self._ranked(0), self._transport.timeouts, ask, first_answer=False)
+
+    async def open(self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None) -> BlobStream:
+        """Begins to fetch ``[start, stop)``; all of it is asked for without a Range.
+
+        A `spare` connection is one that the blob can do without: it is opened only within the bounds, rather not at the endpoint `avoid`.
+        Raises BlobUnknown, Denied, UpstreamError; UpstreamBusy where no spare connection may be opened now.
+        """
+        ranked = self._ranked(start, spare=spare, avoid=avoid)
+        if spare:
+            bounds = self._transport.connections
+            ranked = [endpoint for endpoint in ranked if endpoint.delivery.active < bounds.per_endpoint]
+            if not ranked or self._transport.active >= bounds.in_all:
+                raise UpstreamBusy(f"{self._registry}: as many connections as allowed are open")
+        return await ask_in_turn(
+            self._registry,
+            ranked,
+            self._transport.timeouts,
+            lambda endpoint, deadline: self._open(endpoint, start, stop, deadline),
+            first_answer=False,
+        )
+
+    def reject(self) -> bool:
+        """The bytes were wrong. True when it may be tried again: with what another endpoint has, or with one of several at a time."""
+        givers, self._givers = self._givers, set()
+        if len(givers) == 1:
+            for giver in givers:
+                giver.delivery.note_wrong()
+            self._refused |= givers
+        elif self._alone:
+            return False
+        # Of several nobody knows who it was: from now on one gives it all.
+        self._alone = True
+        return len(self._refused) < len(self._endpoints)
+
+    def _ranked(self, start: int, *, spare: bool = False, avoid: str | None = None) -> list[Endpoint]:
+        costs = {endpoint: endpoint.delivery.cost() for endpoint in self._endpoints}
+        best = min((cost for cost in costs.values() if cost is not None), default=0.0)
+
+        def key(endpoint: Endpoint) -> tuple[object, ...]:
+            delivery = endpoint.delivery
+            cost = costs[endpoint]
+            # Who has not been asked lately is taken to be as good as the best, and so gets its turn.
+            cost = best if cost is None else cost
+            if spare:
+                cost *= delivery.active + 1
+            elif cost <= best * _AS_GOOD:
+                cost = 0.0
+            return endpoint in self._refused, delivery.wrong, endpoint.name == avoid, start > 0 and delivery.unranged, cost
+
+        return sorted(self._endpoints, key=key)
+
+    async def _open(self, endpoint: Endpoint, start: int, stop: int | None, deadline: float) -> BlobStream:
+        url = endpoint.url(self._repository, f"blobs/{self._digest}")
+        headers = {}
+        if start > 0 or stop is not None:
+            # Closed where possible: some registries answer 416 to an open one.
+            headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
+        lease = _Lease(self._transport, endpoint.delivery)
+        asked = asyncio.get_running_loop().time()
+        try:
+            response = await endpoint.send("GET", url, self._repository, headers, deadline, self._digest)
+        except BaseException:
+            lease.end()
+            raise
+        try:
+            size, first = self._read_head(endpoint, response, start, stop, bool(headers))
+        except MirrorError:
+            response.close()
+            lease.end()
+            raise
+        endpoint.delivery.note_latency(asyncio.get_running_loop().time() - asked)
+        self._givers.add(endpoint)
+        return BlobStream(response, size, first, self._transport.timeouts.stall, self._pulled, endpoint.name, lease.end)
+
+    def _read_head(
+        self, endpoint: Endpoint, response: aiohttp.ClientResponse, start: int, stop: int | None, ranged: bool
+    ) -> tuple[int | None, int]:
+        """Size of the whole blob and offset of the first byte that comes."""
+        if response.status == 404:
+            raise self._unknown()
+        if response.status == 200:
+            if ranged:
+                endpoint.delivery.note_unranged()
+            return length_of(response), 0
+        if response.status == 206 and ranged:
+            try:
+                return _content_range(response, start, stop)
+            except UpstreamInvalid:
+                endpoint.delivery.note_unranged()
+                raise
+        raise UpstreamInvalid(f"{shown(response.url)} answered {response.status} to a request for a blob")
+
+    def _unknown(self) -> BlobUnknown:
+        return BlobUnknown(f"{self._repository.registry} has no blob {self._digest} in {self._repository.path}")
+
+
+class _Lease:
+    """A connection that counts against the bounds, until its end; then its delivery is judged."""
+
+    def __init__(self, transport: Transport, delivery: Delivery) -> None:
+        self._transport = transport
+        self._delivery = delivery
+        self._open = True
+        transport.active += 1
+        delivery.active += 1
+
+    def end(self, count: int = 0, seconds: float = 0.0) -> None:
+        """`count` bytes came in `seconds`."""
+        if self._open:
+            self._open = False
+            self._transport.active -= 1
+            self._delivery.active -= 1
+            self._delivery.note_delivered(count, seconds)
+
+
+def _content_range(response: aiohttp.ClientResponse, start: int, stop: int | None) -> tuple[int | None, int]:
+    match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+    if match is None or int(match[1]) != start or (stop is not None and int(match[2]) >= stop):
+        raise UpstreamInvalid(f"{shown(response.url)} answered with another range than was asked for")
+    return None if match[3] == "*" else int(match[3]), start
