@@ -77,7 +77,16 @@ def _report(settings: Settings, upstreams: Upstreams) -> dict[str, Any]:
     registries: dict[str, Any] = {}
     for name in settings.registries:
         endpoints = upstreams.registry(name).health()
-        registries[name] = [{"endpoint": e.url, "state": e.state, "last_error": e.last_error} for e in endpoints]
+        registries[name] = [
+            {
+                "endpoint": e.url,
+                "state": e.state,
+                "last_error": e.last_error,
+                "seconds_to_first_byte": e.latency,
+                "bytes_per_second": e.throughput,
+            }
+            for e in endpoints
+        ]
         for endpoint in endpoints:
             if endpoint.state != "ok":
                 degraded.append(f"{name}: {endpoint.url} is {endpoint.state}: {endpoint.last_error}")

@@ -135,6 +135,7 @@ class Filling:
             if (claim := self._next()) is not None:
                 task = asyncio.create_task(self._work(claim, spare))
             elif spare and self._divisible and not self._aims and (stretch := self._half()) is not None:
+                self._aims.add(stretch[0])
                 task = asyncio.create_task(self._join_in(*stretch))
             else:
                 return
@@ -220,8 +221,7 @@ class Filling:
             await download.aclose()
 
     async def _take_over(self, start: int, end: int) -> bool:
-        """Fetches ``[start, end)``, which is another connection's as yet. False when upstream could not, or it was too late."""
-        self._aims.add(start)
+        """Fetches ``[start, end)``, which is another connection's as yet, and aimed at. False when upstream could not, or it was too late."""
         download = Download(self._source, start, end, self._spool.size, spare=True)
         try:
             await download.open()

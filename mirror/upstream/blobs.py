@@ -17,7 +17,6 @@ from mirror.errors import BlobUnknown, MirrorError, UpstreamBusy, UpstreamInvali
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 from mirror.upstream.endpoint import Endpoint
-from mirror.upstream.health import Delivery
 from mirror.upstream.rounds import ask_in_turn
 from mirror.upstream.streams import BlobStream
 from mirror.upstream.transport import Transport, length_of, shown
@@ -84,7 +83,7 @@ class Blob:
         if spare:
             bounds = self._transport.connections
             ranked = [endpoint for endpoint in ranked if endpoint.delivery.active < bounds.per_endpoint]
-            if not ranked or self._transport.active >= bounds.in_all:
+            if not ranked or self._transport.active() >= bounds.in_all:
                 raise UpstreamBusy(f"{self._registry}: as many connections as allowed are open")
         return await ask_in_turn(
             self._registry,
@@ -115,10 +114,10 @@ class Blob:
             delivery = endpoint.delivery
             cost = costs[endpoint]
             # Who has not been asked lately is taken to be as good as the best, and so gets its turn.
-            cost = best if cost is None else cost
+            cost = best or 1.0 if cost is None else cost
             if spare:
                 cost *= delivery.active + 1
-            elif cost <= best * _AS_GOOD:
+            elif cost <= best * _AS_GOOD or not best:
                 cost = 0.0
             return endpoint in self._refused, delivery.wrong, endpoint.name == avoid, start > 0 and delivery.unranged, cost
 
@@ -130,7 +129,7 @@ class Blob:
         if start > 0 or stop is not None:
             # Closed where possible: some registries answer 416 to an open one.
             headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
-        lease = _Lease(self._transport, endpoint.delivery)
+        lease = endpoint.delivery.lease()
         asked = asyncio.get_running_loop().time()
         try:
             response = await endpoint.send("GET", url, self._repository, headers, deadline, self._digest)
@@ -143,9 +142,9 @@ class Blob:
             response.close()
             lease.end()
             raise
-        endpoint.delivery.note_latency(asyncio.get_running_loop().time() - asked)
+        endpoint.delivery.begin(lease, asyncio.get_running_loop().time() - asked)
         self._givers.add(endpoint)
-        return BlobStream(response, size, first, self._transport.timeouts.stall, self._pulled, endpoint.name, lease.end)
+        return BlobStream(response, size, first, self._transport.timeouts.stall, self._pulled, endpoint.name, lease)
 
     def _read_head(
         self, endpoint: Endpoint, response: aiohttp.ClientResponse, start: int, stop: int | None, ranged: bool
@@ -167,25 +166,6 @@ class Blob:
 
     def _unknown(self) -> BlobUnknown:
         return BlobUnknown(f"{self._repository.registry} has no blob {self._digest} in {self._repository.path}")
-
-
-class _Lease:
-    """A connection that counts against the bounds, until its end; then its delivery is judged."""
-
-    def __init__(self, transport: Transport, delivery: Delivery) -> None:
-        self._transport = transport
-        self._delivery = delivery
-        self._open = True
-        transport.active += 1
-        delivery.active += 1
-
-    def end(self, count: int = 0, seconds: float = 0.0) -> None:
-        """`count` bytes came in `seconds`."""
-        if self._open:
-            self._open = False
-            self._transport.active -= 1
-            self._delivery.active -= 1
-            self._delivery.note_delivered(count, seconds)
 
 
 def _content_range(response: aiohttp.ClientResponse, start: int, stop: int | None) -> tuple[int | None, int]:

@@ -39,6 +39,7 @@ class Endpoint:
         self.name = shown(self.base)
         self.breaker = Breaker()
         self.delivery = Delivery()
+        transport.deliveries.append(self.delivery)
         self._registry = registry
         self._transport = transport
         self._authenticator = authenticator

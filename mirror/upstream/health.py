@@ -17,6 +17,8 @@ _LATELY = 300.0
 """Seconds for which a judgement holds; then the endpoint gets another chance."""
 _JUDGED_FROM = 1024 * 1024
 """Bytes from which on a body tells something of the throughput."""
+_TELLING = 1.0
+"""Seconds from which on a body that is still coming tells something."""
 _TYPICAL = 8 * 1024 * 1024
 
 
@@ -69,24 +71,72 @@ class Breaker:
         return float(min(_FIRST_PAUSE * 2 ** min(max(self._failures - _FAILURES, 0), 10), _LONGEST_PAUSE))
 
 
+class Lease:
+    """One connection that fetches a blob, from its opening to its end; what it brings is judged."""
+
+    __slots__ = ("_delivery", "began", "taken")
+
+    def __init__(self, delivery: Delivery) -> None:
+        self.began: float | None = None
+        """When the headers came."""
+        self.taken = 0
+        """Bytes of the body so far."""
+        self._delivery = delivery
+
+    def end(self) -> None:
+        """May be called again."""
+        self._delivery.end(self)
+
+
 class Delivery:
     """What an endpoint's blobs came at: how soon, how fast, and whether rightly. All of it is forgotten after a while, so that everybody gets another chance."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.active = 0
-        """Connections that are fetching blobs from it now."""
         self.latency: float | None = None
-        self.throughput: float | None = None
+        self._mean: float | None = None
         self._clock = clock
+        self._leases: set[Lease] = set()
         self._judged = 0.0
         self._wrong_until = 0.0
         self._unranged_until = 0.0
 
+    @property
+    def active(self) -> int:
+        """Connections that are fetching blobs from it now."""
+        return len(self._leases)
+
+    @property
+    def throughput(self) -> float | None:
+        """Of one connection, in bytes per second; None where nothing is known, or only from long ago."""
+        now = self._clock()
+        live = [lease.taken / (now - lease.began) for lease in self._leases if lease.began and now - lease.began > _TELLING]
+        if live:
+            return _mean(self._mean, sum(live) / len(live))
+        return self._mean if now - self._judged <= _LATELY else None
+
     def cost(self) -> float | None:
-        """Seconds that a typical segment would take, as far as is known; None where nothing is, or only long ago."""
-        if self.throughput is None or self._clock() - self._judged > _LATELY:
-            return None
-        return (self.latency or 0.0) + _TYPICAL / self.throughput
+        """Seconds that a typical segment would take, as far as is known; None where nothing is."""
+        throughput = self.throughput
+        return None if throughput is None else (self.latency or 0.0) + _TYPICAL / max(throughput, 1.0)
+
+    def lease(self) -> Lease:
+        """Counts a connection in."""
+        lease = Lease(self)
+        self._leases.add(lease)
+        return lease
+
+    def begin(self, lease: Lease, latency: float) -> None:
+        """The headers came, after so many seconds."""
+        lease.began = self._clock()
+        self.latency = _mean(self.latency, latency)
+
+    def end(self, lease: Lease) -> None:
+        """Counts a connection out, and judges it."""
+        if lease in self._leases:
+            self._leases.discard(lease)
+            if lease.began is not None and lease.taken >= _JUDGED_FROM:
+                self._judged = self._clock()
+                self._mean = _mean(self._mean, lease.taken / max(self._judged - lease.began, 1e-6))
 
     @property
     def wrong(self) -> bool:
@@ -97,16 +147,6 @@ class Delivery:
     def unranged(self) -> bool:
         """It has ignored a Range lately, or answered another one."""
         return self._clock() < self._unranged_until
-
-    def note_latency(self, seconds: float) -> None:
-        """The headers of a blob came after so long."""
-        self.latency = _mean(self.latency, seconds)
-
-    def note_delivered(self, count: int, seconds: float) -> None:
-        """One connection brought `count` bytes in that time."""
-        if count >= _JUDGED_FROM and seconds > 0:
-            self.throughput = _mean(self.throughput, count / seconds)
-            self._judged = self._clock()
 
     def note_wrong(self) -> None:
         self._wrong_until = self._clock() + _LATELY

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import aiohttp
 from prometheus_client import Counter
 
 from mirror.errors import UpstreamCut, UpstreamStalled
+from mirror.upstream.health import Lease
 from mirror.upstream.transport import shown
 
 
@@ -23,9 +23,8 @@ class BlobStream:
         stall: float,
         pulled: Counter,
         endpoint: str,
-        ended: Callable[[int, float], None],
+        lease: Lease,
     ) -> None:
-        """`ended` is told, once, how many bytes came in how many seconds."""
         self.size = size
         """Bytes of the whole blob; None when upstream did not say."""
         self.start = start
@@ -33,17 +32,15 @@ class BlobStream:
         self.endpoint = endpoint
         """Who sends it."""
         self._response = response
-        self._ended = ended
-        self._began = asyncio.get_running_loop().time()
+        self._lease = lease
         self._stall = stall
         self._pulled = pulled
-        self._taken = 0
         self._broken: UpstreamCut | None = None
 
     @property
     def ready(self) -> bool:
         """True when `read` need not wait."""
-        return self._taken < self._response.content.total_bytes
+        return self._lease.taken < self._response.content.total_bytes
 
     async def read(self) -> bytes:
         """The next bytes, as they came; waits for them up to the stall timeout. Empty at the end. Raises UpstreamCut, UpstreamStalled.
@@ -66,7 +63,7 @@ class BlobStream:
             data = content._read_nowait(-1)
             if not data:
                 raise self._broken from None
-        self._taken += len(data)
+        self._lease.taken += len(data)
         self._pulled.inc(len(data))
         return data
 
@@ -76,4 +73,4 @@ class BlobStream:
             self._response.release()
         else:
             self._response.close()
-        self._ended(self._taken, asyncio.get_running_loop().time() - self._began)
+        self._lease.end()

@@ -16,6 +16,7 @@ from yarl import URL
 
 from mirror import __version__
 from mirror.errors import MirrorError, TargetRefused, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
+from mirror.upstream.health import Delivery
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _READ_BUFFER = 1024 * 1024
@@ -49,8 +50,8 @@ class Transport:
     def __init__(self, timeouts: Timeouts, connections: Connections) -> None:
         self.timeouts = timeouts
         self.connections = connections
-        self.active = 0
-        """Connections that are fetching blobs now."""
+        self.deliveries: list[Delivery] = []
+        """Of all endpoints of all registries."""
         self._resolver = ThreadedResolver()
         self._anywhere = self._session(self._resolver)
         self._public = self._session(_PublicOnly(self._resolver))
@@ -74,6 +75,10 @@ class Transport:
         await self._anywhere.close()
         await self._public.close()
         await self._resolver.close()
+
+    def active(self) -> int:
+        """Connections that are fetching blobs now."""
+        return sum(delivery.active for delivery in self.deliveries)
 
     async def request(
         self,

@@ -52,6 +52,13 @@ class Hold(Fault):
 
 
 @dataclass
+class Rate(Fault):
+    """The body comes at so many bytes per second."""
+
+    per_second: float
+
+
+@dataclass
 class Corrupt(Fault):
     """One byte of the body is wrong; `at` counts from the start of the blob."""
 
@@ -160,6 +167,12 @@ class Scripted:
         self.referrers_api = True
         self.page_size: int | None = None
         self.extra_headers: dict[str, str] = {}
+        self.rate: float | None = None
+        """Bytes per second of each body, where no fault says otherwise."""
+        self.ranges = True
+        self.bodies = 0
+        self.most_bodies = 0
+        """Bodies that were sent side by side, at most."""
         self._faults: list[tuple[str, str, Fault]] = []
         self._tokens: dict[str, str] = {}
         self._runner: web.ServerRunner | None = None
@@ -364,7 +377,7 @@ class Scripted:
         start, stop, status = 0, len(data), 200
         headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": digest}
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
-        if match and not isinstance(fault, NoRange):
+        if match and self.ranges and not isinstance(fault, NoRange):
             start, stop, status = int(match[1]), min(int(match[2] or len(data)) + 1, len(data)), 206
             shift = 1 if isinstance(fault, WrongRange) else 0
             headers["Content-Range"] = f"bytes {start + shift}-{stop - 1 + shift}/{len(data)}"
@@ -376,8 +389,13 @@ class Scripted:
         await response.prepare(request)
         if request.method == "HEAD":
             return response
-        with contextlib.suppress(ConnectionError):
-            await self._body(request, response, digest, data, start, stop, fault)
+        self.bodies += 1
+        self.most_bodies = max(self.most_bodies, self.bodies)
+        try:
+            with contextlib.suppress(ConnectionError):
+                await self._body(request, response, digest, data, start, stop, fault)
+        finally:
+            self.bodies -= 1
         return response
 
     async def _body(
@@ -391,7 +409,11 @@ class Scripted:
         fault: Fault,
     ) -> None:
         position, first = start, start
+        rate = fault.per_second if isinstance(fault, Rate) else self.rate
+        began = asyncio.get_running_loop().time()
         while position < stop:
+            if rate is not None:
+                await asyncio.sleep(began + (position - first) / rate - asyncio.get_running_loop().time())
             end = min(position + _CHUNK, stop)
             if isinstance(fault, Cut | Hold):
                 end = min(end, max(first + fault.after, position))
