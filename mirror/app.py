@@ -30,9 +30,8 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         timeouts = Timeouts(waits.connect_timeout, waits.header_timeout, waits.stall_timeout, waits.attempts)
         connections = Connections(waits.connections_per_blob, waits.connections_per_endpoint, waits.connections)
         upstreams = await stack.enter_async_context(Upstreams(settings.registries, timeouts, connections))
-        limits = Limits(
-            settings.cache.max_size, settings.cache.tag_ttl, settings.cache.negative_ttl, settings.cache.revalidate_timeout
-        )
+        kept = settings.cache
+        limits = Limits(kept.max_size, kept.tag_ttl, kept.negative_ttl, kept.revalidate_timeout, kept.prefetch)
         cache = Cache(settings.cache.dir, upstreams.registry, limits)
         stack.push_async_callback(cache.aclose)
         access = AccessLog() if settings.server.access_log else None

@@ -123,6 +123,7 @@ class Cache(_Table):
     revalidate_timeout: Duration = Field(
         2.0, description="how long a tag's check may hold a client before the cached answer is served"
     )
+    prefetch: bool = Field(True, description="fetch an image's other layers as soon as a client asks for the first")
 
 
 class Upstream(_Table):

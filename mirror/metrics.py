@@ -23,6 +23,10 @@ pushed_bytes = Counter("registry_proxy_pushed_bytes", "Bytes sent to clients", _
 flights = Gauge("mirror_flights", "Downloads in progress", registry=REGISTRY)
 readers = Gauge("mirror_readers", "Clients reading a download in progress", registry=REGISTRY)
 
+fetched_ahead = Counter(
+    "mirror_fetched_ahead", "Blobs fetched before a client asked for them", ("upstream_host",), registry=REGISTRY
+)
+
 cache_bytes = Gauge("mirror_cache_bytes", "Size of the cached content", registry=REGISTRY)
 cache_max_bytes = Gauge("mirror_cache_max_bytes", "Size that eviction keeps the cache within", registry=REGISTRY)
 cache_blobs = Gauge("mirror_cache_blobs", "Cached blobs and manifests", registry=REGISTRY)

@@ -37,7 +37,7 @@ async def start(upstream: Scripted, tmp_path: Path) -> AsyncIterator[Callable[..
         ) -> Mirror:
             tree: dict[str, Any] = {
                 "server": {"listen": "127.0.0.1:0", "access_log": False, "drain_timeout": 2},
-                "cache": {"dir": str(directory or tmp_path / "cache"), "negative_ttl": 0, **cache},
+                "cache": {"dir": str(directory or tmp_path / "cache"), "negative_ttl": 0, "prefetch": False, **cache},
                 "upstream": {"connect_timeout": 1, "header_timeout": 3, "stall_timeout": 1, "attempts": 2},
                 "registries": {"docker.io": {"endpoints": endpoints or [upstream.url]}},
             }

@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from mirror import metrics
+from mirror.cache.ahead import Ahead
 from mirror.cache.content import Content
 from mirror.cache.direct import DirectReader
 from mirror.cache.download import Source as BlobSource
-from mirror.cache.filling import Ground
 from mirror.cache.flights import FlightReader, Flights
+from mirror.cache.ground import Ground
 from mirror.cache.lists import Lists, ListSource
 from mirror.cache.negative import Negative
 from mirror.cache.once import Once
 from mirror.cache.outcome import HIT, PASSED, Outcome, miss
 from mirror.cache.parts import Reader
 from mirror.cache.tags import ManifestSource, Tags
-from mirror.errors import Denied, StorageFull, Unknown
+from mirror.errors import Denied, StorageFull, Unknown, UpstreamBusy
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 
@@ -43,6 +45,7 @@ class Limits:
     tag_ttl: float
     negative_ttl: float
     revalidate_timeout: float
+    prefetch: bool
 
 
 class Cache:
@@ -56,6 +59,7 @@ class Cache:
         self._flights = Flights(self.content.store, self.content.disk)
         self._sizes: Once[Descriptor] = Once()
         self._paid: dict[str, int] = {}
+        self._ahead = Ahead(self.content, self._fetch_ahead) if limits.prefetch else None
         self.manifests = Tags(self.content, source, self._negative, limits.tag_ttl, limits.revalidate_timeout)
         self.lists = Lists(self.content.records, source, limits.tag_ttl)
 
@@ -65,6 +69,8 @@ class Cache:
 
     async def aclose(self) -> None:
         """Ends everything; downloads in progress stay resumable."""
+        if self._ahead is not None:
+            await self._ahead.aclose()
         await self._flights.aclose()
         await self._sizes.aclose()
         await self.manifests.aclose()
@@ -77,6 +83,8 @@ class Cache:
         if (cached := self.content.open(digest)) is not None:
             return cached, HIT
         await self._negative.check(_key(repository, digest))
+        if self._ahead is not None:
+            self._ahead.begin(repository, digest)
         ground = self._ground(repository, digest)
         while True:
             flight, joined = self._flights.join(digest, ground)
@@ -86,10 +94,10 @@ class Cache:
             except StorageFull:
                 await reader.aclose()
                 return await self._direct(digest, ground), PASSED
-            except (Unknown, Denied) as error:
+            except (Unknown, Denied, UpstreamBusy) as error:
                 await reader.aclose()
                 if joined:
-                    # The one that began it may have asked another repository, or another registry.
+                    # The one that began it may have asked another repository, or another registry, or have had to wait for others.
                     continue
                 if isinstance(error, Unknown):
                     await self._negative.remember(_key(repository, digest), error)
@@ -113,6 +121,12 @@ class Cache:
     async def repositories(self) -> list[tuple[str, str]]:
         """(registry, path) of every repository with something cached."""
         return await self.content.records.read([], self.content.records.catalog.repositories)
+
+    async def _fetch_ahead(self, repository: Repository, digest: Digest) -> None:
+        _, joined = self._flights.join(digest, self._ground(repository, digest))
+        if not joined:
+            metrics.fetched_ahead.labels(repository.registry).inc()
+            await self._flights.ended(digest)
 
     async def _head(self, repository: Repository, digest: Digest) -> Descriptor:
         try:

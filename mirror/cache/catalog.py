@@ -125,6 +125,13 @@ class Catalog:
             self._db.executemany("DELETE FROM child WHERE parent = ?", rows)
             self._db.executemany("DELETE FROM holding WHERE digest = ?", rows)
 
+    def parents(self, digest: Digest) -> dict[Digest, float]:
+        """The cached manifests that name something, and when each was last used, in seconds since the epoch."""
+        rows = self._db.execute(
+            "SELECT parent, used FROM child JOIN content ON content.digest = parent WHERE child.digest = ?", (str(digest),)
+        )
+        return {Digest.parse(parent): used for parent, used in rows}
+
     def touch(self, uses: dict[Digest, float]) -> None:
         """Notes when content was last used, in seconds since the epoch."""
         with self._db:

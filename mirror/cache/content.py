@@ -101,6 +101,12 @@ class Content:
         self._uses[digest] = time.time()
         return self._warm(Manifest(media_type, digest, body))
 
+    async def naming(self, blob: Digest, since: float) -> list[Digest]:
+        """The cached manifests that name a blob and have been used `since`, in seconds since the epoch."""
+        nothing: dict[Digest, float] = {}
+        parents = await self.records.read(nothing, self.records.catalog.parents, blob)
+        return [digest for digest, used in parents.items() if max(used, self._uses.get(digest, 0.0)) >= since]
+
     async def add_manifest(self, repository: Repository, manifest: Manifest) -> None:
         """Keeps a verified manifest. A disk that will not take it costs only that."""
         self._warm(manifest)

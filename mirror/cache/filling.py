@@ -10,17 +10,17 @@ import asyncio
 import errno
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 from statistics import median
 
 from mirror.cache.claims import Claim, Claims
 from mirror.cache.climb import Climb
 from mirror.cache.disk import Disk
-from mirror.cache.download import Download, Source
+from mirror.cache.download import Download
+from mirror.cache.ground import Ground
 from mirror.cache.spool import Spool
 from mirror.cache.verifier import Verifier
-from mirror.errors import MirrorError, StorageFull, UpstreamBusy
+from mirror.errors import MirrorError, RangeIgnored, StorageFull, UpstreamBusy
 from mirror.names import Digest
 
 log = logging.getLogger(__name__)
@@ -42,21 +42,6 @@ _HANGS = 3.0
 """Seconds without a first byte after which a connection counts as one that brings nothing."""
 _REPEATED = 0.03
 """Share of a blob that rivals may fetch twice."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ground:
-    """What a flight needs to know of the world: how to fetch, how to make room, whom to tell."""
-
-    origin: str
-    """The registry's name, for metrics."""
-    source: Source
-    make_room: Callable[[int], Awaitable[None]]
-    """Makes room for so many bytes. Raises StorageFull."""
-    landed: Callable[[Digest, int], Awaitable[None]]
-    """Told of a finished blob and its size."""
-    paid: dict[str, int]
-    """By registry, how many connections an earlier blob was worth."""
 
 
 class Filling:
@@ -131,10 +116,11 @@ class Filling:
 
     def _staff(self) -> None:
         while len(self._lanes) < self._target:
-            spare = bool(self._lanes)
+            # Nobody waits for the first bytes of what is fetched ahead either.
+            spare = bool(self._lanes) or not self._wanted()
             if (claim := self._next()) is not None:
                 task = asyncio.create_task(self._work(claim, spare))
-            elif spare and self._divisible and not self._aims and (stretch := self._half()) is not None:
+            elif self._lanes and self._divisible and not self._aims and (stretch := self._half()) is not None:
                 self._aims.add(stretch[0])
                 task = asyncio.create_task(self._join_in(*stretch))
             else:
@@ -155,7 +141,8 @@ class Filling:
             self._lanes.discard(task)
             if task.cancelled() or (error := task.exception()) is None:
                 continue
-            if not self._lanes or not isinstance(error, MirrorError) or isinstance(error, StorageFull):
+            passing = self._lanes or (self._wanted() and isinstance(error, UpstreamBusy | RangeIgnored))
+            if not passing or not isinstance(error, MirrorError) or isinstance(error, StorageFull):
                 raise error
             # The others go on, and take over what it leaves.
             if not isinstance(error, UpstreamBusy):

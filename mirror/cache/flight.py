@@ -16,7 +16,8 @@ from mirror import metrics
 from mirror.cache.bell import Bell
 from mirror.cache.blobs import BlobStore
 from mirror.cache.disk import Disk
-from mirror.cache.filling import Filling, Ground
+from mirror.cache.filling import Filling
+from mirror.cache.ground import Ground
 from mirror.cache.spool import Spool
 from mirror.errors import DigestMismatch, MirrorError, StorageFull, UpstreamInvalid, UpstreamUnreachable
 from mirror.names import Digest

@@ -11,8 +11,8 @@ from mirror.cache.blobs import BlobStore
 from mirror.cache.direct import go_on, stream
 from mirror.cache.disk import Disk
 from mirror.cache.download import Download, Source
-from mirror.cache.filling import Ground
 from mirror.cache.flight import Flight
+from mirror.cache.ground import Ground
 from mirror.cache.parts import FileSlice, Part
 from mirror.cache.spool import Spool
 from mirror.errors import StorageFull, UpstreamCut
@@ -35,6 +35,11 @@ class Flights:
         task = asyncio.create_task(self._fly(flight), name=f"flight {digest}")
         self._flights[digest] = flight, task
         return flight, False
+
+    async def ended(self, digest: Digest) -> None:
+        """Waits until there is no flight of a blob any more, however it ended."""
+        if (known := self._flights.get(digest)) is not None:
+            await asyncio.wait([known[1]])
 
     def size(self, digest: Digest) -> int | None:
         """The size in bytes of a blob that is on its way, where it is known already."""

@@ -359,7 +359,8 @@ async def test_health_readiness_and_metrics(mirror: Mirror, upstream: Scripted) 
     assert json.loads((await mirror.get("/healthz")).body) == {"status": "alive"}
     ready = json.loads((await mirror.get("/readyz")).body)
     assert (ready["status"], ready["degraded"]) == ("ready", [])
-    assert ready["registries"]["docker.io"] == [{"endpoint": upstream.url, "state": "ok", "last_error": None}]
+    [endpoint] = ready["registries"]["docker.io"]
+    assert (endpoint["endpoint"], endpoint["state"], endpoint["last_error"]) == (upstream.url, "ok", None)
     names = ("requests", "hits", "misses", "pulled_bytes", "pushed_bytes")
 
     async def read() -> dict[tuple[str, str], float]:

@@ -1,0 +1,24 @@
+"""Where a flight sets out from: what it needs to know of the world, so that flights and upstreams never meet."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from mirror.cache.download import Source
+from mirror.names import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """How to fetch, how to make room, whom to tell."""
+
+    origin: str
+    """The registry's name, for metrics."""
+    source: Source
+    make_room: Callable[[int], Awaitable[None]]
+    """Makes room for so many bytes. Raises StorageFull."""
+    landed: Callable[[Digest, int], Awaitable[None]]
+    """Told of a finished blob and its size."""
+    paid: dict[str, int]
+    """By registry, how many connections an earlier blob was worth."""
