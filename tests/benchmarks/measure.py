@@ -1,218 +1,237 @@
-"""The measurements. The same clients for everybody, peer after peer in turn, medians of the rounds."""
+"""How a scenario is measured: the contenders in turn or together, the same clients for everybody, medians of the rounds."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-import socket
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from mirror.manifests import DOCKER_MANIFEST
-from tests.benchmarks import peers as candidates
-from tests.benchmarks.origin import REPOSITORY, Origin
-from tests.benchmarks.peers import Peer
-from tests.benchmarks.shaping import Link
+from tests.benchmarks.clients import Client, Pull, pull
+from tests.benchmarks.origin import BLOBS, REPOSITORY, Image, Origin
+from tests.benchmarks.peers import OWN, Peer, start
+from tests.benchmarks.scenarios import Kind, Scenario
+from tests.benchmarks.shaping import CLEAN, Link
+from tests.e2e.test_dockerd import Dockerd
 
 
 @dataclass
-class Scale:
-    """How much of everything."""
+class Figures:
+    """What was measured of one contender; None where it does not apply or was not reached."""
 
-    rounds: int = 5
-    seconds: int = 3
-    blob: int = 200_000_000
-    shared: int = 50_000_000
-    rate: float = 20e6
-    huge: int = 1_000_000_000
-    readers: int = 200
-    cached: int = 100_000
-    judged: bool = True
-    """False for sizes at which the bars mean nothing."""
-
-
-@dataclass
-class Cold:
-    """One cold fetch: seconds, and CPU seconds of the peer."""
-
-    total: float
-    first_byte: float
-    cpu: float
+    seconds: float | None = None
+    """Until the last client was done."""
+    first_byte: float | None = None
+    """Seconds, of the first client."""
+    last_first_byte: float | None = None
+    """Seconds, of the last client."""
+    upstream: float | None = None
+    """Bytes that came over the link ÷ bytes of the image."""
+    cpu_per_gb: float | None = None
+    """CPU seconds for each 10⁹ bytes given to clients."""
+    memory: float | None = None
+    """MB (10⁶ bytes) resident at most."""
+    rate: float | None = None
+    """MB per second of all clients together, or requests per second."""
+    note: str = ""
 
 
 @dataclass
-class Crowd:
-    """Many clients on one cold blob: bytes from upstream ÷ the blob's size; seconds until the last client had its first byte, and all."""
+class _Place:
+    """A contender at work."""
 
-    fetched: float
-    first_byte: float
-    total: float
-
-
-def in_turn(peers: list[Peer], rounds: int, measure: Callable[[Peer], float]) -> dict[str, float]:
-    """Medians by peer."""
-    found: dict[str, list[float]] = {peer.name: [] for peer in peers}
-    for _ in range(rounds):
-        for peer in peers:
-            found[peer.name].append(measure(peer))
-    return {name: statistics.median(values) for name, values in found.items()}
+    name: str
+    peer: Peer
+    link: Link | None
 
 
-def requests_per_second(peer: Peer, path: str, seconds: int) -> float:
-    done = subprocess.run(
-        ["wrk", "-t1", "-c32", f"-d{seconds}s", "-H", f"Accept: {DOCKER_MANIFEST}", f"{peer.url}{path}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def measure(scenario: Scenario, origin: Origin, contenders: Sequence[str], workers: int | None) -> dict[str, Figures]:
+    """By contender. Raises RuntimeError where a contender gives what is wrong."""
+    if scenario.kind is Kind.START:
+        return {OWN: _ready(scenario.cached)}
+    with _places(scenario, origin, contenders, workers) as places:
+        take = {Kind.PULL: _pull, Kind.DOCKERD: _dockerd, Kind.BY_TAG: _ask, Kind.BY_DIGEST: _ask}[scenario.kind]
+        image = origin.add_image(scenario.layers, scenario.size // scenario.layers)
+        if scenario.warm:
+            for place in places:
+                pull(_task(scenario, image, place.peer, clients=1))
+        found: dict[str, list[Figures]] = {place.name: [] for place in places}
+        for number in range(scenario.rounds):
+            if number and scenario.kind is Kind.PULL and not scenario.warm:
+                image = origin.add_image(scenario.layers, scenario.size // scenario.layers)
+            if scenario.together:
+                with ThreadPoolExecutor(len(places)) as pool:
+                    taken = list(pool.map(lambda place, image=image: take(scenario, image, place), places))
+                for place, figures in zip(places, taken, strict=True):
+                    found[place.name].append(figures)
+                continue
+            # Nobody is always the first.
+            for place in places[number % len(places) :] + places[: number % len(places)]:
+                if not scenario.warm and scenario.kind is Kind.PULL:
+                    _settle(20 * scenario.size)
+                found[place.name].append(take(scenario, image, place))
+    return {name: _median(rounds) for name, rounds in found.items()}
+
+
+@contextmanager
+def _places(scenario: Scenario, origin: Origin, contenders: Sequence[str], workers: int | None) -> Iterator[list[_Place]]:
+    with ExitStack() as running:
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix=f"mirror-bench-{scenario.name}-")))
+        places = []
+        for number, name in enumerate(contenders):
+            link = running.enter_context(Link(origin.url, scenario.shape)) if scenario.shape != CLEAN else None
+            peer = start(name, folder / str(number), link.url if link else origin.url, workers)
+            places.append(_Place(name, running.enter_context(peer), link))
+        yield places
+
+
+def _median(rounds: list[Figures]) -> Figures:
+    merged = Figures(note="; ".join(sorted({one.note for one in rounds if one.note})))
+    for field in fields(Figures):
+        values = [getattr(one, field.name) for one in rounds]
+        if field.name != "note" and None not in values:
+            setattr(merged, field.name, statistics.median(values))
+    return merged
+
+
+def _task(scenario: Scenario, image: Image, peer: Peer, clients: int) -> Pull:
+    manifest = image.manifest(image.tag) if len(image.layers) > 1 else None
+    hashed = min(scenario.hashed, clients)
+    return Pull(peer.url, manifest, image.layers, BLOBS, clients, hashed, scenario.limit)
+
+
+def _pull(scenario: Scenario, image: Image, place: _Place) -> Figures:
+    peer, link = place.peer, place.link
+    peer.forget_peak()
+    received, cpu = link.received if link else 0, peer.cpu_seconds()
+    clients = pull(_task(scenario, image, peer, scenario.clients))
+    if faults := [client.fault for client in clients if client.fault]:
+        raise RuntimeError(f"{place.name}, {scenario.name}: {len(faults)} clients failed, the first with {faults[0]}")
+    figures = Figures()
+    done = [client.done for client in clients if client.done is not None]
+    if link is not None:
+        if len(done) == len(clients):
+            _until_quiet(link)
+        figures.upstream = (link.received - received) / image.size
+    else:
+        # What is done after the last byte belongs to the pull too.
+        time.sleep(0 if scenario.warm else 0.3)
+    figures.note = _note(clients, scenario)
+    first_bytes = [client.first_byte for client in clients if client.first_byte is not None]
+    if first_bytes:
+        figures.first_byte = min(first_bytes)
+    if len(first_bytes) == len(clients):
+        figures.last_first_byte = max(first_bytes)
+    if (memory := peer.peak_memory()) is not None:
+        figures.memory = memory / 1e6
+    if len(done) == len(clients):
+        given = image.size * len(clients)
+        figures.seconds = max(done)
+        figures.rate = given / figures.seconds / 1e6
+        if cpu is not None:
+            figures.cpu_per_gb = ((peer.cpu_seconds() or 0) - cpu) / given * 1e9
+    return figures
+
+
+def _note(clients: list[Client], scenario: Scenario) -> str:
+    notes = []
+    done = sum(client.done is not None for client in clients)
+    if done < len(clients):
+        notes.append(f"{done} of {len(clients)} clients done in {scenario.limit:g} s")
+    if resumed := max(client.resumed for client in clients):
+        notes.append(f"a client had to resume {resumed} times")
+    return ", ".join(notes)
+
+
+def _dockerd(scenario: Scenario, image: Image, place: _Place) -> Figures:
+    """A daemon that has nothing yet."""
+    peer, link = place.peer, place.link
+    daemon = Dockerd(peer.url)
+    try:
+        peer.forget_peak()
+        received, cpu = link.received if link else 0, peer.cpu_seconds()
+        began = time.perf_counter()
+        daemon.docker("pull", "-q", f"{REPOSITORY.removeprefix('library/')}:{image.tag}")
+        figures = Figures(seconds=time.perf_counter() - began)
+    finally:
+        daemon.stop()
+    if link is not None:
+        figures.upstream = (link.received - received) / image.size
+    if cpu is not None:
+        figures.cpu_per_gb = ((peer.cpu_seconds() or 0) - cpu) / image.size * 1e9
+        figures.memory = (peer.peak_memory() or 0) / 1e6
+    return figures
+
+
+def _ask(scenario: Scenario, image: Image, place: _Place) -> Figures:
+    """Requests per second."""
+    reference = image.tag if scenario.kind is Kind.BY_TAG else image.digest
+    command = ["wrk", "-t1", "-c32", f"-d{scenario.seconds}s", "-H", f"Accept: {DOCKER_MANIFEST}"]
+    done = subprocess.run([*command, f"{place.peer.url}{image.manifest(reference)}"], capture_output=True, text=True, check=True)
     answered = int(re.search(r"(\d+) requests in", done.stdout)[1])  # type: ignore[index]
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", done.stdout)
-    good = answered - (int(refused[1]) if refused else 0)
-    return good / seconds
+    return Figures(rate=(answered - (int(refused[1]) if refused else 0)) / scenario.seconds)
 
 
-def throughput(peer: Peer, digest: str, size: int, clients: int) -> float:
-    """Bytes per second, of all clients together."""
-    url = f"{peer.url}/v2/{REPOSITORY}/blobs/{digest}"
-    began = time.perf_counter()
-    running = [
-        subprocess.Popen(["curl", "-sf", "-o", "/dev/null", "-w", "%{size_download}", url], stdout=subprocess.PIPE)
-        for _ in range(clients)
-    ]
-    got = [int(curl.communicate()[0]) for curl in running]
-    seconds = time.perf_counter() - began
-    if got != [size] * clients:
-        raise RuntimeError(f"{peer.name} gave {got} of {size} bytes")
-    return size * clients / seconds
-
-
-def fetch(url: str) -> tuple[float, float, str]:
-    """A client that hashes what it gets: seconds in all, seconds to the first byte of the body, the digest."""
-    parts = urlsplit(url)
-    began = time.perf_counter()
-    with socket.create_connection((parts.hostname or "", parts.port or 80)) as connection:
-        connection.sendall(f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n".encode())
-        buffer = bytearray(1024 * 1024)
-        view, hasher, head, first = memoryview(buffer), hashlib.sha256(), b"", 0.0
-        while count := connection.recv_into(buffer):
-            if first:
-                hasher.update(view[:count])
-                continue
-            head += view[:count]
-            _, end, body = head.partition(b"\r\n\r\n")
-            if end and body:
-                first = time.perf_counter() - began
-                hasher.update(body)
-        return time.perf_counter() - began, first, f"sha256:{hasher.hexdigest()}"
-
-
-def cold(peer: Peer, origin: Origin, size: int) -> Cold:
-    digest = origin.add_blob(size)
-    _settle()
-    before = peer.cpu_seconds()
-    total, first, got = fetch(f"{peer.url}/v2/{REPOSITORY}/blobs/{digest}")
-    if got != digest:
-        raise RuntimeError(f"{peer.name} gave wrong bytes")
-    time.sleep(0.3)
-    return Cold(total, first, peer.cpu_seconds() - before)
-
-
-def _settle() -> None:
+def _settle(touched: int) -> None:
     """The same start for everybody: a disk that has nothing left to write, and memory that has been touched.
 
     A virtual machine's host hands out memory a page at a time: pages that were never touched are ten times as slow to write to, the page cache's
-    too, and who gets them is chance.
+    too, and who gets them is chance. So many bytes of it are touched, within reason.
     """
     os.sync()
     available = next(
         int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")
     )
-    subprocess.run([sys.executable, "-c", f"bytearray(b'x') * {min(4 * 10**9, available // 4)}"], check=True)
-
-
-def colds(peers: list[Peer], origin: Origin, size: int, rounds: int) -> dict[str, Cold]:
-    """Medians by peer."""
-    found: dict[str, list[Cold]] = {peer.name: [] for peer in peers}
-    for _ in range(rounds):
-        for peer in peers:
-            found[peer.name].append(cold(peer, origin, size))
-    return {
-        name: Cold(*(statistics.median(getattr(one, field) for one in all_) for field in ("total", "first_byte", "cpu")))
-        for name, all_ in found.items()
-    }
-
-
-def crowd(folder: Path, origin: Origin, size: int, rate: float, clients: int = 10) -> dict[str, Crowd]:
-    """By peer: so many clients at once on one cold blob, behind a link of `rate` bytes per second."""
-    found = {}
-    with Link(origin.url, rate) as link, candidates.side_by_side(folder, link.url) as peers, ThreadPoolExecutor(clients) as pool:
-        for peer in peers:
-            digest = origin.add_blob(size)
-            before = link.received
-            began = time.perf_counter()
-            got = list(pool.map(fetch, [f"{peer.url}/v2/{REPOSITORY}/blobs/{digest}"] * clients))
-            seconds = time.perf_counter() - began
-            if wrong := sum(one[2] != digest for one in got):
-                print(f"note: {peer.name} gave {wrong} of {clients} clients a body that is not whole", file=sys.stderr)
-            _until_quiet(link)
-            found[peer.name] = Crowd((link.received - before) / size, max(one[1] for one in got), seconds)
-    return found
+    subprocess.run([sys.executable, "-c", f"bytearray(b'x') * {min(touched, 4 * 10**9, available // 4)}"], check=True)
 
 
 def _until_quiet(link: Link) -> None:
-    """Waits, a minute at most, for a second in which nothing came: some peers go on fetching when their clients have left."""
-    for _ in range(60):
+    """Waits, half a minute at most, for a second in which nothing came: some contenders go on fetching when their clients have left."""
+    for _ in range(30):
         seen = link.received
         time.sleep(1)
         if link.received == seen:
             return
 
 
-def memory_with_readers(folder: Path, origin: Origin, size: int, readers: int) -> dict[str, float]:
-    """Bytes resident at most with so many clients on one blob: while it comes in, and once it is cached."""
-    folder.mkdir()
-    found = {}
-    with candidates.mirror(folder, origin.url) as peer:
-        url = f"{peer.url}/v2/{REPOSITORY}/blobs/{origin.add_blob(size)}"
-        for state in ("cold", "warm"):
-            peer.forget_peak()
-            running = [subprocess.Popen(["curl", "-sf", "--limit-rate", "400M", "-o", "/dev/null", url]) for _ in range(readers)]
-            statuses = [curl.wait() for curl in running]
-            if any(statuses):
-                raise RuntimeError("a client did not get the blob")
-            found[state] = float(peer.peak_memory())
-    return found
+def _ready(cached: int) -> Figures:
+    """The mirror's start, until /readyz is 200, with so many cached blobs."""
+    folder = Path(tempfile.mkdtemp(prefix="mirror-bench-start-"))
+    try:
+        blobs = folder / "cache" / "blobs" / "sha256"
+        blobs.mkdir(parents=True)
+        for number in range(cached):
+            data = b"%d" % number
+            fd = os.open(blobs / hashlib.sha256(data).hexdigest(), os.O_CREAT | os.O_WRONLY, 0o644)
+            os.write(fd, data)
+            os.close(fd)
+        with start(OWN, folder, "http://127.0.0.1:9") as peer:
+            # The first start takes the files into the catalog, behind the scenes.
+            deadline = time.monotonic() + 300
+            while _blobs(peer) < cached and time.monotonic() < deadline:
+                time.sleep(0.5)
+        began = time.perf_counter()
+        with start(OWN, folder, "http://127.0.0.1:9") as peer, urllib.request.urlopen(f"{peer.url}/readyz") as answer:
+            assert answer.status == 200
+            return Figures(seconds=time.perf_counter() - began)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def start_with(folder: Path, origin: Origin, blobs: int) -> float:
-    """Seconds from the start until /readyz is 200, with so many cached blobs."""
-    cache = folder / "cache" / "blobs" / "sha256"
-    cache.mkdir(parents=True)
-    for number in range(blobs):
-        data = b"%d" % number
-        fd = os.open(cache / hashlib.sha256(data).hexdigest(), os.O_CREAT | os.O_WRONLY, 0o644)
-        os.write(fd, data)
-        os.close(fd)
-    with candidates.mirror(folder, origin.url) as peer:
-        # The first start takes the files into the catalog, behind the scenes.
-        deadline = time.monotonic() + 300
-        while _metric(peer, "mirror_cache_blobs") < blobs and time.monotonic() < deadline:
-            time.sleep(0.5)
-    began = time.perf_counter()
-    with candidates.mirror(folder, origin.url) as peer, urllib.request.urlopen(f"{peer.url}/readyz") as answer:
-        assert answer.status == 200
-        return time.perf_counter() - began
-
-
-def _metric(peer: Peer, name: str) -> float:
+def _blobs(peer: Peer) -> float:
     with urllib.request.urlopen(f"{peer.url}/metrics") as answer:
-        return next(float(line.split()[1]) for line in answer.read().decode().splitlines() if line.startswith(f"{name} "))
+        lines = answer.read().decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("mirror_cache_blobs "))

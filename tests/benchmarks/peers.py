@@ -1,4 +1,4 @@
-"""The candidates: each a caching proxy in front of the same origin, with an empty cache."""
+"""The contenders: each a caching proxy in front of the same upstream, with an empty cache; and nothing at all, a direct pull."""
 
 from __future__ import annotations
 
@@ -7,48 +7,54 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
-from tests.benchmarks.report import DOCKER_REGISTRY, NGINX, OWN
+from mirror.config import Upstream
 from tests.support.programs import Program, answers, free_port
 
+OWN = "mirror"
+SINGLE = "mirror, one connection"
+DOCKER_REGISTRY = "docker-registry 2.8"
+NGINX = "nginx"
+DISTRIBUTION3 = "distribution 3"
+DIRECT = "direct"
+
 _GO_REGISTRY = "github.com/distribution/distribution/v3/cmd/registry@latest"
-_DISTRIBUTION3 = Path.home() / ".cache" / "mirror-bench" / "registry"
+_BINARY3 = Path.home() / ".cache" / "mirror-bench" / "registry"
+_CONNECTIONS = "connections_per_blob"
 
 
 class Peer:
-    """A running candidate."""
+    """A contender that runs; without a program it is the upstream itself."""
 
-    def __init__(self, name: str, folder: Path, command: list[str], port: int, environment: dict[str, str] | None = None) -> None:
-        self.name = name
-        self.url = f"http://127.0.0.1:{port}"
-        self._program = Program(command, folder / f"{name}.log", environment)
-        self.pid = self._program.pid
-        self._program.wait_until(lambda: answers(f"{self.url}/v2/"))
+    def __init__(self, url: str, program: Program | None = None) -> None:
+        self.url = url
+        self._program = program
+        if program is not None:
+            program.wait_until(lambda: answers(f"{url}/v2/"))
 
-    def cpu_seconds(self) -> float:
+    def cpu_seconds(self) -> float | None:
         """Of the process and its children, so far."""
+        if self._program is None:
+            return None
         ticks = 0
         for pid in self._family():
-            try:
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            ticks += int(fields[11]) + int(fields[12])
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            # User and system time, its own and that of children that ended (proc(5), fields 14 to 17).
+            ticks += sum(map(int, fields[11:15]))
         return ticks / os.sysconf("SC_CLK_TCK")
 
-    def peak_memory(self) -> int:
-        """Bytes resident at most, so far, of the largest process."""
-        peaks = []
+    def peak_memory(self) -> int | None:
+        """Bytes resident at most, so far, of the process and its children together."""
+        if self._program is None:
+            return None
+        peak = 0
         for pid in self._family():
             status = Path(f"/proc/{pid}/status").read_text()
-            peaks.append(next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")))
-        return max(peaks)
+            peak += next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+        return peak
 
     def forget_peak(self) -> None:
         """From now on, `peak_memory` is what comes from now on (proc(5), clear_refs)."""
@@ -56,44 +62,60 @@ class Peer:
             Path(f"/proc/{pid}/clear_refs").write_text("5")
 
     def _family(self) -> list[int]:
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return [self.pid, *map(int, children)]
+        found = [] if self._program is None else [self._program.pid]
+        for pid in found:
+            found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        return found
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._program.stop()
+        if self._program is not None:
+            self._program.stop()
 
 
-def mirror(folder: Path, origin: str, **environment: str) -> Peer:
+def start(name: str, folder: Path, upstream: str, workers: int | None = None) -> Peer:
+    """The contender of that name, with `folder` for its own; `workers` is how many processes it may use, where it can be told."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if name == DIRECT:
+        return Peer(upstream)
     port = free_port()
-    command = [sys.executable, "-m", "mirror", "serve", "--listen", f"127.0.0.1:{port}", "--cache-dir", str(folder / "cache")]
-    return Peer(OWN, folder, [*command, "--upstream", f"docker.io={origin}"], port, environment)
+    environment = {"OTEL_TRACES_EXPORTER": "none"}
+    if name in (OWN, SINGLE):
+        command = [sys.executable, "-m", "mirror", "serve", "--listen", f"127.0.0.1:{port}", "--cache-dir", f"{folder}/cache"]
+        command += ["--upstream", f"docker.io={upstream}", *(["--workers", str(workers)] if workers else [])]
+        if name == SINGLE:
+            environment[f"MIRROR_UPSTREAM__{_CONNECTIONS.upper()}"] = "1"
+    elif name == NGINX:
+        command = ["nginx", "-c", str(_nginx(folder, port, upstream, workers or 1)), "-p", str(folder)]
+    else:
+        binary = "docker-registry" if name == DOCKER_REGISTRY else str(_BINARY3)
+        command = [binary, "serve", str(_registry(folder, port, upstream))]
+    return Peer(f"http://127.0.0.1:{port}", Program(command, folder / "log", environment))
 
 
-def registry(name: str, binary: str, folder: Path, origin: str) -> Peer:
-    """Distribution in proxy mode: Debian's 2.8, or 3."""
-    port = free_port()
-    config = folder / "config.yml"
+def _registry(folder: Path, port: int, upstream: str) -> Path:
+    """Distribution in proxy mode, Debian's 2.8 or 3: its settings."""
     settings = {
         "version": 0.1,
         "log": {"level": "error", "accesslog": {"disabled": True}},
         "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
         "http": {"addr": f"127.0.0.1:{port}"},
-        "proxy": {"remoteurl": origin},
+        "proxy": {"remoteurl": upstream},
     }
+    config = folder / "config.yml"
     config.write_text(json.dumps(settings))  # JSON is YAML
-    return Peer(name, folder, [binary, "serve", str(config)], port, {"OTEL_TRACES_EXPORTER": "none"})
+    return config
 
 
-def nginx(folder: Path, origin: str) -> Peer:
-    """proxy_cache as its users set it up: one worker, one fill at a time."""
-    port = free_port()
-    address = urlsplit(origin).netloc
+def _nginx(folder: Path, port: int, upstream: str, workers: int) -> Path:
+    """proxy_cache as its users set it up, one fill at a time: its settings."""
+    address = urlsplit(upstream).netloc
+    user = "user root; " if os.geteuid() == 0 else ""
     config = folder / "nginx.conf"
     config.write_text(
-        f"""worker_processes 1; daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
+        f"""{user}worker_processes {workers}; daemon off; pid {folder}/pid; error_log {folder}/error.log;
         events {{ worker_connections 1024; }}
         http {{
           access_log off; sendfile on; tcp_nopush on; keepalive_requests 100000000;
@@ -104,36 +126,27 @@ def nginx(folder: Path, origin: str) -> Peer:
             location / {{ proxy_pass http://{address}; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host {address};
               proxy_cache blobs; proxy_cache_valid 200 1d; proxy_cache_lock on; proxy_max_temp_file_size 4096m; }} }} }}"""
     )
-    return Peer(NGINX, folder, ["nginx", "-c", str(config), "-p", str(folder)], port)
+    return config
+
+
+def absent() -> dict[str, str]:
+    """The contenders that cannot be had here, and why."""
+    found = {}
+    if shutil.which("docker-registry") is None:
+        found[DOCKER_REGISTRY] = "it is not installed (Debian's package docker-registry)"
+    if shutil.which("nginx") is None:
+        found[NGINX] = "it is not installed (Debian's package nginx-light)"
+    if not _BINARY3.exists():
+        found[DISTRIBUTION3] = "it is not installed, and there is no Go to install it with"
+    if _CONNECTIONS not in Upstream.model_fields:
+        found[SINGLE] = f"this mirror has no setting upstream.{_CONNECTIONS}"
+    return found
 
 
 def install_distribution3() -> None:
     """Has Go put distribution 3 into the user's cache, where there is Go; once, and then never again."""
-    if _DISTRIBUTION3.exists() or shutil.which("go") is None:
+    if _BINARY3.exists() or shutil.which("go") is None:
         return
     print("installing distribution 3 with go install …", file=sys.stderr)
-    environment = {**os.environ, "GOBIN": str(_DISTRIBUTION3.parent)}
+    environment = {**os.environ, "GOBIN": str(_BINARY3.parent)}
     subprocess.run(["go", "install", _GO_REGISTRY], env=environment, check=False, timeout=900)
-
-
-@contextmanager
-def side_by_side(folder: Path, origin: str) -> Iterator[list[Peer]]:
-    """The mirror first, then every peer that is installed; all of them are stopped at the end."""
-    with ExitStack() as running:
-        peers = []
-        for name, start in _installed().items():
-            home = folder / name.replace(" ", "-")
-            home.mkdir(parents=True)
-            peers.append(running.enter_context(start(home, origin)))
-        yield peers
-
-
-def _installed() -> dict[str, Callable[[Path, str], Peer]]:
-    found: dict[str, Callable[[Path, str], Peer]] = {OWN: mirror}
-    if shutil.which("docker-registry"):
-        found[DOCKER_REGISTRY] = partial(registry, DOCKER_REGISTRY, "docker-registry")
-    if shutil.which("nginx"):
-        found[NGINX] = nginx
-    if _DISTRIBUTION3.exists():
-        found["distribution 3"] = partial(registry, "distribution 3", str(_DISTRIBUTION3))
-    return found

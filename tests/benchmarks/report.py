@@ -1,67 +1,115 @@
-"""What is printed and written: each figure, the mirror's ratio to each peer, and whether a bar is met."""
+"""What is printed and written: a table for each scenario, beside the mirror's figures everybody's ratio to them, and which bars are reached."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping
 
-OWN = "mirror"
-DOCKER_REGISTRY = "docker-registry 2.8"
-NGINX = "nginx"
+from tests.benchmarks.measure import Figures
+from tests.benchmarks.peers import OWN
+from tests.benchmarks.scenarios import BEST, Bar, Kind, Point, Scenario
 
+Results = Mapping[str, Mapping[str, Figures]]
+"""By scenario and contender."""
 
-@dataclass(frozen=True)
-class Bar:
-    """What the mirror's figure must be: `holds` is given it and the figure of `peer`, or 0.0 where no peer is named."""
-
-    text: str
-    holds: Callable[[float, float], bool]
-    peer: str | None = None
-
-    def verdict(self, values: dict[str, float]) -> str:
-        if self.peer is not None and self.peer not in values:
-            return f"not judged: {self.peer} is not installed"
-        return "pass" if self.holds(values[OWN], values[self.peer] if self.peer else 0.0) else "FAIL"
-
-
-TAG_RATE = Bar("at least 40 x docker-registry 2.8", lambda own, peer: own >= 40 * peer, DOCKER_REGISTRY)
-WARM_BLOB = Bar("at least 0.8 x nginx", lambda own, peer: own >= 0.8 * peer, NGINX)
-COLD_BLOB = Bar("at most 1.5 x docker-registry 2.8", lambda own, peer: own <= 1.5 * peer, DOCKER_REGISTRY)
-FIRST_BYTE = Bar("within 20 ms of docker-registry 2.8", lambda own, peer: own <= peer + 20, DOCKER_REGISTRY)
-UPSTREAM_BYTES = Bar("exactly 1.00 x", lambda own, _: abs(own - 1) < 0.005)  # response headers are counted too
-MEMORY = Bar("under 150 MB", lambda own, _: own < 150)
-READY = Bar("within 1 s", lambda own, _: own <= 1)
+_COLUMNS = (
+    "contender",
+    "time s",
+    "÷ mirror's",
+    "rate",
+    "first byte ms, first client",
+    "last client",
+    "upstream ÷ image",
+    "CPU s/GB",
+    "peak MB",
+    "",
+)
 
 
-@dataclass
-class Report:
-    """The figures, printed as they come. With `judged` off, for sizes at which the bars mean nothing, no verdicts."""
-
-    judged: bool = True
-    figures: dict[str, Any] = field(default_factory=dict)
-    """By title: ``unit``, ``values`` by peer, and ``bar`` and ``verdict`` where there are."""
-
-    def add(self, title: str, values: dict[str, float], unit: str, bar: Bar | None = None) -> None:
-        figure: dict[str, Any] = {"unit": unit, "values": values}
-        print(f"\n{title}")
-        for peer, value in values.items():
-            ratio = "" if peer == OWN or not value else f"   mirror ÷ it = {values[OWN] / value:.2f}"
-            print(f"  {peer:<20} {_shown(value):>10} {unit}{ratio}")
-        if bar is not None:
-            figure |= {"bar": bar.text, "verdict": bar.verdict(values) if self.judged else "not judged at this size"}
-            print(f"  bar: {bar.text}: {figure['verdict']}")
-        self.figures[title] = figure
-        print(end="", flush=True)
-
-    def close(self) -> None:
-        """Prints the verdicts once more, together."""
-        verdicts = [(figure["verdict"], title, figure["bar"]) for title, figure in self.figures.items() if "bar" in figure]
-        if verdicts and self.judged:
-            print("\nBars")
-            for verdict, title, bar in verdicts:
-                print(f"  {verdict:<6} {title}: {bar}")
+def table(scenario: Scenario, figures: Mapping[str, Figures]) -> Iterator[str]:
+    """Lines of Markdown."""
+    yield f"### `{scenario.name}`: {heading(scenario)}"
+    yield ""
+    rows = [list(_row(scenario, name, one, figures.get(OWN, Figures()))) for name, one in figures.items()]
+    # Columns in which nobody has anything are left out.
+    kept = [number for number in range(len(_COLUMNS)) if any(row[number] for row in rows)]
+    widths = [max(len(_COLUMNS[number]), *(len(row[number]) for row in rows)) for number in kept]
+    for cells in (_COLUMNS, None, *rows):
+        if cells is None:
+            line = " | ".join(("-" * (width - 1) + ":") if number else "-" * width for number, width in enumerate(widths))
+        else:
+            shown = [cells[number] for number in kept]
+            line = " | ".join(
+                cell.rjust(width) if number else cell.ljust(width)
+                for number, (cell, width) in enumerate(zip(shown, widths, strict=True))
+            )
+        yield f"| {line} |"
+    yield ""
 
 
-def _shown(value: float) -> str:
+def heading(scenario: Scenario) -> str:
+    """The scenario in a line."""
+    where = "" if scenario.warm or scenario.kind in (Kind.BY_TAG, Kind.BY_DIGEST, Kind.START) else f"; {scenario.shape}"
+    return f"{scenario.title}{where}"
+
+
+def _row(scenario: Scenario, name: str, one: Figures, own: Figures) -> Iterator[str]:
+    yield name
+    yield _shown(one.seconds)
+    # Where there is no time, the rates are compared.
+    if scenario.kind in (Kind.BY_TAG, Kind.BY_DIGEST):
+        yield _shown(own.rate / one.rate if one.rate and own.rate else None, 2)
+    else:
+        yield _shown(one.seconds / own.seconds if one.seconds and own.seconds else None, 2)
+    unit = "req/s" if scenario.kind in (Kind.BY_TAG, Kind.BY_DIGEST) else "MB/s"
+    yield f"{_shown(one.rate)} {unit}" if one.rate is not None else ""
+    yield _shown(one.first_byte and one.first_byte * 1000)
+    yield _shown(one.last_first_byte and one.last_first_byte * 1000)
+    yield _shown(one.upstream, 3)
+    yield _shown(one.cpu_per_gb, 2)
+    yield _shown(one.memory)
+    yield one.note
+
+
+def _shown(value: float | None, digits: int | None = None) -> str:
+    if value is None:
+        return ""
+    if digits is not None:
+        return f"{value:,.{digits}f}"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def bars(all_of_them: tuple[Bar, ...], results: Results) -> Iterator[str]:
+    """Lines of Markdown: those bars whose scenarios have been measured, with what was."""
+    yield "| issue | bar | wanted | measured | |"
+    yield "| ----- | --- | -----: | -------: | --- |"
+    for bar in all_of_them:
+        if bar.first.scenario in results and (bar.second is None or bar.second.scenario in results):
+            value = measured(bar, results)
+            wanted = f"≥ {bar.at_least:g}" if bar.at_least is not None else f"≤ {bar.at_most:g}"
+            yield f"| {bar.issue} | {bar.text} | {wanted} | {_shown(value, 3) or '-'} | {verdict(bar, value)} |"
+
+
+def measured(bar: Bar, results: Results) -> float | None:
+    """None where one of its figures is missing."""
+    first = _at(bar.first, results)
+    second = _at(bar.second, results) if bar.second is not None else None
+    if first is None or bar.second is None:
+        return first
+    return None if second is None else bar.by(first, second)
+
+
+def verdict(bar: Bar, value: float | None) -> str:
+    """Whether `value` reaches the bar."""
+    if value is None:
+        return "not judged: a figure is missing"
+    reached = (bar.at_least is None or value >= bar.at_least) and (bar.at_most is None or value <= bar.at_most)
+    return "reached" if reached else "NOT REACHED"
+
+
+def _at(point: Point, results: Results) -> float | None:
+    found = results.get(point.scenario, {})
+    if point.contender == BEST:
+        others = [getattr(one, point.figure) for name, one in found.items() if name != OWN]
+        return max((value for value in others if value is not None), default=None)
+    value: float | None = getattr(found.get(point.contender, Figures()), point.figure)
+    return value

@@ -1,0 +1,176 @@
+"""What is measured, as data: the scenarios, and the bars that issues 3 and 4 set on their figures."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Literal
+
+from tests.benchmarks.peers import DIRECT, DISTRIBUTION3, DOCKER_REGISTRY, NGINX, OWN, SINGLE
+from tests.benchmarks.shaping import CLEAN, Shape
+
+MB = 1_000_000
+CACHES = (OWN, DOCKER_REGISTRY, NGINX, DISTRIBUTION3)
+EVERYBODY = (*CACHES, DIRECT)
+BEST = "the best of the others"
+
+
+class Kind(Enum):
+    """What is done."""
+
+    PULL = "pull"
+    """By light clients (tests/benchmarks/clients.py)."""
+    DOCKERD = "dockerd"
+    """``docker pull`` by a real dockerd."""
+    BY_TAG = "by tag"
+    """wrk asks for a manifest, as often as it can."""
+    BY_DIGEST = "by digest"
+    START = "start"
+    """A start with a full cache."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One row of figures for each contender."""
+
+    name: str
+    title: str
+    kind: Kind = Kind.PULL
+    layers: int = 1
+    size: int = 200 * MB
+    """Of the whole image, in bytes."""
+    clients: int = 1
+    warm: bool = False
+    """The image has been pulled before."""
+    shape: Shape = CLEAN
+    """Of the link between the contender, or whoever pulls directly, and upstream."""
+    contenders: tuple[str, ...] = EVERYBODY
+    hashed: int = 10
+    """How many of the clients hash what they get."""
+    rounds: int = 1
+    """Each figure is the median of so many."""
+    seconds: int = 3
+    """How long wrk asks."""
+    limit: float = 90
+    """Seconds until clients that are not done are given up."""
+    together: bool = False
+    """All contenders at the same time, each over a link of its own: only where links so slow that the machine idles decide."""
+    cached: int = 0
+    """Blobs in the cache at a start."""
+
+    def at_most(self, scale: Scale) -> Scenario:
+        """The same, smaller."""
+        return replace(
+            self,
+            size=min(self.size, scale.size),
+            clients=min(self.clients, scale.clients),
+            rounds=min(self.rounds, scale.rounds),
+            seconds=min(self.seconds, scale.seconds),
+            limit=min(self.limit, scale.limit),
+            cached=min(self.cached, scale.cached),
+        )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Upper bounds."""
+
+    size: int
+    clients: int
+    rounds: int
+    seconds: int
+    limit: float
+    cached: int
+
+
+QUICK = Scale(size=40 * MB, clients=20, rounds=1, seconds=1, limit=15, cached=1000)
+
+CAPPED = Shape(per_connection=5e6)
+LINK = Shape(whole=20e6)
+
+SCENARIOS = (
+    Scenario("start", "ready with 100,000 cached blobs", Kind.START, contenders=(OWN,), cached=100_000),
+    Scenario("tag", "warm manifest by tag", Kind.BY_TAG, size=MB, contenders=CACHES, rounds=3),
+    Scenario("digest", "warm manifest by digest", Kind.BY_DIGEST, size=MB, contenders=CACHES, rounds=3),
+    Scenario("warm", "one warm layer, 1 client", warm=True, contenders=CACHES, hashed=0, rounds=15),
+    Scenario("warm-8", "one warm layer, 8 clients", warm=True, clients=8, contenders=CACHES, hashed=0, rounds=9),
+    Scenario("cold", "one cold layer", rounds=5),
+    Scenario("segments", "one cold layer, with several connections and with one", contenders=(OWN, SINGLE), rounds=11),
+    Scenario("memory", "one cold layer of 1 GB, 200 clients", size=1000 * MB, clients=200, contenders=(OWN,), hashed=1, limit=300),
+    Scenario(
+        "memory-warm", "the same, warm", size=1000 * MB, clients=200, warm=True, contenders=(OWN,), hashed=1, limit=300
+    ),
+    Scenario("capped", "one layer", shape=CAPPED, together=True),
+    Scenario("capped-far", "one layer", shape=replace(CAPPED, rtt=0.2), together=True),
+    Scenario("thin", "20 layers of 5 MB", layers=20, size=100 * MB, shape=Shape(0.05, per_connection=1e6), together=True),
+    Scenario("far", "20 layers of 5 MB", layers=20, size=100 * MB, shape=Shape(0.2)),
+    Scenario("alone", "one layer, 1 client", shape=LINK, together=True),
+    Scenario("cut", "one layer, 1 client", shape=replace(LINK, cut=5e6), together=True, limit=45),
+    Scenario("cut-far", "one layer, 1 client", shape=replace(LINK, rtt=0.05, cut=5e6), together=True, limit=45),
+    Scenario("ten", "one layer of 50 MB, 10 clients", size=50 * MB, clients=10, shape=LINK, together=True),
+    Scenario("ten-layers", "20 layers of 2 MB, 10 clients", layers=20, size=40 * MB, clients=10, shape=replace(LINK, rtt=0.05), together=True),
+    Scenario("crowd", "one layer, 100 clients", clients=100, shape=LINK, contenders=(OWN, NGINX, DIRECT), hashed=1, limit=30),
+    Scenario("crowd-layers", "20 layers of 5 MB, 100 clients", layers=20, size=100 * MB, clients=100, shape=replace(LINK, rtt=0.05), contenders=(OWN, NGINX, DIRECT), hashed=1, limit=20),
+    Scenario("dockerd", "a real dockerd, one layer of 100 MB", Kind.DOCKERD, size=100 * MB, shape=replace(CAPPED, rtt=0.05), contenders=(OWN, DOCKER_REGISTRY, DIRECT)),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Point:
+    """One figure."""
+
+    scenario: str
+    figure: Literal["seconds", "first_byte", "upstream", "cpu_per_gb", "memory", "rate"]
+    contender: str = OWN
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The first figure divided by the second, or alone, is at least or at most something."""
+
+    issue: int
+    text: str
+    first: Point
+    second: Point | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    by: Callable[[float, float], float] = operator.truediv
+
+
+def _beside(scenario: str, figure: Literal["seconds", "first_byte", "cpu_per_gb", "rate"], peer: str) -> tuple[Point, Point]:
+    return Point(scenario, figure), Point(scenario, figure, peer)
+
+
+def _faster(scenario: str, peer: str) -> tuple[Point, Point]:
+    return Point(scenario, "seconds", peer), Point(scenario, "seconds")
+
+
+BARS = (
+    Bar(3, "warm manifest by tag, rate ÷ docker-registry's", *_beside("tag", "rate", DOCKER_REGISTRY), at_least=40),
+    Bar(3, "warm 200 MB blob, throughput ÷ nginx's", *_beside("warm", "rate", NGINX), at_least=0.8),
+    Bar(3, "cold 200 MB blob, time ÷ docker-registry's", *_beside("cold", "seconds", DOCKER_REGISTRY), at_most=1.5),
+    Bar(3, "its first byte, seconds after docker-registry's", *_beside("cold", "first_byte", DOCKER_REGISTRY), at_most=0.02, by=operator.sub),
+    Bar(3, "10 clients on one cold blob, upstream bytes", Point("ten", "upstream"), at_most=1.005),
+    Bar(3, "200 clients on a cold 1 GB blob, MB resident", Point("memory", "memory"), at_most=150),
+    Bar(3, "200 clients on a warm 1 GB blob, MB resident", Point("memory-warm", "memory"), at_most=150),
+    Bar(3, "seconds until ready with 100,000 blobs", Point("start", "seconds"), at_most=1),
+    Bar(4, "5 MB/s per connection, times faster than docker-registry", *_faster("capped", DOCKER_REGISTRY), at_least=6),
+    Bar(4, "5 MB/s per connection, times faster than a direct pull", *_faster("capped", DIRECT), at_least=6),
+    Bar(4, "5 MB/s per connection, upstream bytes", Point("capped", "upstream"), at_most=1.05),
+    Bar(4, "and 200 ms, times faster than docker-registry", *_faster("capped-far", DOCKER_REGISTRY), at_least=5),
+    Bar(4, "and 200 ms, times faster than a direct pull", *_faster("capped-far", DIRECT), at_least=5),
+    Bar(4, "and 200 ms, upstream bytes", Point("capped-far", "upstream"), at_most=1.05),
+    Bar(4, "unshaped, cold, time ÷ docker-registry's", *_beside("cold", "seconds", DOCKER_REGISTRY), at_most=1.0),
+    Bar(4, "unshaped, cold, CPU ÷ docker-registry's", *_beside("cold", "cpu_per_gb", DOCKER_REGISTRY), at_most=1.0),
+    Bar(4, "100 clients, the last one's time ÷ that of one alone", Point("crowd", "seconds"), Point("alone", "seconds"), at_most=1.1),
+    Bar(4, "100 clients, upstream bytes", Point("crowd", "upstream"), at_most=1.05),
+    Bar(4, "cut every 5 MB, upstream bytes", Point("cut", "upstream"), at_most=1.05),
+    Bar(4, "cut every 5 MB, time ÷ the uncut one", Point("cut", "seconds"), Point("alone", "seconds"), at_most=1.3),
+    Bar(4, "warm 200 MB blob, throughput ÷ the best other's", *_beside("warm", "rate", BEST), at_least=1.0),
+    Bar(4, "the same with 8 clients", *_beside("warm-8", "rate", BEST), at_least=1.0),
+    Bar(4, "warm manifest by tag, rate ÷ docker-registry's", *_beside("tag", "rate", DOCKER_REGISTRY), at_least=100),
+    Bar(4, "warm manifest by tag, rate ÷ nginx's with as many workers", *_beside("tag", "rate", NGINX), at_least=0.5),
+    Bar(4, "segmenting on a clean link, time ÷ the single stream's", *_beside("segments", "seconds", SINGLE), at_most=1.02),
+)  # fmt: skip
