@@ -8,7 +8,6 @@ from html import escape
 
 from tests.benchmarks.measure import Figures
 from tests.benchmarks.peers import DIRECT, DISTRIBUTION3, DOCKER_REGISTRY, NGINX, OWN, SINGLE
-from tests.benchmarks.report import heading
 from tests.benchmarks.scenarios import Scenario
 
 _COLOURS = {
@@ -42,7 +41,7 @@ def draw(measured: Sequence[tuple[Scenario, Mapping[str, Figures]]]) -> str:
 
     for number, (scenario, ratios) in enumerate(rows):
         y = _TOP + _ROW * number + _ROW / 2
-        lines.append(f'<text x="10" y="{y + 4}">{escape(heading(scenario))}</text>')
+        lines.append(f'<text x="10" y="{y + 4}">{escape(scenario.title)}</text>')
         lines.append(f'<line x1="{_LABELS}" x2="{_LABELS + _WIDTH}" y1="{y}" y2="{y}" stroke="#eeeeee"/>')
         for name, ratio in ratios.items():
             dot = f'<circle cx="{x(ratio):.1f}" cy="{y}" r="5" fill="{_COLOURS[name]}" fill-opacity="0.85">'

@@ -27,7 +27,7 @@ _COLUMNS = (
 
 def table(scenario: Scenario, figures: Mapping[str, Figures]) -> Iterator[str]:
     """Lines of Markdown."""
-    yield f"### `{scenario.name}`: {heading(scenario)}"
+    yield f"### `{scenario.name}`: {scenario.title}"
     yield ""
     rows = [list(_row(scenario, name, one, figures.get(OWN, Figures()))) for name, one in figures.items()]
     # Columns in which nobody has anything are left out.
@@ -44,12 +44,6 @@ def table(scenario: Scenario, figures: Mapping[str, Figures]) -> Iterator[str]:
             )
         yield f"| {line} |"
     yield ""
-
-
-def heading(scenario: Scenario) -> str:
-    """The scenario in a line."""
-    where = "" if scenario.warm or scenario.kind in (Kind.BY_TAG, Kind.BY_DIGEST, Kind.START) else f"; {scenario.shape}"
-    return f"{scenario.title}{where}"
 
 
 def _row(scenario: Scenario, name: str, one: Figures, own: Figures) -> Iterator[str]:

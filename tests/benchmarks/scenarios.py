@@ -36,7 +36,6 @@ class Scenario:
     """One row of figures for each contender."""
 
     name: str
-    title: str
     kind: Kind = Kind.PULL
     layers: int = 1
     size: int = 200 * MB
@@ -60,11 +59,25 @@ class Scenario:
     cached: int = 0
     """Blobs in the cache at a start."""
 
+    @property
+    def title(self) -> str:
+        """What is done, in a line."""
+        if self.kind is Kind.START:
+            return f"ready with {self.cached:,} cached blobs"
+        if self.kind in (Kind.BY_TAG, Kind.BY_DIGEST):
+            return f"warm manifest {self.kind.value}"
+        size = f"{self.size / self.layers / MB:g} MB"
+        parts = ["a real dockerd"] if self.kind is Kind.DOCKERD else []
+        parts.append(f"one layer of {size}" if self.layers == 1 else f"{self.layers} layers of {size}")
+        parts += [f"{self.clients} clients"] if self.clients > 1 else []
+        return ", ".join([*parts, "warm" if self.warm else str(self.shape)])
+
     def at_most(self, scale: Scale) -> Scenario:
         """The same, smaller."""
         return replace(
             self,
             size=min(self.size, scale.size),
+            layers=min(self.layers, scale.layers),
             clients=min(self.clients, scale.clients),
             rounds=min(self.rounds, scale.rounds),
             seconds=min(self.seconds, scale.seconds),
@@ -78,6 +91,7 @@ class Scale:
     """Upper bounds."""
 
     size: int
+    layers: int
     clients: int
     rounds: int
     seconds: int
@@ -85,35 +99,35 @@ class Scale:
     cached: int
 
 
-QUICK = Scale(size=40 * MB, clients=20, rounds=1, seconds=1, limit=15, cached=1000)
+QUICK = Scale(size=40 * MB, layers=8, clients=20, rounds=1, seconds=1, limit=15, cached=1000)
 
 CAPPED = Shape(per_connection=5e6)
 LINK = Shape(whole=20e6)
 
 SCENARIOS = (
-    Scenario("start", "ready with 100,000 cached blobs", Kind.START, contenders=(OWN,), cached=100_000),
-    Scenario("tag", "warm manifest by tag", Kind.BY_TAG, size=MB, contenders=CACHES, rounds=3),
-    Scenario("digest", "warm manifest by digest", Kind.BY_DIGEST, size=MB, contenders=CACHES, rounds=3),
-    Scenario("warm", "one warm layer, 1 client", warm=True, contenders=CACHES, hashed=0, rounds=15),
-    Scenario("warm-8", "one warm layer, 8 clients", warm=True, clients=8, contenders=CACHES, hashed=0, rounds=9),
-    Scenario("cold", "one cold layer", rounds=5),
-    Scenario("segments", "one cold layer, with several connections and with one", contenders=(OWN, SINGLE), rounds=11),
-    Scenario("memory", "one cold layer of 1 GB, 200 clients", size=1000 * MB, clients=200, contenders=(OWN,), hashed=1, limit=300),
+    Scenario("start", Kind.START, contenders=(OWN,), cached=100_000),
+    Scenario("tag", Kind.BY_TAG, size=MB, contenders=CACHES, rounds=3),
+    Scenario("digest", Kind.BY_DIGEST, size=MB, contenders=CACHES, rounds=3),
+    Scenario("warm", warm=True, contenders=CACHES, hashed=0, rounds=15),
+    Scenario("warm-8", warm=True, clients=8, contenders=CACHES, hashed=0, rounds=9),
+    Scenario("cold", rounds=5),
+    Scenario("segments", contenders=(OWN, SINGLE), rounds=11),
+    Scenario("memory", size=1000 * MB, clients=200, contenders=(OWN,), hashed=1, limit=300),
     Scenario(
-        "memory-warm", "the same, warm", size=1000 * MB, clients=200, warm=True, contenders=(OWN,), hashed=1, limit=300
+        "memory-warm", size=1000 * MB, clients=200, warm=True, contenders=(OWN,), hashed=1, limit=300
     ),
-    Scenario("capped", "one layer", shape=CAPPED, together=True),
-    Scenario("capped-far", "one layer", shape=replace(CAPPED, rtt=0.2), together=True),
-    Scenario("thin", "20 layers of 5 MB", layers=20, size=100 * MB, shape=Shape(0.05, per_connection=1e6), together=True),
-    Scenario("far", "20 layers of 5 MB", layers=20, size=100 * MB, shape=Shape(0.2)),
-    Scenario("alone", "one layer, 1 client", shape=LINK, together=True),
-    Scenario("cut", "one layer, 1 client", shape=replace(LINK, cut=5e6), together=True, limit=45),
-    Scenario("cut-far", "one layer, 1 client", shape=replace(LINK, rtt=0.05, cut=5e6), together=True, limit=45),
-    Scenario("ten", "one layer of 50 MB, 10 clients", size=50 * MB, clients=10, shape=LINK, together=True),
-    Scenario("ten-layers", "20 layers of 2 MB, 10 clients", layers=20, size=40 * MB, clients=10, shape=replace(LINK, rtt=0.05), together=True),
-    Scenario("crowd", "one layer, 100 clients", clients=100, shape=LINK, contenders=(OWN, NGINX, DIRECT), hashed=1, limit=30),
-    Scenario("crowd-layers", "20 layers of 5 MB, 100 clients", layers=20, size=100 * MB, clients=100, shape=replace(LINK, rtt=0.05), contenders=(OWN, NGINX, DIRECT), hashed=1, limit=20),
-    Scenario("dockerd", "a real dockerd, one layer of 100 MB", Kind.DOCKERD, size=100 * MB, shape=replace(CAPPED, rtt=0.05), contenders=(OWN, DOCKER_REGISTRY, DIRECT)),
+    Scenario("capped", shape=CAPPED, together=True),
+    Scenario("capped-far", shape=replace(CAPPED, rtt=0.2), together=True),
+    Scenario("thin", layers=20, size=100 * MB, shape=Shape(0.05, per_connection=1e6), together=True),
+    Scenario("far", layers=20, size=100 * MB, shape=Shape(0.2)),
+    Scenario("alone", shape=LINK, together=True),
+    Scenario("cut", shape=replace(LINK, cut=5e6), together=True, limit=45),
+    Scenario("cut-far", shape=replace(LINK, rtt=0.05, cut=5e6), together=True, limit=45),
+    Scenario("ten", size=50 * MB, clients=10, shape=LINK, together=True),
+    Scenario("ten-layers", layers=20, size=40 * MB, clients=10, shape=replace(LINK, rtt=0.05), together=True),
+    Scenario("crowd", clients=100, shape=LINK, contenders=(OWN, NGINX, DIRECT), hashed=1, limit=30),
+    Scenario("crowd-layers", layers=20, size=100 * MB, clients=100, shape=replace(LINK, rtt=0.05), contenders=(OWN, NGINX, DIRECT), hashed=1, limit=20),
+    Scenario("dockerd", Kind.DOCKERD, size=100 * MB, shape=replace(CAPPED, rtt=0.05), contenders=(OWN, DOCKER_REGISTRY, DIRECT)),
 )  # fmt: skip
 
 
