@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from mirror.manifests import DOCKER_MANIFEST
@@ -66,7 +66,7 @@ def measure(scenario: Scenario, origin: Origin, contenders: Sequence[str], worke
         image = origin.add_image(scenario.layers, scenario.size // scenario.layers)
         if scenario.warm:
             for place in places:
-                pull(_task(scenario, image, place.peer, clients=1))
+                pull(_task(replace(scenario, clients=1, hashed=1), image, place.peer))
         found: dict[str, list[Figures]] = {place.name: [] for place in places}
         for number in range(scenario.rounds):
             if number and scenario.kind is Kind.PULL and not scenario.warm:
@@ -106,17 +106,16 @@ def _median(rounds: list[Figures]) -> Figures:
     return merged
 
 
-def _task(scenario: Scenario, image: Image, peer: Peer, clients: int) -> Pull:
+def _task(scenario: Scenario, image: Image, peer: Peer) -> Pull:
     manifest = image.manifest(image.tag) if len(image.layers) > 1 else None
-    hashed = min(scenario.hashed, clients)
-    return Pull(peer.url, manifest, image.layers, BLOBS, clients, hashed, scenario.limit)
+    return Pull(peer.url, manifest, image.layers, BLOBS, scenario.clients, scenario.hashed, scenario.limit)
 
 
 def _pull(scenario: Scenario, image: Image, place: _Place) -> Figures:
     peer, link = place.peer, place.link
     peer.forget_peak()
     received, cpu = link.received if link else 0, peer.cpu_seconds()
-    clients = pull(_task(scenario, image, peer, scenario.clients))
+    clients = pull(_task(scenario, image, peer))
     if faults := [client.fault for client in clients if client.fault]:
         raise RuntimeError(f"{place.name}, {scenario.name}: {len(faults)} clients failed, the first with {faults[0]}")
     figures = Figures()

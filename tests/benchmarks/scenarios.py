@@ -99,7 +99,7 @@ class Scale:
     cached: int
 
 
-QUICK = Scale(size=40 * MB, layers=8, clients=20, rounds=1, seconds=1, limit=15, cached=1000)
+QUICK = Scale(size=20 * MB, layers=8, clients=20, rounds=1, seconds=1, limit=10, cached=1000)
 
 CAPPED = Shape(per_connection=5e6)
 LINK = Shape(whole=20e6)
@@ -113,9 +113,6 @@ SCENARIOS = (
     Scenario("cold", rounds=5),
     Scenario("segments", contenders=(OWN, SINGLE), rounds=11),
     Scenario("memory", size=1000 * MB, clients=200, contenders=(OWN,), hashed=1, limit=300),
-    Scenario(
-        "memory-warm", size=1000 * MB, clients=200, warm=True, contenders=(OWN,), hashed=1, limit=300
-    ),
     Scenario("capped", shape=CAPPED, together=True),
     Scenario("capped-far", shape=replace(CAPPED, rtt=0.2), together=True),
     Scenario("thin", layers=20, size=100 * MB, shape=Shape(0.05, per_connection=1e6), together=True),
@@ -123,8 +120,8 @@ SCENARIOS = (
     Scenario("alone", shape=LINK, together=True),
     Scenario("cut", shape=replace(LINK, cut=5e6), together=True, limit=45),
     Scenario("cut-far", shape=replace(LINK, rtt=0.05, cut=5e6), together=True, limit=45),
-    Scenario("ten", size=50 * MB, clients=10, shape=LINK, together=True),
-    Scenario("ten-layers", layers=20, size=40 * MB, clients=10, shape=replace(LINK, rtt=0.05), together=True),
+    Scenario("ten", size=50 * MB, clients=10, shape=LINK, together=True, limit=45),
+    Scenario("ten-layers", layers=20, size=40 * MB, clients=10, shape=replace(LINK, rtt=0.05), together=True, limit=45),
     Scenario("crowd", clients=100, shape=LINK, contenders=(OWN, NGINX, DIRECT), hashed=1, limit=30),
     Scenario("crowd-layers", layers=20, size=100 * MB, clients=100, shape=replace(LINK, rtt=0.05), contenders=(OWN, NGINX, DIRECT), hashed=1, limit=20),
     Scenario("dockerd", Kind.DOCKERD, size=100 * MB, shape=replace(CAPPED, rtt=0.05), contenders=(OWN, DOCKER_REGISTRY, DIRECT)),
@@ -167,8 +164,7 @@ BARS = (
     Bar(3, "cold 200 MB blob, time ÷ docker-registry's", *_beside("cold", "seconds", DOCKER_REGISTRY), at_most=1.5),
     Bar(3, "its first byte, seconds after docker-registry's", *_beside("cold", "first_byte", DOCKER_REGISTRY), at_most=0.02, by=operator.sub),
     Bar(3, "10 clients on one cold blob, upstream bytes", Point("ten", "upstream"), at_most=1.005),
-    Bar(3, "200 clients on a cold 1 GB blob, MB resident", Point("memory", "memory"), at_most=150),
-    Bar(3, "200 clients on a warm 1 GB blob, MB resident", Point("memory-warm", "memory"), at_most=150),
+    Bar(3, "200 clients on one 1 GB blob, MB resident", Point("memory", "memory"), at_most=150),
     Bar(3, "seconds until ready with 100,000 blobs", Point("start", "seconds"), at_most=1),
     Bar(4, "5 MB/s per connection, times faster than docker-registry", *_faster("capped", DOCKER_REGISTRY), at_least=6),
     Bar(4, "5 MB/s per connection, times faster than a direct pull", *_faster("capped", DIRECT), at_least=6),
