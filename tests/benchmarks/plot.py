@@ -23,15 +23,15 @@ _LABELS, _WIDTH, _ROW, _TOP = 400, 560, 26, 64
 
 def draw(measured: Sequence[tuple[Scenario, Mapping[str, Figures]]]) -> str:
     """An SVG document. Right of the line is slower than the mirror, left of it faster."""
-    rows = [(scenario, _ratios(figures)) for scenario, figures in measured]
+    rows = [(scenario, _ratios(scenario, figures)) for scenario, figures in measured]
     rows = [(scenario, ratios) for scenario, ratios in rows if len(ratios) > 1]
-    every = [ratio for _, ratios in rows for ratio in ratios.values()]
+    every = [ratio for _, ratios in rows for ratio, _ in ratios.values()]
     low, high = (math.floor(math.log10(min(every, default=1)) - 0.1), math.ceil(math.log10(max(every, default=1)) + 0.1))
     height = _TOP + _ROW * len(rows) + 30
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LABELS + _WIDTH + 40}" height="{height}" font-family="sans-serif" font-size="12">',
         '<rect width="100%" height="100%" fill="white"/>',
-        '<text x="10" y="20" font-size="14" font-weight="bold">Time of each, as a multiple of the mirror\'s (right: slower than the mirror)</text>',
+        '<text x="10" y="20" font-size="14" font-weight="bold">Time of each, as a multiple of the mirror\'s (right: slower; hollow: given up there)</text>',
         *_legend(),
         *_axis(low, high, height),
     ]
@@ -43,18 +43,24 @@ def draw(measured: Sequence[tuple[Scenario, Mapping[str, Figures]]]) -> str:
         y = _TOP + _ROW * number + _ROW / 2
         lines.append(f'<text x="10" y="{y + 4}">{escape(scenario.title)}</text>')
         lines.append(f'<line x1="{_LABELS}" x2="{_LABELS + _WIDTH}" y1="{y}" y2="{y}" stroke="#eeeeee"/>')
-        for name, ratio in ratios.items():
-            dot = f'<circle cx="{x(ratio):.1f}" cy="{y}" r="5" fill="{_COLOURS[name]}" fill-opacity="0.85">'
-            lines.append(f"{dot}<title>{escape(name)}: {ratio:.2f}</title></circle>")
+        for name, (ratio, finished) in ratios.items():
+            paint = (
+                f'fill="{_COLOURS[name]}" fill-opacity="0.85"'
+                if finished
+                else f'fill="white" stroke="{_COLOURS[name]}" stroke-width="2"'
+            )
+            told = f"{name}: {'' if finished else 'more than '}{ratio:.2f}"
+            lines.append(f'<circle cx="{x(ratio):.1f}" cy="{y}" r="5" {paint}><title>{escape(told)}</title></circle>')
     return "\n".join([*lines, "</svg>\n"])
 
 
-def _ratios(figures: Mapping[str, Figures]) -> dict[str, float]:
+def _ratios(scenario: Scenario, figures: Mapping[str, Figures]) -> dict[str, tuple[float, bool]]:
+    """By contender; with False, it was given up and the ratio is more than that."""
     own = figures.get(OWN, Figures())
     if own.seconds:
-        return {name: one.seconds / own.seconds for name, one in figures.items() if one.seconds}
+        return {name: ((one.seconds or scenario.limit) / own.seconds, one.seconds is not None) for name, one in figures.items()}
     if own.rate:
-        return {name: own.rate / one.rate for name, one in figures.items() if one.rate}
+        return {name: (own.rate / one.rate, True) for name, one in figures.items() if one.rate}
     return {}
 
 
