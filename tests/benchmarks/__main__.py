@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -16,14 +17,6 @@ from tests.benchmarks.measure import Figures, measure
 from tests.benchmarks.origin import Origin
 from tests.benchmarks.peers import OWN, absent, install_distribution3
 from tests.benchmarks.scenarios import BARS, QUICK, SCENARIOS, Kind, Scenario
-
-_NEEDED = {
-    Kind.PULL: [],
-    Kind.START: [],
-    Kind.DOCKERD: ["dockerd", "docker"],
-    Kind.BY_TAG: ["wrk"],
-    Kind.BY_DIGEST: ["wrk"],
-}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,8 +78,8 @@ def run(scenarios: Sequence[Scenario], workers: int | None, *, judged: bool) -> 
         try:
             for scenario in scenarios:
                 here = [name for name in scenario.contenders if name not in missing]
-                if lacking := [program for program in _NEEDED[scenario.kind] if shutil.which(program) is None]:
-                    say([f"`{scenario.name}` is left out: {', '.join(lacking)} is not installed", ""])
+                if lacking := _lacking(scenario.kind):
+                    say([f"`{scenario.name}` is left out: {lacking}", ""])
                 elif here == [OWN] and scenario.contenders != (OWN,):
                     say([f"`{scenario.name}` is left out: there is nobody to compare with", ""])
                 else:
@@ -97,6 +90,13 @@ def run(scenarios: Sequence[Scenario], workers: int | None, *, judged: bool) -> 
     if judged:
         say(["### Bars", "", *report.bars(BARS, results), ""])
     return lines, results
+
+
+def _lacking(kind: Kind) -> str:
+    """What keeps scenarios of that kind from being measured here."""
+    programs = {Kind.DOCKERD: ["dockerd", "docker"], Kind.BY_TAG: ["wrk"], Kind.BY_DIGEST: ["wrk"]}.get(kind, [])
+    absent_ones = [f"{program} is not installed" for program in programs if shutil.which(program) is None]
+    return ", ".join(absent_ones + (["dockerd runs as root only"] if kind is Kind.DOCKERD and os.geteuid() != 0 else []))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ _UNTOUCHED = memoryview(bytearray(4 * 1024 * 1024))
 
 
 class _Short(Exception):
-    """A body that ended early, or no answer at all."""
+    """A body that ended early, an error of the server's, or no answer at all: to be tried again."""
 
 
 @dataclass
@@ -184,6 +184,8 @@ class _Running:
             before = got
             try:
                 status, length, body = connection.get(self.task.blobs + digest, got)
+                if status >= 500:
+                    raise _Short
                 if status == 200 and got:
                     # It knows no ranges: from the beginning.
                     got, hasher = 0, hashlib.sha256() if self.hashes else None

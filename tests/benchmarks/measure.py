@@ -58,7 +58,7 @@ class _Place:
 
 
 def measure(scenario: Scenario, origin: Origin, contenders: Sequence[str], workers: int | None) -> dict[str, Figures]:
-    """By contender. Raises RuntimeError where a contender gives what is wrong."""
+    """By contender. Raises RuntimeError where one cannot even be filled."""
     if scenario.kind is Kind.START:
         return {OWN: _ready(scenario.cached)}
     with _places(scenario, origin, contenders, workers) as places:
@@ -66,7 +66,9 @@ def measure(scenario: Scenario, origin: Origin, contenders: Sequence[str], worke
         image = origin.add_image(scenario.layers, scenario.size // scenario.layers)
         if scenario.warm:
             for place in places:
-                pull(_task(replace(scenario, clients=1, hashed=1), image, place.peer))
+                (client,) = pull(_task(replace(scenario, clients=1, hashed=1), image, place.peer))
+                if client.done is None:
+                    raise RuntimeError(f"{place.name} did not give an image at all: {client.fault}")
         found: dict[str, list[Figures]] = {place.name: [] for place in places}
         for number in range(scenario.rounds):
             if number and scenario.kind is Kind.PULL and not scenario.warm:
@@ -116,8 +118,6 @@ def _pull(scenario: Scenario, image: Image, place: _Place) -> Figures:
     peer.forget_peak()
     received, cpu = link.received if link else 0, peer.cpu_seconds()
     clients = pull(_task(scenario, image, peer))
-    if faults := [client.fault for client in clients if client.fault]:
-        raise RuntimeError(f"{place.name}, {scenario.name}: {len(faults)} clients failed, the first with {faults[0]}")
     figures = Figures()
     done = [client.done for client in clients if client.done is not None]
     if link is not None:
@@ -149,6 +149,8 @@ def _note(clients: list[Client], scenario: Scenario) -> str:
     done = sum(client.done is not None for client in clients)
     if done < len(clients):
         notes.append(f"{done} of {len(clients)} clients done in {scenario.limit:g} s")
+    if faults := [client.fault for client in clients if client.fault]:
+        notes.append(f"{len(faults)} failed, the first with {faults[0]}")
     if resumed := max(client.resumed for client in clients):
         notes.append(f"a client had to resume {resumed} times")
     return ", ".join(notes)
