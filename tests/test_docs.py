@@ -13,6 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 
 from mirror import config, metrics
+from mirror.clients import CLIENTS, Address
 from mirror.config import load
 from tests.support.programs import missing, run
 
@@ -69,6 +70,15 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
 def test_toml_in_the_readme_is_toml(snippet: str) -> None:
     """A reader copies it."""
     tomllib.loads(snippet)
+
+
+def test_what_the_readme_tells_clients_is_what_configure_writes() -> None:
+    """Each file of each client, for Docker Hub's images and the README's mirror: word for word, under its path."""
+    for client in CLIENTS.values():
+        for file in client.plan(Address.parse("http://mirror.lan:5000"), ["docker.io"]):
+            assert f"```{file.path.rpartition('.')[2].replace('conf', 'toml')}\n{file.text}```" in README, client.name
+            assert f"`{file.path}`" in README
+        assert client.then in README
 
 
 def test_json_in_the_readme_is_json() -> None:

@@ -15,11 +15,12 @@ MAY_IMPORT = {
     "manifests": {"names", "errors"},
     "metrics": set(),
     "config": {"names"},
+    "clients": {"clients", ""},
     "upstream": VALUES | {"upstream", ""},
     "cache": VALUES | {"cache"},
     "api": VALUES | {"api", "cache"},
     "app": {"config", "api", "cache", "upstream"},
-    "cli": {"config", "app", "cli", ""},
+    "cli": {"config", "app", "cli", "clients", ""},
     "__main__": {"cli"},
     "__init__": set(),
 }

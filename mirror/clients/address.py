@@ -1,0 +1,46 @@
+"""A mirror's address, as its clients are told it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+_AUTHORITY = re.compile(r"(?:\[[0-9a-f:.]+\]|[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?)(?::[0-9]{1,5})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """`url` is scheme and authority, without a slash at the end."""
+
+    url: str
+    authority: str
+    """Host, and port where there is one: what stands in an image's name."""
+    secure: bool
+    """https rather than http."""
+    loopback: bool
+    """In 127.0.0.0/8, which dockerd trusts without TLS."""
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Raises ValueError."""
+        wrong = ValueError(f"a URL such as http://mirror.lan:5000 is expected; found {url[:100]!r}")
+        try:
+            parts = urlsplit(url.strip().lower())
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            raise wrong from None
+        if parts.scheme not in ("http", "https") or host is None or not _AUTHORITY.fullmatch(parts.netloc):
+            raise wrong
+        if parts.path not in ("", "/") or parts.query or parts.fragment:
+            raise ValueError(f"a URL of host and port alone is expected, such as http://mirror.lan:5000; found {url[:100]!r}")
+        return cls(f"{parts.scheme}://{parts.netloc}", parts.netloc, parts.scheme == "https", _is_loopback(host))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return address.version == 4 and address.is_loopback

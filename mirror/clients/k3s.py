@@ -1,0 +1,29 @@
+"""k3s and RKE2: registries.yaml, from which they write containerd's hosts.toml at their start."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+from mirror.clients.address import Address
+from mirror.clients.files import Client, File
+from mirror.clients.merging import change_yaml, put_first
+
+
+def _plan(address: Address, registries: Sequence[str]) -> tuple[File, ...]:
+    def change(tree: MutableMapping[str, Any]) -> None:
+        if tree.get("mirrors") is None:
+            tree["mirrors"] = {}
+        for registry in registries:
+            if tree["mirrors"].get(registry) is None:
+                tree["mirrors"][registry] = {}
+            table = tree["mirrors"][registry]
+            if table.get("endpoint") is None:
+                table["endpoint"] = [address.url]
+            else:
+                put_first(table["endpoint"], address.url)
+
+    return (File("/etc/rancher/k3s/registries.yaml", lambda text: change_yaml(text, change)),)
+
+
+CLIENT = Client("k3s", "k3s", "all registries that the mirror serves", "systemctl restart k3s", _plan)

@@ -1,0 +1,118 @@
+"""Changes to TOML, YAML and JSON that leave the rest of a file as it is: its comments, order and, but for JSON, its layout.
+
+A change is a function on dicts and lists. It is made twice, on the document that keeps the layout and on plain data, and the two must agree in the end: a file
+is never written that says something else than was meant.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tomllib
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import tomlkit
+import tomlkit.exceptions
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import YAMLError
+
+from mirror.clients.files import Conflict
+
+Change = Callable[[MutableMapping[str, Any]], None]
+"""May raise Conflict; TypeError, AttributeError and the like where the data has another shape than it should."""
+
+_SHAPE = (TypeError, AttributeError, KeyError, ValueError)
+_UNSAFE = "is laid out in a way that cannot be changed safely: add by hand what is shown for an empty file"
+
+
+def change_toml(text: str, change: Change) -> str:
+    """Raises Conflict."""
+    try:
+        plain = tomllib.loads(text)
+        document = tomlkit.parse(text)
+    except (tomllib.TOMLDecodeError, tomlkit.exceptions.ParseError) as error:
+        raise Conflict(f"is not TOML: {error}") from None
+    if not _wanted(plain, change):
+        return text
+    try:
+        change(document)
+        changed = tomlkit.dumps(document)
+        agree = tomllib.loads(changed) == plain
+    except (tomlkit.exceptions.TOMLKitError, *_SHAPE):
+        agree = False
+    if not agree:
+        raise Conflict(_UNSAFE)
+    return changed
+
+
+def change_yaml(text: str, change: Change) -> str:
+    """Raises Conflict."""
+    layout = YAML()
+    layout.preserve_quotes = True
+    layout.width = 4096
+    layout.indent(mapping=2, sequence=4, offset=2)
+    try:
+        plain = YAML(typ="safe", pure=True).load(text)
+        document = layout.load(text)
+    except YAMLError as error:
+        raise Conflict(f"is not YAML: {' '.join(str(error).split())[:300]}") from None
+    comments = ""
+    if plain is None:
+        # Nothing, or comments only.
+        comments, plain, document = text, {}, CommentedMap()
+    if not isinstance(plain, dict):
+        raise Conflict("is not a YAML mapping")
+    if not _wanted(plain, change):
+        return text
+    written = io.StringIO()
+    try:
+        change(document)
+        layout.dump(document, written)
+        changed = comments + written.getvalue()
+        agree = YAML(typ="safe", pure=True).load(changed) == plain
+    except (YAMLError, *_SHAPE):
+        agree = False
+    if not agree:
+        raise Conflict(_UNSAFE)
+    return changed
+
+
+def change_json(text: str, change: Change) -> str:
+    """Raises Conflict."""
+    try:
+        plain = json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise Conflict(f"is not JSON: {error}") from None
+    if not isinstance(plain, dict):
+        raise Conflict("is not a JSON object")
+    if not _wanted(plain, change):
+        return text
+    return json.dumps(plain, indent=_indentation(text), ensure_ascii=False) + "\n"
+
+
+def put_first(values: list[Any], value: str) -> None:
+    """Moves `value` to the front of a list, or puts it there. Raises AttributeError where it is no list."""
+    if value in values:
+        values.remove(value)
+    values.insert(0, value)
+
+
+def _wanted(plain: dict[str, Any], change: Change) -> bool:
+    """Makes the change on plain data; False when there was nothing to change. Raises Conflict."""
+    # The order counts too: the first of several mirrors is asked first.
+    before = repr(plain)
+    try:
+        change(plain)
+    except _SHAPE:
+        raise Conflict("has a table, list or text where its program expects another of them") from None
+    return repr(plain) != before
+
+
+def _indentation(text: str) -> int | str:
+    for line in text.splitlines():
+        space = line[: len(line) - len(line.lstrip())]
+        if space:
+            return space
+    return 2

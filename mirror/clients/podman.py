@@ -1,0 +1,37 @@
+"""podman, cri-o, skopeo, buildah: a drop-in of registries.conf (containers-registries.conf(5), containers-registries.conf.d(5))."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+from mirror.clients.address import Address
+from mirror.clients.files import Client, File
+from mirror.clients.merging import change_toml
+
+
+def _plan(address: Address, registries: Sequence[str]) -> tuple[File, ...]:
+    def change(tree: MutableMapping[str, Any]) -> None:
+        for registry in registries:
+            # One path for each registry: these clients do not say which one they mean.
+            ours = {"location": f"{address.authority}/{registry}"} | ({} if address.secure else {"insecure": True})
+            present = [entry for entry in tree.get("registry", ()) if entry.get("prefix", entry.get("location")) == registry]
+            if not present:
+                _append(tree, "registry", {"location": registry, "mirror": [ours]})
+            elif ours["location"] not in [mirror["location"] for mirror in present[0].get("mirror", ())]:
+                if "mirror" in present[0]:
+                    present[0]["mirror"].insert(0, ours)
+                else:
+                    present[0]["mirror"] = [ours]
+
+    return (File("/etc/containers/registries.conf.d/mirror.conf", lambda text: change_toml(text, change)),)
+
+
+def _append(tree: MutableMapping[str, Any], key: str, table: dict[str, Any]) -> None:
+    if key in tree:
+        tree[key].append(table)
+    else:
+        tree[key] = [table]
+
+
+CLIENT = Client("podman", "podman, cri-o, skopeo, buildah", "all registries that the mirror serves", "", _plan)
