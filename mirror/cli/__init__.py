@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from mirror import __version__
+from mirror.cli.configure import configure
 from mirror.cli.serve import serve
 
 
@@ -15,3 +16,4 @@ def main() -> None:
 
 
 main.add_command(serve)
+main.add_command(configure)

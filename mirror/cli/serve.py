@@ -9,7 +9,7 @@ import resource
 import sqlite3
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -38,12 +38,10 @@ def serve(
     Everything can be set in a file, most of it need not be; MIRROR_SERVER__LISTEN and the like in the environment win over the file, and flags over both.
     """
     try:
-        settings = load(config, os.environ, _flags(listen, cache_dir, max_size, upstreams))
+        flags = _flags(listen, cache_dir, max_size, upstreams)
     except ConfigError as error:
-        click.echo("mirror: these settings cannot be used:", err=True)
-        for fault in error.faults:
-            click.echo(f"  {fault}", err=True)
-        sys.exit(2)
+        _exit(error)
+    settings = settings_or_exit(config, flags)
     logs.set_up(settings.log.level, settings.log.format)
     with contextlib.suppress(OSError, ValueError):
         # A socket and a file for each client add up.
@@ -60,6 +58,21 @@ def serve(
     except sqlite3.Error as error:
         click.echo(f"mirror: cannot start: the catalog in {settings.cache.dir}/catalog: {error}", err=True)
         sys.exit(1)
+
+
+def settings_or_exit(config: Path | None, flags: dict[str, Any]) -> Settings:
+    """The settings of file, environment and flags; ends the program with status 2, and every fault told, where they cannot be used."""
+    try:
+        return load(config, os.environ, flags)
+    except ConfigError as error:
+        _exit(error)
+
+
+def _exit(error: ConfigError) -> NoReturn:
+    click.echo("mirror: these settings cannot be used:", err=True)
+    for fault in error.faults:
+        click.echo(f"  {fault}", err=True)
+    sys.exit(2)
 
 
 def _flags(listen: str | None, cache_dir: str | None, max_size: str | None, upstreams: tuple[str, ...]) -> dict[str, Any]:

@@ -1,0 +1,156 @@
+"""Changes to files of other programs, written so that they can be taken back byte for byte.
+
+Beside a changed file lie ``NAME.before-mirror``, what it was before, where it was there, and ``NAME.mirror-undo``, a record of what was done. Both are gone after undoing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mirror.clients import Conflict, File
+
+_BACKUP = ".before-mirror"
+_RECORD = ".mirror-undo"
+_SECRET = re.compile(r"((?:password|passwd|token|secret|auth|identity)[a-z_]*[\"']?\s*[:=]\s*).+", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A file as it is and as it is to be; None where there is none."""
+
+    path: Path
+    now: bytes | None
+    before: bytes | None
+    """As it was before this program first changed it: a second change starts from there, so that no earlier mirror stays behind."""
+    after: bytes
+
+    @property
+    def needed(self) -> bool:
+        return self.now != self.after
+
+    def diff(self) -> str:
+        """In the unified form. What looks like a secret of the file is not shown: the output may well be passed on."""
+        old, new = ((text or b"").decode(errors="replace").splitlines(keepends=True) for text in (self.now, self.after))
+        lines = difflib.unified_diff(old, new, "/dev/null" if self.now is None else str(self.path), str(self.path))
+        return "".join(_SECRET.sub(r"\1…", line.rstrip("\n")) + "\n" for line in lines)
+
+    def write(self) -> None:
+        """Backup, record, file, in this order, so that what a crash leaves can be undone. Raises OSError."""
+        made = _make_folders(self.path.parent)
+        known = _read_record(self.path)
+        if known is not None:
+            made = [*known["folders"], *made]
+        if self.before is not None:
+            _replace(_beside(self.path, _BACKUP), self.before, self.path)
+        record = {"existed": self.before is not None, "written": _digest(self.after), "folders": made}
+        _replace(_beside(self.path, _RECORD), json.dumps(record).encode(), None)
+        _replace(self.path, self.after, self.path)
+
+
+def prepare(file: File, path: Path) -> Change:
+    """What is to be done to `path`, where `file` is wanted. Raises Conflict, OSError."""
+    now = before = _read(path)
+    if _is_ours(path, now):
+        before = _read(_beside(path, _BACKUP))
+    try:
+        text = (before or b"").decode()
+    except UnicodeDecodeError:
+        raise Conflict("is not UTF-8 text") from None
+    return Change(path, now, before, file.merge(text).encode())
+
+
+def changed(pattern: Path) -> list[Path]:
+    """The files that were changed by this program, of those that match; ``*`` stands for a registry."""
+    root = Path(pattern.anchor)
+    found = root.glob(str(pattern.relative_to(root)) + _RECORD)
+    return sorted(path.with_name(path.name.removesuffix(_RECORD)) for path in found)
+
+
+def undo(paths: list[Path]) -> None:
+    """Makes files what they were, or none of them. Raises Conflict where one was changed by somebody else since, OSError."""
+    for path in paths:
+        if not _is_ours(path, _read(path)):
+            raise Conflict(f"{path} has been changed since: compare it with {path.name}{_BACKUP} and restore it by hand")
+    folders: set[str] = set()
+    for path in paths:
+        record = _read_record(path)
+        assert record is not None
+        folders.update(record["folders"])
+        if record["existed"]:
+            _replace(path, _beside(path, _BACKUP).read_bytes(), path)
+            _beside(path, _BACKUP).unlink()
+        else:
+            path.unlink(missing_ok=True)
+        _beside(path, _RECORD).unlink()
+    for folder in sorted(folders, key=len, reverse=True):
+        with contextlib.suppress(OSError):
+            # Only when nothing else has come into it.
+            Path(folder).rmdir()
+
+
+def _is_ours(path: Path, now: bytes | None) -> bool:
+    """True where `now` is what was written last, or, after a crash just before that, what was to be changed."""
+    record = _read_record(path)
+    if record is None:
+        return False
+    return (now is not None and _digest(now) == record["written"]) or now == _read(_beside(path, _BACKUP))
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = json.loads(_beside(path, _RECORD).read_bytes())
+        return record if {"existed", "written", "folders"} <= set(record) else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _make_folders(folder: Path) -> list[str]:
+    """Makes a folder and those above it; the ones that were made, the outermost first."""
+    missing = [above for above in (folder, *folder.parents) if not above.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return [str(made) for made in reversed(missing)]
+
+
+def _replace(path: Path, data: bytes, like: Path | None) -> None:
+    """Writes beside and renames; owner and mode are those of `like`, where it is there. A symbolic link stays one."""
+    target = Path(os.path.realpath(path))
+    beside = _beside(target, ".mirror-new")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            mode = 0o644
+            if like is not None and like.exists():
+                found = like.stat()
+                mode = found.st_mode & 0o7777
+                os.fchown(descriptor, found.st_uid, found.st_gid)
+            os.fchmod(descriptor, mode)
+            file.flush()
+            os.fsync(descriptor)
+        beside.replace(target)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise

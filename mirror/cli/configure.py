@@ -1,0 +1,161 @@
+"""``mirror configure CLIENT``: tells a client of this machine to ask the mirror."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mirror.cli import changes
+from mirror.cli.changes import Change
+from mirror.cli.serve import settings_or_exit
+from mirror.clients import CLIENTS, Address, Client, Conflict
+
+
+@click.command()
+@click.argument("client", type=click.Choice(list(CLIENTS)))
+@click.option("--write", is_flag=True, help="Write what is shown otherwise, and keep what was there.")
+@click.option("--undo", is_flag=True, help="Make the files again what they were before --write, byte for byte.")
+@click.option(
+    "--mirror",
+    "url",
+    metavar="URL",
+    help="The mirror's address, as this client reaches it.  [that of the settings, or http://127.0.0.1:5000]",
+)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Look for the client's files under this folder, such as an image's.",
+)
+@click.option(
+    "--file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="PATH",
+    help="Where the client's file is, if not in its usual place.",
+)
+@click.option(
+    "--config", type=click.Path(path_type=Path), metavar="FILE", help="The mirror's settings: its address and its registries."
+)
+@click.option("--json", "as_json", is_flag=True, help="Tell it as JSON.")
+def configure(
+    client: str,
+    write: bool,
+    undo: bool,
+    url: str | None,
+    root: Path | None,
+    file: Path | None,
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """Shows what is to be changed so that CLIENT pulls through the mirror; writes it with --write, takes it back with --undo.
+
+    What the files hold already stays. The exit status is 0 when it is done, 1 when it cannot be, 2 when it is asked for wrongly.
+    """
+    if write and undo:
+        raise click.UsageError("--write and --undo exclude each other")
+    if file is not None and root is not None:
+        raise click.UsageError("--file and --root exclude each other")
+    settings = settings_or_exit(config, {})
+    try:
+        address = Address.parse(url if url is not None else _own_url(*settings.server.address))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--mirror") from None
+    chosen = CLIENTS[client]
+    if file is not None and len(chosen.plan(address, ["*"])) > 1:
+        raise click.UsageError(f"{client} has several files: use --root, under which they are looked for")
+    report = (
+        _undo(chosen, address, root, file) if undo else _change(chosen, address, list(settings.registries), root, file, write)
+    )
+    if as_json:
+        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        _tell(report, chosen, write, undo)
+    sys.exit(0 if report["done"] else 1)
+
+
+def _own_url(host: str, port: int) -> str:
+    """Where a mirror with these settings is reached on its own machine."""
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _place(path: str, root: Path | None, file: Path | None) -> Path:
+    if file is not None:
+        return Path(os.path.abspath(file))
+    return Path(os.path.abspath(root)) / path.lstrip("/") if root is not None else Path(path)
+
+
+def _change(
+    client: Client, address: Address, registries: list[str], root: Path | None, file: Path | None, write: bool
+) -> dict[str, Any]:
+    found: list[Change] = []
+    faults: list[str] = []
+    for wanted in client.plan(address, registries):
+        path = _place(wanted.path, root, file)
+        try:
+            found.append(changes.prepare(wanted, path))
+        except Conflict as conflict:
+            faults.append(f"{path} {conflict}")
+        except OSError as error:
+            faults.append(f"{path} cannot be read: {error.strerror}")
+    needed = [change for change in found if change.needed]
+    for change in needed if write and not faults else ():
+        try:
+            change.write()
+        except OSError as error:
+            faults.append(f"{change.path} cannot be written: {error.strerror}; what was written before it, --undo takes back")
+            break
+    files = [{"path": str(change.path), "changed": change.needed, "diff": change.diff()} for change in found]
+    return _report(client, address, files, faults)
+
+
+def _undo(client: Client, address: Address, root: Path | None, file: Path | None) -> dict[str, Any]:
+    # "*": also for registries that are no longer in the settings.
+    paths = [path for wanted in client.plan(address, ["*"]) for path in changes.changed(_place(wanted.path, root, file))]
+    faults = []
+    try:
+        changes.undo(paths)
+    except Conflict as conflict:
+        faults.append(str(conflict))
+    except OSError as error:
+        faults.append(f"{error.filename} cannot be restored: {error.strerror}")
+    if not paths:
+        faults.append(f"no file of {client.title} was changed by this program: there is nothing to take back")
+    return _report(client, address, [{"path": str(path), "changed": True} for path in paths], faults)
+
+
+def _report(client: Client, address: Address, files: list[dict[str, Any]], faults: list[str]) -> dict[str, Any]:
+    return {
+        "client": client.name,
+        "mirror": address.url,
+        "done": not faults,
+        "files": files,
+        "faults": faults,
+        "then": client.then,
+    }
+
+
+def _tell(report: dict[str, Any], client: Client, write: bool, undo: bool) -> None:
+    touched = [file for file in report["files"] if file["changed"]]
+    if not undo:
+        click.echo("".join(file["diff"] for file in touched), nl=False)
+    for fault in report["faults"]:
+        click.echo(f"mirror: {fault}", err=True)
+    if not report["done"]:
+        return
+    if undo:
+        click.echo("".join(f"restored {file['path']}\n" for file in touched), nl=False)
+    if not touched:
+        click.echo(f"{client.title}: asks {report['mirror']} already, for {client.registries}")
+    elif write or undo:
+        click.echo(f"Done. {f'Now: {client.then}' if client.then else 'It counts from the next pull on.'}")
+    else:
+        click.echo(
+            f"This makes {client.title} ask {report['mirror']} for {client.registries}. Nothing was written: --write does it."
+        )
