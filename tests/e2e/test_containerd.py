@@ -39,12 +39,13 @@ class Containerd:
     def ctr(self, *arguments: str) -> str:
         return run("ctr", "--address", f"{self._folder}/containerd.sock", *arguments, seconds=120)
 
-    def pull(self, reference: str) -> None:
+    def pull(self, reference: str, hosts: Path | None = None) -> None:
+        """With the hosts.toml files of its own, or those of another folder."""
         self.ctr(
             "images",
             "pull",
             "--hosts-dir",
-            f"{self._folder}/certs.d",
+            str(hosts or self._folder / "certs.d"),
             "--platform",
             "linux/amd64",
             "--snapshotter",

@@ -20,13 +20,15 @@ from tests.support.programs import Program, free_port, require, require_root, ru
 class Dockerd:
     """A daemon of its own, on a socket of its own."""
 
-    def __init__(self, mirror: str) -> None:
+    def __init__(self, mirror: str, config: Path | None = None) -> None:
+        """With `config` for its daemon.json, or one that names the mirror."""
         require("dockerd", "docker")
         require_root("dockerd")
         # Not in pytest's folder: the path of a socket has 108 bytes at most.
         self._folder = folder = Path(tempfile.mkdtemp(prefix="docker-"))
-        config = folder / "daemon.json"
-        config.write_text(json.dumps({"registry-mirrors": [mirror]}))
+        if config is None:
+            config = folder / "daemon.json"
+            config.write_text(json.dumps({"registry-mirrors": [mirror]}))
         self._environment = {"DOCKER_HOST": f"unix://{folder}/docker.sock", "DOCKER_CONFIG": str(folder)}
         address, metrics = f"unix://{folder}/docker.sock", f"127.0.0.1:{free_port()}"
         command = f"dockerd --iptables=false --ip6tables=false --bridge=none --storage-driver=vfs --data-root {folder}/data"

@@ -1,0 +1,76 @@
+"""What ``mirror configure`` writes, read by the real clients: a pull goes through the mirror, and afterwards every byte is as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+from tests.e2e.conftest import REPOSITORY, Stage
+from tests.e2e.test_containerd import Containerd
+from tests.e2e.test_dockerd import Dockerd
+from tests.e2e.test_podman import policy
+from tests.support.programs import require, require_root, run
+
+
+def configure(client: str, mirror: str, *arguments: str) -> None:
+    run(sys.executable, "-m", "mirror", "configure", client, "--mirror", mirror, *arguments)
+
+
+def test_dockerd_reads_what_was_written_and_what_was_there(stage: Stage, tmp_path: Path) -> None:
+    """A daemon.json of its owner gets the mirror, and is given back."""
+    file = tmp_path / "daemon.json"
+    before = b'{"labels": ["of=owner"],\t"registry-mirrors": ["http://127.0.0.1:1"]}'
+    file.write_bytes(before)
+    configure("docker", stage.mirror.url, "--file", str(file), "--write")
+    daemon = Dockerd(stage.mirror.url, file)
+    try:
+        info = json.loads(daemon.docker("info", "--format", "{{json .}}"))
+        assert info["RegistryConfig"]["Mirrors"] == [f"{stage.mirror.url}/", "http://127.0.0.1:1/"]
+        assert info["Labels"] == ["of=owner"]
+        daemon.docker("pull", "app:oci")
+        stage.check_upstream_was_asked_once("oci")
+    finally:
+        daemon.stop()
+    configure("docker", stage.mirror.url, "--file", str(file), "--undo")
+    assert file.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.glob("daemon.json*")) == ["daemon.json"]
+
+
+def test_containerd_reads_what_was_written(stage: Stage, tmp_path: Path) -> None:
+    """The hosts.toml files name the mirror, and config.toml tells CRI where they are, as containerd itself understands it."""
+    root = tmp_path / "root"
+    root.mkdir()
+    configure("containerd", stage.mirror.url, "--root", str(root), "--write")
+    daemon = Containerd(tmp_path / "containerd", "http://127.0.0.1:1")
+    try:
+        for registry in ("docker.io", "ghcr.io"):
+            daemon.pull(f"{registry}/{REPOSITORY}:oci", root / "etc/containerd/certs.d")
+        stage.check_upstream_was_asked_once("oci")
+    finally:
+        daemon.stop()
+    understood = tomllib.loads(run("containerd", "--config", str(root / "etc/containerd/config.toml"), "config", "dump"))
+    assert understood["plugins"]["io.containerd.grpc.v1.cri"]["registry"]["config_path"] == "/etc/containerd/certs.d"
+    configure("containerd", stage.mirror.url, "--root", str(root), "--undo")
+    assert list(root.iterdir()) == []
+
+
+def test_podman_reads_what_was_written(stage: Stage, tmp_path: Path) -> None:
+    """As a drop-in, in the folder of a user's own."""
+    require("podman")
+    require_root("podman, as it is run here,")
+    file = tmp_path / ".config/containers/registries.conf.d/mirror.conf"
+    configure("podman", stage.mirror.url, "--file", str(file), "--write")
+    run_root = tempfile.mkdtemp(prefix="podman-")  # podman takes 50 characters at most
+    storage = f"--root {tmp_path}/storage --runroot {run_root} --storage-driver vfs --cgroup-manager cgroupfs".split()
+    for registry in ("docker.io", "ghcr.io"):
+        name = f"{registry}/{REPOSITORY}:oci"
+        arguments = [*storage, "pull", "-q", "--signature-policy", str(policy(tmp_path)), name]
+        run("podman", *arguments, environment={"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / ".config")}, seconds=120)
+    stage.check_upstream_was_asked_once("oci")
+    shutil.rmtree(run_root)
+    configure("podman", stage.mirror.url, "--file", str(file), "--undo")
+    assert not (tmp_path / ".config").exists()
