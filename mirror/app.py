@@ -12,6 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
+from mirror import metrics
 from mirror.api.access import AccessLog
 from mirror.api.server import Api
 from mirror.api.targets import Targets
@@ -34,6 +35,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         limits = Limits(kept.max_size, kept.tag_ttl, kept.negative_ttl, kept.revalidate_timeout, kept.prefetch)
         cache = Cache(settings.cache.dir, upstreams.registry, limits)
         stack.push_async_callback(cache.aclose)
+        metrics.begin(settings.registries, settings.cache.dir)
         access = AccessLog() if settings.server.access_log else None
         if access is not None:
             stack.callback(access.close)

@@ -6,6 +6,10 @@ registry's name as configured (``docker.io``), `type` is ``blob`` or ``manifest`
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 REGISTRY = CollectorRegistry(auto_describe=True)
@@ -20,6 +24,14 @@ misses = Counter("registry_proxy_misses", "Requests that needed upstream", _KIND
 pulled_bytes = Counter("registry_proxy_pulled_bytes", "Bytes fetched from upstream", _KIND, registry=REGISTRY)
 pushed_bytes = Counter("registry_proxy_pushed_bytes", "Bytes sent to clients", _KIND, registry=REGISTRY)
 
+request_seconds = Histogram(
+    "mirror_request_seconds",
+    "Time until a request for content was answered to its last byte, by whether the cache had it",
+    ("type", "cache"),
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+    registry=REGISTRY,
+)
+
 flights = Gauge("mirror_flights", "Downloads in progress", registry=REGISTRY)
 readers = Gauge("mirror_readers", "Clients reading a download in progress", registry=REGISTRY)
 
@@ -30,9 +42,14 @@ fetched_ahead = Counter(
 cache_bytes = Gauge("mirror_cache_bytes", "Size of the cached content", registry=REGISTRY)
 cache_max_bytes = Gauge("mirror_cache_max_bytes", "Size that eviction keeps the cache within", registry=REGISTRY)
 cache_blobs = Gauge("mirror_cache_blobs", "Cached blobs and manifests", registry=REGISTRY)
+disk_bytes = Gauge("mirror_disk_bytes", "Size of the file system that the cache is on", registry=REGISTRY)
+disk_free_bytes = Gauge("mirror_disk_free_bytes", "What is free on it", registry=REGISTRY)
 evictions = Counter("mirror_evictions", "Blobs evicted", registry=REGISTRY)
 evicted_bytes = Counter("mirror_evicted_bytes", "Bytes evicted", registry=REGISTRY)
 
+upstream_up = Gauge(
+    "mirror_upstream_up", "0 while an endpoint is left alone after failures, else 1", _ENDPOINT, registry=REGISTRY
+)
 upstream_seconds = Histogram(
     "mirror_upstream_request_seconds",
     "Time until upstream's response headers",
@@ -55,3 +72,27 @@ verification_failures = Counter(
 stale_served = Counter(
     "mirror_stale_served", "Manifests served stale because upstream could not be asked", ("upstream_host",), registry=REGISTRY
 )
+
+
+def begin(registries: Iterable[str], cache: Path) -> None:
+    """Counters begin at 0 for each registry, not at their first event, which Prometheus' `increase` would miss; the disk is looked at when it is asked for."""
+    for registry in registries:
+        for counter in (requests, hits, misses, pulled_bytes, pushed_bytes):
+            for kind in ("blob", "manifest"):
+                counter.labels(registry, kind)
+        verification_failures.labels(registry)
+        stale_served.labels(registry)
+    for kind in ("blob", "manifest"):
+        for cache_had_it in ("hit", "miss"):
+            request_seconds.labels(kind, cache_had_it)
+    disk_bytes.set_function(lambda: _disk(cache)[0])
+    disk_free_bytes.set_function(lambda: _disk(cache)[1])
+
+
+def _disk(folder: Path) -> tuple[float, float]:
+    """Bytes in all, and free for who is not root; not a number where it cannot be told."""
+    try:
+        state = os.statvfs(folder)
+    except OSError:
+        return float("nan"), float("nan")
+    return float(state.f_blocks * state.f_frsize), float(state.f_bavail * state.f_frsize)

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "upstream": VALUES | {"upstream", ""},
     "cache": VALUES | {"cache"},
     "api": VALUES | {"api", "cache"},
-    "app": {"config", "api", "cache", "upstream"},
+    "app": {"config", "metrics", "api", "cache", "upstream"},
     "cli": {"config", "app", "cli", "clients", ""},
     "__main__": {"cli"},
     "__init__": set(),

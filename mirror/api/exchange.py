@@ -28,14 +28,21 @@ class Exchange:
     """False where the body was cut short, by either side."""
     cut: str = ""
     """Why it was."""
+    kind: str = ""
+    """``blob`` or ``manifest`` for a request for content."""
 
     def count(self, kind: str, outcome: Outcome) -> None:
         """Counts a request for content: `kind` is ``blob`` or ``manifest``."""
-        self.outcome = outcome
+        self.outcome, self.kind = outcome, kind
         assert self.target is not None and self.target.repository is not None
         labels = (self.target.repository.registry, kind)
         metrics.requests.labels(*labels).inc()
         (metrics.hits if outcome.hit else metrics.misses).labels(*labels).inc()
+
+    def count_time(self, seconds: float) -> None:
+        """Counts how long a request for content took. One whose client left while it waited is not counted."""
+        if self.kind and self.outcome is not None:
+            metrics.request_seconds.labels(self.kind, "hit" if self.outcome.hit else "miss").observe(seconds)
 
     def count_sent(self, kind: str, size: int) -> None:
         """Counts bytes of body that went to the client."""

@@ -60,8 +60,10 @@ class Api:
         except Exception:
             log.exception("cannot answer %s %s", request.method, request.raw_path[:300])
             response = problem(MirrorError("the mirror failed to answer this; its log says why"))
+        seconds = asyncio.get_running_loop().time() - began
+        exchange.count_time(seconds)
         if self._access is not None:
-            self._note(exchange, response, asyncio.get_running_loop().time() - began)
+            self._note(exchange, response, seconds)
         if not exchange.complete:
             log.info("%s %s: cut short: %s", request.method, request.raw_path[:300], exchange.cut)
         return response

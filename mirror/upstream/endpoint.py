@@ -45,6 +45,7 @@ class Endpoint:
         self._authenticator = authenticator
         self._guard = Guard(transport, self.base, tls)
         self._labels = (registry, self.base.authority)
+        metrics.upstream_up.labels(*self._labels).set_function(lambda: self.breaker.state != "open")
         self._challenge: Challenge | None = None
         self._signed: OrderedDict[Digest, tuple[URL, float]] = OrderedDict()
         self._limited_until = 0.0

@@ -1,0 +1,1 @@
+"""What is in deploy/ and grafana/, each judged by its own tool."""
