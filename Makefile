@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test lint bench clean
+.PHONY: serve test lint bench manifests clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/mirror serve $(ARGS)
@@ -19,6 +19,12 @@ lint: $(VENV)/dev.done
 
 bench: $(VENV)/dev.done
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+# The chart, rendered for those who have no Helm.
+HELM_TEMPLATE := helm template mirror deploy/chart --namespace mirror --kube-version 1.31.0
+manifests:
+	$(HELM_TEMPLATE) > deploy/kubernetes/mirror.yaml
+	$(HELM_TEMPLATE) --set nodes.enabled=true --show-only templates/nodes.yaml > deploy/kubernetes/nodes.yaml
 
 $(VENV)/serve.done: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

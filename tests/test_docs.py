@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
+import shlex
 import tomllib
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 
 from mirror import config, metrics
+from mirror.cli import main
 from mirror.clients import CLIENTS, Address
 from mirror.config import load
-from tests.support.programs import missing, run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -81,6 +81,22 @@ def test_what_the_readme_tells_clients_is_what_configure_writes() -> None:
         assert client.then in README
 
 
+@pytest.mark.parametrize("guide", ["home-lab.md", "office.md"])
+def test_the_guides_fit_on_a_page_and_name_files_and_settings_that_exist(guide: str) -> None:
+    """Every path into the repository is there, every TOML is settings, every command of ours has its options, every page is a page."""
+    text = (ROOT / "deploy" / guide).read_text()
+    assert len(text.split()) < 700
+    for path in re.findall(r"\b((?:deploy|grafana)/[\w./-]+\w)", text):
+        assert (ROOT / path).exists(), path
+    for number, snippet in enumerate(re.findall(r"```toml\n(.*?)```", text, re.DOTALL)):
+        tree = tomllib.loads(re.sub(r'"/(?:etc|run)/[^"]*"', '"/dev/null"', snippet))
+        assert load(None, {}, tree), number
+    for line in re.findall(r"\bmirror (configure .*|doctor.*)", text):
+        command, *arguments = shlex.split(re.split(r"[`|]|&&", line)[0])
+        known = {name for parameter in main.commands[command].params for name in parameter.opts}
+        assert {argument for argument in arguments if argument.startswith("--")} <= known, line
+
+
 def test_json_in_the_readme_is_json() -> None:
     """A reader copies it."""
     for snippet in re.findall(r"```json\n(.*?)```", README, re.DOTALL):
@@ -99,15 +115,6 @@ def test_the_settings_that_are_shown_can_be_used(tmp_path: Path) -> None:
         settings = load(file, {}, {})
         assert "registry.lan:5001" in settings.registries
         assert settings.registries["docker.io"].username == "…"
-
-
-def test_the_systemd_unit_is_valid(tmp_path: Path) -> None:
-    """By systemd's own judgement."""
-    if shutil.which("systemd-analyze") is None:
-        missing("systemd-analyze is not installed (Debian's package systemd)")
-    unit = tmp_path / "mirror.service"
-    unit.write_text((ROOT / "deploy" / "mirror.service").read_text().replace("/opt/mirror/bin/mirror", "/bin/true"))
-    run("systemd-analyze", "verify", str(unit))
 
 
 def test_no_package_registry_is_named_in_any_file() -> None:

@@ -36,8 +36,8 @@ class Dockerd:
         self._program = Program(command.split(), folder / "dockerd.log")
         self._program.wait_until(lambda: (folder / "docker.sock").exists() and "API listen on" in self._program.log)
 
-    def docker(self, *arguments: str) -> str:
-        return run("docker", *arguments, environment=self._environment, seconds=120)
+    def docker(self, *arguments: str, seconds: float = 120) -> str:
+        return run("docker", *arguments, environment=self._environment, seconds=seconds)
 
     def save(self, name: str, to: Path) -> dict[str, bytes]:
         """The files of ``docker save``."""

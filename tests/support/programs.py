@@ -22,6 +22,7 @@ _PACKAGES = {
     "docker-registry": "docker-registry",
     "dockerd": "docker.io",
     "docker": "docker.io",
+    "docker-compose": "docker-compose",
     "containerd": "containerd",
     "ctr": "containerd",
     "podman": "podman",
@@ -30,14 +31,19 @@ _PACKAGES = {
     "promtool": "prometheus",
     "nginx": "nginx-light",
     "wrk": "wrk",
+    "systemd-analyze": "systemd",
 }
+
+_SOURCES = {"helm": "go install helm.sh/helm/v3/cmd/helm@latest"}
+"""Programs that Debian does not have."""
 
 
 def require(*names: str) -> None:
     """Skips the test, saying what to install, where a program is missing; fails it under MIRROR_REQUIRE_REAL=1."""
     for name in names:
         if shutil.which(name) is None:
-            missing(f"{name} is not installed (Debian's package {_PACKAGES[name]})")
+            source = f"Debian's package {_PACKAGES[name]}" if name in _PACKAGES else _SOURCES[name]
+            missing(f"{name} is not installed ({source})")
 
 
 def require_root(what: str) -> None:

@@ -1,0 +1,88 @@
+"""The image and the compose file, by docker and docker-compose themselves."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.e2e.test_dockerd import Dockerd
+from tests.support.base_image import write_base_image
+from tests.support.programs import answers, free_port, require, run
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+
+
+@pytest.fixture
+def dockerd() -> Iterator[Dockerd]:
+    daemon = Dockerd("http://127.0.0.1:1")
+    yield daemon
+    daemon.stop()
+
+
+@pytest.mark.timeout(600)
+def test_the_image_builds_runs_without_root_and_stops_in_time(dockerd: Dockerd, tmp_path: Path) -> None:
+    """A real build on a base that is made here; the container serves and is healthy with a read-only root and no capabilities, as nobody in particular."""
+    write_base_image(tmp_path / "base.tar")
+    dockerd.docker("import", str(tmp_path / "base.tar"), "base")
+    build = f"build --network host --build-arg BASE=base -f {DEPLOY}/Dockerfile -t mirror {ROOT}"
+    dockerd.docker(*build.split(), seconds=500)
+    image, base = (json.loads(dockerd.docker("image", "inspect", name))[0] for name in ("mirror", "base"))
+    assert image["Config"]["User"] == "10001:10001"
+    assert image["Size"] - base["Size"] < 80_000_000
+    assert "mirror, version" in dockerd.docker("run", "--rm", "--network", "host", "mirror", "--version")
+    assert (
+        "pip" not in dockerd.docker("run", "--rm", "--network", "none", "--entrypoint", "ls", "mirror", "/opt/mirror/bin").split()
+    )
+    port = free_port()
+    options = f"--network host --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges:true -e MIRROR_SERVER__LISTEN=127.0.0.1:{port}"
+    dockerd.docker("run", "-d", "--name", "m", *options.split(), "-v", "cache:/var/lib/mirror", "mirror")
+    until(lambda: answers(f"http://127.0.0.1:{port}/healthz"), lambda: dockerd.docker("logs", "m"))
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as response:
+        assert json.load(response)["degraded"] == []
+    assert dockerd.docker("exec", "m", "id", "-u").strip() == "10001"
+    dockerd.docker("stop", "-t", "40", "m")
+    assert json.loads(dockerd.docker("inspect", "m"))[0]["State"]["ExitCode"] == 0
+
+
+def until(condition: Callable[[], bool], log: Callable[[], str]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, log()
+        time.sleep(0.2)
+
+
+def test_the_compose_file_is_valid_and_every_file_that_it_mounts_is_there() -> None:
+    """By docker-compose's own judgement; the dashboard, the rules and the data source find each other."""
+    require("docker-compose")
+    config = YAML(typ="safe", pure=True).load(run("docker-compose", "-f", str(DEPLOY / "compose.yaml"), "config"))
+    services = config["services"]
+    assert set(services) == {"mirror", "prometheus", "grafana"}
+    assert services["mirror"]["build"]["context"] == str(ROOT)
+    assert (ROOT / services["mirror"]["build"]["dockerfile"]).exists()
+    mounted = {}
+    for service in services.values():
+        assert service["cap_drop"] == ["ALL"]
+        for volume in service["volumes"]:
+            source, target, *_ = volume.split(":")
+            if source.startswith("/"):
+                assert Path(source).is_file(), source
+                mounted[target] = Path(source)
+    prometheus = YAML(typ="safe", pure=True).load(mounted["/etc/prometheus/prometheus.yaml"].read_text())
+    assert prometheus["rule_files"] == ["/etc/prometheus/alerts.yaml"]
+    assert "/etc/prometheus/alerts.yaml" in mounted
+    assert prometheus["scrape_configs"][0]["job_name"] == "mirror"
+    dashboards = YAML(typ="safe", pure=True).load(mounted["/etc/grafana/provisioning/dashboards/mirror.yaml"].read_text())
+    assert f"{dashboards['providers'][0]['options']['path']}/mirror.json" in mounted
+
+
+def test_prometheus_takes_its_settings() -> None:
+    """By promtool's judgement."""
+    require("promtool")
+    run("promtool", "check", "config", "--syntax-only", str(DEPLOY / "compose" / "prometheus.yaml"))
