@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tarfile
 import tempfile
 import tomllib
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.e2e.conftest import REPOSITORY, Stage
 from tests.e2e.test_containerd import Containerd
 from tests.e2e.test_dockerd import Dockerd
 from tests.e2e.test_podman import policy
-from tests.support.programs import require, require_root, run
+from tests.support.programs import Program, require, require_root, run
 
 
 def configure(client: str, mirror: str, *arguments: str) -> None:
@@ -74,3 +75,44 @@ def test_podman_reads_what_was_written(stage: Stage, tmp_path: Path) -> None:
     shutil.rmtree(run_root)
     configure("podman", stage.mirror.url, "--file", str(file), "--undo")
     assert not (tmp_path / ".config").exists()
+
+
+def test_buildkit_reads_what_was_written(stage: Stage, tmp_path: Path) -> None:
+    """A build on images of two registries; its worker's settings stay."""
+    require("buildkitd", "buildctl")
+    require_root("buildkitd, as it is run here,")
+    file = tmp_path / "buildkitd.toml"
+    before = b"[worker.oci] # mine\n  enabled = true\n  snapshotter = 'native'\n[worker.containerd]\n  enabled = false\n"
+    file.write_bytes(before)
+    configure("buildkit", stage.mirror.url, "--file", str(file), "--write")
+    folder = Path(tempfile.mkdtemp(prefix="buildkit-"))  # the path of a socket has 108 bytes at most
+    address = f"unix://{folder}/socket"
+    daemon = Program(
+        ["buildkitd", "--config", str(file), "--root", f"{folder}/root", "--addr", address], tmp_path / "buildkitd.log"
+    )
+    try:
+        daemon.wait_until(lambda: "running server on" in daemon.log)
+        (tmp_path / "build").mkdir()
+        for registry in ("docker.io", "ghcr.io"):
+            (tmp_path / "build/Dockerfile").write_text(f"FROM {registry}/{REPOSITORY}:oci\nCOPY Dockerfile /\n")
+            source = f"--local context={tmp_path}/build --local dockerfile={tmp_path}/build"
+            run(
+                "buildctl",
+                "--addr",
+                address,
+                "build",
+                "--frontend",
+                "dockerfile.v0",
+                *source.split(),
+                "--output",
+                f"type=tar,dest={tmp_path}/out.tar",
+                seconds=120,
+            )
+            with tarfile.open(tmp_path / "out.tar") as built:
+                assert {"Dockerfile", "etc/layer-0"} <= set(built.getnames())
+        stage.check_upstream_was_asked_once("oci")
+    finally:
+        daemon.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+    configure("buildkit", stage.mirror.url, "--file", str(file), "--undo")
+    assert file.read_bytes() == before

@@ -34,7 +34,7 @@ _PACKAGES = {
     "systemd-analyze": "systemd",
 }
 
-_SOURCES = {"helm": "go install helm.sh/helm/v3/cmd/helm@latest"}
+_SOURCES = dict.fromkeys(("helm", "buildkitd", "buildctl"), "built from its Go module: see .ci/run")
 """Programs that Debian does not have."""
 
 
