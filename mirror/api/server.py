@@ -15,11 +15,13 @@ from aiohttp import web
 from mirror.api import content, listing, pages
 from mirror.api.access import AccessLog
 from mirror.api.answers import json_answer, problem
+from mirror.api.connection import Connection
 from mirror.api.exchange import Exchange
+from mirror.api.shortcuts import Shortcuts
 from mirror.api.targets import Resource, Target, Targets, refuse_write
 from mirror.cache.cache import Cache
 from mirror.cache.outcome import HIT
-from mirror.errors import MirrorError, RequestInvalid, RouteUnknown
+from mirror.errors import MirrorError, RouteUnknown
 from mirror.names import Digest
 
 log = logging.getLogger(__name__)
@@ -39,10 +41,11 @@ class Api:
         self._default = default
         self._report = report
         self._access = access
+        self._shortcuts = Shortcuts(cache, access)
 
     def server(self) -> web.Server:
         # A client that leaves ends its own waiting; downloads belong to the process and go on.
-        return _Server(self.handle, handler_cancellation=True, access_log=None, max_headers=_MOST_HEADERS)
+        return _Server(self._shortcuts, self.handle, handler_cancellation=True, access_log=None, max_headers=_MOST_HEADERS)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Never raises but CancelledError."""
@@ -79,7 +82,12 @@ class Api:
         if repository is not None:
             match target.resource:
                 case Resource.MANIFEST if reference is not None:
-                    return await content.manifest(exchange, self._cache, repository, reference)
+                    response = await content.manifest(exchange, self._cache, repository, reference)
+                    if isinstance(request.protocol, Connection) and (data := request.protocol.plain) is not None:
+                        self._shortcuts.remember(
+                            data, response, repository, reference, request.headers.get("User-Agent", "")[:200]
+                        )
+                    return response
                 case Resource.BLOB if isinstance(reference, Digest):
                     return await content.blob(exchange, self._cache, repository, reference)
                 case Resource.TAGS:
@@ -125,27 +133,11 @@ class Api:
 
 
 class _Server(web.Server):
-    """Answers what is no HTTP at all, or too long, with a registry's error as well."""
+    """Makes the connections."""
+
+    def __init__(self, shortcuts: Shortcuts, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._shortcuts = shortcuts
 
     def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
-
-
-class _Connection(web.RequestHandler):
-    __slots__ = ()
-
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        if request.writer.output_size > 0:
-            raise ConnectionError("cut short: a part of the answer has been sent")
-        if status >= 500:
-            log.error("unexpected failure", exc_info=exc)
-            response = problem(MirrorError("the mirror failed to answer this; its log says why"))
-        else:
-            log.info("refused a request from %s: %s", request.remote, str(message or exc).splitlines()[0][:200])
-            response = problem(
-                RequestInvalid("not a well-formed HTTP request, or a line or header of it is longer than 8190 bytes")
-            )
-        response.force_close()
-        return response
+        return Connection(self._shortcuts, self, loop=self._loop, **self._kwargs)

@@ -1,0 +1,124 @@
+"""The shortest way of a hit: a request whose bytes are those of an earlier one, for a manifest that is in memory and fresh, is answered before it is even parsed.
+
+Clients of one kind send the same bytes each time, and nothing in a request can mean something else the second time; what can change is asked anew at each:
+whether the tag is fresh, and whether the manifest is the same. It saves two thirds of a hit's time, most of which is aiohttp's parsing and building.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+
+from aiohttp import web
+from aiohttp.http import SERVER_SOFTWARE
+
+from mirror import metrics
+from mirror.api.access import AccessLog
+from mirror.api.answers import cache_status
+from mirror.cache.cache import Cache
+from mirror.cache.outcome import HIT
+from mirror.manifests import Manifest
+from mirror.names import Reference, Repository
+
+_LONGEST_REQUEST = 4 * 1024
+_LARGEST_BODY = 16 * 1024
+_MOST = 1024
+_HIT = cache_status(HIT)
+_TELLING = (b"\ncontent-length", b"\ntransfer-encoding", b"\nconnection", b"\nupgrade", b"\nexpect")
+"""Headers of requests that have a body, or want something of the connection."""
+
+
+def is_plain(data: bytes) -> bool:
+    """True where these bytes are one whole GET or HEAD over HTTP/1.1, without a body, after which the connection stays as it is."""
+    if not data.endswith(b"\r\n\r\n") or not data.startswith((b"GET ", b"HEAD ")) or data.count(b"\r\n\r\n") != 1:
+        return False
+    lines = data.lower()
+    return lines.partition(b"\r\n")[0].endswith(b" http/1.1") and not any(header in lines for header in _TELLING)
+
+
+class _Answer:
+    __slots__ = ("_body", "_cache", "_counters", "_head", "_manifest", "_note", "_reference", "_repository")
+
+    def __init__(
+        self, cache: Cache, repository: Repository, reference: Reference, manifest: Manifest, head: bytes, agent: str
+    ) -> None:
+        self._cache = cache
+        self._repository = repository
+        self._reference = reference
+        self._manifest = manifest
+        self._head = head
+        self._body = b"\r\n\r\n" + manifest.body
+        self._note = str(repository), str(reference), agent
+        kind = (repository.registry, "manifest")
+        self._counters = (
+            metrics.requests.labels(*kind),
+            metrics.hits.labels(*kind),
+            metrics.pushed_bytes.labels(*kind),
+            metrics.request_seconds.labels("manifest", "hit"),
+        )
+
+    def bytes(self, date: bytes) -> bytes | None:
+        """The response; None when it may no longer be given."""
+        if self._cache.manifests.hot(self._repository, self._reference) is not self._manifest:
+            return None
+        return b"".join((self._head, date, self._body))
+
+    def count(self, access: AccessLog | None, client: str, seconds: float) -> None:
+        """Counts and logs that it was given."""
+        size = len(self._manifest.body)
+        requests, hits, pushed, times = self._counters
+        requests.inc()
+        hits.inc()
+        pushed.inc(size)
+        times.observe(seconds)
+        if access is not None:
+            repository, reference, agent = self._note
+            access.note(client, "GET", repository, reference, 200, size, seconds, _HIT, agent, True)
+
+
+class Shortcuts:
+    """Answers by the bytes of their requests. Bounded: when it is full, all are forgotten."""
+
+    def __init__(self, cache: Cache, access: AccessLog | None, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._cache = cache
+        self._access = access
+        self._clock = clock
+        self._answers: dict[bytes, _Answer] = {}
+        self._second = 0
+        self._date = b""
+
+    def remember(
+        self, data: bytes, response: web.StreamResponse, repository: Repository, reference: Reference, agent: str
+    ) -> None:
+        """`data` is a plain request for a manifest, and `response` what it is answered with: kept where it is a hit that memory alone made."""
+        manifest = self._cache.manifests.hot(repository, reference)
+        if manifest is None or response.status != 200 or response.headers["Cache-Status"] != _HIT or not data.startswith(b"GET "):
+            return
+        if len(data) > _LONGEST_REQUEST or len(manifest.body) > _LARGEST_BODY:
+            return
+        if len(self._answers) >= _MOST:
+            self._answers.clear()
+        lines = [f"{name}: {value}" for name, value in response.headers.items()]
+        lines += [f"Content-Length: {len(manifest.body)}", f"Server: {SERVER_SOFTWARE}", "Date: "]
+        head = "\r\n".join(["HTTP/1.1 200 OK", *lines]).encode()
+        self._answers[data] = _Answer(self._cache, repository, reference, manifest, head, agent)
+
+    def answer(self, data: bytes, client: str) -> bytes | None:
+        """The bytes to send for a request; None where it must go the long way."""
+        found = self._answers.get(data)
+        if found is None:
+            return None
+        began = self._clock()
+        response = found.bytes(self._now())
+        if response is None:
+            del self._answers[data]
+            return None
+        found.count(self._access, client, self._clock() - began)
+        return response
+
+    def _now(self) -> bytes:
+        second = int(time.time())
+        if second != self._second:
+            self._second, self._date = second, formatdate(second, usegmt=True).encode()
+        return self._date
