@@ -5,6 +5,7 @@ content     every cached blob and manifest: size in bytes, media type (of manife
 child       which content a manifest names
 tag         what a tag meant when upstream was last asked
 holding     which repository has been seen to hold which manifest
+pin         which images are never evicted
 ==========  ====================================================================================================
 
 The files are the truth: a row without its file is dropped and a file without a row taken in at every start, and a database that cannot be read is
@@ -26,7 +27,7 @@ import diskcache
 
 from mirror.errors import DigestInvalid
 from mirror.manifests import Descriptor
-from mirror.names import Digest, Repository
+from mirror.names import Digest, Reference, Repository, Tag, parse_reference
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,11 @@ CREATE TABLE IF NOT EXISTS tag (
 CREATE TABLE IF NOT EXISTS holding (
     registry TEXT NOT NULL, path TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (registry, path, digest)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS total (one INTEGER PRIMARY KEY CHECK (one = 1), bytes INTEGER NOT NULL, blobs INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS pin (
+    registry TEXT NOT NULL, path TEXT NOT NULL, reference TEXT NOT NULL, digest TEXT, since REAL NOT NULL,
+    PRIMARY KEY (registry, path, reference)) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS tag_pinned AFTER INSERT ON tag BEGIN
+    UPDATE pin SET digest = new.digest WHERE registry = new.registry AND path = new.path AND reference = new.tag; END;
 INSERT OR IGNORE INTO total SELECT 1, coalesce(sum(size), 0), count(*) FROM content;
 CREATE TRIGGER IF NOT EXISTS content_in AFTER INSERT ON content BEGIN
     UPDATE total SET bytes = bytes + new.size, blobs = blobs + 1; END;
@@ -61,6 +67,16 @@ class TagRecord:
     checked: float
 
 
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """An image that is never evicted. `digest` is what it last meant, None while that is unknown; `since` in seconds since the epoch."""
+
+    repository: Repository
+    reference: Reference
+    digest: Digest | None
+    since: float
+
+
 class Catalog:
     """Blocking, and for one thread at a time: the cache calls it from a thread of its own."""
 
@@ -73,7 +89,7 @@ class Catalog:
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise
-            log.warning("the catalog cannot be read (%s): set aside, and made anew from the files", error)
+            log.warning("the catalog cannot be read (%s): set aside, and made anew from the files; pins are lost", error)
             for suffix in ("", "-wal", "-shm"):
                 with contextlib.suppress(FileNotFoundError):
                     Path(f"{path}{suffix}").replace(f"{path}{suffix}.unreadable")
@@ -204,6 +220,50 @@ class Catalog:
             "SELECT DISTINCT registry, path FROM holding JOIN content USING (digest)"
             " UNION SELECT DISTINCT registry, path FROM tag JOIN content USING (digest)"
         ).fetchall()
+
+    # ------------------------------------------------------------------ pins
+
+    def pin(self, repository: Repository, reference: Reference) -> None:
+        """Keeps an image from eviction: what a tag means at any time, or a digest. It need not be cached, or known, yet.
+
+        A tag that upstream has dropped keeps what it meant last.
+        """
+        names = repository.registry, repository.path, str(reference)
+        with self._db:
+            self._db.execute(
+                "INSERT OR IGNORE INTO pin VALUES (?1, ?2, ?3,"
+                " coalesce(?4, (SELECT digest FROM tag WHERE registry = ?1 AND path = ?2 AND tag = ?3)), ?5)",
+                (*names, None if isinstance(reference, Tag) else str(reference), time.time()),
+            )
+
+    def unpin(self, repository: Repository, reference: Reference) -> bool:
+        """Gives an image back to eviction. False where it was not pinned by that very reference."""
+        with self._db:
+            found = self._db.execute(
+                "DELETE FROM pin WHERE registry = ? AND path = ? AND reference = ?",
+                (repository.registry, repository.path, str(reference)),
+            )
+        return found.rowcount > 0
+
+    def pins(self) -> list[Pin]:
+        """All pins, by name."""
+        rows = self._db.execute("SELECT registry, path, reference, digest, since FROM pin ORDER BY registry, path, reference")
+        return [
+            Pin(Repository(registry, path), parse_reference(reference), Digest.parse(digest) if digest else None, since)
+            for registry, path, reference, digest, since in rows
+        ]
+
+    def pinned(self) -> dict[Digest, int]:
+        """Everything cached that belongs to a pinned image, with sizes in bytes: manifest or index, what they name, and so on down."""
+        return dict(
+            _sized(
+                self._db.execute(
+                    "WITH RECURSIVE kept (digest) AS (SELECT digest FROM pin WHERE digest IS NOT NULL"
+                    " UNION SELECT child.digest FROM kept JOIN child ON child.parent = kept.digest)"
+                    " SELECT digest, size FROM kept JOIN content USING (digest)"
+                )
+            )
+        )
 
     # ------------------------------------------------------------------ documents
 

@@ -1,6 +1,6 @@
 """Keeps the cache within its size: the least recently used blobs go first, manifests only after everything that they name.
 
-What somebody is reading stays, in whatever process (see blobs.py). One process evicts at a time.
+What is pinned stays, and what somebody is reading, in whatever process (see blobs.py). One process evicts at a time.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Eviction:
             # Not even an empty cache would do: then it need not be emptied.
             return False
         with self._alone():
-            kept: set[Digest] = set()
+            kept = set(catalog.pinned())
             while over > 0 and (batch := self._candidates(kept)):
                 for digest, size in batch:
                     if over <= 0:
@@ -90,7 +90,7 @@ class Eviction:
         return max(cached + spooled + need - self.max_size, need + spare - free if need else 0)
 
     def _candidates(self, kept: set[Digest]) -> list[tuple[Digest, int]]:
-        """What may go next; without `kept`, which somebody is reading."""
+        """What may go next; without `kept`, which is pinned or which somebody is reading."""
         rows = self._records.catalog.least_recently_used(_BATCH + len(kept))
         return [row for row in rows if row[0] not in kept]
 

@@ -1,0 +1,120 @@
+"""Pins: images that are never evicted."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mirror.cache.catalog import Catalog, TagRecord
+from mirror.manifests import OCI_INDEX, OCI_MANIFEST, Descriptor
+from mirror.names import Digest, Repository, Tag
+from tests.support.mirrors import Mirror
+from tests.support.scripted import Scripted
+
+APP = Repository("docker.io", "library/app")
+LATEST = Tag("latest")
+
+
+def digest(name: str) -> Digest:
+    return Digest.of(name.encode())
+
+
+def record(name: str, media_type: str = OCI_MANIFEST) -> TagRecord:
+    return TagRecord(Descriptor(media_type, digest(name), 10), 0.0)
+
+
+def test_a_pin_keeps_everything_of_its_image(tmp_path: Path) -> None:
+    """Index, manifests, configs and layers, as far as they are cached, and nothing of others; by tag as by digest."""
+    catalog = Catalog(tmp_path)
+    catalog.add_manifest(Descriptor(OCI_INDEX, digest("index"), 10), [digest("manifest"), digest("never fetched")])
+    catalog.add_manifest(Descriptor(OCI_MANIFEST, digest("manifest"), 20), [digest("config"), digest("layer")])
+    catalog.add_manifest(Descriptor(OCI_MANIFEST, digest("other"), 40), [digest("layer"), digest("its own")])
+    for name in ("config", "layer", "its own"):
+        catalog.add(digest(name), 100)
+    assert catalog.pinned() == {}
+    everything = {digest("index"): 10, digest("manifest"): 20, digest("config"): 100, digest("layer"): 100}
+    catalog.set_tag(APP, LATEST.value, record("index", OCI_INDEX))
+    for reference in (LATEST, digest("index")):
+        catalog.pin(APP, reference)
+        catalog.pin(APP, reference)
+        assert [(pin.repository, pin.reference, pin.digest) for pin in catalog.pins()] == [(APP, reference, digest("index"))]
+        assert catalog.pinned() == everything
+        assert catalog.unpin(APP, reference)
+        assert not catalog.unpin(APP, reference)
+        assert catalog.pins() == []
+        assert catalog.pinned() == {}
+    catalog.close()
+
+
+def test_a_pinned_tag_keeps_what_it_means_today(tmp_path: Path) -> None:
+    """A pin made before the tag is known holds once it is; it moves with the tag, stays when upstream drops the tag, and outlives a restart."""
+    catalog = Catalog(tmp_path)
+    catalog.pin(APP, LATEST)
+    assert catalog.pins()[0].digest is None
+    for name in ("old", "new"):
+        catalog.add_manifest(Descriptor(OCI_MANIFEST, digest(name), 10), [])
+        catalog.set_tag(APP, LATEST.value, record(name))
+        assert list(catalog.pinned()) == [digest(name)]
+    catalog.set_tag(Repository("docker.io", "library/another"), LATEST.value, record("old"))
+    catalog.drop_tag(APP, LATEST.value)
+    catalog.close()
+    again = Catalog(tmp_path)
+    assert list(again.pinned()) == [digest("new")]
+    again.close()
+
+
+async def test_eviction_passes_a_pinned_image_by(start: Callable[..., Any], upstream: Scripted) -> None:
+    """However old it is and whatever comes: and once it is unpinned, it goes like others. Pinned by another process, as a command does."""
+    mirror: Mirror = await start(max_size="3500KiB")
+    image = upstream.add_image("library/app", "latest", layers=[os.urandom(1 << 20)])
+    await mirror.get("/v2/app/manifests/latest")
+    pinned = [*image.layers, image.config]
+    for blob in pinned:
+        await mirror.get(f"/v2/app/blobs/{blob}")
+        await mirror.until_cached(blob)
+    beside = Catalog(mirror.directory / "catalog")
+    beside.pin(APP, LATEST)
+
+    async def fill() -> None:
+        for _ in range(4):
+            blob = upstream.add_blob(os.urandom(1 << 20))
+            await mirror.get(f"/v2/app/blobs/{blob}")
+            await mirror.until_cached(blob)
+
+    await fill()
+    assert all(mirror.cached(blob) for blob in [*pinned, image.digest])
+    beside.unpin(APP, LATEST)
+    beside.close()
+    await fill()
+    assert not mirror.cached(image.layers[0])
+
+
+async def test_a_cache_full_of_pins_passes_through(start: Callable[..., Any], upstream: Scripted) -> None:
+    """A pull never fails because nothing may be evicted."""
+    mirror: Mirror = await start(max_size="2MiB")
+    image = upstream.add_image("library/app", "latest", layers=[os.urandom(1500 * 1024)])
+    await mirror.get("/v2/app/manifests/latest")
+    await mirror.get(f"/v2/app/blobs/{image.layers[0]}")
+    await mirror.until_cached(image.layers[0])
+    beside = Catalog(mirror.directory / "catalog")
+    beside.pin(APP, LATEST)
+    beside.close()
+    blob = upstream.add_blob(os.urandom(1 << 20))
+    answer = await mirror.get(f"/v2/app/blobs/{blob}")
+    assert (answer.digest(), answer.cache) == (blob, "mirror; fwd=miss; detail=not-stored")
+    assert mirror.cached(image.layers[0])
+
+
+def test_a_catalog_from_before_pins_takes_them(tmp_path: Path) -> None:
+    """The tables are added to what is there."""
+    Catalog(tmp_path).close()
+    db = sqlite3.connect(tmp_path / "content.sqlite")
+    db.executescript("DROP TRIGGER tag_pinned; DROP TABLE pin;")
+    db.close()
+    catalog = Catalog(tmp_path)
+    catalog.pin(APP, LATEST)
+    assert len(catalog.pins()) == 1
+    catalog.close()
