@@ -17,6 +17,7 @@ from mirror.api.access import AccessLog
 from mirror.api.server import Api
 from mirror.api.targets import Targets
 from mirror.cache.cache import Cache, Limits
+from mirror.cache.upkeep import Expire, Upkeep
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
 from mirror.upstream import Connections, Timeouts, Upstreams
 
@@ -32,8 +33,10 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         connections = Connections(waits.connections_per_blob, waits.connections_per_endpoint, waits.connections)
         upstreams = await stack.enter_async_context(Upstreams(settings.registries, timeouts, connections))
         kept = settings.cache
-        limits = Limits(kept.max_size, kept.tag_ttl, kept.negative_ttl, kept.revalidate_timeout, kept.prefetch)
-        cache = Cache(settings.cache.dir, upstreams.registry, limits)
+        expire = tuple(Expire(rule.repositories, rule.after) for rule in kept.expire)
+        upkeep = Upkeep(kept.max_size, kept.high_watermark, kept.low_watermark, expire, kept.scrub_rate, kept.scrub_interval)
+        limits = Limits(upkeep, kept.tag_ttl, kept.negative_ttl, kept.revalidate_timeout, kept.prefetch)
+        cache = Cache(kept.dir, upstreams.registry, limits)
         stack.push_async_callback(cache.aclose)
         metrics.begin(settings.registries, settings.cache.dir)
         access = AccessLog() if settings.server.access_log else None

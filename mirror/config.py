@@ -77,8 +77,14 @@ def parse_size(value: Any) -> int:
     return size
 
 
+def parse_rate(value: Any) -> int:
+    """Bytes a second, as `parse_size` has them; 0 for never. Raises ValueError."""
+    return 0 if value in (0, "0") and value is not False else parse_size(value)
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Size = Annotated[int, BeforeValidator(parse_size)]
+Rate = Annotated[int, BeforeValidator(parse_rate)]
 
 
 def default_cache_dir() -> Path:
@@ -112,18 +118,47 @@ class Server(_Table):
         return _address(self.listen)
 
 
+class Expire(_Table):
+    repositories: str = Field(
+        min_length=1, description="such as `ci/*` or `ghcr.io/owner/*`; of several tables the first one that fits counts"
+    )
+    after: Duration = Field(gt=0, description="unused for this long, an image goes, with what it shares with no other")
+
+
 class Cache(_Table):
     dir: Path = Field(
         default_factory=default_cache_dir,
         description="where everything is kept; default `/var/lib/mirror` for root, else `~/.cache/mirror`",
     )
     max_size: Size = Field(50 * 1024**3, description="size that eviction keeps the cache within")
+    high_watermark: float = Field(0.95, gt=0, le=1, description="share of `max_size` above which eviction begins")
+    low_watermark: float = Field(0.9, gt=0, le=1, description="share of `max_size` that eviction then goes down to")
+    expire: tuple[Expire, ...] = Field(
+        (), description="age limits, each a table `[[cache.expire]]`; what is pinned stays all the same"
+    )
+    scrub_rate: Rate = Field(
+        10_000_000, description="bytes a second at which cached content is read again, to find rot; 0 for never"
+    )
+    scrub_interval: Duration = Field(30 * 86400.0, description="how long after that it is read again")
     tag_ttl: Duration = Field(300.0, description="how long a tag is served before upstream is asked again")
     negative_ttl: Duration = Field(10.0, description="how long a 404 is remembered")
     revalidate_timeout: Duration = Field(
         2.0, description="how long a tag's check may hold a client before the cached answer is served"
     )
     prefetch: bool = Field(True, description="fetch an image's other layers as soon as a client asks for the first")
+
+    @field_validator("expire", mode="before")
+    @classmethod
+    def _tables(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            raise ValueError("a list of tables is expected, each under [[cache.expire]], with two brackets")
+        return value
+
+    @model_validator(mode="after")
+    def _watermarks(self) -> Cache:
+        if self.low_watermark > self.high_watermark:
+            raise ValueError("low_watermark is above high_watermark: eviction could never end")
+        return self
 
 
 class Upstream(_Table):

@@ -46,6 +46,8 @@ disk_bytes = Gauge("mirror_disk_bytes", "Size of the file system that the cache 
 disk_free_bytes = Gauge("mirror_disk_free_bytes", "What is free on it", registry=REGISTRY)
 evictions = Counter("mirror_evictions", "Blobs evicted", registry=REGISTRY)
 evicted_bytes = Counter("mirror_evicted_bytes", "Bytes evicted", registry=REGISTRY)
+scrubbed_bytes = Counter("mirror_scrubbed_bytes", "Bytes of cached content read again, to find rot", registry=REGISTRY)
+scrub_damaged = Counter("mirror_scrub_damaged", "Damaged content found on disk and removed", registry=REGISTRY)
 
 upstream_up = Gauge(
     "mirror_upstream_up", "0 while an endpoint is left alone after failures, else 1", _ENDPOINT, registry=REGISTRY

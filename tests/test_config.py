@@ -107,6 +107,12 @@ def test_faults_of_a_registry(registry: dict[str, Any], expected: str) -> None:
         ({"server": {"listen": "1.2.3.4:99999"}}, "an address and a port"),
         ({"cache": {"tag_ttl": -1}}, "a duration between"),
         ({"cache": {"max_size": 0}}, "a size above 0"),
+        ({"cache": {"low_watermark": 0.99}}, "low_watermark is above high_watermark"),
+        ({"cache": {"high_watermark": 1.5}}, "cache.high_watermark"),
+        ({"cache": {"scrub_rate": "fast"}}, "a size such as"),
+        ({"cache": {"expire": {"repositories": "ci/*", "after": "7d"}}}, "under [[cache.expire]]"),
+        ({"cache": {"expire": [{"repositories": "ci/*"}]}}, "cache.expire.0.after"),
+        ({"cache": {"expire": [{"repositories": "ci/*", "after": "0s"}]}}, "greater than 0"),
         ({"log": {"level": "loud"}}, "log.level"),
     ],
 )

@@ -22,6 +22,7 @@ README = (ROOT / "README.md").read_text()
 TABLES: dict[str, type[BaseModel]] = {
     "server": config.Server,
     "cache": config.Cache,
+    "cache.expire": config.Expire,
     "upstream": config.Upstream,
     "log": config.Log,
     'registries."NAME"': config.Registry,

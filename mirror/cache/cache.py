@@ -20,6 +20,7 @@ from mirror.cache.once import Once
 from mirror.cache.outcome import HIT, PASSED, Outcome, miss
 from mirror.cache.parts import Reader
 from mirror.cache.tags import ManifestSource, Tags
+from mirror.cache.upkeep import Upkeep
 from mirror.errors import Denied, StorageFull, Unknown, UpstreamBusy
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
@@ -41,7 +42,7 @@ class Source(ManifestSource, ListSource, Protocol):
 class Limits:
     """Sizes in bytes, times in seconds; what each means is said in mirror/config."""
 
-    max_size: int
+    upkeep: Upkeep
     tag_ttl: float
     negative_ttl: float
     revalidate_timeout: float
@@ -53,7 +54,7 @@ class Cache:
 
     def __init__(self, root: Path, source: Callable[[str], Source], limits: Limits) -> None:
         """`source` gives a registry by its name. Raises OSError, sqlite3.Error where the cache directory cannot be used."""
-        self.content = Content(root, limits.max_size)
+        self.content = Content(root, limits.upkeep)
         self._source = source
         self._negative = Negative(limits.negative_ttl)
         self._flights = Flights(self.content.store, self.content.disk)
@@ -65,7 +66,7 @@ class Cache:
 
     def start(self) -> None:
         """Begins the chores behind."""
-        self.content.start()
+        self.content.start(self.blob)
 
     async def aclose(self) -> None:
         """Ends everything; downloads in progress stay resumable."""

@@ -1,7 +1,9 @@
 """What is known about the content: a SQLite database beside the blobs, shared by all processes on one cache directory.
 
 ==========  ====================================================================================================
-content     every cached blob and manifest: size in bytes, media type (of manifests only), when it was last used
+content     every cached blob and manifest: size in bytes, media type (of manifests only), when it was last used and last verified,
+            its place in the eviction policy's queues
+ghost       names of blobs that have been evicted, for the policy
 child       which content a manifest names
 tag         what a tag meant when upstream was last asked
 holding     which repository has been seen to hold which manifest
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
@@ -25,36 +28,14 @@ from typing import Any
 
 import diskcache
 
+from mirror.cache.policy import MOST_FREQUENT, queue_of_new
+from mirror.cache.queues import BlobQueues
+from mirror.cache.schema import MANIFESTS, connect
 from mirror.errors import DigestInvalid
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Reference, Repository, Tag, parse_reference
 
 log = logging.getLogger(__name__)
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS content (
-    digest TEXT PRIMARY KEY, size INTEGER NOT NULL, media_type TEXT, used REAL NOT NULL) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS content_used ON content (media_type IS NOT NULL, used);
-CREATE TABLE IF NOT EXISTS child (
-    parent TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (parent, digest)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS tag (
-    registry TEXT NOT NULL, path TEXT NOT NULL, tag TEXT NOT NULL,
-    digest TEXT NOT NULL, media_type TEXT NOT NULL, size INTEGER NOT NULL, checked REAL NOT NULL,
-    PRIMARY KEY (registry, path, tag)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS holding (
-    registry TEXT NOT NULL, path TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (registry, path, digest)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS total (one INTEGER PRIMARY KEY CHECK (one = 1), bytes INTEGER NOT NULL, blobs INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS pin (
-    registry TEXT NOT NULL, path TEXT NOT NULL, reference TEXT NOT NULL, digest TEXT, since REAL NOT NULL,
-    PRIMARY KEY (registry, path, reference)) WITHOUT ROWID;
-CREATE TRIGGER IF NOT EXISTS tag_pinned AFTER INSERT ON tag BEGIN
-    UPDATE pin SET digest = new.digest WHERE registry = new.registry AND path = new.path AND reference = new.tag; END;
-INSERT OR IGNORE INTO total SELECT 1, coalesce(sum(size), 0), count(*) FROM content;
-CREATE TRIGGER IF NOT EXISTS content_in AFTER INSERT ON content BEGIN
-    UPDATE total SET bytes = bytes + new.size, blobs = blobs + 1; END;
-CREATE TRIGGER IF NOT EXISTS content_out AFTER DELETE ON content BEGIN
-    UPDATE total SET bytes = bytes - old.size, blobs = blobs - 1; END;
-"""
 
 _DOCUMENTS_LIMIT = 256 * 1024 * 1024
 
@@ -85,7 +66,7 @@ class Catalog:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "content.sqlite"
         try:
-            self._db = _connect(path)
+            self._db = connect(path)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise
@@ -93,7 +74,8 @@ class Catalog:
             for suffix in ("", "-wal", "-shm"):
                 with contextlib.suppress(FileNotFoundError):
                     Path(f"{path}{suffix}").replace(f"{path}{suffix}.unreadable")
-            self._db = _connect(path)
+            self._db = connect(path)
+        self.queues = BlobQueues(self._db)
         # Only lists that upstream gave, each replaceable: here diskcache may cull by itself. JSON, since a pickle on disk is code.
         self._documents = diskcache.Cache(
             str(folder / "documents"),
@@ -122,10 +104,13 @@ class Catalog:
             )
 
     def _add(self, digest: Digest, size: int, media_type: str | None) -> None:
+        name, now = str(digest), time.time()
+        queue = MANIFESTS if media_type else queue_of_new(self.queues, name)
         self._db.execute(
-            "INSERT INTO content VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET used = excluded.used,"
-            " media_type = coalesce(excluded.media_type, media_type)",
-            (str(digest), size, media_type, time.time()),
+            "INSERT INTO content (digest, size, media_type, used, queue, entered, verified) VALUES (?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET used = excluded.used, media_type = coalesce(excluded.media_type, media_type),"
+            " queue = CASE WHEN excluded.media_type IS NULL THEN queue ELSE excluded.queue END",
+            (name, size, media_type, now, int(queue), self.queues.young_end(queue), now),
         )
 
     def manifest_type(self, digest: Digest) -> str | None:
@@ -133,13 +118,25 @@ class Catalog:
         row = self._db.execute("SELECT media_type FROM content WHERE digest = ?", (str(digest),)).fetchone()
         return row[0] if row else None
 
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """One transaction for what is done inside, which no other process comes between."""
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+
+    def drop(self, digest: Digest) -> None:
+        """Drops the row of content that is gone, inside `changing`."""
+        name = (str(digest),)
+        self._db.execute("DELETE FROM content WHERE digest = ?", name)
+        self._db.execute("DELETE FROM child WHERE parent = ?", name)
+        self._db.execute("DELETE FROM holding WHERE digest = ?", name)
+
     def forget(self, digests: Iterable[Digest]) -> None:
         """Drops the rows of content that is gone."""
-        rows = [(str(digest),) for digest in digests]
-        with self._db:
-            self._db.executemany("DELETE FROM content WHERE digest = ?", rows)
-            self._db.executemany("DELETE FROM child WHERE parent = ?", rows)
-            self._db.executemany("DELETE FROM holding WHERE digest = ?", rows)
+        with self.changing():
+            for digest in digests:
+                self.drop(digest)
 
     def parents(self, digest: Digest) -> dict[Digest, float]:
         """The cached manifests that name something, and when each was last used, in seconds since the epoch."""
@@ -149,34 +146,80 @@ class Catalog:
         return {Digest.parse(parent): used for parent, used in rows}
 
     def touch(self, uses: dict[Digest, float]) -> None:
-        """Notes when content was last used, in seconds since the epoch."""
+        """Notes when content was last used, in seconds since the epoch, and that it was used once more."""
         with self._db:
             self._db.executemany(
-                "UPDATE content SET used = ? WHERE digest = ?", [(used, str(digest)) for digest, used in uses.items()]
+                "UPDATE content SET used = ?, frequency = min(?, frequency + 1) WHERE digest = ?",
+                [(used, MOST_FREQUENT, str(digest)) for digest, used in uses.items()],
             )
 
     def totals(self) -> tuple[int, int]:
         """Bytes and number of all cached content."""
-        size, blobs = self._db.execute("SELECT bytes, blobs FROM total").fetchone()
-        return size, blobs
+        size, entries = self._db.execute("SELECT sum(bytes), sum(entries) FROM total WHERE part <= ?", (MANIFESTS,)).fetchone()
+        return size, entries
 
     def content(self) -> dict[Digest, int]:
         """All there is, with sizes in bytes."""
         return dict(_sized(self._db.execute("SELECT digest, size FROM content")))
 
-    def least_recently_used(self, limit: int) -> list[tuple[Digest, int]]:
-        """What may go, the longest unused first: blobs, and after all of them those manifests none of whose content is cached."""
-        rows = self._db.execute(
-            "SELECT digest, size FROM content WHERE media_type IS NULL ORDER BY media_type IS NOT NULL, used LIMIT ?", (limit,)
-        ).fetchall()
-        if not rows:
+    def spent_manifests(self, before: float | None = None) -> list[tuple[Digest, int]]:
+        """The manifests none of whose content is cached, with sizes in bytes, the longest unused first; those unused since `before`, or all."""
+        return list(
+            _sized(
+                self._db.execute(
+                    "SELECT digest, size FROM content AS parent WHERE queue = ? AND used < ? AND NOT EXISTS ("
+                    " SELECT 1 FROM child JOIN content ON content.digest = child.digest WHERE child.parent = parent.digest)"
+                    " ORDER BY used",
+                    (MANIFESTS, math.inf if before is None else before),
+                )
+            )
+        )
+
+    def names_cached(self, digest: Digest) -> bool:
+        """True for a manifest that names something cached."""
+        return bool(
+            self._db.execute(
+                "SELECT EXISTS (SELECT 1 FROM child JOIN content ON content.digest = child.digest WHERE child.parent = ?)",
+                (str(digest),),
+            ).fetchone()[0]
+        )
+
+    def expired(self, limits: Iterable[tuple[str, str, float]]) -> list[Digest]:
+        """What belongs to expired images alone, and has not been used for as long.
+
+        `limits` are (registry, path, time since when an image must have been used to stay). An image has expired when all repositories that are known to
+        hold its manifest have a limit, and it has not been used since any of them. Blobs that no manifest names belong to no image.
+        """
+        with self.changing():
+            self._db.execute(
+                "CREATE TEMP TABLE IF NOT EXISTS expiry (registry TEXT, path TEXT, before REAL, PRIMARY KEY (registry, path))"
+            )
+            self._db.execute("DELETE FROM expiry")
+            self._db.executemany("INSERT INTO expiry VALUES (?, ?, ?)", limits)
             rows = self._db.execute(
-                "SELECT digest, size FROM content AS parent WHERE media_type IS NOT NULL AND NOT EXISTS ("
-                " SELECT 1 FROM child JOIN content ON content.digest = child.digest WHERE child.parent = parent.digest)"
-                " ORDER BY used LIMIT ?",
-                (limit,),
+                "WITH RECURSIVE image (digest, before) AS ("  # before: NULL where one of its repositories has no limit
+                "  SELECT content.digest, CASE WHEN count(*) = count(expiry.before) THEN min(expiry.before) END"
+                "  FROM content JOIN holding USING (digest) LEFT JOIN expiry USING (registry, path) GROUP BY content.digest),"
+                " stale (digest) AS (SELECT digest FROM content JOIN image USING (digest) WHERE used < before),"
+                " kept (digest) AS (SELECT digest FROM content WHERE queue = ? AND digest NOT IN stale"
+                "  UNION SELECT child.digest FROM kept JOIN child ON child.parent = kept.digest),"
+                " named (digest) AS (SELECT digest FROM stale UNION SELECT child.digest FROM named JOIN child ON child.parent = named.digest)"
+                " SELECT digest, size FROM named JOIN content USING (digest)"
+                " WHERE digest NOT IN kept AND used < (SELECT max(before) FROM expiry) ORDER BY queue, used",
+                (MANIFESTS,),
             ).fetchall()
-        return list(_sized(rows))
+        return [digest for digest, _ in _sized(rows)]
+
+    def unverified(self, before: float) -> tuple[Digest, int] | None:
+        """The content, with its size in bytes, that was last verified the longest ago; None where all has been since `before`."""
+        row = self._db.execute(
+            "SELECT digest, size FROM content WHERE verified < ? ORDER BY verified LIMIT 1", (before,)
+        ).fetchone()
+        return next(_sized([row]), None) if row else None
+
+    def set_verified(self, digest: Digest, when: float) -> None:
+        with self._db:
+            self._db.execute("UPDATE content SET verified = ? WHERE digest = ?", (when, str(digest)))
 
     # ------------------------------------------------------------------ names
 
@@ -220,6 +263,14 @@ class Catalog:
             "SELECT DISTINCT registry, path FROM holding JOIN content USING (digest)"
             " UNION SELECT DISTINCT registry, path FROM tag JOIN content USING (digest)"
         ).fetchall()
+
+    def holder(self, blob: Digest) -> Repository | None:
+        """A repository that is known to hold a blob, since it holds a manifest that names it."""
+        row = self._db.execute(
+            "SELECT registry, path FROM holding JOIN child ON child.parent = holding.digest WHERE child.digest = ? LIMIT 1",
+            (str(blob),),
+        ).fetchone()
+        return Repository(*row) if row else None
 
     # ------------------------------------------------------------------ pins
 
@@ -274,20 +325,6 @@ class Catalog:
 
     def set_document(self, key: str, value: dict[str, Any]) -> None:
         self._documents.set(key, value)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=10.0, check_same_thread=False)
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        # A power cut may lose the last rows, never the database: files without rows are taken in at the start.
-        db.execute("PRAGMA synchronous = NORMAL")
-        db.executescript(_SCHEMA)
-        db.execute("SELECT count(*) FROM total").fetchone()
-    except BaseException:
-        db.close()
-        raise
-    return db
 
 
 def _sized(rows: Iterable[tuple[str, int]]) -> Iterator[tuple[Digest, int]]:

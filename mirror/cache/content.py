@@ -16,9 +16,12 @@ from mirror.cache.blobs import BlobStore
 from mirror.cache.catalog import Catalog
 from mirror.cache.disk import Disk
 from mirror.cache.eviction import Eviction
+from mirror.cache.expiry import Expiry
 from mirror.cache.parts import FileReader
 from mirror.cache.records import Records
+from mirror.cache.scrub import Fetch, Scrub
 from mirror.cache.spool import sweep
+from mirror.cache.upkeep import Upkeep
 from mirror.errors import StorageFull, UpstreamInvalid
 from mirror.manifests import MAX_SIZE, Descriptor, Manifest, children_of, media_type_of
 from mirror.names import Digest, Repository
@@ -32,20 +35,24 @@ _TOUCH_INTERVAL = 5.0
 class Content:
     """All cached blobs and manifests."""
 
-    def __init__(self, root: Path, max_size: int) -> None:
+    def __init__(self, root: Path, upkeep: Upkeep) -> None:
         """Opens the cache directory, making it where there is none. Raises OSError, sqlite3.Error."""
         self.store = BlobStore(root)
         self.disk = Disk()
         self.records = Records(root / "catalog")
-        self.eviction = Eviction(self.store, self.records, max_size)
+        self.eviction = Eviction(self.store, self.records, upkeep)
+        self._upkeep = upkeep
         self._hot: OrderedDict[Digest, Manifest] = OrderedDict()
         self._hot_bytes = 0
         self._uses: dict[Digest, float] = {}
         self._chores: list[asyncio.Task[None]] = []
 
-    def start(self) -> None:
-        """Begins the chores: mends what a crash left, and writes down uses from time to time."""
-        self._chores = [asyncio.create_task(self._mend()), asyncio.create_task(self._write_uses())]
+    def start(self, fetch: Fetch) -> None:
+        """Begins the chores: mends what a crash left, writes down uses from time to time, lets go what has expired, scrubs."""
+        chores = [self._mend(), self._write_uses(), Expiry(self.records, self.eviction, self._upkeep.expire).run()]
+        if self._upkeep.scrub_rate:
+            chores.append(Scrub(self.store, self.records, self._upkeep.scrub_rate, self._upkeep.scrub_interval).run(fetch))
+        self._chores = [asyncio.create_task(chore) for chore in chores]
 
     async def aclose(self) -> None:
         for task in self._chores:

@@ -1,6 +1,7 @@
-"""Keeps the cache within its size: the least recently used blobs go first, manifests only after everything that they name.
+"""Keeps the cache within its size: blobs go in the order that policy.py gives, manifests only after everything that they name.
 
-What is pinned stays, and what somebody is reading, in whatever process (see blobs.py). One process evicts at a time.
+What is pinned stays, and what somebody is reading, in whatever process (see blobs.py). One process evicts at a time, and in short turns, so that the catalog
+serves others meanwhile.
 """
 
 from __future__ import annotations
@@ -9,36 +10,72 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 from mirror import metrics
 from mirror.cache.blobs import BlobStore
+from mirror.cache.policy import Queue, evicted, next_victim, spared
 from mirror.cache.records import Records
-from mirror.errors import StorageFull
+from mirror.cache.upkeep import Upkeep
+from mirror.errors import DigestInvalid, StorageFull
 from mirror.names import Digest
 
-_BATCH = 64
+_TURN = 0.05
+"""Seconds that one turn may take."""
+_ROOM_UNKNOWN: bool | None = True
+"""Where the catalog fails, a download is tried: the file system will tell."""
 _MOST_SPARE = 64 * 1024 * 1024
+
+
+@dataclass
+class _Pass:
+    """One go at making room."""
+
+    need: int
+    mark: float
+    """Bytes that the cache is to come below."""
+    kept: set[Digest] = field(default_factory=set)
+    """What is pinned, and what was found to be in use."""
+    passed: dict[Digest, int] = field(default_factory=dict)
+    """Blobs that would have gone but for that, with sizes in bytes."""
+    passed_bytes: int = 0
 
 
 class Eviction:
     """Makes room."""
 
-    def __init__(self, store: BlobStore, records: Records, max_size: int) -> None:
-        self.max_size = max_size
+    def __init__(self, store: BlobStore, records: Records, upkeep: Upkeep) -> None:
+        self.max_size = upkeep.max_size
         """Bytes that content and spool together may take."""
+        self._high = upkeep.high_watermark * upkeep.max_size
+        self._low = upkeep.low_watermark * upkeep.max_size
         self._store = store
         self._records = records
         self._turn = asyncio.Lock()
-        metrics.cache_max_bytes.set(max_size)
+        metrics.cache_max_bytes.set(self.max_size)
 
     async def make_room(self, need: int) -> None:
-        """Evicts until `need` more bytes fit, both within `max_size` and on the disk. Raises StorageFull where they cannot."""
+        """Evicts until `need` more bytes fit, both within `max_size` and on the disk; raises StorageFull where they cannot.
+
+        Where they would take the cache above its high watermark, down to the low one, as far as that goes.
+        """
         if need > self.max_size:
             raise StorageFull(f"{need} bytes are more than the whole cache may hold ({self.max_size})")
         async with self._turn:
-            if not await self._records.read(True, self._evict, need) and need:
+            this = _Pass(need, self._high)
+            while (fits := await self._records.read(_ROOM_UNKNOWN, self._evict, this)) is None:
+                pass
+            if not fits and need:
                 raise StorageFull(f"there is no room for {need} bytes")
+
+    async def remove(self, digests: Iterable[Digest]) -> None:
+        """Removes content that is no longer wanted; what is being read or pinned stays, and manifests of which something stays."""
+        async with self._turn:
+            left = list(digests)
+            while left:
+                left = await self._records.read([], self._remove, left)
 
     async def count(self) -> None:
         """Sets the gauges."""
@@ -49,37 +86,91 @@ class Eviction:
         metrics.cache_bytes.set(size)
         metrics.cache_blobs.set(blobs)
 
-    def _evict(self, need: int) -> bool:
-        """True when there is room. In the catalog's thread."""
-        catalog = self._records.catalog
-        cached, _ = catalog.totals()
-        over = self._missing(cached, need)
-        if over <= 0:
-            return True
-        if over > cached:
-            # Not even an empty cache would do: then it need not be emptied.
-            return False
-        with self._alone():
-            kept = set(catalog.pinned())
-            while over > 0 and (batch := self._candidates(kept)):
-                for digest, size in batch:
-                    if over <= 0:
-                        break
-                    if not self._store.remove(digest):
-                        kept.add(digest)
-                        continue
-                    catalog.forget([digest])
-                    over -= size
-                    metrics.evictions.inc()
-                    metrics.evicted_bytes.inc(size)
-        self._count()
-        return over <= 0
+    # ------------------------------------------------------------------ in the catalog's thread
 
-    def _missing(self, cached: int, need: int) -> int:
-        """Bytes that must go so that `need` more fit."""
-        state = os.statvfs(self._store.root)
-        spare = min(_MOST_SPARE, state.f_blocks * state.f_frsize // 100)
-        free = state.f_bavail * state.f_frsize
+    def _evict(self, this: _Pass) -> bool | None:
+        """One turn: True when there is room, False when there cannot be, None when there may be after more turns."""
+        catalog = self._records.catalog
+        if self._over(this)[0] <= 0:
+            return True
+        with self._alone(), catalog.changing():
+            # Counted again: another process may have made room while this one waited.
+            over, must = self._over(this)
+            cached, _ = catalog.totals()
+            if over <= 0 or must > cached:
+                # Where not even an empty cache would do, it need not be emptied.
+                return must <= 0
+            if not this.passed:
+                this.kept |= catalog.pinned().keys()
+            this.mark = self._low
+            over, must = self._over(this)
+            over = max(must, over if over <= cached else 0)
+            deadline = time.monotonic() + _TURN
+            while over > 0 and (freed := self._evict_one(this)) is not None:
+                over -= freed
+                must -= freed
+                if time.monotonic() > deadline:
+                    break
+            else:
+                freed = None
+            if over > 0 and freed is None:
+                for digest, size in catalog.spent_manifests():
+                    if over > 0 and digest not in this.kept and self._gone(digest, size):
+                        over -= size
+                        must -= size
+        self._count()
+        return None if over > 0 and freed is not None else must <= 0
+
+    def _evict_one(self, this: _Pass) -> int | None:
+        """The bytes of a blob that is gone now, 0 for one that had to be spared; None where none is left that may go."""
+        queues = self._records.catalog.queues
+        if this.passed_bytes >= sum(map(queues.size, Queue)):
+            return None
+        victim = next_victim(queues, self.max_size)
+        if victim is None:
+            return None
+        try:
+            digest = Digest.parse(victim.key)
+        except DigestInvalid:
+            queues.remove(victim.key)
+            return 0
+        if digest not in this.kept and self._gone(digest, victim.size):
+            evicted(queues, victim, self.max_size)
+            return victim.size
+        if digest not in this.passed:
+            this.kept.add(digest)
+            this.passed[digest] = victim.size
+            this.passed_bytes += victim.size
+        spared(queues, victim)
+        return 0
+
+    def _remove(self, digests: list[Digest]) -> list[Digest]:
+        """One turn; what is left to be tried, nothing where no more can go."""
+        catalog = self._records.catalog
+        gone: set[Digest] = set()
+        with self._alone(), catalog.changing():
+            pinned, sizes = catalog.pinned(), catalog.content()
+            left = [digest for digest in digests if digest in sizes and digest not in pinned]
+            deadline = time.monotonic() + _TURN
+            for digest in left:
+                if time.monotonic() > deadline:
+                    break
+                if not catalog.names_cached(digest) and self._gone(digest, sizes[digest]):
+                    gone.add(digest)
+        self._count()
+        return [digest for digest in left if digest not in gone] if gone else []
+
+    def _gone(self, digest: Digest, size: int) -> bool:
+        if not self._store.remove(digest):
+            return False
+        self._records.catalog.drop(digest)
+        metrics.evictions.inc()
+        metrics.evicted_bytes.inc(size)
+        return True
+
+    def _over(self, this: _Pass) -> tuple[float, int]:
+        """Bytes that must go so that the pass comes below its mark, and so that what it needs fits at all."""
+        cached, _ = self._records.catalog.totals()
         spooled = 0
         with os.scandir(self._store.spool) as entries:
             for entry in entries:
@@ -87,12 +178,17 @@ class Eviction:
                     with contextlib.suppress(FileNotFoundError):
                         # Downloads set their file's full length at their start, which reserves it here.
                         spooled += entry.stat().st_size
-        return max(cached + spooled + need - self.max_size, need + spare - free if need else 0)
+        total = cached + spooled + this.need
+        must = max(total - self.max_size, self._short_on_disk(this.need))
+        return max(total - this.mark, must), must
 
-    def _candidates(self, kept: set[Digest]) -> list[tuple[Digest, int]]:
-        """What may go next; without `kept`, which is pinned or which somebody is reading."""
-        rows = self._records.catalog.least_recently_used(_BATCH + len(kept))
-        return [row for row in rows if row[0] not in kept]
+    def _short_on_disk(self, need: int) -> int:
+        """Bytes that the file system lacks for `need`, and something to spare."""
+        if not need:
+            return 0
+        state = os.statvfs(self._store.root)
+        spare = min(_MOST_SPARE, state.f_blocks * state.f_frsize // 100)
+        return need + spare - state.f_bavail * state.f_frsize
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

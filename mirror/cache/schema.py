@@ -1,0 +1,82 @@
+"""The tables of the catalog, and how they are reached."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+MANIFESTS = 2
+"""In `queue`: what is no blob, and goes after all that it names. 0 and 1 are the policy's queues; in `total`, 3 is for the ghosts."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS content (
+    digest TEXT PRIMARY KEY, size INTEGER NOT NULL, media_type TEXT, used REAL NOT NULL,
+    queue INTEGER NOT NULL DEFAULT 0, entered INTEGER NOT NULL DEFAULT 0, frequency INTEGER NOT NULL DEFAULT 0,
+    verified REAL NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS content_queue ON content (queue, entered);
+CREATE INDEX IF NOT EXISTS content_verified ON content (verified);
+CREATE TABLE IF NOT EXISTS ghost (digest TEXT PRIMARY KEY, size INTEGER NOT NULL, entered INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS ghost_entered ON ghost (entered);
+CREATE TABLE IF NOT EXISTS child (
+    parent TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (parent, digest)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tag (
+    registry TEXT NOT NULL, path TEXT NOT NULL, tag TEXT NOT NULL,
+    digest TEXT NOT NULL, media_type TEXT NOT NULL, size INTEGER NOT NULL, checked REAL NOT NULL,
+    PRIMARY KEY (registry, path, tag)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS holding (
+    registry TEXT NOT NULL, path TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (registry, path, digest)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pin (
+    registry TEXT NOT NULL, path TEXT NOT NULL, reference TEXT NOT NULL, digest TEXT, since REAL NOT NULL,
+    PRIMARY KEY (registry, path, reference)) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS tag_pinned AFTER INSERT ON tag BEGIN
+    UPDATE pin SET digest = new.digest WHERE registry = new.registry AND path = new.path AND reference = new.tag; END;
+CREATE TABLE IF NOT EXISTS total (part INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, entries INTEGER NOT NULL);
+INSERT OR IGNORE INTO total
+    SELECT column1, (SELECT coalesce(sum(size), 0) FROM content WHERE queue = column1), (SELECT count(*) FROM content WHERE queue = column1)
+    FROM (VALUES (0), (1), (2)) UNION ALL SELECT 3, coalesce(sum(size), 0), count(*) FROM ghost;
+CREATE TRIGGER IF NOT EXISTS content_in AFTER INSERT ON content BEGIN
+    UPDATE total SET bytes = bytes + new.size, entries = entries + 1 WHERE part = new.queue; END;
+CREATE TRIGGER IF NOT EXISTS content_out AFTER DELETE ON content BEGIN
+    UPDATE total SET bytes = bytes - old.size, entries = entries - 1 WHERE part = old.queue; END;
+CREATE TRIGGER IF NOT EXISTS content_moved AFTER UPDATE OF queue ON content WHEN old.queue != new.queue BEGIN
+    UPDATE total SET bytes = bytes - old.size, entries = entries - 1 WHERE part = old.queue;
+    UPDATE total SET bytes = bytes + new.size, entries = entries + 1 WHERE part = new.queue; END;
+CREATE TRIGGER IF NOT EXISTS ghost_in AFTER INSERT ON ghost BEGIN
+    UPDATE total SET bytes = bytes + new.size, entries = entries + 1 WHERE part = 3; END;
+CREATE TRIGGER IF NOT EXISTS ghost_out AFTER DELETE ON ghost BEGIN
+    UPDATE total SET bytes = bytes - old.size, entries = entries - 1 WHERE part = 3; END;
+"""
+
+# From when the least recently used went first: the order of use becomes that of the small queue.
+_FROM_LRU = (
+    "DROP TABLE total",
+    "DROP TRIGGER content_in",
+    "DROP TRIGGER content_out",
+    "DROP INDEX content_used",
+    "ALTER TABLE content ADD COLUMN queue INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE content ADD COLUMN entered INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE content ADD COLUMN frequency INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE content ADD COLUMN verified REAL NOT NULL DEFAULT 0",
+    "UPDATE content SET entered = used * 1000, queue = CASE WHEN media_type IS NULL THEN 0 ELSE 2 END",
+)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Opens the database, making what it lacks. Raises sqlite3.Error."""
+    db = sqlite3.connect(path, timeout=10.0, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        # A power cut may lose the last rows, never the database: files without rows are taken in at the start.
+        db.execute("PRAGMA synchronous = NORMAL")
+        with db:
+            db.execute("BEGIN IMMEDIATE")
+            columns = {row[1] for row in db.execute("PRAGMA table_info(content)")}
+            if columns and "queue" not in columns:
+                for statement in _FROM_LRU:
+                    db.execute(statement)
+        db.executescript(_SCHEMA)
+        db.execute("SELECT count(*) FROM total").fetchone()
+    except BaseException:
+        db.close()
+        raise
+    return db
