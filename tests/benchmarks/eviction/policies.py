@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol
 
-from mirror.cache.policy import MOST_FREQUENT, Entry, Queue, evicted, next_victim, queue_of_new
+from mirror.cache.policy import MOST_FREQUENT, Entry, K, Queue, evicted, next_victim, queue_of_new
 from tests.benchmarks.eviction.traces import Name
 
 
@@ -96,45 +96,45 @@ class Sieve:
         self._held -= node.size
 
 
-class MemoryQueues:
+class MemoryQueues(Generic[K]):
     """The queues that mirror/cache/policy.py works on: what mirror/cache/queues.py is in SQLite."""
 
     def __init__(self) -> None:
-        self._queues: tuple[OrderedDict[Name, int], ...] = (OrderedDict(), OrderedDict())
+        self._queues: tuple[OrderedDict[K, int], ...] = (OrderedDict(), OrderedDict())
         self._sizes = [0, 0]
-        self._uses: dict[Name, int] = {}
-        self._ghosts: OrderedDict[Name, int] = OrderedDict()
+        self._uses: dict[K, int] = {}
+        self._ghosts: OrderedDict[K, int] = OrderedDict()
         self._ghost_size = 0
 
     def size(self, queue: Queue) -> int:
         return self._sizes[queue]
 
-    def oldest(self, queue: Queue) -> Entry[Name] | None:
+    def oldest(self, queue: Queue) -> Entry[K] | None:
         for blob, size in self._queues[queue].items():
             return Entry(blob, size, queue, self._uses[blob])
         return None
 
-    def to_main(self, key: Name, frequency: int) -> None:
+    def to_main(self, key: K, frequency: int) -> None:
         size = self._take(key)
         self._queues[Queue.MAIN][key] = size
         self._sizes[Queue.MAIN] += size
         self._uses[key] = frequency
 
-    def remove(self, key: Name) -> None:
+    def remove(self, key: K) -> None:
         self._take(key)
         del self._uses[key]
 
-    def _take(self, key: Name) -> int:
+    def _take(self, key: K) -> int:
         queue = Queue.SMALL if key in self._queues[Queue.SMALL] else Queue.MAIN
         size = self._queues[queue].pop(key)
         self._sizes[queue] -= size
         return size
 
-    def add_ghost(self, key: Name, size: int) -> None:
+    def add_ghost(self, key: K, size: int) -> None:
         self._ghosts[key] = size
         self._ghost_size += size
 
-    def take_ghost(self, key: Name) -> bool:
+    def take_ghost(self, key: K) -> bool:
         size = self._ghosts.pop(key, None)
         self._ghost_size -= size or 0
         return size is not None
@@ -147,13 +147,13 @@ class MemoryQueues:
 
     # ------------------------------------------------------------------ what the catalog does in the mirror
 
-    def add(self, key: Name, size: int) -> None:
+    def add(self, key: K, size: int) -> None:
         queue = queue_of_new(self, key)
         self._queues[queue][key] = size
         self._sizes[queue] += size
         self._uses[key] = 0
 
-    def use(self, key: Name) -> bool:
+    def use(self, key: K) -> bool:
         if key not in self._uses:
             return False
         self._uses[key] = min(MOST_FREQUENT, self._uses[key] + 1)
@@ -165,7 +165,7 @@ class S3Fifo:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._queues = MemoryQueues()
+        self._queues: MemoryQueues[Name] = MemoryQueues()
 
     def request(self, blob: Name, size: int) -> bool:
         queues = self._queues

@@ -1,0 +1,73 @@
+"""The simulator: its traces are what they are said to be, and no policy has more than its share."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.eviction.__main__ import main, play
+from tests.benchmarks.eviction.policies import POLICIES
+from tests.benchmarks.eviction.traces import SKEWED, WORKLOADS, Figures, Workload, read, synthetic
+
+SHORT = synthetic(Workload("short", requests=5000, repositories=100), 1)
+
+
+def test_the_made_up_traces_have_the_published_figures() -> None:
+    """Two thirds of the blobs once, 6 % of requests above 64 MiB with 65 % of the bytes: the skewed kind on average over seeds; sizes in all kinds."""
+    figures = [Figures.of(synthetic(SKEWED, seed)) for seed in range(8)]
+    assert sum(one.once for one in figures) / 8 == pytest.approx(2 / 3, abs=0.03)
+    figures += [Figures.of(synthetic(workload, seed)) for workload in WORKLOADS[1:] for seed in range(4)]
+    assert sum(one.large_requests for one in figures) / len(figures) == pytest.approx(0.06, abs=0.01)
+    assert sum(one.large_bytes for one in figures) / len(figures) == pytest.approx(0.65, abs=0.05)
+
+
+def test_a_trace_is_the_same_every_time() -> None:
+    """For one seed; and another for another."""
+    assert synthetic(SKEWED, 3)[:500] == synthetic(SKEWED, 3)[:500]
+    assert synthetic(SKEWED, 3)[:500] != synthetic(SKEWED, 4)[:500]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_no_policy_holds_more_than_it_may(policy: str) -> None:
+    """At any time, what would hit is no larger than the cache."""
+    sizes = dict(SHORT)
+    capacity = sum(sizes.values()) // 20
+    cache = POLICIES[policy](capacity)
+    for number, (blob, size) in enumerate(SHORT):
+        cache.request(blob, size)
+        if number % 1000 == 999:
+            assert sum(size for blob, size in sizes.items() if copy.deepcopy(cache).request(blob, size)) <= capacity
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_extremes(policy: str) -> None:
+    """A cache that everything fits into misses each blob once; one that nothing fits into never hits."""
+    sizes = dict(SHORT)
+    total = sum(size for _, size in SHORT)
+    by_bytes, by_requests = play(policy, 2 * sum(sizes.values()), SHORT)
+    assert by_bytes == pytest.approx(1 - sum(sizes.values()) / total)
+    assert by_requests == pytest.approx(1 - len(sizes) / len(SHORT))
+    assert play(policy, 0, SHORT) == (0.0, 0.0)
+
+
+def test_a_trace_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """White space or commas, comments, out of order; a blob's size is the largest that is said of it."""
+    file = tmp_path / "trace"
+    file.write_text("# time digest size\n3, sha256:b, 50\n1 sha256:a 7\n\n2.5\tsha256:b\t100  # whole\n")
+    assert read(file) == [("sha256:a", 7), ("sha256:b", 100), ("sha256:b", 100)]
+    file.write_text("".join(f"{number} {blob} {size}\n" for number, (blob, size) in enumerate(SHORT)))
+    assert main(["--trace", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert all(policy in printed for policy in POLICIES)
+
+
+@pytest.mark.parametrize("line", ["1 sha256:a", "now sha256:a 7", "1 sha256:a -7", "nan sha256:a 7", "1 sha256:a big"])
+def test_a_trace_that_makes_no_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str) -> None:
+    """The file, the line and what was found are named."""
+    file = tmp_path / "trace"
+    file.write_text(f"0 sha256:a 7\n{line}\n")
+    assert main(["--trace", str(file)]) == 2
+    assert f"{file}, line 2" in capsys.readouterr().err
+    assert main(["--trace", str(tmp_path / "absent")]) == 2
