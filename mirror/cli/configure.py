@@ -12,7 +12,7 @@ import click
 
 from mirror.cli import changes
 from mirror.cli.changes import Change
-from mirror.cli.serve import settings_or_exit
+from mirror.cli.options import settings_or_exit
 from mirror.clients import CLIENTS, Address, Client, Conflict
 
 
@@ -60,7 +60,7 @@ def configure(
         raise click.UsageError("--write and --undo exclude each other")
     if file is not None and root is not None:
         raise click.UsageError("--file and --root exclude each other")
-    settings = settings_or_exit(config, {})
+    settings = settings_or_exit(config)
     try:
         address = Address.parse(url if url is not None else _own_url(*settings.server.address))
     except ValueError as error:

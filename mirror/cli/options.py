@@ -1,0 +1,69 @@
+"""The flags that commands share, and the settings that they lead to."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from mirror.config import ConfigError, Settings, load
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def cache_options(command: _Command) -> _Command:
+    """``--config``, ``--cache-dir`` and ``--upstream``."""
+    for option in (
+        click.option(
+            "--upstream",
+            "upstreams",
+            multiple=True,
+            metavar="REGISTRY=URL",
+            help="An endpoint of a registry; the same registry again adds one.",
+        ),
+        click.option("--cache-dir", metavar="DIR", help="Where everything is kept.  [/var/lib/mirror, or ~/.cache/mirror]"),
+        click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings, as TOML."),
+    ):
+        command = option(command)
+    return command
+
+
+def settings_or_exit(
+    config: Path | None,
+    cache_dir: str | None = None,
+    upstreams: tuple[str, ...] = (),
+    listen: str | None = None,
+    max_size: str | None = None,
+) -> Settings:
+    """The settings of file, environment and flags. Where they cannot be used, lists every fault and ends with status 2."""
+    try:
+        return load(config, os.environ, _flags(listen, cache_dir, max_size, upstreams))
+    except ConfigError as error:
+        click.echo("mirror: these settings cannot be used:", err=True)
+        for fault in error.faults:
+            click.echo(f"  {fault}", err=True)
+        sys.exit(2)
+
+
+def _flags(listen: str | None, cache_dir: str | None, max_size: str | None, upstreams: tuple[str, ...]) -> dict[str, Any]:
+    flags: dict[str, Any] = {}
+    if listen is not None:
+        flags["server"] = {"listen": listen}
+    if cache_dir is not None:
+        flags.setdefault("cache", {})["dir"] = cache_dir
+    if max_size is not None:
+        flags.setdefault("cache", {})["max_size"] = max_size
+    for upstream in upstreams:
+        registry, equals, url = upstream.partition("=")
+        if not equals:
+            raise ConfigError(
+                [
+                    f"--upstream: REGISTRY=URL is expected, such as docker.io=https://registry-1.docker.io; found {upstream[:100]!r}"
+                ]
+            )
+        flags.setdefault("registries", {}).setdefault(registry, {}).setdefault("endpoints", []).append(url)
+    return flags
