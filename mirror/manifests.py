@@ -9,6 +9,7 @@ Media types and fields: OCI image-spec 1.1, "manifest.md" and "image-index.md"; 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +37,13 @@ MEDIA_TYPES = (
 
 ACCEPT = ", ".join(MEDIA_TYPES)
 
+INDEXES = (OCI_INDEX, DOCKER_LIST)
+"""Those of them that name manifests."""
+
 MAX_SIZE = 4 * 1024 * 1024
 """Bytes. "A manifest … SHOULD be at most 4 megabytes" (distribution-spec 1.1, "Pushing Manifests")."""
+
+_PLATFORM = re.compile(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+){1,2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,74 @@ def children_of(body: bytes) -> tuple[list[Digest], list[Digest]]:
     return manifests, blobs
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of an index: a manifest, and the platform that it is for, as ``os/architecture[/variant]``; None where it says none."""
+
+    descriptor: Descriptor
+    platform: str | None
+
+
+def entries_of(body: bytes) -> list[Entry]:
+    """What an index lists; nothing for what is no index."""
+    return [
+        Entry(descriptor, _platform(entry.get("platform"))) for entry, descriptor in _described(_readable(body).get("manifests"))
+    ]
+
+
+def blobs_of(body: bytes) -> tuple[Descriptor | None, list[Descriptor]]:
+    """The configuration of a single manifest, where it has one, and its layers in order, each once for every time that it is listed.
+
+    The size in bytes is what the manifest says; 0 where it says nothing (schema 1).
+    """
+    document = _readable(body)
+    configs = [descriptor for _, descriptor in _described([document.get("config")])]
+    layers = [
+        descriptor
+        for name in ("layers", "blobs", "fsLayers")
+        for _, descriptor in _described(document.get(name), "blobSum" if name == "fsLayers" else "digest")
+    ]
+    return (configs[0] if configs else None), layers
+
+
+def platform_of(config: bytes) -> str | None:
+    """The platform that an image's configuration names; None where it is no image's (image-spec 1.1, "config.md")."""
+    return _platform(_readable(config))
+
+
+def _platform(value: Any) -> str | None:
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in ("os", "architecture")):
+        return None
+    parts = [value["os"], value["architecture"], value.get("variant")]
+    platform = "/".join(part for part in parts if isinstance(part, str) and part)
+    return platform if _PLATFORM.fullmatch(platform) else None
+
+
+def _described(entries: Any, key: str = "digest") -> list[tuple[dict[str, Any], Descriptor]]:
+    found = []
+    for entry in entries if isinstance(entries, list) else ():
+        for digest in _digests([{"digest": entry.get(key)}] if isinstance(entry, dict) else ()):
+            media_type, size = entry.get("mediaType"), entry.get("size")
+            found.append(
+                (
+                    entry,
+                    Descriptor(
+                        media_type if isinstance(media_type, str) else "",
+                        digest,
+                        size if isinstance(size, int) and size > 0 else 0,
+                    ),
+                )
+            )
+    return found
+
+
+def _readable(body: bytes) -> dict[str, Any]:
+    try:
+        return _document(body)
+    except UpstreamInvalid:
+        return {}
+
+
 def _document(body: bytes) -> dict[str, Any]:
     try:
         document = json.loads(body)
@@ -118,7 +192,7 @@ def _document(body: bytes) -> dict[str, Any]:
 
 def _digests(entries: Any) -> list[Digest]:
     found: list[Digest] = []
-    for entry in entries if isinstance(entries, list) else ():
+    for entry in entries if isinstance(entries, list | tuple) else ():
         value = entry.get("digest") if isinstance(entry, dict) else None
         if isinstance(value, str):
             try:

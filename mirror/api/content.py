@@ -32,9 +32,11 @@ async def manifest(exchange: Exchange, cache: Cache, repository: Repository, ref
     if found is None:
         if request.method == "HEAD":
             descriptor, outcome = await cache.manifests.resolve(repository, reference)
+            cache.usage.pulled(repository, reference)
             exchange.count("manifest", outcome)
             return _described(descriptor, outcome, request)
         found, outcome = await cache.manifests.get(repository, reference)
+    cache.usage.pulled(repository, reference)
     exchange.count("manifest", outcome)
     return _manifest(exchange, found, outcome)
 

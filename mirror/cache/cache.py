@@ -10,6 +10,7 @@ from typing import Protocol
 from mirror import metrics
 from mirror.cache.ahead import Ahead
 from mirror.cache.content import Content
+from mirror.cache.desk import Desk
 from mirror.cache.direct import DirectReader
 from mirror.cache.download import Source as BlobSource
 from mirror.cache.flights import FlightReader, Flights
@@ -21,6 +22,7 @@ from mirror.cache.outcome import HIT, PASSED, Outcome, miss
 from mirror.cache.parts import Reader
 from mirror.cache.tags import ManifestSource, Tags
 from mirror.cache.upkeep import Upkeep
+from mirror.cache.usage import Usage
 from mirror.errors import Denied, StorageFull, Unknown, UpstreamBusy
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
@@ -55,6 +57,8 @@ class Cache:
     def __init__(self, root: Path, source: Callable[[str], Source], limits: Limits) -> None:
         """`source` gives a registry by its name. Raises OSError, sqlite3.Error where the cache directory cannot be used."""
         self.content = Content(root, limits.upkeep)
+        self.desk = Desk(root)
+        self.usage = Usage(self.content.records)
         self._source = source
         self._negative = Negative(limits.negative_ttl)
         self._flights = Flights(self.content.store, self.content.disk)
@@ -67,6 +71,8 @@ class Cache:
     def start(self) -> None:
         """Begins the chores behind."""
         self.content.start(self.blob)
+        self.desk.start()
+        self.usage.start()
 
     async def aclose(self) -> None:
         """Ends everything; downloads in progress stay resumable."""
@@ -77,6 +83,8 @@ class Cache:
         await self.manifests.aclose()
         await self.lists.aclose()
         await self._negative.aclose()
+        await self.desk.aclose()
+        await self.usage.aclose()
         await self.content.aclose()
 
     async def blob(self, repository: Repository, digest: Digest) -> tuple[Reader, Outcome]:

@@ -8,6 +8,9 @@ child       which content a manifest names
 tag         what a tag meant when upstream was last asked
 holding     which repository has been seen to hold which manifest
 pin         which images are never evicted
+pull        how often clients asked for a tag or digest, and when last
+traffic     what clients asked for and got, by day
+item, part  what images are made of, see composition.py
 ==========  ====================================================================================================
 
 The files are the truth: a row without its file is dropped and a file without a row taken in at every start, and a database that cannot be read is
@@ -21,7 +24,7 @@ import logging
 import math
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -315,6 +318,29 @@ class Catalog:
                 )
             )
         )
+
+    # ------------------------------------------------------------------ use
+
+    def count_pulls(self, pulls: Mapping[tuple[Repository, Reference], tuple[int, float]]) -> None:
+        """Adds to how often clients asked for a manifest, and when last, in seconds since the epoch."""
+        with self._db:
+            self._db.executemany(
+                "INSERT INTO pull VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+                " count = count + excluded.count, last = max(last, excluded.last)",
+                [
+                    (repository.registry, repository.path, str(reference), count, last)
+                    for (repository, reference), (count, last) in pulls.items()
+                ],
+            )
+
+    def count_traffic(self, traffic: Mapping[tuple[str, str], Sequence[int]]) -> None:
+        """Adds, by registry and type, to today's requests, hits, bytes fetched and bytes sent."""
+        with self._db:
+            self._db.executemany(
+                "INSERT INTO traffic VALUES (date(), ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET requests = requests + excluded.requests,"
+                " hits = hits + excluded.hits, fetched = fetched + excluded.fetched, sent = sent + excluded.sent",
+                [(*key, *counts) for key, counts in traffic.items()],
+            )
 
     # ------------------------------------------------------------------ documents
 

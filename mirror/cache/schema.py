@@ -45,6 +45,39 @@ CREATE TRIGGER IF NOT EXISTS ghost_in AFTER INSERT ON ghost BEGIN
     UPDATE total SET bytes = bytes + new.size, entries = entries + 1 WHERE part = 3; END;
 CREATE TRIGGER IF NOT EXISTS ghost_out AFTER DELETE ON ghost BEGIN
     UPDATE total SET bytes = bytes - old.size, entries = entries - 1 WHERE part = 3; END;
+CREATE TABLE IF NOT EXISTS pull (
+    registry TEXT NOT NULL, path TEXT NOT NULL, reference TEXT NOT NULL, count INTEGER NOT NULL, last REAL NOT NULL,
+    PRIMARY KEY (registry, path, reference)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS traffic (
+    day TEXT NOT NULL, registry TEXT NOT NULL, type TEXT NOT NULL,
+    requests INTEGER NOT NULL, hits INTEGER NOT NULL, fetched INTEGER NOT NULL, sent INTEGER NOT NULL,
+    PRIMARY KEY (day, registry, type)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS item (
+    id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, size INTEGER, manifest INTEGER NOT NULL DEFAULT 0,
+    platform TEXT, config TEXT, fetched REAL);
+CREATE INDEX IF NOT EXISTS item_unread ON item (id) WHERE manifest AND fetched IS NULL;
+CREATE INDEX IF NOT EXISTS item_config ON item (config) WHERE platform IS NULL;
+CREATE TABLE IF NOT EXISTS part (root INTEGER NOT NULL, item INTEGER NOT NULL, PRIMARY KEY (root, item)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS part_item ON part (item);
+CREATE INDEX IF NOT EXISTS child_digest ON child (digest);
+CREATE INDEX IF NOT EXISTS tag_digest ON tag (digest);
+INSERT INTO item (digest, size, manifest)
+    SELECT digest, size, media_type IS NOT NULL FROM content WHERE NOT EXISTS (SELECT 1 FROM item LIMIT 1);
+DELETE FROM item WHERE size IS NULL AND NOT EXISTS (SELECT 1 FROM part WHERE part.item = item.id);
+CREATE TRIGGER IF NOT EXISTS item_in AFTER INSERT ON content BEGIN
+    INSERT INTO item (digest, size, manifest) VALUES (new.digest, new.size, new.media_type IS NOT NULL)
+        ON CONFLICT (digest) DO UPDATE SET size = excluded.size, manifest = excluded.manifest;
+    UPDATE item SET fetched = NULL WHERE config = new.digest AND platform IS NULL; END;
+CREATE TRIGGER IF NOT EXISTS item_typed AFTER UPDATE OF media_type ON content
+    WHEN old.media_type IS NULL AND new.media_type IS NOT NULL BEGIN
+    UPDATE item SET manifest = 1, fetched = NULL WHERE digest = new.digest; END;
+CREATE TRIGGER IF NOT EXISTS item_out AFTER DELETE ON content BEGIN
+    UPDATE item SET size = NULL WHERE digest = old.digest; END;
+CREATE TRIGGER IF NOT EXISTS manifest_out AFTER DELETE ON content WHEN old.media_type IS NOT NULL BEGIN
+    UPDATE item SET fetched = NULL WHERE id IN (
+        SELECT root FROM part WHERE item = (SELECT id FROM item WHERE digest = old.digest));
+    DELETE FROM part WHERE root IN (SELECT root FROM part WHERE item = (SELECT id FROM item WHERE digest = old.digest));
+    UPDATE item SET manifest = 0, platform = NULL, config = NULL WHERE digest = old.digest; END;
 """
 
 # From when the least recently used went first: the order of use becomes that of the small queue.

@@ -1,0 +1,55 @@
+"""The inventory, from the event loop: in a thread of its own, and kept up behind, so that its answers come fast."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from mirror.cache.disk import Disk
+from mirror.cache.inventory import Inventory
+
+log = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_INTERVAL = 10.0
+"""Seconds between two readings of the manifests that have come."""
+
+
+class Desk:
+    """Where people's questions are answered."""
+
+    def __init__(self, root: Path) -> None:
+        """Raises OSError, sqlite3.Error."""
+        self._thread = Disk(1)
+        self._inventory = Inventory(root)
+        self._chore: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to keep the inventory up."""
+        self._chore = asyncio.create_task(self._keep_up())
+
+    async def ask(self, method: Callable[Concatenate[Inventory, _P], _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """What a method of the inventory answers: ``await desk.ask(Inventory.images, "redis", count=50)``. Raises OSError, sqlite3.Error."""
+        return await self._thread.run(lambda: method(self._inventory, *args, **kwargs))
+
+    async def aclose(self) -> None:
+        if self._chore is not None:
+            self._chore.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._chore
+        await self._thread.run(self._inventory.close)
+        self._thread.close()
+
+    async def _keep_up(self) -> None:
+        while True:
+            try:
+                await self.ask(Inventory.learn)
+            except (sqlite3.Error, OSError) as error:
+                log.warning("the inventory cannot be kept up: %s", error)
+            await asyncio.sleep(_INTERVAL)
