@@ -50,7 +50,8 @@ class Peer:
         """Bytes resident at most, so far, of the process and its children together."""
         if self._program is None:
             return None
-        return sum(int(re.search(r"VmHWM:\s*(\d+)", status)[1]) * 1024 for status in self._each("status"))  # type: ignore[index]
+        found = [re.search(r"VmHWM:\s*(\d+)", status) for status in self._each("status")]
+        return sum(int(match[1]) * 1024 for match in found if match is not None)
 
     def forget_peak(self) -> None:
         """From now on, `peak_memory` is what comes from now on (proc(5), clear_refs)."""
