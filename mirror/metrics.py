@@ -82,6 +82,7 @@ def begin(registries: Iterable[str], cache: Path) -> None:
         for counter in (requests, hits, misses, pulled_bytes, pushed_bytes):
             for kind in ("blob", "manifest"):
                 counter.labels(registry, kind)
+        fetched_ahead.labels(registry)
         verification_failures.labels(registry)
         stale_served.labels(registry)
     for kind in ("blob", "manifest"):

@@ -19,8 +19,9 @@ MAY_IMPORT = {
     "upstream": VALUES | {"upstream", ""},
     "cache": VALUES | {"cache"},
     "api": VALUES | {"api", "cache"},
+    "doctor": VALUES | {"config", "clients", "upstream", "doctor"},
     "app": {"config", "metrics", "api", "cache", "upstream"},
-    "cli": {"config", "app", "cli", "clients", ""},
+    "cli": {"config", "app", "cli", "clients", "doctor", ""},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -6,6 +6,7 @@ import click
 
 from mirror import __version__
 from mirror.cli.configure import configure
+from mirror.cli.doctor import doctor
 from mirror.cli.serve import serve
 
 
@@ -17,3 +18,4 @@ def main() -> None:
 
 main.add_command(serve)
 main.add_command(configure)
+main.add_command(doctor)

@@ -62,7 +62,7 @@ def configure(
         raise click.UsageError("--file and --root exclude each other")
     settings = settings_or_exit(config)
     try:
-        address = Address.parse(url if url is not None else _own_url(*settings.server.address))
+        address = Address.parse(url if url is not None else own_url(*settings.server.address))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--mirror") from None
     chosen = CLIENTS[client]
@@ -78,7 +78,7 @@ def configure(
     sys.exit(0 if report["done"] else 1)
 
 
-def _own_url(host: str, port: int) -> str:
+def own_url(host: str, port: int) -> str:
     """Where a mirror with these settings is reached on its own machine."""
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"

@@ -32,6 +32,17 @@ def cache_options(command: _Command) -> _Command:
     return command
 
 
+def settings_of(
+    config: Path | None,
+    cache_dir: str | None = None,
+    upstreams: tuple[str, ...] = (),
+    listen: str | None = None,
+    max_size: str | None = None,
+) -> Settings:
+    """The settings of file, environment and flags. Raises ConfigError."""
+    return load(config, os.environ, _flags(listen, cache_dir, max_size, upstreams))
+
+
 def settings_or_exit(
     config: Path | None,
     cache_dir: str | None = None,
@@ -41,7 +52,7 @@ def settings_or_exit(
 ) -> Settings:
     """The settings of file, environment and flags. Where they cannot be used, lists every fault and ends with status 2."""
     try:
-        return load(config, os.environ, _flags(listen, cache_dir, max_size, upstreams))
+        return settings_of(config, cache_dir, upstreams, listen, max_size)
     except ConfigError as error:
         click.echo("mirror: these settings cannot be used:", err=True)
         for fault in error.faults:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tomllib
 from collections.abc import Callable, MutableMapping
 from typing import Any
@@ -111,8 +112,6 @@ def _wanted(plain: dict[str, Any], change: Change) -> bool:
 
 
 def _indentation(text: str) -> int | str:
-    for line in text.splitlines():
-        space = line[: len(line) - len(line.lstrip())]
-        if space:
-            return space
-    return 2
+    # JSON's own white space only: a file may be of another, and then holds nothing (RFC 8259, section 2).
+    found = re.search(r"^[ \t]+", text, re.MULTILINE)
+    return found[0] if found else 2

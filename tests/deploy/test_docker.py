@@ -42,13 +42,13 @@ def test_the_image_builds_runs_without_root_and_stops_in_time(dockerd: Dockerd, 
     )
     port = free_port()
     options = f"--network host --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges:true -e MIRROR_SERVER__LISTEN=127.0.0.1:{port}"
-    dockerd.docker("run", "-d", "--name", "m", *options.split(), "-v", "cache:/var/lib/mirror", "mirror")
-    until(lambda: answers(f"http://127.0.0.1:{port}/healthz"), lambda: dockerd.docker("logs", "m"))
+    dockerd.docker("run", "-d", "--name", "mirror", *options.split(), "-v", "cache:/var/lib/mirror", "mirror")
+    until(lambda: answers(f"http://127.0.0.1:{port}/healthz"), lambda: dockerd.docker("logs", "mirror"))
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as response:
         assert json.load(response)["degraded"] == []
-    assert dockerd.docker("exec", "m", "id", "-u").strip() == "10001"
-    dockerd.docker("stop", "-t", "40", "m")
-    assert json.loads(dockerd.docker("inspect", "m"))[0]["State"]["ExitCode"] == 0
+    assert dockerd.docker("exec", "mirror", "id", "-u").strip() == "10001"
+    dockerd.docker("stop", "-t", "40", "mirror")
+    assert json.loads(dockerd.docker("inspect", "mirror"))[0]["State"]["ExitCode"] == 0
 
 
 def until(condition: Callable[[], bool], log: Callable[[], str]) -> None:

@@ -61,7 +61,9 @@ def test_prometheus_scrapes_and_every_panel_of_the_dashboard_shows_data(hub: Hub
     image = make_image(1)
     push(hub.registry.url, REPOSITORY, "one", image)
     port = free_port()
-    with MirrorProcess(tmp_path / "cache", {"docker.io": hub.url}, CACHE__TAG_TTL="0s", UPSTREAM__CONNECT_TIMEOUT="1s") as mirror:
+    # Without what is fetched ahead, so that it is known which requests miss.
+    environment = {"CACHE__TAG_TTL": "0s", "CACHE__PREFETCH": "false", "UPSTREAM__CONNECT_TIMEOUT": "1s"}
+    with MirrorProcess(tmp_path / "cache", {"docker.io": hub.url}, **environment) as mirror:
         config = tmp_path / "prometheus.yml"
         target = mirror.url.removeprefix("http://")
         config.write_text(

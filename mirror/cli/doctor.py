@@ -1,0 +1,61 @@
+"""``mirror doctor``: what is wrong on this machine, and what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from mirror.cli.configure import own_url
+from mirror.cli.options import cache_options, settings_of
+from mirror.clients import Address
+from mirror.config import ConfigError
+from mirror.doctor import Finding, Level, examine, ok, problem
+
+_COLOURS = {Level.OK: "green", Level.ADVICE: "yellow", Level.PROBLEM: "red"}
+
+
+@click.command()
+@cache_options
+@click.option("--mirror", "url", metavar="URL", help="Where the mirror should be.  [the address of the settings]")
+@click.option("--json", "as_json", is_flag=True, help="Tell it as JSON.")
+def doctor(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], url: str | None, as_json: bool) -> None:
+    """Looks at settings, disk, clock, DNS, TLS, every upstream, Docker Hub's limit, the mirror and the clients of this machine.
+
+    Each finding says what to do. It takes some ten seconds at most; the exit status is 0 when there is no problem, and 1 when there is.
+    """
+    try:
+        settings = settings_of(config, cache_dir, upstreams)
+    except ConfigError as error:
+        found = [problem("settings", fault, "correct it; README lists all settings") for fault in error.faults]
+    else:
+        try:
+            address = Address.parse(url if url is not None else own_url(*settings.server.address))
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--mirror") from None
+        found = [ok("settings", f"they can be used; {len(settings.registries)} registries")]
+        found += asyncio.run(examine(settings, address))
+    well = not any(finding.level is Level.PROBLEM for finding in found)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {"well": well, "findings": [dataclasses.asdict(finding) for finding in found]}, indent=2, ensure_ascii=False
+            )
+        )
+    else:
+        _tell(found, well)
+    sys.exit(0 if well else 1)
+
+
+def _tell(found: list[Finding], well: bool) -> None:
+    wide = max(len(finding.check) for finding in found)
+    for finding in found:
+        click.echo(f"{click.style(f'{finding.level:<8}', fg=_COLOURS[finding.level])} {finding.check:<{wide}}  {finding.message}")
+        if finding.cure:
+            click.echo(f"{'':{wide + 9}}  → {finding.cure}")
+    if well:
+        click.echo("All is well.")

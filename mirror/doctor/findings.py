@@ -1,0 +1,44 @@
+"""What an examination finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Level(StrEnum):
+    OK = "ok"
+    ADVICE = "advice"
+    """It works, and could be better."""
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`check` is the part that was looked at, `cure` what to do, empty where nothing is to be done."""
+
+    level: Level
+    check: str
+    message: str
+    cure: str = ""
+
+
+def ok(check: str, message: str) -> Finding:
+    return Finding(Level.OK, check, message)
+
+
+def advice(check: str, message: str, cure: str) -> Finding:
+    return Finding(Level.ADVICE, check, message, cure)
+
+
+def problem(check: str, message: str, cure: str) -> Finding:
+    return Finding(Level.PROBLEM, check, message, cure)
+
+
+def size(count: float) -> str:
+    """Bytes, for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"

@@ -1,0 +1,233 @@
+"""Upstreams: can their names be resolved, do they answer, by a TLS that holds, do they take the credentials, is our clock theirs, and what does Docker Hub still allow?"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import socket
+import ssl
+import time
+import urllib.request
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+
+import aiohttp
+from yarl import URL
+
+from mirror import metrics
+from mirror.config import DEFAULT_REGISTRY, Registry, Settings
+from mirror.doctor.findings import Finding, advice, ok, problem
+from mirror.doctor.waiting import within
+from mirror.errors import Denied, ManifestUnknown, MirrorError, UpstreamError
+from mirror.names import Repository, Tag
+from mirror.upstream import Connections, Timeouts, Upstreams
+from mirror.upstream.challenges import choose, parse_challenges
+from mirror.upstream.targets import Guard
+from mirror.upstream.tokens import Authenticator
+from mirror.upstream.transport import Transport
+
+_TIMEOUTS = Timeouts(connect=3, header=5, stall=5, attempts=1)
+_ONE_EACH = Connections(per_blob=1, per_endpoint=1, in_all=64)
+_RESOLVE = 4.0
+_REGISTRY = 12.0
+"""Seconds for all that is asked of one registry."""
+_SLOW = 2.0
+_PREVIEW = Repository.parse("docker.io", "ratelimitpreview/test")
+"""What Docker keeps for looking at the limit ("Docker Hub usage and limits"); a HEAD of it is not counted."""
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """Never raises but CancelledError."""
+    # A name server that does not answer holds a thread for as long as this says (resolv.conf(5)).
+    os.environ.setdefault("RES_OPTIONS", "timeout:2 attempts:1")
+    transport = Transport(_TIMEOUTS, _ONE_EACH)
+    skews: list[float] = []
+    try:
+        asked = [_registry(name, registry, transport, skews) for name, registry in settings.registries.items()]
+        parts = await asyncio.gather(*asked)
+    finally:
+        await transport.aclose()
+    return [*(finding for part in parts for finding in part), *_clock(skews)]
+
+
+async def _registry(name: str, registry: Registry, transport: Transport, skews: list[float]) -> list[Finding]:
+    try:
+        tls = ssl.create_default_context(cafile=registry.ca_file) if registry.ca_file is not None else None
+    except (OSError, ssl.SSLError) as error:
+        return [
+            problem(
+                name,
+                f"{registry.ca_file} holds no certificates: {error.strerror or error}",
+                f'set ca_file under [registries."{name}"] to a PEM file',
+            )
+        ]
+    found: list[Finding] = []
+    try:
+        async with asyncio.timeout(_REGISTRY):
+            for endpoint in registry.endpoints:
+                found.append(await _endpoint(name, registry, URL(endpoint), transport, tls, skews))
+            if name == DEFAULT_REGISTRY and any(finding.level != "problem" for finding in found):
+                found += await _limit(name, registry)
+    except TimeoutError:
+        found.append(
+            problem(
+                name,
+                f"it has not answered everything within {_REGISTRY:g} s",
+                "look at the line, and at the proxy if there is one",
+            )
+        )
+    return found
+
+
+async def _endpoint(
+    name: str, registry: Registry, base: URL, transport: Transport, tls: ssl.SSLContext | None, skews: list[float]
+) -> Finding:
+    """Asks for the API's root as `docker login` does, with credentials where they are set."""
+    host = base.host or ""
+    proxy = urllib.request.getproxies().get(base.scheme)
+    if proxy is None or urllib.request.proxy_bypass(host):
+        proxy = None
+        fault = await _resolve(host)
+        if fault:
+            return problem(
+                name,
+                f"the host {host} cannot be resolved: {fault}",
+                "look at /etc/resolv.conf and the name server, or at the endpoint's spelling; behind a proxy set HTTPS_PROXY",
+            )
+    guard, authenticator = Guard(transport, base, tls), Authenticator(name, registry.credentials)
+    url = URL(f"{str(base).rstrip('/')}/v2/")
+    began = time.monotonic()
+    try:
+        response = await guard.request("GET", url, {}, _TIMEOUTS.header)
+        seconds = time.monotonic() - began
+        response.close()
+        skews += _skew(response)
+        if response.status == 401 and registry.username is not None:
+            challenge = choose(parse_challenges(response.headers.getall("WWW-Authenticate", [])))
+            if challenge is None:
+                return problem(
+                    name,
+                    f"{base} asks for credentials in a way that this mirror does not know",
+                    "take another endpoint, or leave the credentials out",
+                )
+            header = await authenticator.header(challenge, "", guard, _TIMEOUTS.header)
+            response = await guard.request("GET", url, {"Authorization": header}, _TIMEOUTS.header)
+            response.close()
+        elif response.status == 401:
+            # Anybody may ask for most images; which ones, only a pull shows.
+            return _latency(name, base, seconds, proxy, "without credentials")
+    except Denied as error:
+        return problem(
+            name,
+            error.message,
+            f'look at username and password_file under [registries."{name}"]; with two-factor authentication an access token is needed',
+        )
+    except MirrorError as error:
+        return problem(name, error.message, _cure(error, base, proxy))
+    finally:
+        await authenticator.aclose()
+    if response.status in (401, 403):
+        return problem(
+            name,
+            f"{base} answered {response.status} to the credentials",
+            f'look at username and password_file under [registries."{name}"]',
+        )
+    if response.status != 200:
+        return problem(
+            name,
+            f"{base} answered {response.status} to a request for /v2/",
+            "is this a registry's address? A portal or a proxy between answers like this as well",
+        )
+    return _latency(name, base, seconds, proxy, "with credentials" if registry.username is not None else "open to anybody")
+
+
+def _latency(name: str, base: URL, seconds: float, proxy: str | None, how: str) -> Finding:
+    by = f", by way of the proxy {URL(proxy).host}" if proxy else ""
+    told = f"{base} answers in {seconds * 1000:.0f} ms, {how}{by}"
+    return (
+        ok(name, told)
+        if seconds < _SLOW
+        else advice(name, told, "a mirror of this registry that is nearer may be set as its first endpoint")
+    )
+
+
+def _cure(error: MirrorError, base: URL, proxy: str | None) -> str:
+    if "TLS" in error.message or "ertificate" in error.message:
+        return "a registry of your own: set ca_file; a proxy that opens TLS: add its certificate to the system's; and look at the clock"
+    if proxy:
+        return "look at the proxy in HTTPS_PROXY; NO_PROXY takes hosts out of it"
+    return f"try: curl -v {base}/v2/ ; a firewall, a missing proxy (HTTPS_PROXY) or the registry itself may be the cause. What is cached is served"
+
+
+async def _resolve(host: str) -> str:
+    """What is wrong with a name; empty where nothing is."""
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+        return ""
+    except ValueError:
+        pass
+    try:
+        await within(_RESOLVE, socket.getaddrinfo, host, None)
+    except TimeoutError:
+        return f"no answer in {_RESOLVE:g} s"
+    except (OSError, UnicodeError) as error:
+        return str(getattr(error, "strerror", None) or error)
+    return ""
+
+
+async def _limit(name: str, registry: Registry) -> list[Finding]:
+    """What Docker Hub still allows, by the mirror's own way of asking."""
+    async with Upstreams({name: registry}, _TIMEOUTS, _ONE_EACH) as upstreams:
+        try:
+            await upstreams.registry(name).head_manifest(_PREVIEW, Tag("latest"))
+        except ManifestUnknown:
+            # A mirror of Docker Hub need not have it.
+            return []
+        except (Denied, UpstreamError) as error:
+            return [
+                problem(
+                    name,
+                    f"an image cannot be asked for: {error.message}",
+                    "look at the credentials, and at whether the endpoint is a registry's",
+                )
+            ]
+    found = []
+    for endpoint in registry.endpoints:
+        labels = {"upstream_host": name, "endpoint": URL(endpoint).authority}
+        left, limit = (
+            metrics.REGISTRY.get_sample_value(f"mirror_upstream_ratelimit_{what}", labels) for what in ("remaining", "limit")
+        )
+        if left is not None and limit:
+            told = f"{left:.0f} of {limit:.0f} pulls are left in this window of six hours"
+            cure = (
+                "set username and password_file, which doubles the limit"
+                if registry.username is None
+                else "wait; what is cached is served meanwhile"
+            )
+            found.append(ok(name, told) if left >= 0.1 * limit else problem(name, told, cure))
+    return found
+
+
+def _skew(response: aiohttp.ClientResponse) -> Iterator[float]:
+    """Seconds by which our clock is ahead, by an answer that was made just now (RFC 9110, section 6.6.1)."""
+    try:
+        yield time.time() - parsedate_to_datetime(response.headers["Date"]).timestamp()
+    except (KeyError, ValueError, TypeError):
+        return
+
+
+def _clock(skews: list[float]) -> Iterator[Finding]:
+    if not skews:
+        return
+    # The least: one registry's own clock may be wrong, all of them are not.
+    skew = min(skews, key=abs)
+    if abs(skew) < 30:
+        yield ok("clock", "it is as upstream's")
+    else:
+        where = f"it is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} upstream's"
+        yield problem(
+            "clock",
+            where,
+            "switch time synchronization on (timedatectl set-ntp true): tokens and certificates hold for a time only",
+        )
