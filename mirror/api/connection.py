@@ -27,7 +27,7 @@ class Connection(web.RequestHandler):
         self._between = True
         """The next bytes begin a request: so far each has come whole, and by itself."""
         self.plain: bytes | None = None
-        """The request that is being answered, where it is one that could be answered from its bytes alone."""
+        """The request that is being answered, where it came by itself and is one that could be answered from its bytes alone."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -36,13 +36,16 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         if self._between:
-            if self._idle and (answer := self._shortcuts.answer(data, self._client)) is not None:
+            idle = self._idle
+            if idle and (answer := self._shortcuts.answer(data, self._client)) is not None:
                 assert isinstance(self.transport, asyncio.WriteTransport)
                 self.transport.write(answer)
                 self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
                 return
-            self.plain = data if is_plain(data) else None
-            self._between = self.plain is not None
+            plain = is_plain(data)
+            self._between = plain
+            # While another one is being answered, these bytes would be taken for that one's.
+            self.plain = data if plain and idle else None
         else:
             self.plain = None
         super().data_received(data)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
+from mirror.cache.content import Content
+from mirror.names import Digest
 from tests.support.mirrors import Mirror
 from tests.support.scripted import Scripted
 
@@ -84,6 +87,30 @@ async def test_requests_that_come_in_pieces_or_together(mirror: Mirror, upstream
     count = b"".join(sent).count(b"GET ")
     got = await ask(mirror, *sent, answers=count)
     assert [body for _, _, body in got] == [image.body] * count
+
+
+async def test_a_request_that_comes_while_another_is_answered_is_not_taken_for_it(
+    start: Callable[..., Any], upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one waits for a slow disk, the second one comes meanwhile: its bytes are never answered with what the first one asked for."""
+    images = {name: upstream.add_image(f"library/{name}", "latest") for name in ("app", "other")}
+    first: Mirror = await start()
+    await first.get("/v2/app/manifests/latest")
+    await first.stop()
+    read = Content._read_verified
+
+    def slowly(content: Content, digest: Digest) -> bytes | None:
+        time.sleep(0.3)
+        return read(content, digest)
+
+    monkeypatch.setattr(Content, "_read_verified", slowly)
+    mirror: Mirror = await start()
+    other = LATEST.replace(b"app", b"other")
+    got = await ask(mirror, LATEST, other, answers=2)
+    for _ in range(3):
+        got += await ask(mirror, LATEST) + await ask(mirror, other)
+    assert [body for _, _, body in got] == [images["app"].body, images["other"].body] * 4
+    assert upstream.count("GET") == 2
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: %d\r\n\r\n%s", b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n"])
