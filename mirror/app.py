@@ -25,8 +25,14 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[str]:
-    """Runs the mirror; gives its URL. Raises OSError where it cannot listen or use its cache directory, sqlite3.Error likewise."""
+async def opened(settings: Settings) -> AsyncIterator[Cache]:
+    """The cache with its upstreams, for commands: without the server and the chores. Raises OSError, sqlite3.Error where its directory cannot be used."""
+    async with _wired(settings) as (cache, _):
+        yield cache
+
+
+@contextlib.asynccontextmanager
+async def _wired(settings: Settings) -> AsyncIterator[tuple[Cache, Upstreams]]:
     async with contextlib.AsyncExitStack() as stack:
         waits = settings.upstream
         timeouts = Timeouts(waits.connect_timeout, waits.header_timeout, waits.stall_timeout, waits.attempts)
@@ -39,6 +45,14 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         cache = Cache(kept.dir, upstreams.registry, limits)
         stack.push_async_callback(cache.aclose)
         metrics.begin(settings.registries, settings.cache.dir)
+        yield cache, upstreams
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[str]:
+    """Runs the mirror; gives its URL. Raises OSError where it cannot listen or use its cache directory, sqlite3.Error likewise."""
+    async with contextlib.AsyncExitStack() as stack:
+        cache, upstreams = await stack.enter_async_context(_wired(settings))
         access = AccessLog() if settings.server.access_log else None
         if access is not None:
             stack.callback(access.close)

@@ -29,6 +29,8 @@
     │   │   └── TargetRefused      a redirect or token realm that must not be followed
     │   ├── UpstreamCut            the body ended before its length
     │   └── UpstreamStalled        the body stopped coming
+    ├── Pinned                     a pinned image is not deleted (409)
+    ├── CatalogFailed              the cache's catalog could not be read or written
     └── StorageFull                the cache's disk cannot take it; never shown to a client
 
 Codes: OCI distribution-spec 1.1, "Error Codes"; UNAVAILABLE and UNKNOWN are distribution's own. Upstream's failures are 503, whatever
@@ -176,6 +178,15 @@ class UpstreamCut(UpstreamError):
 
 
 class UpstreamStalled(UpstreamError):
+    pass
+
+
+class Pinned(MirrorError):
+    status = 409
+    code = "DENIED"
+
+
+class CatalogFailed(MirrorError):
     pass
 
 

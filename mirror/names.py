@@ -115,6 +115,11 @@ def parse_reference(value: str) -> Reference:
     return Digest.parse(value) if ":" in value else Tag.parse(value)
 
 
+def image_name(repository: Repository, reference: Reference) -> str:
+    """An image's full name, as people write it."""
+    return f"{repository}{'@' if isinstance(reference, Digest) else ':'}{reference}"
+
+
 def is_registry_name(value: str) -> bool:
     """True for the shape of a registry's name: a lower-case host, an optional port."""
     return len(value) <= _MAX_NAME and _REGISTRY.fullmatch(value) is not None

@@ -99,6 +99,10 @@ class BlobStore:
             os.close(fd)
         return True
 
+    def unlink(self, digest: Digest) -> None:
+        """Removes a blob even if somebody is reading it, who can do so to its end. Raises OSError."""
+        Path(self.path(digest)).unlink(missing_ok=True)
+
     def scan(self) -> Iterator[tuple[Digest, int]]:
         """Every blob there is, with its size in bytes. Files whose names are no digests are not ours and passed over."""
         for algorithm in _ALGORITHMS:

@@ -15,6 +15,7 @@ from mirror.cache.direct import DirectReader
 from mirror.cache.download import Source as BlobSource
 from mirror.cache.flights import FlightReader, Flights
 from mirror.cache.ground import Ground
+from mirror.cache.images import Images
 from mirror.cache.lists import Lists, ListSource
 from mirror.cache.negative import Negative
 from mirror.cache.once import Once
@@ -66,6 +67,7 @@ class Cache:
         self._paid: dict[str, int] = {}
         self._ahead = Ahead(self.content, self._fetch_ahead) if limits.prefetch else None
         self.manifests = Tags(self.content, source, self._negative, limits.tag_ttl, limits.revalidate_timeout)
+        self.images = Images(self.content, self.manifests)
         self.lists = Lists(self.content.records, source, limits.tag_ttl)
 
     def start(self) -> None:
@@ -73,6 +75,7 @@ class Cache:
         self.content.start(self.blob)
         self.desk.start()
         self.usage.start()
+        self.images.start()
 
     async def aclose(self) -> None:
         """Ends everything; downloads in progress stay resumable."""
@@ -80,6 +83,7 @@ class Cache:
             await self._ahead.aclose()
         await self._flights.aclose()
         await self._sizes.aclose()
+        await self.images.aclose()
         await self.manifests.aclose()
         await self.lists.aclose()
         await self._negative.aclose()

@@ -10,6 +10,7 @@ holding     which repository has been seen to hold which manifest
 pin         which images are never evicted
 pull        how often clients asked for a tag or digest, and when last
 traffic     what clients asked for and got, by day
+removals    how many times images were deleted: what other processes have in memory is older than that
 item, part  what images are made of, see composition.py
 ==========  ====================================================================================================
 
@@ -33,6 +34,7 @@ import diskcache
 
 from mirror.cache.policy import MOST_FREQUENT, queue_of_new
 from mirror.cache.queues import BlobQueues
+from mirror.cache.removal import Removal
 from mirror.cache.schema import MANIFESTS, connect
 from mirror.errors import DigestInvalid
 from mirror.manifests import Descriptor
@@ -79,6 +81,7 @@ class Catalog:
                     Path(f"{path}{suffix}").replace(f"{path}{suffix}.unreadable")
             self._db = connect(path)
         self.queues = BlobQueues(self._db)
+        self.removal = Removal(self._db)
         # Only lists that upstream gave, each replaceable: here diskcache may cull by itself. JSON, since a pickle on disk is code.
         self._documents = diskcache.Cache(
             str(folder / "documents"),

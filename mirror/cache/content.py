@@ -108,6 +108,11 @@ class Content:
         self._uses[digest] = time.time()
         return self._warm(Manifest(media_type, digest, body))
 
+    def cool(self) -> None:
+        """Forgets the manifests that are in memory; the files are there, or are not."""
+        self._hot.clear()
+        self._hot_bytes = 0
+
     async def naming(self, blob: Digest, since: float) -> list[Digest]:
         """The cached manifests that name a blob and have been used `since`, in seconds since the epoch."""
         nothing: dict[Digest, float] = {}

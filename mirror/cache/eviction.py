@@ -88,12 +88,19 @@ class Eviction:
 
     # ------------------------------------------------------------------ in the catalog's thread
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else evicts meanwhile, in whatever process. In the catalog's thread, and before its transaction."""
+        with open(self._store.root / "catalog" / "eviction.lock", "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def _evict(self, this: _Pass) -> bool | None:
         """One turn: True when there is room, False when there cannot be, None when there may be after more turns."""
         catalog = self._records.catalog
         if self._over(this)[0] <= 0:
             return True
-        with self._alone(), catalog.changing():
+        with self.alone(), catalog.changing():
             # Counted again: another process may have made room while this one waited.
             over, must = self._over(this)
             cached, _ = catalog.totals()
@@ -148,7 +155,7 @@ class Eviction:
         """One turn; what is left to be tried, nothing where no more can go."""
         catalog = self._records.catalog
         gone: set[Digest] = set()
-        with self._alone(), catalog.changing():
+        with self.alone(), catalog.changing():
             pinned, sizes = catalog.pinned(), catalog.content()
             left = [digest for digest in digests if digest in sizes and digest not in pinned]
             deadline = time.monotonic() + _TURN
@@ -189,9 +196,3 @@ class Eviction:
         state = os.statvfs(self._store.root)
         spare = min(_MOST_SPARE, state.f_blocks * state.f_frsize // 100)
         return need + spare - state.f_bavail * state.f_frsize
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        with open(self._store.root / "catalog" / "eviction.lock", "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield

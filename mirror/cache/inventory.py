@@ -20,7 +20,7 @@ from mirror.cache.blobs import BlobStore
 from mirror.cache.composition import learn, sizes
 from mirror.cache.schema import connect
 from mirror.manifests import INDEXES, MAX_SIZE, Descriptor, blobs_of, entries_of
-from mirror.names import Digest, Reference, Repository, Tag
+from mirror.names import Digest, Reference, Repository, Tag, image_name
 
 ORDERS = ("name", "pulled", "fetched", "size")
 """How images can be sorted: by name; the last pulled, the last fetched or the largest first."""
@@ -83,7 +83,7 @@ class Image:
         return self.checked is None or 0 <= (time.time() if now is None else now) - self.checked < ttl
 
     def __str__(self) -> str:
-        return f"{self.repository}{'@' if isinstance(self.reference, Digest) else ':'}{self.reference}"
+        return image_name(self.repository, self.reference)
 
 
 @dataclass(frozen=True, slots=True)

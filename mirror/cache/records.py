@@ -33,6 +33,10 @@ class Records:
             log.warning("the catalog cannot be read: %s", error)
             return default
 
+    async def do(self, method: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
+        """What a method of the catalog returns, for those who must know. Raises sqlite3.Error, OSError."""
+        return await self._thread.run(method, *arguments)
+
     async def write(self, method: Callable[[*_Ts], object], *arguments: *_Ts) -> None:
         """Runs a method of the catalog. What it could not write is mended at the next start, or asked of upstream again."""
         try:

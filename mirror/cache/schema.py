@@ -25,6 +25,9 @@ CREATE TABLE IF NOT EXISTS tag (
     PRIMARY KEY (registry, path, tag)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS holding (
     registry TEXT NOT NULL, path TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (registry, path, digest)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS holding_digest ON holding (digest);
+CREATE TABLE IF NOT EXISTS removals (count INTEGER NOT NULL);
+INSERT INTO removals SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM removals);
 CREATE TABLE IF NOT EXISTS pin (
     registry TEXT NOT NULL, path TEXT NOT NULL, reference TEXT NOT NULL, digest TEXT, since REAL NOT NULL,
     PRIMARY KEY (registry, path, reference)) WITHOUT ROWID;

@@ -103,6 +103,21 @@ class Tags:
         descriptor, joined = await self._descriptors.do((repository, reference), lambda: self._head(repository, reference))
         return descriptor, miss(joined)
 
+    async def refresh(self, repository: Repository, tag: Tag) -> Descriptor:
+        """What a tag means by upstream's word of now, fresh or not; its manifest is cached then. Raises MirrorError."""
+        self._held.pop((repository, tag), None)
+        record = await self._record(repository, tag)
+        if record is None:
+            manifest, _ = await self._manifests.do((repository, tag), lambda: self._fetch(repository, tag))
+            return manifest.descriptor
+        found, _ = await self._descriptors.do((repository, tag, "check"), lambda: self._check(repository, tag, record))
+        await self._by_digest(repository, found.digest)
+        return found
+
+    def forget(self) -> None:
+        """Forgets what tags mean; the catalog knows."""
+        self._memory.clear()
+
     # ------------------------------------------------------------------ upstream
 
     async def _by_digest(self, repository: Repository, digest: Digest) -> tuple[Manifest, Outcome]:

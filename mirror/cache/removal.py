@@ -1,0 +1,99 @@
+"""Which content goes with an image that is deleted: what no other image has. Questions to the catalog's tables, in its thread."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass
+
+from mirror.names import Digest, Reference, Repository, Tag
+
+_FAMILY = """
+WITH RECURSIVE family (digest) AS (SELECT ? UNION SELECT child.digest FROM family JOIN child ON child.parent = family.digest)
+SELECT digest, size FROM family JOIN content USING (digest)
+"""
+_KEPT = """
+WITH RECURSIVE own (digest) AS MATERIALIZED (SELECT value FROM json_each(?1)),
+kept (digest) AS (
+    SELECT digest FROM own WHERE
+        EXISTS (SELECT 1 FROM tag WHERE tag.digest = own.digest)
+        OR EXISTS (SELECT 1 FROM pin WHERE pin.digest = own.digest)
+        OR EXISTS (SELECT 1 FROM holding WHERE holding.digest = own.digest AND (registry != ?2 OR path != ?3))
+        OR EXISTS (SELECT 1 FROM child JOIN content ON content.digest = parent WHERE child.digest = own.digest AND parent NOT IN own)
+    UNION SELECT child.digest FROM kept JOIN child ON child.parent = kept.digest)
+SELECT digest FROM kept
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What a name stands for. `tags` are those that go with it: itself, or, for a digest, all of the repository that mean it."""
+
+    digest: Digest
+    tags: tuple[str, ...]
+    pinned: bool
+
+
+class Removal:
+    """Changes belong to whatever transaction is open."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._version = -1
+        self._count = 0
+
+    def find(self, repository: Repository, reference: Reference) -> Named | None:
+        """What is to be deleted; None where nothing is known by that name."""
+        place = repository.registry, repository.path
+        if isinstance(reference, Tag):
+            row = self._db.execute(
+                "SELECT digest FROM tag WHERE registry = ? AND path = ? AND tag = ?", (*place, reference.value)
+            ).fetchone()
+            if row is None:
+                return None
+            digest, tags = Digest.parse(row[0]), [reference.value]
+        else:
+            digest = reference
+            rows = self._db.execute("SELECT tag FROM tag WHERE registry = ? AND path = ? AND digest = ?", (*place, str(digest)))
+            tags = [row[0] for row in rows]
+            held = "SELECT EXISTS (SELECT 1 FROM holding WHERE registry = ? AND path = ? AND digest = ?)"
+            if not tags and not self._db.execute(held, (*place, str(digest))).fetchone()[0]:
+                return None
+        names = tags if isinstance(reference, Tag) else [*tags, str(digest)]
+        (pinned,) = self._db.execute(
+            "SELECT EXISTS (SELECT 1 FROM pin WHERE registry = ? AND path = ? AND reference IN (SELECT value FROM json_each(?)))",
+            (*place, json.dumps(names)),
+        ).fetchone()
+        return Named(digest, tuple(tags), bool(pinned))
+
+    def forget_names(self, repository: Repository, reference: Reference, named: Named) -> None:
+        """Forgets the names, with their pins and pulls, and tells other processes that they must."""
+        place = repository.registry, repository.path
+        names = json.dumps([*named.tags, str(reference)])
+        for table, column in (("tag", "tag"), ("pin", "reference"), ("pull", "reference")):
+            self._db.execute(
+                f"DELETE FROM {table} WHERE registry = ? AND path = ? AND {column} IN (SELECT value FROM json_each(?))",  # noqa: S608
+                (*place, names),
+            )
+        self._db.execute("DELETE FROM holding WHERE registry = ? AND path = ? AND digest = ?", (*place, str(named.digest)))
+        self._db.execute(
+            "INSERT INTO holding SELECT DISTINCT registry, path, digest FROM tag WHERE registry = ? AND path = ? AND digest = ?",
+            (*place, str(named.digest)),
+        )
+        self._db.execute("UPDATE removals SET count = count + 1")
+
+    def alone(self, repository: Repository, digest: Digest) -> tuple[dict[str, int], int]:
+        """The content of a manifest whose names in `repository` are forgotten: what no other image has, with sizes in bytes; and the bytes of the rest."""
+        family = dict(self._db.execute(_FAMILY, (str(digest),)).fetchall())
+        rows = self._db.execute(_KEPT, (json.dumps(list(family)), repository.registry, repository.path))
+        kept = {row[0] for row in rows}
+        gone = {name: size for name, size in family.items() if name not in kept}
+        return gone, sum(family.values()) - sum(gone.values())
+
+    def count(self) -> int:
+        """How many times something was deleted, by any process. Costs next to nothing as long as no other process has written."""
+        (version,) = self._db.execute("PRAGMA data_version").fetchone()
+        if version != self._version:
+            self._version = version
+            (self._count,) = self._db.execute("SELECT count FROM removals").fetchone()
+        return self._count
