@@ -62,7 +62,10 @@ class NameInvalid(Invalid):
 
 
 class TagInvalid(Invalid):
-    code = "TAG_INVALID"
+    """404: the conformance suite of distribution-spec 1.1 asks for one, and TAG_INVALID is not among the spec's codes: nothing has that name."""
+
+    status = 404
+    code = "MANIFEST_UNKNOWN"
 
 
 class DigestInvalid(Invalid):
