@@ -62,8 +62,8 @@ class Blob:
             if response.status == 404:
                 raise self._unknown()
             size = length_of(response)
-            if response.status != 200 or size is None:
-                # Some stores refuse HEAD, or do not say the length in it.
+            if response.status != 200 or not size:
+                # Some stores refuse HEAD, or do not say the length in it, or say 0.
                 stream = await self._open(endpoint, 0, 1, deadline)
                 await stream.aclose()
                 size = stream.size
@@ -155,7 +155,11 @@ class Blob:
         if response.status == 200:
             if ranged:
                 endpoint.delivery.note_unranged()
-            return length_of(response), 0
+            size = length_of(response)
+            if size == 0 and self._digest != Digest.of(b"", self._digest.algorithm):
+                # No byte could be withheld of it: it would look complete.
+                raise UpstreamInvalid(f"{shown(response.url)} answered with nothing where there must be a blob")
+            return size, 0
         if response.status == 206 and ranged:
             try:
                 return _content_range(response, start, stop)

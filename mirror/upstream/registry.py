@@ -1,7 +1,7 @@
 """A registry: what can be asked of it, over all of its endpoints.
 
 Endpoints are tried in the order given. Blobs and manifests by digest may come from any, since they are verified; a tag's meaning comes from the first that
-answers. Whatever is asked, an answer or an error is there within the header timeout.
+answers. Whatever is asked, an answer begins, or an error is there, within the header timeout; a document is here whole within as long again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mirror.errors import (
     Unknown,
     UpstreamInvalid,
 )
-from mirror.manifests import ACCEPT, MAX_SIZE, Descriptor, Manifest, media_type_of
+from mirror.manifests import ACCEPT, MAX_SIZE, MEDIA_TYPES, Descriptor, Manifest, media_type_of
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.upstream.blobs import Blob
 from mirror.upstream.endpoint import Endpoint
@@ -85,7 +85,7 @@ class Registry:
                 raise _no_manifest(repository, reference)
             described = _descriptor(response, reference) if response.status == 200 else None
             if described is None:
-                # 405, or a registry that says too little in its HEAD.
+                # 405, or a registry that says too little in its HEAD, or nothing that could be right.
                 return (await self._get(endpoint, repository, reference, deadline)).descriptor
             return described
 
@@ -106,7 +106,7 @@ class Registry:
                 raise _no_manifest(repository, reference)
             if response.status != 200:
                 raise UpstreamInvalid(f"{shown(url)} answered {response.status}")
-            body = await read_bounded(response, MAX_SIZE, self._transport.timeouts.stall)
+            body = await read_bounded(response, MAX_SIZE, self._transport.timeouts.header)
         finally:
             response.release()
         self._pulled_manifest.inc(len(body))
@@ -170,7 +170,7 @@ class Registry:
                     raise unknown
                 if response.status != 200:
                     raise UpstreamInvalid(f"{shown(url)} answered {response.status}")
-                body = await read_bounded(response, _LARGEST_LIST, self._transport.timeouts.stall)
+                body = await read_bounded(response, _LARGEST_LIST, self._transport.timeouts.header)
             finally:
                 response.release()
             try:
@@ -227,7 +227,7 @@ class Upstreams:
 def _descriptor(response: aiohttp.ClientResponse, reference: Reference) -> Descriptor | None:
     digest, size = _digest(response), length_of(response)
     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
-    if digest is None or size is None or not media_type or size > MAX_SIZE:
+    if digest is None or size is None or media_type not in MEDIA_TYPES or size > MAX_SIZE:
         return None
     if isinstance(reference, Digest) and digest != reference:
         return None

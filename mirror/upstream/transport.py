@@ -15,7 +15,7 @@ from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
 from mirror import __version__
-from mirror.errors import MirrorError, TargetRefused, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
+from mirror.errors import TargetRefused, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
 from mirror.upstream.health import Delivery
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -138,26 +138,23 @@ class Transport:
         return any(not _public(result["host"]) for result in found)
 
 
-async def read_bounded(response: aiohttp.ClientResponse, limit: int, stall: float) -> bytes:
-    """A small body whole. Raises UpstreamInvalid above `limit` bytes, UpstreamUnreachable when it breaks off or stalls for `stall` seconds."""
+async def read_bounded(response: aiohttp.ClientResponse, limit: int, seconds: float) -> bytes:
+    """A small body whole. Raises UpstreamInvalid above `limit` bytes, UpstreamUnreachable when it breaks off, UpstreamTimeout after `seconds`."""
     where = shown(response.url)
     too_large = UpstreamInvalid(f"{where} sent a document of more than {limit} bytes")
     if response.content_length is not None and response.content_length > limit:
         raise too_large
     body = bytearray()
     try:
-        while True:
-            async with asyncio.timeout(stall):
-                data = await response.content.readany()
-            if not data:
-                return bytes(body)
-            body += data
-            if len(body) > limit:
-                raise too_large
-    except MirrorError:
-        raise
+        # For all of it: one that drips would otherwise hold a client for ever.
+        async with asyncio.timeout(seconds):
+            while data := await response.content.readany():
+                body += data
+                if len(body) > limit:
+                    raise too_large
+        return bytes(body)
     except TimeoutError:
-        raise UpstreamTimeout(f"{where} stalled within a document") from None
+        raise UpstreamTimeout(f"{where} did not send all of a document in time") from None
     except (aiohttp.ClientError, OSError) as error:
         raise UpstreamUnreachable(f"{where} broke off within a document: {_brief(error)}") from None
 

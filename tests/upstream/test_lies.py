@@ -1,0 +1,198 @@
+"""Upstreams that lie, or are not registries at all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from mirror.manifests import OCI_MANIFEST
+from mirror.names import Digest
+from tests.support.mirrors import Mirror, until
+from tests.support.scripted import Headers, Redirect, Scripted, Status
+
+LATEST = "/v2/app/manifests/latest"
+HTML = b"<html>Sign in to the hotel's network</html>" * 20
+
+
+@contextlib.asynccontextmanager
+async def server(answer: Callable[[asyncio.StreamWriter], Any]) -> AsyncIterator[str]:
+    """Reads a request, whatever it is, and lets `answer` write to the connection. Gives its URL."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            await reader.readuntil(b"\r\n\r\n")
+            await answer(writer)
+        writer.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    finally:
+        listening.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await listening.wait_closed()
+
+
+@pytest.mark.parametrize("head", ["", "Content-Length: 0\r\n", "Transfer-Encoding: chunked\r\n"])
+async def test_an_empty_body_is_no_blob(start: Callable[..., Any], head: str) -> None:
+    """200 with nothing in it, as caches of expired blobs give: an error, not an empty file."""
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        end = "0\r\n\r\n" if "chunked" in head else ""
+        writer.write(f"HTTP/1.1 200 OK\r\nConnection: close\r\n{head}\r\n{end}".encode())
+        await writer.drain()
+
+    blob = Digest.of(b"something")
+    async with server(answer) as url:
+        mirror: Mirror = await start(endpoints=[url])
+        for _ in range(2):
+            got = await mirror.get(f"/v2/app/blobs/{blob}")
+            assert got.cut or got.status == 503
+            assert (await mirror.head(f"/v2/app/blobs/{blob}")).status == 503
+        assert not mirror.cached(blob)
+        assert mirror.spooled() == []
+
+
+async def test_a_page_for_people_is_no_blob(mirror: Mirror, upstream: Scripted) -> None:
+    """HTML under a blob's name never ends cleanly, is not kept, and HEAD is not believed further than its length."""
+    blob = upstream.add_blob(data := os.urandom(1000))
+    upstream.fail(str(blob), Status(200, {"Content-Type": "text/html"}, HTML), times=2)
+    answer = await mirror.get(f"/v2/app/blobs/{blob}")
+    assert answer.cut
+    assert answer.headers["Content-Type"] == "application/octet-stream"
+    assert not mirror.cached(blob)
+    upstream.heal()
+    assert (await mirror.get(f"/v2/app/blobs/{blob}")).body == data
+
+
+async def test_a_head_of_another_media_type_is_not_believed(mirror: Mirror, upstream: Scripted) -> None:
+    """What it says is checked against the document: client and catalog never hear of text/html."""
+    image = upstream.add_image("library/app", "latest")
+    upstream.fail("latest", Headers({"Content-Type": "text/html"}), method="HEAD")
+    head = await mirror.head(LATEST)
+    assert (head.status, head.headers["Content-Type"]) == (200, OCI_MANIFEST)
+    assert head.headers["Docker-Content-Digest"] == str(image.digest)
+    assert upstream.count("GET") == 1
+
+
+async def test_content_that_is_encoded_all_the_same(mirror: Mirror, upstream: Scripted) -> None:
+    """Identity was asked for. A file that is named by its packed bytes is right as it came; packed on the way, it is not what the digest says."""
+    packed = gzip.compress(os.urandom(1000))
+    layer, other = upstream.add_blob(packed), upstream.add_blob(b"x" * 1000)
+    upstream.fail(str(layer), Status(200, {"Content-Encoding": "gzip"}, packed))
+    answer = await mirror.get(f"/v2/app/blobs/{layer}")
+    assert (answer.body, answer.headers.get("Content-Encoding")) == (packed, None)
+    upstream.fail(str(other), Status(200, {"Content-Encoding": "gzip"}, gzip.compress(b"x" * 1000)), times=9)
+    assert (await mirror.get(f"/v2/app/blobs/{other}")).cut
+    assert not mirror.cached(other)
+
+
+async def test_redirects_without_end(mirror: Mirror, upstream: Scripted) -> None:
+    """Each to another place: given up after a few."""
+    upstream.add_image("library/app", "latest")
+    for number in range(100):
+        upstream.fail(f"hop-{number}", Redirect(f"/v2/library/app/manifests/hop-{number + 1}x"), times=50)
+    upstream.fail("latest", Redirect("/v2/library/app/manifests/hop-0"), times=50)
+    answer = await mirror.get(LATEST)
+    assert answer.status == 503
+    assert b"redirects in a circle, or too often" in answer.body
+    assert upstream.count("GET") <= 8
+
+
+@pytest.mark.parametrize("kind", ["bearer", "basic"])
+async def test_challenges_without_end(start: Callable[..., Any], upstream: Scripted, kind: str) -> None:
+    """Whatever credentials are given, 401 again: asked twice, then it is an answer."""
+    upstream.add_image("library/app", "latest")
+    challenge = f'Bearer realm="{upstream.url}/token",service="s"' if kind == "bearer" else 'Basic realm="r"'
+    upstream.fail("latest", Status(401, {"WWW-Authenticate": challenge}), times=100)
+    mirror: Mirror = await start(
+        settings={"registries": {"docker.io": {"endpoints": [upstream.url], "username": "u", "password": "p"}}}
+    )
+    for _ in range(2):
+        answer = await mirror.get(LATEST)
+        assert (answer.status, answer.headers.get("WWW-Authenticate")) == (403, None)
+    assert upstream.count("GET", "latest") <= 4
+
+
+async def test_a_realm_on_another_host_gets_the_credentials_and_nobody_else(
+    start: Callable[..., Any], upstream: Scripted
+) -> None:
+    """As with Docker Hub, the registry says where its tokens come from; the token goes back to the registry alone."""
+    upstream.auth = "bearer"
+    upstream.add_image("library/app", "latest")
+    async with Scripted() as service:
+        service.accounts = {"robot": "secret-pw"}
+        service._tokens = upstream._tokens
+        upstream.realm = f"{service.url}/token"
+        mirror: Mirror = await start(
+            settings={"registries": {"docker.io": {"endpoints": [upstream.url], "username": "robot", "password": "secret-pw"}}}
+        )
+        assert (await mirror.get(LATEST)).status == 200
+        assert [asked.path for asked in service.asked] == ["/token"]
+        assert all("Basic" not in (asked.authorization or "") for asked in upstream.asked)
+
+
+@pytest.mark.parametrize("what", ["headers", "body"])
+async def test_an_upstream_that_drips(start: Callable[..., Any], what: str) -> None:
+    """A byte now and then keeps no client waiting: a manifest is there within the header timeout, or it is an error."""
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        if what == "body":
+            writer.write(b"Content-Type: application/json\r\nContent-Length: 100000\r\n\r\n")
+        while True:
+            writer.write(b"X: y\r\n" if what == "headers" else b" ")
+            await writer.drain()
+            await asyncio.sleep(0.1)
+
+    async with server(answer) as url:
+        mirror: Mirror = await start(endpoints=[url])
+        async with asyncio.timeout(20):
+            got = await mirror.get(LATEST)
+        assert got.status == 503
+        assert b"in time" in got.body
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100_000 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 1_000_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 999 What\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 1000,
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        b"HTTP/1.1 304 Not Modified\r\n\r\n",
+        b"",
+    ],
+    ids=["headers", "header", "negative", "two-lengths", "chunk", "999", "continue", "204", "304", "nothing"],
+)
+async def test_answers_that_break_the_protocol(start: Callable[..., Any], sent: bytes) -> None:
+    """For manifests and for blobs an error that names upstream, and the mirror goes on."""
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(sent)
+        await writer.drain()
+
+    async with server(answer) as url:
+        mirror: Mirror = await start(endpoints=[url])
+        for path in (LATEST, f"/v2/app/blobs/sha256:{'0' * 64}", "/v2/app/tags/list", f"/v2/app/referrers/sha256:{'0' * 64}"):
+            got = await mirror.get(path)
+            assert got.status == 503 or got.cut
+            assert b"127.0.0.1" in got.body or b"docker.io" in got.body or got.cut
+        await until(lambda: mirror.spooled() == [])
+        assert (await mirror.get("/healthz")).status == 200
