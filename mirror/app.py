@@ -18,6 +18,7 @@ from mirror.api.server import Api
 from mirror.api.targets import Targets
 from mirror.cache.cache import Cache, Limits
 from mirror.cache.upkeep import Expire, Upkeep
+from mirror.certificate import Certificate
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
 from mirror.upstream import Connections, Timeouts, Upstreams
 
@@ -34,6 +35,7 @@ async def opened(settings: Settings) -> AsyncIterator[Cache]:
 @contextlib.asynccontextmanager
 async def _wired(settings: Settings) -> AsyncIterator[tuple[Cache, Upstreams]]:
     async with contextlib.AsyncExitStack() as stack:
+        certificate = await stack.enter_async_context(_certificate(settings))
         waits = settings.upstream
         timeouts = Timeouts(waits.connect_timeout, waits.header_timeout, waits.stall_timeout, waits.attempts)
         connections = Connections(waits.connections_per_blob, waits.connections_per_endpoint, waits.connections)
@@ -62,10 +64,33 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         host, port = settings.server.address
-        site = web.TCPSite(runner, host, port, backlog=1024, reuse_address=True)
+        tls = certificate.context if certificate is not None else None
+        site = web.TCPSite(runner, host, port, ssl_context=tls, backlog=1024, reuse_address=True)
         await site.start()
         cache.start()
-        yield _url(runner.addresses[0])
+        yield settings.server.url(*runner.addresses[0][:2])
+
+
+@contextlib.asynccontextmanager
+async def _certificate(settings: Settings) -> AsyncIterator[Certificate | None]:
+    """The certificate to serve with, where there is one; SIGHUP makes it look at its files at once."""
+    file, key = settings.server.tls_certificate, settings.server.tls_key
+    if file is None or key is None:
+        yield None
+        return
+    try:
+        certificate = Certificate(file, key)
+    except ValueError as error:
+        # It was well when the settings were read.
+        raise OSError(str(error)) from None
+    certificate.start()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, certificate.refresh)
+    try:
+        yield certificate
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        await certificate.aclose()
 
 
 async def serve(settings: Settings, started: Callable[[str], None]) -> None:
@@ -81,11 +106,6 @@ async def serve(settings: Settings, started: Callable[[str], None]) -> None:
         started(url)
         await stop.wait()
         log.info("stopping: current requests have %g s to end", settings.server.drain_timeout)
-
-
-def _url(address: Any) -> str:
-    host, port = address[0], address[1]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _report(settings: Settings, upstreams: Upstreams) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import tomllib
 import types
 from collections.abc import Mapping
@@ -15,10 +14,22 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from mirror import certificate
 from mirror.names import is_registry_name
+from mirror.quantities import parse_duration, parse_rate, parse_size
 
 DEFAULT_REGISTRY = "docker.io"
 """What a bare name means: dockerd's ``registry-mirrors`` are asked for docker.io only."""
@@ -36,11 +47,6 @@ DEFAULT_ENDPOINTS = {
     "public.ecr.aws": "https://public.ecr.aws",
 }
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGTP])(i?)B?|B)?", re.IGNORECASE)
-_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
-
 
 class ConfigError(Exception):
     """The settings cannot be used; `faults` are lines for the person who wrote them."""
@@ -48,38 +54,6 @@ class ConfigError(Exception):
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
-
-
-def parse_duration(value: Any) -> float:
-    """Seconds, from a number of them or ``"500ms"``, ``"2s"``, ``"5m"``, ``"6h"``, ``"7d"``. Raises ValueError."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
-    elif isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
-        seconds = float(match[1]) * _SECONDS[match[2]]
-    else:
-        raise ValueError('a duration such as "500ms", "30s", "5m" or "1h" is expected')
-    if not 0 <= seconds <= 10 * 365 * 86400:
-        raise ValueError("a duration between 0 and ten years is expected")
-    return seconds
-
-
-def parse_size(value: Any) -> int:
-    """Bytes, from a number of them or ``"50GiB"``, ``"500MB"``. Raises ValueError."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        size = value
-    elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
-        base = 1024 if match[3] else 1000
-        size = int(float(match[1]) * base ** _POWERS.get((match[2] or "").upper(), 0))
-    else:
-        raise ValueError('a size such as "50GiB" or "500MB" is expected')
-    if not 0 < size < 2**60:
-        raise ValueError("a size above 0 is expected")
-    return size
-
-
-def parse_rate(value: Any) -> int:
-    """Bytes a second, as `parse_size` has them; 0 for never. Raises ValueError."""
-    return 0 if value in (0, "0") and value is not False else parse_size(value)
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
@@ -105,6 +79,21 @@ class Server(_Table):
     )
     drain_timeout: Duration = Field(30.0, description="how long current requests may go on after SIGTERM")
     access_log: bool = Field(True, description="a JSON line on standard output for each request")
+    tls_certificate: Path | None = Field(
+        None, description="PEM, with intermediates; then https only. Read anew when it changes, or on SIGHUP"
+    )
+    tls_key: Path | None = Field(None, validate_default=True, description="its key, PEM, not encrypted")
+
+    @field_validator("tls_key")
+    @classmethod
+    def _tls(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if "tls_certificate" in info.data:
+            found: Path | None = info.data["tls_certificate"]
+            if (found is None) != (value is None):
+                raise ValueError("tls_certificate and tls_key belong together: set both, or none")
+            if found is not None and value is not None:
+                certificate.load(found, value)
+        return value
 
     @field_validator("listen")
     @classmethod
@@ -116,6 +105,17 @@ class Server(_Table):
     def address(self) -> tuple[str, int]:
         """Host and port of `listen`; port 0 is any free one."""
         return _address(self.listen)
+
+    def url(self, host: str, port: int) -> str:
+        """Where it is reached, by a host's name or address."""
+        scheme = "http" if self.tls_certificate is None else "https"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+    @property
+    def own_url(self) -> str:
+        """Where it is reached on its own machine."""
+        host, port = self.address
+        return self.url("127.0.0.1" if host in ("0.0.0.0", "::") else host, port)
 
 
 class Expire(_Table):

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.config import DEFAULT_ENDPOINTS, ConfigError, load, parse_duration, parse_size
+from mirror.config import DEFAULT_ENDPOINTS, ConfigError, load
+from mirror.quantities import parse_duration, parse_size
 
 
 def test_no_settings_at_all() -> None:

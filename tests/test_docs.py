@@ -16,6 +16,7 @@ from mirror import config, metrics
 from mirror.cli import main
 from mirror.clients import CLIENTS, Address
 from mirror.config import load
+from tests.support.certificates import Authority
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -108,10 +109,12 @@ def test_the_settings_that_are_shown_can_be_used(tmp_path: Path) -> None:
     """The README's example and the one in deploy/, their comments undone."""
     password = tmp_path / "password"
     password.write_text("x")
+    authority = Authority(tmp_path)
     example = next(text for text in re.findall(r"```toml\n(.*?)```", README, re.DOTALL) if "[server]" in text)
     deployed = re.sub(r"^# (?=[\[a-z])(?!All|Any|Cred)", "", (ROOT / "deploy" / "mirror.toml").read_text(), flags=re.MULTILINE)
     for number, text in enumerate((example, deployed)):
         file = tmp_path / f"{number}.toml"
+        text = text.replace("/etc/mirror/tls.crt", str(authority.certificate)).replace("/etc/mirror/tls.key", str(authority.key))
         file.write_text(re.sub(r'"/etc/mirror/[^"]*"', f'"{password}"', text))
         settings = load(file, {}, {})
         assert "registry.lan:5001" in settings.registries

@@ -65,10 +65,11 @@ async def stream_body(exchange: Exchange, response: web.StreamResponse, reader: 
     if transport is None:
         exchange.complete, exchange.cut = False, "the client left"
         return
-    # Without its own buffer, so that what `drain` waits for is the kernel, and sendfile cannot overtake what was written.
-    transport.set_write_buffer_limits(0)
-    plain = stop is not None and transport.get_extra_info("sslcontext") is None
-    sender = FileSender(transport) if plain else None
+    sender = None
+    if stop is not None and transport.get_extra_info("sslcontext") is None:
+        # Without its own buffer, so that what `drain` waits for is the kernel, and sendfile cannot overtake what was written.
+        transport.set_write_buffer_limits(0)
+        sender = FileSender(transport)
     try:
         writer.send_headers()
         await writer.drain()

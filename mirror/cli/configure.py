@@ -62,7 +62,7 @@ def configure(
         raise click.UsageError("--file and --root exclude each other")
     settings = settings_or_exit(config)
     try:
-        address = Address.parse(url if url is not None else own_url(*settings.server.address))
+        address = Address.parse(url if url is not None else settings.server.own_url)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--mirror") from None
     chosen = CLIENTS[client]
@@ -76,13 +76,6 @@ def configure(
     else:
         _tell(report, chosen, write, undo)
     sys.exit(0 if report["done"] else 1)
-
-
-def own_url(host: str, port: int) -> str:
-    """Where a mirror with these settings is reached on its own machine."""
-    if host in ("0.0.0.0", "::"):
-        host = "127.0.0.1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _place(path: str, root: Path | None, file: Path | None) -> Path:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import click
 
-from mirror.cli.configure import own_url
 from mirror.cli.options import cache_options, settings_of
 from mirror.clients import Address
 from mirror.config import ConfigError
@@ -34,7 +33,7 @@ def doctor(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...
         found = [problem("settings", fault, "correct it; README lists all settings") for fault in error.faults]
     else:
         try:
-            address = Address.parse(url if url is not None else own_url(*settings.server.address))
+            address = Address.parse(url if url is not None else settings.server.own_url)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--mirror") from None
         found = [ok("settings", f"they can be used; {len(settings.registries)} registries")]

@@ -6,6 +6,7 @@ import http.client
 import json
 import shutil
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ async def examine_mirror(settings: Settings, address: Address) -> list[Finding]:
     """Whether a mirror answers there, and what it says of itself. Never raises but CancelledError."""
     transport = Transport(Timeouts(connect=2, header=4, stall=4, attempts=1), Connections(1, 1, 1))
     try:
-        response = await transport.request("GET", URL(f"{address.url}/readyz"), {})
+        response = await transport.request("GET", URL(f"{address.url}/readyz"), {}, tls=_tls(settings, address))
         body = await read_bounded(response, 1024 * 1024, 4)
     except MirrorError as error:
         cure = (
@@ -52,6 +53,17 @@ async def examine_mirror(settings: Settings, address: Address) -> list[Finding]:
     if degraded:
         return [advice("mirror", line, "what is cached is served; the other findings may tell the cause") for line in degraded]
     return [ok("mirror", f"it answers at {address.url}, and nothing of it is degraded")]
+
+
+def _tls(settings: Settings, address: Address) -> ssl.SSLContext | None:
+    """The very certificate of the settings is trusted for the mirror of the settings, whose address here need not be a name that it is for."""
+    own = settings.server.tls_certificate
+    if own is None or address.url != settings.server.own_url:
+        return None
+    context = ssl.create_default_context(cafile=own)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.check_hostname = False
+    return context
 
 
 async def examine_clients(settings: Settings, address: Address, root: Path) -> list[Finding]:

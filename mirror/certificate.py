@@ -1,0 +1,112 @@
+"""The mirror's own certificate for TLS: checked before it is used, and taken anew when its files change, without a restart.
+
+A connection keeps what it began with. A pair that cannot be used is told of once, and the one before it stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import ssl
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_INTERVAL = 10.0
+"""Seconds between two looks at the files."""
+
+
+def load(certificate: Path, key: Path) -> ssl.SSLContext:
+    """A server's context of PEM files: the certificate with those between it and its root, and its key. Raises ValueError, saying what is wrong with which."""
+    for file in (certificate, key):
+        try:
+            file.read_bytes()
+        except OSError as error:
+            raise ValueError(f"the file {file} cannot be read: {error.strerror}") from None
+    text = key.read_bytes()
+    if b"PRIVATE KEY-----" not in text:
+        raise ValueError(f"the file {key} holds no private key in PEM")
+    if b"-----BEGIN CERTIFICATE-----" not in certificate.read_bytes():
+        raise ValueError(f"the file {certificate} holds no certificate in PEM")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key, password=_refuse)
+    except _EncryptedError:
+        raise ValueError(
+            f"the key in {key} is encrypted, and nobody is there to give its password: openssl pkey -in {key} -out PLAIN"
+        ) from None
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise ValueError(f"the key in {key} is not that of the certificate in {certificate}") from None
+        raise ValueError(
+            f"the certificate in {certificate} and its key in {key} cannot be used: {error.reason or error}"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"the files {certificate} and {key} cannot be read: {error.strerror}") from None
+    return context
+
+
+class _EncryptedError(Exception):
+    pass
+
+
+def _refuse() -> str:
+    raise _EncryptedError
+
+
+class Certificate:
+    """`context` is what to listen with; it stays the same object."""
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        """Raises ValueError."""
+        self._files = certificate, key
+        self._seen = self._look()
+        self._current = self.context = load(certificate, key)
+        # Called in each handshake, with a name or without one.
+        self.context.sni_callback = self._choose
+        self._chore: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to look at the files from time to time."""
+        self._chore = asyncio.create_task(self._watch())
+
+    async def aclose(self) -> None:
+        if self._chore is not None:
+            self._chore.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._chore
+
+    def refresh(self) -> None:
+        """Takes what is in the files now, where that is something else. Never raises."""
+        seen = self._look()
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            self._current = load(*self._files)
+        except ValueError as error:
+            log.error("the new TLS certificate is not taken, and the one before it stays: %s", error)
+        else:
+            log.info("took a new TLS certificate from %s", self._files[0])
+
+    def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        if self._current is not context:
+            connection.context = self._current
+
+    def _look(self) -> list[tuple[int, int, int] | None]:
+        """What changes with the files. Of a link, the file that it leads to: Kubernetes and certbot change the link."""
+        found: list[tuple[int, int, int] | None] = []
+        for file in self._files:
+            try:
+                state = os.stat(file)
+                found.append((state.st_ino, state.st_size, state.st_mtime_ns))
+            except OSError:
+                found.append(None)
+        return found
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_INTERVAL)
+            self.refresh()

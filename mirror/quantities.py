@@ -1,0 +1,43 @@
+"""Durations and sizes, as people write them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGTP])(i?)B?|B)?", re.IGNORECASE)
+_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
+
+
+def parse_duration(value: Any) -> float:
+    """Seconds, from a number of them or ``"500ms"``, ``"2s"``, ``"5m"``, ``"6h"``, ``"7d"``. Raises ValueError."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    elif isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+        seconds = float(match[1]) * _SECONDS[match[2]]
+    else:
+        raise ValueError('a duration such as "500ms", "30s", "5m" or "1h" is expected')
+    if not 0 <= seconds <= 10 * 365 * 86400:
+        raise ValueError("a duration between 0 and ten years is expected")
+    return seconds
+
+
+def parse_size(value: Any) -> int:
+    """Bytes, from a number of them or ``"50GiB"``, ``"500MB"``. Raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        base = 1024 if match[3] else 1000
+        size = int(float(match[1]) * base ** _POWERS.get((match[2] or "").upper(), 0))
+    else:
+        raise ValueError('a size such as "50GiB" or "500MB" is expected')
+    if not 0 < size < 2**60:
+        raise ValueError("a size above 0 is expected")
+    return size
+
+
+def parse_rate(value: Any) -> int:
+    """Bytes a second, as `parse_size` has them; 0 for never. Raises ValueError."""
+    return 0 if value in (0, "0") and value is not False else parse_size(value)

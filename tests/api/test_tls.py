@@ -1,0 +1,150 @@
+"""TLS of the mirror's own: wrong files are told by their key, a new certificate counts without a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from mirror.clients import Address
+from mirror.config import ConfigError, Settings, load
+from mirror.doctor import Level
+from mirror.doctor.local import examine_mirror
+from tests.support.certificates import Authority
+from tests.support.mirrors import until
+from tests.support.scripted import Hold, Scripted
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "tls")
+
+
+def settings(authority: Authority) -> dict[str, Any]:
+    return {"tls_certificate": str(authority.certificate), "tls_key": str(authority.key)}
+
+
+def trusting(authority: Authority) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=authority.ca)
+
+
+def shown_serial(url: str, context: ssl.SSLContext) -> int:
+    """The serial number of the certificate that a new connection is shown."""
+    host, port = url.removeprefix("https://").rsplit(":", 1)
+    with socket.create_connection((host, int(port))) as plain, context.wrap_socket(plain, server_hostname=host) as secure:
+        shown = secure.getpeercert()
+        assert shown is not None
+        return int(str(shown["serialNumber"]), 16)
+
+
+def fault(server: dict[str, Any]) -> str:
+    """The only fault of these settings."""
+    with pytest.raises(ConfigError) as raised:
+        load(None, {}, {"server": server})
+    (line,) = raised.value.faults
+    return line
+
+
+def test_every_wrong_pair_is_refused_by_its_key(authority: Authority, tmp_path: Path) -> None:
+    """One without the other, no files, no PEM, another's key, an encrypted key: at the start, saying what to do; and no terminal is asked for a password."""
+    pair = settings(authority)
+    assert load(None, {}, {"server": pair}).server.own_url == "https://127.0.0.1:5000"
+    for name in pair:
+        assert "server.tls_key" in (line := fault({name: pair[name]}))
+        assert "belong together" in line
+    junk, other = tmp_path / "junk", Authority(tmp_path / "other")
+    junk.write_text("junk")
+    absent = str(tmp_path / "absent")
+    for wrong, told in (
+        ({"tls_certificate": absent}, f"the file {absent} cannot be read: No such file"),
+        ({"tls_key": absent}, f"the file {absent} cannot be read: No such file"),
+        ({"tls_certificate": str(junk)}, f"the file {junk} holds no certificate in PEM"),
+        ({"tls_key": str(junk)}, f"the file {junk} holds no private key in PEM"),
+        ({"tls_key": str(other.key)}, f"the key in {other.key} is not that of the certificate in {authority.certificate}"),
+    ):
+        assert told in fault({**pair, **wrong})
+    junk.write_text("-----BEGIN CERTIFICATE-----\nbm90aGluZw==\n-----END CERTIFICATE-----\n")
+    assert "cannot be used" in fault({**pair, "tls_certificate": str(junk)})
+    authority.issue(password=b"secret")
+    assert "is encrypted" in (line := fault(pair))
+    assert "openssl pkey" in line
+
+
+async def test_a_new_certificate_counts_from_the_next_connection_on(
+    start: Callable[..., Any], upstream: Scripted, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SIGHUP takes it at once; a download that is under way goes on over its old connection; a broken pair is logged, and the old one stays."""
+    data = os.urandom(4 * MIB)
+    blob = upstream.add_blob(data)
+    hold = Hold(MIB)
+    upstream.fail(str(blob), hold)
+    caplog.set_level("INFO")
+    mirror = await start(settings={"server": settings(authority)})
+    assert mirror.url.startswith("https://")
+    context = trusting(authority)
+    assert await asyncio.to_thread(shown_serial, mirror.url, context) == authority.serial
+    async with mirror.session.get(f"/v2/app/blobs/{blob}", ssl=context) as response:
+        begun = await response.content.readexactly(1000)
+        await hold.reached.wait()
+        second = authority.issue()
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: "took a new TLS certificate" in caplog.text)
+        assert await asyncio.to_thread(shown_serial, mirror.url, context) == second
+        authority.certificate.write_text("no certificate")
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: "the one before it stays" in caplog.text)
+        assert await asyncio.to_thread(shown_serial, mirror.url, context) == second
+        hold.release.set()
+        assert begun + await response.read() == data
+
+
+async def test_files_that_change_are_noticed_by_themselves(
+    start: Callable[..., Any], authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As certbot and Kubernetes change them: nobody needs to tell the mirror."""
+    monkeypatch.setattr("mirror.certificate._INTERVAL", 0.01)
+    mirror = await start(settings={"server": settings(authority)})
+    context = trusting(authority)
+    second = authority.issue()
+    for _ in range(500):
+        if await asyncio.to_thread(shown_serial, mirror.url, context) == second:
+            break
+    else:
+        pytest.fail("the old certificate stayed")
+
+
+async def test_what_does_not_speak_tls_harms_nobody(start: Callable[..., Any], authority: Authority) -> None:
+    """Plain HTTP on the port of https, and a client that trusts somebody else, fail for themselves alone."""
+    mirror = await start(settings={"server": settings(authority)})
+    with pytest.raises(aiohttp.ClientError):
+        async with mirror.session.get(mirror.url.replace("https", "http") + "/v2/"):
+            pass
+    with pytest.raises(aiohttp.ClientSSLError):
+        async with mirror.session.get("/v2/"):
+            pass
+    async with mirror.session.get("/v2/", ssl=trusting(authority)) as response:
+        assert response.status == 200
+
+
+async def test_the_doctor_knows_the_mirrors_own_certificate(start: Callable[..., Any], authority: Authority) -> None:
+    """It is reached by an address that no public authority signs for: the file of the settings is what is trusted, and nothing else."""
+    mirror = await start(settings={"server": settings(authority)})
+    listen = mirror.url.removeprefix("https://")
+
+    async def level(settings_: Settings) -> Level:
+        (finding,) = await examine_mirror(settings_, Address.parse(settings_.server.own_url))
+        return finding.level
+
+    assert await level(load(None, {}, {"server": {"listen": listen, **settings(authority)}})) is Level.OK
+    stranger = Authority(authority.ca.parent.parent / "stranger")
+    assert await level(load(None, {}, {"server": {"listen": listen, **settings(stranger)}})) is Level.PROBLEM
