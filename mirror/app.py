@@ -35,7 +35,6 @@ async def opened(settings: Settings) -> AsyncIterator[Cache]:
 @contextlib.asynccontextmanager
 async def _wired(settings: Settings) -> AsyncIterator[tuple[Cache, Upstreams]]:
     async with contextlib.AsyncExitStack() as stack:
-        certificate = await stack.enter_async_context(_certificate(settings))
         waits = settings.upstream
         timeouts = Timeouts(waits.connect_timeout, waits.header_timeout, waits.stall_timeout, waits.attempts)
         connections = Connections(waits.connections_per_blob, waits.connections_per_endpoint, waits.connections)
@@ -55,6 +54,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
     """Runs the mirror; gives its URL. Raises OSError where it cannot listen or use its cache directory, sqlite3.Error likewise."""
     async with contextlib.AsyncExitStack() as stack:
         cache, upstreams = await stack.enter_async_context(_wired(settings))
+        certificate = await stack.enter_async_context(_certificate(settings))
         access = AccessLog() if settings.server.access_log else None
         if access is not None:
             stack.callback(access.close)

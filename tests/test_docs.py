@@ -114,8 +114,10 @@ def test_the_settings_that_are_shown_can_be_used(tmp_path: Path) -> None:
     deployed = re.sub(r"^# (?=[\[a-z])(?!All|Any|Cred)", "", (ROOT / "deploy" / "mirror.toml").read_text(), flags=re.MULTILINE)
     for number, text in enumerate((example, deployed)):
         file = tmp_path / f"{number}.toml"
-        text = text.replace("/etc/mirror/tls.crt", str(authority.certificate)).replace("/etc/mirror/tls.key", str(authority.key))
-        file.write_text(re.sub(r'"/etc/mirror/[^"]*"', f'"{password}"', text))
+        usable = text.replace("/etc/mirror/tls.crt", str(authority.certificate)).replace(
+            "/etc/mirror/tls.key", str(authority.key)
+        )
+        file.write_text(re.sub(r'"/etc/mirror/[^"]*"', f'"{password}"', usable))
         settings = load(file, {}, {})
         assert "registry.lan:5001" in settings.registries
         assert settings.registries["docker.io"].username == "…"
