@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -113,6 +114,43 @@ Reference = Tag | Digest
 def parse_reference(value: str) -> Reference:
     """A tag or a digest: a tag has no colon. Raises TagInvalid, DigestInvalid."""
     return Digest.parse(value) if ":" in value else Tag.parse(value)
+
+
+def parse_image(text: str, default: str, aliases: Mapping[str, str]) -> tuple[Repository, Reference]:
+    """An image as people write it, ``[REGISTRY/]PATH[:TAG][@DIGEST]``: `default` is the registry that is meant without one, and ``latest`` the tag.
+
+    With a tag and a digest the digest counts, as it does for Docker. Grammar: distribution/reference, "splitDockerDomain"; `aliases` are other names
+    of registries. Raises NameInvalid, TagInvalid, DigestInvalid.
+    """
+    name, at, digest = text.strip().partition("@")
+    # A colon before the last slash is a port's.
+    head, slash, last = name.rpartition("/")
+    last, colon, tag = last.partition(":")
+    repository = parse_repository(f"{head}{slash}{last}", default, aliases)
+    parsed = Tag.parse(tag if colon else "latest")
+    return repository, Digest.parse(digest) if at else parsed
+
+
+def parse_repository(text: str, default: str, aliases: Mapping[str, str]) -> Repository:
+    """A repository as people write it, ``[REGISTRY/]PATH``; ``redis`` is ``docker.io/library/redis``. Raises NameInvalid."""
+    name = text.strip()
+    if "://" in name:
+        raise NameInvalid(f"{_shown(text)} is a URL: an image is named without it, such as ghcr.io/owner/image:1.0")
+    first, slash, path = name.partition("/")
+    if not slash or not looks_like_registry(first):
+        registry, path = default, name
+    else:
+        registry = first.lower()
+    registry = aliases.get(registry, registry)
+    if not is_registry_name(registry):
+        raise NameInvalid(f"{_shown(first)} is not the name of a registry: a host such as ghcr.io or registry.lan:5000")
+    head, colon, _ = path.rpartition(":")
+    if colon or "@" in path:
+        raise NameInvalid(f"{_shown(text)} has a tag or a digest: the repository alone is expected, such as {head or 'redis'}")
+    if registry == "docker.io" and "/" not in path:
+        # Docker's own images (distribution/reference, "officialRepoPrefix").
+        path = f"library/{path}"
+    return Repository.parse(registry, path)
 
 
 def image_name(repository: Repository, reference: Reference) -> str:

@@ -41,3 +41,12 @@ def parse_size(value: Any) -> int:
 def parse_rate(value: Any) -> int:
     """Bytes a second, as `parse_size` has them; 0 for never. Raises ValueError."""
     return 0 if value in (0, "0") and value is not False else parse_size(value)
+
+
+def format_size(count: float) -> str:
+    """Bytes, for people; without its space `parse_size` takes it again."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}" if count < 1000 else f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"

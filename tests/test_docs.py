@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from click import Context
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 
@@ -95,8 +96,20 @@ def test_the_guides_fit_on_a_page_and_name_files_and_settings_that_exist(guide: 
         assert load(None, {}, tree), number
     for line in re.findall(r"\bmirror (configure .*|doctor.*)", text):
         command, *arguments = shlex.split(re.split(r"[`|]|&&", line)[0])
-        known = {name for parameter in main.commands[command].params for name in parameter.opts}
+        found = main.get_command(Context(main), command)
+        assert found is not None, line
+        known = {name for parameter in found.params for name in parameter.opts}
         assert {argument for argument in arguments if argument.startswith("--")} <= known, line
+
+
+def test_every_command_is_in_the_readme() -> None:
+    """And no other: `serve` has a section of its own."""
+    listed = [
+        name
+        for line in re.findall(r"^\| (`mirror .*?) \|", README, re.MULTILINE)
+        for name in re.findall(r"`(?:mirror )?(\w+)", line)
+    ]
+    assert sorted([*listed, "serve"]) == sorted(main.list_commands(Context(main)))
 
 
 def test_json_in_the_readme_is_json() -> None:

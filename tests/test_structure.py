@@ -21,9 +21,9 @@ MAY_IMPORT = {
     "upstream": VALUES | {"upstream", ""},
     "cache": VALUES | {"cache"},
     "api": VALUES | {"api", "cache"},
-    "doctor": VALUES | {"config", "clients", "upstream", "doctor"},
+    "doctor": VALUES | {"quantities", "config", "clients", "upstream", "doctor"},
     "app": {"config", "certificate", "metrics", "api", "cache", "upstream"},
-    "cli": {"config", "app", "cli", "clients", "doctor", ""},
+    "cli": {"names", "errors", "quantities", "config", "app", "cache", "cli", "clients", "doctor", ""},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -1,21 +1,40 @@
-"""The command line. Knows settings and the application; of the cache nothing."""
+"""The command line. A command's module is imported when it is asked for: most need neither the server nor an HTTP client, and should answer at once."""
 
 from __future__ import annotations
+
+import importlib
 
 import click
 
 from mirror import __version__
-from mirror.cli.configure import configure
-from mirror.cli.doctor import doctor
-from mirror.cli.serve import serve
+
+COMMANDS = {
+    "serve": "serve",
+    "ls": "ls",
+    "show": "show",
+    "stats": "stats",
+    "pin": "pin",
+    "unpin": "pin",
+    "rm": "rm",
+    "configure": "configure",
+    "doctor": "doctor",
+}
+"""Names of commands to their modules, in the order in which people are to see them."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"mirror.cli.{COMMANDS[cmd_name]}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="mirror")
 def main() -> None:
     """A pull-through caching mirror for container images."""
-
-
-main.add_command(serve)
-main.add_command(configure)
-main.add_command(doctor)

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mirror.config import Settings
-from mirror.doctor.findings import Finding, advice, ok, problem, size
+from mirror.doctor.findings import Finding, advice, ok, problem
 from mirror.doctor.waiting import within
+from mirror.quantities import format_size
 
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "fuse.glusterfs", "ceph", "virtiofs", "afs"}
 _CHECK = "disk"
@@ -111,7 +112,7 @@ def _room(folder: Path, max_size: int) -> Iterator[Finding]:
     state = os.statvfs(folder)
     free, whole = state.f_bavail * state.f_frsize, state.f_blocks * state.f_frsize
     kept = sum(_sizes(folder / "blobs")) + sum(_sizes(folder / "spool"))
-    told = f"{size(kept)} cached of {size(max_size)} at most, {size(free)} of {size(whole)} free ({_kind(folder) or 'unknown file system'})"
+    told = f"{format_size(kept)} cached of {format_size(max_size)} at most, {format_size(free)} of {format_size(whole)} free ({_kind(folder) or 'unknown file system'})"
     if free < min(whole // 100, 64 * 1024 * 1024):
         yield problem(
             _CHECK,
@@ -122,7 +123,7 @@ def _room(folder: Path, max_size: int) -> Iterator[Finding]:
         yield advice(
             _CHECK,
             f"{folder} has no room for cache.max_size: {told}",
-            f"set cache.max_size to {size((kept + free) * 0.9).replace(' ', '')} or less, or make the disk larger",
+            f"set cache.max_size to {format_size((kept + free) * 0.9).replace(' ', '')} or less, or make the disk larger",
         )
     elif state.f_files and state.f_favail < 10_000:
         yield problem(

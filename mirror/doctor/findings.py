@@ -33,12 +33,3 @@ def advice(check: str, message: str, cure: str) -> Finding:
 
 def problem(check: str, message: str, cure: str) -> Finding:
     return Finding(Level.PROBLEM, check, message, cure)
-
-
-def size(count: float) -> str:
-    """Bytes, for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.4g} TiB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from contextlib import closing
@@ -15,7 +16,7 @@ from mirror.cache.inventory import Inventory
 from mirror.config import load
 from mirror.errors import CatalogFailed, ManifestUnknown, Pinned, UpstreamError
 from mirror.names import Digest, Repository, Tag
-from tests.support.mirrors import Mirror, until
+from tests.support.mirrors import Mirror
 from tests.support.scripted import Hold, Image, Scripted, Status
 
 APP = Repository("docker.io", "library/app")
@@ -138,7 +139,7 @@ async def test_a_running_mirror_notices_soon_what_another_process_deletes(mirror
         await cache.images.delete(APP, ONE)
     asked = upstream.count("GET", "/manifests/1")
     while (await mirror.get("/v2/app/manifests/1")).cache == "mirror; hit":
-        await until(lambda: True)
+        await asyncio.sleep(0.1)
     await pull(mirror, image, "1")
     assert upstream.count("GET", "/manifests/1") == asked + 1
     assert listed(mirror) == ["docker.io/library/app:1"]

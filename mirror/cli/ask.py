@@ -1,0 +1,105 @@
+"""How commands reach the cache: its inventory, which only reads, or the cache itself. What goes wrong ends them with status 1, and says why."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pwd
+import sqlite3
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+import click
+
+from mirror.cache.inventory import Inventory
+from mirror.cli import logs
+from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
+from mirror.errors import Invalid, MirrorError
+from mirror.names import Reference, Repository, parse_image, parse_repository
+
+if TYPE_CHECKING:
+    from mirror.cache.cache import Cache
+
+_T = TypeVar("_T")
+
+
+def images_of(names: Iterable[str]) -> list[tuple[Repository, Reference]]:
+    """Images as people write them. A name that is none is wrong use: status 2."""
+    try:
+        return [parse_image(name, DEFAULT_REGISTRY, ALIASES) for name in names]
+    except Invalid as error:
+        raise click.UsageError(error.message) from None
+
+
+def repository_of(name: str) -> Repository:
+    """A repository as people write it; otherwise wrong use."""
+    try:
+        return parse_repository(name, DEFAULT_REGISTRY, ALIASES)
+    except Invalid as error:
+        raise click.UsageError(error.message) from None
+
+
+@contextlib.contextmanager
+def inventory(settings: Settings) -> Iterator[Inventory]:
+    """The inventory of a cache that is there."""
+    folder = settings.cache.dir
+    become_owner(folder)
+    with _told(folder):
+        if not (folder / "catalog" / "content.sqlite").exists():
+            fail(
+                f"there is no cache in {folder}: name another directory with --cache-dir, or by the mirror's settings with --config"
+            )
+        with closing(Inventory(folder)) as opened:
+            yield opened
+
+
+def on_cache(settings: Settings, work: Callable[[Cache], Awaitable[_T]]) -> _T:
+    """What `work` makes of the cache, which is made where there is none."""
+    # Half a second that those who only look need not wait for.
+    from mirror import app
+
+    logs.set_up("warning", settings.log.format)
+    become_owner(settings.cache.dir)
+
+    async def run() -> _T:
+        async with app.opened(settings) as cache:
+            return await work(cache)
+
+    with _told(settings.cache.dir):
+        return asyncio.run(run())
+
+
+def become_owner(folder: Path) -> None:
+    """As root in a directory of another user, goes on as that user: what root leaves there, a mirror that is not root could not write."""
+    with contextlib.suppress(OSError):
+        found = folder.stat()
+        if os.geteuid() != 0 or found.st_uid == 0:
+            return
+        with contextlib.suppress(KeyError):
+            os.initgroups(pwd.getpwuid(found.st_uid).pw_name, found.st_gid)
+        os.setgid(found.st_gid)
+        os.setuid(found.st_uid)
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the command: it could not be done."""
+    click.echo(f"mirror: {message}", err=True)
+    sys.exit(1)
+
+
+@contextlib.contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except MirrorError as error:
+        fail(error.message)
+    except sqlite3.Error as error:
+        fail(f"the catalog in {folder}/catalog cannot be used: {error}; run this as the user that the mirror runs as")
+    except OSError as error:
+        fail(f"the cache in {folder} cannot be used: {error}; run this as the user that the mirror runs as")
+    except KeyboardInterrupt:
+        fail("interrupted; run it again to go on")

@@ -1,0 +1,88 @@
+"""``mirror ls``: the cached images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mirror.cache.inventory import ORDERS, Image
+from mirror.cli.ask import inventory
+from mirror.cli.options import cache_options, settings_or_exit
+from mirror.cli.text import ago, moment, table, tell_json
+from mirror.quantities import format_size
+
+
+@click.command()
+@click.argument("search", nargs=-1)
+@cache_options
+@click.option(
+    "--sort", type=click.Choice(ORDERS), default="name", help="By name; or the last pulled, last fetched or largest first."
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Show N at most.")
+@click.option("--json", "as_json", is_flag=True, help="Tell it as JSON.")
+def ls(
+    search: tuple[str, ...],
+    config: Path | None,
+    cache_dir: str | None,
+    upstreams: tuple[str, ...],
+    sort: str,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """Lists the cached images: those whose names have every word of SEARCH in them, or whose digest begins with it.
+
+    SIZE is what is cached of an image, SHARED how much of that others have too.
+    """
+    settings = settings_or_exit(config, cache_dir, upstreams)
+    with inventory(settings) as asked:
+        page = asked.images(" ".join(search), sort, 0, limit)
+    ttl = settings.cache.tag_ttl
+    if as_json:
+        tell_json({"total": page.total, "images": [describe(image, ttl) for image in page.images]})
+        return
+    rows = [
+        (
+            str(image),
+            ",".join(platform.removeprefix("linux/") for platform in image.platforms) or "-",
+            format_size(image.size),
+            format_size(image.shared),
+            ago(image.fetched),
+            ago(image.pulled),
+            state(image, ttl),
+        )
+        for image in page.images
+    ]
+    click.echo(table(("IMAGE", "PLATFORM", "SIZE", "SHARED", "FETCHED", "PULLED", "STATE"), rows, ("SIZE", "SHARED")), nl=False)
+    if len(rows) < page.total:
+        click.echo(f"{page.total - len(rows)} more", err=True)
+
+
+def state(image: Image, ttl: float) -> str:
+    """What is worth knowing of an image in a word or two."""
+    words = ["fresh" if image.fresh(ttl) else "stale"]
+    words += ["pinned"] if image.pinned else []
+    words += ["incomplete"] if image.missing else []
+    return ", ".join(words)
+
+
+def describe(image: Image, ttl: float) -> dict[str, Any]:
+    """For programs."""
+    return {
+        "image": str(image),
+        "registry": image.repository.registry,
+        "repository": image.repository.path,
+        "reference": str(image.reference),
+        "digest": str(image.digest),
+        "platforms": list(image.platforms),
+        "size": image.size,
+        "shared": image.shared,
+        "missing": image.missing,
+        "fetched": moment(image.fetched),
+        "checked": moment(image.checked),
+        "pulls": image.pulls,
+        "pulled": moment(image.pulled),
+        "fresh": image.fresh(ttl),
+        "pinned": image.pinned,
+    }

@@ -1,0 +1,101 @@
+"""``mirror show IMAGE``: what a cached image is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mirror.cache.inventory import Details, Variant
+from mirror.cli.ask import fail, images_of, inventory
+from mirror.cli.ls import describe, state
+from mirror.cli.options import cache_options, settings_or_exit
+from mirror.cli.text import ago, table, tell_json
+from mirror.names import image_name
+from mirror.quantities import format_size
+
+_MOST_NEIGHBOURS = 20
+
+
+@click.command()
+@click.argument("image")
+@cache_options
+@click.option("--json", "as_json", is_flag=True, help="Tell it as JSON.")
+def show(image: str, config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], as_json: bool) -> None:
+    """Shows a cached IMAGE: its platforms, its layers, which other images share them, whether it is fresh and whether pinned."""
+    ((repository, reference),) = images_of([image])
+    settings = settings_or_exit(config, cache_dir, upstreams)
+    with inventory(settings) as asked:
+        found = asked.image(repository, reference)
+    if found is None:
+        fail(f"{image_name(repository, reference)} is not cached; mirror ls lists what is, mirror pull fetches it")
+    ttl = settings.cache.tag_ttl
+    if as_json:
+        _tell_json(found, ttl)
+    else:
+        _tell(found, ttl)
+
+
+def _tell(found: Details, ttl: float) -> None:
+    image = found.image
+    checked = "" if image.checked is None else f", checked {ago(image.checked)}"
+    lines = [
+        ("image", str(image)),
+        ("digest", str(image.digest)),
+        ("type", found.media_type),
+        ("size", f"{format_size(image.size)} cached, {format_size(image.shared)} of it shared with other images"),
+        ("state", f"{state(image, ttl)}{checked}"),
+        ("fetched", ago(image.fetched)),
+        ("pulled", f"{ago(image.pulled)}, {image.pulls} times in all" if image.pulls else "never"),
+    ]
+    click.echo("".join(f"{name:<9}{value}\n" for name, value in lines), nl=False)
+    for variant in found.variants:
+        click.echo(f"\n{variant.platform or 'any platform'}  {variant.digest}  {_status(variant)}")
+        rows = [
+            (
+                str(layer.descriptor.digest),
+                format_size(layer.descriptor.size),
+                "cached" if layer.cached else "missing",
+                f"in {layer.images} images" if layer.images > 1 else "",
+            )
+            for layer in variant.layers
+        ]
+        if rows:
+            click.echo(table(("  LAYER", "SIZE", "", "SHARED"), [(f"  {row[0]}", *row[1:]) for row in rows], ("SIZE",)), nl=False)
+    if found.neighbours:
+        click.echo("\nshares layers with")
+        others = [(f"  {other.image}", format_size(other.size)) for other in found.neighbours[:_MOST_NEIGHBOURS]]
+        click.echo(table(("  IMAGE", "IN COMMON"), others, ("IN COMMON",)), nl=False)
+        if len(found.neighbours) > _MOST_NEIGHBOURS:
+            click.echo(f"  and {len(found.neighbours) - _MOST_NEIGHBOURS} more")
+
+
+def _status(variant: Variant) -> str:
+    if not variant.cached:
+        return "not cached"
+    return f"{format_size(variant.size)}, {'complete' if variant.complete else 'incomplete'}"
+
+
+def _tell_json(found: Details, ttl: float) -> None:
+    variants = [
+        {
+            "digest": str(variant.digest),
+            "platform": variant.platform,
+            "cached": variant.cached,
+            "complete": variant.complete,
+            "size": variant.size,
+            "layers": [
+                {
+                    "digest": str(layer.descriptor.digest),
+                    "media_type": layer.descriptor.media_type,
+                    "size": layer.descriptor.size,
+                    "cached": layer.cached,
+                    "images": layer.images,
+                }
+                for layer in variant.layers
+            ],
+        }
+        for variant in found.variants
+    ]
+    shares = [{"image": other.image, "digest": str(other.digest), "size": other.size} for other in found.neighbours]
+    tell_json({**describe(found.image, ttl), "media_type": found.media_type, "variants": variants, "shares": shares})

@@ -1,0 +1,46 @@
+"""``mirror stats``: the cache in figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import click
+
+from mirror.cli.ask import inventory
+from mirror.cli.options import cache_options, settings_or_exit
+from mirror.cli.text import tell_json
+from mirror.quantities import format_size
+
+
+@click.command()
+@cache_options
+@click.option("--json", "as_json", is_flag=True, help="Tell it as JSON.")
+def stats(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], as_json: bool) -> None:
+    """Tells what is cached, how much of its limit that takes, and what it has saved since the cache was made."""
+    settings = settings_or_exit(config, cache_dir, upstreams)
+    with inventory(settings) as asked:
+        totals = asked.totals()
+    traffic = totals.traffic
+    disk = os.statvfs(settings.cache.dir)
+    free, most = disk.f_bavail * disk.f_frsize, settings.cache.max_size
+    if as_json:
+        figures = dataclasses.asdict(totals)
+        figures["traffic"]["saved"] = traffic.saved
+        tell_json({"directory": str(settings.cache.dir), "max_size": most, "disk_free": free, **figures})
+        return
+    ratio = f", {traffic.hits / traffic.requests:.1%} of {traffic.requests} requests" if traffic.requests else ""
+    lines = [
+        ("cache", str(settings.cache.dir)),
+        ("images", f"{totals.images} in {totals.repositories} repositories, {totals.pinned} pinned"),
+        ("content", f"{totals.blobs} blobs and {totals.manifests} manifests"),
+        ("size", f"{format_size(totals.size)} of {format_size(most)}, {totals.size / most:.1%}"),
+        ("unfinished", f"{format_size(totals.unfinished)} of downloads in progress or interrupted"),
+        ("disk", f"{format_size(free)} free"),
+        ("hits", f"{traffic.hits}{ratio}"),
+        ("sent", f"{format_size(traffic.sent)} to clients"),
+        ("fetched", f"{format_size(traffic.fetched)} from upstream"),
+        ("saved", format_size(traffic.saved)),
+    ]
+    click.echo("".join(f"{name:<12}{value}\n" for name, value in lines), nl=False)
