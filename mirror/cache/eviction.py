@@ -24,6 +24,8 @@ from mirror.names import Digest
 
 _TURN = 0.05
 """Seconds that one turn may take."""
+_PAUSE = 0.02
+"""Seconds between two turns."""
 _ROOM_UNKNOWN: bool | None = True
 """Where the catalog fails, a download is tried: the file system will tell."""
 _MOST_SPARE = 64 * 1024 * 1024
@@ -39,7 +41,7 @@ class _Pass:
     kept: set[Digest] = field(default_factory=set)
     """What is pinned, and what was found to be in use."""
     passed: dict[Digest, int] = field(default_factory=dict)
-    """Blobs that would have gone but for that, with sizes in bytes."""
+    """Blobs that would have gone but for that, with sizes in bytes: all of them in the main queue now."""
     passed_bytes: int = 0
 
 
@@ -66,7 +68,8 @@ class Eviction:
         async with self._turn:
             this = _Pass(need, self._high)
             while (fits := await self._records.read(_ROOM_UNKNOWN, self._evict, this)) is None:
-                pass
+                # SQLite's lock is not fair: who waits for it looks every now and then, and must find it free.
+                await asyncio.sleep(_PAUSE)
             if not fits and need:
                 raise StorageFull(f"there is no room for {need} bytes")
 
@@ -131,9 +134,10 @@ class Eviction:
     def _evict_one(self, this: _Pass) -> int | None:
         """The bytes of a blob that is gone now, 0 for one that had to be spared; None where none is left that may go."""
         queues = self._records.catalog.queues
-        if this.passed_bytes >= sum(map(queues.size, Queue)):
-            return None
         victim = next_victim(queues, self.max_size)
+        if victim is not None and victim.queue is Queue.MAIN and this.passed_bytes >= queues.size(Queue.MAIN):
+            # All of the main queue was passed by, and would be for ever.
+            victim = queues.oldest(Queue.SMALL)
         if victim is None:
             return None
         try:

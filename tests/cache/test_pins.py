@@ -109,6 +109,28 @@ async def test_a_cache_full_of_pins_passes_through(start: Callable[..., Any], up
     assert mirror.cached(image.layers[0])
 
 
+async def test_pins_in_the_main_queue_leave_the_small_one_to_evict(start: Callable[..., Any], upstream: Scripted) -> None:
+    """However little is in that one: what is not pinned goes, and then the pull is passed through, or fits."""
+    mirror: Mirror = await start(max_size="10MiB")
+    image = upstream.add_image("library/app", "latest", layers=[os.urandom(8 << 20)])
+    await mirror.get("/v2/app/manifests/latest")
+    small = upstream.add_blob(os.urandom(900_000))
+    for blob in (image.layers[0], small):
+        await mirror.get(f"/v2/app/blobs/{blob}")
+        await mirror.until_cached(blob)
+    beside = Catalog(mirror.directory / "catalog")
+    beside.pin(APP, LATEST)
+    with beside.changing():
+        beside.queues.to_main(str(image.layers[0]), 3)
+    beside.close()
+    for size, detail in ((3 << 20, "detail=not-stored"), (1 << 20, "stored")):
+        blob = upstream.add_blob(os.urandom(size))
+        answer = await mirror.get(f"/v2/app/blobs/{blob}")
+        assert (answer.digest(), answer.cache) == (blob, f"mirror; fwd=miss; {detail}")
+    assert mirror.cached(image.layers[0])
+    assert not mirror.cached(small)
+
+
 def test_a_catalog_from_before_pins_takes_them(tmp_path: Path) -> None:
     """The tables are added to what is there."""
     Catalog(tmp_path).close()
