@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,17 +66,22 @@ class BlobStore:
         except OSError:
             # Not only absent: what cannot be opened is as good as absent, and is fetched again.
             return None
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(fd)
+            return None
         with contextlib.suppress(OSError):
             # Fails only while eviction is unlinking it. What is open stays readable all the same.
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return BlobFile(fd, os.fstat(fd).st_size)
+        return BlobFile(fd, status.st_size)
 
     def size(self, digest: Digest) -> int | None:
         """The size of a blob in bytes; None where it is not cached."""
         try:
-            return os.stat(self.path(digest)).st_size
+            status = os.stat(self.path(digest))
         except OSError:
             return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def put(self, digest: Digest, content: bytes) -> None:
         """Stores small content that is verified already. Raises OSError."""
@@ -104,14 +110,16 @@ class BlobStore:
         Path(self.path(digest)).unlink(missing_ok=True)
 
     def scan(self) -> Iterator[tuple[Digest, int]]:
-        """Every blob there is, with its size in bytes. Files whose names are no digests are not ours and passed over."""
+        """Every blob there is, with its size in bytes. What is no file, or whose name is no digest, is not ours and passed over."""
         for algorithm in _ALGORITHMS:
             with os.scandir(self.root / "blobs" / algorithm) as entries:
                 for entry in entries:
                     try:
-                        yield Digest.parse(f"{algorithm}:{entry.name}"), entry.stat(follow_symlinks=False).st_size
-                    except (DigestInvalid, FileNotFoundError):
+                        digest, status = Digest.parse(f"{algorithm}:{entry.name}"), entry.stat()
+                    except (DigestInvalid, OSError):
                         continue
+                    if stat.S_ISREG(status.st_mode):
+                        yield digest, status.st_size
 
     def free_bytes(self) -> int:
         """What the file system still takes, in bytes."""

@@ -23,8 +23,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import shutil
 import sqlite3
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +37,7 @@ import diskcache
 from mirror.cache.policy import MOST_FREQUENT, queue_of_new
 from mirror.cache.queues import BlobQueues
 from mirror.cache.removal import Removal
-from mirror.cache.schema import MANIFESTS, connect
+from mirror.cache.schema import MANIFESTS, open_database
 from mirror.errors import DigestInvalid
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Reference, Repository, Tag, parse_reference
@@ -69,26 +71,18 @@ class Catalog:
     def __init__(self, folder: Path) -> None:
         """Opens the database, or sets an unreadable one aside and makes a new one. Raises OSError, sqlite3.Error."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "content.sqlite"
-        try:
-            self._db = connect(path)
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise
-            log.warning("the catalog cannot be read (%s): set aside, and made anew from the files; pins are lost", error)
-            for suffix in ("", "-wal", "-shm"):
-                with contextlib.suppress(FileNotFoundError):
-                    Path(f"{path}{suffix}").replace(f"{path}{suffix}.unreadable")
-            self._db = connect(path)
+        self._db = open_database(folder)
         self.queues = BlobQueues(self._db)
         self.removal = Removal(self._db)
         # Only lists that upstream gave, each replaceable: here diskcache may cull by itself. JSON, since a pickle on disk is code.
-        self._documents = diskcache.Cache(
-            str(folder / "documents"),
-            disk=diskcache.JSONDisk,
-            eviction_policy="least-recently-stored",
-            size_limit=_DOCUMENTS_LIMIT,
-        )
+        try:
+            self._documents = _documents(folder / "documents")
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            log.warning("the lists that upstream gave cannot be read (%s): forgotten", error)
+            shutil.rmtree(folder / "documents")
+            self._documents = _documents(folder / "documents")
 
     def close(self) -> None:
         self._db.close()
@@ -103,11 +97,16 @@ class Catalog:
 
     def add_manifest(self, descriptor: Descriptor, children: Iterable[Digest]) -> None:
         """Notes a cached manifest and what it names."""
+        self.take_in([(descriptor, children)])
+
+    def take_in(self, entries: Iterable[tuple[Descriptor, Iterable[Digest]]]) -> None:
+        """Notes cached content, and what it names; no media type stands for a blob."""
         with self._db:
-            self._add(descriptor.digest, descriptor.size, descriptor.media_type)
-            self._db.executemany(
-                "INSERT OR IGNORE INTO child VALUES (?, ?)", [(str(descriptor.digest), str(child)) for child in children]
-            )
+            for descriptor, children in entries:
+                self._add(descriptor.digest, descriptor.size, descriptor.media_type or None)
+                self._db.executemany(
+                    "INSERT OR IGNORE INTO child VALUES (?, ?)", [(str(descriptor.digest), str(child)) for child in children]
+                )
 
     def _add(self, digest: Digest, size: int, media_type: str | None) -> None:
         name, now = str(digest), time.time()
@@ -349,11 +348,21 @@ class Catalog:
 
     def document(self, key: str) -> dict[str, Any] | None:
         """What was stored under `key`: a list that upstream gave, and when."""
-        found = self._documents.get(key)
+        try:
+            found = self._documents.get(key)
+        except (ValueError, zlib.error):
+            # Rotten on the disk.
+            return None
         return found if isinstance(found, dict) else None
 
     def set_document(self, key: str, value: dict[str, Any]) -> None:
         self._documents.set(key, value)
+
+
+def _documents(folder: Path) -> diskcache.Cache:
+    return diskcache.Cache(
+        str(folder), disk=diskcache.JSONDisk, eviction_policy="least-recently-stored", size_limit=_DOCUMENTS_LIMIT
+    )
 
 
 def _sized(rows: Iterable[tuple[str, int]]) -> Iterator[tuple[Digest, int]]:

@@ -19,6 +19,7 @@ from mirror.cache.eviction import Eviction
 from mirror.cache.expiry import Expiry
 from mirror.cache.parts import FileReader
 from mirror.cache.records import Records
+from mirror.cache.schema import look_for_damage
 from mirror.cache.scrub import Fetch, Scrub
 from mirror.cache.spool import sweep
 from mirror.cache.upkeep import Upkeep
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 _HOT_BYTES = 32 * 1024 * 1024
 _TOUCH_INTERVAL = 5.0
+_BATCH = 256
+"""Rows that are mended in one go: others want the catalog too."""
 
 
 class Content:
@@ -170,16 +173,18 @@ class Content:
         await self.eviction.count()
         try:
             await self.disk.run(sweep, self.store)
+            await self.disk.run(look_for_damage, self.store.root / "catalog")
             found = await self.disk.run(lambda: dict(self.store.scan()))
             known = await self.records.read(None, self.records.catalog.content)
             if known is None:
                 return
             lost = [digest for digest, size in known.items() if found.get(digest) != size]
-            for start in range(0, len(lost), 256):
-                await self.records.write(self._drop, self.records.catalog, lost[start : start + 256])
+            for start in range(0, len(lost), _BATCH):
+                await self.records.write(self._drop, self.records.catalog, lost[start : start + _BATCH])
             new = [digest for digest in found if digest not in known]
-            for digest in new:
-                await self._take_in(digest)
+            for start in range(0, len(new), _BATCH):
+                entries = await self.disk.run(self._look_into, new[start : start + _BATCH])
+                await self.records.write(self.records.catalog.take_in, entries)
             if lost or new:
                 log.info("mended the catalog: %d files taken in, %d rows dropped", len(new), len(lost))
             await self.make_room(0)
@@ -200,16 +205,19 @@ class Content:
                 gone.append(digest)
         catalog.forget(gone)
 
-    async def _take_in(self, digest: Digest) -> None:
-        file = self.store.open(digest)
-        if file is None:
-            return
-        with contextlib.closing(file):
-            body = await self.disk.run(file.read_all) if file.size <= MAX_SIZE else b""
-        if body.lstrip()[:1] == b"{":
-            with contextlib.suppress(UpstreamInvalid):
-                descriptor = Descriptor(media_type_of(body, None), digest, len(body))
-                children = [child for digests in children_of(body) for child in digests]
-                await self.records.write(self.records.catalog.add_manifest, descriptor, children)
-                return
-        await self.records.write(self.records.catalog.add, digest, file.size)
+    def _look_into(self, digests: list[Digest]) -> list[tuple[Descriptor, list[Digest]]]:
+        """What files without a row are: blobs have no media type here, manifests have children."""
+        entries = []
+        for digest in digests:
+            file = self.store.open(digest)
+            if file is None:
+                continue
+            with contextlib.closing(file):
+                body = file.read_all() if file.size <= MAX_SIZE else b""
+            media_type, children = "", []
+            if body.lstrip()[:1] == b"{":
+                with contextlib.suppress(UpstreamInvalid):
+                    media_type = media_type_of(body, None)
+                    children = [child for digests in children_of(body) for child in digests]
+            entries.append((Descriptor(media_type, digest, file.size), children))
+        return entries

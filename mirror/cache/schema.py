@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sqlite3
 from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_NAME = "content.sqlite"
+_DAMAGED = "content.damaged"
+"""A file that says that the database is to be made anew."""
 
 MANIFESTS = 2
 """In `queue`: what is no blob, and goes after all that it names. 0 and 1 are the policy's queues; in `total`, 3 is for the ghosts."""
@@ -95,6 +103,42 @@ _FROM_LRU = (
     "ALTER TABLE content ADD COLUMN verified REAL NOT NULL DEFAULT 0",
     "UPDATE content SET entered = used * 1000, queue = CASE WHEN media_type IS NULL THEN 0 ELSE 2 END",
 )
+
+
+def open_database(folder: Path) -> sqlite3.Connection:
+    """Opens it, or sets an unreadable one aside and makes a new one. Raises OSError, sqlite3.Error."""
+    path = folder / _NAME
+    if (folder / _DAMAGED).exists():
+        _set_aside(path, "its last start found damage in it")
+        (folder / _DAMAGED).unlink()
+    try:
+        return connect(path)
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise
+        _set_aside(path, error)
+        return connect(path)
+
+
+def look_for_damage(folder: Path) -> None:
+    """Reads the whole database; one that is damaged is made anew at the next start. Blocks on the disk. Raises OSError."""
+    try:
+        with contextlib.closing(sqlite3.connect(folder / _NAME)) as db:
+            [found] = db.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.OperationalError:
+        return
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found != "ok":
+        log.error("the catalog is damaged (%s): it is made anew from the files at the next start", found)
+        (folder / _DAMAGED).touch()
+
+
+def _set_aside(path: Path, why: object) -> None:
+    log.warning("the catalog cannot be read (%s): set aside, and made anew from the files; pins are lost", why)
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").replace(f"{path}{suffix}.unreadable")
 
 
 def connect(path: Path) -> sqlite3.Connection:

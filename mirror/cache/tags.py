@@ -193,7 +193,7 @@ class Tags:
         """What a known tag means now, or meant last where upstream cannot say in time. Raises Unknown where it is gone."""
         if self._fresh(record):
             return record.descriptor, HIT
-        if self._clock() >= self._held.get((repository, tag), 0.0):
+        if time.monotonic() >= self._held.get((repository, tag), 0.0):
             check, _ = self._descriptors.start((repository, tag, "check"), lambda: self._check(repository, tag, record))
             done, _ = await asyncio.wait([check], timeout=self._patience)
             if done:
@@ -210,7 +210,7 @@ class Tags:
     def _hold(self, repository: Repository, tag: Tag) -> None:
         if len(self._held) > _MOST_IN_MEMORY:
             self._held.clear()
-        self._held[repository, tag] = self._clock() + min(_HOLD, self._ttl)
+        self._held[repository, tag] = time.monotonic() + min(_HOLD, self._ttl)
 
     async def _check(self, repository: Repository, tag: Tag, record: TagRecord) -> Descriptor:
         source = self._source(repository.registry)
