@@ -102,12 +102,18 @@ class Content:
         if (manifest := self.hot_manifest(digest)) is not None:
             return manifest
         media_type = await self.records.read(None, self.records.catalog.manifest_type, digest)
-        if media_type is None:
+        if media_type is None and not 0 < (self.store.size(digest) or 0) <= MAX_SIZE:
             return None
         body = await self.disk.run(self._read_verified, digest)
         if body is None:
             await self.records.write(self.records.catalog.forget, [digest])
             return None
+        if media_type is None:
+            # A file without a row, as yet: the catalog was lost.
+            try:
+                media_type = media_type_of(body, None)
+            except UpstreamInvalid:
+                return None
         self._uses[digest] = time.time()
         return self._warm(Manifest(media_type, digest, body))
 
