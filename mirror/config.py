@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 import types
 from collections.abc import Mapping
@@ -325,8 +326,19 @@ def _fault(fault: Any, layers: list[tuple[str, dict[str, Any]]]) -> str:
         near = difflib.get_close_matches(path[-1], _known_keys(path), 1)
         return f"{key}{where}: there is no such setting" + (f"; is {near[0]!r} meant?" if near else "")
     message = str(fault["msg"]).removeprefix("Value error, ")
-    secret = "password" in path or isinstance(value, Mapping)
-    return f"{key}{where}: {message}" + ("" if not where or secret else f"; found {str(value)[:100]!r}")
+    return f"{key}{where}: {message}" + (
+        "" if not where or "password" in path or _holds_tables(value) else f"; found {shown(value)}"
+    )
+
+
+def shown(value: object) -> str:
+    """A value as it may be shown: without what stands before an @ in a URL."""
+    return repr(re.sub(r"//[^/@]*@", "//…@", str(value))[:100])
+
+
+def _holds_tables(value: Any) -> bool:
+    """True where passwords may be inside."""
+    return isinstance(value, Mapping) or (isinstance(value, list | tuple) and any(map(_holds_tables, value)))
 
 
 def _look_up(layer: Any, path: list[str]) -> tuple[bool, Any]:

@@ -95,8 +95,28 @@ def test_faults_of_a_registry(registry: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(None, {}, {"registries": {"docker.io": registry}})
     assert expected in str(caught.value)
-    if "endpoints" not in registry:
-        assert "hunter2" not in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[[registries]]\nname = "docker.io"\npassword = "hunter2"\n',
+        'registries = [["docker.io", {password = "hunter2"}]]\n',
+        '[registries."docker.io"]\npasword = "hunter2"\n',
+        '[registries."docker.io"]\nendpoints = "https://u:hunter2@h/x@y"\n',
+        '[registries."docker.io".password]\nvalue = "hunter2"\n',
+        '[registries."docker.io"]\npassword_file = {password = "hunter2"}\n',
+    ],
+)
+def test_secrets_in_the_wrong_place_are_not_shown(tmp_path: Path, text: str) -> None:
+    """Whatever shape the file has: a terminal is seen by many."""
+    file = tmp_path / "m.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(file, {}, {})
+    assert "registries" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from mirror.config import ConfigError, Settings, load
+from mirror.config import ConfigError, Settings, load, shown
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -72,9 +72,7 @@ def _flags(listen: str | None, cache_dir: str | None, max_size: str | None, upst
         registry, equals, url = upstream.partition("=")
         if not equals:
             raise ConfigError(
-                [
-                    f"--upstream: REGISTRY=URL is expected, such as docker.io=https://registry-1.docker.io; found {upstream[:100]!r}"
-                ]
+                [f"--upstream: REGISTRY=URL is expected, such as docker.io=https://registry-1.docker.io; found {shown(upstream)}"]
             )
         flags.setdefault("registries", {}).setdefault(registry, {}).setdefault("endpoints", []).append(url)
     return flags

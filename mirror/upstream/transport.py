@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import ipaddress
 import ssl
 import urllib.request
@@ -55,7 +56,9 @@ class Transport:
         self._resolver = ThreadedResolver()
         self._anywhere = self._session(self._resolver)
         self._public = self._session(_PublicOnly(self._resolver))
-        self._proxies = {scheme: url for scheme, url in urllib.request.getproxies().items() if scheme in ("http", "https")}
+        self._proxies = {
+            scheme: _proxy(url) for scheme, url in urllib.request.getproxies().items() if scheme in ("http", "https")
+        }
 
     def _session(self, resolver: AbstractResolver) -> aiohttp.ClientSession:
         # Unlimited: a request that waited here for another's long download would run into its own timeout.
@@ -101,7 +104,12 @@ class Transport:
             raise TargetRefused(f"an upstream with a public address points to {where}, which is not public")
         extra: dict[str, Any] = {} if tls is None else {"ssl": tls}
         if proxy is not None:
-            extra["proxy"] = proxy
+            extra["proxy"], for_proxy = proxy
+            # A tunnel is asked for in a request of its own.
+            if url.scheme == "https":
+                extra["proxy_headers"] = for_proxy
+            else:
+                headers = {**headers, **for_proxy}
         try:
             async with asyncio.timeout(self.timeouts.header if timeout is None else timeout):
                 return await session.request(method, url, headers=headers, allow_redirects=False, **extra)
@@ -113,12 +121,14 @@ class Transport:
             raise UpstreamTimeout(f"{where} did not answer in time") from None
         except aiohttp.ClientSSLError as error:
             raise UpstreamUnreachable(f"no TLS connection with {where}: {_brief(error)}") from None
+        except aiohttp.ClientHttpProxyError as error:
+            raise UpstreamUnreachable(f"no connection with {where}: the proxy answered {error.status} {error.message}") from None
         except (aiohttp.ClientConnectionError, OSError) as error:
             raise UpstreamUnreachable(f"no connection with {where}: {_brief(error)}") from None
         except (aiohttp.InvalidURL, aiohttp.ClientError, ValueError) as error:
             raise UpstreamInvalid(f"{where} answered with something that is not HTTP: {_brief(error)}") from None
 
-    def _proxy(self, url: URL) -> str | None:
+    def _proxy(self, url: URL) -> tuple[URL, dict[str, str]] | None:
         # Not aiohttp's trust_env: that reads ~/.netrc too, and sends what it finds there.
         proxy = self._proxies.get(url.scheme)
         if proxy is None or urllib.request.proxy_bypass(url.host or ""):
@@ -157,6 +167,16 @@ async def read_bounded(response: aiohttp.ClientResponse, limit: int, seconds: fl
         raise UpstreamTimeout(f"{where} did not send all of a document in time") from None
     except (aiohttp.ClientError, OSError) as error:
         raise UpstreamUnreachable(f"{where} broke off within a document: {_brief(error)}") from None
+
+
+def _proxy(url: str) -> tuple[URL, dict[str, str]]:
+    """A proxy as the environment names it, and the header that it wants; user and password apart, since aiohttp puts URLs into its errors."""
+    parsed = URL(url if "://" in url else f"http://{url}")
+    headers = {}
+    if parsed.user or parsed.password:
+        given = f"{parsed.user or ''}:{parsed.password or ''}".encode()
+        headers["Proxy-Authorization"] = f"Basic {base64.b64encode(given).decode()}"
+    return parsed.with_user(None), headers
 
 
 def length_of(response: aiohttp.ClientResponse) -> int | None:

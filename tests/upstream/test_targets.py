@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 from collections.abc import Callable
 from typing import Any
@@ -232,6 +233,36 @@ async def test_a_proxy_from_the_environment_is_used(
     upstream.fail("latest", Redirect("http://store.invalid/v2/library/app/manifests/latest"))
     assert (await mirror.get(LATEST)).status == 200
     assert upstream.count("GET", "latest") == 2
+
+
+@pytest.mark.parametrize("scheme", ["http://", ""])
+@pytest.mark.parametrize("registry", ["https://registry.invalid", "http://registry.invalid"])
+async def test_a_proxys_password_is_used_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, start: Callable[..., Any], scheme: str, registry: str
+) -> None:
+    """It goes to the proxy; no client, page or metric ever sees it, whatever the proxy says."""
+    heads: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    proxy = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    address = f"{scheme}robot:hunter2@127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, address)
+    monkeypatch.setenv("no_proxy", "")
+    mirror: Mirror = await start(endpoints=[registry])
+    answer = await mirror.get(LATEST)
+    assert answer.status == 503
+    assert b"407" in answer.body
+    assert b"Proxy-Authorization: Basic " + base64.b64encode(b"robot:hunter2") in heads[0]
+    for page in (answer, await mirror.get("/readyz"), await mirror.get("/metrics")):
+        assert b"hunter2" not in page.body
+    proxy.close()
+    await proxy.wait_closed()
 
 
 async def test_what_aiohttp_raises_ends_at_the_transport(upstream: Scripted) -> None:
