@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,7 @@ from mirror.cache.content import Content
 from mirror.cache.desk import Desk
 from mirror.cache.direct import DirectReader
 from mirror.cache.download import Source as BlobSource
+from mirror.cache.flight import Flight, Progress
 from mirror.cache.flights import FlightReader, Flights
 from mirror.cache.ground import Ground
 from mirror.cache.images import Images
@@ -21,12 +22,16 @@ from mirror.cache.negative import Negative
 from mirror.cache.once import Once
 from mirror.cache.outcome import HIT, PASSED, Outcome, miss
 from mirror.cache.parts import Reader
+from mirror.cache.pulling import Pulls
 from mirror.cache.tags import ManifestSource, Tags
 from mirror.cache.upkeep import Upkeep
 from mirror.cache.usage import Usage
 from mirror.errors import Denied, StorageFull, Unknown, UpstreamBusy
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
+
+_LOOK = 0.1
+"""Seconds between two looks at how far a download is."""
 
 
 class Blob(BlobSource, Protocol):
@@ -67,6 +72,7 @@ class Cache:
         self._paid: dict[str, int] = {}
         self._ahead = Ahead(self.content, self._fetch_ahead) if limits.prefetch else None
         self.manifests = Tags(self.content, source, self._negative, limits.tag_ttl, limits.revalidate_timeout)
+        self.pulls = Pulls(self.content, self.manifests, self.fetch)
         self.images = Images(self.content, self.manifests)
         self.lists = Lists(self.content.records, source, limits.tag_ttl)
 
@@ -99,14 +105,32 @@ class Cache:
         if self._ahead is not None:
             self._ahead.begin(repository, digest)
         ground = self._ground(repository, digest)
+        try:
+            _, reader, joined = await self._embark(repository, digest, ground)
+        except StorageFull:
+            return await self._direct(digest, ground), PASSED
+        return reader, miss(joined)
+
+    async def fetch(self, repository: Repository, digest: Digest) -> AsyncGenerator[Progress, None]:
+        """Gets a blob into the cache, and tells from time to time how far it is. Raises MirrorError where it is not there in the end."""
+        flight, reader, _ = await self._embark(repository, digest, self._ground(repository, digest))
+        try:
+            while not await self._flights.ended(digest, _LOOK):
+                yield flight.progress
+        finally:
+            await reader.aclose()
+        if flight.error is not None:
+            raise flight.error
+        if self.content.store.size(digest) is None:
+            raise StorageFull("it came, but the cache's disk did not keep it: see the log")
+
+    async def _embark(self, repository: Repository, digest: Digest, ground: Ground) -> tuple[Flight, FlightReader, bool]:
+        """A place in a blob's flight, once its size is known; the caller closes the reader. Raises MirrorError."""
         while True:
             flight, joined = self._flights.join(digest, ground)
             reader = FlightReader(flight, ground.source, self.content.disk)
             try:
                 await flight.departed()
-            except StorageFull:
-                await reader.aclose()
-                return await self._direct(digest, ground), PASSED
             except (Unknown, Denied, UpstreamBusy) as error:
                 await reader.aclose()
                 if joined:
@@ -118,7 +142,7 @@ class Cache:
             except BaseException:
                 await reader.aclose()
                 raise
-            return reader, miss(joined)
+            return flight, reader, joined
 
     async def stat_blob(self, repository: Repository, digest: Digest) -> tuple[Descriptor, Outcome]:
         """What a blob is, without having it: never downloads. Raises MirrorError."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from dataclasses import dataclass
 
 from mirror import metrics
 from mirror.cache.bell import Bell
@@ -28,6 +29,16 @@ WITHHELD = 64 * 1024
 """Bytes at a blob's end that wait for its verification."""
 _FOLLOW_INTERVAL = 0.02
 _MOST_DISCARDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a flight is, in bytes. `size` is None where upstream has not told it; `leads` is False while another process downloads."""
+
+    size: int | None
+    have: int
+    readers: int
+    leads: bool
 
 
 class Flight:
@@ -87,6 +98,12 @@ class Flight:
             if self._filling is not None:
                 self._filling.want(position, stop)
             await self._bell.wait()
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is."""
+        have = self.size if self._verified else self._spools[-1].have.total if self._spools else 0
+        return Progress(self.size, have or 0, self._readers, self._filling is not None)
 
     # ------------------------------------------------------------------ the flight itself
 

@@ -36,10 +36,12 @@ class Flights:
         self._flights[digest] = flight, task
         return flight, False
 
-    async def ended(self, digest: Digest) -> None:
-        """Waits until there is no flight of a blob any more, however it ended."""
+    async def ended(self, digest: Digest, seconds: float | None = None) -> bool:
+        """Waits until there is no flight of a blob any more, however it ended. False where there still is one after so many seconds."""
         if (known := self._flights.get(digest)) is not None:
-            await asyncio.wait([known[1]])
+            await asyncio.wait([known[1]], timeout=seconds)
+            return known[1].done()
+        return True
 
     def size(self, digest: Digest) -> int | None:
         """The size in bytes of a blob that is on its way, where it is known already."""

@@ -13,6 +13,8 @@ COMMANDS = {
     "ls": "ls",
     "show": "show",
     "stats": "stats",
+    "tags": "tags",
+    "pull": "pull",
     "pin": "pin",
     "unpin": "pin",
     "rm": "rm",

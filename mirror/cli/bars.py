@@ -1,0 +1,64 @@
+"""Progress bars on a terminal: one for each image that is being pulled, and one for all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from mirror.cache.pulling import Pull
+
+_MOST = 10
+"""Images that are shown at a time."""
+_INTERVAL = 0.1
+
+
+class Bars:
+    """Shown on standard error as long as this is open."""
+
+    def __init__(self, pulls: list[Pull]) -> None:
+        self._pulls = pulls
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=Console(file=sys.stderr),
+        )
+        self._whole = self._bars.add_task(f"{len(pulls)} images", total=None)
+        self._rows: dict[int, TaskID] = {}
+        self._looking: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Bars:
+        self._bars.start()
+        self._looking = asyncio.create_task(self._look_on())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._looking is not None
+        self._looking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._looking
+        self._look()
+        self._bars.stop()
+
+    async def _look_on(self) -> None:
+        while True:
+            self._look()
+            await asyncio.sleep(_INTERVAL)
+
+    def _look(self) -> None:
+        under_way = [number for number, this in enumerate(self._pulls) if this.total and this.here < this.total][:_MOST]
+        for number in self._rows.keys() - set(under_way):
+            self._bars.remove_task(self._rows.pop(number))
+        for number in under_way:
+            this = self._pulls[number]
+            if number not in self._rows:
+                self._rows[number] = self._bars.add_task(str(this))
+            self._bars.update(self._rows[number], completed=this.here, total=this.total)
+        known = sum(this.total for this in self._pulls)
+        self._bars.update(self._whole, completed=sum(this.here for this in self._pulls), total=known or None)

@@ -1,0 +1,171 @@
+"""``mirror pull``: images into the cache before anybody asks for them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import platform as machine
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mirror.cli.ask import images_of, on_cache
+from mirror.cli.options import cache_options, settings_or_exit
+from mirror.cli.text import tell_json
+from mirror.errors import MirrorError
+from mirror.quantities import format_size
+
+if TYPE_CHECKING:
+    from mirror.cache.cache import Cache
+    from mirror.cache.pulling import Pull
+
+_PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
+_MACHINES = {
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "armv7l": "arm/v7",
+    "armv6l": "arm/v6",
+    "i386": "386",
+    "i686": "386",
+    "loongarch64": "loong64",
+}
+"""Names of ``uname -m`` to those of images (image-spec 1.1, "image-index.md": GOARCH), where they differ."""
+
+
+@click.command()
+@click.argument("images", nargs=-1, metavar="[IMAGE...]")
+@cache_options
+@click.option(
+    "--file",
+    "-f",
+    "lists",
+    multiple=True,
+    metavar="FILE",
+    help="Images from a file, one a line, # for comments; - is standard input.",
+)
+@click.option(
+    "--platform", "platforms", multiple=True, metavar="PLATFORM", help="Such as linux/arm64; repeatable.  [this machine's]"
+)
+@click.option("--all-platforms", is_flag=True, help="Everything that an index lists, attestations too.")
+@click.option("--json", "as_json", is_flag=True, help="Tell the outcome as JSON.")
+def pull(
+    images: tuple[str, ...],
+    config: Path | None,
+    cache_dir: str | None,
+    upstreams: tuple[str, ...],
+    lists: tuple[str, ...],
+    platforms: tuple[str, ...],
+    all_platforms: bool,
+    as_json: bool,
+) -> None:
+    """Fetches images into the cache, with all that a client needs to pull them while upstream is away.
+
+    Upstream is asked what each tag means now, and only what is missing is fetched. Interrupted, it goes on where it stopped when it is run again, as
+    downloads do that failed. Beside a running mirror, each blob is fetched once by the two of them. The exit status is 1 where an image is not there whole.
+    """
+    names = [*images, *(name for file in lists for name in _listed(file))]
+    if not names:
+        raise click.UsageError("name images, or a file of them with --file")
+    if platforms and all_platforms:
+        raise click.UsageError("--platform and --all-platforms exclude each other")
+    named = dict.fromkeys(images_of(names))
+    wanted = None if all_platforms else [_platform(one) for one in platforms] or [this_platform()]
+    settings = settings_or_exit(config, cache_dir, upstreams)
+
+    async def work(cache: Cache) -> list[dict[str, Any]]:
+        from mirror.cache.pulling import Pull
+
+        cache.usage.start()
+        pulls = [Pull(repository, reference, wanted) for repository, reference in named]
+        faults: dict[str, str] = {}
+
+        async def one(this: Pull) -> None:
+            try:
+                await cache.pulls.pull(this)
+            except MirrorError as error:
+                faults[str(this)] = error.message
+            if shown is None and not as_json:
+                click.echo(_line(_outcome(this, faults.get(str(this)))))
+
+        async with _bars(pulls) if sys.stderr.isatty() and not as_json else contextlib.nullcontext() as shown:
+            await asyncio.gather(*(one(this) for this in pulls))
+        for this in pulls:
+            if str(this) not in faults and (missing := cache.pulls.missing(this)):
+                faults[str(this)] = (
+                    f"{missing} of its blobs had to make room for others: cache.max_size is too small for all of these images"
+                )
+        return [_outcome(this, faults.get(str(this))) for this in pulls]
+
+    report = on_cache(settings, work)
+    failed = [told for told in report if told["fault"]]
+    if as_json:
+        tell_json(report)
+    else:
+        for told in failed:
+            click.echo(f"mirror: {told['image']}: {told['fault']}", err=True)
+        fetched = [told for told in report if not told["fault"] and told["fetched"]]
+        size = format_size(sum(told["fetched"] for told in report))
+        there = len(report) - len(fetched) - len(failed)
+        counted = "1 image" if len(report) == 1 else f"{len(report)} images"
+        click.echo(f"{counted}: {len(fetched)} fetched, {there} already there, {len(failed)} failed; {size} in all")
+    sys.exit(1 if failed else 0)
+
+
+def this_platform() -> str:
+    """The platform of this machine's containers."""
+    architecture = machine.machine().lower()
+    return f"linux/{_MACHINES.get(architecture, architecture)}"
+
+
+def _platform(text: str) -> str:
+    platform = text.strip().lower() if "/" in text else f"linux/{text.strip().lower()}"
+    if not _PLATFORM.fullmatch(platform):
+        raise click.BadParameter(
+            f"a platform such as linux/arm64 or linux/arm/v7 is expected; found {text[:80]!r}", param_hint="--platform"
+        )
+    return platform
+
+
+def _listed(file: str) -> list[str]:
+    """The names in a file, each checked here, so that what is wrong is told with its line."""
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"--file {file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    names = []
+    for number, line in enumerate(text.splitlines(), 1):
+        name = re.sub(r"(^|\s)#.*", "", line).strip()
+        if name:
+            try:
+                images_of([name])
+            except click.UsageError as error:
+                raise click.UsageError(f"{file}, line {number}: {error.message}") from None
+            names.append(name)
+    return names
+
+
+def _outcome(this: Pull, fault: str | None) -> dict[str, Any]:
+    return {
+        "image": str(this),
+        "size": this.total,
+        "fetched": this.fetched,
+        "blobs": len(this.blobs),
+        "unchecked": this.unchecked or None,
+        "fault": fault,
+    }
+
+
+def _line(told: dict[str, Any]) -> str:
+    if told["fault"]:
+        return f"{told['image']}: failed"
+    fetched = f"fetched {format_size(told['fetched'])} of {format_size(told['size'])}" if told["fetched"] else "already there"
+    return f"{told['image']}: {fetched}{', though upstream could not be asked' if told['unchecked'] else ''}"
+
+
+def _bars(pulls: list[Pull]) -> contextlib.AbstractAsyncContextManager[object]:
+    from mirror.cli.bars import Bars
+
+    return Bars(pulls)

@@ -1,0 +1,267 @@
+"""``mirror pull`` and ``mirror tags``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirror.cli.pull import this_platform
+from mirror.cli.tags import natural
+from mirror.names import Digest
+from tests.support.commands import Commands, mirror
+from tests.support.images import make_index
+from tests.support.mirrors import Mirror
+from tests.support.scripted import Hold, Scripted, Status
+
+MIB = 1024 * 1024
+
+
+def cached(directory: Path, digest: Digest | str) -> bool:
+    return (directory / "blobs" / "sha256" / str(digest).partition(":")[2]).exists()
+
+
+@pytest.fixture
+def commands(upstream: Scripted, tmp_path: Path) -> Commands:
+    """On a cache directory that does not exist yet."""
+    return Commands(tmp_path / "cache", upstream)
+
+
+async def test_a_list_is_pulled_whole_and_a_second_time_for_nothing(
+    commands: Commands, upstream: Scripted, tmp_path: Path
+) -> None:
+    """Names in files, on standard input and as arguments, each once; upstream gives each blob once; the second run asks with HEAD alone."""
+    base = os.urandom(50_000)
+    images = {
+        name: upstream.add_image(f"library/{name}", "1", layers=[base, os.urandom(20_000)]) for name in ("one", "two", "three")
+    }
+    file = tmp_path / "images.txt"
+    file.write_text("# what we need\n\none:1   # the first\n  docker.io/library/two:1\none:1\n")
+    text = await commands("pull", "-f", str(file), "--file", "-", stdin="three:1\n")
+    assert "3 images: 3 fetched, 0 already there, 0 failed" in text
+    for image in images.values():
+        for digest in (image.digest, image.config, *image.layers):
+            assert cached(tmp_path / "cache", digest)
+            assert upstream.count("GET", str(digest)) == (0 if digest == image.digest else 1)
+    asked = len(upstream.asked)
+    assert "3 images: 0 fetched, 3 already there, 0 failed; 0 B in all" in await commands("pull", "one:1", "two:1", "three:1")
+    assert [one.method for one in upstream.asked[asked:]] == ["HEAD"] * 3
+    await upstream.stop()
+    found = await commands.json("pull", "one:1")
+    assert found[0]["fault"] is None
+    assert "no connection" in found[0]["unchecked"]
+
+
+async def test_a_changed_tag_is_fetched_though_it_is_fresh(commands: Commands, upstream: Scripted, tmp_path: Path) -> None:
+    """And only what is new of it."""
+    base = os.urandom(50_000)
+    upstream.add_image("library/app", "1", layers=[base])
+    await commands("pull", "app:1")
+    image = upstream.add_image("library/app", "1", layers=[base, os.urandom(1000)])
+    (told,) = await commands.json("pull", "app:1")
+    assert told["fetched"] == 1000 + len(upstream.blobs[str(image.config)])
+    assert cached(tmp_path / "cache", image.layers[1])
+    assert upstream.count("GET", str(image.layers[0])) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "architectures"),
+    [
+        ((), {this_platform().removeprefix("linux/")}),
+        (("--platform", "arm64"), {"arm64"}),
+        (("--platform", "linux/arm64/v8"), {"arm64"}),
+        (("--platform", "linux/amd64", "--platform", "linux/arm64"), {"amd64", "arm64"}),
+        (("--all-platforms",), {"amd64", "arm64"}),
+    ],
+)
+async def test_platforms_are_chosen(
+    commands: Commands, upstream: Scripted, tmp_path: Path, flags: tuple[str, ...], architectures: set[str]
+) -> None:
+    """This machine's, those that are named, or all; of the others nothing is fetched."""
+    made = make_index(1)
+    for data in made.blobs.values():
+        upstream.add_blob(data)
+    for number, (media_type, body) in enumerate(made.manifests):
+        upstream.add_manifest("library/app", "1" if number == 2 else None, body, media_type)
+    await commands("pull", "app:1", *flags)
+    configs = {json.loads(data)["architecture"]: name for name, data in made.blobs.items() if data.startswith(b'{"architecture"')}
+    assert {name for name, digest in configs.items() if cached(tmp_path / "cache", digest)} == architectures
+
+
+async def test_failures_are_told_and_the_rest_is_pulled(commands: Commands, upstream: Scripted, tmp_path: Path) -> None:
+    """An image that is not there, a platform it is not for, a blob that upstream lacks: each with its reason, status 1."""
+    image = upstream.add_image("library/good", "1")
+    broken = upstream.add_image("library/broken", "1", layers=[b"gone", b"here"])
+    del upstream.blobs[str(broken.layers[0])]
+    upstream.add_index("library/other", "1", [image])
+    upstream.manifests["library/other", str(image.digest)] = upstream.manifests["library/good", str(image.digest)]
+    found = await commands.json("pull", "good:1", "absent:1", "broken:1", "other:1", "--platform", "linux/riscv64", status=1)
+    faults = {told["image"]: told["fault"] for told in found}
+    assert faults["docker.io/library/good:1"] is None
+    assert "has no manifest 1" in faults["docker.io/library/absent:1"]
+    assert str(broken.layers[0]) in faults["docker.io/library/broken:1"]
+    assert "is not for linux/riscv64, but for linux/amd64" in faults["docker.io/library/other:1"]
+    assert cached(tmp_path / "cache", image.layers[0])
+    assert cached(tmp_path / "cache", broken.layers[1])
+    done = await commands.run("pull", "absent:1")
+    assert done.returncode == 1
+    assert "mirror: docker.io/library/absent:1: docker.io has no manifest 1" in done.stderr
+
+
+async def test_wrong_use_is_status_2_and_says_where(commands: Commands, tmp_path: Path) -> None:
+    """Nothing is fetched before every name has been read."""
+    file = tmp_path / "images.txt"
+    file.write_text("app:1\nhttps://app\n")
+    for arguments, told in (
+        ((), "name images"),
+        (("-f", str(file)), "images.txt, line 2: 'https://app' is a URL"),
+        (("-f", str(tmp_path / "absent")), "cannot be read"),
+        (("app", "--platform", "x y"), "a platform such as"),
+        (("app", "--platform", "arm64", "--all-platforms"), "exclude each other"),
+        (("APP",), "lower-case"),
+    ):
+        done = await commands.run("pull", *arguments)
+        assert done.returncode == 2, arguments
+        assert told in " ".join(done.stderr.split()).replace("│", ""), done.stderr
+    assert "does not serve lan.example" in (await commands.run("pull", "lan.example/app")).stderr
+
+
+async def test_ctrl_c_leaves_a_pull_to_be_gone_on_with(commands: Commands, upstream: Scripted, tmp_path: Path) -> None:
+    """Status 1 and a sentence; the second run asks upstream for the missing bytes alone."""
+    image = upstream.add_image("library/app", "1", layers=[os.urandom(3 * MIB)])
+    hold = Hold(MIB)
+    upstream.fail(str(image.layers[0]), hold)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "mirror", "pull", "app:1", *commands.flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    await hold.reached.wait()
+    spool = tmp_path / "cache" / "spool" / f"sha256-{image.layers[0].hex}.have"
+    while spool.stat().st_size < 48:
+        await asyncio.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = await process.communicate()
+    assert process.returncode == 1
+    assert b"interrupted; run it again to go on" in stderr
+    assert b"Traceback" not in stderr
+    hold.release.set()
+    await commands("pull", "app:1")
+    assert cached(tmp_path / "cache", image.layers[0])
+    ranges = [one.range for one in upstream.asked if str(image.layers[0]) in one.path]
+    assert ranges[0] is None
+    assert ranges[1] is not None and int(ranges[1].removeprefix("bytes=").partition("-")[0]) > 0
+    assert upstream.count("GET", str(image.config)) == 1
+
+
+async def test_beside_a_running_mirror_each_blob_is_fetched_once(mirror: Mirror, upstream: Scripted) -> None:
+    """A client's download under way is shared, by the lease in the directory; what the command has fetched, clients get."""
+    image = upstream.add_image("library/app", "1", layers=[os.urandom(MIB), os.urandom(1000)])
+    hold = Hold(100_000)
+    upstream.fail(str(image.layers[0]), hold)
+    await mirror.get("/v2/app/manifests/1")
+    client = asyncio.create_task(mirror.get(f"/v2/app/blobs/{image.layers[0]}"))
+    await hold.reached.wait()
+    pulling = asyncio.create_task(Commands(mirror.directory, upstream)("pull", "app:1"))
+    await mirror.until_cached(image.layers[1])
+    hold.release.set()
+    assert "1 fetched" in await pulling
+    assert (await client).digest() == image.layers[0]
+    assert (await mirror.get(f"/v2/app/blobs/{image.layers[1]}")).cache == "mirror; hit"
+    for blob in (image.config, *image.layers):
+        assert upstream.count("GET", str(blob)) == 1
+
+
+async def test_a_cache_that_is_too_small_is_told(upstream: Scripted, tmp_path: Path) -> None:
+    """Not all of the images are there in the end, and so not all is well."""
+    for name in ("one", "two", "three"):
+        upstream.add_image(f"library/{name}", "1", layers=[os.urandom(MIB)])
+    commands = Commands(tmp_path / "cache", upstream)
+    done = await commands.run("pull", "one:1", "two:1", "three:1", MIRROR_CACHE__MAX_SIZE="2MiB")
+    assert done.returncode == 1
+    assert "cache.max_size is too small" in done.stderr or "no room" in done.stderr
+
+
+async def test_bars_are_for_terminals(commands: Commands, upstream: Scripted) -> None:
+    """There they are drawn; elsewhere lines are printed, without a control character."""
+    upstream.add_image("library/app", "1", layers=[os.urandom(100_000)])
+    image = upstream.add_image("library/app", "2", layers=[os.urandom(100_000)])
+    done = await commands.run("pull", "app:1")
+    assert done.stdout.startswith("docker.io/library/app:1: fetched 97.7 KiB of 97.7 KiB\n")
+    assert (done.stdout + done.stderr).replace("\n", "").isprintable()
+    hold = Hold(50_000)
+    upstream.fail(str(image.layers[0]), hold)
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 120))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mirror", "pull", "app:2", *commands.flags),
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(theirs)
+    shown = b""
+    while b"docker.io/library/app:2" not in shown:
+        shown += await asyncio.to_thread(os.read, ours, 65536)
+    hold.release.set()
+    assert await process.wait() == 0
+    os.close(ours)
+
+
+# ---------------------------------------------------------------------- tags
+
+
+def test_tags_are_in_the_order_of_versions() -> None:
+    """Numbers as numbers, a version before what is made of it, names first."""
+    ordered = ["alpine", "latest", "6", "7", "7-alpine", "7.2", "7.2-alpine", "v7.2.1", "7.2.3", "7.10", "7.10.1", "20240101"]
+    assert sorted(sorted(ordered), key=natural) == ordered
+
+
+async def test_tags_are_upstreams_and_stale_when_it_is_away(commands: Commands, upstream: Scripted) -> None:
+    """All pages of them, filtered and limited; one request while they are fresh; without upstream the last answer, and it says so."""
+    upstream.page_size = 3
+    for tag in ("7.2", "7.10", "latest", "7.9", "6.0", "7.10-alpine"):
+        upstream.add_image("library/redis", tag)
+    assert (await commands("tags", "redis")).split() == ["latest", "6.0", "7.2", "7.9", "7.10", "7.10-alpine"]
+    asked = len(upstream.asked)
+    assert (await commands("tags", "redis", "--filter", "7.*0")).split() == ["7.10"]
+    assert (await commands("tags", "redis", "--filter", "alpine")).split() == ["7.10-alpine"]
+    assert (await commands("tags", "redis", "--limit", "2")).split() == ["7.10", "7.10-alpine"]
+    assert len(upstream.asked) == asked
+    done = await commands.run("tags", "redis", "--filter", "nothing")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no tag of docker.io/library/redis fits 'nothing'" in done.stderr
+    await upstream.stop()
+    done = await commands.run("tags", "redis", "--json", MIRROR_CACHE__TAG_TTL="0")
+    assert json.loads(done.stdout)["stale"]
+    assert len(json.loads(done.stdout)["tags"]) == 6
+    assert "upstream cannot be asked now" in done.stderr
+    assert (await commands.run("tags", "never")).returncode == 1
+    assert (await commands.run("tags", "redis:7")).returncode == 2
+
+
+async def test_upstreams_refusal_is_told(commands: Commands, upstream: Scripted, start: Callable[..., Any]) -> None:
+    """A repository that is not there, and one that is limited."""
+    done = await commands.run("tags", "absent")
+    assert done.returncode == 1
+    assert "docker.io has no repository library/absent" in done.stderr
+    upstream.add_image("library/app", "1")
+    upstream.fail("/manifests/1", Status(429, {"Retry-After": "60"}), times=9, method="HEAD")
+    upstream.fail("/manifests/1", Status(429, {"Retry-After": "60"}), times=9)
+    done = await commands.run("pull", "app:1")
+    assert done.returncode == 1
+    assert "429" in done.stderr or "limit" in done.stderr, done.stderr
+
+
+def test_help_tells_everything() -> None:
+    """Each command explains itself."""
+    assert "--all-platforms" in mirror("pull", "--help").stdout
+    assert "--filter" in mirror("tags", "--help").stdout
