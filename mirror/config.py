@@ -5,9 +5,11 @@ All faults are reported at once, each with its key, the form expected and the va
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
+import ssl
 import tomllib
 import types
 from collections.abc import Mapping
@@ -63,11 +65,16 @@ Rate = Annotated[int, BeforeValidator(parse_rate)]
 
 
 def default_cache_dir() -> Path:
-    """/var/lib/mirror for root and for whoever may write it; else the user's own cache folder (XDG base directory specification)."""
+    """/var/lib/mirror for root and for whoever may write it; else the user's own cache folder (XDG base directory specification). Raises ConfigError."""
     system = Path("/var/lib/mirror")
     if os.geteuid() == 0 or os.access(system, os.W_OK):
         return system
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mirror"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mirror"
+    except RuntimeError:
+        raise ConfigError(
+            ["cache.dir: this user has no home to keep a cache in: --cache-dir DIR, or MIRROR_CACHE__DIR, says where"]
+        ) from None
 
 
 class _Table(BaseModel):
@@ -148,6 +155,16 @@ class Cache(_Table):
     )
     prefetch: bool = Field(True, description="fetch an image's other layers as soon as a client asks for the first")
 
+    @field_validator("dir", mode="before")
+    @classmethod
+    def _dir(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            if not value:
+                raise ValueError("a folder is expected")
+            with contextlib.suppress(RuntimeError):
+                return Path(value).expanduser().absolute()
+        return value
+
     @field_validator("expire", mode="before")
     @classmethod
     def _tables(cls, value: Any) -> Any:
@@ -206,6 +223,15 @@ class Registry(_Table):
                 value.read_bytes()
             except OSError as error:
                 raise ValueError(f"the file {value} cannot be read: {error.strerror}") from None
+        return value
+
+    @field_validator("ca_file")
+    @classmethod
+    def _certificates(cls, value: Path | None) -> Path | None:
+        try:
+            ssl.create_default_context(cafile=value)
+        except ssl.SSLError:
+            raise ValueError("a file of certificates in PEM form is expected") from None
         return value
 
     @model_validator(mode="after")

@@ -43,6 +43,28 @@ def test_flags_win_over_environment_over_file_key_by_key(tmp_path: Path) -> None
     assert settings.registries["ghcr.io"].endpoints == ("https://ghcr.io",)
 
 
+def test_a_folder_is_where_it_would_be_for_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``~`` is the user's home, in a file too, and a relative folder stays where it was when the mirror began."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert load(None, {}, {"cache": {"dir": "~/mirror"}}).cache.dir == Path("/home/somebody/mirror")
+    assert load(None, {}, {"cache": {"dir": "mirror"}}).cache.dir == Path.cwd() / "mirror"
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs as any number: not an exception, but the flag that helps."""
+
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", none)
+    monkeypatch.setattr("os.geteuid", lambda: 54321)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(ConfigError, match="--cache-dir"):
+        load(None, {}, {})
+    assert load(None, {}, {"cache": {"dir": "/srv/mirror"}}).cache.dir == Path("/srv/mirror")
+
+
 def test_a_table_without_endpoints_keeps_the_default_ones() -> None:
     """Credentials for Docker Hub need not repeat its URL."""
     settings = load(None, {}, {"registries": {"docker.io": {"username": "u", "password": "p"}}})
@@ -84,6 +106,7 @@ def test_all_faults_at_once_with_key_form_value_and_source(tmp_path: Path) -> No
         ({"username": "u", "password": "hunter2", "password_file": "/dev/null"}, "exclude each other"),
         ({"username": "u", "password_file": "/nonexistent"}, "cannot be read"),
         ({"ca_file": "/nonexistent"}, "cannot be read"),
+        ({"ca_file": __file__}, "certificates in PEM form"),
         ({"endpoints": ["https://u:hunter2@h"]}, "without user and password"),
         ({"endpoints": ["https://h?x=1"]}, "without query"),
         ({"endpoints": ["h:1"]}, "a URL such as"),
@@ -128,6 +151,7 @@ def test_secrets_in_the_wrong_place_are_not_shown(tmp_path: Path, text: str) -> 
         ({"server": {"listen": "1.2.3.4:99999"}}, "an address and a port"),
         ({"cache": {"tag_ttl": -1}}, "a duration between"),
         ({"cache": {"max_size": 0}}, "a size above 0"),
+        ({"cache": {"dir": ""}}, "a folder is expected"),
         ({"cache": {"low_watermark": 0.99}}, "low_watermark is above high_watermark"),
         ({"cache": {"high_watermark": 1.5}}, "cache.high_watermark"),
         ({"cache": {"scrub_rate": "fast"}}, "a size such as"),

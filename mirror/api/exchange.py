@@ -59,10 +59,12 @@ async def stream_body(exchange: Exchange, response: web.StreamResponse, reader: 
     CancelledError.
     """
     request = exchange.request
-    writer = await response.prepare(request)
-    assert writer is not None
+    try:
+        writer = await response.prepare(request)
+    except ConnectionError:
+        writer = None
     transport = request.transport
-    if transport is None:
+    if writer is None or transport is None:
         exchange.complete, exchange.cut = False, "the client left"
         return
     sender = None

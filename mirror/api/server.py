@@ -21,7 +21,7 @@ from mirror.api.shortcuts import Shortcuts
 from mirror.api.targets import Resource, Target, Targets, refuse_write
 from mirror.cache.cache import Cache
 from mirror.cache.outcome import HIT
-from mirror.errors import MirrorError, RouteUnknown
+from mirror.errors import Denied, MirrorError, RouteUnknown, UpstreamError
 from mirror.names import Digest
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,8 @@ class Api:
         try:
             response = await self._answer(exchange)
         except MirrorError as error:
+            if isinstance(error, UpstreamError | Denied):
+                log.warning("%s %s: %s", request.method, request.raw_path[:300], error.message)
             response = problem(error)
         except asyncio.CancelledError:
             if self._access is not None:

@@ -38,7 +38,8 @@ def serve(
         asyncio.run(app.serve(settings, lambda url: _tell(settings, url)))
     except OSError as error:
         click.echo(
-            f"mirror: cannot start: {error}; it was to listen on {settings.server.listen} and keep its cache in {settings.cache.dir}",
+            f"mirror: cannot start: {error}; it was to listen on {settings.server.listen} and keep its cache in {settings.cache.dir}"
+            " (--listen and --cache-dir say otherwise)",
             err=True,
         )
         sys.exit(1)

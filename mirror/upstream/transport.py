@@ -53,12 +53,12 @@ class Transport:
         self.connections = connections
         self.deliveries: list[Delivery] = []
         """Of all endpoints of all registries."""
-        self._resolver = ThreadedResolver()
-        self._anywhere = self._session(self._resolver)
-        self._public = self._session(_PublicOnly(self._resolver))
         self._proxies = {
             scheme: _proxy(url) for scheme, url in urllib.request.getproxies().items() if scheme in ("http", "https")
         }
+        self._resolver = ThreadedResolver()
+        self._anywhere = self._session(self._resolver)
+        self._public = self._session(_PublicOnly(self._resolver))
 
     def _session(self, resolver: AbstractResolver) -> aiohttp.ClientSession:
         # Unlimited: a request that waited here for another's long download would run into its own timeout.
@@ -170,8 +170,11 @@ async def read_bounded(response: aiohttp.ClientResponse, limit: int, seconds: fl
 
 
 def _proxy(url: str) -> tuple[URL, dict[str, str]]:
-    """A proxy as the environment names it, and the header that it wants; user and password apart, since aiohttp puts URLs into its errors."""
-    parsed = URL(url if "://" in url else f"http://{url}")
+    """A proxy as the environment names it, and the header that it wants; user and password apart, since aiohttp puts URLs into its errors. Raises OSError."""
+    try:
+        parsed = URL(url if "://" in url else f"http://{url}")
+    except ValueError:
+        raise OSError("a proxy that the environment names (http_proxy, https_proxy) is not a URL") from None
     headers = {}
     if parsed.user or parsed.password:
         given = f"{parsed.user or ''}:{parsed.password or ''}".encode()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -146,3 +148,37 @@ def test_json_logs(tmp_path: Path) -> None:
         entries = [line for line in running.log.splitlines() if line.startswith("{") and "registry-mirrors" not in line]
     assert entries
     assert all({"time", "level", "logger", "message"} <= set(json.loads(entry)) for entry in entries)
+
+
+async def test_the_log_has_a_line_for_what_upstream_did_and_no_traceback_for_what_clients_do(
+    upstream: Scripted, tmp_path: Path
+) -> None:
+    """A failed request is one line that says why; clients that reset, at whatever moment, on hits and on misses, are no errors."""
+    blobs = [upstream.add_blob(os.urandom(8 * MIB)) for _ in range(2)]
+    image = upstream.add_image("library/app", "latest")
+    upstreams: dict[str, str | list[str]] = {"docker.io": upstream.url, "ghcr.io": "http://127.0.0.1:1"}
+    with MirrorProcess(tmp_path / "cache", upstreams, SERVER__ACCESS_LOG="false") as running:
+        async with aiohttp.ClientSession() as session:
+            for path in ("/v2/app/manifests/latest?ns=ghcr.io", "/v2/app/manifests/latest", f"/v2/app/blobs/{blobs[0]}"):
+                async with session.get(running.url + path) as response:
+                    await response.read()
+        host, port = running.url.removeprefix("http://").split(":")
+        hold = Hold(MIB)
+        upstream.fail(str(blobs[1]), hold)
+        for number, path in enumerate(
+            [f"blobs/{blobs[0]}", f"blobs/{blobs[1]}", "manifests/latest", f"blobs/{image.config}"] * 6
+        ):
+            client = socket.create_connection((host, int(port)))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            request = f"GET /v2/app/{path} HTTP/1.1\r\nHost: m\r\n\r\n".encode()
+            client.sendall(request[: len(request) - (number % 3 == 1) * 5] * (1 + number % 2))
+            if number % 4:
+                await asyncio.sleep(0.03 * (number % 4))
+            client.close()
+        hold.release.set()
+        await asyncio.sleep(0.5)
+        assert running.terminate() == 0
+    lines = [line for line in running.log.splitlines() if " mirror" in line and "for Docker" not in line]
+    [told] = [line for line in lines if "ghcr.io" in line and "WARNING" in line]
+    assert "no connection with http://127.0.0.1:1/" in told
+    assert not [line for line in running.log.splitlines() if "Traceback" in line or "ERROR" in line]
