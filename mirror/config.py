@@ -6,9 +6,7 @@ All faults are reported at once, each with its key, the form expected and the va
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
-import re
 import ssl
 import tomllib
 import types
@@ -31,6 +29,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from mirror import certificate
+from mirror.faults import tell
 from mirror.names import is_registry_name
 from mirror.quantities import parse_duration, parse_rate, parse_size
 
@@ -299,7 +298,7 @@ def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]
     try:
         return Settings(**merged)
     except ValidationError as error:
-        raise ConfigError([_fault(fault, layers) for fault in error.errors(include_url=False)]) from None
+        raise ConfigError([tell(fault, layers, _known_keys) for fault in error.errors(include_url=False)]) from None
 
 
 def _from_file(file: Path) -> dict[str, Any]:
@@ -337,43 +336,6 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
                 _merge(below, value)
                 continue
         into[key] = value
-
-
-def _fault(fault: Any, layers: list[tuple[str, dict[str, Any]]]) -> str:
-    path = [str(part) for part in fault["loc"]]
-    key = ".".join(f'"{part}"' if "." in part else part for part in path)
-    where, value = "", None
-    for name, layer in reversed(layers):
-        found, value = _look_up(layer, path)
-        if found:
-            where = f" ({name})"
-            break
-    if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], _known_keys(path), 1)
-        return f"{key}{where}: there is no such setting" + (f"; is {near[0]!r} meant?" if near else "")
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    return f"{key}{where}: {message}" + (
-        "" if not where or "password" in path or _holds_tables(value) else f"; found {shown(value)}"
-    )
-
-
-def shown(value: object) -> str:
-    """A value as it may be shown: without what stands before an @ in a URL."""
-    return repr(re.sub(r"//[^/@]*@", "//…@", str(value))[:100])
-
-
-def _holds_tables(value: Any) -> bool:
-    """True where passwords may be inside."""
-    return isinstance(value, Mapping) or (isinstance(value, list | tuple) and any(map(_holds_tables, value)))
-
-
-def _look_up(layer: Any, path: list[str]) -> tuple[bool, Any]:
-    for part in path:
-        if isinstance(layer, Mapping) and part in layer:
-            layer = layer[part]
-        else:
-            return isinstance(layer, list | tuple), layer
-    return True, layer
 
 
 def _known_keys(path: list[str]) -> list[str]:

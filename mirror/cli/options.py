@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
-from mirror.config import ConfigError, Settings, load, shown
+from mirror.config import ConfigError, Settings, load
+from mirror.faults import shown
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
