@@ -33,16 +33,14 @@ _LONGEST_WAIT = 15.0
 class Stream(Protocol):
     """The bytes of a blob from `start` on.
 
-    `size` is the whole blob's, None when upstream did not say; `ready` when `read` need not wait; `endpoint` names who sends it.
+    `size` is the whole blob's, None when upstream did not say; `endpoint` names who sends it. What `read` gives is good until it is called again.
     """
 
     size: int | None
     start: int
     endpoint: str
 
-    @property
-    def ready(self) -> bool: ...
-    async def read(self) -> bytes: ...
+    async def read(self) -> bytes | memoryview: ...
     async def aclose(self) -> None: ...
 
 
@@ -97,11 +95,6 @@ class Download:
         self._failures = 0
         self._gained = 0
 
-    @property
-    def ready(self) -> bool:
-        """True when `read` need not wait."""
-        return self._stream is not None and self._stream.ready
-
     async def open(self) -> None:
         """Connects. Raises what upstream raises: a first answer that fails is not tried again here."""
         stop = self._stop
@@ -119,8 +112,11 @@ class Download:
         self._stream, self._skip, self._gained = stream, self.position - stream.start, 0
         self.endpoint = stream.endpoint
 
-    async def read(self) -> bytes:
-        """The next bytes; empty at the end of the stretch. Raises UpstreamError once the tries are used up, and Unknown and Denied at once."""
+    async def read(self) -> bytes | memoryview:
+        """The next bytes, good until the next `read` or `aclose`; empty at the end of the stretch.
+
+        Raises UpstreamError once the tries are used up, and Unknown and Denied at once.
+        """
         while True:
             try:
                 if self._stream is None:

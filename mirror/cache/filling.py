@@ -29,8 +29,6 @@ SEGMENT = 8 * 1024 * 1024
 """Bytes that are worth a request of their own."""
 _LARGEST_SEGMENT = 64 * 1024 * 1024
 _MOST_DETOURS = 4
-_WRITE = 1024 * 1024
-"""Bytes that are written at once, where so many are there."""
 _UNSIZED_STEP = 64 * 1024 * 1024
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TICK = 0.05
@@ -248,12 +246,8 @@ class Filling:
         claim.task = asyncio.current_task()
         allowed = 0
         while claim.end is None or claim.position < claim.end:
-            pieces = [await download.read()]
-            size = len(pieces[0])
-            while size < _WRITE and download.ready and (piece := await download.read()):
-                pieces.append(piece)
-                size += len(piece)
-            if not size:
+            data = await download.read()
+            if not data:
                 return
             if claim.began is None:
                 claim.began = loop.time()
@@ -262,38 +256,36 @@ class Filling:
                 allowed = claim.position + _UNSIZED_STEP
                 await self._ground.make_room(allowed)
             async with claim.lock:
-                await self._keep(claim, pieces, size)
+                await self._keep(claim, data)
             self._progress()
         if (rate := claim.rate(loop.time())) is not None:
             self._finished.append(rate)
         if claim.rival is not None and claim.rival.task is not None:
             claim.rival.task.cancel()
 
-    async def _keep(self, claim: Claim, pieces: list[bytes], size: int) -> None:
+    async def _keep(self, claim: Claim, data: bytes | memoryview) -> None:
         there = self._spool.have.covered_until(claim.position) - claim.position
         if there > 0:
             # A rival was faster.
-            self._repeated += min(there, size)
+            self._repeated += min(there, len(data))
             if self._repeated > _REPEATED * (self._spool.size or 0):
                 claim.end = claim.position
-        if claim.end is not None and claim.position + size > claim.end:
-            size = max(claim.end - claim.position, 0)
-            pieces = [b"".join(pieces)[:size]]
-        if 0 < there < size:
-            pieces = [b"".join(pieces)[there:]]
-        if there < size:
-            await self._write(claim.position + max(there, 0), pieces)
-            self._spool.note(claim.position + max(there, 0), claim.position + size)
-        claim.position += size
+        if claim.end is not None:
+            data = data[: max(claim.end - claim.position, 0)]
+        if there < len(data):
+            start = claim.position + max(there, 0)
+            await self._write(start, data[max(there, 0) :])
+            self._spool.note(start, claim.position + len(data))
+        claim.position += len(data)
 
-    async def _write(self, offset: int, pieces: list[bytes]) -> None:
+    async def _write(self, offset: int, data: bytes | memoryview) -> None:
         try:
-            await self._verifier.write(offset, pieces)
+            await self._verifier.write(offset, data)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            await self._ground.make_room(sum(map(len, pieces)))
-            await self._verifier.write(offset, pieces)
+            await self._ground.make_room(len(data))
+            await self._verifier.write(offset, data)
 
     async def _set_size(self, claim: Claim, size: int | None) -> None:
         if size is None:

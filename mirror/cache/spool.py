@@ -16,7 +16,6 @@ import fcntl
 import os
 import struct
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from mirror.cache.blobs import BlobStore, sync_folder
@@ -126,16 +125,13 @@ class Spool:
             self.size = size
             self._append(_MAGIC, size)
 
-    def write(self, offset: int, pieces: Sequence[bytes]) -> None:
-        """Writes pieces one after the other from `offset` on; `note` tells of them afterwards. May run in a thread. Raises OSError."""
-        left = [memoryview(piece) for piece in pieces]
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Writes bytes from `offset` on; `note` tells of them afterwards. May run in a thread. Raises OSError."""
+        left = memoryview(data)
         while left:
-            written = os.pwritev(self.fd, left, offset)
+            written = os.pwrite(self.fd, left, offset)
             offset += written
-            while left and written >= len(left[0]):
-                written -= len(left.pop(0))
-            if left:
-                left[0] = left[0][written:]
+            left = left[written:]
 
     def note(self, start: int, end: int) -> None:
         """Tells everybody that ``[start, end)`` is there. Raises OSError."""

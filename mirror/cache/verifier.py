@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -37,13 +36,13 @@ class Verifier:
         """Tells of new bytes in the file, or of its size."""
         self._news.set()
 
-    async def write(self, offset: int, pieces: Sequence[bytes]) -> None:
+    async def write(self, offset: int, data: bytes | memoryview) -> None:
         """Writes bytes into the spool, and hashes them on the way where they are the next ones. Raises OSError."""
         if self._busy or offset != self._position:
-            await self._disk.run(self._spool.write, offset, pieces)
+            await self._disk.run(self._spool.write, offset, data)
             return
         with self._turn():
-            self._position = await self._disk.run(_write_and_hash, self._spool, offset, pieces, self._hasher)
+            self._position = await self._disk.run(_write_and_hash, self._spool, offset, data, self._hasher)
 
     async def matches(self) -> bool:
         """Waits until the whole blob is hashed. False when its digest is another."""
@@ -67,12 +66,10 @@ class Verifier:
             self._news.set()
 
 
-def _write_and_hash(spool: Spool, offset: int, pieces: Sequence[bytes], hasher: _Hash) -> int:
-    spool.write(offset, pieces)
-    for piece in pieces:
-        hasher.update(piece)
-        offset += len(piece)
-    return offset
+def _write_and_hash(spool: Spool, offset: int, data: bytes | memoryview, hasher: _Hash) -> int:
+    spool.write(offset, data)
+    hasher.update(data)
+    return offset + len(data)
 
 
 def hash_file(hasher: _Hash, fd: int, start: int, end: int) -> int:

@@ -144,7 +144,8 @@ class Blob:
             raise
         endpoint.delivery.begin(lease, asyncio.get_running_loop().time() - asked)
         self._givers.add(endpoint)
-        return BlobStream(response, size, first, self._transport.timeouts.stall, self._pulled, endpoint.name, lease)
+        stall, buffers = self._transport.timeouts.stall, self._transport.buffers
+        return BlobStream(response, size, first, stall, self._pulled, endpoint.name, lease, buffers)
 
     def _read_head(
         self, endpoint: Endpoint, response: aiohttp.ClientResponse, start: int, stop: int | None, ranged: bool

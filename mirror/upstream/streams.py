@@ -8,6 +8,7 @@ import aiohttp
 from prometheus_client import Counter
 
 from mirror.errors import UpstreamCut, UpstreamStalled
+from mirror.upstream.bodies import Body, Buffers
 from mirror.upstream.health import Lease
 from mirror.upstream.transport import shown
 
@@ -24,6 +25,7 @@ class BlobStream:
         pulled: Counter,
         endpoint: str,
         lease: Lease,
+        buffers: Buffers,
     ) -> None:
         self.size = size
         """Bytes of the whole blob; None when upstream did not say."""
@@ -35,42 +37,44 @@ class BlobStream:
         self._lease = lease
         self._stall = stall
         self._pulled = pulled
-        self._broken: UpstreamCut | None = None
+        self._body = Body.take(response, buffers)
 
-    @property
-    def ready(self) -> bool:
-        """True when `read` need not wait."""
-        return self._lease.taken < self._response.content.total_bytes
+    async def read(self) -> bytes | memoryview:
+        """The next bytes; waits for them up to the stall timeout. Empty at the end. They are good until the next `read`, or `aclose`.
 
-    async def read(self) -> bytes:
-        """The next bytes, as they came; waits for them up to the stall timeout. Empty at the end. Raises UpstreamCut, UpstreamStalled.
-
-        Pieces are not joined, which would copy them: whoever wants more of them at once asks while they are `ready`.
+        Raises UpstreamCut, UpstreamStalled.
         """
-        if self._broken is not None:
-            raise self._broken
-        content = self._response.content
         try:
-            async with asyncio.timeout(None if self.ready else self._stall):
-                data, end_of_chunk = await content.readchunk()
-                while not data and end_of_chunk:
-                    data, end_of_chunk = await content.readchunk()
+            data = await self._next()
         except TimeoutError:
             raise UpstreamStalled(f"{shown(self._response.url)} sent nothing for {self._stall:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            self._broken = UpstreamCut(f"{shown(self._response.url)} broke off: {error or type(error).__name__}")
-            # aiohttp raises before it gives out what came ahead of the break; fetching those bytes again would be a waste.
-            data = content._read_nowait(-1)
-            if not data:
-                raise self._broken from None
+            raise UpstreamCut(f"{shown(self._response.url)} broke off: {error or type(error).__name__}") from None
         self._lease.taken += len(data)
         self._pulled.inc(len(data))
         return data
 
+    async def _next(self) -> bytes | memoryview:
+        if self._body is not None:
+            if self._body.ready:
+                return await self._body.read()
+            async with asyncio.timeout(self._stall):
+                return await self._body.read()
+        content = self._response.content
+        if (error := content.exception()) is not None:
+            # aiohttp raises before it gives out what came ahead of the break; fetching those bytes again would be a waste.
+            if data := content._read_nowait(-1):
+                return data
+            raise error
+        async with asyncio.timeout(self._stall):
+            return await content.readany()
+
     async def aclose(self) -> None:
         """Gives the connection back when all of it was read, and closes it otherwise. Never raises."""
-        if self._response.content.at_eof():
+        if self._body.complete if self._body is not None else self._response.content.at_eof():
             self._response.release()
         else:
             self._response.close()
+        if self._body is not None:
+            self._body.close()
         self._lease.end()

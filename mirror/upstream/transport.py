@@ -17,6 +17,7 @@ from yarl import URL
 
 from mirror import __version__
 from mirror.errors import TargetRefused, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
+from mirror.upstream.bodies import Buffers
 from mirror.upstream.health import Delivery
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -53,6 +54,7 @@ class Transport:
         self.connections = connections
         self.deliveries: list[Delivery] = []
         """Of all endpoints of all registries."""
+        self.buffers = Buffers()
         self._proxies = {
             scheme: _proxy(url) for scheme, url in urllib.request.getproxies().items() if scheme in ("http", "https")
         }
