@@ -10,6 +10,7 @@ import asyncio
 import mmap
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 
 SIZE = 1024 * 1024
 """Bytes of a buffer. Each body has two: one is filled while the other is worked on."""
@@ -28,7 +29,7 @@ class Buffers:
         self._free: list[memoryview] = []
 
     def take(self) -> memoryview:
-        return self._free.pop() if self._free else memoryview(mmap.mmap(-1, SIZE))
+        return self._free.pop() if self._free else memoryview(mmap.mmap(-1, SIZE + 1))
 
     def give(self, *buffers: memoryview) -> None:
         """Nobody may look at them any more."""
@@ -57,7 +58,7 @@ class Body(asyncio.BufferedProtocol):
     def __init__(
         self,
         transport: asyncio.Transport,
-        protocol: asyncio.Protocol,
+        protocol: ResponseHandler,
         content: aiohttp.StreamReader,
         length: int,
         buffers: Buffers,
@@ -131,26 +132,29 @@ class Body(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         if not self._open:
             return _SCRATCH
-        # Not a byte more than the body has: what comes after it is aiohttp's.
-        return self._filling[self._filled : min(SIZE, self._filled + self._left)]
+        # One byte more than the body has: nothing may come after it.
+        return self._filling[self._filled : min(SIZE, self._filled + self._left) + 1]
 
     def buffer_updated(self, nbytes: int) -> None:
         if not self._open:
             return
-        self._filled += nbytes
-        self._left -= nbytes
+        self._filled += min(nbytes, self._left)
+        if nbytes > self._left:
+            # Else what comes after would be taken for the answer to the next request.
+            self._protocol.force_close()
+        self._left = max(self._left - nbytes, 0)
         if not self._left:
             self._transport.set_protocol(self._protocol)
             # Its sign that the response is complete, and the connection free for the next request.
             self._content.feed_eof()
-        elif self._filled == SIZE or self._loop.time() < self._due:
+        elif self._filled >= SIZE or self._loop.time() < self._due:
             # Full, or not yet worth a look: the kernel gathers more at less cost.
             self._paused = True
             self._transport.pause_reading()
         self._wake()
 
-    def eof_received(self) -> bool | None:
-        return self._protocol.eof_received()
+    def eof_received(self) -> None:
+        self._protocol.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = exc or ConnectionResetError("the other side closed the connection")
@@ -162,7 +166,7 @@ class Body(asyncio.BufferedProtocol):
 
     def _worth_it(self) -> bool:
         """True when what is here is worth handing over, or nothing more will come."""
-        if self._filled == SIZE or not self._left or self._lost is not None:
+        if self._filled >= SIZE or not self._left or self._lost is not None:
             return True
         return self._filled > 0 and self._loop.time() >= self._due
 
