@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -12,10 +13,14 @@ from typing import Any
 
 from aiohttp import web
 
-from mirror import metrics
+from mirror import __version__, metrics
 from mirror.api.access import AccessLog
 from mirror.api.server import Api
 from mirror.api.targets import Targets
+from mirror.api.web.admin import Admin
+from mirror.api.web.pages import House
+from mirror.api.web.site import Site
+from mirror.api.web.token import token_in
 from mirror.cache.cache import Cache, Limits
 from mirror.cache.upkeep import Expire, Upkeep
 from mirror.certificate import Certificate
@@ -29,6 +34,8 @@ log = logging.getLogger(__name__)
 async def opened(settings: Settings) -> AsyncIterator[Cache]:
     """The cache with its upstreams, for commands: without the server and the chores. Raises OSError, sqlite3.Error where its directory cannot be used."""
     async with _wired(settings) as (cache, _):
+        # What a command downloads is seen on the dashboard too.
+        cache.board.start()
         yield cache
 
 
@@ -59,14 +66,19 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         if access is not None:
             stack.callback(access.close)
         targets = Targets(settings.registries.keys(), DEFAULT_REGISTRY, ALIASES)
-        api = Api(cache, targets, DEFAULT_REGISTRY, lambda: _report(settings, upstreams), access)
+        report = functools.partial(_report, settings, upstreams)
+        kept = settings.cache
+        house = House(__version__, tuple(settings.registries), kept.max_size, kept.tag_ttl, report)
+        site = Site(cache, Admin(admin_token(settings)[0]), house)
+        api = Api(cache, targets, DEFAULT_REGISTRY, report, access, site)
         runner = web.ServerRunner(api.server(), shutdown_timeout=settings.server.drain_timeout)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
+        # Before the draining: those who watch the dashboard would be waited for.
+        stack.push_async_callback(site.aclose)
         host, port = settings.server.address
         tls = certificate.context if certificate is not None else None
-        site = web.TCPSite(runner, host, port, ssl_context=tls, backlog=1024, reuse_address=True)
-        await site.start()
+        await web.TCPSite(runner, host, port, ssl_context=tls, backlog=1024, reuse_address=True).start()
         cache.start()
         yield settings.server.url(*runner.addresses[0][:2])
 
@@ -91,6 +103,12 @@ async def _certificate(settings: Settings) -> AsyncIterator[Certificate | None]:
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
         await certificate.aclose()
+
+
+def admin_token(settings: Settings) -> tuple[str, bool]:
+    """What changes on the dashboard need; True where it was made just now, since none was set. Raises OSError, ValueError where a file cannot be read."""
+    known = settings.server.known_token()
+    return (known, False) if known is not None else token_in(settings.cache.dir)
 
 
 async def serve(settings: Settings, started: Callable[[str], None]) -> None:
@@ -122,6 +140,8 @@ def _report(settings: Settings, upstreams: Upstreams) -> dict[str, Any]:
                 "last_error": e.last_error,
                 "seconds_to_first_byte": e.latency,
                 "bytes_per_second": e.throughput,
+                "pulls": e.pulls,
+                "pulls_left": e.pulls_left,
             }
             for e in endpoints
         ]

@@ -13,7 +13,6 @@ import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -31,7 +30,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from mirror import certificate
 from mirror.faults import tell
 from mirror.names import is_registry_name
-from mirror.quantities import parse_duration, parse_rate, parse_size
+from mirror.quantities import parse_duration, parse_endpoint, parse_listen, parse_rate, parse_size
 
 DEFAULT_REGISTRY = "docker.io"
 """What a bare name means: dockerd's ``registry-mirrors`` are asked for docker.io only."""
@@ -48,6 +47,8 @@ DEFAULT_ENDPOINTS = {
     "mcr.microsoft.com": "https://mcr.microsoft.com",
     "public.ecr.aws": "https://public.ecr.aws",
 }
+
+_SHORTEST_TOKEN = 16
 
 
 class ConfigError(Exception):
@@ -76,6 +77,14 @@ def default_cache_dir() -> Path:
         ) from None
 
 
+def _readable(file: Path) -> bytes:
+    """What a file holds. Raises ValueError where it cannot be read."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"the file {file} cannot be read: {error.strerror}") from None
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -86,6 +95,12 @@ class Server(_Table):
     )
     drain_timeout: Duration = Field(30.0, description="how long current requests may go on after SIGTERM")
     access_log: bool = Field(True, description="a JSON line on standard output for each request")
+    admin_token: SecretStr | None = Field(
+        None,
+        description="what changes on the dashboard need, 16 characters or more; where none is set, one is made and kept in the cache directory's `admin-token`",
+    )
+    admin_token_file: Path | None = Field(None, description="a file that holds it")
+
     tls_certificate: Path | None = Field(
         None, description="PEM, with intermediates; then https only. Read anew when it changes, or on SIGHUP"
     )
@@ -102,16 +117,31 @@ class Server(_Table):
                 certificate.load(found, value)
         return value
 
+    @model_validator(mode="after")
+    def _token(self) -> Server:
+        if self.admin_token is not None and self.admin_token_file is not None:
+            raise ValueError("admin_token and admin_token_file exclude each other: keep one")
+        token = self.known_token()
+        if token is not None and len(token) < _SHORTEST_TOKEN:
+            raise ValueError(f"the admin token is too easy to guess: at least {_SHORTEST_TOKEN} characters are expected")
+        return self
+
+    def known_token(self) -> str | None:
+        """The admin token, a file read anew; None where none is set. Raises ValueError where the file cannot be read."""
+        if self.admin_token_file is not None:
+            return _readable(self.admin_token_file).decode(errors="replace").strip()
+        return None if self.admin_token is None else self.admin_token.get_secret_value().strip()
+
     @field_validator("listen")
     @classmethod
     def _listen(cls, value: str) -> str:
-        _address(value)
+        parse_listen(value)
         return value
 
     @property
     def address(self) -> tuple[str, int]:
         """Host and port of `listen`; port 0 is any free one."""
-        return _address(self.listen)
+        return parse_listen(self.listen)
 
     def url(self, host: str, port: int) -> str:
         """Where it is reached, by a host's name or address."""
@@ -212,16 +242,13 @@ class Registry(_Table):
     @field_validator("endpoints")
     @classmethod
     def _endpoints(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_endpoint(url) for url in value)
+        return tuple(parse_endpoint(url) for url in value)
 
     @field_validator("password_file", "ca_file")
     @classmethod
-    def _readable(cls, value: Path | None) -> Path | None:
+    def _files(cls, value: Path | None) -> Path | None:
         if value is not None:
-            try:
-                value.read_bytes()
-            except OSError as error:
-                raise ValueError(f"the file {value} cannot be read: {error.strerror}") from None
+            _readable(value)
         return value
 
     @field_validator("ca_file")
@@ -343,26 +370,3 @@ def _known_keys(path: list[str]) -> list[str]:
         return list(Settings.model_fields)
     tables: dict[str, type[_Table]] = {"server": Server, "cache": Cache, "upstream": Upstream, "log": Log, "registries": Registry}
     return list(tables[path[0]].model_fields) if path[0] in tables else []
-
-
-def _address(listen: str) -> tuple[str, int]:
-    host, colon, port = listen.rpartition(":")
-    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError('an address and a port are expected, such as "127.0.0.1:5000" or "[::]:5000"')
-    return host, int(port)
-
-
-def _endpoint(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        good = False
-    if not good:
-        raise ValueError("a URL such as https://registry.example is expected")
-    if "@" in parts.netloc:
-        raise ValueError("a URL without user and password is expected: they have settings of their own")
-    if parts.query or parts.fragment:
-        raise ValueError("a URL without query and fragment is expected")
-    return url.rstrip("/")

@@ -17,6 +17,9 @@
     │   ├── BlobUnknown
     │   └── RouteUnknown           no such URL
     ├── Denied                     upstream wants credentials that the mirror does not have (403)
+    ├── AdminNeeded                a change on the dashboard without the admin token (401)
+    ├── Refused                    a change that was sent from elsewhere than the dashboard (403)
+    ├── TooManyGuesses             wrong admin tokens; carries Retry-After (429)
     ├── Unsupported                a method this mirror does not answer (405)
     ├── UpstreamError              upstream could not, or did not rightly, answer (503)
     │   ├── UpstreamUnreachable    no connection, or an answer of 5xx
@@ -120,6 +123,29 @@ class Denied(MirrorError):
 
     status = 403
     code = "DENIED"
+
+
+class AdminNeeded(MirrorError):
+    """Of the dashboard alone: see `Denied` for why no client of the registry's API may get it."""
+
+    status = 401
+    code = "UNAUTHORIZED"
+
+
+class Refused(MirrorError):
+    status = 403
+    code = "DENIED"
+
+
+class TooManyGuesses(MirrorError):
+    """`retry_after` in seconds."""
+
+    status = 429
+    code = "TOOMANYREQUESTS"
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class Unsupported(MirrorError):

@@ -23,7 +23,7 @@ def tell(fault: Any, layers: list[tuple[str, dict[str, Any]]], known_keys: Calla
         return f"{key}{where}: there is no such setting" + (f"; is {near[0]!r} meant?" if near else "")
     message = str(fault["msg"]).removeprefix("Value error, ")
     return f"{key}{where}: {message}" + (
-        "" if not where or "password" in path or _holds_tables(value) else f"; found {shown(value)}"
+        "" if not where or {"password", "admin_token"} & set(path) or _holds_tables(value) else f"; found {shown(value)}"
     )
 
 

@@ -1,9 +1,10 @@
-"""Durations and sizes, as people write them."""
+"""Durations, sizes and addresses, as people write them."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import urlsplit
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
@@ -50,3 +51,28 @@ def format_size(count: float) -> str:
             return f"{count:.3g} {unit}" if count < 1000 else f"{count:.0f} {unit}"
         count /= 1024
     return f"{count:.4g} TiB"
+
+
+def parse_listen(listen: str) -> tuple[str, int]:
+    """Host and port. Raises ValueError."""
+    host, colon, port = listen.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError('an address and a port are expected, such as "127.0.0.1:5000" or "[::]:5000"')
+    return host, int(port)
+
+
+def parse_endpoint(url: str) -> str:
+    """A URL without a slash at its end. Raises ValueError."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError("a URL such as https://registry.example is expected")
+    if "@" in parts.netloc:
+        raise ValueError("a URL without user and password is expected: they have settings of their own")
+    if parts.query or parts.fragment:
+        raise ValueError("a URL without query and fragment is expected")
+    return url.rstrip("/")

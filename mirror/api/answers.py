@@ -10,12 +10,14 @@ from aiohttp import web
 
 from mirror.cache.outcome import Outcome
 from mirror.errors import (
+    AdminNeeded,
     BlobUnknown,
     Denied,
     ManifestUnknown,
     MirrorError,
     NameUnknown,
     RangeNotSatisfiable,
+    TooManyGuesses,
     Unsupported,
     UpstreamError,
     UpstreamLimited,
@@ -71,6 +73,10 @@ def problem(error: MirrorError) -> web.Response:
         headers["Allow"] = error.allow
     elif isinstance(error, UpstreamLimited):
         headers["Retry-After"] = str(math.ceil(error.retry_after or _RETRY_AFTER))
+    elif isinstance(error, TooManyGuesses):
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    elif isinstance(error, AdminNeeded):
+        headers["WWW-Authenticate"] = 'Bearer realm="the mirror\'s admin token"'
     elif isinstance(error, UpstreamError):
         headers["Retry-After"] = str(_RETRY_AFTER)
     body = {"errors": [{"code": error.code, "message": error.message, "detail": None}]}

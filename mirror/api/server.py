@@ -19,9 +19,10 @@ from mirror.api.connection import Connection
 from mirror.api.exchange import Exchange
 from mirror.api.shortcuts import Shortcuts
 from mirror.api.targets import Resource, Target, Targets, refuse_write
+from mirror.api.web.site import Site
 from mirror.cache.cache import Cache
 from mirror.cache.outcome import HIT
-from mirror.errors import Denied, MirrorError, RouteUnknown, UpstreamError
+from mirror.errors import Denied, MirrorError, UpstreamError
 from mirror.names import Digest
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,13 @@ class Api:
     """Answers requests. `handle` is what the server calls."""
 
     def __init__(
-        self, cache: Cache, targets: Targets, default: str, report: Callable[[], dict[str, Any]], access: AccessLog | None
+        self,
+        cache: Cache,
+        targets: Targets,
+        default: str,
+        report: Callable[[], dict[str, Any]],
+        access: AccessLog | None,
+        site: Site,
     ) -> None:
         """`report` gives what /readyz tells: a JSON object with a list "degraded"."""
         self._cache = cache
@@ -41,6 +48,7 @@ class Api:
         self._default = default
         self._report = report
         self._access = access
+        self._site = site
         self._shortcuts = Shortcuts(cache, access)
 
     def server(self) -> web.Server:
@@ -77,7 +85,7 @@ class Api:
         request = exchange.request
         target = exchange.target = self._targets.parse(request.raw_path)
         if target.resource is Resource.PAGE:
-            return self._page(target, request)
+            return await self._page(target, request)
         if request.method not in ("GET", "HEAD") or target.resource is Resource.UPLOAD:
             raise refuse_write(request.method)
         repository, reference = target.repository, target.reference
@@ -101,7 +109,7 @@ class Api:
         # 200 for anyone: a 401 here makes dockerd send the user's Hub credentials, then bypass the mirror.
         return json_answer({}, HIT)
 
-    def _page(self, target: Target, request: web.BaseRequest) -> web.Response:
+    async def _page(self, target: Target, request: web.BaseRequest) -> web.StreamResponse:
         if request.method in ("GET", "HEAD"):
             match target.path:
                 case "/healthz":
@@ -110,9 +118,7 @@ class Api:
                     return pages.readyz(self._report())
                 case "/metrics":
                     return pages.measurements()
-        raise RouteUnknown(
-            "there is nothing here: the registry's API is under /v2/, and there are /healthz, /readyz and /metrics"
-        )
+        return await self._site.answer(request, target)
 
     def _note(self, exchange: Exchange, response: web.StreamResponse, seconds: float) -> None:
         assert self._access is not None

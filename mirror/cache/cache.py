@@ -9,6 +9,7 @@ from typing import Protocol
 
 from mirror import metrics
 from mirror.cache.ahead import Ahead
+from mirror.cache.board import Board
 from mirror.cache.content import Content
 from mirror.cache.desk import Desk
 from mirror.cache.direct import DirectReader
@@ -68,6 +69,7 @@ class Cache:
         self._source = source
         self._negative = Negative(limits.negative_ttl)
         self._flights = Flights(self.content.store, self.content.disk)
+        self.board = Board(root / "live", self._flights, self.content.disk)
         self._sizes: Once[Descriptor] = Once()
         self._paid: dict[str, int] = {}
         self._ahead = Ahead(self.content, self._fetch_ahead) if limits.prefetch else None
@@ -82,11 +84,13 @@ class Cache:
         self.desk.start()
         self.usage.start()
         self.images.start()
+        self.board.start()
 
     async def aclose(self) -> None:
         """Ends everything; downloads in progress stay resumable."""
         if self._ahead is not None:
             await self._ahead.aclose()
+        await self.board.aclose()
         await self._flights.aclose()
         await self._sizes.aclose()
         await self.images.aclose()
@@ -179,7 +183,7 @@ class Cache:
 
     def _ground(self, repository: Repository, digest: Digest) -> Ground:
         blob = self._source(repository.registry).blob(repository, digest)
-        return Ground(repository.registry, blob, self.content.make_room, self.content.landed, self._paid)
+        return Ground(repository, blob, self.content.make_room, self.content.landed, self._paid)
 
 
 def _blob(digest: Digest, size: int) -> Descriptor:

@@ -11,6 +11,7 @@ pin         which images are never evicted
 pull        how often clients asked for a tag or digest, and when last
 traffic     what clients asked for and got, by day
 removals    how many times images were deleted: what other processes have in memory is older than that
+sample      how large the cache was, a few times an hour
 item, part  what images are made of, see composition.py
 ==========  ====================================================================================================
 
@@ -34,6 +35,7 @@ from typing import Any
 
 import diskcache
 
+from mirror.cache import history
 from mirror.cache.policy import MOST_FREQUENT, queue_of_new
 from mirror.cache.queues import BlobQueues
 from mirror.cache.removal import Removal
@@ -343,6 +345,11 @@ class Catalog:
                 " hits = hits + excluded.hits, fetched = fetched + excluded.fetched, sent = sent + excluded.sent",
                 [(*key, *counts) for key, counts in traffic.items()],
             )
+
+    def sample(self) -> None:
+        """Notes how large the cache is."""
+        with self._db:
+            history.sample(self._db, time.time())
 
     # ------------------------------------------------------------------ documents
 

@@ -46,6 +46,7 @@ class Flight:
 
     def __init__(self, digest: Digest, store: BlobStore, ground: Ground, disk: Disk) -> None:
         self.digest = digest
+        self.repository = ground.repository
         self.size: int | None = None
         self.error: MirrorError | None = None
         self._store = store

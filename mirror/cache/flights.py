@@ -26,6 +26,8 @@ class Flights:
         self._store = store
         self._disk = disk
         self._flights: dict[Digest, tuple[Flight, asyncio.Task[None]]] = {}
+        self.begun = asyncio.Event()
+        """Set whenever one begins, for who wants to watch."""
 
     def join(self, digest: Digest, ground: Ground) -> tuple[Flight, bool]:
         """The flight of a blob, begun where there is none. True with one that was there already."""
@@ -34,7 +36,13 @@ class Flights:
         flight = Flight(digest, self._store, ground, self._disk)
         task = asyncio.create_task(self._fly(flight), name=f"flight {digest}")
         self._flights[digest] = flight, task
+        self.begun.set()
         return flight, False
+
+    @property
+    def aloft(self) -> list[Flight]:
+        """Those that have not ended."""
+        return [flight for flight, _ in self._flights.values()]
 
     async def ended(self, digest: Digest, seconds: float | None = None) -> bool:
         """Waits until there is no flight of a blob any more, however it ended. False where there still is one after so many seconds."""

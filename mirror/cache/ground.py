@@ -6,15 +6,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from mirror.cache.download import Source
-from mirror.names import Digest
+from mirror.names import Digest, Repository
 
 
 @dataclass(frozen=True, slots=True)
 class Ground:
     """How to fetch, how to make room, whom to tell."""
 
-    origin: str
-    """The registry's name, for metrics."""
+    repository: Repository
+    """Whose blob it is, as the client that began it said."""
     source: Source
     make_room: Callable[[int], Awaitable[None]]
     """Makes room for so many bytes. Raises StorageFull."""
@@ -22,3 +22,8 @@ class Ground:
     """Told of a finished blob and its size."""
     paid: dict[str, int]
     """By registry, how many connections an earlier blob was worth."""
+
+    @property
+    def origin(self) -> str:
+        """The registry's name, for metrics."""
+        return self.repository.registry

@@ -18,6 +18,7 @@ from typing import Any
 
 from mirror.cache.blobs import BlobStore
 from mirror.cache.composition import learn, sizes
+from mirror.cache.history import History, read
 from mirror.cache.schema import connect
 from mirror.manifests import INDEXES, MAX_SIZE, Descriptor, blobs_of, entries_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
@@ -236,6 +237,10 @@ class Inventory:
             with contextlib.suppress(OSError):
                 unfinished += file.stat().st_blocks * 512
         return Totals(images, repositories, manifests, entries - manifests, size, unfinished, pinned, Traffic(*map(int, traffic)))
+
+    def history(self) -> History:
+        """What the last month was like."""
+        return read(self._db, time.time())
 
     def _with_sizes(self, rows: Iterable[tuple[Any, ...]]) -> tuple[Image, ...]:
         listed = list(rows)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 
 from mirror import metrics
+from mirror.cache.history import SAMPLE_INTERVAL
 from mirror.cache.records import Records
 from mirror.names import Reference, Repository
 
@@ -22,6 +24,7 @@ class Usage:
         self._records = records
         self._pulls: dict[tuple[Repository, Reference], tuple[int, float]] = {}
         self._told = _traffic()
+        self._sampled = -math.inf
         self._chore: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -38,13 +41,17 @@ class Usage:
         if self._pulls:
             pulls, self._pulls = self._pulls, {}
             await self._records.write(self._records.catalog.count_pulls, pulls)
-        now, before = _traffic(), self._told
-        self._told = now
+        counted, before = _traffic(), self._told
+        self._told = counted
         new = {
-            key: [count - old for count, old in zip(counts, before.get(key, [0] * 4), strict=True)] for key, counts in now.items()
+            key: [count - old for count, old in zip(counts, before.get(key, [0] * 4), strict=True)]
+            for key, counts in counted.items()
         }
         if any(any(counts) for counts in new.values()):
             await self._records.write(self._records.catalog.count_traffic, new)
+        if (now := time.monotonic()) >= self._sampled + SAMPLE_INTERVAL:
+            self._sampled = now
+            await self._records.write(self._records.catalog.sample)
 
     async def aclose(self) -> None:
         """Stops writing, after all has been told."""

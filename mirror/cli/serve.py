@@ -35,6 +35,11 @@ def serve(
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
+        token, made = app.admin_token(settings)
+        if made:
+            click.echo(
+                f"admin token of the dashboard, shown this once and kept in {settings.cache.dir}/admin-token: {token}", err=True
+            )
         asyncio.run(app.serve(settings, lambda url: _tell(settings, url)))
     except OSError as error:
         click.echo(
@@ -55,6 +60,7 @@ def _tell(settings: Settings, url: str) -> None:
         f"listening on {url}",
         f"cache in {settings.cache.dir}, up to {size:.3g} GiB",
         f"mirroring {', '.join(settings.registries)}",
+        f"dashboard at {shown}/",
         f'for Docker, in /etc/docker/daemon.json:  {{"registry-mirrors": ["{shown}"]}}',
     ):
         click.echo(line, err=True)

@@ -49,6 +49,7 @@ class Endpoint:
         self._challenge: Challenge | None = None
         self._signed: OrderedDict[Digest, tuple[URL, float]] = OrderedDict()
         self._limited_until = 0.0
+        self._limits: list[int | None] = [None, None]
 
     @property
     def health(self) -> EndpointHealth:
@@ -56,7 +57,7 @@ class Endpoint:
         state, error = self.breaker.state, self.breaker.last_error
         if state == "ok" and delivery.wrong:
             state, error = "wrong", "it sent a blob that was not what its digest says, and is asked for blobs last"
-        return EndpointHealth(self.name, state, error, delivery.latency, delivery.throughput)
+        return EndpointHealth(self.name, state, error, delivery.latency, delivery.throughput, *self._limits)
 
     def url(self, repository: Repository, rest: str) -> URL:
         """The URL of a resource of a repository."""
@@ -174,9 +175,11 @@ class Endpoint:
             raise UpstreamUnreachable(f"{where} answered {status}")
 
     def _note_limits(self, response: aiohttp.ClientResponse) -> None:
-        for name, gauge in (("ratelimit-limit", metrics.ratelimit_limit), ("ratelimit-remaining", metrics.ratelimit_remaining)):
+        gauges = (("ratelimit-limit", metrics.ratelimit_limit), ("ratelimit-remaining", metrics.ratelimit_remaining))
+        for place, (name, gauge) in enumerate(gauges):
             value = response.headers.get(name, "").partition(";")[0].strip()
             if value.isascii() and value.isdigit():
+                self._limits[place] = int(value[:12])
                 gauge.labels(*self._labels).set(int(value[:12]))
 
 

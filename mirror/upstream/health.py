@@ -26,7 +26,8 @@ _TYPICAL = 8 * 1024 * 1024
 class EndpointHealth:
     """For /readyz. `state` is ``ok``, ``failing`` (but still asked), ``open`` (left alone for a while) or ``wrong`` (asked for blobs last, because it lied).
 
-    `latency` is the time until a blob's response headers, in seconds; `throughput` that of one connection, in bytes per second.
+    `latency` is the time until a blob's response headers, in seconds; `throughput` that of one connection, in bytes per second. `pulls_left` of `pulls` is what
+    upstream still allows, where it says so.
     """
 
     url: str
@@ -34,6 +35,8 @@ class EndpointHealth:
     last_error: str | None
     latency: float | None
     throughput: float | None
+    pulls: int | None
+    pulls_left: int | None
 
 
 class Breaker:

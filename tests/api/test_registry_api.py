@@ -268,7 +268,7 @@ async def test_pushes_and_deletes_are_405(mirror: Mirror, upstream: Scripted, me
         ("/v2/a/manifests/x?ns=../../etc", 404, "NAME_UNKNOWN"),
         ("/v2/a/b", 404, "NAME_UNKNOWN"),
         ("/v3/", 404, "NAME_UNKNOWN"),
-        ("/", 404, "NAME_UNKNOWN"),
+        ("/nothing", 404, "NAME_UNKNOWN"),
     ],
 )
 async def test_bad_input_gets_a_clear_error(mirror: Mirror, upstream: Scripted, path: str, status: int, code: str) -> None:

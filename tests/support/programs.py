@@ -32,6 +32,9 @@ _PACKAGES = {
     "nginx": "nginx-light",
     "wrk": "wrk",
     "systemd-analyze": "systemd",
+    "chromium": "chromium",
+    "chromedriver": "chromium-driver",
+    "shellcheck": "shellcheck",
 }
 
 _SOURCES = dict.fromkeys(("helm", "buildkitd", "buildctl"), "built from its Go module: see .ci/run")

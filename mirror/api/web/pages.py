@@ -1,0 +1,182 @@
+"""The pages: what each shows, gathered from the cache and handed to its template."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mirror.api.web import pictures
+from mirror.api.web.setup import plan
+from mirror.api.web.templating import Templates
+from mirror.api.web.visitor import Visitor
+from mirror.cache.board import Download
+from mirror.cache.cache import Cache
+from mirror.cache.history import History
+from mirror.cache.inventory import ORDERS, Image, Inventory, Totals
+from mirror.clients import CLIENTS, Address, Client
+from mirror.errors import ManifestUnknown
+from mirror.names import Reference, Repository, image_name
+
+PAGE = 25
+"""Images on a page."""
+_FRESH = 5.0
+"""Seconds for which figures are good; then they are worked out anew, behind."""
+_OLD = 60.0
+"""Seconds after which nobody is shown them any more."""
+_MOST_DOWNLOADS = 50
+_LONGEST_SEARCH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What the pages tell of the mirror itself. Sizes in bytes, times in seconds."""
+
+    version: str
+    registries: tuple[str, ...]
+    max_size: int
+    tag_ttl: float
+    report: Callable[[], dict[str, Any]]
+    """As /readyz has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How things stand now."""
+
+    downloads: tuple[Download, ...]
+    totals: Totals
+    history: History
+    registries: Mapping[str, Any]
+
+
+class Pages:
+    """Renders each. Raises MirrorError, and OSError and sqlite3.Error where the cache's catalog cannot be read."""
+
+    def __init__(self, cache: Cache, house: House, templates: Templates) -> None:
+        self._cache = cache
+        self._house = house
+        self._templates = templates
+        self._figures: tuple[float, Totals, History] | None = None
+        self._renewal: asyncio.Task[tuple[Totals, History]] | None = None
+
+    async def aclose(self) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await self._renewal
+
+    def changed(self) -> None:
+        """Has the figures worked out anew for who comes next."""
+        self._figures = None
+
+    async def state(self) -> State:
+        downloads = await self._cache.board.downloads()
+        totals, history = await self._current_figures()
+        return State(tuple(downloads), totals, history, self._house.report()["registries"])
+
+    def parts(self, state: State, language: str) -> Mapping[str, str]:
+        """What moves by itself, by the names of the elements on the page."""
+        shown = {"state": state, "house": self._house, "most": _MOST_DOWNLOADS}
+        trend = pictures.trend(state.history, state.totals.size, time.time())
+        page = self._templates.page
+        return {
+            "figures": page("_figures.html", language, trend=trend, **shown),
+            "downloads": page("_downloads.html", language, **shown),
+            "upstreams": page("_upstreams.html", language, **shown),
+        }
+
+    async def overview(self, visitor: Visitor) -> str:
+        images = await self._images(visitor)
+        state = await self.state()
+        return self._page(
+            "overview.html",
+            visitor,
+            parts=self.parts(state, visitor.language),
+            bars=pictures.bars(state.history),
+            history=state.history,
+            **images,
+        )
+
+    async def images(self, visitor: Visitor) -> str:
+        """The list of images alone, for a search while it is typed."""
+        return self._page("_images.html", visitor, **await self._images(visitor))
+
+    async def image(self, visitor: Visitor, repository: Repository, reference: Reference) -> str:
+        details = await self._cache.desk.ask(Inventory.image, repository, reference)
+        if details is None:
+            raise ManifestUnknown(f"nothing is cached of {image_name(repository, reference)}")
+        return self._page("image.html", visitor, details=details, **self._about([details.image]))
+
+    def setup(self, visitor: Visitor) -> str:
+        name = visitor.query.get("client", "")
+        client = CLIENTS.get(name) or next(iter(CLIENTS.values()))
+        files: dict[str, str] = {}
+        others: list[str] = []
+        if visitor.address is not None:
+            for file in client.plan(visitor.address, self._house.registries):
+                # Those that differ in the registry's name alone are shown once.
+                if any(registry in file.path for registry in self._house.registries[1:]):
+                    others.append(file.path)
+                else:
+                    files[file.path] = file.text
+        return self._page("setup.html", visitor, clients=CLIENTS.values(), client=client, files=files, others=others)
+
+    def script(self, client: Client, address: Address) -> str:
+        return self._templates.script("setup.sh", plan=plan(client, address, self._house.registries))
+
+    def login(self, visitor: Visitor, to: str, fault: str) -> str:
+        return self._page("login.html", visitor, to=to, fault=fault)
+
+    def error(self, visitor: Visitor, status: int, message: str) -> str:
+        return self._page("error.html", visitor, status=status, message=message)
+
+    def _page(self, name: str, visitor: Visitor, **values: Any) -> str:
+        return self._templates.page(name, visitor.language, v=visitor, house=self._house, **values)
+
+    async def _images(self, visitor: Visitor) -> dict[str, Any]:
+        search = visitor.query.get("q", "")[:_LONGEST_SEARCH]
+        order = visitor.query.get("order", "")
+        order = order if order in ORDERS else ORDERS[0]
+        wanted = visitor.query.get("page", "")
+        number = int(wanted) if wanted.isascii() and wanted.isdigit() and 0 < len(wanted) < 8 else 1
+        number = max(number, 1)
+        page = await self._cache.desk.ask(Inventory.images, search, order, (number - 1) * PAGE, PAGE)
+        return {
+            "page": page,
+            "number": number,
+            "pages": max(1, -(-page.total // PAGE)),
+            "search": search,
+            "order": order,
+            "orders": ORDERS,
+            **self._about(page.images),
+        }
+
+    def _about(self, images: Any) -> dict[str, Any]:
+        """What templates ask about images."""
+        now = time.time()
+
+        def fresh(image: Image) -> bool:
+            return image.fresh(self._house.tag_ttl, now)
+
+        return {"fresh": fresh}
+
+    async def _current_figures(self) -> tuple[Totals, History]:
+        now = time.monotonic()
+        known = self._figures
+        if known is None or now - known[0] > _FRESH:
+            if self._renewal is None or self._renewal.done():
+                self._renewal = asyncio.create_task(self._work_out())
+            if known is None or now - known[0] > _OLD:
+                return await asyncio.shield(self._renewal)
+        assert known is not None
+        return known[1], known[2]
+
+    async def _work_out(self) -> tuple[Totals, History]:
+        totals = await self._cache.desk.ask(Inventory.totals)
+        history = await self._cache.desk.ask(Inventory.history)
+        self._figures = time.monotonic(), totals, history
+        return totals, history

@@ -1,0 +1,257 @@
+"""The dashboard's URLs.
+
+::
+
+    GET   /                       overview: downloads, figures, upstreams, images (?q= &order= &page=)
+    GET   /images                 the list of images alone
+    GET   /image/NAME             an image; NAME is registry/path:tag or registry/path@digest
+    POST  /image/NAME             action=pin|unpin|refresh|delete
+    GET   /setup, /setup/CLIENT.sh
+    GET   /events                 what moves, as server-sent events
+    GET, POST  /login;  POST /logout
+    GET   /web/…                  script, style, picture
+
+?lang= and ?theme= on a page are kept in a cookie.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Mapping
+from urllib.parse import parse_qsl, quote
+
+from aiohttp import web
+
+from mirror.api.answers import problem
+from mirror.api.targets import Target
+from mirror.api.web.admin import COOKIE, LASTS, Admin, check_origin
+from mirror.api.web.live import Live
+from mirror.api.web.pages import House, Pages, State
+from mirror.api.web.templating import Templates
+from mirror.api.web.texts import LANGUAGES
+from mirror.api.web.visitor import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, Visitor, recognise
+from mirror.cache.cache import Cache
+from mirror.clients import CLIENTS
+from mirror.errors import (
+    AdminNeeded,
+    CatalogFailed,
+    MirrorError,
+    RequestInvalid,
+    RouteUnknown,
+    TooManyGuesses,
+    Unsupported,
+)
+from mirror.names import Reference, Repository, is_registry_name, parse_reference
+
+_HTML = "text/html; charset=utf-8"
+_FOR_EVER = "public, max-age=31536000, immutable"
+_YEAR = 365 * 86400
+_LARGEST_FORM = 16 * 1024
+_PATIENCE = 10.0
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+_SAFETY = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    # Not "no-referrer", with which browsers would not say where a form comes from.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Cache-Control": "private, no-cache",
+}
+
+
+class Site:
+    """Answers what is not the registry's API."""
+
+    def __init__(self, cache: Cache, admin: Admin, house: House) -> None:
+        self._images = cache.images
+        self._admin = admin
+        self._templates = Templates(house.version)
+        self._pages = Pages(cache, house, self._templates)
+        self._live: Live[State] = Live(self._pages.state, self._pages.parts)
+
+    async def aclose(self) -> None:
+        """Ends what listeners wait on, so that the mirror can stop."""
+        await self._live.aclose()
+        await self._pages.aclose()
+
+    async def answer(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
+        """Raises MirrorError for who does not want HTML."""
+        try:
+            return await self._answer(request, target)
+        except (sqlite3.Error, OSError) as error:
+            return self._fault(request, target, CatalogFailed(f"the cache's catalog could not be read: {error}"))
+        except MirrorError as error:
+            return self._fault(request, target, error)
+
+    async def _answer(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
+        first, _, rest = target.path[1:].partition("/")
+        match request.method, first, rest:
+            case "POST", "image", name if name:
+                return await self._change(request, target, *_image(name))
+            case "POST", "login", "":
+                return await self._log_in(request, target)
+            case "POST", "logout", "":
+                check_origin(request)
+                return _redirect("/", {COOKIE: ""}, 0)
+            case "GET" | "HEAD", "web", _:
+                return self._asset(target.path)
+            case "GET" | "HEAD", _, _:
+                return await self._look(request, target, first, rest)
+            case _, ("" | "images" | "setup" | "events" | "web"), _:
+                raise Unsupported(f"{request.method} is not supported here")
+            case _, ("image" | "login"), _:
+                raise Unsupported(f"{request.method} is not supported here", "GET, HEAD, POST")
+        raise _nothing_here()
+
+    async def _look(self, request: web.BaseRequest, target: Target, first: str, rest: str) -> web.StreamResponse:
+        visitor = recognise(request, target, self._admin)
+        if first == "setup" and rest.endswith(".sh"):
+            return self._script(visitor, rest.removesuffix(".sh"))
+        if first == "events" and not rest and request.method == "GET":
+            return await self._live.serve(request, visitor.language, _SAFETY)
+        if (switched := _switched(request, visitor)) is not None:
+            return switched
+        match first, rest:
+            case "", "":
+                page = await self._pages.overview(visitor)
+            case "images", "":
+                page = await self._pages.images(visitor)
+            case "image", name if name:
+                page = await self._pages.image(visitor, *_image(name))
+            case "setup", "":
+                page = self._pages.setup(visitor)
+            case "login", "":
+                page = self._pages.login(visitor, _local(visitor.query.get("to", "")), "")
+            case _:
+                raise _nothing_here()
+        return _page(page)
+
+    async def _change(
+        self, request: web.BaseRequest, target: Target, repository: Repository, reference: Reference
+    ) -> web.StreamResponse:
+        form = await _form(request)
+        self._admin.allow(request, form.get("secret", ""))
+        match form.get("action"):
+            case "pin":
+                await self._images.pin(repository, reference)
+                done = "pinned"
+            case "unpin":
+                await self._images.unpin(repository, reference)
+                done = "unpinned"
+            case "refresh":
+                done = "changed" if (await self._images.refresh(repository, reference)).changed else "refreshed"
+            case "delete":
+                await self._images.delete(repository, reference)
+                done = "deleted"
+            case _:
+                raise RequestInvalid("action is pin, unpin, refresh or delete")
+        self._pages.changed()
+        if not _wants_html(request):
+            return web.json_response({"done": done, "image": target.path.removeprefix("/image/")}, headers=_SAFETY)
+        return _redirect(f"{'/' if done == 'deleted' else quote(target.path, safe='/:@')}?done={done}")
+
+    async def _log_in(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
+        check_origin(request)
+        form = await _form(request)
+        to = _local(form.get("to", ""))
+        try:
+            session = self._admin.begin(request, form.get("token", "").strip())
+        except (AdminNeeded, TooManyGuesses) as error:
+            if not _wants_html(request):
+                raise
+            return _page(self._pages.login(recognise(request, target, self._admin), to, error.message), error)
+        secure = request.secure or request.headers.get("Origin", "").startswith("https://")
+        return _redirect(to, {COOKIE: session}, LASTS, secure)
+
+    def _script(self, visitor: Visitor, name: str) -> web.Response:
+        client = CLIENTS.get(name)
+        if client is None:
+            raise _nothing_here()
+        if visitor.address is None:
+            raise RequestInvalid("the Host header is not an address that could be put into a configuration")
+        script = self._pages.script(client, visitor.address)
+        return web.Response(text=script, headers={**_SAFETY, "Content-Type": "text/x-shellscript; charset=utf-8"})
+
+    def _asset(self, path: str) -> web.Response:
+        asset = self._templates.assets.get(path)
+        if asset is None:
+            raise _nothing_here()
+        headers = {**_SAFETY, "Cache-Control": _FOR_EVER, "Content-Type": asset.content_type}
+        return web.Response(body=asset.body, headers=headers)
+
+    def _fault(self, request: web.BaseRequest, target: Target, error: MirrorError) -> web.Response:
+        if not _wants_html(request):
+            raise error
+        return _page(self._pages.error(recognise(request, target, self._admin), error.status, error.message), error)
+
+
+def _page(page: str, error: MirrorError | None = None) -> web.Response:
+    headers = {**_SAFETY, "Content-Type": _HTML, "Vary": "Accept-Language, Cookie"}
+    if error is None:
+        return web.Response(text=page, headers=headers)
+    told = {name: value for name, value in problem(error).headers.items() if name in ("Allow", "Retry-After", "WWW-Authenticate")}
+    return web.Response(status=error.status, text=page, headers={**headers, **told})
+
+
+def _redirect(to: str, cookies: Mapping[str, str] | None = None, lasts: int = _YEAR, secure: bool = False) -> web.Response:
+    response = web.Response(status=303, headers={**_SAFETY, "Location": to})
+    for name, value in (cookies or {}).items():
+        response.set_cookie(name, value, max_age=lasts, path="/", httponly=True, samesite="Strict", secure=secure)
+    return response
+
+
+def _switched(request: web.BaseRequest, visitor: Visitor) -> web.Response | None:
+    """Keeps the language or theme that a link asks for, and leads back to the page without it."""
+    wanted = {LANGUAGE_COOKIE: visitor.query.get("lang"), THEME_COOKIE: visitor.query.get("theme")}
+    cookies = {name: value for name, value in wanted.items() if value is not None and value in (*LANGUAGES, *THEMES)}
+    return _redirect(visitor.here(lang=None, theme=None), cookies) if cookies else None
+
+
+async def _form(request: web.BaseRequest) -> dict[str, str]:
+    """What a form sent, or a script: a JSON object counts too. Raises RequestInvalid."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            while len(body) <= _LARGEST_FORM and (data := await request.content.readany()):
+                body += data
+        if len(body) > _LARGEST_FORM:
+            raise RequestInvalid(f"a form of at most {_LARGEST_FORM} bytes is expected")
+        if request.content_type == "application/json":
+            found = json.loads(body)
+            return {key: value for key, value in found.items() if isinstance(value, str)} if isinstance(found, dict) else {}
+        return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=20))
+    except (ValueError, RecursionError, TimeoutError):
+        raise RequestInvalid("a form is expected, URL-encoded") from None
+
+
+def _image(name: str) -> tuple[Repository, Reference]:
+    """From registry/path:tag or registry/path@digest. Raises Invalid."""
+    registry, _, rest = name.partition("/")
+    at = "@" if "@" in rest else ":"
+    path, _, reference = rest.rpartition(at)
+    if not is_registry_name(registry):
+        raise RequestInvalid("an image's name begins with its registry, such as docker.io/")
+    return Repository.parse(registry, path), parse_reference(reference)
+
+
+def _wants_html(request: web.BaseRequest) -> bool:
+    return "text/html" in request.headers.get("Accept", "")
+
+
+def _local(path: str) -> str:
+    """A path of this site to lead to, and nothing else: a second slash would begin another host's name."""
+    good = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() and path.isascii()
+    return path if good and len(path) < 1000 else "/"
+
+
+def _nothing_here() -> RouteUnknown:
+    return RouteUnknown(
+        "there is nothing here: the registry's API is under /v2/, the dashboard is at /, and there are /healthz, /readyz and /metrics"
+    )

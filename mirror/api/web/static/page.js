@@ -1,0 +1,118 @@
+// Small conveniences; every page works without them.
+"use strict";
+
+// Makes `old` what `fresh` is, leaving alone what is the same: focus and animations stay.
+function morph(old, fresh) {
+  if (old.isEqualNode(fresh)) return;
+  if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName) {
+    old.replaceWith(fresh);
+    return;
+  }
+  if (old.nodeType !== Node.ELEMENT_NODE) {
+    old.nodeValue = fresh.nodeValue;
+    return;
+  }
+  for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name)) old.removeAttribute(name);
+  for (const { name, value } of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  fill(old, fresh);
+}
+
+function fill(old, fresh) {
+  const news = [...fresh.childNodes];
+  while (old.childNodes.length > news.length) old.lastChild.remove();
+  news.forEach((child, place) => {
+    if (place < old.childNodes.length) morph(old.childNodes[place], child);
+    else old.append(child);
+  });
+}
+
+function show(element, html) {
+  const template = document.createElement("template");
+  template.innerHTML = html;
+  fill(element, template.content);
+}
+
+// What moves by itself. Not while nobody looks.
+const moving = document.querySelector("[data-events]");
+if (moving) {
+  const live = document.getElementById("live");
+  let events = null;
+  let later = 0;
+  const tell = (on) => {
+    live.className = on ? "live on" : "live off";
+    live.textContent = on ? live.dataset.on : live.dataset.off;
+  };
+  const listen = () => {
+    clearTimeout(later);
+    events = new EventSource(moving.dataset.events);
+    events.onopen = () => tell(true);
+    events.onmessage = (event) => {
+      for (const [name, html] of Object.entries(JSON.parse(event.data))) show(document.getElementById(name), html);
+    };
+    events.onerror = () => {
+      tell(false);
+      // A browser comes again by itself only where the connection broke, not where it was refused.
+      if (events.readyState === EventSource.CLOSED) later = setTimeout(listen, 5000);
+    };
+  };
+  const hush = () => {
+    clearTimeout(later);
+    if (events) events.close();
+    events = null;
+  };
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) hush();
+    else if (!events) listen();
+  });
+  addEventListener("pagehide", hush);
+  addEventListener("pageshow", () => { if (!events) listen(); });
+}
+
+// The list follows what is typed.
+const search = document.getElementById("search");
+if (search) {
+  const list = document.getElementById("images");
+  let waiting = 0;
+  let asked = 0;
+  const find = async () => {
+    const query = new URLSearchParams([...new FormData(search)].filter(([, value]) => value));
+    const number = ++asked;
+    const answer = await fetch(`${search.dataset.list}?${query}`).catch(() => null);
+    if (!answer || !answer.ok || number !== asked) return;
+    show(list, await answer.text());
+    history.replaceState(null, "", query.size ? `/?${query}` : "/");
+  };
+  search.addEventListener("input", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(find, 200);
+  });
+  search.addEventListener("submit", (event) => {
+    event.preventDefault();
+    clearTimeout(waiting);
+    find();
+  });
+}
+
+// Copying. The clipboard is there over https and on the machine itself only; elsewhere it goes the old way.
+async function copy(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const area = document.createElement("textarea");
+  area.value = text;
+  area.className = "aside";
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+}
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  await copy(button.dataset.copy).catch(() => {});
+  button.classList.add("done");
+  const label = button.getAttribute("aria-label");
+  if (label) button.setAttribute("aria-label", document.body.dataset.copied);
+  setTimeout(() => {
+    button.classList.remove("done");
+    if (label) button.setAttribute("aria-label", label);
+  }, 1500);
+});

@@ -1,0 +1,198 @@
+#!/bin/sh
+# Tells {{ plan.client.title }} on this machine to pull through the mirror at {{ plan.address.url }}
+#
+#   sudo sh {{ plan.client.name }}.sh          keeps what is there; what a file was lies beside it, as FILE.before-mirror
+#   sudo sh {{ plan.client.name }}.sh --undo   makes the files again what they were
+#   --root DIR                                 looks for the files under DIR
+#
+# Its records are those of "mirror configure {{ plan.client.name }}": what the one has done, the other can take back.
+# The exit status is 0 when it is done, 1 when it cannot be, 2 when it is asked for wrongly.
+set -eu
+umask 022
+
+root='' undo=no
+while [ $# -gt 0 ]; do
+  case $1 in
+    --undo) undo=yes ;;
+    --root)
+      [ $# -gt 1 ] || { echo "mirror: --root needs a folder" >&2; exit 2; }
+      root=${2%/}
+      shift
+      ;;
+    *) echo "mirror: only --undo and --root DIR are known" >&2; exit 2 ;;
+  esac
+  shift
+done
+
+fail() {
+  printf 'mirror: %s\n' "$*" >&2
+  exit 1
+}
+
+command -v sha256sum >/dev/null || fail "sha256sum is needed (coreutils)"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+: >"$work/faults"
+: >"$work/paths"
+
+ours() { # FILE: true where it is as this script, or mirror configure, has left it
+  [ -f "$1" ] && [ -f "$1.mirror-undo" ] && grep -q "\"written\": \"$(sha256sum <"$1" | cut -d ' ' -f 1)\"" "$1.mirror-undo"
+}
+
+# ---------------------------------------------------------------- taking it back
+
+restore() { # FILE
+  if grep -q '"existed": true' "$1.mirror-undo"; then
+    cp -p "$1.before-mirror" "$1.mirror-new"
+    mv -f "$1.mirror-new" "$(readlink -f "$1")"
+    rm -f "$1.before-mirror"
+  else
+    rm -f "$1"
+  fi
+  sed -n 's/.*"folders": \[\(.*\)\].*/\1/p' "$1.mirror-undo" | sed 's/", "/\n/g; s/"//g' >>"$work/folders"
+  rm -f "$1.mirror-undo"
+  echo "restored $1"
+}
+
+if [ "$undo" = yes ]; then
+  : >"$work/folders"
+{% for pattern in plan.patterns %}
+  for record in "$root"{{ pattern }}.mirror-undo; do
+    [ -f "$record" ] || continue
+    ours "${record%.mirror-undo}" || fail "${record%.mirror-undo} has been changed since: compare it with its .before-mirror and restore it by hand"
+    printf '%s\n' "${record%.mirror-undo}" >>"$work/paths"
+  done
+{% endfor %}
+  [ -s "$work/paths" ] || fail "nothing was changed here: there is nothing to take back"
+  while IFS= read -r file; do restore "$file"; done <"$work/paths"
+  # The innermost first; only those that nothing else has come into.
+  sort -ru "$work/folders" | while IFS= read -r folder; do rmdir "$folder" 2>/dev/null || true; done
+{% if plan.client.then %}
+  echo "Done. Now: {{ plan.client.then }}"
+{% else %}
+  echo "Done. It counts from the next pull on."
+{% endif %}
+  exit 0
+fi
+
+# ---------------------------------------------------------------- what is to be in each file: standard output; false where that cannot be told
+
+alone() { # NEW BEFORE
+  false
+}
+{% if plan.files | selectattr("how", "equalto", "at_the_end") | list %}
+
+at_the_end() { # NEW BEFORE
+  ! grep -q registry "$2" && cat "$2" && echo && cat "$1"
+}
+{% endif %}
+{% if plan.tables %}
+
+as_containerd() { # NEW BEFORE
+  if grep -q '^[[:space:]]*disabled_plugins.*"\(io\.containerd\.grpc\.v1\.\)\{0,1\}cri"' "$2" || grep -q 'config_path.*/etc/containerd/certs\.d' "$2"; then
+    # Nothing reads it there, or it is there already.
+    cat "$2"
+    return 0
+  fi
+  ! grep -q registry "$2" || return 1
+{% for version, table in plan.tables.items() %}
+  if grep -q '^version *= *{{ version }}' "$2"; then
+    cat "$2"
+    cat <<'MIRROR_END'
+
+{{ table }}
+MIRROR_END
+    return 0
+  fi
+{% endfor %}
+  return 1
+}
+{% endif %}
+{% if plan.files | selectattr("how", "equalto", "as_json") | list %}
+
+as_json() { # NEW BEFORE
+  command -v python3 >/dev/null && python3 - "$2" 2>/dev/null <<'MIRROR_END'
+import json, sys
+with open(sys.argv[1]) as file:
+    text = file.read()
+tree = json.loads(text)
+mirrors = tree.setdefault("registry-mirrors", [])
+mirrors[:] = ["{{ plan.address.url }}"] + [mirror for mirror in mirrors if mirror.rstrip("/") != "{{ plan.address.url }}"]
+{% if plan.insecure %}
+insecure = tree.setdefault("insecure-registries", [])
+if "{{ plan.address.authority }}" not in insecure:
+    insecure.append("{{ plan.address.authority }}")
+{% endif %}
+print(json.dumps(tree, indent=2, ensure_ascii=False))
+MIRROR_END
+}
+{% endif %}
+
+want() { # PATH HOW: standard input is what is to be in it where nothing is
+  file=$root$1 before=$root$1 place=$work/$(wc -l <"$work/paths")
+  cat >"$place.alone"
+  # A second time it starts from what was there before the first, so that no earlier mirror stays behind.
+  if ours "$file"; then before=$file.before-mirror; fi
+  if ! grep -q '[^[:space:]]' "$before" 2>/dev/null; then
+    cp "$place.alone" "$place"
+  elif ! "$2" "$place.alone" "$before" >"$place"; then
+    {
+      echo "mirror: $file is there already, and cannot be combined safely by a script. Add this by hand, or use mirror configure {{ plan.client.name }}:"
+      sed 's/^/    /' "$place.alone"
+    } >>"$work/faults"
+  fi
+  printf '%s\n' "$file" >>"$work/paths"
+}
+
+put() { # FILE NEW
+  if [ -f "$1" ] && cmp -s "$1" "$2"; then return 0; fi
+  folder=$(dirname "$1") made='' existed=false
+  if ours "$1"; then
+    made=$(sed -n 's/.*"folders": \[\(.*\)\].*/\1/p' "$1.mirror-undo")
+    if grep -q '"existed": true' "$1.mirror-undo"; then existed=true; fi
+  else
+    above=$folder
+    while [ ! -d "$above" ]; do
+      made="\"$above\"${made:+, $made}"
+      above=$(dirname "$above")
+    done
+    mkdir -p "$folder"
+    if [ -e "$1" ]; then
+      cp -p "$1" "$1.before-mirror"
+      existed=true
+    fi
+  fi
+  # Record first, then the file: what a crash leaves can be taken back.
+  printf '{"existed": %s, "written": "%s", "folders": [%s]}' "$existed" "$(sha256sum <"$2" | cut -d ' ' -f 1)" "$made" >"$1.mirror-undo"
+  if [ -e "$1" ]; then cp -p "$1" "$1.mirror-new"; fi
+  cat "$2" >"$1.mirror-new"
+  mv -f "$1.mirror-new" "$(readlink -f "$1" || echo "$1")"
+  echo "wrote $1"
+}
+
+{% for file in plan.files %}
+want {{ file.path }} {{ file.how }} <<'MIRROR_END'
+{{ file.text }}{{ "" if file.text.endswith("\n") else "\n" }}MIRROR_END
+{% endfor %}
+
+if [ -s "$work/faults" ]; then
+  cat "$work/faults" >&2
+  fail "nothing was written"
+fi
+number=0
+while IFS= read -r file; do
+  put "$file" "$work/$number"
+  number=$((number + 1))
+done <"$work/paths"
+{% if plan.client.then.startswith("systemctl reload ") %}
+if [ -z "$root" ] && command -v systemctl >/dev/null && systemctl is-active --quiet {{ plan.client.then.split()[-1] }}; then
+  {{ plan.client.then }}
+  echo "Done: {{ plan.client.then.split()[-1] }} was told."
+else
+  echo "Done. Now: {{ plan.client.then }}"
+fi
+{% elif plan.client.then %}
+echo "Done. Now: {{ plan.client.then }}"
+{% else %}
+echo "Done. It counts from the next pull on."
+{% endif %}

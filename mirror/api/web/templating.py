@@ -1,0 +1,72 @@
+"""The templates and the files that pages load, from the package's own folders."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from mirror.api.web import wording
+from mirror.api.web.texts import LANGUAGES, text
+from mirror.api.web.visitor import THEMES
+
+_HERE = Path(__file__).parent
+_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A file that pages load. Its URL tells its content, so that it may be kept for ever."""
+
+    url: str
+    content_type: str
+    body: bytes
+
+
+class Templates:
+    """Makes pages of values. Every value is escaped."""
+
+    def __init__(self, version: str) -> None:
+        """Reads the files. Raises OSError."""
+        self.assets: dict[str, Asset] = {}
+        urls = {}
+        for file in sorted((_HERE / "static").iterdir()):
+            if file.suffix in _TYPES:
+                body = file.read_bytes()
+                url = f"/web/{hashlib.sha256(body).hexdigest()[:12]}/{file.name}"
+                self.assets[url] = Asset(url, _TYPES[file.suffix], body)
+                urls[file.name] = url
+        self._pages = _environment(True)
+        self._scripts = _environment(False)
+        for name in ("size", "rate", "number", "percent", "clock", "machine_time", "short"):
+            self._pages.globals[name] = getattr(wording, name)
+        self._pages.globals.update(asset=urls.__getitem__, version=version, LANGUAGES=LANGUAGES, THEMES=THEMES)
+
+    def page(self, name: str, language: str, **values: Any) -> str:
+        """A page, or a part of one."""
+        bound = {
+            "t": partial(text, language),
+            "ago": lambda moment: wording.ago(moment, language),
+            "span": lambda seconds: wording.span(seconds, language),
+        }
+        return self._pages.get_template(name).render(**bound, **values)
+
+    def script(self, name: str, **values: Any) -> str:
+        """A shell script: nothing is escaped, so no value may be one that somebody chose (see setup.py)."""
+        return self._scripts.get_template(name).render(**values)
+
+
+def _environment(escape: bool) -> Environment:
+    return Environment(
+        loader=FileSystemLoader(_HERE / "templates"),
+        autoescape=escape,  # noqa: S701 (scripts: see `script`)
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        auto_reload=False,
+    )

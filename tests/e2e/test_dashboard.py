@@ -1,0 +1,214 @@
+"""The dashboard in a real Chromium."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirror.api.web.token import NAME
+from tests.support.browser import Browser
+from tests.support.mirrors import Mirror
+from tests.support.scripted import Hold, Scripted
+
+SIZE = 4_000_000
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    """A window that at its end has nothing to complain of."""
+    with Browser(tmp_path / "browser") as window:
+        yield window
+        assert window.complaints() == []
+
+
+class Watched:
+    """The window and the mirror, which run beside each other: the window in a thread."""
+
+    def __init__(self, mirror: Mirror, window: Browser) -> None:
+        self.mirror = mirror
+        self.window = window
+        self.token = (mirror.directory / NAME).read_text().strip()
+
+    async def do(self, work: Callable[[], Any]) -> Any:
+        return await asyncio.to_thread(work)
+
+
+@pytest.fixture
+async def watched(mirror: Mirror, browser: Browser) -> AsyncIterator[Watched]:
+    yield Watched(mirror, browser)
+    # Nothing but the mirror was asked for anything.
+    assert browser.hosts_asked() <= {mirror.url.removeprefix("http://")}
+
+
+async def cache(mirror: Mirror, upstream: Scripted, name: str, tag: str = "1", layers: list[bytes] | None = None) -> Any:
+    """Pulls an image, as a client does."""
+    image = upstream.add_image(name, tag, layers=layers or [os.urandom(2000)])
+    await mirror.get(f"/v2/{name}/manifests/{tag}")
+    for blob in (*image.layers, image.config):
+        await mirror.get(f"/v2/{name}/blobs/{blob}")
+        await mirror.until_cached(blob)
+    return image
+
+
+async def test_a_download_is_seen_moving_and_finishing(watched: Watched, upstream: Scripted) -> None:
+    """It appears by itself, its bytes grow, and it is done; then the figures tell of it."""
+    mirror, window = watched.mirror, watched.window
+    image = upstream.add_image("library/big", "1", layers=[os.urandom(SIZE)])
+    layer = str(image.layers[0])
+    first = Hold(after=SIZE // 4)
+    upstream.fail(layer, first)
+    await watched.do(lambda: window.go(mirror.url))
+    await watched.do(lambda: window.until_text("Nothing is being downloaded"))
+    await mirror.get("/v2/big/manifests/1")
+    _, writer = await mirror.slow_reader(f"/v2/big/blobs/{layer}")
+    await first.reached.wait()
+    await watched.do(lambda: window.until_text("docker.io/library/big", "#downloads"))
+    await watched.do(lambda: window.until_text("1 reader", "#downloads"))
+    have = "return document.querySelector('#downloads progress').value"
+    before = await watched.do(lambda: window.until(lambda: window.script(have), "bytes"))
+    assert 0 < before < SIZE
+    first.release.set()
+    await watched.do(lambda: window.until_text("done", "#downloads"))
+    assert await watched.do(lambda: window.script(have)) == SIZE
+    writer.close()
+    await watched.do(lambda: window.until_text("Nothing is being downloaded"))
+    await watched.do(lambda: window.until_text("in 1 repository", "#figures"))
+    assert not list((mirror.directory / "live").glob("*"))
+
+
+async def test_search_finds_an_image_and_its_page_opens(watched: Watched, upstream: Scripted) -> None:
+    """While it is typed, by any part of the name; the page shows its layers, what shares them, and how to pull it."""
+    mirror, window = watched.mirror, watched.window
+    shared = os.urandom(3000)
+    image = await cache(mirror, upstream, "library/redis", "7.2", [shared, os.urandom(500)])
+    await cache(mirror, upstream, "library/postgres", "16", [shared])
+    await cache(mirror, upstream, "owner/other", "edge")
+
+    def look() -> None:
+        window.go(mirror.url)
+        rows = "return [...document.querySelectorAll('#images tbody th')].map(e => e.innerText)"
+        assert len(window.script(rows)) == 3
+        window.type("#search input", "DIS 7")
+        window.until(lambda: len(window.script(rows)) == 1, "one row")
+        assert window.url.endswith("/?q=DIS+7&order=name")
+        window.click("#images tbody th a")
+        window.until_text("Back to the overview")
+        assert window.text("h1") == "docker.io/library/redis:7.2"
+        page = window.text("main")
+        address = mirror.url.removeprefix("http://")
+        for text in (
+            f"docker pull {address}/docker.io/library/redis:7.2",
+            str(image.digest),
+            "docker.io/library/postgres:16",
+            "complete",
+        ):
+            assert text in page
+        assert page.count(str(image.layers[0])[:19]) == 1
+        window.click(".snippet .copy")
+        window.until(lambda: window.script("return document.querySelector('.copy.done') !== null"), "copied")
+        window.go(f"{mirror.url}/?q=nothing+of+the+kind")
+        assert "No image fits “nothing of the kind”." in window.text("#images")
+
+    await watched.do(look)
+
+
+async def test_pin_and_delete_work_with_the_token_and_not_without(watched: Watched, upstream: Scripted) -> None:
+    """In the browser after logging in; a wrong token is told so; after logging out the buttons are gone, and what was deleted is."""
+    mirror, window = watched.mirror, watched.window
+    image = await cache(mirror, upstream, "library/app")
+    page = f"{mirror.url}/image/docker.io/library/app:1"
+    window.forgiven += ["status of 401", "status of 409"]
+
+    def steer() -> None:
+        window.go(page)
+        assert window.script("return document.querySelectorAll('[name=action]').length") == 0
+        window.click("main a[href^='/login']")
+        window.type("#token", "not the token, alas")
+        window.click(".login button")
+        window.until_text("that is not the admin token")
+        window.type("#token", watched.token)
+        window.click(".login button")
+        window.until(lambda: window.url == page, "the page again")
+        window.click("[value=pin]")
+        window.until_text("Pinned: it stays")
+        window.click("[value=refresh]")
+        window.until_text("still the same")
+        window.click(".danger summary")
+        window.click("[value=delete]")
+        window.until_text("is pinned: unpin it first")
+        window.go(page)
+        window.click("[value=unpin]")
+        window.until_text("No longer pinned")
+        window.click(".account button")
+        window.until_text("Log in", ".top")
+        window.go(page)
+        assert window.script("return document.querySelectorAll('[name=action]').length") == 0
+        window.go(f"{mirror.url}/login?to=/image/docker.io/library/app:1")
+        window.type("#token", watched.token)
+        window.click(".login button")
+        window.until(lambda: window.url == page, "the page")
+        window.click(".danger summary")
+        window.click("[value=delete]")
+        window.until_text("Deleted from the cache.")
+        assert "Nothing is cached yet." in window.text("#images")
+
+    await watched.do(steer)
+    assert not mirror.cached(image.digest)
+    assert (await mirror.get("/v2/app/manifests/1")).status == 200
+
+
+async def test_languages_themes_and_phones(watched: Watched, upstream: Scripted) -> None:
+    """Both languages by a switch that stays; light and dark by the system or a switch; nothing is wider than a phone."""
+    mirror, window = watched.mirror, watched.window
+    await cache(mirror, upstream, "library/app-with-quite-a-long-name/and-a-second-part", "a-tag-that-is-long-too-2025-11-25")
+    background = "return getComputedStyle(document.body).backgroundColor"
+    pages = ["/", "/image/docker.io/library/app-with-quite-a-long-name/and-a-second-part:a-tag-that-is-long-too-2025-11-25"]
+    window.forgiven += ["status of 404"]
+    pages += ["/setup", "/setup?client=containerd", "/login", "/image/docker.io/library/none:1"]
+
+    def switch() -> None:
+        window.go(mirror.url)
+        assert window.script("return document.documentElement.lang") == "en"
+        window.click("[hreflang=zh]")
+        window.until_text("命中率")
+        assert window.url == f"{mirror.url}/"
+        window.go(f"{mirror.url}/setup")
+        window.until_text("配置客户端")
+        assert window.script("return document.documentElement.lang") == "zh-Hans"
+        window.prefer("light")
+        light = window.script(background)
+        window.prefer("dark")
+        dark = window.script(background)
+        assert light != dark
+        window.click("[title='浅色']")
+        window.until(lambda: window.script(background) == light, "light")
+        window.click("[title='深色']")
+        window.prefer("light")
+        window.until(lambda: window.script(background) == dark, "dark")
+        window.size(360, 740, mobile=True)
+        for path in pages:
+            window.go(mirror.url + path)
+            width = window.script("return document.documentElement.scrollWidth")
+            assert width <= 360, path
+        window.click("[hreflang=en]")
+
+    await watched.do(switch)
+
+
+async def test_the_page_comes_to_life_again_after_a_restart(start: Callable[..., Any], browser: Browser, tmp_path: Path) -> None:
+    """Who watches does not hold up the stopping, and is shown the next mirror at the same address."""
+    browser.forgiven += ["net::ERR_"]
+    mirror: Mirror = await start()
+    listen = mirror.url.removeprefix("http://")
+    await asyncio.to_thread(browser.go, mirror.url)
+    await asyncio.to_thread(browser.until_text, "live", "#live")
+    async with asyncio.timeout(10):
+        await mirror.stop()
+    await asyncio.to_thread(browser.until_text, "reconnecting", "#live")
+    await start(settings={"server": {"listen": listen}})
+    await asyncio.to_thread(browser.until_text, "live", "#live")
