@@ -135,6 +135,43 @@ async def test_kill_9_at_random_moments(upstream: Scripted, tmp_path: Path) -> N
         assert mirror.terminate() == 0
 
 
+async def test_two_processes_of_which_one_is_killed_at_random(upstream: Scripted, tmp_path: Path) -> None:
+    """Again and again, whichever of them downloads at the time: clients of the other notice nothing, nobody has a complete wrong blob, what was there is not
+    fetched again, and the spool is empty in the end."""
+    chance = random.Random(11)
+    upstreams: dict[str, str | list[str]] = {"docker.io": upstream.url}
+    upstream.rate = 20 * MIB
+    blobs = []
+    with MirrorProcess(tmp_path / "cache", upstreams) as one, MirrorProcess(tmp_path / "cache", upstreams) as two:
+
+        async def client(mirror: MirrorProcess, blob: Digest, after: float) -> bytes | None:
+            await asyncio.sleep(after)
+            async with aiohttp.ClientSession() as session:
+                try:
+                    return await fetch(session, address(mirror, blob))
+                except aiohttp.ClientError:
+                    return None
+
+        for _ in range(12):
+            blobs.append(blob := upstream.add_blob(chance.randbytes(6 * MIB)))
+            victim, other = chance.sample((one, two), 2)
+            asking = {asyncio.create_task(client(mirror, blob, chance.random() * 0.2)): mirror for mirror in (victim, other) * 3}
+            await asyncio.sleep(chance.random() * 0.4)
+            victim.kill()
+            for task, mirror in asking.items():
+                body = await task
+                assert body == upstream.blobs[str(blob)] or (body is None and mirror is victim)
+            assert upstream.count("GET", str(blob)) <= 2
+            # What was on its way when it was killed is lost, no more.
+            assert upstream.sent[str(blob)] <= 6 * MIB + 4 * MIB
+            await asyncio.to_thread(victim.start)
+        await until(lambda: os.listdir(tmp_path / "cache" / "spool") == [])
+        for blob in blobs:
+            assert Digest.of((tmp_path / "cache" / "blobs" / "sha256" / blob.hex).read_bytes()) == blob
+        assert (one.terminate(), two.terminate()) == (0, 0)
+    assert "Traceback" not in one.log + two.log
+
+
 async def test_kill_9_at_the_very_end(upstream: Scripted, tmp_path: Path) -> None:
     """Around the moments of verification and renaming as well: whatever is there afterwards is whole, and the catalog agrees with it."""
     chance = random.Random(9)
