@@ -65,7 +65,7 @@ class Connection(web.RequestHandler):
             log.error("unexpected failure", exc_info=exc)
             response = problem(MirrorError("the mirror failed to answer this; its log says why"))
         else:
-            log.info("refused a request from %s: %s", request.remote, str(message or exc).splitlines()[0][:200])
+            log.info("refused a request from %s: %s", request.remote, (str(message or exc).splitlines() or ["?"])[0][:200])
             response = problem(
                 RequestInvalid("not a well-formed HTTP request, or a line or header of it is longer than 8190 bytes")
             )

@@ -40,6 +40,7 @@ from mirror.upstream.transport import Connections, Timeouts, Transport, length_o
 _T = TypeVar("_T")
 
 _LARGEST_LIST = 32 * 1024 * 1024
+"""Bytes of all its pages."""
 _MOST_PAGES = 200
 _LINK = re.compile(r'<([^>]*)>\s*;[^,]*\brel\s*=\s*"?next"?')
 
@@ -163,6 +164,7 @@ class Registry:
         self, endpoint: Endpoint, repository: Repository, url: URL, headers: dict[str, str], deadline: float, unknown: Unknown
     ) -> list[dict[str, Any]]:
         pages = []
+        left = _LARGEST_LIST
         for _ in range(_MOST_PAGES):
             response = await endpoint.send("GET", url, repository, headers, deadline)
             try:
@@ -170,7 +172,8 @@ class Registry:
                     raise unknown
                 if response.status != 200:
                     raise UpstreamInvalid(f"{shown(url)} answered {response.status}")
-                body = await read_bounded(response, _LARGEST_LIST, self._transport.timeouts.header)
+                body = await read_bounded(response, left, self._transport.timeouts.header)
+                left -= len(body)
             finally:
                 response.release()
             try:

@@ -118,7 +118,7 @@ def _parse(body: bytes, where: str) -> tuple[str, float]:
         document: Any = json.loads(body)
         token = document.get("token") or document.get("access_token")
         life = float(document.get("expires_in") or _DEFAULT_LIFE)
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         raise UpstreamInvalid(f"{where} sent something that is not a token") from None
     if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
         raise UpstreamInvalid(f"{where} sent no usable token")

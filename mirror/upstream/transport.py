@@ -196,7 +196,9 @@ def shown(url: URL) -> str:
 
 
 def _brief(error: BaseException) -> str:
-    return (str(error) or type(error).__name__)[:200]
+    """One line, though an upstream may have had its say in it."""
+    text = "".join(character if character.isprintable() else " " for character in str(error))
+    return (" ".join(text.split()) or type(error).__name__)[:200]
 
 
 class _Refused(OSError):

@@ -136,7 +136,16 @@ async def test_a_token_service_in_trouble(start: Callable[..., Any], upstream: S
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b'{"token": 5}', b'{"token": "a\\nb"}', b'{"token": "x", "expires_in": "soon"}', b"<html>"]
+    "body",
+    [
+        b"",
+        b'{"token": "x", "expires_in": 1' + b"0" * 400 + b"}",
+        b"[]",
+        b'{"token": 5}',
+        b'{"token": "a\\nb"}',
+        b'{"token": "x", "expires_in": "soon"}',
+        b"<html>",
+    ],
 )
 async def test_tokens_that_are_none(start: Callable[..., Any], upstream: Scripted, body: bytes) -> None:
     """Nothing of what a token service may send breaks the mirror, or gets into a header."""

@@ -196,3 +196,34 @@ async def test_answers_that_break_the_protocol(start: Callable[..., Any], sent: 
             assert b"127.0.0.1" in got.body or b"docker.io" in got.body or got.cut
         await until(lambda: mirror.spooled() == [])
         assert (await mirror.get("/healthz")).status == 200
+
+
+async def test_a_list_of_endless_pages(start: Callable[..., Any], upstream: Scripted) -> None:
+    """Each with a link to the next, each as large as it may be: given up once all together are too much to hold."""
+    page = b'{"name": "library/app", "tags": ["' + b"x" * (8 * 1024 * 1024) + b'"]}'
+    for number in range(20):
+        link = f'</v2/library/app/tags/list?last={number}>; rel="next"'
+        upstream.fail("/tags/list", Status(200, {"Link": link}, page))
+    mirror: Mirror = await start(settings={"upstream": {"attempts": 1, "header_timeout": 20}})
+    answer = await mirror.get("/v2/app/tags/list")
+    assert answer.status == 503
+    assert b"a document of more than" in answer.body
+    assert upstream.count("GET", "/tags/list") <= 5
+
+
+async def test_what_upstream_says_does_not_break_the_lines_of_the_log(
+    start: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Control characters and line ends in an answer: the error is one line, here and for the client."""
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 2\x1b[31m00 OK\nERROR forged line\r\n\r\n")
+        await writer.drain()
+
+    async with server(answer) as url:
+        mirror: Mirror = await start(endpoints=[url])
+        got = await mirror.get(LATEST)
+        assert got.status == 503
+        [told] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert told.isprintable()
+        assert url in told
