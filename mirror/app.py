@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
-import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 from aiohttp import web
 
 from mirror import __version__, metrics
 from mirror.api.access import AccessLog
+from mirror.api.door import Door
 from mirror.api.server import Api
 from mirror.api.targets import Targets
 from mirror.api.web.admin import Admin
@@ -25,9 +23,14 @@ from mirror.cache.cache import Cache, Limits
 from mirror.cache.upkeep import Expire, Upkeep
 from mirror.certificate import Certificate
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
+from mirror.readiness import Readiness
 from mirror.upstream import Connections, Timeouts, Upstreams
+from mirror.workers import Seat
 
 log = logging.getLogger(__name__)
+
+_TELL = 2.0
+"""Seconds between two times that a worker tells the others what it knows."""
 
 
 @contextlib.asynccontextmanager
@@ -40,11 +43,16 @@ async def opened(settings: Settings) -> AsyncIterator[Cache]:
 
 
 @contextlib.asynccontextmanager
-async def _wired(settings: Settings) -> AsyncIterator[tuple[Cache, Upstreams]]:
+async def _wired(settings: Settings, seat: Seat | None = None) -> AsyncIterator[tuple[Cache, Upstreams]]:
     async with contextlib.AsyncExitStack() as stack:
         waits = settings.upstream
         timeouts = Timeouts(waits.connect_timeout, waits.header_timeout, waits.stall_timeout, waits.attempts)
-        connections = Connections(waits.connections_per_blob, waits.connections_per_endpoint, waits.connections)
+        # A worker has its share of what all may open, but as much as one blob may use.
+        most, share = waits.connections_per_blob, settings.server.workers if seat is not None else 1
+        per_endpoint, in_all = (
+            bound if share == 1 else max(bound // share, most) for bound in (waits.connections_per_endpoint, waits.connections)
+        )
+        connections = Connections(most, per_endpoint, in_all)
         upstreams = await stack.enter_async_context(Upstreams(settings.registries, timeouts, connections))
         kept = settings.cache
         expire = tuple(Expire(rule.repositories, rule.after) for rule in kept.expire)
@@ -57,30 +65,39 @@ async def _wired(settings: Settings) -> AsyncIterator[tuple[Cache, Upstreams]]:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[str]:
-    """Runs the mirror; gives its URL. Raises OSError where it cannot listen or use its cache directory, sqlite3.Error likewise."""
+async def running(settings: Settings, seat: Seat | None = None) -> AsyncIterator[str]:
+    """Runs the mirror, or one worker of it; gives its URL. Raises OSError where it cannot listen or use its cache directory, sqlite3.Error likewise."""
     async with contextlib.AsyncExitStack() as stack:
-        cache, upstreams = await stack.enter_async_context(_wired(settings))
+        cache, upstreams = await stack.enter_async_context(_wired(settings, seat))
         certificate = await stack.enter_async_context(_certificate(settings))
         access = AccessLog() if settings.server.access_log else None
         if access is not None:
             stack.callback(access.close)
         targets = Targets(settings.registries.keys(), DEFAULT_REGISTRY, ALIASES)
-        report = functools.partial(_report, settings, upstreams)
+        readiness = Readiness(settings, upstreams, seat)
         kept = settings.cache
-        house = House(__version__, tuple(settings.registries), kept.max_size, kept.tag_ttl, report)
+        house = House(__version__, tuple(settings.registries), kept.max_size, kept.tag_ttl, readiness.report)
         site = Site(cache, Admin(admin_token(settings)[0]), house)
-        api = Api(cache, targets, DEFAULT_REGISTRY, report, access, site)
-        runner = web.ServerRunner(api.server(), shutdown_timeout=settings.server.drain_timeout)
+        api = Api(cache, targets, DEFAULT_REGISTRY, readiness.report, access, site)
+        server = api.server()
+        runner = web.ServerRunner(server, shutdown_timeout=settings.server.drain_timeout)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         # Before the draining: those who watch the dashboard would be waited for.
         stack.push_async_callback(site.aclose)
         host, port = settings.server.address
         tls = certificate.context if certificate is not None else None
-        await web.TCPSite(runner, host, port, ssl_context=tls, backlog=1024, reuse_address=True).start()
+        if seat is None:
+            await web.TCPSite(runner, host, port, ssl_context=tls, backlog=1024, reuse_address=True).start()
+        else:
+            door = Door(server, seat.listeners, tls, seat.counts, seat.number)
+            stack.push_async_callback(door.aclose)
+            host, port = seat.listeners[0].getsockname()[:2]
         cache.start()
-        yield settings.server.url(*runner.addresses[0][:2])
+        if seat is not None:
+            chore = asyncio.create_task(_tell_others(readiness))
+            stack.callback(chore.cancel)
+        yield settings.server.url(*(runner.addresses[0][:2] if seat is None else (host, port)))
 
 
 @contextlib.asynccontextmanager
@@ -111,41 +128,34 @@ def admin_token(settings: Settings) -> tuple[str, bool]:
     return (known, False) if known is not None else token_in(settings.cache.dir)
 
 
-async def serve(settings: Settings, started: Callable[[str], None]) -> None:
+async def _tell_others(readiness: Readiness) -> None:
+    while True:
+        readiness.tell()
+        metrics.tell_process()
+        await asyncio.sleep(_TELL)
+
+
+async def serve(settings: Settings, started: Callable[[str], None], seat: Seat | None = None) -> None:
     """Runs until SIGTERM or SIGINT, then drains: no new connections, current requests end within the bound, downloads stay resumable.
 
-    `started` is called with the URL once requests are taken. Raises as `running` does.
+    `started` is called with the URL once requests are taken. A worker ends as well when its parent is gone. Raises as `running` does.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    async with running(settings) as url:
+
+    def orphaned() -> None:
+        if not stop.is_set():
+            log.error("the parent process is gone: stopping")
+        stop.set()
+
+    if seat is not None:
+        loop.add_reader(seat.orphaned, orphaned)
+    async with running(settings, seat) as url:
         started(url)
         await stop.wait()
-        log.info("stopping: current requests have %g s to end", settings.server.drain_timeout)
-
-
-def _report(settings: Settings, upstreams: Upstreams) -> dict[str, Any]:
-    degraded = []
-    if not os.access(settings.cache.dir, os.W_OK):
-        degraded.append(f"the cache directory {settings.cache.dir} cannot be written: everything is fetched, nothing kept")
-    registries: dict[str, Any] = {}
-    for name in settings.registries:
-        endpoints = upstreams.registry(name).health()
-        registries[name] = [
-            {
-                "endpoint": e.url,
-                "state": e.state,
-                "last_error": e.last_error,
-                "seconds_to_first_byte": e.latency,
-                "bytes_per_second": e.throughput,
-                "pulls": e.pulls,
-                "pulls_left": e.pulls_left,
-            }
-            for e in endpoints
-        ]
-        for endpoint in endpoints:
-            if endpoint.state != "ok":
-                degraded.append(f"{name}: {endpoint.url} is {endpoint.state}: {endpoint.last_error}")
-    return {"degraded": degraded, "registries": registries}
+        if seat is not None:
+            loop.remove_reader(seat.orphaned)
+        else:
+            log.info("stopping: current requests have %g s to end", settings.server.drain_timeout)

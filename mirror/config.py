@@ -30,7 +30,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from mirror import certificate
 from mirror.faults import tell
 from mirror.names import is_registry_name
-from mirror.quantities import parse_duration, parse_endpoint, parse_listen, parse_rate, parse_size
+from mirror.quantities import parse_duration, parse_endpoint, parse_listen, parse_rate, parse_size, parse_workers
 
 DEFAULT_REGISTRY = "docker.io"
 """What a bare name means: dockerd's ``registry-mirrors`` are asked for docker.io only."""
@@ -62,6 +62,7 @@ class ConfigError(Exception):
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 Rate = Annotated[int, BeforeValidator(parse_rate)]
+Workers = Annotated[int, BeforeValidator(parse_workers)]
 
 
 def default_cache_dir() -> Path:
@@ -93,6 +94,7 @@ class Server(_Table):
     listen: str = Field(
         "127.0.0.1:5000", description="address and port to listen on; `0.0.0.0:5000` for all machines of the network"
     )
+    workers: Workers = Field(1, description="processes that serve together; `auto` for one on each CPU, eight at most")
     drain_timeout: Duration = Field(30.0, description="how long current requests may go on after SIGTERM")
     access_log: bool = Field(True, description="a JSON line on standard output for each request")
     admin_token: SecretStr | None = Field(

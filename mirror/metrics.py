@@ -2,6 +2,9 @@
 
 The ``registry_proxy_*`` names and their labels are those of distribution's proxy, so that dashboards made for it work. `upstream_host` is the
 registry's name as configured (``docker.io``), `type` is ``blob`` or ``manifest``; sizes are in bytes, times in seconds.
+
+Where several workers serve, each counts in files of its own, in a folder that all of them read: `page` is the sum. A worker that takes a dead one's place goes on with
+its files, so that no counter goes backwards. Of a gauge that is the same in all, what was set last counts (``mostrecent``); of others the living add up (``livesum``).
 """
 
 from __future__ import annotations
@@ -9,11 +12,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar, Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest, values
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Names the workers' folder. It is there before this module is, or not at all: see workers.py."""
+
+_shared = os.environ.get(VARIABLE)
+_counts_for = "parent"
+if _shared is not None:
+    values.ValueClass = values.MultiProcessValue(lambda: _counts_for)  # type: ignore[no-untyped-call]
 
 REGISTRY = CollectorRegistry(auto_describe=True)
-ProcessCollector(registry=REGISTRY)
+"""What this process alone has counted."""
+if _shared is None:
+    ProcessCollector(registry=REGISTRY)
 
 _KIND = ("upstream_host", "type")
 _ENDPOINT = ("upstream_host", "endpoint")
@@ -32,25 +47,33 @@ request_seconds = Histogram(
     registry=REGISTRY,
 )
 
-flights = Gauge("mirror_flights", "Downloads in progress", registry=REGISTRY)
-readers = Gauge("mirror_readers", "Clients reading a download in progress", registry=REGISTRY)
+flights = Gauge("mirror_flights", "Downloads in progress", registry=REGISTRY, multiprocess_mode="livesum")
+readers = Gauge("mirror_readers", "Clients reading a download in progress", registry=REGISTRY, multiprocess_mode="livesum")
 
 fetched_ahead = Counter(
     "mirror_fetched_ahead", "Blobs fetched before a client asked for them", ("upstream_host",), registry=REGISTRY
 )
 
-cache_bytes = Gauge("mirror_cache_bytes", "Size of the cached content", registry=REGISTRY)
-cache_max_bytes = Gauge("mirror_cache_max_bytes", "Size that eviction keeps the cache within", registry=REGISTRY)
-cache_blobs = Gauge("mirror_cache_blobs", "Cached blobs and manifests", registry=REGISTRY)
-disk_bytes = Gauge("mirror_disk_bytes", "Size of the file system that the cache is on", registry=REGISTRY)
-disk_free_bytes = Gauge("mirror_disk_free_bytes", "What is free on it", registry=REGISTRY)
+cache_bytes = Gauge("mirror_cache_bytes", "Size of the cached content", registry=REGISTRY, multiprocess_mode="mostrecent")
+cache_max_bytes = Gauge(
+    "mirror_cache_max_bytes", "Size that eviction keeps the cache within", registry=REGISTRY, multiprocess_mode="mostrecent"
+)
+cache_blobs = Gauge("mirror_cache_blobs", "Cached blobs and manifests", registry=REGISTRY, multiprocess_mode="mostrecent")
+disk_bytes = Gauge(
+    "mirror_disk_bytes", "Size of the file system that the cache is on", registry=REGISTRY, multiprocess_mode="mostrecent"
+)
+disk_free_bytes = Gauge("mirror_disk_free_bytes", "What is free on it", registry=REGISTRY, multiprocess_mode="mostrecent")
 evictions = Counter("mirror_evictions", "Blobs evicted", registry=REGISTRY)
 evicted_bytes = Counter("mirror_evicted_bytes", "Bytes evicted", registry=REGISTRY)
 scrubbed_bytes = Counter("mirror_scrubbed_bytes", "Bytes of cached content read again, to find rot", registry=REGISTRY)
 scrub_damaged = Counter("mirror_scrub_damaged", "Damaged content found on disk and removed", registry=REGISTRY)
 
 upstream_up = Gauge(
-    "mirror_upstream_up", "0 while an endpoint is left alone after failures, else 1", _ENDPOINT, registry=REGISTRY
+    "mirror_upstream_up",
+    "0 while an endpoint is left alone after failures, else 1",
+    _ENDPOINT,
+    registry=REGISTRY,
+    multiprocess_mode="mostrecent",
 )
 upstream_seconds = Histogram(
     "mirror_upstream_request_seconds",
@@ -63,10 +86,18 @@ upstream_errors = Counter(
     "mirror_upstream_errors", "Failed requests to upstream, by kind of failure", (*_ENDPOINT, "kind"), registry=REGISTRY
 )
 ratelimit_limit = Gauge(
-    "mirror_upstream_ratelimit_limit", "Pulls that upstream allows in its window", _ENDPOINT, registry=REGISTRY
+    "mirror_upstream_ratelimit_limit",
+    "Pulls that upstream allows in its window",
+    _ENDPOINT,
+    registry=REGISTRY,
+    multiprocess_mode="mostrecent",
 )
 ratelimit_remaining = Gauge(
-    "mirror_upstream_ratelimit_remaining", "Pulls that upstream still allows", _ENDPOINT, registry=REGISTRY
+    "mirror_upstream_ratelimit_remaining",
+    "Pulls that upstream still allows",
+    _ENDPOINT,
+    registry=REGISTRY,
+    multiprocess_mode="mostrecent",
 )
 verification_failures = Counter(
     "mirror_verification_failures", "Downloads whose digest was wrong", ("upstream_host",), registry=REGISTRY
@@ -77,7 +108,9 @@ stale_served = Counter(
 
 
 def begin(registries: Iterable[str], cache: Path) -> None:
-    """Counters begin at 0 for each registry, not at their first event, which Prometheus' `increase` would miss; the disk is looked at when it is asked for."""
+    """Counters begin at 0 for each registry, not at their first event, which Prometheus' `increase` would miss; the disk is the one that `cache` is on."""
+    global _folder
+    _folder = cache
     for registry in registries:
         for counter in (requests, hits, misses, pulled_bytes, pushed_bytes):
             for kind in ("blob", "manifest"):
@@ -88,8 +121,23 @@ def begin(registries: Iterable[str], cache: Path) -> None:
     for kind in ("blob", "manifest"):
         for cache_had_it in ("hit", "miss"):
             request_seconds.labels(kind, cache_had_it)
-    disk_bytes.set_function(lambda: _disk(cache)[0])
-    disk_free_bytes.set_function(lambda: _disk(cache)[1])
+
+
+_folder: Path | None = None
+
+
+def page() -> bytes:
+    """Everything, of all workers, as Prometheus reads it. The disk is looked at now."""
+    if _folder is not None:
+        size, free = _disk(_folder)
+        disk_bytes.set(size)
+        disk_free_bytes.set(free)
+    if _shared is None:
+        return generate_latest(REGISTRY)
+    tell_process()
+    everybody = CollectorRegistry()
+    MultiProcessCollector(everybody, _shared)  # type: ignore[no-untyped-call]
+    return generate_latest(everybody)
 
 
 def _disk(folder: Path) -> tuple[float, float]:
@@ -99,3 +147,59 @@ def _disk(folder: Path) -> tuple[float, float]:
     except OSError:
         return float("nan"), float("nan")
     return float(state.f_blocks * state.f_frsize), float(state.f_bavail * state.f_frsize)
+
+
+# ------------------------------------------------------------------ workers
+
+
+class _Process:
+    """What this process takes, told to the other workers. Memory adds up; of open files the one counts that has the most."""
+
+    _MODES: ClassVar[dict[str, Literal["livesum", "livemax", "livemin"]]] = {
+        "process_resident_memory_bytes": "livesum",
+        "process_virtual_memory_bytes": "livesum",
+        "process_open_fds": "livemax",
+        "process_max_fds": "livemin",
+        "process_start_time_seconds": "livemin",
+    }
+
+    def __init__(self) -> None:
+        self._source = ProcessCollector(registry=None)
+        self._gauges = {
+            family.name: Gauge(family.name, family.documentation, registry=REGISTRY, multiprocess_mode=self._MODES[family.name])
+            for family in self._source.collect()
+            if family.name in self._MODES
+        }
+        self._cpu = Counter("process_cpu_seconds", "Total user and system CPU time spent in seconds.", registry=REGISTRY)
+        self._told = 0.0
+
+    def tell(self) -> None:
+        for family in self._source.collect():
+            value = family.samples[0].value
+            if family.name in self._gauges:
+                self._gauges[family.name].set(value)
+            elif family.name == "process_cpu_seconds":
+                self._cpu.inc(max(0.0, value - self._told))
+                self._told = value
+
+
+_process: _Process | None = None
+
+
+def count_for(worker: int) -> None:
+    """From now on this process counts as the worker of that number."""
+    global _counts_for, _process
+    _counts_for = str(worker)
+    _process = _Process()
+
+
+def tell_process() -> None:
+    """Tells the other workers what this one takes."""
+    if _process is not None:
+        _process.tell()
+
+
+def forget(worker: int) -> None:
+    """A worker is dead: what it had open, and took of memory, counts no more; what it has counted does."""
+    assert _shared is not None
+    mark_process_dead(worker, _shared)  # type: ignore[no-untyped-call]

@@ -1,7 +1,8 @@
-"""Durations, sizes and addresses, as people write them."""
+"""Durations, sizes, addresses and numbers of processes, as people write them."""
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 from urllib.parse import urlsplit
@@ -76,3 +77,18 @@ def parse_endpoint(url: str) -> str:
     if parts.query or parts.fragment:
         raise ValueError("a URL without query and fragment is expected")
     return url.rstrip("/")
+
+
+_MOST_WORKERS = 64
+_ENOUGH = 8
+
+
+def parse_workers(value: Any) -> int:
+    """A number of processes; ``"auto"`` is one for each CPU that this one may use, and not more than eight. Raises ValueError."""
+    if value == "auto":
+        return min(len(os.sched_getaffinity(0)), _ENOUGH)
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_WORKERS:
+        raise ValueError(f'a number from 1 to {_MOST_WORKERS} or "auto" is expected')
+    return value

@@ -23,8 +23,10 @@ MAY_IMPORT = {
     "cache": VALUES | {"cache"},
     "api": VALUES | {"api", "cache", "clients", ""},
     "doctor": VALUES | {"quantities", "config", "clients", "upstream", "doctor"},
-    "app": {"config", "certificate", "metrics", "api", "cache", "upstream", ""},
-    "cli": {"names", "errors", "quantities", "faults", "config", "app", "cache", "cli", "clients", "doctor", ""},
+    "workers": {"config", "metrics"},
+    "readiness": {"config", "upstream", "workers"},
+    "app": {"workers", "readiness", "config", "certificate", "metrics", "api", "cache", "upstream", ""},
+    "cli": {"names", "errors", "quantities", "faults", "config", "app", "workers", "cache", "cli", "clients", "doctor", ""},
     "__main__": {"cli"},
     "__init__": set(),
 }

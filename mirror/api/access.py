@@ -10,11 +10,14 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any, TextIO
 
 _MOST_WAITING = 100_000
 _PAUSE = 0.2
+_ATOMIC = 4096
+"""Bytes that several workers may write to one pipe without getting into each other's lines (PIPE_BUF, pipe(7))."""
 
 
 class AccessLog:
@@ -68,8 +71,9 @@ class AccessLog:
                 lines.append(json.dumps({"time": _time(time.time()), "dropped_lines": self._dropped}) + "\n")
                 self._dropped = 0
             try:
-                self._stream.write("".join(lines))
-                self._stream.flush()
+                for piece in _pieces(lines):
+                    self._stream.write(piece)
+                    self._stream.flush()
             except (OSError, ValueError):
                 # Nobody reads it any more. Requests go on.
                 self._waiting = SimpleQueue()
@@ -77,6 +81,19 @@ class AccessLog:
             if open_:
                 # In batches: under load a write a line would cost as much as the request.
                 time.sleep(_PAUSE)
+
+
+def _pieces(lines: list[str]) -> Iterator[str]:
+    """Whole lines, as many together as can be written at once. They are ASCII."""
+    piece: list[str] = []
+    size = 0
+    for line in lines:
+        if size + len(line) > _ATOMIC and piece:
+            yield "".join(piece)
+            piece, size = [], 0
+        piece.append(line)
+        size += len(line)
+    yield "".join(piece)
 
 
 def _time(moment: float) -> str:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from mirror import metrics
 from mirror.api.answers import cache_status
@@ -28,7 +28,7 @@ def readyz(report: dict[str, Any]) -> web.Response:
 
 
 def measurements() -> web.Response:
-    return _page(generate_latest(metrics.REGISTRY), CONTENT_TYPE_LATEST)
+    return _page(metrics.page(), CONTENT_TYPE_LATEST)
 
 
 def _page(body: bytes, content_type: str) -> web.Response:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import time
 from collections import OrderedDict
@@ -175,28 +176,35 @@ class Content:
             await self.records.write(self.records.catalog.touch, uses)
 
     async def _mend(self) -> None:
-        """Brings files and catalog into step after a crash between the two."""
+        """Brings files and catalog into step after a crash between the two; one process at a time, since a start of many wants it of all at once."""
         await self.eviction.count()
         try:
-            await self.disk.run(sweep, self.store)
-            await self.disk.run(look_for_damage, self.store.root / "catalog")
-            found = await self.disk.run(lambda: dict(self.store.scan()))
-            known = await self.records.read(None, self.records.catalog.content)
-            if known is None:
-                return
-            lost = [digest for digest, size in known.items() if found.get(digest) != size]
-            for start in range(0, len(lost), _BATCH):
-                await self.records.write(self._drop, self.records.catalog, lost[start : start + _BATCH])
-            new = [digest for digest in found if digest not in known]
-            for start in range(0, len(new), _BATCH):
-                entries = await self.disk.run(self._look_into, new[start : start + _BATCH])
-                await self.records.write(self.records.catalog.take_in, entries)
-            if lost or new:
-                log.info("mended the catalog: %d files taken in, %d rows dropped", len(new), len(lost))
-            await self.make_room(0)
+            with open(self.store.root / "catalog" / "mend.lock", "wb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                await self._mend_alone()
+        except BlockingIOError:
+            log.debug("another process is mending the catalog")
         except Exception:
             log.exception("could not mend the catalog; serving goes on")
         await self.eviction.count()
+
+    async def _mend_alone(self) -> None:
+        await self.disk.run(sweep, self.store)
+        await self.disk.run(look_for_damage, self.store.root / "catalog")
+        found = await self.disk.run(lambda: dict(self.store.scan()))
+        known = await self.records.read(None, self.records.catalog.content)
+        if known is None:
+            return
+        lost = [digest for digest, size in known.items() if found.get(digest) != size]
+        for start in range(0, len(lost), _BATCH):
+            await self.records.write(self._drop, self.records.catalog, lost[start : start + _BATCH])
+        new = [digest for digest in found if digest not in known]
+        for start in range(0, len(new), _BATCH):
+            entries = await self.disk.run(self._look_into, new[start : start + _BATCH])
+            await self.records.write(self.records.catalog.take_in, entries)
+        if lost or new:
+            log.info("mended the catalog: %d files taken in, %d rows dropped", len(new), len(lost))
+        await self.make_room(0)
 
     def _drop(self, catalog: Catalog, digests: list[Digest]) -> None:
         """Drops rows whose file is gone or cut short; not those of files that came since the scan."""

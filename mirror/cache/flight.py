@@ -110,7 +110,6 @@ class Flight:
 
     async def run(self) -> None:
         """Flies to the end. Never raises but CancelledError: how it ended is in `error`."""
-        metrics.flights.inc()
         try:
             while not await self._attempt():
                 pass
@@ -125,7 +124,6 @@ class Flight:
             log.exception("flight of %s failed", self.digest)
             self.error = UpstreamInvalid("the download failed for a reason that the mirror's log tells")
         finally:
-            metrics.flights.dec()
             self._flying = False
             self._departed.set()
             self._bell.ring_now()
@@ -194,6 +192,8 @@ class Flight:
         self._filling = Filling(
             spool, self.digest, self._ground, self._disk, lambda: self._show(spool), self._bell.ring, lambda: self._readers > 0
         )
+        # Counted where it is led: who reads along downloads nothing.
+        metrics.flights.inc()
         try:
             if not await self._filling.run():
                 raise DigestMismatch(f"upstream's bytes for {self.digest} are not what their digest says")
@@ -216,6 +216,7 @@ class Flight:
             raise
         finally:
             self._filling = None
+            metrics.flights.dec()
         self._verified = True
         self._show(spool)
         self._bell.ring_now()

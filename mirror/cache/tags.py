@@ -19,6 +19,7 @@ from mirror.cache.content import Content
 from mirror.cache.negative import Negative
 from mirror.cache.once import Once
 from mirror.cache.outcome import HIT, STALE, VALIDATED, Outcome, miss
+from mirror.cache.turns import Turns
 from mirror.errors import MirrorError, Unknown
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
@@ -61,10 +62,12 @@ class Tags:
         self._held: dict[tuple[Repository, Tag], float] = {}
         self._descriptors: Once[Descriptor] = Once()
         self._manifests: Once[Manifest] = Once()
+        self._turns = Turns(content.store.root / "catalog" / "asking.lock")
 
     async def aclose(self) -> None:
         await self._descriptors.aclose()
         await self._manifests.aclose()
+        self._turns.close()
 
     # ------------------------------------------------------------------ by whatever reference
 
@@ -81,36 +84,39 @@ class Tags:
         """A manifest whole. Raises MirrorError."""
         if isinstance(reference, Digest):
             return await self._by_digest(repository, reference)
+        began = self._clock()
         record = await self._record(repository, reference)
         if record is None:
-            return await self._first(repository, reference)
-        descriptor, outcome = await self._current(repository, reference, record)
+            return await self._first(repository, reference, began)
+        descriptor, outcome = await self._current(repository, reference, record, began)
         try:
             manifest, fetched = await self._by_digest(repository, descriptor.digest)
         except Unknown:
             # Known by HEAD only, and gone from upstream since: what does the tag mean now?
-            return await self._first(repository, reference)
+            return await self._first(repository, reference, self._clock())
         return manifest, outcome if fetched is HIT else fetched
 
     async def resolve(self, repository: Repository, reference: Reference) -> tuple[Descriptor, Outcome]:
         """What a manifest is, without having it: a miss asks upstream with HEAD. Raises MirrorError."""
+        began = self._clock()
         if isinstance(reference, Digest):
             if (manifest := await self._content.manifest(reference)) is not None:
                 return manifest.descriptor, HIT
         elif (record := await self._record(repository, reference)) is not None:
-            return await self._current(repository, reference, record)
+            return await self._current(repository, reference, record, began)
         await self._negative.check(_key(repository, reference))
-        descriptor, joined = await self._descriptors.do((repository, reference), lambda: self._head(repository, reference))
+        descriptor, joined = await self._descriptors.do((repository, reference), lambda: self._head(repository, reference, began))
         return descriptor, miss(joined)
 
     async def refresh(self, repository: Repository, tag: Tag) -> Descriptor:
         """What a tag means by upstream's word of now, fresh or not; its manifest is cached then. Raises MirrorError."""
+        began = self._clock()
         self._held.pop((repository, tag), None)
         record = await self._record(repository, tag)
         if record is None:
-            manifest, _ = await self._manifests.do((repository, tag), lambda: self._fetch(repository, tag))
+            manifest, _ = await self._manifests.do((repository, tag), lambda: self._fetch(repository, tag, began))
             return manifest.descriptor
-        found, _ = await self._descriptors.do((repository, tag, "check"), lambda: self._check(repository, tag, record))
+        found, _ = await self._descriptors.do((repository, tag, "check"), lambda: self._check(repository, tag, record, began))
         await self._by_digest(repository, found.digest)
         return found
 
@@ -124,15 +130,37 @@ class Tags:
         if (manifest := await self._content.manifest(digest)) is not None:
             return manifest, HIT
         await self._negative.check(_key(repository, digest))
-        manifest, joined = await self._manifests.do((repository, digest), lambda: self._fetch(repository, digest))
+        manifest, joined = await self._manifests.do((repository, digest), lambda: self._fetch(repository, digest, 0.0))
         return manifest, miss(joined)
 
-    async def _first(self, repository: Repository, tag: Tag) -> tuple[Manifest, Outcome]:
+    async def _first(self, repository: Repository, tag: Tag, since: float) -> tuple[Manifest, Outcome]:
         await self._negative.check(_key(repository, tag))
-        manifest, joined = await self._manifests.do((repository, tag), lambda: self._fetch(repository, tag))
+        manifest, joined = await self._manifests.do((repository, tag), lambda: self._fetch(repository, tag, since))
         return manifest, miss(joined)
 
-    async def _fetch(self, repository: Repository, reference: Reference) -> Manifest:
+    async def _fetch(self, repository: Repository, reference: Reference, since: float) -> Manifest:
+        async with self._turns.take(f"get {repository} {reference}"):
+            if (manifest := await self._fetched_elsewhere(repository, reference, since)) is not None:
+                return manifest
+            return await self._fetch_now(repository, reference)
+
+    async def _fetched_elsewhere(self, repository: Repository, reference: Reference, since: float) -> Manifest | None:
+        """What another process has fetched meanwhile; of a tag, what it has asked for `since`."""
+        if isinstance(reference, Tag):
+            record = await self._told_elsewhere(repository, reference, since)
+            if record is None:
+                return None
+            reference = record.descriptor.digest
+        return await self._content.manifest(reference)
+
+    async def _told_elsewhere(self, repository: Repository, tag: Tag, since: float) -> TagRecord | None:
+        stored = await self._records.read(None, self._records.catalog.tag, repository, tag.value)
+        if stored is None or not since <= stored.checked <= self._clock():
+            return None
+        self._keep(repository, tag, stored)
+        return stored
+
+    async def _fetch_now(self, repository: Repository, reference: Reference) -> Manifest:
         try:
             manifest = await self._source(repository.registry).get_manifest(repository, reference)
         except Unknown as error:
@@ -143,7 +171,13 @@ class Tags:
             await self._remember(repository, reference, manifest.descriptor)
         return manifest
 
-    async def _head(self, repository: Repository, reference: Reference) -> Descriptor:
+    async def _head(self, repository: Repository, reference: Reference, since: float) -> Descriptor:
+        async with self._turns.take(f"head {repository} {reference}"):
+            if isinstance(reference, Tag) and (record := await self._told_elsewhere(repository, reference, since)) is not None:
+                return record.descriptor
+            return await self._head_now(repository, reference)
+
+    async def _head_now(self, repository: Repository, reference: Reference) -> Descriptor:
         try:
             descriptor = await self._source(repository.registry).head_manifest(repository, reference)
         except Unknown as error:
@@ -189,12 +223,12 @@ class Tags:
         if len(self._memory) > _MOST_IN_MEMORY:
             self._memory.popitem(last=False)
 
-    async def _current(self, repository: Repository, tag: Tag, record: TagRecord) -> tuple[Descriptor, Outcome]:
+    async def _current(self, repository: Repository, tag: Tag, record: TagRecord, since: float) -> tuple[Descriptor, Outcome]:
         """What a known tag means now, or meant last where upstream cannot say in time. Raises Unknown where it is gone."""
         if self._fresh(record):
             return record.descriptor, HIT
         if time.monotonic() >= self._held.get((repository, tag), 0.0):
-            check, _ = self._descriptors.start((repository, tag, "check"), lambda: self._check(repository, tag, record))
+            check, _ = self._descriptors.start((repository, tag, "check"), lambda: self._check(repository, tag, record, since))
             done, _ = await asyncio.wait([check], timeout=self._patience)
             if done:
                 try:
@@ -212,7 +246,13 @@ class Tags:
             self._held.clear()
         self._held[repository, tag] = time.monotonic() + min(_HOLD, self._ttl)
 
-    async def _check(self, repository: Repository, tag: Tag, record: TagRecord) -> Descriptor:
+    async def _check(self, repository: Repository, tag: Tag, record: TagRecord, since: float) -> Descriptor:
+        async with self._turns.take(f"check {repository} {tag}"):
+            if (told := await self._told_elsewhere(repository, tag, since)) is not None:
+                return told.descriptor
+            return await self._check_now(repository, tag, record)
+
+    async def _check_now(self, repository: Repository, tag: Tag, record: TagRecord) -> Descriptor:
         source = self._source(repository.registry)
         try:
             found = await source.head_manifest(repository, tag)

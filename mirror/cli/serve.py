@@ -7,14 +7,16 @@ import contextlib
 import resource
 import sqlite3
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from mirror import app
+from mirror import app, workers
 from mirror.cli import logs
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.config import Settings
+from mirror.workers import Seat
 
 
 @click.command()
@@ -35,22 +37,45 @@ def serve(
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
+        folder = workers.prepare() if settings.server.workers > 1 else None
         token, made = app.admin_token(settings)
         if made:
             click.echo(
                 f"admin token of the dashboard, shown this once and kept in {settings.cache.dir}/admin-token: {token}", err=True
             )
-        asyncio.run(app.serve(settings, lambda url: _tell(settings, url)))
+        if folder is None:
+            status = _work(settings, lambda url: _tell(settings, url))
+        else:
+            status = workers.run(
+                settings.server,
+                folder,
+                lambda seat: _work(settings, lambda _: seat.ready(), seat),
+                lambda url: _tell(settings, url),
+            )
     except OSError as error:
-        click.echo(
-            f"mirror: cannot start: {error}; it was to listen on {settings.server.listen} and keep its cache in {settings.cache.dir}"
-            " (--listen and --cache-dir say otherwise)",
-            err=True,
-        )
-        sys.exit(1)
+        status = _cannot_start(settings, error)
+    sys.exit(status)
+
+
+def _work(settings: Settings, started: Callable[[str], None], seat: Seat | None = None) -> int:
+    """Serves until it is told to stop; the exit status."""
+    try:
+        asyncio.run(app.serve(settings, started, seat))
+    except OSError as error:
+        return _cannot_start(settings, error)
     except sqlite3.Error as error:
         click.echo(f"mirror: cannot start: the catalog in {settings.cache.dir}/catalog: {error}", err=True)
-        sys.exit(1)
+        return 1
+    return 0
+
+
+def _cannot_start(settings: Settings, error: OSError) -> int:
+    click.echo(
+        f"mirror: cannot start: {error}; it was to listen on {settings.server.listen} and keep its cache in {settings.cache.dir}"
+        " (--listen and --cache-dir say otherwise)",
+        err=True,
+    )
+    return 1
 
 
 def _tell(settings: Settings, url: str) -> None:

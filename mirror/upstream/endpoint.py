@@ -37,15 +37,16 @@ class Endpoint:
     ) -> None:
         self.base = URL(url)
         self.name = shown(self.base)
-        self.breaker = Breaker()
+        self._labels = (registry, self.base.authority)
+        up = metrics.upstream_up.labels(*self._labels)
+        up.set(1)
+        self.breaker = Breaker(told=up.set)
         self.delivery = Delivery()
         transport.deliveries.append(self.delivery)
         self._registry = registry
         self._transport = transport
         self._authenticator = authenticator
         self._guard = Guard(transport, self.base, tls)
-        self._labels = (registry, self.base.authority)
-        metrics.upstream_up.labels(*self._labels).set_function(lambda: self.breaker.state != "open")
         self._challenge: Challenge | None = None
         self._signed: OrderedDict[Digest, tuple[URL, float]] = OrderedDict()
         self._limited_until = 0.0
@@ -57,7 +58,7 @@ class Endpoint:
         state, error = self.breaker.state, self.breaker.last_error
         if state == "ok" and delivery.wrong:
             state, error = "wrong", "it sent a blob that was not what its digest says, and is asked for blobs last"
-        return EndpointHealth(self.name, state, error, delivery.latency, delivery.throughput, *self._limits)
+        return EndpointHealth(self.name, state, error, delivery.latency, delivery.throughput, self.breaker.heard, *self._limits)
 
     def url(self, repository: Repository, rest: str) -> URL:
         """The URL of a resource of a repository."""

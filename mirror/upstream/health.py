@@ -35,6 +35,8 @@ class EndpointHealth:
     last_error: str | None
     latency: float | None
     throughput: float | None
+    heard: float
+    """When it was last heard of, in seconds since the epoch."""
     pulls: int | None
     pulls_left: int | None
 
@@ -42,10 +44,14 @@ class EndpointHealth:
 class Breaker:
     """Opens after three failures in a row; then one request at a time is let through, after pauses of 1 s, doubling to 60 s."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, told: Callable[[bool], None] | None = None) -> None:
+        """`told` is called with each outcome: False while it is open."""
         self._clock = clock
+        self._told = told
         self._failures = 0
         self._closed_again = 0.0
+        self.heard = 0.0
+        """When there was an outcome last, in seconds since the epoch."""
         self.last_error: str | None = None
 
     @property
@@ -64,11 +70,18 @@ class Breaker:
 
     def succeeded(self) -> None:
         self._failures, self.last_error = 0, None
+        self._note()
 
     def failed(self, error: str) -> None:
         self._failures += 1
         self.last_error = error
         self._closed_again = self._clock() + self._pause()
+        self._note()
+
+    def _note(self) -> None:
+        self.heard = time.time()
+        if self._told is not None:
+            self._told(self.state != "open")
 
     def _pause(self) -> float:
         return float(min(_FIRST_PAUSE * 2 ** min(max(self._failures - _FAILURES, 0), 10), _LONGEST_PAUSE))

@@ -14,8 +14,9 @@ from tests.support.mirrors import MirrorProcess
 from tests.support.programs import DockerRegistry, require, run
 
 
-def test_skopeo_pulls_over_tls(tmp_path: Path) -> None:
-    """Every byte, cold and warm; upstream sees each blob once. Without the authority's certificate it refuses."""
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_skopeo_pulls_over_tls(tmp_path: Path, workers: str) -> None:
+    """Every byte, cold and warm, from one process and from two workers; upstream sees each blob once. Without the authority's certificate it refuses."""
     require("skopeo")
     authority = Authority(tmp_path / "tls")
     trusted = tmp_path / "trusted"
@@ -25,7 +26,7 @@ def test_skopeo_pulls_over_tls(tmp_path: Path) -> None:
     image = make_image(1, layers=6, size=3_000_000)
     push(registry.url, "library/app", "latest", image)
     tls = {"SERVER__TLS_CERTIFICATE": str(authority.certificate), "SERVER__TLS_KEY": str(authority.key)}
-    with MirrorProcess(tmp_path / "cache", {"docker.io": registry.url}, **tls) as mirror:
+    with MirrorProcess(tmp_path / "cache", {"docker.io": registry.url}, SERVER__WORKERS=workers, **tls) as mirror:
         source = f"docker://{mirror.url.removeprefix('https://')}/library/app:latest"
         skopeo = ["skopeo", "--policy", str(policy(tmp_path)), "copy", "--preserve-digests"]
         with pytest.raises(AssertionError, match="certificate signed by unknown authority"):

@@ -124,7 +124,7 @@ async def test_kill_9_at_random_moments(upstream: Scripted, tmp_path: Path) -> N
                 with contextlib.suppress(aiohttp.ClientError, AssertionError):
                     await pull
             hold.release.set()
-            kept = _noted(tmp_path / "cache", layer)
+            kept = noted(tmp_path / "cache", layer)
             mirror.start()
             async with aiohttp.ClientSession() as session:
                 assert await _pull(session, mirror, image) == [upstream.blobs[str(d)] for d in (image.config, layer)]
@@ -202,7 +202,7 @@ async def _pull(session: aiohttp.ClientSession, mirror: MirrorProcess, image: Im
     return [await fetch(session, address(mirror, digest)) for digest in (image.config, *image.layers)]
 
 
-def _noted(cache: Path, digest: Digest) -> int:
+def noted(cache: Path, digest: Digest) -> int:
     """Where the spool's journal says that the bytes from 0 on end."""
     journal = cache / "spool" / f"sha256-{digest.hex}.have"
     records = journal.read_bytes() if journal.exists() else b""

@@ -1,0 +1,82 @@
+"""What /readyz tells: what of the mirror is not as it should be, by whichever worker has heard of it last."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from mirror.config import Settings
+from mirror.upstream import Upstreams
+from mirror.workers import Seat
+
+Endpoints = dict[str, list[dict[str, Any]]]
+"""By registry, what is known of its endpoints, in the order of the settings."""
+
+
+class Readiness:
+    """One process's view, and with it that of the other workers."""
+
+    def __init__(self, settings: Settings, upstreams: Upstreams, seat: Seat | None) -> None:
+        self._settings = settings
+        self._upstreams = upstreams
+        self._file = seat.folder / f"endpoints-{seat.number}.json" if seat is not None else None
+
+    def tell(self) -> None:
+        """Tells the other workers what this one knows. A disk that will not take it costs only that."""
+        if self._file is not None:
+            beside = self._file.with_suffix(".new")
+            with contextlib.suppress(OSError):
+                beside.write_text(json.dumps(self._own()))
+                beside.replace(self._file)
+
+    def report(self) -> dict[str, Any]:
+        """A JSON object; ``degraded`` is a list of sentences."""
+        directory = self._settings.cache.dir
+        degraded = []
+        if not os.access(directory, os.W_OK):
+            degraded.append(f"the cache directory {directory} cannot be written: everything is fetched, nothing kept")
+        views = [self._own()]
+        if self._file is not None:
+            views += [view for path in self._file.parent.glob("endpoints-*.json") if (view := _read(path)) is not None]
+        registries: Endpoints = {}
+        for name, own in views[0].items():
+            # What one worker has found out of an endpoint, the others find out when they ask it next.
+            latest = [max((view[name][place] for view in views), key=_heard) for place in range(len(own))]
+            registries[name] = latest
+            for endpoint in latest:
+                if endpoint["state"] != "ok":
+                    degraded.append(f"{name}: {endpoint['endpoint']} is {endpoint['state']}: {endpoint['last_error']}")
+        return {"degraded": degraded, "registries": registries}
+
+    def _own(self) -> Endpoints:
+        return {
+            name: [
+                {
+                    "endpoint": endpoint.url,
+                    "state": endpoint.state,
+                    "last_error": endpoint.last_error,
+                    "last_heard_of": endpoint.heard or None,
+                    "seconds_to_first_byte": endpoint.latency,
+                    "bytes_per_second": endpoint.throughput,
+                    "pulls": endpoint.pulls,
+                    "pulls_left": endpoint.pulls_left,
+                }
+                for endpoint in self._upstreams.registry(name).health()
+            ]
+            for name in self._settings.registries
+        }
+
+
+def _heard(endpoint: dict[str, Any]) -> float:
+    return float(endpoint["last_heard_of"] or 0.0)
+
+
+def _read(path: Path) -> Endpoints | None:
+    try:
+        view: Endpoints = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return view
