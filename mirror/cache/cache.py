@@ -25,8 +25,10 @@ from mirror.cache.outcome import HIT, PASSED, Outcome, miss
 from mirror.cache.parts import Reader
 from mirror.cache.pulling import Pulls
 from mirror.cache.tags import ManifestSource, Tags
+from mirror.cache.tidying import Tidying
 from mirror.cache.upkeep import Upkeep
 from mirror.cache.usage import Usage
+from mirror.cache.verification import Verification
 from mirror.errors import Denied, StorageFull, Unknown, UpstreamBusy
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
@@ -74,6 +76,8 @@ class Cache:
         self._paid: dict[str, int] = {}
         self._ahead = Ahead(self.content, self._fetch_ahead) if limits.prefetch else None
         self.manifests = Tags(self.content, source, self._negative, limits.tag_ttl, limits.revalidate_timeout)
+        self.tidying = Tidying(self.content, limits.upkeep)
+        self.verification = Verification(self.content, self.manifests, self.fetch)
         self.pulls = Pulls(self.content, self.manifests, self.fetch)
         self.images = Images(self.content, self.manifests)
         self.lists = Lists(self.content.records, source, limits.tag_ttl)

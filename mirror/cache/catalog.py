@@ -90,6 +90,11 @@ class Catalog:
         self._db.close()
         self._documents.close()
 
+    def copy(self, folder: Path) -> None:
+        """Copies the database into another catalog's folder."""
+        with contextlib.closing(sqlite3.connect(folder / "content.sqlite")) as other:
+            self._db.backup(other)
+
     # ------------------------------------------------------------------ content
 
     def add(self, digest: Digest, size: int) -> None:
@@ -217,6 +222,15 @@ class Catalog:
             ).fetchall()
         return [digest for digest, _ in _sized(rows)]
 
+    def orphans(self, before: float) -> list[Digest]:
+        """Blobs that no cached manifest names, and that have not been used since `before`."""
+        rows = self._db.execute(
+            "SELECT digest, size FROM content AS blob WHERE queue != ? AND used < ? AND NOT EXISTS ("
+            " SELECT 1 FROM child JOIN content ON content.digest = parent WHERE child.digest = blob.digest)",
+            (MANIFESTS, before),
+        )
+        return [digest for digest, _ in _sized(rows)]
+
     def unverified(self, before: float) -> tuple[Digest, int] | None:
         """The content, with its size in bytes, that was last verified the longest ago; None where all has been since `before`."""
         row = self._db.execute(
@@ -224,9 +238,9 @@ class Catalog:
         ).fetchone()
         return next(_sized([row]), None) if row else None
 
-    def set_verified(self, digest: Digest, when: float) -> None:
+    def set_verified(self, digests: Iterable[Digest], when: float) -> None:
         with self._db:
-            self._db.execute("UPDATE content SET verified = ? WHERE digest = ?", (when, str(digest)))
+            self._db.executemany("UPDATE content SET verified = ? WHERE digest = ?", [(when, str(digest)) for digest in digests])
 
     # ------------------------------------------------------------------ names
 
@@ -271,11 +285,12 @@ class Catalog:
             " UNION SELECT DISTINCT registry, path FROM tag JOIN content USING (digest)"
         ).fetchall()
 
-    def holder(self, blob: Digest) -> Repository | None:
-        """A repository that is known to hold a blob, since it holds a manifest that names it."""
+    def holder(self, digest: Digest) -> Repository | None:
+        """A repository that is known to hold something: a manifest, or what a manifest names that it holds."""
         row = self._db.execute(
-            "SELECT registry, path FROM holding JOIN child ON child.parent = holding.digest WHERE child.digest = ? LIMIT 1",
-            (str(blob),),
+            "SELECT registry, path FROM holding WHERE digest = ?1"
+            " UNION ALL SELECT registry, path FROM holding JOIN child ON child.parent = holding.digest WHERE child.digest = ?1 LIMIT 1",
+            (str(digest),),
         ).fetchone()
         return Repository(*row) if row else None
 

@@ -53,7 +53,7 @@ class Content:
 
     def start(self, fetch: Fetch) -> None:
         """Begins the chores: mends what a crash left, writes down uses from time to time, lets go what has expired, scrubs."""
-        chores = [self._mend(), self._write_uses(), Expiry(self.records, self.eviction, self._upkeep.expire).run()]
+        chores = [self._recover(), self._write_uses(), Expiry(self.records, self.eviction, self._upkeep.expire).run()]
         if self._upkeep.scrub_rate:
             chores.append(Scrub(self.store, self.records, self._upkeep.scrub_rate, self._upkeep.scrub_interval).run(fetch))
         self._chores = [asyncio.create_task(chore) for chore in chores]
@@ -175,22 +175,24 @@ class Content:
             uses, self._uses = self._uses, {}
             await self.records.write(self.records.catalog.touch, uses)
 
-    async def _mend(self) -> None:
-        """Brings files and catalog into step after a crash between the two; one process at a time, since a start of many wants it of all at once."""
+    async def _recover(self) -> None:
+        """After a start, puts in order what a crash left; one process at a time, since a start of many wants it of all at once."""
         await self.eviction.count()
         try:
             with open(self.store.root / "catalog" / "mend.lock", "wb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                await self._mend_alone()
+                await self.disk.run(sweep, self.store)
+                await self.disk.run(look_for_damage, self.store.root / "catalog")
+                await self.mend()
+                await self.make_room(0)
         except BlockingIOError:
             log.debug("another process is mending the catalog")
         except Exception:
             log.exception("could not mend the catalog; serving goes on")
         await self.eviction.count()
 
-    async def _mend_alone(self) -> None:
-        await self.disk.run(sweep, self.store)
-        await self.disk.run(look_for_damage, self.store.root / "catalog")
+    async def mend(self) -> None:
+        """Brings files and catalog into step: files without rows are taken in, rows without files dropped. Raises OSError."""
         found = await self.disk.run(lambda: dict(self.store.scan()))
         known = await self.records.read(None, self.records.catalog.content)
         if known is None:
@@ -204,7 +206,6 @@ class Content:
             await self.records.write(self.records.catalog.take_in, entries)
         if lost or new:
             log.info("mended the catalog: %d files taken in, %d rows dropped", len(new), len(lost))
-        await self.make_room(0)
 
     def _drop(self, catalog: Catalog, digests: list[Digest]) -> None:
         """Drops rows whose file is gone or cut short; not those of files that came since the scan."""

@@ -178,15 +178,20 @@ class Spool:
         self._read_to += _RECORD.size
 
 
-def sweep(store: BlobStore, now: float | None = None) -> None:
-    """Clears from the spool what no download will go on with: journals without bytes, and parts untouched for a week."""
+def sweep(store: BlobStore, now: float | None = None, *, pretend: bool = False) -> tuple[int, int]:
+    """Clears from the spool what no download will go on with: journals without bytes, and parts untouched for a week. How many those are, and their bytes."""
+    count = size = 0
     oldest = (time.time() if now is None else now) - _ABANDONED_AFTER
     for path in store.spool.iterdir():
         with contextlib.suppress(OSError):
             if path.suffix == ".have" and not path.with_suffix(".part").exists():
-                path.unlink()
+                if not pretend:
+                    path.unlink()
             elif path.suffix == ".part" and path.stat().st_mtime < oldest:
                 with open(path, "rb") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()
-                    path.with_suffix(".have").unlink(missing_ok=True)
+                    count, size = count + 1, size + os.fstat(file.fileno()).st_blocks * 512
+                    if not pretend:
+                        path.unlink()
+                        path.with_suffix(".have").unlink(missing_ok=True)
+    return count, size

@@ -18,6 +18,8 @@ COMMANDS = {
     "pin": "pin",
     "unpin": "pin",
     "rm": "rm",
+    "gc": "gc",
+    "verify": "verify",
     "configure": "configure",
     "doctor": "doctor",
 }

@@ -46,15 +46,20 @@ def repository_of(name: str) -> Repository:
 @contextlib.contextmanager
 def inventory(settings: Settings) -> Iterator[Inventory]:
     """The inventory of a cache that is there."""
+    cache_there(settings)
+    become_owner(settings.cache.dir)
+    with _told(settings.cache.dir), closing(Inventory(settings.cache.dir)) as opened:
+        yield opened
+
+
+def cache_there(settings: Settings) -> None:
+    """For commands that have nothing to do where there is no cache: a mistyped directory is not to become one."""
     folder = settings.cache.dir
-    become_owner(folder)
     with _told(folder):
         if not (folder / "catalog" / "content.sqlite").exists():
             fail(
                 f"there is no cache in {folder}: name another directory with --cache-dir, or by the mirror's settings with --config"
             )
-        with closing(Inventory(folder)) as opened:
-            yield opened
 
 
 def on_cache(settings: Settings, work: Callable[[Cache], Awaitable[_T]]) -> _T:

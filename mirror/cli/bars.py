@@ -1,26 +1,35 @@
-"""Progress bars on a terminal: one for each image that is being pulled, and one for all."""
+"""Progress bars on a terminal: one for each piece of work that is under way, and one for all."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import sys
+from collections.abc import Sequence
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from mirror.cache.pulling import Pull
-
 _MOST = 10
-"""Images that are shown at a time."""
+"""Pieces that are shown at a time."""
 _INTERVAL = 0.1
+
+
+class Work(Protocol):
+    """What has a bar, named as it says of itself. Sizes in bytes."""
+
+    @property
+    def total(self) -> int: ...
+    @property
+    def here(self) -> int: ...
 
 
 class Bars:
     """Shown on standard error as long as this is open."""
 
-    def __init__(self, pulls: list[Pull]) -> None:
-        self._pulls = pulls
+    def __init__(self, pieces: Sequence[Work]) -> None:
+        self._pieces = pieces
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -29,7 +38,7 @@ class Bars:
             TimeRemainingColumn(),
             console=Console(file=sys.stderr),
         )
-        self._whole = self._bars.add_task(f"{len(pulls)} images", total=None)
+        self._whole = self._bars.add_task("all" if len(pieces) > 1 else str(pieces[0]), total=None)
         self._rows: dict[int, TaskID] = {}
         self._looking: asyncio.Task[None] | None = None
 
@@ -52,13 +61,14 @@ class Bars:
             await asyncio.sleep(_INTERVAL)
 
     def _look(self) -> None:
-        under_way = [number for number, this in enumerate(self._pulls) if this.total and this.here < this.total][:_MOST]
+        under_way = [number for number, this in enumerate(self._pieces) if this.total and this.here < this.total][:_MOST]
+        under_way = under_way if len(self._pieces) > 1 else []
         for number in self._rows.keys() - set(under_way):
             self._bars.remove_task(self._rows.pop(number))
         for number in under_way:
-            this = self._pulls[number]
+            this = self._pieces[number]
             if number not in self._rows:
                 self._rows[number] = self._bars.add_task(str(this))
             self._bars.update(self._rows[number], completed=this.here, total=this.total)
-        known = sum(this.total for this in self._pulls)
-        self._bars.update(self._whole, completed=sum(this.here for this in self._pulls), total=known or None)
+        known = sum(this.total for this in self._pieces)
+        self._bars.update(self._whole, completed=sum(this.here for this in self._pieces), total=known or None)

@@ -295,16 +295,16 @@ def test_what_was_verified_the_longest_ago_is_scrubbed_first(tmp_path: Path) -> 
     for digest in digests:
         catalog.add(digest, 10)
     assert catalog.unverified(time.time() - 60) is None
-    catalog.set_verified(digests[1], 5.0)
-    catalog.set_verified(digests[2], 4.0)
+    catalog.set_verified([digests[1]], 5.0)
+    catalog.set_verified([digests[2]], 4.0)
     assert catalog.unverified(6.0) == (digests[2], 10)
-    catalog.set_verified(digests[2], 7.0)
+    catalog.set_verified([digests[2]], 7.0)
     assert catalog.unverified(6.0) == (digests[1], 10)
     catalog.close()
 
 
 def test_who_holds_a_blob(tmp_path: Path) -> None:
-    """A repository that holds a manifest which names it."""
+    """A repository that holds a manifest which names it; and of a manifest, one that holds it."""
     catalog = Catalog(tmp_path)
     manifest, layer = Digest.of(b"manifest"), Digest.of(b"layer")
     catalog.add_manifest(Descriptor(OCI_MANIFEST, manifest, 10), [layer])
@@ -312,5 +312,5 @@ def test_who_holds_a_blob(tmp_path: Path) -> None:
     catalog.hold(Repository("ghcr.io", "owner/app"), manifest)
     assert catalog.holder(layer) == Repository("ghcr.io", "owner/app")
     catalog.set_tag(Repository("ghcr.io", "owner/app"), "latest", TagRecord(Descriptor(OCI_MANIFEST, manifest, 10), 0.0))
-    assert catalog.holder(manifest) is None
+    assert catalog.holder(manifest) == Repository("ghcr.io", "owner/app")
     catalog.close()

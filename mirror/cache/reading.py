@@ -1,0 +1,93 @@
+"""Reads finished content again and hashes it, past the page cache, and out of others' way: for the scrub, and for `mirror verify`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import mmap
+import os
+import threading
+import time
+
+from mirror import metrics
+from mirror.cache.blobs import BlobStore
+from mirror.cache.disk import Disk
+from mirror.names import Digest
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 1024 * 1024
+
+
+class Reading:
+    """Has a thread of its own, of the lowest priority. Whoever makes it closes it."""
+
+    def __init__(self, store: BlobStore, rate: int = 0) -> None:
+        """`rate` in bytes a second; 0 for as fast as it goes."""
+        self._store = store
+        self._rate = rate
+        self._thread = Disk(1)
+
+    async def start(self) -> None:
+        await self._thread.run(_yield_to_others)
+
+    def close(self) -> None:
+        self._thread.close()
+
+    async def open(self, digest: Digest) -> int:
+        """A descriptor of the blob's file, to be closed. Raises FileNotFoundError where it is gone, OSError."""
+        return await self._thread.run(_open, self._store.path(digest))
+
+    async def intact(self, fd: int, digest: Digest, size: int) -> bool:
+        """True where a file has its length, and all of it can be read and is what its name says."""
+        if os.fstat(fd).st_size != size:
+            return False
+        hasher, position = digest.hasher(), 0
+        with contextlib.closing(mmap.mmap(-1, _CHUNK)) as buffer:  # on a page's border, as O_DIRECT asks for
+
+            def read_and_hash() -> int:
+                with memoryview(buffer) as view:
+                    count = os.preadv(fd, [view], position)
+                    hasher.update(view[:count])
+                return count
+
+            while position < size:
+                began = time.monotonic()
+                try:
+                    count = await self._thread.run(read_and_hash)
+                except OSError as error:
+                    log.error("%s cannot be read: %s", digest, error)
+                    return False
+                if count == 0:
+                    return False
+                position += count
+                metrics.scrubbed_bytes.inc(count)
+                if self._rate:
+                    await asyncio.sleep(max(0.0, count / self._rate - (time.monotonic() - began)))
+        return hasher.hexdigest() == digest.hex
+
+    def remove(self, fd: int, digest: Digest) -> None:
+        """Unlinks the very file that was read, readers or not: what they have is wrong, and who comes next shall not have it."""
+        log.error("%s is damaged on disk: removed, to be fetched again", digest)
+        metrics.scrub_damaged.inc()
+        with contextlib.suppress(OSError):
+            path = self._store.path(digest)
+            if os.path.samestat(os.stat(path), os.fstat(fd)):
+                os.unlink(path)
+
+
+def _open(path: str) -> int:
+    """Past the page cache where that goes: the disk is what is to be checked, and what others read shall stay in memory."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _yield_to_others() -> None:
+    """The lowest priority, for this thread alone: to Linux a thread is a process here (setpriority(2), "C library/kernel differences")."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
