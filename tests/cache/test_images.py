@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import sqlite3
 from contextlib import closing
 
 import pytest
@@ -16,7 +18,7 @@ from mirror.cache.inventory import Inventory
 from mirror.config import load
 from mirror.errors import CatalogFailed, ManifestUnknown, Pinned, UpstreamError
 from mirror.names import Digest, Repository, Tag
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, until
 from tests.support.scripted import Hold, Image, Scripted, Status
 
 APP = Repository("docker.io", "library/app")
@@ -30,6 +32,11 @@ async def pull(mirror: Mirror, image: Image, tag: str, repository: str = "app") 
     for blob in (image.config, *image.layers):
         await mirror.get(f"/v2/{repository}/blobs/{blob}")
         await mirror.until_cached(blob)
+    # A file is there a moment before its row is.
+    with closing(sqlite3.connect(mirror.directory / "catalog" / "content.sqlite")) as db:
+        rows = "SELECT count(*) FROM content WHERE digest IN (SELECT value FROM json_each(?))"
+        blobs = {str(blob) for blob in (image.config, *image.layers)}
+        await until(lambda: db.execute(rows, (json.dumps(list(blobs)),)).fetchone() == (len(blobs),))
 
 
 def beside(mirror: Mirror, upstream: Scripted) -> contextlib.AbstractAsyncContextManager[Cache]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 from tests.support.commands import Commands, mirror
 from tests.support.filled import each, fill
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, until
 from tests.support.scripted import Image, Scripted
 
 
@@ -31,6 +33,9 @@ async def commands(request: pytest.FixtureRequest, start: Callable[..., Any], up
     base = os.urandom(20_000)
     await pull(running, upstream.add_image("library/app", "1", layers=[base, os.urandom(10_000)]), "1")
     await pull(running, upstream.add_image("library/other", "1", layers=[base]), "1", "other")
+    # A file is there a moment before its row is.
+    with closing(sqlite3.connect(running.directory / "catalog" / "content.sqlite")) as db:
+        await until(lambda: db.execute("SELECT count(*) FROM content").fetchone() == (6,))
     if request.param == "alone":
         await running.stop()
     return Commands(running.directory)

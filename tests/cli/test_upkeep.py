@@ -13,7 +13,7 @@ import pytest
 
 from mirror.names import Digest
 from tests.support.commands import Commands
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, until
 from tests.support.scripted import Image, Scripted
 
 KIB = 1024
@@ -32,6 +32,9 @@ async def images(mirror: Mirror, upstream: Scripted) -> dict[str, Image]:
     made = {name: upstream.add_image(f"library/{name}", "1", layers=[os.urandom(100 * KIB)]) for name in ("one", "two", "three")}
     for name, image in made.items():
         await pull(mirror, image, name)
+    # A file is there a moment before its row is.
+    with closing(sqlite3.connect(mirror.directory / "catalog" / "content.sqlite")) as db:
+        await until(lambda: db.execute("SELECT count(*) FROM content").fetchone() == (9,))
     return made
 
 
