@@ -64,8 +64,9 @@ def recognise(request: web.BaseRequest, target: Target, admin: Admin) -> Visitor
 
 def _address(request: web.BaseRequest) -> Address | None:
     # Of this very request alone. What a proxy may claim of another one (X-Forwarded-Host) anybody can send.
-    scheme = "https" if request.secure else "http"
+    host = request.headers.get("Host", "")
     try:
-        return Address.parse(f"{scheme}://{request.headers.get('Host', '')}")
+        address = Address.parse(f"{'https' if request.secure else 'http'}://{host}")
     except ValueError:
         return None
+    return address if address.authority == host.lower() else None

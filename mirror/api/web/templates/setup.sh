@@ -49,19 +49,25 @@ restore() { # FILE
   else
     rm -f "$1"
   fi
-  sed -n 's/.*"folders": \[\(.*\)\].*/\1/p' "$1.mirror-undo" | sed 's/", "/\n/g; s/"//g' >>"$work/folders"
+  # The record has no newline at its end.
+  { sed -n 's/.*"folders": \[\(.*\)\].*/\1/p' "$1.mirror-undo" | sed 's/", "/\n/g; s/"//g' && echo; } >>"$work/folders"
   rm -f "$1.mirror-undo"
   echo "restored $1"
+}
+
+look() { # RECORD…: notes their files
+  for record in "$@"; do
+    [ -f "$record" ] || continue
+    file=${record%.mirror-undo}
+    ours "$file" || fail "$file has been changed since: compare it with its .before-mirror and restore it by hand"
+    printf '%s\n' "$file" >>"$work/paths"
+  done
 }
 
 if [ "$undo" = yes ]; then
   : >"$work/folders"
 {% for pattern in plan.patterns %}
-  for record in "$root"{{ pattern }}.mirror-undo; do
-    [ -f "$record" ] || continue
-    ours "${record%.mirror-undo}" || fail "${record%.mirror-undo} has been changed since: compare it with its .before-mirror and restore it by hand"
-    printf '%s\n' "${record%.mirror-undo}" >>"$work/paths"
-  done
+  look "$root"{{ pattern }}.mirror-undo
 {% endfor %}
   [ -s "$work/paths" ] || fail "nothing was changed here: there is nothing to take back"
   while IFS= read -r file; do restore "$file"; done <"$work/paths"

@@ -1,0 +1,445 @@
+"""The dashboard over HTTP: who may do what, what it sends, and that nothing of what it shows is taken for markup. In a browser: tests/e2e/test_dashboard.py."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import string
+import time
+from collections.abc import AsyncIterator, Callable
+from http.cookies import SimpleCookie
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from mirror.api.web import live, site, texts
+from mirror.api.web.pages import House, Pages, State
+from mirror.api.web.templating import Templates
+from mirror.api.web.token import NAME, token_in
+from mirror.cache.board import Download
+from mirror.cache.history import Day, History
+from mirror.cache.inventory import Totals, Traffic
+from mirror.clients import CLIENTS
+from tests.support.filled import fill
+from tests.support.mirrors import Mirror, MirrorProcess, until
+from tests.support.scripted import Hold, Scripted
+
+HTML = {"Accept": "text/html,application/xhtml+xml"}
+IMAGE = "/image/docker.io/library/app:1"
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}"
+PAGES = (
+    "/",
+    "/images",
+    IMAGE,
+    "/setup",
+    "/setup?client=k3s",
+    "/login",
+    "/?q=none",
+    "/nothing",
+    "/image/docker.io/library/none:1",
+)
+
+
+@pytest.fixture
+async def dashboard(mirror: Mirror, upstream: Scripted) -> Mirror:
+    """A mirror that has one image, docker.io/library/app:1."""
+    image = upstream.add_image("library/app", "1", layers=[os.urandom(2000)])
+    await mirror.get("/v2/app/manifests/1")
+    for blob in (*image.layers, image.config):
+        await mirror.get(f"/v2/app/blobs/{blob}")
+        await mirror.until_cached(blob)
+    return mirror
+
+
+def token(mirror: Mirror) -> str:
+    return (mirror.directory / NAME).read_text().strip()
+
+
+async def post(mirror: Mirror, path: str, form: dict[str, str], **headers: str) -> tuple[int, str, Any]:
+    """Status, body, headers; header names have underscores for hyphens."""
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with mirror.session.post(path, data=form, headers=sent, allow_redirects=False) as response:
+        return response.status, await response.text(), response.headers
+
+
+async def log_in(mirror: Mirror) -> str:
+    """A session, as its cookie."""
+    status, _, headers = await post(mirror, "/login", {"token": token(mirror), "to": IMAGE}, **HTML)
+    assert (status, headers["Location"]) == (303, IMAGE)
+    return str(headers["Set-Cookie"].partition(";")[0])
+
+
+async def pinned(mirror: Mirror) -> bool:
+    return "badge accent" in (await mirror.get(IMAGE, **HTML)).body.decode()
+
+
+# ---------------------------------------------------------------- what is sent
+
+
+async def test_the_first_screen_is_small_with_ten_thousand_images(mirror: Mirror) -> None:
+    """Page, script, style and picture together stay under 100 KB, uncompressed; the files may be kept for ever."""
+    await asyncio.to_thread(fill, mirror.directory, 10_000)
+    page = await mirror.get("/", **HTML)
+    assert b">10,000<" in page.body
+    assert page.body.count(b"data-copy=") == 25
+    total = len(page.body)
+    for url in sorted(set(re.findall(r'(?:src|href)="(/web/[^"]+)"', page.body.decode()))):
+        asset = await mirror.get(url)
+        assert (asset.status, asset.headers["Cache-Control"]) == (200, "public, max-age=31536000, immutable")
+        total += len(asset.body)
+    assert total < 100_000
+    last = await mirror.get("/?page=400&order=size&q=app", **HTML)
+    assert b"Page 400 of 400" in last.body
+
+
+@pytest.mark.parametrize("path", PAGES)
+async def test_pages_are_safe_by_themselves(dashboard: Mirror, path: str) -> None:
+    """A strict policy and no way round it: no script, style or handler in the page, nothing from another host, no frame."""
+    for language in texts.LANGUAGES:
+        page = await dashboard.get(path, Accept_Language=language, **HTML)
+        policy = page.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert page.headers["X-Content-Type-Options"] == "nosniff"
+        assert page.headers["X-Frame-Options"] == "DENY"
+        text = page.body.decode()
+        assert not re.search(r"<script(?! src=\"/web/)|<style|\sstyle=|\son[a-z]+=|javascript:", text)
+        assert not re.search(r"""(?:src|href|action)=["'](?!/|\#)""", text)
+        assert "{" not in re.sub(r"data-copy=\"[^\"]*\"|<code>.*?</code>", "", text, flags=re.DOTALL)
+
+
+async def test_the_registrys_api_does_not_change(dashboard: Mirror) -> None:
+    """Neither by a session, nor by a token, nor by what browsers send; nobody is ever asked for a password there."""
+    cookie = await log_in(dashboard)
+    for path in ("/v2/", "/v2/app/manifests/1", "/v2/app/tags/list"):
+        plain = await dashboard.get(path)
+        decorated = await dashboard.get(
+            path, Cookie=cookie, Authorization=f"Bearer {token(dashboard)}", Sec_Fetch_Site="cross-site", **HTML
+        )
+        assert decorated.status == plain.status == 200
+        assert decorated.body == plain.body
+        assert set(decorated.headers) == set(plain.headers)
+        assert "Set-Cookie" not in decorated.headers
+    assert (await dashboard.get("/v2/app/manifests/1", "DELETE", Authorization=f"Bearer {token(dashboard)}")).status == 405
+
+
+async def test_who_is_no_browser_gets_json(dashboard: Mirror) -> None:
+    """Errors in the form of the registry's, as ever."""
+    for path, status, method in (("/nothing", 404, "GET"), ("/setup", 405, "POST"), ("/image/none", 400, "GET")):
+        answer = await dashboard.get(path, method)
+        assert answer.status == status
+        assert json.loads(answer.body)["errors"][0]["message"]
+    assert (await dashboard.get("/setup", "DELETE", **HTML)).headers["Allow"] == "GET, HEAD"
+    assert (await dashboard.head("/")).status == 200
+
+
+# ---------------------------------------------------------------- who may change anything
+
+
+async def test_scripts_send_the_token_in_a_header(dashboard: Mirror) -> None:
+    """And get JSON; pin, unpin, refresh and delete do what they say."""
+    bearer = {"Authorization": f"Bearer {token(dashboard)}"}
+    for action, done in (("pin", "pinned"), ("refresh", "refreshed"), ("unpin", "unpinned"), ("delete", "deleted")):
+        status, body, _ = await post(dashboard, IMAGE, {"action": action}, **bearer)
+        assert (status, json.loads(body)) == (200, {"done": done, "image": IMAGE.removeprefix("/image/")})
+        if action != "delete":
+            assert await pinned(dashboard) == (action in ("pin", "refresh"))
+    assert (await dashboard.get(IMAGE)).status == 404
+    assert (await post(dashboard, IMAGE, {"action": "delete"}, **bearer))[0] == 404
+    assert (await post(dashboard, IMAGE, {"action": "explode"}, **bearer))[0] == 400
+
+
+async def test_without_the_token_nothing_is_changed(dashboard: Mirror) -> None:
+    """401 as JSON or as a page; a session that is forged, or of another token, is none; GET changes nothing."""
+    cookie = await log_in(dashboard)
+    name, _, session = cookie.partition("=")
+    later = f"{int(time.time()) + 10**6}.{session.partition('.')[2]}"
+    for headers in (
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "Basic YWRtaW46YWRtaW4="},
+        {"Cookie": f"{name}={later}"},
+        {"Cookie": f"{name}={session[:-1]}"},
+        {"Cookie": f"{name}=1.a.b"},
+        {"Cookie": f"{name}=é.ü.ö"},
+    ):
+        for accept in ({}, HTML):
+            status, body, answer = await post(dashboard, IMAGE, {"action": "pin"}, **headers, **accept)
+            assert status == 401
+            assert answer["WWW-Authenticate"].startswith("Bearer")
+            assert body.startswith("<!doctype html>" if accept else '{"errors"')
+        await dashboard.get(f"{IMAGE}?action=pin", **headers)
+    assert not await pinned(dashboard)
+
+
+async def test_a_form_counts_only_from_the_page_itself(dashboard: Mirror) -> None:
+    """With a good session: refused without the page's secret, and where a browser says that it comes from elsewhere."""
+    cookie = await log_in(dashboard)
+    page = (await dashboard.get(IMAGE, Cookie=cookie, **HTML)).body.decode()
+    found = re.search(r'name="secret" value="([0-9a-f]{64})"', page)
+    assert found is not None
+    form = {"action": "pin", "secret": found[1]}
+    own = dashboard.url
+    for headers in (
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": f"{own}.evil.example"},
+        {"Sec-Fetch-Site": "cross-site", "Origin": own},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": "none"},
+    ):
+        status, _, _ = await post(dashboard, IMAGE, form, Cookie=cookie, **headers)
+        assert status == 403, headers
+    for secret in ("", "0" * 64, found[1][:-1]):
+        assert (await post(dashboard, IMAGE, {**form, "secret": secret}, Cookie=cookie, Origin=own))[0] == 403
+    other = await log_in(dashboard)
+    assert (await post(dashboard, IMAGE, form, Cookie=other, Origin=own))[0] == 403
+    assert not await pinned(dashboard)
+    assert (await post(dashboard, IMAGE, form, Cookie=cookie, Sec_Fetch_Site="same-origin"))[0] == 200
+    assert await pinned(dashboard)
+    assert (await post(dashboard, "/login", {"token": token(dashboard)}, Origin="http://evil.example"))[0] == 403
+
+
+async def test_the_session_is_kept_from_scripts_and_other_sites(dashboard: Mirror) -> None:
+    """And leads nowhere but to a page of the mirror."""
+    _, _, headers = await post(dashboard, "/login", {"token": token(dashboard)}, **HTML)
+    cookie = next(iter(SimpleCookie(headers["Set-Cookie"]).values()))
+    assert (cookie["httponly"], cookie["samesite"], cookie["path"], cookie["secure"]) == (True, "Strict", "/", "")
+    assert token(dashboard) not in headers["Set-Cookie"]
+    for to in ("//evil.example", "https://evil.example", "/\\evil.example", "/\r\nX: y", "evil", "/\tx"):
+        _, _, headers = await post(dashboard, "/login", {"token": token(dashboard), "to": to}, **HTML)
+        assert headers["Location"] == "/"
+    _, _, headers = await post(dashboard, "/login", {"token": token(dashboard)}, Origin="https://" + dashboard.url[7:], **HTML)
+    assert "Secure" in headers["Set-Cookie"]
+    _, _, headers = await post(dashboard, "/logout", {}, Cookie=await log_in(dashboard))
+    assert 'mirror_admin=""' in headers["Set-Cookie"]
+    assert "Max-Age=0" in headers["Set-Cookie"]
+
+
+async def test_a_session_holds_in_every_process_and_over_restarts(start: Callable[..., Any], dashboard: Mirror) -> None:
+    """Whoever shares the cache directory knows the same token; another token ends it."""
+    cookie = await log_in(dashboard)
+    second: Mirror = await start()
+    assert b'name="secret"' in (await second.get(IMAGE, Cookie=cookie)).body
+    third: Mirror = await start(settings={"server": {"admin_token": "another token of its own"}})
+    assert b'name="secret"' not in (await third.get(IMAGE, Cookie=cookie)).body
+
+
+async def test_guessing_is_slow(dashboard: Mirror) -> None:
+    """After five wrong tokens the right one is not taken either, for a minute; looking and pulling go on."""
+    for _ in range(5):
+        assert (await post(dashboard, "/login", {"token": "wrong"}))[0] == 401
+    status, body, headers = await post(dashboard, "/login", {"token": token(dashboard)})
+    assert status == 429
+    assert 0 < int(headers["Retry-After"]) <= 60
+    assert "too many" in body
+    assert (await post(dashboard, "/login", {"token": token(dashboard)}, **HTML))[0] == 429
+    assert (await post(dashboard, IMAGE, {"action": "pin"}, Authorization=f"Bearer {token(dashboard)}"))[0] == 429
+    assert (await dashboard.get("/")).status == 200
+    assert (await dashboard.get("/v2/app/manifests/1")).status == 200
+
+
+@pytest.mark.parametrize("body", [b"a=" + b"x" * 20_000, b"\xff\xfe=%ff", b"&".join(b"a=b" for _ in range(100)), b""])
+async def test_forms_that_make_no_sense_are_refused(dashboard: Mirror, body: bytes) -> None:
+    """With an error of the client's, whatever they hold."""
+    headers = {"Authorization": f"Bearer {token(dashboard)}", "Content-Type": "application/x-www-form-urlencoded"}
+    for content_type in ("application/x-www-form-urlencoded", "application/json"):
+        headers["Content-Type"] = content_type
+        async with dashboard.session.post(IMAGE, data=body, headers=headers) as response:
+            assert response.status == 400
+
+
+def test_the_token_is_made_once_and_its_owners_alone(tmp_path: Path) -> None:
+    """Printed when it is made, never again, and not in the log of a request; set, it is not made at all."""
+    folder = tmp_path / "cache"
+    with MirrorProcess(folder, {"docker.io": "http://127.0.0.1:9"}) as mirror:
+        made = (folder / NAME).read_text().strip()
+        assert len(made) >= 32
+        assert (folder / NAME).stat().st_mode & 0o777 == 0o600
+        assert mirror.log.count(made) == 1
+        mirror.terminate()
+        mirror.start()
+        assert mirror.log.count(made) == 1
+        assert token_in(folder) == (made, False)
+    (folder / NAME).write_text("short\n")
+    assert token_in(folder)[1]
+    with MirrorProcess(tmp_path / "other", {"docker.io": "http://127.0.0.1:9"}, SERVER__ADMIN_TOKEN="set by its owner") as mirror:
+        assert not (tmp_path / "other" / NAME).exists()
+        assert "set by its owner" not in mirror.log
+
+
+# ---------------------------------------------------------------- hostile texts
+
+
+def test_no_text_is_taken_for_markup(tmp_path: Path) -> None:
+    """Repositories, digests, errors of upstream, names of endpoints: whatever they hold, they are shown as they are."""
+    download = Download(HOSTILE, HOSTILE, 100, 50, 1.0, 1, time.time(), True)
+    failed = Download(HOSTILE, HOSTILE, None, 0, 0.0, 0, time.time(), True, True, HOSTILE)
+    endpoint = {
+        "endpoint": HOSTILE,
+        "state": "open",
+        "last_error": HOSTILE,
+        "seconds_to_first_byte": None,
+        "bytes_per_second": None,
+        "pulls": 100,
+        "pulls_left": 1,
+    }
+    totals = Totals(1, 1, 1, 1, 1, 1, 1, Traffic(1, 1, 1, 1))
+    state = State((download, failed), totals, History((), (Day("2025-01-01", 1, 1, 1, 1),)), {HOSTILE: [endpoint]})
+    pages = Pages(None, House("1", (), 100, 1.0, dict), Templates("1"))  # type: ignore[arg-type]
+    for language in texts.LANGUAGES:
+        for part in pages.parts(state, language).values():
+            assert "<script" not in part
+            assert "<img" not in part
+            assert "49" not in part
+
+
+async def test_a_search_is_not_taken_for_markup(dashboard: Mirror) -> None:
+    """Nor is any other part of a URL."""
+    async with dashboard.session.get(
+        "/", params={"q": HOSTILE, "order": HOSTILE, "page": HOSTILE, "done": HOSTILE}, headers=HTML
+    ) as page:
+        text = await page.text()
+        assert page.status == 200
+    assert "<script>alert" not in text
+    assert "<img src=x" not in text
+    async with dashboard.session.get(f"/login?to={HOSTILE}", headers=HTML) as page:
+        assert "<script>alert" not in await page.text()
+
+
+async def test_an_address_goes_into_a_script_only_when_it_is_one(dashboard: Mirror) -> None:
+    """The Host header's alone, letter by letter; what a proxy may claim does not count."""
+    for host in ("$(reboot)", "a;b", "a b", "a'b", '"', "`x`", "mirror.lan:port", "-x", "", "a/b", "a@b", "x\\y", "a\tb"):
+        answer = await dashboard.get("/setup/docker.sh", Host=host)
+        assert answer.status == 400, host
+        page = await dashboard.get("/setup", Host=host, **HTML)
+        assert page.status in (200, 400)
+        assert b"registry-mirrors" not in page.body
+        assert (await dashboard.get("/", Host=host, **HTML)).status in (200, 400)
+    forwarded = {"X_Forwarded_Host": "evil.example", "X_Forwarded_Proto": "https", "Forwarded": "host=evil.example"}
+    for client in CLIENTS:
+        script = await dashboard.get(f"/setup/{client}.sh", Host="Mirror.LAN:5000", **forwarded)
+        assert b"mirror.lan:5000" in script.body
+        assert b"evil" not in script.body
+        page = await dashboard.get(f"/setup?client={client}", Host="mirror.lan:5000", **forwarded, **HTML)
+        assert b"mirror.lan:5000" in page.body
+        assert b"evil" not in page.body
+    assert (await dashboard.get("/setup/nothing.sh")).status == 404
+
+
+async def test_switches_lead_back_to_the_page(dashboard: Mirror) -> None:
+    """Never to another host; language and theme are kept, and what is none of them is not."""
+    page = await dashboard.get("/setup?client=k3s&lang=zh&theme=dark", **HTML)
+    assert (page.status, page.headers["Location"]) == (303, "/setup?client=k3s")
+    cookies = "; ".join(cookie.partition(";")[0] for cookie in page.headers.getall("Set-Cookie"))
+    shown = (await dashboard.get("/setup", Cookie=cookies, **HTML)).body.decode()
+    assert 'lang="zh-Hans" data-theme="dark"' in shown
+    async with aiohttp.request("GET", f"{dashboard.url}//evil.example/?lang=zh", headers=HTML, allow_redirects=False) as evil:
+        assert re.match("/[^/]", evil.headers.get("Location", "/."))
+    assert (await dashboard.get("/?lang=<script>", **HTML)).status == 200
+
+
+# ---------------------------------------------------------------- languages
+
+
+def test_every_text_is_there_in_every_language() -> None:
+    """With the same things filled in; and every key that the templates name exists, and is named somewhere."""
+    fields = string.Formatter()
+    for key in sorted(texts.keys()):
+        written = [texts._TEXTS[key][place] for place in range(len(texts.LANGUAGES))]
+        assert all(written), key
+        names = [{name for _, name, _, _ in fields.parse(text) if name} - {"n"} for text in written]
+        assert names[0] == names[1], key
+        assert "|" not in written[1], "Chinese has no plural"
+    folder = Path(site.__file__).parent / "templates"
+    source = "".join(file.read_text() for file in folder.glob("*.html"))
+    named = set(re.findall(r"\bt\('([a-z_]+)'(?! ~)", source))
+    made = set(re.findall(r"\bt\('([a-z_]+)' ~", source))
+    assert named <= texts.keys()
+    assert {key for key in texts.keys() - named if not key.startswith(tuple(made))} == set()
+
+
+@pytest.mark.parametrize(
+    ("accept", "language"),
+    [
+        ("", "en"),
+        ("zh-CN,zh;q=0.9,en;q=0.8", "zh"),
+        ("en-GB,zh;q=0.9", "en"),
+        ("fr,zh;q=0.2", "zh"),
+        ("zh;q=0", "en"),
+        ("zh;q=nan,;;,=,zh;q=x", "en"),
+        ("ZH-Hans", "zh"),
+        ("de", "en"),
+    ],
+)
+def test_the_browsers_language_is_spoken(accept: str, language: str) -> None:
+    """The one that it likes best of those that there are."""
+    assert texts.preferred(accept) == language
+
+
+# ---------------------------------------------------------------- what moves
+
+
+async def events(session: aiohttp.ClientSession) -> AsyncIterator[dict[str, str]]:
+    """What /events sends, message by message."""
+    async with session.get("/events") as response:
+        assert response.headers["Content-Type"] == "text/event-stream"
+        async for line in response.content:
+            if line.startswith(b"data: "):
+                yield json.loads(line[6:])
+
+
+async def test_downloads_of_all_processes_are_shown(start: Callable[..., Any], upstream: Scripted) -> None:
+    """Two mirrors on one directory: each shows what the other downloads, with the readers of both, until it has landed."""
+    one, two = await start(), await start()
+    image = upstream.add_image("library/app", "1", layers=[os.urandom(1_000_000)])
+    hold = Hold(after=300_000)
+    upstream.fail(str(image.layers[0]), hold)
+    path = f"/v2/app/blobs/{image.layers[0]}"
+    pulls = [asyncio.create_task(mirror.get(path)) for mirror in (one, two)]
+    await hold.reached.wait()
+    parts: dict[str, str] = {}
+    async with asyncio.timeout(20):
+        async for news in events(two.session):
+            parts.update(news)
+            if "2 readers" in parts["downloads"]:
+                hold.release.set()
+            if "done" in parts["downloads"]:
+                break
+    assert {(await pull).status for pull in pulls} == {200}
+    assert "docker.io/library/app" in parts["downloads"]
+    await until(lambda: not list((one.directory / "live").glob("*")), 20)
+
+
+async def test_listeners_are_few_and_cost_nothing_when_they_have_left(dashboard: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One too many is asked to come again; each is sent only what has changed."""
+    monkeypatch.setattr(live, "_MOST", 1)
+    stream = events(dashboard.session)
+    first = await anext(stream)
+    assert set(first) == {"figures", "downloads", "upstreams"}
+    assert (await dashboard.get("/events")).status == 503
+    await stream.aclose()  # type: ignore[attr-defined]
+
+    async def free() -> bool:
+        async with dashboard.session.get("/events") as response:
+            return response.status == 200
+
+    async with asyncio.timeout(10):
+        while not await free():
+            await asyncio.sleep(0.05)
+
+
+async def test_who_listens_does_not_hold_up_the_end(start: Callable[..., Any]) -> None:
+    """The stream ends cleanly, at once, although requests may take as long as they like to drain."""
+    mirror: Mirror = await start(settings={"server": {"drain_timeout": 600}})
+    async with aiohttp.ClientSession(mirror.url) as session:
+        stream = events(session)
+        await anext(stream)
+        async with asyncio.timeout(20):
+            await mirror.stop()
+            # And no more comes of it.
+            assert [news async for news in stream if "downloads" in news] == []
