@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
 import socket
 import ssl
@@ -100,11 +101,11 @@ def _client(client: Client, settings: Settings, address: Address, root: Path) ->
         cure = (
             f"mirror configure {client.name} --mirror {address.url} --write; not needed where it asks the mirror by another name"
         )
-        yield advice(client.name, f"{client.title} is installed, and not told of {address.url} in {missing[0]}", cure)
+        yield advice(client.name, f"installed here, and not told of {address.url} in {missing[0]}", cure)
     elif client.name == "docker" and (mirrors := _docker_mirrors()) is not None and address.url not in mirrors:
         yield problem("docker", "dockerd has not read its settings since they name the mirror", client.then)
     else:
-        yield ok(client.name, f"{client.title} asks {address.url}")
+        yield ok(client.name, f"it asks {address.url}")
 
 
 def _docker_mirrors() -> list[str] | None:
@@ -113,7 +114,7 @@ def _docker_mirrors() -> list[str] | None:
     try:
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.settimeout(3)
-        connection.sock.connect(_DOCKER_SOCKET)
+        connection.sock.connect(os.environ.get("DOCKER_HOST", "").removeprefix("unix://") or _DOCKER_SOCKET)
         connection.request("GET", "/info")
         info = json.loads(connection.getresponse().read(4 * 1024 * 1024))
         return [str(mirror).rstrip("/") for mirror in info["RegistryConfig"]["Mirrors"] or ()]

@@ -29,8 +29,9 @@ class Dockerd:
         if config is None:
             config = folder / "daemon.json"
             config.write_text(json.dumps({"registry-mirrors": [mirror]}))
-        self._environment = {"DOCKER_HOST": f"unix://{folder}/docker.sock", "DOCKER_CONFIG": str(folder)}
-        address, metrics = f"unix://{folder}/docker.sock", f"127.0.0.1:{free_port()}"
+        self.host = f"unix://{folder}/docker.sock"
+        self._environment = {"DOCKER_HOST": self.host, "DOCKER_CONFIG": str(folder)}
+        address, metrics = self.host, f"127.0.0.1:{free_port()}"
         command = f"dockerd --iptables=false --ip6tables=false --bridge=none --storage-driver=vfs --data-root {folder}/data"
         command += f" --exec-root {folder}/exec -H {address} -p {folder}/pid --config-file {config} --metrics-addr {metrics}"
         self._program = Program(command.split(), folder / "dockerd.log")

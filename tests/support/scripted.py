@@ -313,7 +313,7 @@ class Scripted:
             return web.Response(status=fault.status, headers={"Location": fault.location})
         path = request.path
         if path in ("/v2/", "/v2"):
-            return web.Response(text="{}")
+            return web.Response(text="{}", headers=self.extra_headers)
         if match := re.fullmatch(r"/v2/(.+)/manifests/([^/]+)", path):
             return self._manifest(match[1], match[2], fault)
         if match := re.fullmatch(r"/v2/(.+)/blobs/([^/]+)", path):

@@ -1,0 +1,1 @@
+"""``mirror doctor``: each thing that can be wrong, made wrong."""
