@@ -42,9 +42,11 @@ CREATE TABLE IF NOT EXISTS pin (
 CREATE TRIGGER IF NOT EXISTS tag_pinned AFTER INSERT ON tag BEGIN
     UPDATE pin SET digest = new.digest WHERE registry = new.registry AND path = new.path AND reference = new.tag; END;
 CREATE TABLE IF NOT EXISTS total (part INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, entries INTEGER NOT NULL);
-INSERT OR IGNORE INTO total
+INSERT INTO total
     SELECT column1, (SELECT coalesce(sum(size), 0) FROM content WHERE queue = column1), (SELECT count(*) FROM content WHERE queue = column1)
-    FROM (VALUES (0), (1), (2)) UNION ALL SELECT 3, coalesce(sum(size), 0), count(*) FROM ghost;
+    FROM (VALUES (0), (1), (2)) WHERE column1 NOT IN (SELECT part FROM total)
+    UNION ALL SELECT column1, (SELECT coalesce(sum(size), 0) FROM ghost), (SELECT count(*) FROM ghost)
+    FROM (VALUES (3)) WHERE column1 NOT IN (SELECT part FROM total);
 CREATE TRIGGER IF NOT EXISTS content_in AFTER INSERT ON content BEGIN
     UPDATE total SET bytes = bytes + new.size, entries = entries + 1 WHERE part = new.queue; END;
 CREATE TRIGGER IF NOT EXISTS content_out AFTER DELETE ON content BEGIN
