@@ -78,6 +78,12 @@ def on_cache(settings: Settings, work: Callable[[Cache], Awaitable[_T]]) -> _T:
         return asyncio.run(run())
 
 
+def yield_to_others() -> None:
+    """The lowest priority, for commands that have time: those who pull have not."""
+    with contextlib.suppress(OSError):
+        os.nice(19)
+
+
 def become_owner(folder: Path) -> None:
     """As root in a directory of another user, goes on as that user: what root leaves there, a mirror that is not root could not write."""
     with contextlib.suppress(OSError):
