@@ -101,6 +101,13 @@ class Unknown(MirrorError):
 class RegistryUnknown(Unknown):
     code = "NAME_UNKNOWN"
 
+    @classmethod
+    def named(cls, registry: str) -> RegistryUnknown:
+        return cls(
+            f"this mirror does not serve {registry}: to have it do so, add a table"
+            f' [registries."{registry}"] with endpoints = ["https://{registry}"] to its configuration'
+        )
+
 
 class NameUnknown(Unknown):
     code = "NAME_UNKNOWN"

@@ -127,10 +127,7 @@ class Targets:
             return canonical
         if not is_registry_name(canonical):
             raise RegistryUnknown("the registry's name (ns, or the first part of the path) is not a host name")
-        raise RegistryUnknown(
-            f"this mirror does not serve {canonical}: to have it do so, add a table"
-            f' [registries."{canonical}"] with endpoints = ["https://{canonical}"] to its configuration'
-        )
+        raise RegistryUnknown.named(canonical)
 
 
 def _decoded(segment: str) -> str:

@@ -224,7 +224,7 @@ class Upstreams:
         try:
             return self._registries[name]
         except KeyError:
-            raise RegistryUnknown(f"this mirror does not serve {name}") from None
+            raise RegistryUnknown.named(name) from None
 
 
 def _descriptor(response: aiohttp.ClientResponse, reference: Reference) -> Descriptor | None:

@@ -133,7 +133,9 @@ async def test_wrong_use_is_status_2_and_says_where(commands: Commands, tmp_path
         done = await commands.run("pull", *arguments)
         assert done.returncode == 2, arguments
         assert told in " ".join(done.stderr.split()).replace("│", ""), done.stderr
-    assert "does not serve lan.example" in (await commands.run("pull", "lan.example/app")).stderr
+    done = await commands.run("pull", "lan.example/app")
+    assert done.returncode == 1
+    assert 'does not serve lan.example: to have it do so, add a table [registries."lan.example"]' in done.stderr
 
 
 async def test_ctrl_c_leaves_a_pull_to_be_gone_on_with(commands: Commands, upstream: Scripted, tmp_path: Path) -> None:
