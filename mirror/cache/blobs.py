@@ -25,6 +25,7 @@ from mirror.errors import DigestInvalid
 from mirror.names import Digest
 
 _ALGORITHMS = ("sha256", "sha512")
+_BESIDE = ".writing-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,11 @@ class BlobStore:
                     if stat.S_ISREG(status.st_mode):
                         yield digest, status.st_size
 
+    def unfinished(self) -> Iterator[Path]:
+        """What `put` is writing, or was when it was killed."""
+        for algorithm in _ALGORITHMS:
+            yield from (self.root / "blobs" / algorithm).glob(f"{_BESIDE}*")
+
     def free_bytes(self) -> int:
         """What the file system still takes, in bytes."""
         state = os.statvfs(self.root)
@@ -129,7 +135,7 @@ class BlobStore:
 
 def write_durably(path: Path, content: bytes) -> None:
     """Writes a file so that after a crash it is there whole or not at all: beside, fsync, rename, fsync the folder."""
-    fd, beside = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+    fd, beside = tempfile.mkstemp(dir=path.parent, prefix=_BESIDE)
     try:
         with open(fd, "wb") as file:
             file.write(content)

@@ -28,6 +28,8 @@ _UNKNOWN = 2**64 - 1
 _VERIFIED = (_UNKNOWN, _UNKNOWN)
 _DISCARDED = (_UNKNOWN, 0)
 _ABANDONED_AFTER = 7 * 24 * 3600.0
+_WRITTEN_AFTER = 3600.0
+"""Seconds after which nobody can still be writing a small file."""
 
 
 class Spool:
@@ -179,9 +181,17 @@ class Spool:
 
 
 def sweep(store: BlobStore, now: float | None = None, *, pretend: bool = False) -> tuple[int, int]:
-    """Clears from the spool what no download will go on with: journals without bytes, and parts untouched for a week. How many those are, and their bytes."""
+    """Clears from the spool what no download will go on with: journals without bytes, and parts untouched for a week. How many those are, and their bytes.
+
+    With them goes what was being written beside the blobs when a process was killed.
+    """
     count = size = 0
-    oldest = (time.time() if now is None else now) - _ABANDONED_AFTER
+    now = time.time() if now is None else now
+    oldest = now - _ABANDONED_AFTER
+    for path in store.unfinished():
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < now - _WRITTEN_AFTER and not pretend:
+                path.unlink()
     for path in store.spool.iterdir():
         with contextlib.suppress(OSError):
             if path.suffix == ".have" and not path.with_suffix(".part").exists():
