@@ -164,8 +164,10 @@ async def test_ctrl_c_leaves_a_pull_to_be_gone_on_with(commands: Commands, upstr
     assert upstream.count("GET", str(image.config)) == 1
 
 
-async def test_beside_a_running_mirror_each_blob_is_fetched_once(mirror: Mirror, upstream: Scripted) -> None:
+async def test_beside_a_running_mirror_each_blob_is_fetched_once(start: Callable[..., Any], upstream: Scripted) -> None:
     """A client's download under way is shared, by the lease in the directory; what the command has fetched, clients get."""
+    # What is held must not count as stalled while the command starts.
+    mirror: Mirror = await start(settings={"upstream": {"stall_timeout": 60}})
     image = upstream.add_image("library/app", "1", layers=[os.urandom(MIB), os.urandom(1000)])
     hold = Hold(100_000)
     upstream.fail(str(image.layers[0]), hold)
