@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import shutil
 import sqlite3
 import time
@@ -73,7 +74,7 @@ class Catalog:
     def __init__(self, folder: Path) -> None:
         """Opens the database, or sets an unreadable one aside and makes a new one. Raises OSError, sqlite3.Error."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._db = open_database(folder)
+        self._db, self._lock = open_database(folder)
         self.queues = BlobQueues(self._db)
         self.removal = Removal(self._db)
         # Only lists that upstream gave, each replaceable: here diskcache may cull by itself. JSON, since a pickle on disk is code.
@@ -89,6 +90,7 @@ class Catalog:
     def close(self) -> None:
         self._db.close()
         self._documents.close()
+        os.close(self._lock)
 
     def copy(self, folder: Path) -> None:
         """Copies the database into another catalog's folder."""

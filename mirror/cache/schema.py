@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
+import os
 import sqlite3
 from pathlib import Path
 
@@ -108,19 +110,40 @@ _FROM_LRU = (
 )
 
 
-def open_database(folder: Path) -> sqlite3.Connection:
-    """Opens it, or sets an unreadable one aside and makes a new one. Raises OSError, sqlite3.Error."""
+def open_database(folder: Path) -> tuple[sqlite3.Connection, int]:
+    """Opens it, or sets an unreadable one aside and makes a new one; not while others have it open, who would go on with the old one.
+
+    Gives a descriptor too, by which others know that it is open: to be closed after it. Raises OSError, sqlite3.Error.
+    """
     path = folder / _NAME
-    if (folder / _DAMAGED).exists():
-        _set_aside(path, "its last start found damage in it")
-        (folder / _DAMAGED).unlink()
+    lock = os.open(folder / "open.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        return connect(path)
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
-            raise
-        _set_aside(path, error)
-        return connect(path)
+        alone = _alone(lock)
+        if alone and (folder / _DAMAGED).exists():
+            _set_aside(path, "its last start found damage in it")
+            (folder / _DAMAGED).unlink()
+        try:
+            db = connect(path)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError) or not alone:
+                raise
+            _set_aside(path, error)
+            db = connect(path)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+    except BaseException:
+        os.close(lock)
+        raise
+    return db, lock
+
+
+def _alone(lock: int) -> bool:
+    """Locks it for us alone where nobody else has it locked, otherwise beside the others."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        return False
+    return True
 
 
 def look_for_damage(folder: Path) -> None:

@@ -123,6 +123,23 @@ async def test_a_catalog_that_is_damaged_within(start: Callable[..., Any], upstr
     assert list(catalog.glob("*.damaged")) == []
 
 
+async def test_a_damaged_catalog_that_another_process_uses_is_left_to_it(start: Callable[..., Any], upstream: Scripted) -> None:
+    """What two processes write, they write into the same catalog: it is made anew when the first of them starts again, not when a second one does."""
+    image = upstream.add_image("library/app", "latest")
+    first: Mirror = await start()
+    await first.get(LATEST)
+    catalog = first.directory / "catalog"
+    (catalog / "content.damaged").touch()
+    second: Mirror = await start()
+    assert (await second.get(LATEST)).cache == "mirror; hit"
+    assert list(catalog.glob("*.unreadable")) == []
+    await first.stop()
+    await second.stop()
+    third: Mirror = await start()
+    assert list(catalog.glob("*.unreadable")) != []
+    assert (await third.get(LATEST)).body == image.body
+
+
 @pytest.mark.parametrize("seed", range(12))
 async def test_a_spool_that_is_rubbish(start: Callable[..., Any], upstream: Scripted, seed: int) -> None:
     """Whatever lies there under a blob's name, journal and bytes: the client gets the right blob or a cut one, the cache the right one."""
