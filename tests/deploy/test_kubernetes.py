@@ -76,6 +76,21 @@ def test_the_plain_manifests_are_what_the_chart_renders(name: str) -> None:
         kubernetes_validate.validate(document, NEWEST, strict=True)
 
 
+def test_with_tls_the_mirror_is_asked_by_https() -> None:
+    """By probes and Prometheus; what would tell the nodes http is refused."""
+    tls = [
+        f"--set-string=settings.server.tls_{name}=/etc/mirror/secrets/tls.{end}"
+        for name, end in (("certificate", "crt"), ("key", "key"))
+    ]
+    found = by_kind(*tls, "--set=existingSecret=tls", "--set=serviceMonitor.enabled=true")
+    (container,) = found["StatefulSet"]["spec"]["template"]["spec"]["containers"]
+    for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
+        assert container[probe]["httpGet"]["scheme"] == "HTTPS"
+    assert found["ServiceMonitor"]["spec"]["endpoints"][0]["scheme"] == "https"
+    with pytest.raises(AssertionError, match="without TLS"):
+        template(*tls, "--set=nodes.enabled=true")
+
+
 def test_what_selects_pods_selects_these_and_ports_have_the_names_that_are_asked_for() -> None:
     """Service, NetworkPolicy and ServiceMonitor find the mirror, and none of them the pods that configure nodes."""
     found = by_kind(*EVERYTHING)

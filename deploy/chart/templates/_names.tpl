@@ -13,3 +13,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- define "mirror.image" -}}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
+
+{{- define "mirror.scheme" -}}
+{{ if dig "server" "tls_certificate" "" .Values.settings }}https{{ else }}http{{ end }}
+{{- end }}
