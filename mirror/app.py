@@ -94,6 +94,7 @@ async def running(settings: Settings, seat: Seat | None = None) -> AsyncIterator
             stack.push_async_callback(door.aclose)
             host, port = seat.listeners[0].getsockname()[:2]
         cache.start()
+        site.start()
         if seat is not None:
             chore = asyncio.create_task(_tell_others(readiness))
             stack.callback(chore.cancel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ PAGE = 25
 """Images on a page."""
 _FRESH = 5.0
 """Seconds for which figures are good; then they are worked out anew, behind."""
-_OLD = 60.0
-"""Seconds after which nobody is shown them any more."""
+_OLD = 3600.0
+"""Seconds after which nobody is shown them any more. Until then a page has them at once, and the new ones a second later."""
 _MOST_DOWNLOADS = 50
 _LONGEST_SEARCH = 200
 
@@ -62,12 +63,18 @@ class Pages:
         self._templates = templates
         self._figures: tuple[float, Totals, History] | None = None
         self._renewal: asyncio.Task[tuple[Totals, History]] | None = None
+        self._warming: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to do what the first page would have to wait for."""
+        self._warming = asyncio.create_task(self._warm())
 
     async def aclose(self) -> None:
-        if self._renewal is not None:
-            self._renewal.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await self._renewal
+        for task in (self._warming, self._renewal):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, sqlite3.Error, OSError):
+                    await task
 
     def changed(self) -> None:
         """Has the figures worked out anew for who comes next."""
@@ -163,6 +170,13 @@ class Pages:
             return image.fresh(self._house.tag_ttl, now)
 
         return {"fresh": fresh}
+
+    async def _warm(self) -> None:
+        for _ in self._templates.compile():
+            # Requests come first.
+            await asyncio.sleep(0)
+        with contextlib.suppress(sqlite3.Error, OSError):
+            await self._current_figures()
 
     async def _current_figures(self) -> tuple[Totals, History]:
         now = time.monotonic()

@@ -76,6 +76,9 @@ class Site:
         self._pages = Pages(cache, house, self._templates)
         self._live: Live[State] = Live(self._pages.state, self._pages.parts)
 
+    def start(self) -> None:
+        self._pages.start()
+
     async def aclose(self) -> None:
         """Ends what listeners wait on, so that the mirror can stop."""
         await self._live.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,12 @@ class Templates:
         for name in ("size", "rate", "number", "percent", "clock", "machine_time", "short"):
             self._pages.globals[name] = getattr(wording, name)
         self._pages.globals.update(asset=urls.__getitem__, version=version, LANGUAGES=LANGUAGES, THEMES=THEMES)
+
+    def compile(self) -> Iterator[None]:
+        """Reads one page's template after the other, each of which takes some milliseconds."""
+        for name in self._pages.list_templates(["html"]):
+            self._pages.get_template(name)
+            yield
 
     def page(self, name: str, language: str, **values: Any) -> str:
         """A page, or a part of one."""
