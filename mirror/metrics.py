@@ -19,15 +19,20 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the workers' folder. It is there before this module is, or not at all: see workers.py."""
+FOLDER = "mirror-workers-"
+"""How the name of that folder begins. Another one is somebody else's."""
 
-_shared = os.environ.get(VARIABLE)
+_shared = os.environ.get(VARIABLE, "")
 _counts_for = "parent"
-if _shared is not None:
+if not Path(_shared).name.startswith(FOLDER):
+    _shared = ""
+    values.ValueClass = values.MutexValue
+else:
     values.ValueClass = values.MultiProcessValue(lambda: _counts_for)  # type: ignore[no-untyped-call]
 
 REGISTRY = CollectorRegistry(auto_describe=True)
 """What this process alone has counted."""
-if _shared is None:
+if not _shared:
     ProcessCollector(registry=REGISTRY)
 
 _KIND = ("upstream_host", "type")
@@ -132,7 +137,7 @@ def page() -> bytes:
         size, free = _disk(_folder)
         disk_bytes.set(size)
         disk_free_bytes.set(free)
-    if _shared is None:
+    if not _shared:
         return generate_latest(REGISTRY)
     tell_process()
     everybody = CollectorRegistry()
@@ -201,5 +206,5 @@ def tell_process() -> None:
 
 def forget(worker: int) -> None:
     """A worker is dead: what it had open, and took of memory, counts no more; what it has counted does."""
-    assert _shared is not None
+    assert _shared
     mark_process_dead(worker, _shared)  # type: ignore[no-untyped-call]

@@ -7,6 +7,7 @@ They share the listening socket (door.py); the cache directory, where a download
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import logging
 import mmap
@@ -35,11 +36,10 @@ _SHORT_LIVED = 10.0
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
 _MOST_STILLBORN = 10
-"""Workers in a row that died before they were ready, after which there is no hope."""
+"""Workers in a row that died before they were ready, after which, where no other one serves, there is no hope."""
 _LOOK = 0.02
 _GRACE = 10.0
 """Seconds beyond the time for draining after which workers are killed."""
-_PREFIX = "mirror-workers-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def prepare() -> Path:
 
     How metrics are counted is chosen when they are imported (prometheus_client, "Multiprocess Mode"), which is before any settings are read. Raises OSError.
     """
-    prefix = f"{_PREFIX}{os.getpid()}-"
+    prefix = f"{metrics.FOLDER}{os.getpid()}-"
     folder = Path(os.environ.get(metrics.VARIABLE, ""))
     if not folder.name.startswith(prefix):
         _clear_away()
@@ -86,10 +86,24 @@ def prepare() -> Path:
 
 def _clear_away() -> None:
     """Removes what parents left behind that were killed."""
-    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
-        pid = left.name.removeprefix(_PREFIX).partition("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(left, ignore_errors=True)
+    for left in Path(tempfile.gettempdir()).glob(f"{metrics.FOLDER}*-*"):
+        pid = left.name.removeprefix(metrics.FOLDER).partition("-")[0]
+        if not Path(f"/proc/{pid}").exists():
+            # In another container that shares this folder it may live all the same; and workers outlive it while they drain.
+            with contextlib.suppress(OSError):
+                os.close(_hold(left, fcntl.LOCK_EX))
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _hold(folder: Path, lock: int) -> int:
+    """Locks a folder as long as the descriptor is open in any process. Raises OSError where others hold it."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(fd, lock | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def run(server: Server, folder: Path, work: Callable[[Seat], int], started: Callable[[str], None]) -> int:
@@ -98,6 +112,7 @@ def run(server: Server, folder: Path, work: Callable[[Seat], int], started: Call
     `work` is what a worker does, and gives its exit status; `started` is called with the URL when all are ready. Raises OSError where it cannot listen.
     """
     with contextlib.ExitStack() as stack:
+        stack.callback(os.close, _hold(folder, fcntl.LOCK_SH))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         listeners = _listen(*server.address)
         for listener in listeners:
@@ -149,7 +164,7 @@ class _Parent:
                 # It has told why.
                 self._drain()
                 return 1
-            if self._stillborn >= _MOST_STILLBORN:
+            if self._stillborn >= _MOST_STILLBORN and not any(worker.ready for worker in self._workers.values()):
                 log.error("giving up: %d workers in a row died before they were ready", self._stillborn)
                 self._drain()
                 return 1
