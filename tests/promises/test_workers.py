@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,9 @@ import aiohttp
 import pytest
 
 from mirror.config import ConfigError, load
+from tests.api.test_tls import shown_serial
 from tests.promises.test_crowd import noted
+from tests.support.certificates import Authority
 from tests.support.mirrors import MirrorProcess, until
 from tests.support.programs import free_port
 from tests.support.scripted import Hold, Scripted
@@ -284,6 +287,30 @@ async def _until_async(question: Callable[[], Awaitable[object]], answer: object
             return
         await asyncio.sleep(0.1)
     raise AssertionError(f"{await question()}, not {answer}")
+
+
+async def test_a_new_certificate_reaches_all_workers_and_a_broken_one_hurts_none_that_serves(tmp_path: Path) -> None:
+    """SIGHUP to the parent is enough. Where the certificate has become unusable, workers go on with the one before; only when none of them serves any more, and
+    none can start, does the parent give up, with status 1."""
+    authority = Authority(tmp_path / "tls")
+    context = ssl.create_default_context(cafile=authority.ca)
+    tls = {"SERVER__TLS_CERTIFICATE": str(authority.certificate), "SERVER__TLS_KEY": str(authority.key)}
+    with MirrorProcess(tmp_path / "cache", {}, SERVER__WORKERS="2", **tls) as mirror:
+        second = authority.issue()
+        os.kill(mirror.pid, signal.SIGHUP)
+        await until(lambda: mirror.log.count("took a new TLS certificate") == 2)
+        for _ in range(8):
+            assert await asyncio.to_thread(shown_serial, mirror.url, context) == second
+        authority.certificate.write_text("no certificate")
+        os.kill(mirror.pid, signal.SIGHUP)
+        await until(lambda: mirror.log.count("the one before it stays") == 2)
+        for _ in range(8):
+            assert await asyncio.to_thread(shown_serial, mirror.url, context) == second
+        for pid in workers_of(mirror):
+            os.kill(pid, signal.SIGKILL)
+        assert await asyncio.to_thread(mirror.wait) == 1
+        assert "giving up" in mirror.log
+        assert folders(mirror) == []
 
 
 @pytest.mark.parametrize("wrong", ["0", "65", "many", "true", "-1"])

@@ -169,6 +169,11 @@ class MirrorProcess:
         self._process.terminate()
         return self._process.wait(40)
 
+    def wait(self) -> int:
+        """Waits for it to end by itself; returns the exit status."""
+        assert self._process is not None
+        return self._process.wait(60)
+
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""
         with urllib.request.urlopen(f"{self.url}/metrics") as response:
