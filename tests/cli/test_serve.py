@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import json
 import os
 import socket
@@ -77,6 +79,39 @@ def test_a_start_that_cannot_be_says_why_with_status_1(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert str(tmp_path / "file") in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_flags_add_endpoints_to_what_a_file_says(upstream: Scripted, tmp_path: Path) -> None:
+    """The same registry twice is two endpoints, in order, with the file's credentials; and it listens on IPv6 where that is asked for."""
+    upstream.auth, upstream.accounts = "basic", {"robot": "secret-pw"}
+    image = upstream.add_image("library/app", "latest")
+    config = tmp_path / "mirror.toml"
+    config.write_text(
+        '[registries."docker.io"]\nendpoints = ["https://registry.invalid"]\nusername = "robot"\npassword = "secret-pw"\n'
+    )
+    endpoints: dict[str, str | list[str]] = {"docker.io": ["http://127.0.0.1:1", upstream.url]}
+    arguments = ["--config", str(config), *(["--listen", "[::1]:0"] if has_ipv6() else [])]
+    with MirrorProcess(tmp_path / "cache", endpoints, *arguments, LOG__LEVEL="debug") as running:
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"{running.url}/v2/app/manifests/latest") as response:
+                assert await response.read() == image.body
+            async with session.get(f"{running.url}/readyz") as response:
+                ready = await response.text()
+            async with session.get(f"{running.url}/metrics") as response:
+                metrics = await response.text()
+        assert running.terminate() == 0
+        assert [entry["endpoint"] for entry in json.loads(ready)["registries"]["docker.io"]] == endpoints["docker.io"]
+        basic = base64.b64encode(b"robot:secret-pw").decode()
+        for text in (ready, metrics, running.log):
+            assert "secret-pw" not in text
+            assert basic not in text
+
+
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False
 
 
 def test_help_and_version() -> None:
