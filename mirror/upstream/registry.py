@@ -42,7 +42,8 @@ _T = TypeVar("_T")
 _LARGEST_LIST = 32 * 1024 * 1024
 """Bytes of all its pages."""
 _MOST_PAGES = 200
-_LINK = re.compile(r'<([^>]*)>\s*;[^,]*\brel\s*=\s*"?next"?')
+_LINK = re.compile(r'<([^<>]*)>\s*;[^,<]*\brel\s*=\s*"?next"?')
+"""Every piece of a header is looked at once: one of 64 KiB may be made to be looked at for long."""
 
 
 class RegistrySettings(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import json
 import os
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -209,6 +210,15 @@ async def test_a_list_of_endless_pages(start: Callable[..., Any], upstream: Scri
     assert answer.status == 503
     assert b"a document of more than" in answer.body
     assert upstream.count("GET", "/tags/list") <= 5
+
+
+@pytest.mark.parametrize("link", ["<" * 60_000, "<>;" * 20_000 + "rel"])
+async def test_a_link_that_takes_long_to_read(start: Callable[..., Any], upstream: Scripted, link: str) -> None:
+    """Others are answered meanwhile: what it holds is no page, and is seen not to be one at a glance."""
+    upstream.fail("/tags/list", Status(200, {"Link": link}, b'{"name": "library/app", "tags": ["a"]}'))
+    mirror: Mirror = await start()
+    async with asyncio.timeout(5):
+        assert json.loads((await mirror.get("/v2/app/tags/list")).body)["tags"] == ["a"]
 
 
 async def test_what_upstream_says_does_not_break_the_lines_of_the_log(
