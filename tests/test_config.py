@@ -211,3 +211,27 @@ def test_sizes(number: int, unit: tuple[str, int]) -> None:
     for wrong in (f"{number}X", f"-{number}", "", "GiB", True, 0, 1.5):
         with pytest.raises(ValueError):
             parse_size(wrong)
+
+
+def test_the_admin_token_is_long_enough_and_never_shown(tmp_path: Path) -> None:
+    """From the settings or from a file, not from both; a fault about it does not tell it."""
+    file = tmp_path / "token"
+    file.write_text("a long token, in a file\n")
+    assert load(None, {}, {"server": {"admin_token_file": str(file)}}).server.known_token() == "a long token, in a file"
+    settings = load(None, {"MIRROR_SERVER__ADMIN_TOKEN": "a long token, plainly"}, {})
+    assert settings.server.known_token() == "a long token, plainly"
+    assert "plainly" not in repr(settings)
+    assert load(None, {}, {}).server.known_token() is None
+    (tmp_path / "short").write_text("too-short\n")
+    for server, told in (
+        ({"admin_token": "too-short"}, "at least 16 characters"),
+        ({"admin_token": ""}, "at least 16 characters"),
+        ({"admin_token": ["too-short"]}, "server.admin_token"),
+        ({"admin_token_file": str(tmp_path / "short")}, "at least 16 characters"),
+        ({"admin_token_file": str(tmp_path / "none")}, "cannot be read"),
+        ({"admin_token_file": str(file), "admin_token": "too-short but long"}, "exclude each other"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            load(None, {}, {"server": server})
+        assert told in str(raised.value)
+        assert "too-short" not in str(raised.value)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import ssl
 import string
 import time
 from collections.abc import AsyncIterator, Callable
@@ -24,6 +25,7 @@ from mirror.cache.board import Download
 from mirror.cache.history import Day, History
 from mirror.cache.inventory import Totals, Traffic
 from mirror.clients import CLIENTS
+from tests.support.certificates import Authority
 from tests.support.filled import fill
 from tests.support.mirrors import Mirror, MirrorProcess, until
 from tests.support.scripted import Hold, Scripted
@@ -229,6 +231,21 @@ async def test_a_session_holds_in_every_process_and_over_restarts(start: Callabl
     assert b'name="secret"' in (await second.get(IMAGE, Cookie=cookie)).body
     third: Mirror = await start(settings={"server": {"admin_token": "another token of its own"}})
     assert b'name="secret"' not in (await third.get(IMAGE, Cookie=cookie)).body
+
+
+async def test_over_tls_the_session_is_for_tls_alone(start: Callable[..., Any], tmp_path: Path) -> None:
+    """And clients are told the https address."""
+    authority = Authority(tmp_path / "tls")
+    pair = {"tls_certificate": str(authority.certificate), "tls_key": str(authority.key)}
+    mirror: Mirror = await start(settings={"server": pair})
+    context = ssl.create_default_context(cafile=authority.ca)
+    async with aiohttp.ClientSession(mirror.url, connector=aiohttp.TCPConnector(ssl=context)) as session:
+        async with session.post("/login", data={"token": token(mirror)}, headers=HTML, allow_redirects=False) as answer:
+            assert answer.status == 303
+            assert "Secure" in answer.headers["Set-Cookie"]
+        async with session.get("/setup", headers=HTML) as page:
+            assert mirror.url in await page.text()
+            assert mirror.url.startswith("https://")
 
 
 async def test_guessing_is_slow(dashboard: Mirror) -> None:

@@ -41,7 +41,8 @@ class Live(Generic[_T]):
         """Sends until the listener leaves, or the mirror is stopped. Where there are too many, one more is asked to come again."""
         if self._closed or self._listeners >= _MOST:
             return web.Response(status=503, headers={**headers, "Retry-After": "15"})
-        response = web.StreamResponse(headers={**headers, "Content-Type": "text/event-stream"})
+        # The last header is for nginx, which would keep the events to itself until it has some kilobytes of them.
+        response = web.StreamResponse(headers={**headers, "Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
         self._listeners += 1
         try:
             await response.prepare(request)
