@@ -39,9 +39,10 @@ def settings_of(
     upstreams: tuple[str, ...] = (),
     listen: str | None = None,
     max_size: str | None = None,
+    workers: str | None = None,
 ) -> Settings:
     """The settings of file, environment and flags. Raises ConfigError."""
-    return load(config, os.environ, _flags(listen, cache_dir, max_size, upstreams))
+    return load(config, os.environ, _flags(listen, cache_dir, max_size, workers, upstreams))
 
 
 def settings_or_exit(
@@ -50,10 +51,11 @@ def settings_or_exit(
     upstreams: tuple[str, ...] = (),
     listen: str | None = None,
     max_size: str | None = None,
+    workers: str | None = None,
 ) -> Settings:
     """The settings of file, environment and flags. Where they cannot be used, lists every fault and ends with status 2."""
     try:
-        return settings_of(config, cache_dir, upstreams, listen, max_size)
+        return settings_of(config, cache_dir, upstreams, listen, max_size, workers)
     except ConfigError as error:
         click.echo("mirror: these settings cannot be used:", err=True)
         for fault in error.faults:
@@ -61,10 +63,14 @@ def settings_or_exit(
         sys.exit(2)
 
 
-def _flags(listen: str | None, cache_dir: str | None, max_size: str | None, upstreams: tuple[str, ...]) -> dict[str, Any]:
+def _flags(
+    listen: str | None, cache_dir: str | None, max_size: str | None, workers: str | None, upstreams: tuple[str, ...]
+) -> dict[str, Any]:
     flags: dict[str, Any] = {}
     if listen is not None:
         flags["server"] = {"listen": listen}
+    if workers is not None:
+        flags.setdefault("server", {})["workers"] = workers
     if cache_dir is not None:
         flags.setdefault("cache", {})["dir"] = cache_dir
     if max_size is not None:

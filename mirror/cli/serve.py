@@ -22,15 +22,21 @@ from mirror.workers import Seat
 @click.command()
 @cache_options
 @click.option("--listen", metavar="HOST:PORT", help="Address and port to listen on.  [127.0.0.1:5000]")
+@click.option("--workers", "number", metavar="N|auto", help="Processes that serve together.  [1]")
 @click.option("--max-size", metavar="SIZE", help="Size to keep the cache within.  [50GiB]")
 def serve(
-    config: Path | None, listen: str | None, cache_dir: str | None, max_size: str | None, upstreams: tuple[str, ...]
+    config: Path | None,
+    listen: str | None,
+    number: str | None,
+    cache_dir: str | None,
+    max_size: str | None,
+    upstreams: tuple[str, ...],
 ) -> None:
     """Runs the mirror until it is told to stop.
 
     Everything can be set in a file, most of it need not be; MIRROR_SERVER__LISTEN and the like in the environment win over the file, and flags over both.
     """
-    settings = settings_or_exit(config, cache_dir, upstreams, listen, max_size)
+    settings = settings_or_exit(config, cache_dir, upstreams, listen, max_size, number)
     logs.set_up(settings.log.level, settings.log.format)
     with contextlib.suppress(OSError, ValueError):
         # A socket and a file for each client add up.

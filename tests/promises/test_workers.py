@@ -134,15 +134,18 @@ async def _until_metric(mirror: MirrorProcess, name: str, value: float) -> None:
 
 
 async def test_connections_are_spread_over_the_workers(tmp_path: Path) -> None:
-    """However they come: no worker is left without where there are as many as workers, twice over."""
-    with MirrorProcess(tmp_path / "cache", {}, SERVER__WORKERS="3") as mirror:
+    """Who has more holds back: before one has taken a hundred, all have some."""
+    with MirrorProcess(tmp_path / "cache", {}, "--workers", "3") as mirror:
         port = int(mirror.url.rpartition(":")[2])
         async with contextlib.AsyncExitStack() as sessions:
-            for _ in range(12):
+            for _ in range(100):
                 session = await sessions.enter_async_context(aiohttp.ClientSession())
                 async with session.get(f"{mirror.url}/v2/") as response:
                     assert response.status == 200
-            assert all(_has_connection(pid, port) for pid in workers_of(mirror))
+                if all(_has_connection(pid, port) for pid in workers_of(mirror)):
+                    break
+            else:
+                pytest.fail("one worker got none")
 
 
 def _has_connection(pid: int, port: int) -> bool:
