@@ -25,7 +25,7 @@ class Reading:
     """Has a thread of its own, of the lowest priority. Whoever makes it closes it."""
 
     def __init__(self, store: BlobStore, rate: int = 0) -> None:
-        """`rate` in bytes a second; 0 for as fast as it goes."""
+        """`rate` in bytes a second; 0 for as fast as it goes while half of the time is left to others."""
         self._store = store
         self._rate = rate
         self._thread = Disk(1)
@@ -64,8 +64,9 @@ class Reading:
                     return False
                 position += count
                 metrics.scrubbed_bytes.inc(count)
-                if self._rate:
-                    await asyncio.sleep(max(0.0, count / self._rate - (time.monotonic() - began)))
+                worked = time.monotonic() - began
+                # Without a rate it rests as long as it worked, which takes longer the more others have to do.
+                await asyncio.sleep(max(0.0, count / self._rate - worked) if self._rate else worked)
         return hasher.hexdigest() == digest.hex
 
     def remove(self, fd: int, digest: Digest) -> None:

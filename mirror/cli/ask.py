@@ -84,6 +84,12 @@ def yield_to_others() -> None:
         os.nice(19)
 
 
+def run_when_idle() -> None:
+    """Even less than that (sched(7), SCHED_IDLE): for what works long, and holds next to nothing that others wait for."""
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
 def become_owner(folder: Path) -> None:
     """As root in a directory of another user, goes on as that user: what root leaves there, a mirror that is not root could not write."""
     with contextlib.suppress(OSError):

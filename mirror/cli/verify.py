@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mirror.cli.ask import cache_there, on_cache, yield_to_others
+from mirror.cli.ask import cache_there, on_cache, run_when_idle
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import tell_json
 from mirror.quantities import format_size
@@ -30,7 +30,7 @@ def verify(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...
     """
     settings = settings_or_exit(config, cache_dir, upstreams)
     cache_there(settings)
-    yield_to_others()
+    run_when_idle()
 
     async def work(cache: Cache) -> Verifying:
         from mirror.cache.verification import Verifying
