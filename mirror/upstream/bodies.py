@@ -181,7 +181,9 @@ class Body(asyncio.BufferedProtocol):
 
     def _ring(self) -> None:
         self._timer = None
-        self._resume()
+        if self._filled < SIZE:
+            # Full it may have become since the timer was set, and then there is nowhere to read to.
+            self._resume()
         # Once more through the loop, which reads on first.
         self._loop.call_soon(self._wake)
 
