@@ -25,6 +25,7 @@ from mirror.cache.board import Download
 from mirror.cache.history import Day, History
 from mirror.cache.inventory import Totals, Traffic
 from mirror.clients import CLIENTS
+from mirror.manifests import OCI_INDEX, OCI_MANIFEST
 from tests.support.certificates import Authority
 from tests.support.filled import fill
 from tests.support.mirrors import Mirror, MirrorProcess, until
@@ -315,6 +316,26 @@ def test_no_text_is_taken_for_markup(tmp_path: Path) -> None:
             assert "<script" not in part
             assert "<img" not in part
             assert "49" not in part
+
+
+async def test_an_image_of_ten_thousand_platforms_is_a_page_like_others(mirror: Mirror, upstream: Scripted) -> None:
+    """What an index lists beyond what anybody would read is counted only."""
+    entries = [
+        {
+            "mediaType": OCI_MANIFEST,
+            "digest": f"sha256:{number:064x}",
+            "size": 1,
+            "platform": {"os": HOSTILE, "architecture": str(number)},
+        }
+        for number in range(10_000)
+    ]
+    body = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
+    upstream.add_manifest("library/app", "1", body, OCI_INDEX)
+    assert (await mirror.get("/v2/app/manifests/1")).status == 200
+    page = await mirror.get(IMAGE, **HTML)
+    assert b"and 9,800 more" in page.body
+    assert len(page.body) < 200_000
+    assert b"<script>alert" not in page.body
 
 
 async def test_a_search_is_not_taken_for_markup(dashboard: Mirror) -> None:

@@ -29,6 +29,8 @@ _FRESH = 5.0
 _OLD = 3600.0
 """Seconds after which nobody is shown them any more. Until then a page has them at once, and the new ones a second later."""
 _MOST_DOWNLOADS = 50
+_MOST_PARTS = 200
+"""Platforms of an image that are shown, and layers of each: upstream may name as many as it likes."""
 _LONGEST_SEARCH = 200
 
 
@@ -116,7 +118,7 @@ class Pages:
         details = await self._cache.desk.ask(Inventory.image, repository, reference)
         if details is None:
             raise ManifestUnknown(f"nothing is cached of {image_name(repository, reference)}")
-        return self._page("image.html", visitor, details=details, **self._about([details.image]))
+        return self._page("image.html", visitor, details=details, most=_MOST_PARTS, **self._about([details.image]))
 
     def setup(self, visitor: Visitor) -> str:
         name = visitor.query.get("client", "")

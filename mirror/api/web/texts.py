@@ -23,6 +23,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "tagline": ("Container images, fetched once.", "容器镜像，只拉取一次。"),
     "copy": ("Copy", "复制"),
     "copied": ("Copied", "已复制"),
+    "more": ("and {n} more", "另有 {n} 个"),
     "back": ("Back to the overview", "返回概览"),
     # connection of the live part
     "live": ("live", "实时"),
@@ -63,7 +64,6 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "Nothing is being downloaded. What clients ask for and the cache lacks appears here.",
         "目前没有下载。客户端请求而缓存中没有的内容会显示在这里。",
     ),
-    "downloads_more": ("and {n} more", "另有 {n} 个"),
     "download_of": ("{have} of {size}", "{have} / {size}"),
     "download_unsized": ("{have}, length unknown", "{have}，总长未知"),
     "download_asking": ("asking upstream", "正在询问上游"),
@@ -144,7 +144,6 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "layers_none": ("It has no layers.", "没有层。"),
     "neighbours": ("Shares layers with", "与以下镜像共享层"),
     "neighbours_none": ("It shares nothing with another cached image.", "未与其他已缓存的镜像共享内容。"),
-    "neighbours_more": ("and {n} more", "另有 {n} 个"),
     "manage": ("Manage", "管理"),
     "pin": ("Pin", "固定"),
     "unpin": ("Unpin", "取消固定"),
