@@ -81,6 +81,8 @@ class Body(asyncio.BufferedProtocol):
         """From when on little is better than waiting for more."""
         self._timer: asyncio.TimerHandle | None = None
         self._open = True
+        # An earlier response of this connection, that had come whole, may be read only now: aiohttp would have the connection read on for it.
+        protocol._buffer_paused = True
         transport.set_protocol(self)
 
     @property
@@ -144,6 +146,7 @@ class Body(asyncio.BufferedProtocol):
             self._protocol.force_close()
         self._left = max(self._left - nbytes, 0)
         if not self._left:
+            self._protocol._buffer_paused = False
             self._transport.set_protocol(self._protocol)
             # Its sign that the response is complete, and the connection free for the next request.
             self._content.feed_eof()
