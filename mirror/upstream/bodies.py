@@ -14,8 +14,8 @@ from aiohttp.client_proto import ResponseHandler
 
 SIZE = 1024 * 1024
 """Bytes of a buffer. Each body has two: one is filled while the other is worked on."""
-_GATHER = 0.002
-"""Seconds between two reads, unless a buffer is full: handing over little costs as much as handing over much."""
+_SHORTEST, _LONGEST = 0.002, 0.025
+"""Seconds between two reads, unless a buffer is full: to hand over little costs as much as to hand over much, so what comes slowly is gathered longer."""
 _KEPT = 16
 """Buffers that are kept for later bodies: to touch new memory costs as much as to fill it."""
 _SCRATCH = memoryview(bytearray(64 * 1024))
@@ -77,6 +77,8 @@ class Body(asyncio.BufferedProtocol):
         self._paused = False
         self._lost: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._gather = _SHORTEST
+        self._fast = False
         self._due = 0.0
         """From when on little is better than waiting for more."""
         self._timer: asyncio.TimerHandle | None = None
@@ -116,7 +118,12 @@ class Body(asyncio.BufferedProtocol):
             return b""
         ready = self._filling[: self._filled]
         self._filling, self._lent, self._filled = self._lent, self._filling, 0
-        self._due = self._loop.time() + _GATHER
+        self._fast = len(ready) > SIZE // 2
+        if self._fast:
+            self._gather = max(self._gather / 2, _SHORTEST)
+        elif len(ready) < SIZE // 4:
+            self._gather = min(2 * self._gather, _LONGEST)
+        self._due = self._loop.time() + self._gather
         self._resume()
         return ready
 
@@ -150,8 +157,8 @@ class Body(asyncio.BufferedProtocol):
             self._transport.set_protocol(self._protocol)
             # Its sign that the response is complete, and the connection free for the next request.
             self._content.feed_eof()
-        elif self._filled >= SIZE or self._loop.time() < self._due:
-            # Full, or not yet worth a look: the kernel gathers more at less cost.
+        elif self._filled >= SIZE or (self._fast and self._loop.time() < self._due):
+            # Full, or soon to be: the kernel gathers it at less cost. Not for what comes slowly: it may do so because the kernel's buffer is small.
             self._paused = True
             self._transport.pause_reading()
         self._wake()
@@ -179,6 +186,9 @@ class Body(asyncio.BufferedProtocol):
             return
         if self._worth_it():
             self._waiter.set_result(None)
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
         elif self._filled and self._timer is None:
             self._timer = self._loop.call_at(self._due, self._ring)
 

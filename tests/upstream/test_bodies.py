@@ -95,21 +95,21 @@ async def opened(upstreams: Upstreams) -> BlobStream:
 
 
 async def read_all(stream: BlobStream) -> bytes:
-    body = b""
+    body = bytearray()
     while data := await stream.read():
         body += data
     await stream.aclose()
-    return body
+    return bytes(body)
 
 
 async def read_until(error: type[MirrorError], stream: BlobStream) -> bytes:
     """What comes before an error that must come."""
-    body = b""
+    body = bytearray()
     try:
         while data := await stream.read():
             body += data
     except error:
-        return body
+        return bytes(body)
     raise AssertionError(f"the body ended without {error.__name__}")
 
 
