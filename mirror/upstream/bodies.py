@@ -51,9 +51,13 @@ class Body(asyncio.BufferedProtocol):
             return None
         if "Transfer-Encoding" in response.headers or content.is_eof() or content.exception() is not None:
             return None
-        if connection.protocol._reading_paused or connection.protocol._tail:
+        try:
+            if connection.protocol._reading_paused or connection.protocol._tail:
+                return None
+            return cls(connection.transport, connection.protocol, content, length, buffers)
+        except AttributeError:
+            # An aiohttp that is made otherwise within: then it reads, as well as it can.
             return None
-        return cls(connection.transport, connection.protocol, content, length, buffers)
 
     def __init__(
         self,
