@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from typing import Any
 
 import click
 
@@ -36,6 +38,17 @@ class _Commands(click.Group):
         command = getattr(importlib.import_module(f"mirror.cli.{COMMANDS[cmd_name]}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # Nobody reads on, as with `mirror ls | head`: click ends it without a word.
+            raise
+        except OSError as error:
+            # Commands tell themselves what is wrong with a cache or a file. What is left is standard output.
+            click.echo(f"mirror: what it has to tell cannot be written: {error.strerror}", err=True)
+            sys.exit(1)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -114,6 +114,9 @@ def _told(folder: Path) -> Iterator[None]:
         yield
     except MirrorError as error:
         fail(error.message)
+    except BrokenPipeError:
+        # Who read what this command prints has left: no fault of the cache's. It ends as others do then.
+        raise
     except sqlite3.Error as error:
         fail(f"the catalog in {folder}/catalog cannot be used: {error}; run this as the user that the mirror runs as")
     except OSError as error:

@@ -20,7 +20,7 @@ from mirror.quantities import format_size
 @click.option(
     "--sort", type=click.Choice(ORDERS), default="name", help="By name; or the last pulled, last fetched or largest first."
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Show N at most.")
+@click.option("--limit", type=click.IntRange(1, 10**9), metavar="N", help="Show N at most.")
 @click.option("--json", "as_json", is_flag=True, help="Tell it as JSON.")
 def ls(
     search: tuple[str, ...],

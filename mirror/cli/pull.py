@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import platform as machine
 import re
 import sys
@@ -92,7 +93,7 @@ def pull(
             if shown is None and not as_json:
                 click.echo(_line(_outcome(this, faults.get(str(this)))))
 
-        async with _bars(pulls) if sys.stderr.isatty() and not as_json else contextlib.nullcontext() as shown:
+        async with _bars(pulls) if os.isatty(2) and not as_json else contextlib.nullcontext() as shown:
             await asyncio.gather(*(one(this) for this in pulls))
         for this in pulls:
             if str(this) not in faults and (missing := cache.pulls.missing(this)):
@@ -134,7 +135,9 @@ def _platform(text: str) -> str:
 def _listed(file: str) -> list[str]:
     """The names in a file, each checked here, so that what is wrong is told with its line."""
     try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text()
+        # Standard input may be closed, which opening it tells; and editors on Windows begin a text with a byte order mark.
+        with open(0 if file == "-" else file, encoding="utf-8-sig", closefd=file != "-") as opened:
+            text = opened.read()
     except (OSError, UnicodeDecodeError) as error:
         raise click.UsageError(f"--file {file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     names = []

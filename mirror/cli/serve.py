@@ -94,4 +94,6 @@ def _tell(settings: Settings, url: str) -> None:
         f"dashboard at {shown}/",
         f'for Docker, in /etc/docker/daemon.json:  {{"registry-mirrors": ["{shown}"]}}',
     ):
-        click.echo(line, err=True)
+        # Whoever started it may have read enough of this: that is no reason not to serve.
+        with contextlib.suppress(OSError):
+            click.echo(line, err=True)

@@ -26,7 +26,7 @@ _NUMBER = re.compile(r"(\d+)")
 @click.option(
     "--filter", "pattern", metavar="PATTERN", help="Those that have this in them; with *, ? or [ those that fit it: '7.*'."
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The last N only: the newest versions.")
+@click.option("--limit", type=click.IntRange(1, 10**9), metavar="N", help="The last N only: the newest versions.")
 @click.option("--json", "as_json", is_flag=True, help="Tell it as JSON.")
 def tags(
     repository: str,

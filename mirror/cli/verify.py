@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ def verify(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...
         from mirror.cli.bars import Bars
 
         this = Verifying()
-        async with Bars([this]) if sys.stderr.isatty() and not as_json else contextlib.nullcontext():
+        async with Bars([this]) if os.isatty(2) and not as_json else contextlib.nullcontext():
             await cache.verification.verify(this, repair=not no_repair)
         return this
 

@@ -135,7 +135,7 @@ def test_where_there_is_no_cache_none_is_made(tmp_path: Path) -> None:
         done = mirror(*command, "--upstream", "nonsense")
         assert done.returncode == 2
         assert "REGISTRY=URL" in done.stderr
-    for command in (["show"], ["pin"], ["unpin"], ["rm"], ["ls", "--nonsense"]):
+    for command in (["show"], ["pin"], ["unpin"], ["rm"], ["ls", "--nonsense"], ["ls", "--limit", "9" * 30]):
         assert mirror(*command).returncode == 2
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,6 +26,16 @@ from tests.support.mirrors import Mirror
 from tests.support.scripted import Hold, Scripted, Status
 
 MIB = 1024 * 1024
+
+
+MIRROR = f"{shlex.quote(sys.executable)} -m mirror"
+
+
+async def shell(script: str) -> subprocess.CompletedProcess[str]:
+    """What a shell makes of it."""
+    return await asyncio.to_thread(
+        subprocess.run, ["sh", "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def cached(directory: Path, digest: Digest | str) -> bool:
@@ -136,6 +147,31 @@ async def test_wrong_use_is_status_2_and_says_where(commands: Commands, tmp_path
     done = await commands.run("pull", "lan.example/app")
     assert done.returncode == 1
     assert 'does not serve lan.example: to have it do so, add a table [registries."lan.example"]' in done.stderr
+
+
+async def test_lists_come_from_other_systems_too(commands: Commands, upstream: Scripted, tmp_path: Path) -> None:
+    """With a byte order mark and CRLF; a standard input that is closed is told as a file is that cannot be read."""
+    upstream.add_image("library/app", "1")
+    upstream.add_image("library/app", "2")
+    file = tmp_path / "images.txt"
+    file.write_bytes("\ufeffapp:1\r\n# und so fort: ü\r\napp:2\r\n".encode())
+    assert "2 images: 2 fetched" in await commands("pull", "-f", str(file), LC_ALL="C", PYTHONUTF8="0")
+    done = await shell(f"{MIRROR} pull -f - {shlex.join(commands.flags)} <&-")
+    assert done.returncode == 2
+    assert "--file -: cannot be read" in done.stderr
+
+
+async def test_output_that_is_not_taken_is_no_fault_of_the_cache(commands: Commands, upstream: Scripted) -> None:
+    """A reader who leaves ends a command without a word, as with other programs; a full disk is told; a closed standard error harms nothing."""
+    upstream.add_image("library/app", "1")
+    flags = shlex.join(commands.flags)
+    assert "1 image: 1 fetched" in (await shell(f"{MIRROR} pull app:1 {flags} 2>&-")).stdout
+    for command in ("pull app:1", "pin app:1", "ls", "verify"):
+        done = await shell(f"{{ {MIRROR} {command} {flags}; echo $? >&2; }} | true")
+        assert done.stderr == "1\n", command
+    done = await shell(f"{MIRROR} ls {flags} >/dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "mirror: what it has to tell cannot be written: No space left on device\n"
 
 
 async def test_ctrl_c_leaves_a_pull_to_be_gone_on_with(commands: Commands, upstream: Scripted, tmp_path: Path) -> None:

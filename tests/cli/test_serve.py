@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import aiohttp
@@ -49,6 +50,25 @@ def test_the_start_says_where_what_and_how(tmp_path: Path) -> None:
         ):
             assert expected in running.log
         assert running.terminate() == 0
+
+
+def test_who_reads_its_first_words_alone_may_leave(tmp_path: Path) -> None:
+    """As with `mirror serve |& sed /listening/q`: it serves all the same."""
+    for workers in ("1", "2"):
+        command = [sys.executable, "-m", "mirror", "serve", "--listen", "127.0.0.1:0", "--workers", workers]
+        command += ["--cache-dir", str(tmp_path / workers)]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, bufsize=0) as running:
+            assert running.stderr is not None
+            # Read by the byte, so that it leaves amid what is told.
+            told = b""
+            while b"listening on" not in told or not told.endswith(b"\n"):
+                told += running.stderr.read(1)
+            running.stderr.close()
+            url = told.split(b"listening on ")[1].decode().strip()
+            with urllib.request.urlopen(f"{url}/healthz") as response:
+                assert response.status == 200
+            running.terminate()
+            assert running.wait(40) == 0
 
 
 def test_wrong_settings_end_the_start_with_every_fault_and_status_2(tmp_path: Path) -> None:
