@@ -88,7 +88,8 @@ def _clear_away() -> None:
     """Removes what parents left behind that were killed."""
     for left in Path(tempfile.gettempdir()).glob(f"{metrics.FOLDER}*-*"):
         pid = left.name.removeprefix(metrics.FOLDER).partition("-")[0]
-        if not Path(f"/proc/{pid}").exists():
+        # This process has none yet: in a container, whose first process always is number 1, that is the one before it.
+        if pid == str(os.getpid()) or not Path(f"/proc/{pid}").exists():
             # In another container that shares this folder it may live all the same; and workers outlive it while they drain.
             with contextlib.suppress(OSError):
                 os.close(_hold(left, fcntl.LOCK_EX))

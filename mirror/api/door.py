@@ -54,6 +54,8 @@ class Door:
         for listener in self._listeners:
             self._loop.remove_reader(listener)
             listener.close()
+        # Those that have just come in begin: one that was never begun would leave its socket open.
+        await asyncio.sleep(0)
         for task in self._coming:
             task.cancel()
         await asyncio.gather(*self._coming, return_exceptions=True)

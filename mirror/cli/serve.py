@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import signal
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -42,13 +43,16 @@ def serve(
         # A socket and a file for each client add up.
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if settings.server.tls_certificate is not None:
+        # "Look at the certificate": it may well come before there is somebody who listens for it, and must not end the start.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        folder = workers.prepare() if settings.server.workers > 1 else None
         token, made = app.admin_token(settings)
         if made:
             click.echo(
                 f"admin token of the dashboard, shown this once and kept in {settings.cache.dir}/admin-token: {token}", err=True
             )
+        folder = workers.prepare() if settings.server.workers > 1 else None
         if folder is None:
             status = _work(settings, lambda url: _tell(settings, url))
         else:

@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -243,6 +244,8 @@ async def test_a_worker_that_dies_again_and_again_is_replaced_more_and_more_slow
 
 def test_a_start_that_cannot_be_is_told_once(tmp_path: Path) -> None:
     """An address that is taken, a cache directory that cannot be made: status 1, one sentence, and nothing is left behind."""
+    shared = tmp_path / "tmp"
+    shared.mkdir()
 
     def start(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -252,7 +255,7 @@ def test_a_start_that_cannot_be_is_told_once(tmp_path: Path) -> None:
             text=True,
             timeout=30,
             check=False,
-            env={**os.environ, "MIRROR_SERVER__WORKERS": "3"},
+            env={**os.environ, "MIRROR_SERVER__WORKERS": "3", "TMPDIR": str(shared)},
         )
 
     with MirrorProcess(tmp_path / "cache", {}, SERVER__WORKERS="2") as running:
@@ -264,6 +267,47 @@ def test_a_start_that_cannot_be_is_told_once(tmp_path: Path) -> None:
     unusable = start("--listen", f"127.0.0.1:{free_port()}", "--cache-dir", str(tmp_path / "file" / "cache"))
     assert (unusable.returncode, unusable.stderr.count("cannot start")) == (1, 1)
     assert "Traceback" not in taken.stderr + unusable.stderr
+    assert not list(shared.iterdir())
+
+
+def test_what_a_killed_parent_of_the_same_number_left_is_swept_away(tmp_path: Path) -> None:
+    """In a container every start is process 1."""
+    shared = tmp_path / "tmp"
+    shared.mkdir()
+    begin = f"import os, sys; os.mkdir(f'{shared}/mirror-workers-{{os.getpid()}}-old'); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    command = [sys.executable, "-c", begin, "-m", "mirror", "serve", "--listen", "127.0.0.1:0", "--workers", "2"]
+    command += ["--cache-dir", str(tmp_path / "cache")]
+    environment = {**os.environ, "TMPDIR": str(shared)}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as running:
+        assert running.stderr is not None
+        while not running.stderr.readline().startswith("listening on"):
+            assert running.poll() is None
+        (folder,) = shared.iterdir()
+        assert not folder.name.endswith("-old")
+        running.terminate()
+        assert running.wait(40) == 0
+    assert not list(shared.iterdir())
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_reload_amid_the_start_ends_nothing(workers: str, tmp_path: Path) -> None:
+    """SIGHUP again and again, from when the settings are read until it listens."""
+    authority = Authority(tmp_path)
+    environment = {**os.environ, "MIRROR_SERVER__TLS_CERTIFICATE": str(authority.certificate)}
+    environment["MIRROR_SERVER__TLS_KEY"] = str(authority.key)
+    command = [sys.executable, "-m", "mirror", "serve", "--listen", "127.0.0.1:0", "--workers", workers]
+    command += ["--cache-dir", str(tmp_path / "cache")]
+    log = tmp_path / "log"
+    with open(log, "wb") as file, subprocess.Popen(command, stdout=file, stderr=file, env=environment) as running:
+        status, deadline = Path(f"/proc/{running.pid}/status"), time.monotonic() + 30
+        while not int(status.read_text().split("SigIgn:")[1].split()[0], 16) & 1:
+            assert running.poll() is None and time.monotonic() < deadline
+        while b"listening on" not in log.read_bytes():
+            running.send_signal(signal.SIGHUP)
+            time.sleep(0.005)
+            assert running.poll() is None and time.monotonic() < deadline, log.read_text()
+        running.terminate()
+        assert running.wait(40) == 0
 
 
 async def test_what_one_worker_learns_of_an_endpoint_all_tell(upstream: Scripted, tmp_path: Path) -> None:
