@@ -114,6 +114,15 @@ def test_every_command_is_in_the_readme() -> None:
     assert sorted([*listed, "serve"]) == sorted(main.list_commands(Context(main)))
 
 
+def test_every_command_says_in_one_line_what_it_does() -> None:
+    """The help's list cuts off what is longer, with dots."""
+    for name in main.list_commands(Context(main)):
+        command = main.get_command(Context(main), name)
+        assert command is not None
+        assert command.short_help, name
+        assert len(command.short_help) < 60, name
+
+
 def test_json_in_the_readme_is_json() -> None:
     """A reader copies it."""
     for snippet in re.findall(r"```json\n(.*?)```", README, re.DOTALL):

@@ -48,14 +48,15 @@ def etag(digest: Digest) -> str:
 
 
 def json_answer(
-    document: Any, outcome: Outcome, content_type: str = "application/json", headers: dict[str, str] | None = None
+    document: Any, outcome: Outcome | None, content_type: str = "application/json", headers: dict[str, str] | None = None
 ) -> web.Response:
-    """A document made here. `content_type` has no parameters: registries send none."""
+    """A document made here, with no outcome where the cache has no part in it. `content_type` has no parameters: registries send none."""
     answer = web.Response(
         body=json.dumps(document, ensure_ascii=False).encode(), headers={"Content-Type": content_type, **(headers or {})}
     )
     answer.headers[VERSION[0]] = VERSION[1]
-    answer.headers["Cache-Status"] = cache_status(outcome)
+    if outcome is not None:
+        answer.headers["Cache-Status"] = cache_status(outcome)
     return answer
 
 

@@ -9,8 +9,6 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from mirror import metrics
-from mirror.api.answers import cache_status
-from mirror.cache.outcome import HIT
 
 
 def healthz() -> web.Response:
@@ -32,5 +30,4 @@ def measurements() -> web.Response:
 
 
 def _page(body: bytes, content_type: str) -> web.Response:
-    headers = {"Content-Type": content_type, "Cache-Control": "no-store", "Cache-Status": cache_status(HIT)}
-    return web.Response(body=body, headers=headers)
+    return web.Response(body=body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})

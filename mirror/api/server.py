@@ -21,7 +21,6 @@ from mirror.api.shortcuts import Shortcuts
 from mirror.api.targets import Resource, Target, Targets, refuse_write
 from mirror.api.web.site import Site
 from mirror.cache.cache import Cache
-from mirror.cache.outcome import HIT
 from mirror.errors import Denied, MirrorError, UpstreamError
 from mirror.names import Digest
 
@@ -107,7 +106,7 @@ class Api:
         elif target.resource is Resource.CATALOG:
             return await listing.catalog(exchange, self._cache, target, self._default)
         # 200 for anyone: a 401 here makes dockerd send the user's Hub credentials, then bypass the mirror.
-        return json_answer({}, HIT)
+        return json_answer({}, None)
 
     async def _page(self, target: Target, request: web.BaseRequest) -> web.StreamResponse:
         if request.method in ("GET", "HEAD"):

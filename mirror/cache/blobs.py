@@ -127,11 +127,6 @@ class BlobStore:
         for algorithm in _ALGORITHMS:
             yield from (self.root / "blobs" / algorithm).glob(f"{_BESIDE}*")
 
-    def free_bytes(self) -> int:
-        """What the file system still takes, in bytes."""
-        state = os.statvfs(self.root)
-        return state.f_bavail * state.f_frsize
-
 
 def write_durably(path: Path, content: bytes) -> None:
     """Writes a file so that after a crash it is there whole or not at all: beside, fsync, rename, fsync the folder."""

@@ -16,7 +16,7 @@ from mirror.cli.options import settings_or_exit
 from mirror.clients import CLIENTS, Address, Client, Conflict
 
 
-@click.command()
+@click.command(short_help="Point a client of this machine at the mirror.")
 @click.argument("client", type=click.Choice(list(CLIENTS)))
 @click.option("--write", is_flag=True, help="Write what is shown otherwise, and keep what was there.")
 @click.option("--undo", is_flag=True, help="Make the files again what they were before --write, byte for byte.")

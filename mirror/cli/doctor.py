@@ -18,7 +18,7 @@ from mirror.doctor import Finding, Level, examine, ok, problem
 _COLOURS = {Level.OK: "green", Level.ADVICE: "yellow", Level.PROBLEM: "red"}
 
 
-@click.command()
+@click.command(short_help="What is wrong here, and what to do about it.")
 @cache_options
 @click.option("--mirror", "url", metavar="URL", help="Where the mirror should be.  [the address of the settings]")
 @click.option("--json", "as_json", is_flag=True, help="Tell it as JSON.")

@@ -25,7 +25,7 @@ _REASONS = {
 }
 
 
-@click.command()
+@click.command(short_help="Remove what has expired or is too much.")
 @cache_options
 @click.option("--dry-run", is_flag=True, help="Tell what would be removed, and leave it.")
 @click.option("--json", "as_json", is_flag=True, help="Tell it as JSON.")

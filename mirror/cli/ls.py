@@ -14,7 +14,7 @@ from mirror.cli.text import ago, moment, table, tell_json
 from mirror.quantities import format_size
 
 
-@click.command()
+@click.command(short_help="List what is cached.")
 @click.argument("search", nargs=-1)
 @cache_options
 @click.option(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mirror.cache.cache import Cache
 
 
-@click.command()
+@click.command(short_help="Keep images from eviction.")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @cache_options
 def pin(images: Sequence[str], config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]) -> None:
@@ -36,7 +36,7 @@ def pin(images: Sequence[str], config: Path | None, cache_dir: str | None, upstr
     on_cache(settings_or_exit(config, cache_dir, upstreams), work)
 
 
-@click.command()
+@click.command(short_help="Give pinned images back to eviction.")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @cache_options
 def unpin(images: Sequence[str], config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]) -> None:

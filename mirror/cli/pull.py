@@ -36,7 +36,7 @@ _MACHINES = {
 """Names of ``uname -m`` to those of images (image-spec 1.1, "image-index.md": GOARCH), where they differ."""
 
 
-@click.command()
+@click.command(short_help="Fetch images ahead.")
 @click.argument("images", nargs=-1, metavar="[IMAGE...]")
 @cache_options
 @click.option(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mirror.cache.cache import Cache
 
 
-@click.command()
+@click.command(short_help="Delete images from the cache.")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @cache_options
 @click.option("--force", is_flag=True, help="Delete pinned images as well.")

@@ -20,7 +20,7 @@ from mirror.config import Settings
 from mirror.workers import Seat
 
 
-@click.command()
+@click.command(short_help="Run the mirror.")
 @cache_options
 @click.option("--listen", metavar="HOST:PORT", help="Address and port to listen on.  [127.0.0.1:5000]")
 @click.option("--workers", "number", metavar="N|auto", help="Processes that serve together.  [1]")

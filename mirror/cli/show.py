@@ -17,7 +17,7 @@ from mirror.quantities import format_size
 _MOST_NEIGHBOURS = 20
 
 
-@click.command()
+@click.command(short_help="Platforms and layers of a cached image.")
 @click.argument("image")
 @cache_options
 @click.option("--json", "as_json", is_flag=True, help="Tell it as JSON.")

@@ -14,7 +14,7 @@ from mirror.cli.text import tell_json
 from mirror.quantities import format_size
 
 
-@click.command()
+@click.command(short_help="Size, hits, and what they have saved.")
 @cache_options
 @click.option("--json", "as_json", is_flag=True, help="Tell it as JSON.")
 def stats(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], as_json: bool) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _NUMBER = re.compile(r"(\d+)")
 
 
-@click.command()
+@click.command(short_help="List the tags that upstream has.")
 @click.argument("repository")
 @cache_options
 @click.option(

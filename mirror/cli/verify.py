@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mirror.cache.verification import Verifying
 
 
-@click.command()
+@click.command(short_help="Read everything again, repair what is damaged.")
 @cache_options
 @click.option("--no-repair", is_flag=True, help="Only look: leave what is damaged as it is.")
 @click.option("--json", "as_json", is_flag=True, help="Tell it as JSON.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import ipaddress
+import os
 import ssl
 import urllib.request
 from dataclasses import dataclass
@@ -125,6 +126,12 @@ class Transport:
             raise UpstreamUnreachable(f"no TLS connection with {where}: {_brief(error)}") from None
         except aiohttp.ClientHttpProxyError as error:
             raise UpstreamUnreachable(f"no connection with {where}: the proxy answered {error.status} {error.message}") from None
+        except aiohttp.ClientConnectorError as error:
+            proxied = f"the proxy {error.host}:{error.port}: " if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
+            number = error.os_error.errno
+            # aiohttp's words tell of its internals, and hide the cause where there is one: "Connect call failed".
+            reason = os.strerror(number) if number else _brief(error.os_error)
+            raise UpstreamUnreachable(f"no connection with {where}: {proxied}{reason}") from None
         except (aiohttp.ClientConnectionError, OSError) as error:
             raise UpstreamUnreachable(f"no connection with {where}: {_brief(error)}") from None
         except (aiohttp.InvalidURL, aiohttp.ClientError, ValueError) as error:

@@ -354,8 +354,10 @@ async def test_many_requests_on_one_connection(mirror: Mirror, upstream: Scripte
 
 
 async def test_health_readiness_and_metrics(mirror: Mirror, upstream: Scripted) -> None:
-    """Alive; ready, with every endpoint; and the names that other mirrors' dashboards use."""
+    """Alive; ready, with every endpoint; and the names that other mirrors' dashboards use. None of them counts as a hit of the cache."""
     image = upstream.add_image("library/app", "latest")
+    for path in ("/healthz", "/readyz", "/metrics", "/v2/"):
+        assert "Cache-Status" not in (await mirror.get(path)).headers
     assert json.loads((await mirror.get("/healthz")).body) == {"status": "alive"}
     ready = json.loads((await mirror.get("/readyz")).body)
     assert (ready["status"], ready["degraded"]) == ("ready", [])

@@ -236,4 +236,5 @@ async def test_the_log_has_a_line_for_what_upstream_did_and_no_traceback_for_wha
     lines = [line for line in running.log.splitlines() if " mirror" in line and "for Docker" not in line]
     [told] = [line for line in lines if "ghcr.io" in line and "WARNING" in line]
     assert "no connection with http://127.0.0.1:1/" in told
+    assert "Connection refused" in told
     assert not [line for line in running.log.splitlines() if "Traceback" in line or "ERROR" in line]

@@ -235,6 +235,18 @@ async def test_a_proxy_from_the_environment_is_used(
     assert upstream.count("GET", "latest") == 2
 
 
+async def test_a_proxy_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upstream is not to be blamed for it, and the reason is the system's own."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "")
+    proxied = Transport(Timeouts(1, 1, 1, 1), Connections(1, 1, 1))
+    try:
+        with pytest.raises(UpstreamError, match=r"with http://127\.0\.0\.2/: the proxy 127\.0\.0\.1:1: Connection refused"):
+            await proxied.request("GET", URL("http://127.0.0.2/"), {})
+    finally:
+        await proxied.aclose()
+
+
 @pytest.mark.parametrize("scheme", ["http://", ""])
 @pytest.mark.parametrize("registry", ["https://registry.invalid", "http://registry.invalid"])
 async def test_a_proxys_password_is_used_and_not_shown(
