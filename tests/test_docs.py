@@ -94,6 +94,8 @@ def test_the_guides_fit_on_a_page_and_name_files_and_settings_that_exist(guide: 
         assert (ROOT / path).exists(), path
     for number, snippet in enumerate(re.findall(r"```toml\n(.*?)```", text, re.DOTALL)):
         usable = re.sub(r'"/etc/[^"]*\.pem"', f'"{authority.ca}"', snippet)
+        usable = re.sub(r'"/[^"]*/tls\.crt"', f'"{authority.certificate}"', usable)
+        usable = re.sub(r'"/[^"]*/tls\.key"', f'"{authority.key}"', usable)
         tree = tomllib.loads(re.sub(r'"/(?:etc|run)/[^"]*"', '"/dev/null"', usable))
         assert load(None, {}, tree), number
     for line in re.findall(r"\bmirror (configure .*|doctor.*)", text):
