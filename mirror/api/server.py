@@ -51,8 +51,16 @@ class Api:
         self._shortcuts = Shortcuts(cache, access)
 
     def server(self) -> web.Server:
-        # A client that leaves ends its own waiting; downloads belong to the process and go on.
-        return _Server(self._shortcuts, self.handle, handler_cancellation=True, access_log=None, max_headers=_MOST_HEADERS)
+        # A client that leaves ends its own waiting; downloads belong to the process and go on. No body is unpacked: nobody has to send one packed, and
+        # 400 kB can be made to become 400 MB, for which everybody would wait.
+        return _Server(
+            self._shortcuts,
+            self.handle,
+            handler_cancellation=True,
+            access_log=None,
+            max_headers=_MOST_HEADERS,
+            auto_decompress=False,
+        )
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Never raises but CancelledError."""

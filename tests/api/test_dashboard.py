@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import re
 import ssl
 import string
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable
 from http.cookies import SimpleCookie
 from pathlib import Path
@@ -271,6 +273,29 @@ async def test_forms_that_make_no_sense_are_refused(dashboard: Mirror, body: byt
         headers["Content-Type"] = content_type
         async with dashboard.session.post(IMAGE, data=body, headers=headers) as response:
             assert response.status == 400
+
+
+async def test_a_body_is_not_unpacked(dashboard: Mirror) -> None:
+    """Anybody may send one, before any token is looked at, and some hundred kilobytes of it would hold up everybody for a second."""
+    right = f"token={token(dashboard)}".encode()
+    assert (await post_body(dashboard, "/login", right))[0] == 303
+    for encoding, body in (
+        ("deflate", zlib.compress(right)),
+        ("gzip", gzip.compress(right)),
+        ("gzip", b"nothing of the kind"),
+        ("br", right[:9]),
+    ):
+        status, text = await post_body(dashboard, "/login", body, encoding)
+        assert status in (400, 401), text
+    status, text = await post_body(dashboard, "/v2/library/app/manifests/1", zlib.compress(bytes(1000)), "deflate")
+    assert (status, json.loads(text)["errors"][0]["code"]) == (405, "UNSUPPORTED")
+
+
+async def post_body(mirror: Mirror, path: str, body: bytes, encoding: str | None = None) -> tuple[int, str]:
+    """Status and body; what is sent is sent as it is."""
+    headers = {"Content-Type": "application/x-www-form-urlencoded"} | ({"Content-Encoding": encoding} if encoding else {})
+    async with mirror.session.post(path, data=body, headers=headers, allow_redirects=False) as response:
+        return response.status, await response.text()
 
 
 def test_the_token_is_made_once_and_its_owners_alone(tmp_path: Path) -> None:
