@@ -48,10 +48,10 @@ def parse_rate(value: Any) -> int:
 def format_size(count: float) -> str:
     """Bytes, for people; without its space `parse_size` takes it again."""
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}" if count < 1000 else f"{count:.0f} {unit}"
+        if count < 1023.5:
+            return f"{count:.3g} {unit}" if count < 999.5 else f"{count:.0f} {unit}"
         count /= 1024
-    return f"{count:.4g} TiB"
+    return f"{count:.3g} TiB" if count < 999.5 else f"{count:.0f} TiB"
 
 
 def parse_listen(listen: str) -> tuple[str, int]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.config import DEFAULT_ENDPOINTS, ConfigError, load
-from mirror.quantities import parse_duration, parse_size
+from mirror.quantities import format_size, parse_duration, parse_size
 
 
 def test_no_settings_at_all() -> None:
@@ -235,3 +235,11 @@ def test_the_admin_token_is_long_enough_and_never_shown(tmp_path: Path) -> None:
             load(None, {}, {"server": server})
         assert told in str(raised.value)
         assert "too-short" not in str(raised.value)
+
+
+@given(st.integers(1, 2**59))
+def test_a_size_that_is_shown_can_be_set(size: int) -> None:
+    """In three or four digits, never with an exponent, and no further off than they are."""
+    shown = format_size(size)
+    assert "e" not in shown
+    assert abs(parse_size(shown.replace(" ", "")) - size) <= size * 0.01

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "clients": {"clients", ""},
     "upstream": VALUES | {"upstream", ""},
     "cache": VALUES | {"cache"},
-    "api": VALUES | {"api", "cache", "clients", ""},
+    "api": VALUES | {"quantities", "api", "cache", "clients", ""},
     "doctor": VALUES | {"quantities", "config", "clients", "upstream", "doctor"},
     "workers": {"config", "metrics"},
     "readiness": {"config", "upstream", "workers"},

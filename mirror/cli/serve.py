@@ -17,6 +17,7 @@ from mirror import app, workers
 from mirror.cli import logs
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.config import Settings
+from mirror.quantities import format_size
 from mirror.workers import Seat
 
 
@@ -90,10 +91,9 @@ def _cannot_start(settings: Settings, error: OSError) -> int:
 
 def _tell(settings: Settings, url: str) -> None:
     shown = url.replace("0.0.0.0", "<this machine>").replace("[::]", "<this machine>")
-    size = settings.cache.max_size / 1024**3
     for line in (
         f"listening on {url}",
-        f"cache in {settings.cache.dir}, up to {size:.3g} GiB",
+        f"cache in {settings.cache.dir}, up to {format_size(settings.cache.max_size)}",
         f"mirroring {', '.join(settings.registries)}",
         f"dashboard at {shown}/",
         f'for Docker, in /etc/docker/daemon.json:  {{"registry-mirrors": ["{shown}"]}}',

@@ -85,8 +85,26 @@ async def pinned(mirror: Mirror) -> bool:
 # ---------------------------------------------------------------- what is sent
 
 
-async def test_the_first_screen_is_small_with_ten_thousand_images(mirror: Mirror) -> None:
+async def test_an_upstream_that_nobody_has_asked_is_not_called_healthy(mirror: Mirror, upstream: Scripted) -> None:
+    """What is not known is not said; after an answer it is, and when that was."""
+    upstream.add_image("library/app", "1")
+    page = (await mirror.get("/", **HTML)).body
+    unknown = page.count(b"not asked yet")
+    assert unknown > 1
+    assert b"healthy" not in page
+    await mirror.get("/v2/app/manifests/1")
+    async with asyncio.timeout(20):
+        # A page has the state of a moment ago.
+        while b"healthy" not in (page := (await mirror.get("/", **HTML)).body):
+            await asyncio.sleep(0.1)
+    assert page.count(b"not asked yet") == unknown - 1
+    assert b"answered" in page
+
+
+async def test_the_first_screen_is_small_with_ten_thousand_images(start: Callable[..., Any]) -> None:
     """Page, script, style and picture together stay under 100 KB, uncompressed; the files may be kept for ever."""
+    # Eviction would begin to clear away what is said to be there.
+    mirror: Mirror = await start(max_size="2TiB")
     await asyncio.to_thread(fill, mirror.directory, 10_000)
     async with asyncio.timeout(60):
         # A page has the figures of a moment ago at once, and has new ones made.

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from mirror.api.web import wording
 from mirror.api.web.texts import LANGUAGES, text
 from mirror.api.web.visitor import THEMES
+from mirror.quantities import format_size
 
 _HERE = Path(__file__).parent
 _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
@@ -43,9 +44,9 @@ class Templates:
                 urls[file.name] = url
         self._pages = _environment(True)
         self._scripts = _environment(False)
-        for name in ("size", "rate", "number", "percent", "clock", "machine_time", "short"):
+        for name in ("rate", "number", "percent", "clock", "machine_time", "short"):
             self._pages.globals[name] = getattr(wording, name)
-        self._pages.globals.update(asset=urls.__getitem__, version=version, LANGUAGES=LANGUAGES, THEMES=THEMES)
+        self._pages.globals.update(size=format_size, asset=urls.__getitem__, version=version, LANGUAGES=LANGUAGES, THEMES=THEMES)
 
     def compile(self) -> Iterator[None]:
         """Reads one page's template after the other, each of which takes some milliseconds."""

@@ -74,6 +74,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "left": ("{time} left", "剩余 {time}"),
     # upstreams
     "upstreams": ("Upstreams", "上游"),
+    "state_unknown": ("not asked yet", "尚未询问"),
     "state_ok": ("healthy", "正常"),
     "state_failing": ("failing", "出错"),
     "state_open": ("down", "不可用"),
@@ -81,7 +82,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "latency": ("first byte after {time}", "首字节 {time}"),
     "throughput": ("{rate} a connection", "每连接 {rate}"),
     "pulls_left": ("{left} of {limit} pulls left", "剩余拉取次数 {left} / {limit}"),
-    "not_asked": ("not asked lately", "近期未询问"),
+    "answered": ("answered {ago}", "{ago}有应答"),
     # images
     "search": ("Search", "搜索"),
     "search_label": ("Repository, tag or digest", "仓库、标签或摘要"),

@@ -1,25 +1,17 @@
-"""Sizes, times and numbers, as people read them."""
+"""Rates, times and numbers, as people read them. Sizes are those of the settings and the commands (quantities.py)."""
 
 from __future__ import annotations
 
 import time
 
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+from mirror.quantities import format_size
+
 _SPANS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 _SPANS_ZH = {"d": "天", "h": "小时", "min": "分钟", "s": "秒"}
 
 
-def size(count: float) -> str:
-    """Three digits and a decimal unit: ``12.3 MB``."""
-    value, unit = float(max(count, 0)), 0
-    while value >= 999.5 and unit < len(_UNITS) - 1:
-        value, unit = value / 1000, unit + 1
-    digits = 0 if unit == 0 or value >= 99.95 else 1 if value >= 9.995 else 2
-    return f"{value:.{digits}f} {_UNITS[unit]}"
-
-
 def rate(per_second: float) -> str:
-    return f"{size(per_second)}/s"
+    return f"{format_size(per_second)}/s"
 
 
 def number(count: int) -> str:
