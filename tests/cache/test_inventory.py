@@ -214,6 +214,7 @@ def test_pages_searches_and_orders(tmp_path: Path) -> None:
         assert ask.images(start=10, count=7).images == whole.images[10:17]
         assert ask.images(start=100, count=7) == type(whole)((), 40)
         assert [str(image) for image in ask.images("APP-2 1.3").images] == ["docker.io/library/app-2:1.3"]
+        assert ask.images("app-2 1.3 " * 50).images == ask.images("1.3 app-2").images != ()
         assert ask.images("app-2 nothing").total == 0
         assert ask.images("100% _ '").total == 0
         keys: dict[str, Callable[[Image], Any]] = {
