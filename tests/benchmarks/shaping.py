@@ -159,9 +159,10 @@ class _Relay:
         while count := target.recv_into(view[: min(self._piece, left)]):
             if paces:
                 _sleep_until(max([pace.reserve(count) for pace in paces]))
-            client.sendall(view[:count])
+            # Before they are sent: whoever has them may ask at once how many there were.
             with self._lock:
                 self.let_through += count
+            client.sendall(view[:count])
             left -= count
             if not left:
                 break

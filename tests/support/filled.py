@@ -28,12 +28,14 @@ def fill(directory: Path, images: int) -> None:
     chance = random.Random(7)
     store = BlobStore(directory)
     Catalog(directory / "catalog").close()
-    db = sqlite3.connect(directory / "catalog" / "content.sqlite")
+    db = sqlite3.connect(directory / "catalog" / "content.sqlite", timeout=60)
+    db.execute("PRAGMA synchronous = OFF")
     bases = [[_layer(f"base {base} {number}", chance) for number in range(4)] for base in range(max(1, images // 150))]
-    with db:
-        for number in range(images):
-            path, tag = f"library/app-{number // TAGS}", f"1.{number % TAGS}"
-            layers = [*chance.choice(bases), *(_layer(f"own {number} {layer}", chance) for layer in range(3))]
+    for number in range(images):
+        path, tag = f"library/app-{number // TAGS}", f"1.{number % TAGS}"
+        layers = [*chance.choice(bases), *(_layer(f"own {number} {layer}", chance) for layer in range(3))]
+        # One transaction each: a mirror that runs must not wait so long that it takes the catalog for broken.
+        with db:
             index = _image(db, store, path, str(number), layers)
             now = time.time() - chance.randrange(100_000)
             size = len(Path(store.path(index)).read_bytes())
