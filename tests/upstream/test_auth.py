@@ -169,4 +169,4 @@ async def test_authorization_never_reaches_another_host(start: Callable[..., Any
         assert store.count("GET") == 1
         assert [asked.authorization for asked in store.asked] == [None]
     basic = base64.b64encode(b"robot:secret-pw").decode()
-    assert all(asked.path == "/token" for asked in upstream.asked if basic in (asked.authorization or ""))
+    assert {asked.path for asked in upstream.asked if basic in (asked.authorization or "")} == {"/token"}

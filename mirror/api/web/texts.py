@@ -74,7 +74,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "left": ("{time} left", "剩余 {time}"),
     # upstreams
     "upstreams": ("Upstreams", "上游"),
-    "state_unknown": ("not asked yet", "尚未询问"),
+    "state_unknown": ("not asked", "未询问"),
     "state_ok": ("healthy", "正常"),
     "state_failing": ("failing", "出错"),
     "state_open": ("down", "不可用"),
