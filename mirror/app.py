@@ -20,7 +20,7 @@ from mirror.api.web.pages import House
 from mirror.api.web.site import Site
 from mirror.api.web.token import token_in
 from mirror.cache.cache import Cache, Limits
-from mirror.cache.upkeep import Expire, Upkeep
+from mirror.cache.upkeep.upkeep import Expire, Upkeep
 from mirror.certificate import Certificate
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
 from mirror.readiness import Readiness

@@ -69,7 +69,7 @@ def test_modules_are_short_and_say_what_they_are(path: Path) -> None:
 
 def test_the_cache_and_the_api_know_no_http_client() -> None:
     """aiohttp is the api's and the upstream's affair."""
-    for path in (ROOT / "cache").glob("*.py"):
+    for path in (ROOT / "cache").rglob("*.py"):
         assert "aiohttp" not in path.read_text(), path
     for name in ("names", "errors", "config", "manifests"):
         assert "aiohttp" not in (ROOT / f"{name}.py").read_text()

@@ -11,8 +11,8 @@ from mirror.api.exchange import Exchange, stream_body
 from mirror.api.ranges import matches, parse_range, range_applies
 from mirror.api.sending import read_slice
 from mirror.cache.cache import Cache
+from mirror.cache.flights.parts import Part
 from mirror.cache.outcome import HIT, Outcome
-from mirror.cache.parts import Part
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository
 

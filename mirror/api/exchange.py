@@ -10,8 +10,8 @@ from aiohttp import web
 from mirror import metrics
 from mirror.api.sending import FileSender, pieces, read_slice
 from mirror.api.targets import Target
+from mirror.cache.flights.parts import FileSlice, Reader
 from mirror.cache.outcome import Outcome
-from mirror.cache.parts import FileSlice, Reader
 from mirror.errors import MirrorError, UpstreamCut
 
 

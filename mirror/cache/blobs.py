@@ -4,7 +4,7 @@
       oci-layout
       blobs/sha256/<hex>     layers, configs and manifests: nothing unverified is ever under this name
       blobs/sha512/<hex>
-      spool/                 downloads in progress (see spool.py)
+      spool/                 downloads in progress (see flights/spool.py)
 
 An OCI image layout's own shape (image-spec 1.1, "image-layout.md"), deduplicated over all repositories and registries. A reader holds a shared
 ``flock`` on the file; eviction takes an exclusive one first and passes by what it can't get, in this process or another.

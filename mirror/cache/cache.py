@@ -9,26 +9,26 @@ from typing import Protocol
 
 from mirror import metrics
 from mirror.cache.ahead import Ahead
-from mirror.cache.board import Board
+from mirror.cache.catalog.desk import Desk
+from mirror.cache.catalog.usage import Usage
 from mirror.cache.content import Content
-from mirror.cache.desk import Desk
-from mirror.cache.direct import DirectReader
-from mirror.cache.download import Source as BlobSource
-from mirror.cache.flight import Flight, Progress
-from mirror.cache.flights import FlightReader, Flights
-from mirror.cache.ground import Ground
+from mirror.cache.flights.board import Board
+from mirror.cache.flights.direct import DirectReader
+from mirror.cache.flights.download import Source as BlobSource
+from mirror.cache.flights.flight import Flight, Progress
+from mirror.cache.flights.flights import FlightReader, Flights
+from mirror.cache.flights.ground import Ground
+from mirror.cache.flights.parts import Reader
 from mirror.cache.images import Images
 from mirror.cache.lists import Lists, ListSource
 from mirror.cache.negative import Negative
 from mirror.cache.once import Once
 from mirror.cache.outcome import HIT, PASSED, Outcome, miss
-from mirror.cache.parts import Reader
 from mirror.cache.pulling import Pulls
 from mirror.cache.tags import ManifestSource, Tags
-from mirror.cache.tidying import Tidying
-from mirror.cache.upkeep import Upkeep
-from mirror.cache.usage import Usage
-from mirror.cache.verification import Verification
+from mirror.cache.upkeep.tidying import Tidying
+from mirror.cache.upkeep.upkeep import Upkeep
+from mirror.cache.upkeep.verification import Verification
 from mirror.errors import Denied, StorageFull, Unknown, UpstreamBusy
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository

@@ -14,16 +14,16 @@ from collections import OrderedDict
 from pathlib import Path
 
 from mirror.cache.blobs import BlobStore
-from mirror.cache.catalog import Catalog
+from mirror.cache.catalog.catalog import Catalog
+from mirror.cache.catalog.records import Records
+from mirror.cache.catalog.schema import look_for_damage
 from mirror.cache.disk import Disk
-from mirror.cache.eviction import Eviction
-from mirror.cache.expiry import Expiry
-from mirror.cache.parts import FileReader
-from mirror.cache.records import Records
-from mirror.cache.schema import look_for_damage
-from mirror.cache.scrub import Fetch, Scrub
-from mirror.cache.spool import sweep
-from mirror.cache.upkeep import Upkeep
+from mirror.cache.flights.parts import FileReader
+from mirror.cache.flights.spool import sweep
+from mirror.cache.upkeep.eviction import Eviction
+from mirror.cache.upkeep.expiry import Expiry
+from mirror.cache.upkeep.scrub import Fetch, Scrub
+from mirror.cache.upkeep.upkeep import Upkeep
 from mirror.errors import StorageFull, UpstreamInvalid
 from mirror.manifests import MAX_SIZE, Descriptor, Manifest, children_of, media_type_of
 from mirror.names import Digest, Repository

@@ -7,9 +7,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+from mirror.cache.catalog.records import Records
 from mirror.cache.once import Once
 from mirror.cache.outcome import HIT, STALE, Outcome, miss
-from mirror.cache.records import Records
 from mirror.errors import MirrorError, Unknown
 from mirror.names import Digest, Repository
 

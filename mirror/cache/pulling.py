@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from mirror.cache.content import Content
-from mirror.cache.flight import Progress
+from mirror.cache.flights.flight import Progress
 from mirror.cache.tags import Tags
 from mirror.errors import ManifestUnknown, UpstreamError
 from mirror.manifests import INDEXES, Manifest, blobs_of, entries_of

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mirror import metrics
-from mirror.cache.catalog import TagRecord
+from mirror.cache.catalog.catalog import TagRecord
 from mirror.cache.content import Content
 from mirror.cache.negative import Negative
 from mirror.cache.once import Once

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import click
 
-from mirror.cache.inventory import Inventory
+from mirror.cache.catalog.inventory import Inventory
 from mirror.cli import logs
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
 from mirror.errors import Invalid, MirrorError

@@ -15,7 +15,7 @@ from mirror.quantities import format_size
 
 if TYPE_CHECKING:
     from mirror.cache.cache import Cache
-    from mirror.cache.tidying import Tidied
+    from mirror.cache.upkeep.tidying import Tidied
 
 _REASONS = {
     "expired": "unused for longer than cache.expire says",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mirror.cache.inventory import ORDERS, Image
+from mirror.cache.catalog.inventory import ORDERS, Image
 from mirror.cli.ask import inventory
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import ago, moment, table, tell_json

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mirror.cache.inventory import Details, Variant
+from mirror.cache.catalog.inventory import Details, Variant
 from mirror.cli.ask import fail, images_of, inventory
 from mirror.cli.ls import describe, state
 from mirror.cli.options import cache_options, settings_or_exit

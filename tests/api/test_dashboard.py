@@ -24,9 +24,9 @@ from mirror.api.web import live, site, texts
 from mirror.api.web.pages import House, Pages, State
 from mirror.api.web.templating import Templates
 from mirror.api.web.token import NAME, token_in
-from mirror.cache.board import Download
-from mirror.cache.history import Day, History
-from mirror.cache.inventory import Inventory, Totals, Traffic
+from mirror.cache.catalog.history import Day, History
+from mirror.cache.catalog.inventory import Inventory, Totals, Traffic
+from mirror.cache.flights.board import Download
 from mirror.clients import CLIENTS
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST
 from tests.support.certificates import Authority

@@ -10,9 +10,9 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mirror.cache import history
-from mirror.cache.board import read
-from mirror.cache.schema import connect
+from mirror.cache.catalog import history
+from mirror.cache.catalog.schema import connect
+from mirror.cache.flights.board import read
 
 LINE = {
     "digest": "sha256:1",

@@ -13,8 +13,8 @@ import pytest
 
 from mirror import app
 from mirror.cache.cache import Cache
+from mirror.cache.catalog.inventory import Inventory
 from mirror.cache.images import Deleted, Refreshed
-from mirror.cache.inventory import Inventory
 from mirror.config import load
 from mirror.errors import CatalogFailed, ManifestUnknown, Pinned, UpstreamError
 from mirror.names import Digest, Repository, Tag

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from mirror.cache.catalog import Catalog
-from mirror.cache.inventory import ORDERS, Image, Inventory
+from mirror.cache.catalog.catalog import Catalog
+from mirror.cache.catalog.inventory import ORDERS, Image, Inventory
 from mirror.names import Digest, Repository, Tag
 from tests.support.filled import PLATFORMS, each, fill
 from tests.support.images import Image as Made

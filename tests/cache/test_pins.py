@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mirror.cache.catalog import Catalog, TagRecord
+from mirror.cache.catalog.catalog import Catalog, TagRecord
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST, Descriptor
 from mirror.names import Digest, Repository, Tag
 from tests.support.mirrors import Mirror

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mirror.cache.catalog import Catalog
-from mirror.cache.policy import Queue, Queues, evicted, next_victim, spared
+from mirror.cache.catalog.catalog import Catalog
+from mirror.cache.upkeep.policy import Queue, Queues, evicted, next_victim, spared
 from mirror.manifests import OCI_MANIFEST, Descriptor
 from mirror.names import Digest
 from tests.benchmarks.eviction.policies import MemoryQueues

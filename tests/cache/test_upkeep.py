@@ -13,8 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mirror.cache.catalog import Catalog, TagRecord
-from mirror.cache.upkeep import Expire
+from mirror.cache.catalog.catalog import Catalog, TagRecord
+from mirror.cache.upkeep.upkeep import Expire
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST, Descriptor
 from mirror.names import Digest, Repository
 from tests.support.mirrors import Mirror, MirrorProcess, until

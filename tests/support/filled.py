@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mirror.cache.blobs import BlobStore
-from mirror.cache.catalog import Catalog
+from mirror.cache.catalog.catalog import Catalog
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST
 from mirror.names import Digest
 

@@ -14,10 +14,10 @@ from mirror.api.web import pictures
 from mirror.api.web.setup import plan
 from mirror.api.web.templating import Templates
 from mirror.api.web.visitor import Visitor
-from mirror.cache.board import Download
 from mirror.cache.cache import Cache
-from mirror.cache.history import History
-from mirror.cache.inventory import ORDERS, Image, Inventory, Totals
+from mirror.cache.catalog.history import History
+from mirror.cache.catalog.inventory import ORDERS, Image, Inventory, Totals
+from mirror.cache.flights.board import Download
 from mirror.clients import CLIENTS, Address, Client
 from mirror.errors import ManifestUnknown
 from mirror.names import Reference, Repository, image_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mirror.cache.history import Day, History
+from mirror.cache.catalog.history import Day, History
 
 WIDTH, HEIGHT = 240, 48
 _BARS = (600, 96)

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mirror.cache.disk import Disk
-from mirror.cache.flight import Flight
-from mirror.cache.flights import Flights
+from mirror.cache.flights.flight import Flight
+from mirror.cache.flights.flights import Flights
 
 _INTERVAL = 1.0
 _SHOWN = 6.0

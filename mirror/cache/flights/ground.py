@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from mirror.cache.download import Source
+from mirror.cache.flights.download import Source
 from mirror.names import Digest, Repository
 
 

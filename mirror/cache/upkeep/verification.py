@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from mirror.cache.content import Content
-from mirror.cache.flight import Progress
-from mirror.cache.reading import Reading
+from mirror.cache.flights.flight import Progress
 from mirror.cache.tags import Tags
+from mirror.cache.upkeep.reading import Reading
 from mirror.errors import MirrorError
 from mirror.names import Digest, Repository
 

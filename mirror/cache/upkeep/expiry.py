@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 
-from mirror.cache.eviction import Eviction
-from mirror.cache.records import Records
-from mirror.cache.upkeep import Expire
+from mirror.cache.catalog.records import Records
+from mirror.cache.upkeep.eviction import Eviction
+from mirror.cache.upkeep.upkeep import Expire
 from mirror.names import Digest
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from mirror.cache.policy import Entry, Queue
+from mirror.cache.upkeep.policy import Entry, Queue
 
 
 class BlobQueues:

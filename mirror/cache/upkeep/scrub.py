@@ -16,8 +16,8 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from mirror.cache.blobs import BlobStore
-from mirror.cache.reading import Reading
-from mirror.cache.records import Records
+from mirror.cache.catalog.records import Records
+from mirror.cache.upkeep.reading import Reading
 from mirror.errors import MirrorError
 from mirror.names import Digest, Repository
 

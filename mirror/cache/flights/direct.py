@@ -11,10 +11,10 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from mirror.cache.disk import Disk
-from mirror.cache.download import Download, Source
-from mirror.cache.flight import WITHHELD
-from mirror.cache.parts import Part
-from mirror.cache.verifier import hash_file
+from mirror.cache.flights.download import Download, Source
+from mirror.cache.flights.flight import WITHHELD
+from mirror.cache.flights.parts import Part
+from mirror.cache.flights.verifier import hash_file
 from mirror.errors import DigestMismatch
 from mirror.names import Digest
 

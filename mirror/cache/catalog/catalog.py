@@ -36,11 +36,11 @@ from typing import Any
 
 import diskcache
 
-from mirror.cache import history
-from mirror.cache.policy import MOST_FREQUENT, queue_of_new
-from mirror.cache.queues import BlobQueues
-from mirror.cache.removal import Removal
-from mirror.cache.schema import MANIFESTS, open_database
+from mirror.cache.catalog import history
+from mirror.cache.catalog.queues import BlobQueues
+from mirror.cache.catalog.removal import Removal
+from mirror.cache.catalog.schema import MANIFESTS, open_database
+from mirror.cache.upkeep.policy import MOST_FREQUENT, queue_of_new
 from mirror.errors import DigestInvalid
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Reference, Repository, Tag, parse_reference

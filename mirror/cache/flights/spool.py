@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from mirror.cache.blobs import BlobStore, sync_folder
-from mirror.cache.extents import Extents
+from mirror.cache.flights.extents import Extents
 from mirror.names import Digest
 
 _RECORD = struct.Struct("<QQ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-from mirror.cache.extents import Extents
+from mirror.cache.flights.extents import Extents
 
 
 class Claim:

@@ -8,13 +8,13 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from mirror.cache.blobs import BlobStore
-from mirror.cache.direct import go_on, stream
 from mirror.cache.disk import Disk
-from mirror.cache.download import Download, Source
-from mirror.cache.flight import Flight
-from mirror.cache.ground import Ground
-from mirror.cache.parts import FileSlice, Part
-from mirror.cache.spool import Spool
+from mirror.cache.flights.direct import go_on, stream
+from mirror.cache.flights.download import Download, Source
+from mirror.cache.flights.flight import Flight
+from mirror.cache.flights.ground import Ground
+from mirror.cache.flights.parts import FileSlice, Part
+from mirror.cache.flights.spool import Spool
 from mirror.errors import StorageFull, UpstreamCut
 from mirror.names import Digest
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mirror.cache.disk import Disk
-from mirror.cache.spool import Spool
+from mirror.cache.flights.spool import Spool
 from mirror.names import Digest
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
-from mirror.cache.catalog import Catalog
+from mirror.cache.catalog.catalog import Catalog
 from mirror.cache.disk import Disk
 
 log = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 
 from mirror import metrics
 from mirror.cache.blobs import BlobStore
-from mirror.cache.policy import Queue, evicted, next_victim, spared
-from mirror.cache.records import Records
-from mirror.cache.upkeep import Upkeep
+from mirror.cache.catalog.records import Records
+from mirror.cache.upkeep.policy import Queue, evicted, next_victim, spared
+from mirror.cache.upkeep.upkeep import Upkeep
 from mirror.errors import DigestInvalid, StorageFull
 from mirror.names import Digest
 

@@ -14,12 +14,12 @@ import os
 from dataclasses import dataclass
 
 from mirror import metrics
-from mirror.cache.bell import Bell
 from mirror.cache.blobs import BlobStore
 from mirror.cache.disk import Disk
-from mirror.cache.filling import Filling
-from mirror.cache.ground import Ground
-from mirror.cache.spool import Spool
+from mirror.cache.flights.bell import Bell
+from mirror.cache.flights.filling import Filling
+from mirror.cache.flights.ground import Ground
+from mirror.cache.flights.spool import Spool
 from mirror.errors import DigestMismatch, MirrorError, StorageFull, UpstreamInvalid, UpstreamUnreachable
 from mirror.names import Digest
 

@@ -13,13 +13,13 @@ from collections import deque
 from collections.abc import Callable
 from statistics import median
 
-from mirror.cache.claims import Claim, Claims
-from mirror.cache.climb import Climb
 from mirror.cache.disk import Disk
-from mirror.cache.download import Download
-from mirror.cache.ground import Ground
-from mirror.cache.spool import Spool
-from mirror.cache.verifier import Verifier
+from mirror.cache.flights.claims import Claim, Claims
+from mirror.cache.flights.climb import Climb
+from mirror.cache.flights.download import Download
+from mirror.cache.flights.ground import Ground
+from mirror.cache.flights.spool import Spool
+from mirror.cache.flights.verifier import Verifier
 from mirror.errors import MirrorError, RangeIgnored, StorageFull, UpstreamBusy
 from mirror.names import Digest
 

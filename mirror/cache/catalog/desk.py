@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+from mirror.cache.catalog.inventory import Inventory
 from mirror.cache.disk import Disk
-from mirror.cache.inventory import Inventory
 
 log = logging.getLogger(__name__)
 

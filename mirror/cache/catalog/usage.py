@@ -8,8 +8,8 @@ import math
 import time
 
 from mirror import metrics
-from mirror.cache.history import SAMPLE_INTERVAL
-from mirror.cache.records import Records
+from mirror.cache.catalog.history import SAMPLE_INTERVAL
+from mirror.cache.catalog.records import Records
 from mirror.names import Reference, Repository
 
 _INTERVAL = 5.0

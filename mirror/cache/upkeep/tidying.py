@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirror.cache.blobs import BlobStore
+from mirror.cache.catalog.records import Records
 from mirror.cache.content import Content
-from mirror.cache.eviction import Eviction
-from mirror.cache.expiry import Expiry
-from mirror.cache.records import Records
-from mirror.cache.spool import sweep
-from mirror.cache.upkeep import Upkeep
+from mirror.cache.flights.spool import sweep
+from mirror.cache.upkeep.eviction import Eviction
+from mirror.cache.upkeep.expiry import Expiry
+from mirror.cache.upkeep.upkeep import Upkeep
 from mirror.names import Digest
 
 _ORPHANED = 3600.0
