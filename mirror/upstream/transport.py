@@ -119,7 +119,7 @@ class Transport:
         except aiohttp.ClientConnectorDNSError as error:
             if isinstance(error.os_error, _Refused):
                 raise TargetRefused(f"an upstream with a public address points to {where}, which is not public") from None
-            raise UpstreamUnreachable(f"{where} cannot be resolved: {error.os_error}") from None
+            raise UpstreamUnreachable(f"{where} cannot be resolved: {error.os_error.strerror or error.os_error}") from None
         except (TimeoutError, aiohttp.ServerTimeoutError):
             raise UpstreamTimeout(f"{where} did not answer in time") from None
         except aiohttp.ClientSSLError as error:

@@ -247,6 +247,16 @@ async def test_a_proxy_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) ->
         await proxied.aclose()
 
 
+async def test_a_host_without_an_address_is_told_in_words() -> None:
+    """Without the numbers of the C library."""
+    transport = Transport(Timeouts(2, 5, 1, 1), Connections(1, 1, 1))
+    try:
+        with pytest.raises(UpstreamError, match=r"^http://registry\.invalid/ cannot be resolved: [A-Z]"):
+            await transport.request("GET", URL("http://registry.invalid/"), {})
+    finally:
+        await transport.aclose()
+
+
 @pytest.mark.parametrize("scheme", ["http://", ""])
 @pytest.mark.parametrize("registry", ["https://registry.invalid", "http://registry.invalid"])
 async def test_a_proxys_password_is_used_and_not_shown(
