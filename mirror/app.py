@@ -96,8 +96,8 @@ async def running(settings: Settings, seat: Seat | None = None) -> AsyncIterator
         cache.start()
         site.start()
         if seat is not None:
-            chore = asyncio.create_task(_tell_others(readiness))
-            stack.callback(chore.cancel)
+            for chore in (_show_life(seat), _tell_others(readiness)):
+                stack.callback(asyncio.create_task(chore).cancel)
         yield settings.server.url(*(runner.addresses[0][:2] if seat is None else (host, port)))
 
 
@@ -127,6 +127,13 @@ def admin_token(settings: Settings) -> tuple[str, bool]:
     """What changes on the dashboard need; True where it was made just now, since none was set. Raises OSError, ValueError where a file cannot be read."""
     known = settings.server.known_token()
     return (known, False) if known is not None else token_in(settings.cache.dir)
+
+
+async def _show_life(seat: Seat) -> None:
+    # By itself: nothing that fails may keep it from doing so.
+    while True:
+        seat.alive()
+        await asyncio.sleep(_TELL)
 
 
 async def _tell_others(readiness: Readiness) -> None:

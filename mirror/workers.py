@@ -38,6 +38,10 @@ _LONGEST_PAUSE = 10.0
 _MOST_STILLBORN = 10
 """Workers in a row that died before they were ready, after which, where no other one serves, there is no hope."""
 _LOOK = 0.02
+_WATCH = 10.0
+"""Seconds between two looks at whether all are well."""
+_HUNG = 60.0
+"""Seconds without a sign of life after which a worker is killed: what it downloads others wait for, and take over when it is dead."""
 _GRACE = 10.0
 """Seconds beyond the time for draining after which workers are killed."""
 
@@ -57,6 +61,8 @@ class Seat:
     """A descriptor that becomes readable when the parent is gone."""
     ready: Callable[[], None]
     """To be called once requests are taken."""
+    alive: Callable[[], None]
+    """To be called every few seconds from then on."""
 
 
 @dataclass(slots=True)
@@ -143,6 +149,9 @@ class _Parent:
         self._counts = memoryview(mmap.mmap(-1, 8 * server.workers)).cast("q")
         for number in range(server.workers):
             self._counts[number] = _NOBODY
+        self._signs = memoryview(mmap.mmap(-1, 8 * server.workers)).cast("d")
+        """When each has last given a sign of life, in memory that they share."""
+        self._looked = self._since = time.monotonic()
         # Workers have its other end: it is closed when this process ends, however that comes.
         self._orphaned, self._alive = os.pipe()
 
@@ -151,7 +160,7 @@ class _Parent:
         while True:
             self._start_due()
             pending = self._due or not all(worker.ready for worker in self._workers.values())
-            signalled = signal.sigtimedwait(_SIGNALS, _LOOK if pending else 3600.0)
+            signalled = signal.sigtimedwait(_SIGNALS, _LOOK if pending else _WATCH)
             if signalled is not None and signalled.si_signo in (signal.SIGTERM, signal.SIGINT):
                 log.info("stopping: current requests have %g s to end", self._server.drain_timeout)
                 self._drain()
@@ -160,6 +169,7 @@ class _Parent:
                 self._drain()
                 return 0
             self._hear()
+            self._end_hung()
             died = self._reap()
             if died and not complete:
                 # It has told why.
@@ -196,7 +206,16 @@ class _Parent:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             metrics.count_for(number)
             self._counts[number] = 0
-            seat = Seat(number, self._folder, self._listeners, self._counts, self._orphaned, lambda: _announce(tell))
+            self._sign(number)
+            seat = Seat(
+                number,
+                self._folder,
+                self._listeners,
+                self._counts,
+                self._orphaned,
+                lambda: _announce(tell),
+                lambda: self._sign(number),
+            )
             status = self._work(seat)
         except BaseException:
             log.exception("a worker cannot go on")
@@ -214,6 +233,21 @@ class _Parent:
                     worker.ready = os.read(worker.news, 1) == b"!"
                 if worker.ready:
                     self._stillborn = 0
+
+    def _sign(self, number: int) -> None:
+        self._signs[number] = time.monotonic()
+
+    def _end_hung(self) -> None:
+        """Kills those whose event loop stands still."""
+        now = time.monotonic()
+        if now - self._looked > 2 * _WATCH:
+            # This process stood still as well: a container was paused, or the machine. All have their time once more.
+            self._since = now
+        self._looked = now
+        for number, worker in self._workers.items():
+            if worker.ready and now - max(self._signs[number], self._since) > _HUNG:
+                log.error("worker %d (process %d) has given no sign of life for %g s, and is killed", number, worker.pid, _HUNG)
+                os.kill(worker.pid, signal.SIGKILL)
 
     def _reap(self) -> bool:
         """Buries the dead, and sees to their successors. True when there were any."""

@@ -165,7 +165,9 @@ async def test_a_worker_that_is_killed_loses_nothing(upstream: Scripted, tmp_pat
         victim, clients = await held_by(mirror, upstream, blob, hold)
         await until(lambda: mirror.metric("mirror_readers") == len(clients))
         await until(lambda: noted(tmp_path / "cache", digest) == 5 * MIB)
-        before = mirror.metric("registry_proxy_requests_total")
+        # A client is counted when its answer begins, which is just after it has become a reader.
+        before = len(clients)
+        await until(lambda: mirror.metric("registry_proxy_requests_total") == before)
         os.kill(victim, signal.SIGKILL)
         bodies = [
             body for body in await asyncio.gather(*clients, return_exceptions=True) if not isinstance(body, aiohttp.ClientError)
@@ -181,6 +183,33 @@ async def test_a_worker_that_is_killed_loses_nothing(upstream: Scripted, tmp_pat
         await _until_metric(mirror, "registry_proxy_requests_total", before + 12)
         await _until_metric(mirror, "mirror_readers", 0)
         await _until_metric(mirror, "mirror_flights", 0)
+        assert mirror.terminate() == 0
+    hold.release.set()
+
+
+async def test_a_worker_that_hangs_is_killed_and_another_goes_on(upstream: Scripted, tmp_path: Path) -> None:
+    """It holds the download that others wait for. Those that only work for long keep on living."""
+    data = os.urandom(12 * MIB)
+    digest = upstream.add_blob(data)
+    hold = Hold(5 * MIB)
+    upstream.fail(str(digest), hold)
+    impatient = "from mirror import cli, workers; workers._HUNG = 6.0; workers._WATCH = 0.5; cli.main(prog_name='mirror')"
+    with MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}, SERVER__WORKERS="3") as mirror:
+        mirror.terminate()
+        mirror._command[1:3] = ["-c", impatient]
+        mirror.start()
+        victim, clients = await held_by(mirror, upstream, str(digest), hold)
+        others = [pid for pid in workers_of(mirror) if pid != victim]
+        await until(lambda: noted(tmp_path / "cache", digest) == 5 * MIB)
+        os.kill(victim, signal.SIGSTOP)
+        bodies = [
+            body for body in await asyncio.gather(*clients, return_exceptions=True) if not isinstance(body, aiohttp.ClientError)
+        ]
+        assert bodies
+        assert all(body == data for body in bodies)
+        assert "has given no sign of life" in mirror.log
+        await until(lambda: len(workers_of(mirror)) == 3)
+        assert set(others) < set(workers_of(mirror))
         assert mirror.terminate() == 0
     hold.release.set()
 
