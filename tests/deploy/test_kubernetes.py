@@ -167,14 +167,19 @@ def test_wrong_values_are_refused(wrong: str) -> None:
 
 
 def test_the_nodes_are_configured_and_given_back(tmp_path: Path) -> None:
-    """The DaemonSet's own script, run here: it writes hosts.toml for every registry, and takes it back when it is told to end."""
-    (container,) = by_kind(*EVERYTHING)["DaemonSet"]["spec"]["template"]["spec"]["containers"]
+    """The DaemonSet's own script and settings, run here: it writes hosts.toml for every registry, and takes it back when it is told to end.
+
+    It needs none of the files that the mirror has for its registries, such as passwords.
+    """
+    rendered = by_kind(*EVERYTHING, "--set=settings.registries.lan:5001.endpoints={http://lan:5001}")
+    (container,) = rendered["DaemonSet"]["spec"]["template"]["spec"]["containers"]
     (script,) = container["args"]
     root = tmp_path / "host"
     (root / "etc/containerd").mkdir(parents=True)
-    settings = tmp_path / "mirror.toml"
-    settings.write_text("")
-    program = textwrap.dedent(script).replace("/host", str(root)).replace("/etc/mirror/mirror.toml", str(settings))
+    mounted = next(mount for mount in container["volumeMounts"] if mount["name"] == "settings")
+    settings = tmp_path / "nodes.toml"
+    settings.write_text(rendered["ConfigMap"]["data"][mounted["subPath"]])
+    program = textwrap.dedent(script).replace("/host", str(root)).replace(mounted["mountPath"], str(settings))
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     process = subprocess.Popen(
         ["sh", "-c", program], env={"PATH": path, "HOST_IP": "192.0.2.7"}, stdout=subprocess.PIPE, text=True
@@ -186,6 +191,7 @@ def test_the_nodes_are_configured_and_given_back(tmp_path: Path) -> None:
                 break
         hosts = root / "etc/containerd/certs.d/docker.io/hosts.toml"
         assert '[host."http://192.0.2.7:30500"]' in hosts.read_text()
+        assert (root / "etc/containerd/certs.d/lan:5001/hosts.toml").exists()
         process.terminate()
         assert process.wait(60) == 0
     finally:
