@@ -6,7 +6,7 @@ Whoever holds the exclusive ``flock`` on the ``.part`` file *leads*: it alone wr
 The kernel drops the lock when its holder dies, however it dies, so there is never a lease to expire.
 
 The journal is 16-byte records of two little-endian 64-bit numbers, appended after the bytes they speak of: first the magic and the blob's size, then
-``start, end`` of what has come. Two records mean something else: VERIFIED and DISCARDED tell followers how it ended.
+``start, end`` of what has come. One record means something else: VERIFIED tells followers that what has gone from its name is finished.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ _RECORD = struct.Struct("<QQ")
 _MAGIC = int.from_bytes(b"mirror-1", "little")
 _UNKNOWN = 2**64 - 1
 _VERIFIED = (_UNKNOWN, _UNKNOWN)
-_DISCARDED = (_UNKNOWN, 0)
 _ABANDONED_AFTER = 7 * 24 * 3600.0
 _WRITTEN_AFTER = 3600.0
 """Seconds after which nobody can still be writing a small file."""
@@ -42,7 +41,6 @@ class Spool:
         self.size: int | None = None
         """Bytes of the whole blob, once known."""
         self.verified = False
-        self.discarded = False
         self.inherited = False
         """True when some of the bytes were fetched by an earlier leader."""
         self._store = store
@@ -67,10 +65,10 @@ class Spool:
             return False
         self.follow()
         if not self.current:
-            # It ended while we waited: `verified` or `discarded` tells how.
+            # It ended while we waited: `verified` tells how.
             return True
         # A leader that died between its verdict and the renaming is not taken at its word.
-        self.verified = self.discarded = False
+        self.verified = False
         self.inherited = self.have.total > 0
         if not self.inherited:
             # New, or not a journal of ours, or one left behind by other bytes.
@@ -102,8 +100,6 @@ class Spool:
                     self.size = None if second == _UNKNOWN else second
                 elif (first, second) == _VERIFIED:
                     self.verified = True
-                elif (first, second) == _DISCARDED:
-                    self.discarded = True
                 elif first == _MAGIC:
                     self.size = second
                 elif first < second <= extent:
@@ -117,7 +113,7 @@ class Spool:
         os.ftruncate(self._journal, 0)
         os.ftruncate(self.fd, 0)
         self.have, self.size, self.inherited, self._read_to = Extents(), None, False, 0
-        self.verified = self.discarded = False
+        self.verified = False
         self._append(_MAGIC, _UNKNOWN)
 
     def set_size(self, size: int) -> None:
@@ -162,10 +158,7 @@ class Spool:
             fcntl.flock(self.fd, fcntl.LOCK_UN)
 
     def discard(self) -> None:
-        """Throws the bytes away, as leader, and tells the followers."""
-        self.discarded = True
-        with contextlib.suppress(OSError):
-            self._append(*_DISCARDED)
+        """Throws the bytes away, as leader: followers see that the name is gone, without a verdict."""
         for path in (self._part_path, self._have_path):
             with contextlib.suppress(OSError):
                 os.unlink(path)
