@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
 import sys
 from typing import Any
 
@@ -29,9 +27,6 @@ COMMANDS = {
 }
 """Names of commands to their modules, in the order in which people are to see them."""
 
-_CHORES = ("gc", "verify")
-"""They have time, and those who pull beside them have not."""
-
 
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -40,10 +35,6 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        if cmd_name in _CHORES:
-            # The lowest priority, before the modules are loaded: that is half of what a chore costs.
-            with contextlib.suppress(OSError):
-                os.nice(19)
         command = getattr(importlib.import_module(f"mirror.cli.{COMMANDS[cmd_name]}"), cmd_name)
         assert isinstance(command, click.Command)
         return command

@@ -78,8 +78,14 @@ def on_cache(settings: Settings, work: Callable[[Cache], Awaitable[_T]]) -> _T:
         return asyncio.run(run())
 
 
+def yield_to_others() -> None:
+    """The lowest priority, for commands that have time: those who pull have not."""
+    with contextlib.suppress(OSError):
+        os.nice(19)
+
+
 def run_when_idle() -> None:
-    """Less than the lowest priority (sched(7), SCHED_IDLE): for what works long, and holds next to nothing that others wait for."""
+    """Even less than that (sched(7), SCHED_IDLE): for what works long, and holds next to nothing that others wait for."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mirror.cli.ask import cache_there, on_cache
+from mirror.cli.ask import cache_there, on_cache, yield_to_others
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import table, tell_json
 from mirror.quantities import format_size
@@ -36,6 +36,7 @@ def gc(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], d
     """
     settings = settings_or_exit(config, cache_dir, upstreams)
     cache_there(settings)
+    yield_to_others()
 
     async def work(cache: Cache) -> Tidied:
         return await (cache.tidying.pretend() if dry_run else cache.tidying.tidy())
