@@ -1,4 +1,4 @@
-"""The one place where everything is wired together, and closed again."""
+"""The mirror as it runs: the API and the dashboard on top of a cache with its upstreams, opened and closed again in order."""
 
 from __future__ import annotations
 
@@ -19,12 +19,10 @@ from mirror.api.web.admin import Admin
 from mirror.api.web.pages import House
 from mirror.api.web.site import Site
 from mirror.api.web.token import token_in
-from mirror.cache.cache import Cache, Limits
-from mirror.cache.upkeep.upkeep import Expire, Upkeep
 from mirror.certificate import Certificate
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
 from mirror.readiness import Readiness
-from mirror.upstream import Connections, Timeouts, Upstreams
+from mirror.wiring import wired
 from mirror.workers import Seat
 
 log = logging.getLogger(__name__)
@@ -34,41 +32,11 @@ _TELL = 2.0
 
 
 @contextlib.asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Cache]:
-    """The cache with its upstreams, for commands: without the server and the chores. Raises OSError, sqlite3.Error where its directory cannot be used."""
-    async with _wired(settings) as (cache, _):
-        # What a command downloads is seen on the dashboard too.
-        cache.board.start()
-        yield cache
-
-
-@contextlib.asynccontextmanager
-async def _wired(settings: Settings, seat: Seat | None = None) -> AsyncIterator[tuple[Cache, Upstreams]]:
-    async with contextlib.AsyncExitStack() as stack:
-        waits = settings.upstream
-        timeouts = Timeouts(waits.connect_timeout, waits.header_timeout, waits.stall_timeout, waits.attempts)
-        # A worker has its share of what all may open, but as much as one blob may use.
-        most, share = waits.connections_per_blob, settings.server.workers if seat is not None else 1
-        per_endpoint, in_all = (
-            bound if share == 1 else max(bound // share, most) for bound in (waits.connections_per_endpoint, waits.connections)
-        )
-        connections = Connections(most, per_endpoint, in_all)
-        upstreams = await stack.enter_async_context(Upstreams(settings.registries, timeouts, connections))
-        kept = settings.cache
-        expire = tuple(Expire(rule.repositories, rule.after) for rule in kept.expire)
-        upkeep = Upkeep(kept.max_size, kept.high_watermark, kept.low_watermark, expire, kept.scrub_rate, kept.scrub_interval)
-        limits = Limits(upkeep, kept.tag_ttl, kept.negative_ttl, kept.revalidate_timeout, kept.prefetch)
-        cache = Cache(kept.dir, upstreams.registry, limits)
-        stack.push_async_callback(cache.aclose)
-        metrics.begin(settings.registries, settings.cache.dir)
-        yield cache, upstreams
-
-
-@contextlib.asynccontextmanager
 async def running(settings: Settings, seat: Seat | None = None) -> AsyncIterator[str]:
     """Runs the mirror, or one worker of it; gives its URL. Raises OSError where it cannot listen or use its cache directory, sqlite3.Error likewise."""
     async with contextlib.AsyncExitStack() as stack:
-        cache, upstreams = await stack.enter_async_context(_wired(settings, seat))
+        share = settings.server.workers if seat is not None else 1
+        cache, upstreams = await stack.enter_async_context(wired(settings, share))
         certificate = await stack.enter_async_context(_certificate(settings))
         access = AccessLog() if settings.server.access_log else None
         if access is not None:

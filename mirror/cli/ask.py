@@ -62,16 +62,16 @@ def cache_there(settings: Settings) -> None:
             )
 
 
-def on_cache(settings: Settings, work: Callable[[Cache], Awaitable[_T]]) -> _T:
-    """What `work` makes of the cache, which is made where there is none."""
-    # Half a second that those who only look need not wait for.
-    from mirror import app
+def on_cache(settings: Settings, work: Callable[[Cache], Awaitable[_T]], *, offline: bool = False) -> _T:
+    """What `work` makes of the cache, which is made where there is none. `offline` is for work that asks no upstream."""
+    # A third of a second that those who only look need not wait for.
+    from mirror import wiring
 
     logs.set_up("warning", settings.log.format)
     become_owner(settings.cache.dir)
 
     async def run() -> _T:
-        async with app.opened(settings) as cache:
+        async with wiring.offline(settings) if offline else wiring.opened(settings) as cache:
             return await work(cache)
 
     with _told(settings.cache.dir):

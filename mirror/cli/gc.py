@@ -41,7 +41,7 @@ def gc(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], d
     async def work(cache: Cache) -> Tidied:
         return await (cache.tidying.pretend() if dry_run else cache.tidying.tidy())
 
-    done = dataclasses.asdict(on_cache(settings, work))
+    done = dataclasses.asdict(on_cache(settings, work, offline=True))
     if as_json:
         tell_json({"dry_run": dry_run, **done})
         return

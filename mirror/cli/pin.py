@@ -33,7 +33,7 @@ def pin(images: Sequence[str], config: Path | None, cache_dir: str | None, upstr
             rest = "" if cached else "; it is not cached yet: mirror pull fetches it, or the first client does"
             click.echo(f"{image_name(repository, reference)} is pinned{rest}")
 
-    on_cache(settings_or_exit(config, cache_dir, upstreams), work)
+    on_cache(settings_or_exit(config, cache_dir, upstreams), work, offline=True)
 
 
 @click.command(short_help="Give pinned images back to eviction.")
@@ -46,7 +46,7 @@ def unpin(images: Sequence[str], config: Path | None, cache_dir: str | None, ups
     async def work(cache: Cache) -> list[tuple[Repository, Reference]]:
         return [one for one in named if not await cache.images.unpin(*one)]
 
-    not_pinned = on_cache(settings_or_exit(config, cache_dir, upstreams), work)
+    not_pinned = on_cache(settings_or_exit(config, cache_dir, upstreams), work, offline=True)
     for one in named:
         if one in not_pinned:
             click.echo(f"mirror: {image_name(*one)} was not pinned by this name", err=True)

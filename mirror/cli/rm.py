@@ -47,7 +47,7 @@ def rm(
             done.append(told)
         return done
 
-    report = on_cache(settings_or_exit(config, cache_dir, upstreams), work)
+    report = on_cache(settings_or_exit(config, cache_dir, upstreams), work, offline=True)
     if as_json:
         tell_json(report)
     for told in () if as_json else report:

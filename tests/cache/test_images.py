@@ -11,7 +11,7 @@ from contextlib import closing
 
 import pytest
 
-from mirror import app
+from mirror import wiring
 from mirror.cache.cache import Cache
 from mirror.cache.catalog.inventory import Inventory
 from mirror.cache.images import Deleted, Refreshed
@@ -43,7 +43,7 @@ def beside(mirror: Mirror, upstream: Scripted) -> contextlib.AbstractAsyncContex
     """The same directory, as another process has it."""
     registries = {"docker.io": {"endpoints": [upstream.url]}}
     waits = {"connect_timeout": 1, "header_timeout": 2, "attempts": 1}
-    return app.opened(load(None, {}, {"cache": {"dir": str(mirror.directory)}, "registries": registries, "upstream": waits}))
+    return wiring.opened(load(None, {}, {"cache": {"dir": str(mirror.directory)}, "registries": registries, "upstream": waits}))
 
 
 def listed(mirror: Mirror) -> list[str]:
