@@ -52,9 +52,10 @@ def doctor(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...
 
 def _tell(found: list[Finding], well: bool) -> None:
     wide = max(len(finding.check) for finding in found)
-    for finding in found:
+    for finding, following in zip(found, [*found[1:], None], strict=True):
         click.echo(f"{click.style(f'{finding.level:<8}', fg=_COLOURS[finding.level])} {finding.check:<{wide}}  {finding.message}")
-        if finding.cure:
+        # Without a network all registries have the same: once, after the last of them.
+        if finding.cure and (following is None or following.cure != finding.cure):
             click.echo(f"{'':{wide + 9}}  → {finding.cure}")
     if well:
         click.echo("All is well.")

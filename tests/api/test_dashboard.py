@@ -404,7 +404,7 @@ async def test_a_search_is_not_taken_for_markup(dashboard: Mirror) -> None:
 
 
 async def test_an_address_goes_into_a_script_only_when_it_is_one(dashboard: Mirror) -> None:
-    """The Host header's alone, letter by letter; what a proxy may claim does not count."""
+    """The Host header's alone, letter by letter; another host that a proxy may claim does not count."""
     for host in ("$(reboot)", "a;b", "a b", "a'b", '"', "`x`", "mirror.lan:port", "-x", "", "a/b", "a@b", "x\\y", "a\tb"):
         answer = await dashboard.get("/setup/docker.sh", Host=host)
         assert answer.status == 400, host
@@ -412,7 +412,7 @@ async def test_an_address_goes_into_a_script_only_when_it_is_one(dashboard: Mirr
         assert page.status in (200, 400)
         assert b"registry-mirrors" not in page.body
         assert (await dashboard.get("/", Host=host, **HTML)).status in (200, 400)
-    forwarded = {"X_Forwarded_Host": "evil.example", "X_Forwarded_Proto": "https", "Forwarded": "host=evil.example"}
+    forwarded = {"X_Forwarded_Host": "evil.example", "X_Forwarded_Proto": "evil", "Forwarded": "host=evil.example"}
     for client in CLIENTS:
         script = await dashboard.get(f"/setup/{client}.sh", Host="Mirror.LAN:5000", **forwarded)
         assert b"mirror.lan:5000" in script.body
@@ -421,6 +421,13 @@ async def test_an_address_goes_into_a_script_only_when_it_is_one(dashboard: Mirr
         assert b"mirror.lan:5000" in page.body
         assert b"evil" not in page.body
     assert (await dashboard.get("/setup/nothing.sh")).status == 404
+
+
+async def test_behind_a_proxy_that_ends_tls_clients_are_set_up_for_https(dashboard: Mirror) -> None:
+    """In the snippets and in the script, as the proxy says; without its word it is the scheme of the connection."""
+    for path in ("/setup?client=k3s", "/setup/k3s.sh"):
+        for proxied, wanted in ({"X_Forwarded_Proto": "https"}, b"https://mirror.lan"), ({}, b"http://mirror.lan"):
+            assert wanted in (await dashboard.get(path, Host="mirror.lan", **proxied)).body, path
 
 
 async def test_switches_lead_back_to_the_page(dashboard: Mirror) -> None:

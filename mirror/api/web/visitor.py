@@ -63,10 +63,11 @@ def recognise(request: web.BaseRequest, target: Target, admin: Admin) -> Visitor
 
 
 def _address(request: web.BaseRequest) -> Address | None:
-    # Of this very request alone. What a proxy may claim of another one (X-Forwarded-Host) anybody can send.
+    # The host is of this very request alone. Of what a proxy claims, its scheme: anybody can send it, but only to be told a wrong one himself.
     host = request.headers.get("Host", "")
+    secure = request.secure or request.headers.get("X-Forwarded-Proto", "").strip().lower() == "https"
     try:
-        address = Address.parse(f"{'https' if request.secure else 'http'}://{host}")
+        address = Address.parse(f"{'https' if secure else 'http'}://{host}")
     except ValueError:
         return None
     return address if address.authority == host.lower() else None
