@@ -27,6 +27,9 @@ from mirror.names import Digest
 log = logging.getLogger(__name__)
 
 _MOST_HEADERS = 100
+_IDLE = 300.0
+"""Seconds until a connection is closed on which no request comes, or none to its end. Longer than clients and proxies keep one that they do not use (Go: 90 s), since
+what they send just then would be lost."""
 
 
 class Api:
@@ -58,6 +61,7 @@ class Api:
             self.handle,
             handler_cancellation=True,
             access_log=None,
+            keepalive_timeout=_IDLE,
             max_headers=_MOST_HEADERS,
             auto_decompress=False,
         )

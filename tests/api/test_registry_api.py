@@ -315,6 +315,22 @@ async def test_malformed_ranges_are_416(mirror: Mirror, upstream: Scripted) -> N
         assert b"bytes=a-b" in answer.body
 
 
+@pytest.mark.parametrize("sent", [b"", b"GET /v2/ HTTP/1.1\r\nHost: m\r\n", b"GET /v2/ HTTP/1.1\r\nHost: m\r\n\r\nGET /"])
+async def test_a_connection_without_a_request_does_not_stay(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    """Nobody can hold files of the mirror by requests that never come, or never come to their end."""
+    monkeypatch.setattr("mirror.api.server._IDLE", 0.3)
+    mirror = await start()
+    host, port = mirror.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(sent)
+    answered = await asyncio.wait_for(reader.read(), 5)
+    assert answered.count(b"HTTP/1.1 200") == sent.count(b"\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
+
+
 async def raw(mirror: Mirror, request: bytes) -> tuple[str, bytes]:
     """Sends bytes as they are; the answer's head and body."""
     host, port = mirror.url.removeprefix("http://").split(":")

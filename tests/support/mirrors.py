@@ -93,7 +93,9 @@ class Mirror:
 
     async def mended(self) -> None:
         """Waits until files and catalog are in step: rows that a test adds without files are then left alone."""
-        chores = [task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__qualname__", "") == Content._recover.__qualname__]
+        chores = [
+            task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__qualname__", "") == Content._recover.__qualname__
+        ]
         await asyncio.gather(*chores)
 
     async def stop(self) -> None:
