@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 from aiohttp import web
 
@@ -22,6 +23,7 @@ from mirror.api.web.token import token_in
 from mirror.certificate import Certificate
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
 from mirror.readiness import Readiness
+from mirror.tasks import Chore
 from mirror.wiring import wired
 from mirror.workers import Seat
 
@@ -64,8 +66,10 @@ async def running(settings: Settings, seat: Seat | None = None) -> AsyncIterator
         cache.start()
         site.start()
         if seat is not None:
-            for chore in (_show_life(seat), _tell_others(readiness)):
-                stack.callback(asyncio.create_task(chore).cancel)
+            for work in (partial(_show_life, seat), partial(_tell_others, readiness)):
+                chore = Chore(work)
+                chore.start()
+                stack.push_async_callback(chore.aclose)
         yield settings.server.url(*(runner.addresses[0][:2] if seat is None else (host, port)))
 
 

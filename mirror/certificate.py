@@ -6,11 +6,12 @@ A connection keeps what it began with. A pair that cannot be used is told of onc
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import ssl
 from pathlib import Path
+
+from mirror.tasks import Chore
 
 log = logging.getLogger(__name__)
 
@@ -66,17 +67,14 @@ class Certificate:
         self._current = self.context = load(certificate, key)
         # Called in each handshake, with a name or without one.
         self.context.sni_callback = self._choose
-        self._chore: asyncio.Task[None] | None = None
+        self._chore = Chore(self._watch)
 
     def start(self) -> None:
         """Begins to look at the files from time to time."""
-        self._chore = asyncio.create_task(self._watch())
+        self._chore.start()
 
     async def aclose(self) -> None:
-        if self._chore is not None:
-            self._chore.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._chore
+        await self._chore.aclose()
 
     def refresh(self) -> None:
         """Takes what is in the files now, where that is something else. Never raises."""

@@ -12,9 +12,9 @@ import time
 from collections.abc import Awaitable, Callable
 
 from mirror.cache.content import Content
-from mirror.cache.once import Once
 from mirror.manifests import children_of
 from mirror.names import Digest, Repository
+from mirror.tasks import Once
 
 log = logging.getLogger(__name__)
 

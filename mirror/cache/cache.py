@@ -22,7 +22,6 @@ from mirror.cache.flights.parts import Reader
 from mirror.cache.images import Images
 from mirror.cache.lists import Lists, ListSource
 from mirror.cache.negative import Negative
-from mirror.cache.once import Once
 from mirror.cache.outcome import HIT, PASSED, Outcome, miss
 from mirror.cache.pulling import Pulls
 from mirror.cache.tags import ManifestSource, Tags
@@ -32,6 +31,7 @@ from mirror.cache.upkeep.verification import Verification
 from mirror.errors import Denied, StorageFull, Unknown, UpstreamBusy
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
+from mirror.tasks import Once
 
 _LOOK = 0.1
 """Seconds between two looks at how far a download is."""

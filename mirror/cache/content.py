@@ -27,6 +27,7 @@ from mirror.cache.upkeep.upkeep import Upkeep
 from mirror.errors import StorageFull, UpstreamInvalid
 from mirror.manifests import MAX_SIZE, Descriptor, Manifest, children_of, media_type_of
 from mirror.names import Digest, Repository
+from mirror.tasks import Chore
 
 log = logging.getLogger(__name__)
 
@@ -49,20 +50,20 @@ class Content:
         self._hot: OrderedDict[Digest, Manifest] = OrderedDict()
         self._hot_bytes = 0
         self._uses: dict[Digest, float] = {}
-        self._chores: list[asyncio.Task[None]] = []
+        self._chores: list[Chore] = []
 
     def start(self, fetch: Fetch) -> None:
         """Begins the chores: mends what a crash left, writes down uses from time to time, lets go what has expired, scrubs."""
-        chores = [self._recover(), self._write_uses(), Expiry(self.records, self.eviction, self._upkeep.expire).run()]
+        work = [self._recover, self._write_uses, Expiry(self.records, self.eviction, self._upkeep.expire).run]
         if self._upkeep.scrub_rate:
-            chores.append(Scrub(self.store, self.records, self._upkeep.scrub_rate, self._upkeep.scrub_interval).run(fetch))
-        self._chores = [asyncio.create_task(chore) for chore in chores]
+            work.append(Scrub(self.store, self.records, fetch, self._upkeep.scrub_rate, self._upkeep.scrub_interval).run)
+        self._chores = [Chore(this) for this in work]
+        for chore in self._chores:
+            chore.start()
 
     async def aclose(self) -> None:
-        for task in self._chores:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        for chore in self._chores:
+            await chore.aclose()
         await self._flush()
         await self.records.aclose()
         self.disk.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import sqlite3
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from mirror.cache.content import Content
 from mirror.cache.tags import Tags
 from mirror.errors import CatalogFailed, ManifestUnknown, Pinned
 from mirror.names import Digest, Reference, Repository, image_name
+from mirror.tasks import Chore
 
 log = logging.getLogger(__name__)
 
@@ -53,17 +53,14 @@ class Images:
         self._content = content
         self._records = content.records
         self._manifests = manifests
-        self._chore: asyncio.Task[None] | None = None
+        self._chore = Chore(self._watch)
 
     def start(self) -> None:
         """Begins to notice what other processes delete."""
-        self._chore = asyncio.create_task(self._watch())
+        self._chore.start()
 
     async def aclose(self) -> None:
-        if self._chore is not None:
-            self._chore.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._chore
+        await self._chore.aclose()
 
     async def pin(self, repository: Repository, reference: Reference) -> bool:
         """Keeps an image from eviction, what is cached of it now and what will be. Fetches nothing: False where its manifest is not cached yet."""

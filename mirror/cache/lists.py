@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from mirror.cache.catalog.records import Records
-from mirror.cache.once import Once
 from mirror.cache.outcome import HIT, STALE, Outcome, miss
 from mirror.errors import MirrorError, Unknown
 from mirror.names import Digest, Repository
+from mirror.tasks import Once
 
 log = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from mirror import metrics
 from mirror.cache.catalog.catalog import TagRecord
 from mirror.cache.content import Content
 from mirror.cache.negative import Negative
-from mirror.cache.once import Once
 from mirror.cache.outcome import HIT, STALE, VALIDATED, Outcome, miss
 from mirror.cache.turns import Turns
 from mirror.errors import MirrorError, Unknown
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
+from mirror.tasks import Once
 
 log = logging.getLogger(__name__)
 

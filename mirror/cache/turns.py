@@ -20,7 +20,7 @@ _INTERVAL = 0.02
 
 
 class Turns:
-    """In this process, no question may be asked twice at a time: see once.py."""
+    """In this process, no question may be asked twice at a time: see tasks.py."""
 
     def __init__(self, path: Path) -> None:
         """Raises OSError."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 from collections.abc import Sequence
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from mirror.tasks import Chore
 
 _MOST = 10
 """Pieces that are shown at a time."""
@@ -40,18 +41,15 @@ class Bars:
         )
         self._whole = self._bars.add_task("all" if len(pieces) > 1 else str(pieces[0]), total=None)
         self._rows: dict[int, TaskID] = {}
-        self._looking: asyncio.Task[None] | None = None
+        self._chore = Chore(self._look_on)
 
     async def __aenter__(self) -> Bars:
         self._bars.start()
-        self._looking = asyncio.create_task(self._look_on())
+        self._chore.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._looking is not None
-        self._looking.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._looking
+        await self._chore.aclose()
         self._look()
         self._bars.stop()
 

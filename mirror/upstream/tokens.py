@@ -5,7 +5,6 @@ Distribution's "Token Authentication Specification"; Docker Hub's realm is on an
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from aiocache import SimpleMemoryCache
 from yarl import URL
 
 from mirror.errors import Denied, TargetRefused, UpstreamInvalid, UpstreamLimited, UpstreamUnreachable
+from mirror.tasks import Once
 from mirror.upstream.challenges import Challenge
 from mirror.upstream.targets import Guard, retry_after
 from mirror.upstream.transport import read_bounded, shown
@@ -34,12 +34,10 @@ class Authenticator:
         self._registry = registry
         self._credentials = credentials
         self._tokens = SimpleMemoryCache(timeout=None)
-        self._fetching: dict[str, asyncio.Task[str]] = {}
+        self._fetching: Once[str] = Once()
 
     async def aclose(self) -> None:
-        for task in list(self._fetching.values()):
-            task.cancel()
-        await asyncio.gather(*self._fetching.values(), return_exceptions=True)
+        await self._fetching.aclose()
         await self._tokens.clear()
 
     async def header(self, challenge: Challenge, scope: str, guard: Guard, timeout: float) -> str:
@@ -50,23 +48,13 @@ class Authenticator:
         key = f"{challenge.realm} {challenge.service} {scope}"
         token = await self._tokens.get(key)
         if token is None:
-            task = self._fetching.get(key)
-            if task is None:
-                task = asyncio.create_task(self._fetch(key, challenge, scope, guard, timeout), name=f"token {self._registry}")
-                self._fetching[key] = task
-                task.add_done_callback(lambda done: self._fetched(key, done))
-            token = await asyncio.shield(task)
+            token, _ = await self._fetching.do(key, lambda: self._fetch(key, challenge, scope, guard, timeout))
         return f"Bearer {token}"
 
     async def forget(self, challenge: Challenge, scope: str) -> None:
         """Drops a token that was refused."""
         scope = scope if challenge.scope is None else challenge.scope
         await self._tokens.delete(f"{challenge.realm} {challenge.service} {scope}")
-
-    def _fetched(self, key: str, task: asyncio.Task[str]) -> None:
-        self._fetching.pop(key, None)
-        if not task.cancelled():
-            task.exception()
 
     def _known(self, wish: str) -> tuple[str, str]:
         found = self._read()

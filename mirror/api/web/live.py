@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
 
 from aiohttp import web
+
+from mirror.tasks import Chore
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Live(Generic[_T]):
         self._look = look
         self._draw = draw
         self._listeners = 0
-        self._watch: asyncio.Task[None] | None = None
+        self._chore = Chore(self._keep_watch)
         self._parts: dict[str, Mapping[str, str]] = {}
         self._state: _T | None = None
         self._news = asyncio.Event()
@@ -47,8 +48,7 @@ class Live(Generic[_T]):
         try:
             await response.prepare(request)
             await response.write(_RETRY.encode())
-            if self._watch is None or self._watch.done():
-                self._watch = asyncio.create_task(self._keep_watch())
+            self._chore.start()
             await self._tell(response, language)
         except (OSError, TimeoutError):
             # It has left, or takes nothing.
@@ -61,10 +61,7 @@ class Live(Generic[_T]):
         """Ends all: a browser comes again when there is a mirror again."""
         self._closed = True
         self._ring()
-        if self._watch is not None:
-            self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
+        await self._chore.aclose()
 
     async def _tell(self, response: web.StreamResponse, language: str) -> None:
         told: dict[str, str] = {}

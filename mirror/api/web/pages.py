@@ -21,6 +21,7 @@ from mirror.cache.flights.board import Download
 from mirror.clients import CLIENTS, Address, Client
 from mirror.errors import ManifestUnknown
 from mirror.names import Reference, Repository, image_name
+from mirror.tasks import Chore, Once
 
 PAGE = 25
 """Images on a page."""
@@ -64,19 +65,16 @@ class Pages:
         self._house = house
         self._templates = templates
         self._figures: tuple[float, Totals, History] | None = None
-        self._renewal: asyncio.Task[tuple[Totals, History]] | None = None
-        self._warming: asyncio.Task[None] | None = None
+        self._renewals: Once[tuple[Totals, History]] = Once()
+        self._chore = Chore(self._warm)
 
     def start(self) -> None:
         """Begins to do what the first page would have to wait for."""
-        self._warming = asyncio.create_task(self._warm())
+        self._chore.start()
 
     async def aclose(self) -> None:
-        for task in (self._warming, self._renewal):
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, sqlite3.Error, OSError):
-                    await task
+        await self._chore.aclose()
+        await self._renewals.aclose()
 
     def changed(self) -> None:
         """Has the figures worked out anew for who comes next."""
@@ -184,11 +182,9 @@ class Pages:
         now = time.monotonic()
         known = self._figures
         if known is None or now - known[0] > _FRESH:
-            if self._renewal is None or self._renewal.done():
-                self._renewal = asyncio.create_task(self._work_out())
+            renewal, _ = self._renewals.start("figures", self._work_out)
             if known is None or now - known[0] > _OLD:
-                return await asyncio.shield(self._renewal)
-        assert known is not None
+                return await asyncio.shield(renewal)
         return known[1], known[2]
 
     async def _work_out(self) -> tuple[Totals, History]:

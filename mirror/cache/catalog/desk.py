@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import sqlite3
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from mirror.cache.catalog.inventory import Inventory
 from mirror.cache.disk import Disk
+from mirror.tasks import Chore
 
 log = logging.getLogger(__name__)
 
@@ -28,21 +28,18 @@ class Desk:
         """Raises OSError, sqlite3.Error."""
         self._thread = Disk(1)
         self._inventory = Inventory(root)
-        self._chore: asyncio.Task[None] | None = None
+        self._chore = Chore(self._keep_up)
 
     def start(self) -> None:
         """Begins to keep the inventory up."""
-        self._chore = asyncio.create_task(self._keep_up())
+        self._chore.start()
 
     async def ask(self, method: Callable[Concatenate[Inventory, _P], _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """What a method of the inventory answers: ``await desk.ask(Inventory.images, "redis", count=50)``. Raises OSError, sqlite3.Error."""
         return await self._thread.run(lambda: method(self._inventory, *args, **kwargs))
 
     async def aclose(self) -> None:
-        if self._chore is not None:
-            self._chore.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._chore
+        await self._chore.aclose()
         await self._thread.run(self._inventory.close)
         self._thread.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
 
@@ -11,6 +10,7 @@ from mirror import metrics
 from mirror.cache.catalog.history import SAMPLE_INTERVAL
 from mirror.cache.catalog.records import Records
 from mirror.names import Reference, Repository
+from mirror.tasks import Chore
 
 _INTERVAL = 5.0
 _COUNTERS = (metrics.requests, metrics.hits, metrics.pulled_bytes, metrics.pushed_bytes)
@@ -25,11 +25,11 @@ class Usage:
         self._pulls: dict[tuple[Repository, Reference], tuple[int, float]] = {}
         self._told = _traffic()
         self._sampled = -math.inf
-        self._chore: asyncio.Task[None] | None = None
+        self._chore = Chore(self._write)
 
     def start(self) -> None:
         """Begins to write."""
-        self._chore = asyncio.create_task(self._write())
+        self._chore.start()
 
     def pulled(self, repository: Repository, reference: Reference) -> None:
         """Counts a client's request for a manifest."""
@@ -55,15 +55,14 @@ class Usage:
 
     async def aclose(self) -> None:
         """Stops writing, after all has been told."""
-        if self._chore is not None:
-            self._chore.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._chore
-            await self.flush()
+        await self._chore.aclose()
 
     async def _write(self) -> None:
-        while True:
-            await asyncio.sleep(_INTERVAL)
+        try:
+            while True:
+                await asyncio.sleep(_INTERVAL)
+                await self.flush()
+        finally:
             await self.flush()
 
 

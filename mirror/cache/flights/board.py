@@ -20,6 +20,7 @@ from typing import Any
 from mirror.cache.disk import Disk
 from mirror.cache.flights.flight import Flight
 from mirror.cache.flights.flights import Flights
+from mirror.tasks import Chore
 
 _INTERVAL = 1.0
 _SHOWN = 6.0
@@ -104,31 +105,30 @@ class Board:
         self._flights = flights
         self._disk = disk
         self._watched: dict[Flight, _Watched] = {}
-        self._chore: asyncio.Task[None] | None = None
+        self._chore = Chore(self._write)
 
     def start(self) -> None:
         """Begins to write."""
-        self._chore = asyncio.create_task(self._write())
+        self._chore.start()
 
     async def aclose(self) -> None:
         """Stops writing; the file is gone."""
-        if self._chore is not None:
-            self._chore.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._chore
-            await self._disk.run(self._remove)
+        await self._chore.aclose()
 
     async def downloads(self) -> list[Download]:
         """All that is being downloaded, or just was: the latest first."""
         return await self._disk.run(read, self._folder)
 
     async def _write(self) -> None:
-        while True:
-            await self._flights.begun.wait()
-            self._flights.begun.clear()
-            while lines := self._look():
-                await self._disk.run(self._replace, lines)
-                await asyncio.sleep(_INTERVAL)
+        try:
+            while True:
+                await self._flights.begun.wait()
+                self._flights.begun.clear()
+                while lines := self._look():
+                    await self._disk.run(self._replace, lines)
+                    await asyncio.sleep(_INTERVAL)
+                await self._disk.run(self._remove)
+        finally:
             await self._disk.run(self._remove)
 
     def _look(self) -> list[Download]:

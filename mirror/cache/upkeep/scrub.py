@@ -40,14 +40,15 @@ Fetch = Callable[[Repository, Digest], Awaitable[tuple[_Closable, object]]]
 class Scrub:
     """A chore."""
 
-    def __init__(self, store: BlobStore, records: Records, rate: int, interval: float) -> None:
+    def __init__(self, store: BlobStore, records: Records, fetch: Fetch, rate: int, interval: float) -> None:
         """`rate` in bytes a second; content is read again after `interval` seconds."""
         self._store = store
         self._records = records
+        self._fetch = fetch
         self._rate = rate
         self._interval = interval
 
-    async def run(self, fetch: Fetch) -> None:
+    async def run(self) -> None:
         """Never ends."""
         reading = Reading(self._store, self._rate)
         with contextlib.closing(reading), open(self._store.root / "catalog" / "scrub.lock", "wb") as file:
@@ -58,13 +59,13 @@ class Scrub:
                 try:
                     due = await self._records.read(None, self._records.catalog.unverified, time.time() - self._interval)
                     if due is not None:
-                        await self._check(*due, reading, fetch)
+                        await self._check(*due, reading)
                     await asyncio.sleep(_SHORTEST_PAUSE if due else min(_LONGEST_PAUSE, self._interval / 4))
                 except Exception:
                     log.exception("could not scrub; serving goes on")
                     await asyncio.sleep(_LONGEST_PAUSE)
 
-    async def _check(self, digest: Digest, size: int, reading: Reading, fetch: Fetch) -> None:
+    async def _check(self, digest: Digest, size: int, reading: Reading) -> None:
         catalog = self._records.catalog
         try:
             fd = await reading.open(digest)
@@ -83,7 +84,7 @@ class Scrub:
         await self._records.write(catalog.forget, [digest])
         if holder is not None:
             try:
-                reader, _ = await fetch(holder, digest)
+                reader, _ = await self._fetch(holder, digest)
                 await reader.aclose()
             except MirrorError as error:
                 log.warning("%s cannot be fetched again now, but will be when it is asked for: %s", digest, error)

@@ -1,17 +1,44 @@
-"""Work that several want at the same time, done once."""
+"""Work in tasks that belong to the process: whoever began it, or waits for it, may leave, and it goes on."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
+
+log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
 
+class Chore:
+    """Work that nobody waits for. A failure ends it, is told of in the log, and is nobody else's affair."""
+
+    def __init__(self, work: Callable[[], Awaitable[None]]) -> None:
+        self._work = work
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins the work, where it is not under way."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+
+    async def aclose(self) -> None:
+        """Ends the work, where it is under way."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        try:
+            await self._work()
+        except Exception:
+            log.exception("a chore has failed; everything else goes on")
+
+
 class Once(Generic[_T]):
-    """At most one task a key. The tasks belong to the process: whoever waits may leave, and the work goes on."""
+    """Work that several want at the same time, done once: at most one task a key."""
 
     def __init__(self) -> None:
         self._tasks: dict[Hashable, asyncio.Task[_T]] = {}
@@ -46,6 +73,4 @@ class Once(Generic[_T]):
         """Ends all work."""
         for task in (tasks := list(self._tasks.values())):
             task.cancel()
-        for task in tasks:
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+        await asyncio.gather(*tasks, return_exceptions=True)
