@@ -79,9 +79,8 @@ def pull(
     async def work(cache: Cache) -> list[dict[str, Any]]:
         from mirror.cache.pulling import Pull
 
-        # So that figures and dashboard know of it.
+        # So that the figures know of it.
         cache.usage.start()
-        cache.board.start()
         pulls = [Pull(repository, reference, wanted) for repository, reference in named]
         faults: dict[str, str] = {}
 

@@ -73,7 +73,8 @@ def _tell(found: Details, ttl: float) -> None:
 def _status(variant: Variant) -> str:
     if not variant.cached:
         return "not cached"
-    return f"{format_size(variant.size)}, {'complete' if variant.complete else 'incomplete'}"
+    lacks = "its configuration is missing" if variant.config is not None and not variant.config.cached else "incomplete"
+    return f"{format_size(variant.size)}, {'complete' if variant.complete else lacks}"
 
 
 def _tell_json(found: Details, ttl: float) -> None:

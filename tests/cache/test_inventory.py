@@ -131,10 +131,16 @@ async def test_an_image_is_taken_apart(mirror: Mirror, upstream: Scripted, ask: 
     ]
     one = make_image(1)
     assert [str(layer.descriptor.digest) for layer in details.variants[0].layers] == list(one.blobs)[:-1]
-    assert details.variants[0].config is not None
-    assert str(details.variants[0].config.digest) == list(one.blobs)[-1]
+    config = details.variants[0].config
+    assert config is not None
+    assert str(config.descriptor.digest) == list(one.blobs)[-1]
     assert ask.image(APP, Digest.parse(image.digest)) == details
     assert ask.image(APP, Tag("2")) is None
+    with closing(Catalog(mirror.directory / "catalog")) as catalog:
+        catalog.forget([config.descriptor.digest])
+    details = ask.image(APP, Tag("1"))
+    assert details is not None
+    assert not details.variants[0].complete, "no client pulls an image without its configuration"
 
 
 async def test_a_tag_that_moves_leaves_an_untagged_image(start: Callable[..., Any], upstream: Scripted) -> None:

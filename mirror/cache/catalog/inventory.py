@@ -97,7 +97,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A blob of an image; `size` in bytes as its manifest says, `images` how many cached images have it."""
+    """A layer of an image, or its configuration; `images` is how many cached images have it."""
 
     descriptor: Descriptor
     cached: bool
@@ -112,7 +112,7 @@ class Variant:
     platform: str | None
     cached: bool
     """True where the manifest is cached; only then what follows is known."""
-    config: Descriptor | None = None
+    config: Layer | None = None
     layers: tuple[Layer, ...] = ()
 
     @property
@@ -123,7 +123,8 @@ class Variant:
     @property
     def complete(self) -> bool:
         """True where it can be pulled without upstream."""
-        return self.cached and all(layer.cached for layer in self.layers)
+        blobs = self.layers if self.config is None else (self.config, *self.layers)
+        return self.cached and all(blob.cached for blob in blobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +274,8 @@ class Inventory:
         if row is None:
             return Variant(digest, platform, cached=False)
         config, layers = blobs_of(self._read(digest))
-        return Variant(digest, platform or row[1], True, config, tuple(self._layer(layer) for layer in layers))
+        own = None if config is None else self._layer(config)
+        return Variant(digest, platform or row[1], True, own, tuple(self._layer(layer) for layer in layers))
 
     def _layer(self, descriptor: Descriptor) -> Layer:
         row = self._db.execute(
