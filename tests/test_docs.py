@@ -31,9 +31,20 @@ TABLES: dict[str, type[BaseModel]] = {
 }
 
 
-def metric_names() -> set[str]:
+def metric_rows() -> dict[str, tuple[str, str]]:
+    """Labels and help of each metric, as the README's table has them."""
     found = [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
-    return {metric._name + ("_total" if metric._type == "counter" else "") for metric in found}
+    return {
+        metric._name + ("_total" if metric._type == "counter" else ""): (
+            ", ".join(f"`{label}`" for label in metric._labelnames),
+            metric._documentation,
+        )
+        for metric in found
+    }
+
+
+def metric_names() -> set[str]:
+    return set(metric_rows())
 
 
 def test_every_setting_is_in_the_readme_with_its_description() -> None:
@@ -57,8 +68,8 @@ def test_the_defaults_in_the_readme_are_the_defaults() -> None:
 
 def test_every_metric_is_in_the_readme() -> None:
     """Neither more nor less, with its labels and its help."""
-    documented = set(re.findall(r"^\| `((?:mirror|registry_proxy)_[a-z_]+)` \|", README, re.MULTILINE))
-    assert documented == metric_names()
+    rows = re.findall(r"^\| `((?:mirror|registry_proxy)_[a-z_]+)` \| (.*?) ?\| (.*) \|$", README, re.MULTILINE)
+    assert {name: (labels, told) for name, labels, told in rows} == metric_rows()
 
 
 def test_the_dashboard_asks_for_metrics_that_exist() -> None:
@@ -123,6 +134,16 @@ def test_every_command_says_in_one_line_what_it_does() -> None:
         assert command is not None
         assert command.short_help, name
         assert len(command.short_help) < 60, name
+
+
+def test_every_command_takes_the_flags_of_serve_that_say_which_mirror_is_meant() -> None:
+    """As the README says of all of them; and what prints a table prints JSON too."""
+    for name in main.list_commands(Context(main)):
+        command = main.get_command(Context(main), name)
+        assert command is not None
+        known = {option for parameter in command.params for option in parameter.opts}
+        wanted = {"--config", "--cache-dir", "--upstream"}
+        assert wanted | (set() if name in ("serve", "pin", "unpin") else {"--json"}) <= known, name
 
 
 def test_json_in_the_readme_is_json() -> None:

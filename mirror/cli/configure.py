@@ -12,7 +12,7 @@ import click
 
 from mirror.cli import changes
 from mirror.cli.changes import Change
-from mirror.cli.options import settings_or_exit
+from mirror.cli.options import cache_options, settings_or_exit
 from mirror.clients import CLIENTS, Address, Client, Conflict
 
 
@@ -38,9 +38,7 @@ from mirror.clients import CLIENTS, Address, Client, Conflict
     metavar="PATH",
     help="Where the client's file is, if not in its usual place.",
 )
-@click.option(
-    "--config", type=click.Path(path_type=Path), metavar="FILE", help="The mirror's settings: its address and its registries."
-)
+@cache_options
 @click.option("--json", "as_json", is_flag=True, help="Tell it as JSON.")
 def configure(
     client: str,
@@ -50,17 +48,19 @@ def configure(
     root: Path | None,
     file: Path | None,
     config: Path | None,
+    cache_dir: str | None,
+    upstreams: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Shows what is to be changed so that CLIENT pulls through the mirror; writes it with --write, takes it back with --undo.
 
-    What the files hold already stays. The exit status is 0 when it is done, 1 when it cannot be, 2 when it is asked for wrongly.
+    The settings tell the mirror's address and its registries. What the files hold already stays. The exit status is 0 when it is done, 1 when it cannot be, 2 when it is asked for wrongly.
     """
     if write and undo:
         raise click.UsageError("--write and --undo exclude each other")
     if file is not None and root is not None:
         raise click.UsageError("--file and --root exclude each other")
-    settings = settings_or_exit(config)
+    settings = settings_or_exit(config, cache_dir, upstreams)
     try:
         address = Address.parse(url if url is not None else settings.server.own_url)
     except ValueError as error:

@@ -110,14 +110,16 @@ def test_one_file_that_cannot_be_merged_keeps_all_from_being_written(tmp_path: P
 
 
 def test_the_settings_say_which_mirror_and_which_registries(tmp_path: Path) -> None:
-    """From a file and from the environment; an address for all machines is loopback for this one."""
+    """From a file, flags and the environment; an address for all machines is loopback for this one."""
     config = tmp_path / "mirror.toml"
     config.write_text(
         '[server]\nlisten = "0.0.0.0:5555"\n[registries."registry.lan:5001"]\nendpoints = ["https://registry.lan:5001"]\n'
     )
-    report = json.loads(invoke("podman", "--root", str(tmp_path), "--config", str(config), "--json").stdout)
+    flags = ("--config", str(config), "--upstream", "second.lan=http://second.lan", "--cache-dir", "/x")
+    report = json.loads(invoke("podman", "--root", str(tmp_path), *flags, "--json").stdout)
     assert report["mirror"] == "http://127.0.0.1:5555"
-    assert 'location = "127.0.0.1:5555/registry.lan:5001"' in report["files"][0]["diff"]
+    for registry in ("registry.lan:5001", "second.lan"):
+        assert f'location = "127.0.0.1:5555/{registry}"' in report["files"][0]["diff"]
     assert report["done"] is True
     report = json.loads(invoke("docker", "--root", str(tmp_path), "--json", MIRROR_SERVER__LISTEN="[::1]:81").stdout)
     assert report["mirror"] == "http://[::1]:81"
