@@ -84,7 +84,7 @@ class Cache:
 
     def start(self) -> None:
         """Begins the chores behind."""
-        self.content.start(self.blob)
+        self.content.start(self.verification.restore)
         self.desk.start()
         self.usage.start()
         self.images.start()

@@ -22,7 +22,7 @@ from mirror.cache.flights.parts import FileReader
 from mirror.cache.flights.spool import sweep
 from mirror.cache.upkeep.eviction import Eviction
 from mirror.cache.upkeep.expiry import Expiry
-from mirror.cache.upkeep.scrub import Fetch, Scrub
+from mirror.cache.upkeep.scrub import Restore, Scrub
 from mirror.cache.upkeep.upkeep import Upkeep
 from mirror.errors import StorageFull, UpstreamInvalid
 from mirror.manifests import MAX_SIZE, Descriptor, Manifest, children_of, media_type_of
@@ -52,11 +52,11 @@ class Content:
         self._uses: dict[Digest, float] = {}
         self._chores: list[Chore] = []
 
-    def start(self, fetch: Fetch) -> None:
+    def start(self, restore: Restore) -> None:
         """Begins the chores: mends what a crash left, writes down uses from time to time, lets go what has expired, scrubs."""
         work = [self._recover, self._write_uses, Expiry(self.records, self.eviction, self._upkeep.expire).run]
         if self._upkeep.scrub_rate:
-            work.append(Scrub(self.store, self.records, fetch, self._upkeep.scrub_rate, self._upkeep.scrub_interval).run)
+            work.append(Scrub(self.store, self.records, restore, self._upkeep.scrub_rate, self._upkeep.scrub_interval).run)
         self._chores = [Chore(this) for this in work]
         for chore in self._chores:
             chore.start()

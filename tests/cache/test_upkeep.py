@@ -16,7 +16,7 @@ import pytest
 from mirror.cache.catalog.catalog import Catalog, TagRecord
 from mirror.cache.upkeep.upkeep import Expire
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST, Descriptor
-from mirror.names import Digest, Repository
+from mirror.names import Digest, Repository, Tag
 from tests.support.mirrors import Mirror, MirrorProcess, until
 from tests.support.scripted import Scripted
 
@@ -275,17 +275,32 @@ async def test_what_cannot_be_healed_now_is_not_served(start: Callable[..., Any]
     assert (await mirror.get(path(blob))).digest() == blob
 
 
-async def test_a_damaged_manifest_goes_and_comes_back(start: Callable[..., Any], upstream: Scripted) -> None:
-    """It is fetched again when it is next asked for, after a restart at the latest."""
-    mirror: Mirror = await start(scrub_rate="1GB", scrub_interval="300ms")
+async def test_a_damaged_manifest_is_healed(start: Callable[..., Any], upstream: Scripted) -> None:
+    """From memory with upstream away, else from upstream, with nobody asking; its image is still listed, and pinned with its layers."""
+    repository = Repository("docker.io", "library/app")
     image = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start(scrub_rate="1GB", scrub_interval="300ms")
     await mirror.get("/v2/app/manifests/latest")
-    damage(mirror, image.digest)
-    await until(lambda: not mirror.cached(image.digest))
+    await mirror.get(path(image.layers[0]))
+    await mirror.until_cached(image.layers[0])
+    catalog = Catalog(mirror.directory / "catalog")
+    catalog.pin(repository, Tag("latest"))
+    file = mirror.directory / "blobs" / "sha256" / image.digest.hex
+
+    async def rot() -> None:
+        damage(mirror, image.digest)
+        await until(lambda: file.exists() and file.read_bytes() == image.body)
+        await until(lambda: {image.digest, image.layers[0]} <= catalog.pinned().keys())
+
+    await upstream.stop()
+    await rot()
     await mirror.stop()
-    again: Mirror = await start(scrub_rate=0)
-    assert (await again.get("/v2/app/manifests/latest")).body == image.body
-    assert again.cached(image.digest)
+    await upstream.start()
+    mirror = await start(scrub_rate="1GB", scrub_interval="300ms")
+    asked = upstream.count("GET", f"/manifests/{image.digest}")
+    await rot()
+    assert upstream.count("GET", f"/manifests/{image.digest}") == asked + 1
+    catalog.close()
 
 
 def test_what_was_verified_the_longest_ago_is_scrubbed_first(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Reads everything again from time to time, gently, and heals what has rotted on the disk.
 
-One process does it for all that share the directory. Damaged content is removed at once, so that nobody gets it, and a blob is fetched again where it is known who holds it;
-a manifest is fetched again when somebody asks.
+One process does it for all that share the directory. Damaged content is removed at once, so that nobody gets it, and fetched again where it is known who holds it.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 from mirror.cache.blobs import BlobStore
 from mirror.cache.catalog.records import Records
@@ -29,22 +27,18 @@ _LONGEST_PAUSE = 60.0
 """Seconds until it is looked again for what is due."""
 
 
-class _Closable(Protocol):
-    async def aclose(self) -> None: ...
-
-
-Fetch = Callable[[Repository, Digest], Awaitable[tuple[_Closable, object]]]
-"""Gives a reader of a blob, whose download goes on without it. Raises MirrorError."""
+Restore = Callable[[Repository, Digest, bool], Awaitable[None]]
+"""Brings back content that a repository holds; True for a manifest. Raises MirrorError."""
 
 
 class Scrub:
     """A chore."""
 
-    def __init__(self, store: BlobStore, records: Records, fetch: Fetch, rate: int, interval: float) -> None:
+    def __init__(self, store: BlobStore, records: Records, restore: Restore, rate: int, interval: float) -> None:
         """`rate` in bytes a second; content is read again after `interval` seconds."""
         self._store = store
         self._records = records
-        self._fetch = fetch
+        self._restore = restore
         self._rate = rate
         self._interval = interval
 
@@ -81,11 +75,11 @@ class Scrub:
         finally:
             os.close(fd)
         holder = await self._records.read(None, catalog.holder, digest)
+        is_manifest = await self._records.read(None, catalog.manifest_type, digest) is not None
         await self._records.write(catalog.forget, [digest])
         if holder is not None:
             try:
-                reader, _ = await self._fetch(holder, digest)
-                await reader.aclose()
+                await self._restore(holder, digest, is_manifest)
             except MirrorError as error:
                 log.warning("%s cannot be fetched again now, but will be when it is asked for: %s", digest, error)
 

@@ -111,15 +111,22 @@ class Verification:
         if holder is None:
             return Damage(digest, size, None, "no repository is known that has it; it is fetched again when a client asks for it")
         try:
-            if is_manifest:
-                await self._manifests.get(holder, digest)
-            else:
-                async with aclosing(self._fetch(holder, digest)) as looks:
-                    async for _ in looks:
-                        pass
+            await self.restore(holder, digest, is_manifest)
         except MirrorError as error:
             return Damage(digest, size, holder, error.message)
         return Damage(digest, size, holder, "")
+
+    async def restore(self, holder: Repository, digest: Digest, is_manifest: bool) -> None:
+        """Brings back what was damaged, and is neither on the disk nor in the catalog now. Raises MirrorError."""
+        if not is_manifest:
+            async with aclosing(self._fetch(holder, digest)) as looks:
+                async for _ in looks:
+                    pass
+        elif (in_memory := self._content.hot_manifest(digest)) is not None:
+            # It was verified when it came there.
+            await self._content.add_manifest(holder, in_memory)
+        else:
+            await self._manifests.get(holder, digest)
 
     async def _note(self, whole: list[Digest]) -> None:
         await self._records.write(self._records.catalog.set_verified, tuple(whole), time.time())
