@@ -102,6 +102,27 @@ async def test_an_upstream_that_nobody_has_asked_is_not_called_healthy(mirror: M
     assert b"answered" in page
 
 
+def test_the_trend_is_drawn_once_it_tells_something() -> None:
+    """From the size an hour ago or earlier to the size now, the highest at the top; before that it says when it will be."""
+    totals = Totals(0, 0, 0, 0, 4096, 0, 0, Traffic(0, 0, 0, 0))
+    pages = Pages(None, House("1", (), 8192, 1.0, dict), Templates("1"))  # type: ignore[arg-type]
+
+    def figures(*samples: tuple[float, int]) -> str:
+        sizes = tuple((int(time.time() - ago), size) for ago, size in samples)
+        return pages.parts(State((), totals, History(sizes, ()), {}), "en")["figures"]
+
+    drawn = figures((7200, 1024), (3600, 2048))
+    assert re.search(r"Size of the cache lately: 1 KiB on 20\d\d-[^,]*, 4 KiB now", drawn)
+    line = re.search(r'<path class="line" d="M0\.0 ([\d.]+)L120\.0 ([\d.]+)L240\.0 ([\d.]+)"', drawn)
+    assert line is not None, drawn
+    heights = [float(height) for height in line.groups()]
+    assert heights == sorted(heights, reverse=True)
+    assert len(set(heights)) == 3
+    for young in (figures(), figures((600, 1024))):
+        assert "The trend shows here after an hour" in young
+        assert "<path" not in young
+
+
 def _fill(directory: Path) -> None:
     fill(directory, 10_000)
     # All of them at once have to be read first: minutes, on a busy machine.

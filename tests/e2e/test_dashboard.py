@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,29 +57,47 @@ async def cache(mirror: Mirror, upstream: Scripted, name: str, tag: str = "1", l
     return image
 
 
+WATCH = """
+window.seen = [];
+const list = document.getElementById("downloads");
+new MutationObserver(() => {
+  const bar = list.querySelector("progress");
+  if (bar) window.seen.push([bar.value, list.querySelector(".facts").innerText]);
+}).observe(list, { childList: true, subtree: true, attributes: true, characterData: true });
+"""
+"""Notes what the page shows of a download, each time that it changes."""
+
+
 async def test_a_download_is_seen_moving_and_finishing(watched: Watched, upstream: Scripted) -> None:
-    """It appears by itself, its bytes grow, and it is done; then the figures tell of it."""
+    """It appears by itself, its bytes grow, with rate, readers and time left, and it is done; then figures and upstream tell of it."""
     mirror, window = watched.mirror, watched.window
+    upstream.extra_headers = {"ratelimit-limit": "100;w=21600", "ratelimit-remaining": "42;w=21600"}
+    upstream.rate = SIZE / 8
     image = upstream.add_image("library/big", "1", layers=[os.urandom(SIZE)])
     layer = str(image.layers[0])
-    first = Hold(after=SIZE // 4)
-    upstream.fail(layer, first)
+    half = Hold(after=SIZE // 2)
+    upstream.fail(layer, half)
     await watched.do(lambda: window.go(mirror.url))
     await watched.do(lambda: window.until_text("Nothing is being downloaded"))
+    await watched.do(lambda: window.script(WATCH))
     await mirror.get("/v2/big/manifests/1")
     _, writer = await mirror.slow_reader(f"/v2/big/blobs/{layer}")
-    await first.reached.wait()
+    await half.reached.wait()
     await watched.do(lambda: window.until_text("docker.io/library/big", "#downloads"))
     await watched.do(lambda: window.until_text("1 reader", "#downloads"))
-    have = "return document.querySelector('#downloads progress').value"
-    before = await watched.do(lambda: window.until(lambda: window.script(have), "bytes"))
-    assert 0 < before < SIZE
-    first.release.set()
+    seen = await watched.do(lambda: window.script("return window.seen"))
+    values = [value for value, _ in seen]
+    assert values == sorted(values)
+    assert len({value for value in values if 0 < value < SIZE}) > 1, seen
+    assert any(re.search(r"of 3\.81 MiB\s+[\d.]+ KiB/s\s+\d+ s left\s+1 reader", facts) for _, facts in seen), seen
+    half.release.set()
     await watched.do(lambda: window.until_text("done", "#downloads"))
-    assert await watched.do(lambda: window.script(have)) == SIZE
+    assert await watched.do(lambda: window.script("return document.querySelector('#downloads progress').value")) == SIZE
     writer.close()
     await watched.do(lambda: window.until_text("Nothing is being downloaded"))
     await watched.do(lambda: window.until_text("in 1 repository", "#figures"))
+    for told in ("healthy", "first byte after", "42 of 100 pulls left"):
+        await watched.do(partial(window.until_text, told, "#upstreams"))
     assert not list((mirror.directory / "live").glob("*"))
 
 
