@@ -116,3 +116,25 @@ def test_buildkit_reads_what_was_written(stage: Stage, tmp_path: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     configure("buildkit", stage.mirror.url, "--file", str(file), "--undo")
     assert file.read_bytes() == before
+
+
+def test_k3s_reads_what_was_written(stage: Stage, tmp_path: Path) -> None:
+    """By wharfie, Rancher's own reader of registries.yaml, with which RKE2 pulls its first image; the credentials that were there stay.
+
+    k3s itself gives containerd the same as hosts.toml files: those are above.
+    """
+    require("wharfie")
+    file = tmp_path / "registries.yaml"
+    before = (
+        b'mirrors:\n  docker.io: {endpoint: ["http://127.0.0.1:1"]} # old\nconfigs:\n  lan: {auth: {username: u, password: p}}\n'
+    )
+    file.write_bytes(before)
+    configure("k3s", stage.mirror.url, "--file", str(file), "--write")
+    assert b"password: p" in file.read_bytes()
+    for registry in ("docker.io", "ghcr.io"):
+        target = tmp_path / registry
+        run("wharfie", "--private-registry", str(file), "--arch", "amd64", f"{registry}/{REPOSITORY}:oci", str(target))
+        assert (target / "etc/layer-0").is_file()
+    stage.check_upstream_was_asked_once("oci")
+    configure("k3s", stage.mirror.url, "--file", str(file), "--undo")
+    assert file.read_bytes() == before
