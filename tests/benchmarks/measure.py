@@ -25,6 +25,7 @@ from tests.benchmarks.peers import OWN, Peer, start
 from tests.benchmarks.scenarios import Kind, Scenario
 from tests.benchmarks.shaping import CLEAN, Link
 from tests.e2e.test_dockerd import Dockerd
+from tests.support.filled import fill
 
 
 @dataclass
@@ -94,6 +95,8 @@ def _places(scenario: Scenario, origin: Origin, contenders: Sequence[str], worke
         places = []
         for number, name in enumerate(contenders):
             link = running.enter_context(Link(origin.url, scenario.shape)) if scenario.shape != CLEAN else None
+            if scenario.cached:
+                fill(folder / str(number) / "cache", scenario.cached // 3)
             peer = start(name, folder / str(number), link.url if link else origin.url, workers)
             places.append(_Place(name, running.enter_context(peer), link))
         yield places
@@ -163,9 +166,10 @@ def _dockerd(scenario: Scenario, image: Image, place: _Place) -> Figures:
     try:
         peer.forget_peak()
         received, cpu = link.received if link else 0, peer.cpu_seconds()
-        began = time.perf_counter()
-        daemon.docker("pull", "-q", f"{REPOSITORY.removeprefix('library/')}:{image.tag}")
-        figures = Figures(seconds=time.perf_counter() - began)
+        with peer.busy():
+            began = time.perf_counter()
+            daemon.docker("pull", "-q", f"{REPOSITORY.removeprefix('library/')}:{image.tag}")
+            figures = Figures(seconds=time.perf_counter() - began)
     finally:
         daemon.stop()
     if link is not None:

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
@@ -23,6 +23,11 @@ DOCKER_REGISTRY = "docker-registry 2.8"
 NGINX = "nginx"
 DISTRIBUTION3 = "distribution 3"
 DIRECT = "direct"
+GC = "mirror, beside gc"
+VERIFY = "mirror, beside verify"
+SCRUB = "mirror, scrubbing"
+UPKEEP = {GC: ("gc",), VERIFY: ("verify",), SCRUB: ()}
+"""The mirror at work on its cache: the command that is run at each pull, from its start on."""
 
 _GO_REGISTRY = "github.com/distribution/distribution/v3/cmd/registry@latest"
 _BINARY3 = Path.home() / ".cache" / "mirror-bench" / "registry"
@@ -32,9 +37,10 @@ _CONNECTIONS = "connections_per_blob"
 class Peer:
     """A contender that runs; without a program it is the upstream itself."""
 
-    def __init__(self, url: str, program: Program | None = None) -> None:
+    def __init__(self, url: str, program: Program | None = None, beside: Sequence[str] = ()) -> None:
         self.url = url
         self._program = program
+        self._beside = beside
         if program is not None:
             program.wait_until(lambda: answers(f"{url}/v2/"))
 
@@ -58,6 +64,17 @@ class Peer:
         for pid in self._family():
             with contextlib.suppress(OSError):
                 Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Has it do meanwhile what it is to do beside; to its end, which may be later."""
+        if not self._beside:
+            yield
+            return
+        with subprocess.Popen(self._beside, stdout=subprocess.DEVNULL, start_new_session=True) as command:
+            yield
+            if command.wait(120) != 0:
+                raise RuntimeError(f"{' '.join(self._beside)} ended with {command.returncode}")
 
     def _each(self, file: str) -> Iterator[str]:
         """That file of /proc, of each process that is still there."""
@@ -87,9 +104,14 @@ def start(name: str, folder: Path, upstream: str, workers: int | None = None) ->
         return Peer(upstream)
     port = free_port()
     environment = {"OTEL_TRACES_EXPORTER": "none"}
-    if name in (OWN, SINGLE):
-        command = [sys.executable, "-m", "mirror", "serve", "--listen", f"127.0.0.1:{port}", "--cache-dir", f"{folder}/cache"]
-        command += ["--upstream", f"docker.io={upstream}", *(["--workers", str(workers)] if workers else [])]
+    beside: list[str] = []
+    if name in (OWN, SINGLE, *UPKEEP):
+        own, place = [sys.executable, "-m", "mirror"], ["--cache-dir", f"{folder}/cache", "--upstream", f"docker.io={upstream}"]
+        command = [*own, "serve", "--listen", f"127.0.0.1:{port}", *place, *(["--workers", str(workers)] if workers else [])]
+        if UPKEEP.get(name):
+            beside = [*own, *UPKEEP[name], *place]
+        # Scrubbing is for when it is due, which it always is then: or never, where it is not what is measured.
+        environment["MIRROR_CACHE__SCRUB_INTERVAL"] = "1s" if name == SCRUB else "30d"
         if name == SINGLE:
             environment[f"MIRROR_UPSTREAM__{_CONNECTIONS.upper()}"] = "1"
     elif name == NGINX:
@@ -97,7 +119,7 @@ def start(name: str, folder: Path, upstream: str, workers: int | None = None) ->
     else:
         binary = "docker-registry" if name == DOCKER_REGISTRY else str(_BINARY3)
         command = [binary, "serve", str(_registry(folder, port, upstream))]
-    return Peer(f"http://127.0.0.1:{port}", Program(command, folder / "log", environment))
+    return Peer(f"http://127.0.0.1:{port}", Program(command, folder / "log", environment), beside)
 
 
 def _registry(folder: Path, port: int, upstream: str) -> Path:

@@ -57,6 +57,7 @@ def draw(measured: Sequence[tuple[Scenario, Mapping[str, Figures]]]) -> str:
 def _ratios(scenario: Scenario, figures: Mapping[str, Figures]) -> dict[str, tuple[float, bool]]:
     """By contender; with False, it was given up and the ratio is more than that."""
     own = figures.get(OWN, Figures())
+    figures = {name: one for name, one in figures.items() if name in _COLOURS}
     if own.seconds:
         return {name: ((one.seconds or scenario.limit) / own.seconds, one.seconds is not None) for name, one in figures.items()}
     if own.rate:

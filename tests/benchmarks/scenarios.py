@@ -1,4 +1,4 @@
-"""What is measured, as data: the scenarios, and the bars that issues 3 and 4 set on their figures."""
+"""What is measured, as data: the scenarios, and the bars that issues 3, 4 and 5 set on their figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal
 
-from tests.benchmarks.peers import DIRECT, DISTRIBUTION3, DOCKER_REGISTRY, NGINX, OWN, SINGLE
+from tests.benchmarks.peers import DIRECT, DISTRIBUTION3, DOCKER_REGISTRY, NGINX, OWN, SINGLE, UPKEEP
 from tests.benchmarks.shaping import CLEAN, Shape
 
 MB = 1_000_000
@@ -57,7 +57,7 @@ class Scenario:
     together: bool = False
     """All contenders at the same time, each over a link of its own: only where links so slow that the machine idles decide."""
     cached: int = 0
-    """Blobs in the cache at a start."""
+    """Blobs and manifests in the cache before."""
 
     @property
     def title(self) -> str:
@@ -125,6 +125,7 @@ SCENARIOS = (
     Scenario("crowd", clients=100, shape=LINK, contenders=(OWN, NGINX, DIRECT), hashed=1, limit=30),
     Scenario("crowd-layers", layers=20, size=100 * MB, clients=100, shape=replace(LINK, rtt=0.05), contenders=(OWN, NGINX, DIRECT), hashed=1, limit=20),
     Scenario("dockerd", Kind.DOCKERD, size=100 * MB, shape=replace(CAPPED, rtt=0.05), contenders=(OWN, DOCKER_REGISTRY, DIRECT)),
+    Scenario("upkeep", Kind.DOCKERD, size=300 * MB, warm=True, contenders=(OWN, *UPKEEP), cached=6000, rounds=9),
 )  # fmt: skip
 
 
@@ -150,8 +151,10 @@ class Bar:
     by: Callable[[float, float], float] = operator.truediv
 
 
-def _beside(scenario: str, figure: Literal["seconds", "first_byte", "cpu_per_gb", "rate"], peer: str) -> tuple[Point, Point]:
-    return Point(scenario, figure), Point(scenario, figure, peer)
+def _beside(
+    scenario: str, figure: Literal["seconds", "first_byte", "cpu_per_gb", "rate"], peer: str, own: str = OWN
+) -> tuple[Point, Point]:
+    return Point(scenario, figure, own), Point(scenario, figure, peer)
 
 
 def _faster(scenario: str, peer: str) -> tuple[Point, Point]:
@@ -183,4 +186,5 @@ BARS = (
     Bar(4, "warm manifest by tag, rate ÷ docker-registry's", *_beside("tag", "rate", DOCKER_REGISTRY), at_least=100),
     Bar(4, "warm manifest by tag, rate ÷ nginx's with as many workers", *_beside("tag", "rate", NGINX), at_least=0.5),
     Bar(4, "segmenting on a clean link, time ÷ the single stream's", *_beside("segments", "seconds", SINGLE), at_most=1.02),
+    *(Bar(5, f"warm pull by dockerd: {name}, time ÷ without", *_beside("upkeep", "seconds", OWN, name), at_most=1.05) for name in UPKEEP),
 )  # fmt: skip

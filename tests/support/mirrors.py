@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -17,7 +18,6 @@ from typing import Any
 
 import aiohttp
 
-from mirror.cache.content import Content
 from mirror.names import Digest
 
 
@@ -93,13 +93,20 @@ class Mirror:
 
     async def mended(self) -> None:
         """Waits until files and catalog are in step: rows that a test adds without files are then left alone."""
-        chores = [
-            task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__qualname__", "") == Content._recover.__qualname__
-        ]
-        await asyncio.gather(*chores)
+        await until(lambda: _was_held(self.directory / "catalog" / "mend.lock"))
 
     async def stop(self) -> None:
         await self.stack.aclose()
+
+
+def _was_held(lock: Path) -> bool:
+    """It is there, as it is from the moment on that it is held, and nobody holds it any more."""
+    try:
+        with open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError):
+        return False
+    return True
 
 
 async def until(condition: Any, seconds: float = 10.0) -> None:
