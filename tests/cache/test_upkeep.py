@@ -7,13 +7,16 @@ import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from mirror.cache.blobs import BlobStore
 from mirror.cache.catalog.catalog import Catalog, TagRecord
+from mirror.cache.upkeep.reading import Reading
 from mirror.cache.upkeep.upkeep import Expire
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST, Descriptor
 from mirror.names import Digest, Repository, Tag
@@ -234,6 +237,19 @@ def test_manifests_of_which_nothing_is_left(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------- scrub
+
+
+async def test_the_scrub_reads_no_faster_than_it_may(tmp_path: Path) -> None:
+    """Whatever the disk can do: at 8 MiB a second, 4 MiB take half of one."""
+    store, data = BlobStore(tmp_path), os.urandom(4 * MIB)
+    store.put(Digest.of(data), data)
+    with closing(Reading(store, rate=8 * MIB)) as reading:
+        await reading.start()
+        fd = await reading.open(Digest.of(data))
+        began = time.monotonic()
+        assert await reading.intact(fd, Digest.of(data), len(data))
+        assert time.monotonic() - began > 0.45
+        os.close(fd)
 
 
 async def test_rot_is_found_and_healed(start: Callable[..., Any], upstream: Scripted) -> None:

@@ -73,6 +73,20 @@ async def test_a_list_is_pulled_whole_and_a_second_time_for_nothing(
     assert "no connection" in found[0]["unchecked"]
 
 
+async def test_images_and_their_layers_come_side_by_side(commands: Commands, upstream: Scripted) -> None:
+    """None of them waits for another to be there."""
+    images = [upstream.add_image(f"library/{name}", "1", layers=[os.urandom(1000), os.urandom(1000)]) for name in ("one", "two")]
+    holds = {layer: Hold(100) for image in images for layer in image.layers}
+    for layer, hold in holds.items():
+        upstream.fail(str(layer), hold)
+    pulling = asyncio.create_task(commands("pull", "one:1", "two:1", MIRROR_UPSTREAM__STALL_TIMEOUT="60"))
+    for hold in holds.values():
+        await hold.reached.wait()
+    for hold in holds.values():
+        hold.release.set()
+    assert "2 images: 2 fetched" in await pulling
+
+
 async def test_a_changed_tag_is_fetched_though_it_is_fresh(commands: Commands, upstream: Scripted, tmp_path: Path) -> None:
     """And only what is new of it."""
     base = os.urandom(50_000)

@@ -41,11 +41,17 @@ def test_the_image_builds_runs_without_root_and_stops_in_time(dockerd: Dockerd, 
         "pip" not in dockerd.docker("run", "--rm", "--network", "none", "--entrypoint", "ls", "mirror", "/opt/mirror/bin").split()
     )
     port = free_port()
-    options = f"--network host --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges:true -e MIRROR_SERVER__LISTEN=127.0.0.1:{port}"
+    options = "--health-interval 1s --health-retries 1 --health-start-period 30s"
+    options += f" --network host --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges:true -e MIRROR_SERVER__LISTEN=127.0.0.1:{port}"
     dockerd.docker("run", "-d", "--name", "mirror", *options.split(), "-v", "cache:/var/lib/mirror", "mirror")
     until(lambda: answers(f"http://127.0.0.1:{port}/healthz"), lambda: dockerd.docker("logs", "mirror"))
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as response:
         assert json.load(response)["degraded"] == []
+    health = "{{.State.Health.Status}}"
+    until(
+        lambda: dockerd.docker("inspect", "-f", health, "mirror").strip() == "healthy",
+        lambda: dockerd.docker("inspect", "mirror"),
+    )
     assert dockerd.docker("exec", "mirror", "id", "-u").strip() == "10001"
     dockerd.docker("stop", "-t", "40", "mirror")
     assert json.loads(dockerd.docker("inspect", "mirror"))[0]["State"]["ExitCode"] == 0
