@@ -91,4 +91,5 @@ def _open(path: str) -> int:
 
 def _yield_to_others() -> None:
     """The lowest priority, for this thread alone: to Linux a thread is a process here (setpriority(2), "C library/kernel differences")."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
