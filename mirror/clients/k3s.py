@@ -1,4 +1,4 @@
-"""k3s and RKE2: registries.yaml, from which they write containerd's hosts.toml at their start."""
+"""k3s: registries.yaml, from which it writes containerd's hosts.toml at its start. RKE2 reads the same, from /etc/rancher/rke2."""
 
 from __future__ import annotations
 

@@ -540,7 +540,7 @@ async def test_listeners_are_few_and_cost_nothing_when_they_have_left(dashboard:
     monkeypatch.setattr(live, "_MOST", 1)
     stream = events(dashboard.session)
     first = await anext(stream)
-    assert set(first) == {"figures", "downloads", "upstreams"}
+    assert set(first) == {"figures", "downloads", "traffic", "upstreams"}
     assert (await dashboard.get("/events")).status == 503
     await stream.aclose()  # type: ignore[attr-defined]
 

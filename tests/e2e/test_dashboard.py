@@ -69,7 +69,7 @@ new MutationObserver(() => {
 
 
 async def test_a_download_is_seen_moving_and_finishing(watched: Watched, upstream: Scripted) -> None:
-    """It appears by itself, its bytes grow, with rate, readers and time left, and it is done; then figures and upstream tell of it."""
+    """It appears by itself, its bytes grow, with rate, readers and time left, and it is done; then figures, traffic and upstream tell of it."""
     mirror, window = watched.mirror, watched.window
     upstream.extra_headers = {"ratelimit-limit": "100;w=21600", "ratelimit-remaining": "42;w=21600"}
     upstream.rate = SIZE / 8
@@ -96,6 +96,8 @@ async def test_a_download_is_seen_moving_and_finishing(watched: Watched, upstrea
     writer.close()
     await watched.do(lambda: window.until_text("Nothing is being downloaded"))
     await watched.do(lambda: window.until_text("in 1 repository", "#figures"))
+    bars = "return document.querySelectorAll('#traffic rect.fetched').length"
+    await watched.do(lambda: window.until(lambda: window.script(bars) == 1, "today's traffic"))
     for told in ("healthy", "first byte after", "42 of 100 pulls left"):
         await watched.do(partial(window.until_text, told, "#upstreams"))
     assert not list((mirror.directory / "live").glob("*"))

@@ -93,20 +93,14 @@ class Pages:
         return {
             "figures": page("_figures.html", language, trend=trend, **shown),
             "downloads": page("_downloads.html", language, **shown),
+            "traffic": page("_traffic.html", language, bars=pictures.bars(state.history), **shown),
             "upstreams": page("_upstreams.html", language, **shown),
         }
 
     async def overview(self, visitor: Visitor) -> str:
         images = await self._images(visitor)
         state = await self.state()
-        return self._page(
-            "overview.html",
-            visitor,
-            parts=self.parts(state, visitor.language),
-            bars=pictures.bars(state.history),
-            history=state.history,
-            **images,
-        )
+        return self._page("overview.html", visitor, parts=self.parts(state, visitor.language), **images)
 
     async def images(self, visitor: Visitor) -> str:
         """The list of images alone, for a search while it is typed."""
