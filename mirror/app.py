@@ -16,14 +16,14 @@ from mirror.api.access import AccessLog
 from mirror.api.door import Door
 from mirror.api.server import Api
 from mirror.api.targets import Targets
-from mirror.api.web.admin import Admin
-from mirror.api.web.pages import House
-from mirror.api.web.site import Site
-from mirror.api.web.token import token_in
 from mirror.certificate import Certificate
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
 from mirror.readiness import Readiness
 from mirror.tasks import Chore
+from mirror.web.admin import Admin
+from mirror.web.pages import House
+from mirror.web.site import Site
+from mirror.web.token import token_in
 from mirror.wiring import wired
 from mirror.workers import Seat
 
@@ -48,7 +48,7 @@ async def running(settings: Settings, seat: Seat | None = None) -> AsyncIterator
         kept = settings.cache
         house = House(__version__, tuple(settings.registries), kept.max_size, kept.tag_ttl, readiness.report)
         site = Site(cache, Admin(admin_token(settings)[0]), house)
-        api = Api(cache, targets, DEFAULT_REGISTRY, readiness.report, access, site)
+        api = Api(cache, targets, DEFAULT_REGISTRY, readiness.report, access, site.answer)
         server = api.server()
         runner = web.ServerRunner(server, shutdown_timeout=settings.server.drain_timeout)
         await runner.setup()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
@@ -19,7 +19,6 @@ from mirror.api.connection import Connection
 from mirror.api.exchange import Exchange
 from mirror.api.shortcuts import Shortcuts
 from mirror.api.targets import Resource, Target, Targets, refuse_write
-from mirror.api.web.site import Site
 from mirror.cache.cache import Cache
 from mirror.errors import Denied, MirrorError, UpstreamError
 from mirror.names import Digest
@@ -27,6 +26,8 @@ from mirror.names import Digest
 log = logging.getLogger(__name__)
 
 _MOST_HEADERS = 100
+
+Dashboard = Callable[[web.BaseRequest, Target], Awaitable[web.StreamResponse]]
 _IDLE = 300.0
 """Seconds until a connection is closed on which no request comes, or none to its end. Longer than clients and proxies keep one that they do not use (Go: 90 s), since
 what they send just then would be lost."""
@@ -42,15 +43,15 @@ class Api:
         default: str,
         report: Callable[[], dict[str, Any]],
         access: AccessLog | None,
-        site: Site,
+        dashboard: Dashboard,
     ) -> None:
-        """`report` gives what /readyz tells: a JSON object with a list "degraded"."""
+        """`report` gives what /readyz tells: a JSON object with a list "degraded". `dashboard` answers whatever is none of this; it raises MirrorError."""
         self._cache = cache
         self._targets = targets
         self._default = default
         self._report = report
         self._access = access
-        self._site = site
+        self._dashboard = dashboard
         self._shortcuts = Shortcuts(cache, access)
 
     def server(self) -> web.Server:
@@ -129,7 +130,7 @@ class Api:
                     return pages.readyz(self._report())
                 case "/metrics":
                     return pages.measurements()
-        return await self._site.answer(request, target)
+        return await self._dashboard(request, target)
 
     def _note(self, exchange: Exchange, response: web.StreamResponse, seconds: float) -> None:
         assert self._access is not None

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mirror.api.web.token import NAME
+from mirror.web.token import NAME
 from tests.support.browser import Browser
 from tests.support.mirrors import Mirror
 from tests.support.scripted import Hold, Scripted

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from mirror.api.web.setup import plan
-from mirror.api.web.templating import Templates
 from mirror.clients import CLIENTS, Address
 from mirror.config import DEFAULT_ENDPOINTS
+from mirror.web.setup import plan
+from mirror.web.templating import Templates
 from tests.e2e.conftest import REPOSITORY, Stage
 from tests.e2e.test_containerd import Containerd
 from tests.e2e.test_dockerd import Dockerd

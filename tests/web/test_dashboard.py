@@ -20,15 +20,15 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mirror.api.web import live, site, texts
-from mirror.api.web.pages import House, Pages, State
-from mirror.api.web.templating import Templates
-from mirror.api.web.token import NAME, token_in
 from mirror.cache.catalog.history import Day, History
 from mirror.cache.catalog.inventory import Inventory, Totals, Traffic
 from mirror.cache.flights.board import Download
 from mirror.clients import CLIENTS
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST
+from mirror.web import live, site, texts
+from mirror.web.pages import House, Pages, State
+from mirror.web.templating import Templates
+from mirror.web.token import NAME, token_in
 from tests.support.certificates import Authority
 from tests.support.filled import fill
 from tests.support.mirrors import Mirror, MirrorProcess, until

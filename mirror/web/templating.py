@@ -11,10 +11,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mirror.api.web import wording
-from mirror.api.web.texts import LANGUAGES, text
-from mirror.api.web.visitor import THEMES
 from mirror.quantities import format_size
+from mirror.web import wording
+from mirror.web.texts import LANGUAGES, text
+from mirror.web.visitor import THEMES
 
 _HERE = Path(__file__).parent
 _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}

@@ -9,9 +9,9 @@ from urllib.parse import quote, urlencode
 from aiohttp import web
 
 from mirror.api.targets import Target
-from mirror.api.web.admin import Admin
-from mirror.api.web.texts import LANGUAGES, TAGS, preferred
 from mirror.clients import Address
+from mirror.web.admin import Admin
+from mirror.web.texts import LANGUAGES, TAGS, preferred
 
 THEMES = ("auto", "light", "dark")
 LANGUAGE_COOKIE, THEME_COOKIE = "mirror_language", "mirror_theme"

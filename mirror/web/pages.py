@@ -10,10 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mirror.api.web import pictures
-from mirror.api.web.setup import plan
-from mirror.api.web.templating import Templates
-from mirror.api.web.visitor import Visitor
 from mirror.cache.cache import Cache
 from mirror.cache.catalog.history import History
 from mirror.cache.catalog.inventory import ORDERS, Image, Inventory, Totals
@@ -22,6 +18,10 @@ from mirror.clients import CLIENTS, Address, Client
 from mirror.errors import ManifestUnknown
 from mirror.names import Reference, Repository, image_name
 from mirror.tasks import Chore, Once
+from mirror.web import pictures
+from mirror.web.setup import plan
+from mirror.web.templating import Templates
+from mirror.web.visitor import Visitor
 
 PAGE = 25
 """Images on a page."""

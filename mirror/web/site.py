@@ -26,12 +26,6 @@ from aiohttp import web
 
 from mirror.api.answers import problem
 from mirror.api.targets import Target
-from mirror.api.web.admin import COOKIE, LASTS, Admin, check_origin
-from mirror.api.web.live import Live
-from mirror.api.web.pages import House, Pages, State
-from mirror.api.web.templating import Templates
-from mirror.api.web.texts import LANGUAGES
-from mirror.api.web.visitor import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, Visitor, recognise
 from mirror.cache.cache import Cache
 from mirror.clients import CLIENTS
 from mirror.errors import (
@@ -44,6 +38,12 @@ from mirror.errors import (
     Unsupported,
 )
 from mirror.names import Reference, Repository, is_registry_name, parse_reference
+from mirror.web.admin import COOKIE, LASTS, Admin, check_origin
+from mirror.web.live import Live
+from mirror.web.pages import House, Pages, State
+from mirror.web.templating import Templates
+from mirror.web.texts import LANGUAGES
+from mirror.web.visitor import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, Visitor, recognise
 
 _HTML = "text/html; charset=utf-8"
 _FOR_EVER = "public, max-age=31536000, immutable"
