@@ -17,6 +17,7 @@ from tests.support.programs import require, run
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 CHART = DEPLOY / "chart"
+ALERTS = DEPLOY.parent / "grafana" / "alerts.yaml"
 OLDEST, NEWEST = "1.25", "1.33"
 """Versions of Kubernetes; the oldest is the one that Chart.yaml asks for."""
 EVERYTHING = (
@@ -92,7 +93,7 @@ def test_with_tls_the_mirror_is_asked_by_https() -> None:
 
 
 def test_what_selects_pods_selects_these_and_ports_have_the_names_that_are_asked_for() -> None:
-    """Service, NetworkPolicy and ServiceMonitor find the mirror, and none of them the pods that configure nodes."""
+    """Service, NetworkPolicy and ServiceMonitor find the mirror, none of them the pods that configure nodes; the job has the alerts' name."""
     found = by_kind(*EVERYTHING)
     pod = found["StatefulSet"]["spec"]["template"]
     other = found["DaemonSet"]["spec"]["template"]["metadata"]["labels"]
@@ -105,6 +106,7 @@ def test_what_selects_pods_selects_these_and_ports_have_the_names_that_are_asked
         assert selector.items() <= pod["metadata"]["labels"].items()
         assert not selector.items() <= other.items()
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert f'up{{job="{service["metadata"]["labels"][monitor["spec"]["jobLabel"]]}"}}' in ALERTS.read_text()
     (port,) = pod["spec"]["containers"][0]["ports"]
     assert port["containerPort"] == 5000
     assert {
