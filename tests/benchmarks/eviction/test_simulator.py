@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.eviction.__main__ import main, play
+from tests.benchmarks.eviction.__main__ import BAR, OWN, SIZES, compare, main, play
 from tests.benchmarks.eviction.policies import POLICIES
 from tests.benchmarks.eviction.traces import SKEWED, WORKLOADS, Figures, Workload, read, synthetic
 
+README = (Path(__file__).parents[3] / "README.md").read_text()
 SHORT = synthetic(Workload("short", requests=5000, repositories=100), 1)
 
 
@@ -50,6 +52,17 @@ def test_extremes(policy: str) -> None:
     assert by_bytes == pytest.approx(1 - sum(sizes.values()) / total)
     assert by_requests == pytest.approx(1 - len(sizes) / len(SHORT))
     assert play(policy, 0, SHORT) == (0.0, 0.0)
+
+
+def test_the_mirrors_policy_reaches_its_bar_and_the_readme_has_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    """On the skewed traces: the ratio to LRU's byte hits at 10 %, and every policy's row of the README's table, in this order."""
+    table = compare("skewed", [synthetic(SKEWED, seed) for seed in range(5)])
+    tenth = SIZES.index(0.1)
+    assert table[OWN][tenth][0] >= BAR * table["LRU"][tenth][0]
+    section = README.partition("## Which blobs stay")[2].partition("\n## ")[0]
+    rows = [re.findall(r"\d+\.\d", line)[: len(SIZES)] for line in section.splitlines() if re.search(r"\d+\.\d \|", line)]
+    assert rows == [[f"{by_bytes:.1%}"[:-1] for by_bytes, _ in row] for row in table.values()]
+    assert capsys.readouterr().out
 
 
 def test_a_trace_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
