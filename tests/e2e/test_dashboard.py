@@ -104,14 +104,29 @@ async def test_a_download_is_seen_moving_and_finishing(watched: Watched, upstrea
 
 
 async def test_search_finds_an_image_and_its_page_opens(watched: Watched, upstream: Scripted) -> None:
-    """While it is typed, by any part of the name; the page shows its layers, what shares them, and how to pull it."""
+    """While it is typed, by any part of the name; its line tells all of it; the page shows its layers, what shares them, and how to pull it."""
     mirror, window = watched.mirror, watched.window
     shared = os.urandom(3000)
     image = await cache(mirror, upstream, "library/redis", "7.2", [shared, os.urandom(500)])
     await cache(mirror, upstream, "library/postgres", "16", [shared])
     await cache(mirror, upstream, "owner/other", "edge")
 
+    def line() -> str:
+        window.go(f"{mirror.url}/?q=redis")
+        return window.text("#images tbody tr")
+
     def look() -> None:
+        # Uses are written down after some seconds.
+        window.until(lambda: "1 time" in line(), "the pull")
+        facts = [
+            "docker.io/library/redis:7.2",
+            "linux/amd64",
+            r"[\d.]+ KiB\s+2.93 KiB shared",
+            "(just now|ago)",
+            "(just now|ago)",
+            "fresh",
+        ]
+        assert re.search(r"\s+(.*\s+)?".join(facts), line()), line()
         window.go(mirror.url)
         rows = "return [...document.querySelectorAll('#images tbody th')].map(e => e.innerText)"
         assert len(window.script(rows)) == 3

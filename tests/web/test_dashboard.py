@@ -539,9 +539,15 @@ async def test_listeners_are_few_and_cost_nothing_when_they_have_left(dashboard:
     """One too many is asked to come again; each is sent only what has changed."""
     monkeypatch.setattr(live, "_MOST", 1)
     stream = events(dashboard.session)
-    first = await anext(stream)
-    assert set(first) == {"figures", "downloads", "traffic", "upstreams"}
+    told = await anext(stream)
+    assert set(told) == {"figures", "downloads", "traffic", "upstreams"}
     assert (await dashboard.get("/events")).status == 503
+    assert (await post(dashboard, IMAGE, {"action": "pin"}, Authorization=f"Bearer {token(dashboard)}"))[0] == 200
+    async with asyncio.timeout(20):
+        while "1 pinned" not in told["figures"]:
+            news = await anext(stream)
+            assert all(told[name] != part for name, part in news.items())
+            told |= news
     await stream.aclose()  # type: ignore[attr-defined]
 
     async def free() -> bool:
