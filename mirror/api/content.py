@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from aiohttp import web
 
 from mirror.api.answers import IMMUTABLE, VERSION, cache_status, etag
+from mirror.api.doubts import Doubts
 from mirror.api.exchange import Exchange, stream_body
 from mirror.api.ranges import matches, parse_range, range_applies
 from mirror.api.sending import read_slice
@@ -51,14 +52,15 @@ def _manifest(exchange: Exchange, found: Manifest, outcome: Outcome) -> web.Stre
     return web.Response(body=found.body, headers=headers)
 
 
-async def blob(exchange: Exchange, cache: Cache, repository: Repository, digest: Digest) -> web.StreamResponse:
+async def blob(exchange: Exchange, cache: Cache, doubts: Doubts, repository: Repository, digest: Digest) -> web.StreamResponse:
     """GET and HEAD of a blob, whole or a range of it."""
     request = exchange.request
     if request.method == "HEAD":
         descriptor, outcome = await cache.stat_blob(repository, digest)
         exchange.count("blob", outcome)
         return _described(descriptor, outcome, request)
-    reader, outcome = await cache.blob(repository, digest)
+    doubted = "Range" not in request.headers and doubts.doubts(request.remote, digest)
+    reader, outcome = await cache.blob(repository, digest, doubted=doubted)
     try:
         exchange.count("blob", outcome)
         headers = _headers("application/octet-stream", digest, outcome)
@@ -81,10 +83,14 @@ async def blob(exchange: Exchange, cache: Cache, repository: Repository, digest:
         if outcome is HIT and stop - start <= _SMALL:
             body = await _small(reader.parts(start, stop)) if stop > start else b""
             exchange.count_sent("blob", len(body))
+            if len(body) == size:
+                doubts.given(request.remote, digest)
             return web.Response(status=status, body=body, headers=headers)
         response = web.StreamResponse(status=status, headers=headers)
         response.content_length = stop - start
         await stream_body(exchange, response, reader, start, stop)
+        if outcome is HIT and exchange.sent == size:
+            doubts.given(request.remote, digest)
         return response
     finally:
         await reader.aclose()

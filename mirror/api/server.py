@@ -16,6 +16,7 @@ from mirror.api import content, listing, pages
 from mirror.api.access import AccessLog
 from mirror.api.answers import json_answer, problem
 from mirror.api.connection import Connection
+from mirror.api.doubts import Doubts
 from mirror.api.exchange import Exchange
 from mirror.api.shortcuts import Shortcuts
 from mirror.api.targets import Resource, Target, Targets, refuse_write
@@ -53,6 +54,7 @@ class Api:
         self._access = access
         self._dashboard = dashboard
         self._shortcuts = Shortcuts(cache, access)
+        self._doubts = Doubts()
 
     def server(self) -> web.Server:
         # A client that leaves ends its own waiting; downloads belong to the process and go on. No body is unpacked: nobody has to send one packed, and
@@ -111,7 +113,7 @@ class Api:
                         )
                     return response
                 case Resource.BLOB if isinstance(reference, Digest):
-                    return await content.blob(exchange, self._cache, repository, reference)
+                    return await content.blob(exchange, self._cache, self._doubts, repository, reference)
                 case Resource.TAGS:
                     return await listing.tags(exchange, self._cache, target, repository)
                 case Resource.REFERRERS if isinstance(reference, Digest):

@@ -8,32 +8,39 @@
 
 An OCI image layout's own shape (image-spec 1.1, "image-layout.md"), deduplicated over all repositories and registries. A reader holds a shared
 ``flock`` on the file; eviction takes an exclusive one first and passes by what it can't get, in this process or another.
+
+What has been verified is sealed: the fraction of its time of modification is made from its digest. Whatever writes to the file after that, or copies or restores it
+without its times, breaks the seal, and it is verified anew before anybody gets it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mirror import metrics
 from mirror.errors import DigestInvalid
 from mirror.names import Digest
 
 _ALGORITHMS = ("sha256", "sha512")
 _BESIDE = ".writing-"
+_SECOND = 10**9
 
 
 @dataclass(frozen=True, slots=True)
 class BlobFile:
-    """An open blob. `fd` belongs to the holder, who closes it; `size` is in bytes."""
+    """An open blob. `fd` belongs to the holder, who closes it; `size` is in bytes; it has not been touched since it was verified where it is `sealed`."""
 
     fd: int
     size: int
+    sealed: bool
 
     def read_all(self) -> bytes:
         with open(self.fd, "rb", closefd=False) as file:
@@ -49,6 +56,7 @@ class BlobStore:
     def __init__(self, root: Path) -> None:
         """Makes the folders. Raises OSError where it may not."""
         self.root = root
+        self._unsealable: dict[Digest, tuple[int, ...]] = {}
         self.spool = root / "spool"
         for algorithm in _ALGORITHMS:
             (root / "blobs" / algorithm).mkdir(parents=True, exist_ok=True)
@@ -74,7 +82,7 @@ class BlobStore:
         with contextlib.suppress(OSError):
             # Fails only while eviction is unlinking it. What is open stays readable all the same.
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return BlobFile(fd, status.st_size)
+        return BlobFile(fd, status.st_size, self._is_sealed(status, digest))
 
     def size(self, digest: Digest) -> int | None:
         """The size of a blob in bytes; None where it is not cached."""
@@ -86,7 +94,41 @@ class BlobStore:
 
     def put(self, digest: Digest, content: bytes) -> None:
         """Stores small content that is verified already. Raises OSError."""
-        write_durably(Path(self.path(digest)), content)
+        write_durably(Path(self.path(digest)), content, lambda fd: self.seal(fd, digest))
+
+    def seal(self, fd: int, digest: Digest, since: os.stat_result | None = None) -> None:
+        """Seals a file whose content is verified; not one that was touched `since` then. Where the file system, or the file's owner, does not allow it, this
+        process remembers it."""
+        status = os.fstat(fd)
+        if self._is_sealed(status, digest) or (since is not None and _state(since) != _state(status)):
+            return
+        with contextlib.suppress(OSError):
+            os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns // _SECOND * _SECOND + _fraction(digest)))
+        status = os.fstat(fd)
+        if not self._is_sealed(status, digest):
+            self._unsealable[digest] = _state(status)
+
+    def _is_sealed(self, status: os.stat_result, digest: Digest) -> bool:
+        return status.st_mtime_ns % _SECOND == _fraction(digest) or (
+            bool(self._unsealable) and self._unsealable.get(digest) == _state(status)
+        )
+
+    def verify(self, digest: Digest) -> bool:
+        """Reads a blob and hashes it, at once. Seals what is right, removes what is wrong, readers or not, which is when it is False."""
+        file = self.open(digest)
+        if file is None:
+            return True
+        with contextlib.closing(file), open(file.fd, "rb", closefd=False) as opened:
+            since = os.fstat(file.fd)
+            try:
+                right = hashlib.file_digest(opened, digest.hasher).hexdigest() == digest.hex
+            except OSError:
+                right = False
+            if right:
+                self.seal(file.fd, digest, since)
+            else:
+                remove_damaged(self.path(digest), file.fd)
+        return right
 
     def remove(self, digest: Digest) -> bool:
         """Removes a blob unless somebody, in whatever process, is reading it. True when it is gone."""
@@ -128,13 +170,32 @@ class BlobStore:
             yield from (self.root / "blobs" / algorithm).glob(f"{_BESIDE}*")
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Writes a file so that after a crash it is there whole or not at all: beside, fsync, rename, fsync the folder."""
+def _fraction(digest: Digest) -> int:
+    """In nanoseconds, but whole microseconds: there are file systems that know no less."""
+    return int(digest.hex[:8], 16) % 1_000_000 * 1000
+
+
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def remove_damaged(path: str, fd: int) -> None:
+    """Unlinks the very file that was read, readers or not: what they have is wrong, and who comes next shall not have it."""
+    metrics.scrub_damaged.inc()
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.stat(path), os.fstat(fd)):
+            os.unlink(path)
+
+
+def write_durably(path: Path, content: bytes, written: Callable[[int], None] | None = None) -> None:
+    """Writes a file so that after a crash it is there whole or not at all: beside, fsync, rename, fsync the folder. `written` is called with its descriptor."""
     fd, beside = tempfile.mkstemp(dir=path.parent, prefix=_BESIDE)
     try:
         with open(fd, "wb") as file:
             file.write(content)
             file.flush()
+            if written is not None:
+                written(fd)
             os.fsync(fd)
         os.chmod(beside, 0o644)
         os.replace(beside, path)

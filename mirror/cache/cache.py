@@ -105,9 +105,9 @@ class Cache:
         await self.usage.aclose()
         await self.content.aclose()
 
-    async def blob(self, repository: Repository, digest: Digest) -> tuple[Reader, Outcome]:
-        """A reader of a blob, once its size is known; the caller closes it. Raises MirrorError."""
-        if (cached := self.content.open(digest)) is not None:
+    async def blob(self, repository: Repository, digest: Digest, *, doubted: bool = False) -> tuple[Reader, Outcome]:
+        """A reader of a blob, once its size is known; the caller closes it. What is cached of one that is `doubted` is verified anew. Raises MirrorError."""
+        if (cached := await self.content.open(digest, doubted=doubted)) is not None:
             return cached, HIT
         await self._negative.check(_key(repository, digest))
         if self._ahead is not None:

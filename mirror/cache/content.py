@@ -27,12 +27,14 @@ from mirror.cache.upkeep.upkeep import Upkeep
 from mirror.errors import StorageFull, UpstreamInvalid
 from mirror.manifests import MAX_SIZE, Descriptor, Manifest, children_of, media_type_of
 from mirror.names import Digest, Repository
-from mirror.tasks import Chore
+from mirror.tasks import Chore, Once
 
 log = logging.getLogger(__name__)
 
 _HOT_BYTES = 32 * 1024 * 1024
 _TOUCH_INTERVAL = 5.0
+_CHECKERS = 2
+"""Threads that verify blobs which a client waits for: a core each, while they do."""
 _BATCH = 256
 """Rows that are mended in one go: others want the catalog too."""
 
@@ -51,6 +53,8 @@ class Content:
         self._hot_bytes = 0
         self._uses: dict[Digest, float] = {}
         self._chores: list[Chore] = []
+        self._checks: Once[None] = Once()
+        self._checker = Disk(_CHECKERS)
 
     def start(self, restore: Restore) -> None:
         """Begins the chores: mends what a crash left, writes down uses from time to time, lets go what has expired, scrubs."""
@@ -64,19 +68,34 @@ class Content:
     async def aclose(self) -> None:
         for chore in self._chores:
             await chore.aclose()
+        await self._checks.aclose()
+        self._checker.close()
         await self._flush()
         await self.records.aclose()
         self.disk.close()
 
     # ------------------------------------------------------------------ blobs
 
-    def open(self, digest: Digest) -> FileReader | None:
-        """A reader of a cached blob; None where it is not cached."""
+    async def open(self, digest: Digest, *, doubted: bool = False) -> FileReader | None:
+        """A reader of a cached blob; None where it is not cached. One that is doubted, or was touched since it was verified, is verified anew first."""
         file = self.store.open(digest)
+        if file is not None and (doubted or not file.sealed):
+            file.close()
+            await self._checks.do(digest, lambda: self._check(digest))
+            file = self.store.open(digest)
+            if file is not None and not file.sealed:
+                # Somebody writes to it just now.
+                file.close()
+                return None
         if file is None:
             return None
         self._uses[digest] = time.time()
         return FileReader(file)
+
+    async def _check(self, digest: Digest) -> None:
+        if not await self._checker.run(self.store.verify, digest):
+            log.error("%s is damaged on disk: removed, to be fetched again", digest)
+            await self.records.write(self.records.catalog.forget, [digest])
 
     async def make_room(self, need: int) -> None:
         """Makes room for `need` bytes. Raises StorageFull."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import shutil
 import sqlite3
 import struct
 import time
@@ -14,8 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
+from mirror.cache.blobs import BlobStore
 from mirror.cache.tags import Tags
 from mirror.names import Digest
 from tests.support.mirrors import Mirror, until
@@ -211,3 +214,106 @@ async def test_a_clock_that_is_set_back(start: Callable[..., Any], upstream: Scr
                 break
             await asyncio.sleep(0.1)
         assert got.body == image.body
+
+
+def overwrite(mirror: Mirror, digest: Digest, *, like_rot: bool) -> None:
+    """Another first byte, in place; `like_rot` leaves the file's times as they were, as a failing disk does."""
+    path = file(mirror, digest)
+    state = path.stat()
+    with open(path, "r+b") as opened:
+        first = opened.read(1)[0]
+        opened.seek(0)
+        opened.write(bytes([first ^ 1]))
+    if like_rot:
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+@pytest.mark.parametrize("size", [100, 8 * MIB])
+async def test_a_blob_that_somebody_wrote_to_is_given_to_nobody(start: Callable[..., Any], upstream: Scripted, size: int) -> None:
+    """Not even once, however many ask: it is fetched again, once. With upstream gone it is an error, and no wrong byte."""
+    blob, other = (upstream.add_blob(os.urandom(size)) for _ in range(2))
+    mirror: Mirror = await start()
+    for digest in (blob, other):
+        await mirror.get(path(digest))
+        await mirror.until_cached(digest)
+        overwrite(mirror, digest, like_rot=False)
+    damaged = await mirror.metric("mirror_scrub_damaged_total")
+    answers = await asyncio.gather(*(mirror.get(path(blob)) for _ in range(8)))
+    assert {(got.status, got.digest()) for got in answers} == {(200, blob)}
+    assert upstream.count("GET", blob.hex) == 2
+    assert await mirror.metric("mirror_scrub_damaged_total") == damaged + 1
+    await mirror.until_cached(blob)
+    assert (await mirror.get(path(blob))).cache == "mirror; hit"
+    upstream.fail(other.hex, Status(503), times=50)
+    assert (await mirror.get(path(other))).status == 503
+    assert not mirror.cached(other)
+
+
+async def test_a_cache_that_was_copied_is_verified_as_it_is_used(
+    start: Callable[..., Any], upstream: Scripted, tmp_path: Path
+) -> None:
+    """Once a blob; what came over whole is a hit at once, and upstream is asked for what did not."""
+    whole, hurt = upstream.add_blob(os.urandom(MIB)), upstream.add_blob(os.urandom(MIB))
+    mirror: Mirror = await start()
+    for digest in (whole, hurt):
+        await mirror.get(path(digest))
+        await mirror.until_cached(digest)
+    await mirror.stop()
+    shutil.copytree(mirror.directory, tmp_path / "copy", copy_function=shutil.copyfile)
+    again: Mirror = await start(tmp_path / "copy")
+    overwrite(again, hurt, like_rot=True)
+    for digest, asked in ((whole, 1), (hurt, 2)):
+        for _ in range(2):
+            assert (await again.get(path(digest))).digest() == digest
+            await again.until_cached(digest)
+        assert upstream.count("GET", digest.hex) == asked
+
+
+@pytest.mark.parametrize("size", [100, 8 * MIB])
+async def test_a_client_that_asks_again_gets_no_rot_a_second_time(
+    start: Callable[..., Any], upstream: Scripted, size: int
+) -> None:
+    """Nothing shows that a disk has rotted but a client that fails and comes again. A part of a blob, or another client, is no sign of that."""
+    blob = upstream.add_blob(os.urandom(size))
+    mirror: Mirror = await start()
+    await mirror.get(path(blob))
+    await mirror.until_cached(blob)
+    overwrite(mirror, blob, like_rot=True)
+    for _ in range(2):
+        assert (await mirror.get(path(blob), Range="bytes=0-9")).status == 206
+    assert (await mirror.get(path(blob))).digest() != blob
+    async with aiohttp.ClientSession(mirror.url, connector=aiohttp.TCPConnector(local_addr=("127.0.0.2", 0))) as another:
+        assert Digest.of(await (await another.get(path(blob))).read()) != blob
+    assert upstream.count("GET", blob.hex) == 1
+    assert (await mirror.get(path(blob))).digest() == blob
+    assert upstream.count("GET", blob.hex) == 2
+    await mirror.until_cached(blob)
+    assert (await mirror.get(path(blob))).cache == "mirror; hit"
+
+
+async def test_where_files_cannot_be_sealed_each_is_verified_once(
+    start: Callable[..., Any], upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as on a file system that knows whole seconds only: not at every request."""
+
+    def whole_seconds(target: Any, *, ns: tuple[int, int]) -> None:
+        utime(target, ns=(ns[0], ns[1] // 10**9 * 10**9))
+
+    utime, verify = os.utime, BlobStore.verify
+    verified: list[Digest] = []
+
+    def counted(store: BlobStore, digest: Digest) -> bool:
+        verified.append(digest)
+        return verify(store, digest)
+
+    monkeypatch.setattr(os, "utime", whole_seconds)
+    monkeypatch.setattr(BlobStore, "verify", counted)
+    blob = upstream.add_blob(os.urandom(MIB))
+    mirror: Mirror = await start()
+    await mirror.get(path(blob))
+    await mirror.until_cached(blob)
+    await mirror.stop()
+    again: Mirror = await start()
+    for _ in range(3):
+        assert (await again.get(path(blob), Range="bytes=0-9")).cache == "mirror; hit"
+    assert verified == [blob]

@@ -9,12 +9,13 @@ The last bytes of the blob are withheld from everybody until its digest is verif
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from dataclasses import dataclass
 
 from mirror import metrics
-from mirror.cache.blobs import BlobStore
+from mirror.cache.blobs import BlobFile, BlobStore
 from mirror.cache.disk import Disk
 from mirror.cache.flights.bell import Bell
 from mirror.cache.flights.filling import Filling
@@ -152,9 +153,13 @@ class Flight:
         if not spool.current:
             spool.follow()
             return self._ended_elsewhere(spool)
-        if (size := self._store.size(self.digest)) is not None:
+        file = self._store.open(self.digest)
+        if file is not None:
             # Finished by somebody between the miss and the lease.
-            return self._adopt_finished(spool, size)
+            with contextlib.closing(file):
+                if file.sealed:
+                    self._adopt_finished(spool, file)
+                    return True
         return await self._lead(spool)
 
     def _ended_elsewhere(self, spool: Spool) -> bool:
@@ -169,17 +174,12 @@ class Flight:
             raise UpstreamInvalid(f"the download of {self.digest} was given up by another process")
         return False
 
-    def _adopt_finished(self, spool: Spool, size: int) -> bool:
-        file = self._store.open(self.digest)
-        if file is None:
-            return False
+    def _adopt_finished(self, spool: Spool, file: BlobFile) -> None:
         spool.discard()
         os.dup2(file.fd, spool.fd, inheritable=False)
-        file.close()
-        spool.size, spool.verified = size, True
+        spool.size, spool.verified = file.size, True
         self._show(spool)
         self._verified = True
-        return True
 
     def _show(self, spool: Spool) -> None:
         """Lets the readers at a spool file. Those that have read of an earlier one find out, see flights.FlightReader."""

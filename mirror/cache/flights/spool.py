@@ -140,6 +140,7 @@ class Spool:
         """Makes the verified file durable under its final name. Blocks on the disk. Raises OSError."""
         self.verified = True
         self._append(*_VERIFIED)
+        self._store.seal(self.fd, self.digest)
         os.fsync(self.fd)
         os.replace(self._part_path, self._store.path(self.digest))
         with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ import threading
 import time
 
 from mirror import metrics
-from mirror.cache.blobs import BlobStore
+from mirror.cache.blobs import BlobStore, remove_damaged
 from mirror.cache.disk import Disk
 from mirror.names import Digest
 
@@ -41,8 +41,9 @@ class Reading:
         return await self._thread.run(_open, self._store.path(digest))
 
     async def intact(self, fd: int, digest: Digest, size: int) -> bool:
-        """True where a file has its length, and all of it can be read and is what its name says."""
-        if os.fstat(fd).st_size != size:
+        """True where a file has its length, and all of it can be read and is what its name says: it is sealed then."""
+        since = os.fstat(fd)
+        if since.st_size != size:
             return False
         hasher, position = digest.hasher(), 0
         with contextlib.closing(mmap.mmap(-1, _CHUNK)) as buffer:  # on a page's border, as O_DIRECT asks for
@@ -67,16 +68,15 @@ class Reading:
                 worked = time.monotonic() - began
                 # Without a rate it rests as long as it worked, which takes longer the more others have to do.
                 await asyncio.sleep(max(0.0, count / self._rate - worked) if self._rate else worked)
-        return hasher.hexdigest() == digest.hex
+        if hasher.hexdigest() != digest.hex:
+            return False
+        self._store.seal(fd, digest, since)
+        return True
 
     def remove(self, fd: int, digest: Digest) -> None:
-        """Unlinks the very file that was read, readers or not: what they have is wrong, and who comes next shall not have it."""
+        """Unlinks the very file that was read."""
         log.error("%s is damaged on disk: removed, to be fetched again", digest)
-        metrics.scrub_damaged.inc()
-        with contextlib.suppress(OSError):
-            path = self._store.path(digest)
-            if os.path.samestat(os.stat(path), os.fstat(fd)):
-                os.unlink(path)
+        remove_damaged(self._store.path(digest), fd)
 
 
 def _open(path: str) -> int:
