@@ -13,7 +13,6 @@ from aiohttp import web
 
 from mirror import __version__, metrics
 from mirror.api.access import AccessLog
-from mirror.api.door import Door
 from mirror.api.server import Api
 from mirror.api.targets import Targets
 from mirror.certificate import Certificate
@@ -25,7 +24,8 @@ from mirror.web.pages import House
 from mirror.web.site import Site
 from mirror.web.token import token_in
 from mirror.wiring import wired
-from mirror.workers import Seat
+from mirror.workers.door import Door
+from mirror.workers.seat import Seat
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Names the workers' folder. It is there before this module is, or not at all: see workers.py."""
+"""Names the workers' folder. It is there before this module is, or not at all: see workers/parent.py."""
 FOLDER = "mirror-workers-"
 """How the name of that folder begins. Another one is somebody else's."""
 

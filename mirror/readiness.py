@@ -10,7 +10,7 @@ from typing import Any
 
 from mirror.config import Settings
 from mirror.upstream import Upstreams
-from mirror.workers import Seat
+from mirror.workers.seat import Seat
 
 Endpoints = dict[str, list[dict[str, Any]]]
 """By registry, what is known of its endpoints, in the order of the settings."""

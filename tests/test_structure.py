@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "api": SHARED | {"api", "cache"},
     "web": SHARED | {"quantities", "clients", "api", "cache", "web"},
     "doctor": SHARED | {"quantities", "config", "clients", "upstream", "doctor"},
-    "workers": {"config", "metrics"},
+    "workers": {"config", "metrics", "workers"},
     "readiness": {"config", "upstream", "workers"},
     "wiring": {"config", "metrics", "errors", "cache", "upstream"},
     "app": {"workers", "readiness", "config", "certificate", "metrics", "tasks", "api", "web", "wiring", ""},

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import click
 
-from mirror import app, workers
+from mirror import app
 from mirror.cli import logs
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.config import Settings
 from mirror.quantities import format_size
-from mirror.workers import Seat
+from mirror.workers import parent
+from mirror.workers.seat import Seat
 
 
 @click.command(short_help="Run the mirror.")
@@ -53,11 +54,11 @@ def serve(
             click.echo(
                 f"admin token of the dashboard, shown this once and kept in {settings.cache.dir}/admin-token: {token}", err=True
             )
-        folder = workers.prepare() if settings.server.workers > 1 else None
+        folder = parent.prepare() if settings.server.workers > 1 else None
         if folder is None:
             status = _work(settings, lambda url: _tell(settings, url))
         else:
-            status = workers.run(
+            status = parent.run(
                 settings.server,
                 folder,
                 lambda seat: _work(settings, lambda _: seat.ready(), seat),

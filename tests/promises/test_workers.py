@@ -193,7 +193,7 @@ async def test_a_worker_that_hangs_is_killed_and_another_goes_on(upstream: Scrip
     digest = upstream.add_blob(data)
     hold = Hold(5 * MIB)
     upstream.fail(str(digest), hold)
-    impatient = "from mirror import cli, workers; workers._HUNG = 6.0; workers._WATCH = 0.5; cli.main(prog_name='mirror')"
+    impatient = "from mirror import cli; from mirror.workers import parent; parent._HUNG = 6.0; parent._WATCH = 0.5; cli.main(prog_name='mirror')"
     with MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}, SERVER__WORKERS="3") as mirror:
         mirror.terminate()
         mirror._command[1:3] = ["-c", impatient]

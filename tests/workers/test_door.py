@@ -8,7 +8,7 @@ import socket
 
 from aiohttp import web
 
-from mirror.api.door import Door
+from mirror.workers.door import Door
 
 
 async def answer(request: web.BaseRequest) -> web.Response:

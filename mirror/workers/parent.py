@@ -1,7 +1,6 @@
-"""Several processes that serve together: a parent that binds the address, starts workers, and starts another one for each that dies.
+"""The process that binds the address, starts workers, and starts another one for each that dies.
 
-They share the listening socket (door.py); the cache directory, where a download belongs to one of them
-(spool.py) and the others read along; and the metrics (metrics.py). The parent serves nobody and runs no event loop: that it is simple is why it can fork.
+It serves nobody and runs no event loop: that it is simple is why it can fork.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from mirror import metrics
 from mirror.config import Server
+from mirror.workers.seat import Seat
 
 log = logging.getLogger(__name__)
 
@@ -44,25 +44,6 @@ _HUNG = 60.0
 """Seconds without a sign of life after which a worker is killed: what it downloads others wait for, and take over when it is dead."""
 _GRACE = 10.0
 """Seconds beyond the time for draining after which workers are killed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """What a worker is given by the parent."""
-
-    number: int
-    """From 0; a worker that takes a dead one's place takes its number."""
-    folder: Path
-    """Of files that all workers read."""
-    listeners: tuple[socket.socket, ...]
-    counts: memoryview[int]
-    """How many connections each worker has, in memory that they share."""
-    orphaned: int
-    """A descriptor that becomes readable when the parent is gone."""
-    ready: Callable[[], None]
-    """To be called once requests are taken."""
-    alive: Callable[[], None]
-    """To be called every few seconds from then on."""
 
 
 @dataclass(slots=True)
