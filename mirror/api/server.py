@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from mirror.api import content, listing, pages
+from mirror.api import content, listing, monitoring
 from mirror.api.access import AccessLog
 from mirror.api.answers import json_answer, problem
 from mirror.api.connection import Connection
@@ -127,11 +127,11 @@ class Api:
         if request.method in ("GET", "HEAD"):
             match target.path:
                 case "/healthz":
-                    return pages.healthz()
+                    return monitoring.healthz()
                 case "/readyz":
-                    return pages.readyz(self._report())
+                    return monitoring.readyz(self._report())
                 case "/metrics":
-                    return pages.measurements()
+                    return monitoring.measurements()
         return await self._dashboard(request, target)
 
     def _note(self, exchange: Exchange, response: web.StreamResponse, seconds: float) -> None:

@@ -13,13 +13,13 @@ import time
 from collections import OrderedDict
 from pathlib import Path
 
-from mirror.cache.blobs import BlobStore
 from mirror.cache.catalog.catalog import Catalog
 from mirror.cache.catalog.records import Records
 from mirror.cache.catalog.schema import look_for_damage
 from mirror.cache.disk import Disk
 from mirror.cache.flights.parts import FileReader
 from mirror.cache.flights.spool import sweep
+from mirror.cache.store import BlobStore
 from mirror.cache.upkeep.eviction import Eviction
 from mirror.cache.upkeep.expiry import Expiry
 from mirror.cache.upkeep.scrub import Restore, Scrub

@@ -23,7 +23,7 @@ from mirror.errors import Denied, ManifestUnknown, MirrorError, UpstreamError
 from mirror.names import Repository, Tag
 from mirror.upstream import Connections, Timeouts, Upstreams
 from mirror.upstream.challenges import choose, parse_challenges
-from mirror.upstream.targets import Guard
+from mirror.upstream.guard import Guard
 from mirror.upstream.tokens import Authenticator
 from mirror.upstream.transport import Transport
 

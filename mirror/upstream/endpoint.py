@@ -14,10 +14,10 @@ from mirror import metrics
 from mirror.errors import Denied, MirrorError, UpstreamInvalid, UpstreamLimited, UpstreamTimeout, UpstreamUnreachable
 from mirror.names import Digest, Repository
 from mirror.upstream.challenges import Challenge, choose, parse_challenges
+from mirror.upstream.guard import Guard, same_origin
 from mirror.upstream.health import Breaker, Delivery, EndpointHealth
-from mirror.upstream.targets import Guard, retry_after, same_origin
 from mirror.upstream.tokens import Authenticator
-from mirror.upstream.transport import Transport, shown
+from mirror.upstream.transport import Transport, retry_after, shown
 
 _MOST_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)

@@ -31,9 +31,9 @@ from mirror.manifests import ACCEPT, MAX_SIZE, MEDIA_TYPES, Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.upstream.blobs import Blob
 from mirror.upstream.endpoint import Endpoint
+from mirror.upstream.guard import same_origin
 from mirror.upstream.health import EndpointHealth
 from mirror.upstream.rounds import ask_in_turn
-from mirror.upstream.targets import same_origin
 from mirror.upstream.tokens import Authenticator
 from mirror.upstream.transport import Connections, Timeouts, Transport, length_of, read_bounded, shown
 

@@ -16,8 +16,8 @@ from yarl import URL
 from mirror.errors import Denied, TargetRefused, UpstreamInvalid, UpstreamLimited, UpstreamUnreachable
 from mirror.tasks import Once
 from mirror.upstream.challenges import Challenge
-from mirror.upstream.targets import Guard, retry_after
-from mirror.upstream.transport import read_bounded, shown
+from mirror.upstream.guard import Guard
+from mirror.upstream.transport import read_bounded, retry_after, shown
 
 Credentials = Callable[[], tuple[str, str] | None]
 """User and password, asked for at each use, so that a changed password file counts at once. May raise OSError."""

@@ -1,4 +1,4 @@
-"""Connections to upstreams: timeouts, proxies, and where a redirect may lead. What aiohttp raises ends here, as errors of ours."""
+"""Connections to upstreams: timeouts, proxies, and public addresses alone where it has to be. What aiohttp raises ends here, as errors of ours."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import os
 import ssl
 import urllib.request
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
@@ -195,6 +197,17 @@ def length_of(response: aiohttp.ClientResponse) -> int | None:
     """What Content-Length says, in bytes; None where it says nothing that is a number."""
     value = response.headers.get("Content-Length", "")
     return int(value) if value.isascii() and value.isdigit() else None
+
+
+def retry_after(response: aiohttp.ClientResponse) -> float | None:
+    """Retry-After in seconds, from either of its forms (RFC 9110, section 10.2.3)."""
+    value = response.headers.get("Retry-After", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    try:
+        return max((parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds(), 0.0)
+    except (ValueError, TypeError):
+        return None
 
 
 def shown(url: URL) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mirror.cache.blobs import BlobStore
+from mirror.cache.store import BlobStore
 from mirror.cache.tags import Tags
 from mirror.names import Digest
 from tests.support.mirrors import Mirror, until

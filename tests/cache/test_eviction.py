@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from mirror.cache.blobs import BlobStore
 from mirror.cache.flights.spool import sweep
+from mirror.cache.store import BlobStore
 from mirror.names import Digest
 from tests.support.mirrors import Mirror, until
 from tests.support.programs import missing, run

@@ -14,8 +14,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mirror.cache.blobs import BlobStore
 from mirror.cache.catalog.catalog import Catalog, TagRecord
+from mirror.cache.store import BlobStore
 from mirror.cache.upkeep.reading import Reading
 from mirror.cache.upkeep.upkeep import Expire
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST, Descriptor

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mirror.cache.blobs import BlobStore
 from mirror.cache.catalog.catalog import Catalog
+from mirror.cache.store import BlobStore
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST
 from mirror.names import Digest
 

@@ -18,7 +18,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 
-from mirror.cache.blobs import BlobStore
+from mirror.cache.store import BlobStore
 from mirror.errors import DigestInvalid
 from mirror.manifests import INDEXES, MAX_SIZE, blobs_of, entries_of, platform_of
 from mirror.names import Digest

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirror.cache.blobs import BlobStore
 from mirror.cache.catalog.composition import learn, sizes
 from mirror.cache.catalog.history import History, read
 from mirror.cache.catalog.schema import connect
+from mirror.cache.store import BlobStore
 from mirror.manifests import INDEXES, MAX_SIZE, Descriptor, blobs_of, entries_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 

@@ -15,12 +15,12 @@ import os
 from dataclasses import dataclass
 
 from mirror import metrics
-from mirror.cache.blobs import BlobFile, BlobStore
 from mirror.cache.disk import Disk
 from mirror.cache.flights.bell import Bell
 from mirror.cache.flights.filling import Filling
 from mirror.cache.flights.ground import Ground
 from mirror.cache.flights.spool import Spool
+from mirror.cache.store import BlobFile, BlobStore
 from mirror.errors import DigestMismatch, MirrorError, StorageFull, UpstreamInvalid, UpstreamUnreachable
 from mirror.names import Digest
 

@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from mirror.cache.blobs import BlobStore
 from mirror.cache.disk import Disk
 from mirror.cache.flights.direct import go_on, stream
 from mirror.cache.flights.download import Download, Source
@@ -15,6 +14,7 @@ from mirror.cache.flights.flight import Flight
 from mirror.cache.flights.ground import Ground
 from mirror.cache.flights.parts import FileSlice, Part
 from mirror.cache.flights.spool import Spool
+from mirror.cache.store import BlobStore
 from mirror.errors import StorageFull, UpstreamCut
 from mirror.names import Digest
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from mirror.cache.blobs import BlobFile
+from mirror.cache.store import BlobFile
 
 
 @dataclass(frozen=True, slots=True)

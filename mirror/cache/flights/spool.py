@@ -18,8 +18,8 @@ import struct
 import time
 from pathlib import Path
 
-from mirror.cache.blobs import BlobStore, sync_folder
 from mirror.cache.flights.extents import Extents
+from mirror.cache.store import BlobStore, sync_folder
 from mirror.names import Digest
 
 _RECORD = struct.Struct("<QQ")

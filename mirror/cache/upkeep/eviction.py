@@ -1,6 +1,6 @@
 """Keeps the cache within its size: blobs go in the order that policy.py gives, manifests only after everything that they name.
 
-What is pinned stays, and what somebody is reading, in whatever process (see blobs.py). One process evicts at a time, and in short turns, so that the catalog
+What is pinned stays, and what somebody is reading, in whatever process (see store.py). One process evicts at a time, and in short turns, so that the catalog
 serves others meanwhile.
 """
 
@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from mirror import metrics
-from mirror.cache.blobs import BlobStore
 from mirror.cache.catalog.records import Records
+from mirror.cache.store import BlobStore
 from mirror.cache.upkeep.policy import Queue, evicted, next_victim, spared
 from mirror.cache.upkeep.upkeep import Upkeep
 from mirror.errors import DigestInvalid, StorageFull

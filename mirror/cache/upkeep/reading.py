@@ -12,8 +12,8 @@ import threading
 import time
 
 from mirror import metrics
-from mirror.cache.blobs import BlobStore, remove_damaged
 from mirror.cache.disk import Disk
+from mirror.cache.store import BlobStore, remove_damaged
 from mirror.names import Digest
 
 log = logging.getLogger(__name__)

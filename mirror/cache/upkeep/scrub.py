@@ -13,8 +13,8 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 
-from mirror.cache.blobs import BlobStore
 from mirror.cache.catalog.records import Records
+from mirror.cache.store import BlobStore
 from mirror.cache.upkeep.reading import Reading
 from mirror.errors import MirrorError
 from mirror.names import Digest, Repository

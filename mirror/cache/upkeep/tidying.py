@@ -13,10 +13,10 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirror.cache.blobs import BlobStore
 from mirror.cache.catalog.records import Records
 from mirror.cache.content import Content
 from mirror.cache.flights.spool import sweep
+from mirror.cache.store import BlobStore
 from mirror.cache.upkeep.eviction import Eviction
 from mirror.cache.upkeep.expiry import Expiry
 from mirror.cache.upkeep.upkeep import Upkeep

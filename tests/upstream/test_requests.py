@@ -1,4 +1,4 @@
-"""Redirects, realms, endpoints, retries."""
+"""Requests to upstream: redirects, realms, endpoints, retries, proxies."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from yarl import URL
 
 from mirror.errors import TargetRefused, UpstreamError, UpstreamInvalid
 from mirror.upstream import transport as transport_module
+from mirror.upstream.guard import Guard
 from mirror.upstream.health import Breaker
-from mirror.upstream.targets import Guard
 from mirror.upstream.transport import Connections, Timeouts, Transport
 from tests.support.mirrors import Mirror
 from tests.support.scripted import Cut, Delay, Headers, Redirect, Scripted, Status

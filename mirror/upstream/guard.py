@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import ssl
 import time
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 import aiohttp
 from yarl import URL
@@ -52,14 +50,3 @@ class Guard:
 def same_origin(one: URL, other: URL) -> bool:
     """True where scheme, host and port are the same: the only case in which Authorization goes along (RFC 9110, section 15.4)."""
     return (one.scheme, one.host, one.port) == (other.scheme, other.host, other.port)
-
-
-def retry_after(response: aiohttp.ClientResponse) -> float | None:
-    """Retry-After in seconds, from either of its forms (RFC 9110, section 10.2.3)."""
-    value = response.headers.get("Retry-After", "").strip()
-    if value.isascii() and value.isdigit():
-        return float(value[:9])
-    try:
-        return max((parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds(), 0.0)
-    except (ValueError, TypeError):
-        return None
