@@ -32,6 +32,17 @@ DEBIANS_CONTAINERD = """version = 2
     [plugins."io.containerd.grpc.v1.cri".cni]
       bin_dir = "/usr/lib/cni"
 """
+DEFAULT_CONTAINERD = """version = 3
+
+[plugins.'io.containerd.cri.v1.images']
+  [plugins.'io.containerd.cri.v1.images'.registry]
+    config_path = ''
+
+    [plugins.'io.containerd.cri.v1.images'.registry.headers]
+
+[plugins.'io.containerd.transfer.v1.local']
+  config_path = ''
+"""
 
 
 def written(client: str, folder: Path, address: Address = MIRROR) -> Path:
@@ -94,6 +105,12 @@ def test_they_write_what_configure_writes_and_take_it_back(client: str, tmp_path
     [
         ("docker", "etc/docker/daemon.json", '{"labels": ["of=owner"],\t"registry-mirrors": ["http://127.0.0.1:1"]}'),
         ("containerd", "etc/containerd/config.toml", DEBIANS_CONTAINERD),
+        ("containerd", "etc/containerd/config.toml", DEFAULT_CONTAINERD),
+        (
+            "containerd",
+            "etc/containerd/config.toml",
+            f'{DEBIANS_CONTAINERD}# registry\nsandbox_image = "registry.k8s.io/pause:3.6"\n',
+        ),
         ("containerd", "etc/containerd/config.toml", 'disabled_plugins = ["cri"]\n'),
         ("buildkit", "etc/buildkit/buildkitd.toml", "debug = true\n[worker.oci]\n  gc = false\n"),
     ],
@@ -123,6 +140,13 @@ def test_what_is_there_stays_and_comes_back(client: str, path: str, before: str,
         ("docker", "etc/docker/daemon.json", "{not json"),
         ("containerd", "etc/containerd/certs.d/ghcr.io/hosts.toml", '[host."http://other"]\n'),
         ("containerd", "etc/containerd/config.toml", "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.registry.mirrors]\n"),
+        (
+            "containerd",
+            "etc/containerd/config.toml",
+            f"{DEFAULT_CONTAINERD}[plugins.'io.containerd.cri.v1.images'.registry.mirrors.x]\n",
+        ),
+        ("containerd", "etc/containerd/config.toml", DEFAULT_CONTAINERD.replace("headers]", "headers]\n X = ['x']")),
+        ("containerd", "etc/containerd/config.toml", "version = 2\nplugins = {x = {registry = {config_path = '/x'}}}\n"),
         ("podman", "etc/containers/registries.conf.d/mirror.conf", "[[registry]]\n"),
         ("buildkit", "etc/buildkit/buildkitd.toml", '[registry."docker.io"]\n'),
         ("k3s", "etc/rancher/k3s/registries.yaml", "mirrors:\n"),
@@ -192,6 +216,18 @@ def test_containerd_pulls_through_the_mirror_after_the_script(stage: Stage, tmp_
     cri = understood["plugins"]["io.containerd.grpc.v1.cri"]
     assert cri["registry"]["config_path"] == "/etc/containerd/certs.d"
     assert cri["cni"]["bin_dir"] == "/usr/lib/cni"
+
+
+def test_containerds_own_default_settings_get_the_folder(tmp_path: Path) -> None:
+    """Those that many have in config.toml, by ``containerd config default``: that one word is all that changes."""
+    require("containerd")
+    file = tmp_path / "root/etc/containerd/config.toml"
+    file.parent.mkdir(parents=True)
+    before = run("containerd", "config", "default")
+    file.write_text(before)
+    run("sh", str(written("containerd", tmp_path)), "--root", str(tmp_path / "root"))
+    lines = zip(before.splitlines(), file.read_text().splitlines(), strict=True)
+    assert [new.strip() for old, new in lines if old != new] == ['config_path = "/etc/containerd/certs.d"']
 
 
 def test_podman_pulls_through_the_mirror_after_the_script(stage: Stage, tmp_path: Path) -> None:

@@ -100,7 +100,20 @@ as_containerd() { # NEW BEFORE
     cat "$2"
     return 0
   fi
-  ! grep -q registry "$2" || return 1
+{% for table in plan.tables.values() %}
+  # As "containerd config default" has it: the table is there, with an empty config_path and nothing below it.
+  awk -v table='{{ table.splitlines()[0] }}' '
+    BEGIN { below = substr(table, 1, length(table) - 1) "." }
+    { line = $0; gsub(/\047/, "\"", line); gsub(/^[ \t]+|[ \t]+$/, "", line) }
+    line ~ /^\[/ { now = line; if (index(now, below) == 1 && now !~ /[.](auths|configs|headers|mirrors)\]$/) more = 1 }
+    now == table && line == "config_path = \"\"" { sub(/""|\047\047/, "\"/etc/containerd/certs.d\""); found++ }
+    index(now, below) == 1 && line !~ /^(\[.*|#.*)?$/ { more = 1 }
+    { all = all $0 "\n" }
+    END { if (found != 1 || more) exit 1; printf "%s", all }
+  ' "$2" && return 0
+{% endfor %}
+  # Elsewhere than in a text, such as an image's name.
+  ! sed -e 's/#.*//' -e 's/^\([^=]*=\)[[:space:]]*"[^"]*"[[:space:]]*$/\1/' "$2" | grep -q registry || return 1
 {% for version, table in plan.tables.items() %}
   if grep -q '^version *= *{{ version }}' "$2"; then
     cat "$2"
