@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
+from mirror.cache.flights.board import read
 from mirror.cli.pull import this_platform
 from mirror.cli.tags import natural
 from mirror.names import Digest
 from tests.support.commands import Commands, mirror
 from tests.support.images import make_index
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, until
 from tests.support.scripted import Hold, Scripted, Status
 
 MIB = 1024 * 1024
@@ -73,8 +74,8 @@ async def test_a_list_is_pulled_whole_and_a_second_time_for_nothing(
     assert "no connection" in found[0]["unchecked"]
 
 
-async def test_images_and_their_layers_come_side_by_side(commands: Commands, upstream: Scripted) -> None:
-    """None of them waits for another to be there."""
+async def test_images_and_their_layers_come_side_by_side(commands: Commands, upstream: Scripted, tmp_path: Path) -> None:
+    """None of them waits for another to be there; and whoever looks at a dashboard on this directory sees them all, until they are."""
     images = [upstream.add_image(f"library/{name}", "1", layers=[os.urandom(1000), os.urandom(1000)]) for name in ("one", "two")]
     holds = {layer: Hold(100) for image in images for layer in image.layers}
     for layer, hold in holds.items():
@@ -82,9 +83,12 @@ async def test_images_and_their_layers_come_side_by_side(commands: Commands, ups
     pulling = asyncio.create_task(commands("pull", "one:1", "two:1", MIRROR_UPSTREAM__STALL_TIMEOUT="60"))
     for hold in holds.values():
         await hold.reached.wait()
+    board = tmp_path / "cache" / "live"
+    await until(lambda: set(map(str, holds)) <= {line.digest for line in read(board) if not line.ended})
     for hold in holds.values():
         hold.release.set()
     assert "2 images: 2 fetched" in await pulling
+    assert list(board.iterdir()) == []
 
 
 async def test_a_changed_tag_is_fetched_though_it_is_fresh(commands: Commands, upstream: Scripted, tmp_path: Path) -> None:
