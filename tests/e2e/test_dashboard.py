@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mirror.clients import CLIENTS
 from mirror.web.token import NAME
 from tests.support.browser import Browser
 from tests.support.mirrors import Mirror
@@ -206,7 +207,7 @@ async def test_languages_themes_and_phones(watched: Watched, upstream: Scripted)
     background = "return getComputedStyle(document.body).backgroundColor"
     pages = ["/", "/image/docker.io/library/app-with-quite-a-long-name/and-a-second-part:a-tag-that-is-long-too-2025-11-25"]
     window.forgiven += ["status of 404"]
-    pages += ["/setup", "/setup?client=containerd", "/login", "/image/docker.io/library/none:1"]
+    pages += [*(f"/setup?client={client}" for client in CLIENTS), "/login", "/image/docker.io/library/none:1"]
 
     def switch() -> None:
         window.go(mirror.url)
@@ -228,11 +229,13 @@ async def test_languages_themes_and_phones(watched: Watched, upstream: Scripted)
         window.prefer("light")
         window.until(lambda: window.script(background) == dark, "dark")
         window.size(360, 740, mobile=True)
-        for path in pages:
-            window.go(mirror.url + path)
-            width = window.script("return document.documentElement.scrollWidth")
-            assert width <= 360, path
-        window.click("[hreflang=en]")
+        for language in ("zh", "en"):
+            window.click(f"[hreflang={language}]")
+            for path in pages:
+                window.go(mirror.url + path)
+                assert window.script("return document.documentElement.lang").startswith(language)
+                width = window.script("return document.documentElement.scrollWidth")
+                assert width <= 360, (language, path)
 
     await watched.do(switch)
 
