@@ -535,6 +535,29 @@ async def test_downloads_of_all_processes_are_shown(start: Callable[..., Any], u
     await until(lambda: not list((one.directory / "live").glob("*")), 20)
 
 
+async def test_what_fails_is_shown_with_its_reason(mirror: Mirror, upstream: Scripted) -> None:
+    """A download that was given up, and the upstream that went away under it; afterwards nothing is said to be under way."""
+    image = upstream.add_image("library/app", "1", layers=[os.urandom(1_000_000)])
+    hold = Hold(after=300_000)
+    upstream.fail(str(image.layers[0]), hold)
+    pull = asyncio.create_task(mirror.get(f"/v2/app/blobs/{image.layers[0]}"))
+    await hold.reached.wait()
+    await upstream.stop()
+    parts: dict[str, str] = {}
+    async with asyncio.timeout(60):
+        async for news in events(mirror.session):
+            parts.update(news)
+            if "failed: " in parts["downloads"]:
+                break
+        assert ">down</span>" in parts["upstreams"]
+        assert "Connection refused" in parts["downloads"]
+        assert "Connection refused" in parts["upstreams"]
+        async for news in events(mirror.session):
+            if "Nothing is being downloaded" in news.get("downloads", ""):
+                break
+    assert (await pull).cut
+
+
 async def test_listeners_are_few_and_cost_nothing_when_they_have_left(dashboard: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     """One too many is asked to come again; each is sent only what has changed."""
     monkeypatch.setattr(live, "_MOST", 1)
