@@ -20,6 +20,7 @@ from mirror.cache.disk import Disk
 from mirror.cache.flights.parts import FileReader
 from mirror.cache.flights.spool import sweep
 from mirror.cache.store import BlobStore
+from mirror.cache.upkeep import limit
 from mirror.cache.upkeep.eviction import Eviction
 from mirror.cache.upkeep.expiry import Expiry
 from mirror.cache.upkeep.scrub import Restore, Scrub
@@ -58,6 +59,7 @@ class Content:
 
     def start(self, restore: Restore) -> None:
         """Begins the chores: mends what a crash left, writes down uses from time to time, lets go what has expired, scrubs."""
+        limit.note(self.store.root, self._upkeep.max_size)
         work = [self._recover, self._write_uses, Expiry(self.records, self.eviction, self._upkeep.expire).run]
         if self._upkeep.scrub_rate:
             work.append(Scrub(self.store, self.records, restore, self._upkeep.scrub_rate, self._upkeep.scrub_interval).run)

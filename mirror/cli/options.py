@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from mirror.cache.upkeep.limit import noted
 from mirror.config import ConfigError, Settings, load
 from mirror.faults import shown
 
@@ -33,29 +35,38 @@ def cache_options(command: _Command) -> _Command:
     return command
 
 
-def settings_of(
-    config: Path | None,
-    cache_dir: str | None = None,
-    upstreams: tuple[str, ...] = (),
-    listen: str | None = None,
-    max_size: str | None = None,
-    workers: str | None = None,
-) -> Settings:
-    """The settings of file, environment and flags. Raises ConfigError."""
-    return load(config, os.environ, _flags(listen, cache_dir, max_size, workers, upstreams))
+def settings_of(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]) -> Settings:
+    """The settings of file, environment and flags; where they say nothing of the cache's size, it is what its mirror has. Raises ConfigError."""
+    settings = load(config, os.environ, _flags(cache_dir, upstreams))
+    size = None if "max_size" in settings.cache.model_fields_set else noted(settings.cache.dir)
+    if size is None:
+        return settings
+    return settings.model_copy(update={"cache": settings.cache.model_copy(update={"max_size": size})})
 
 
-def settings_or_exit(
+def settings_or_exit(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]) -> Settings:
+    """The same. Where they cannot be used, lists every fault and ends with status 2."""
+    with _listed():
+        return settings_of(config, cache_dir, upstreams)
+
+
+def settings_to_serve(
     config: Path | None,
-    cache_dir: str | None = None,
-    upstreams: tuple[str, ...] = (),
-    listen: str | None = None,
-    max_size: str | None = None,
-    workers: str | None = None,
+    cache_dir: str | None,
+    upstreams: tuple[str, ...],
+    listen: str | None,
+    max_size: str | None,
+    workers: str | None,
 ) -> Settings:
-    """The settings of file, environment and flags. Where they cannot be used, lists every fault and ends with status 2."""
+    """Those of the mirror itself, which is told its size, or takes the default."""
+    with _listed():
+        return load(config, os.environ, _flags(cache_dir, upstreams, listen, max_size, workers))
+
+
+@contextlib.contextmanager
+def _listed() -> Iterator[None]:
     try:
-        return settings_of(config, cache_dir, upstreams, listen, max_size, workers)
+        yield
     except ConfigError as error:
         click.echo("mirror: these settings cannot be used:", err=True)
         for fault in error.faults:
@@ -64,7 +75,11 @@ def settings_or_exit(
 
 
 def _flags(
-    listen: str | None, cache_dir: str | None, max_size: str | None, workers: str | None, upstreams: tuple[str, ...]
+    cache_dir: str | None,
+    upstreams: tuple[str, ...],
+    listen: str | None = None,
+    max_size: str | None = None,
+    workers: str | None = None,
 ) -> dict[str, Any]:
     flags: dict[str, Any] = {}
     if listen is not None:

@@ -15,7 +15,7 @@ import click
 
 from mirror import app
 from mirror.cli import logs
-from mirror.cli.options import cache_options, settings_or_exit
+from mirror.cli.options import cache_options, settings_to_serve
 from mirror.config import Settings
 from mirror.quantities import format_size
 from mirror.workers import parent
@@ -39,7 +39,7 @@ def serve(
 
     Everything can be set in a file, most of it need not be; MIRROR_SERVER__LISTEN and the like in the environment win over the file, and flags over both.
     """
-    settings = settings_or_exit(config, cache_dir, upstreams, listen, max_size, number)
+    settings = settings_to_serve(config, cache_dir, upstreams, listen, max_size, number)
     logs.set_up(settings.log.level, settings.log.format)
     with contextlib.suppress(OSError, ValueError):
         # A socket and a file for each client add up.

@@ -105,6 +105,25 @@ async def test_gc_removes_what_a_dry_run_has_told(
     }
 
 
+async def test_commands_know_the_size_that_the_mirror_keeps(
+    mirror: Mirror, start: Callable[..., Any], images: dict[str, Image], tmp_path: Path
+) -> None:
+    """As it was last started with, running or not: no command throws away by a default what `serve --max-size` keeps. What they are told counts more."""
+    commands = Commands(mirror.directory)
+    for size in (10 * 1024 * KIB, 20 * 1024 * KIB):
+        await mirror.stop()
+        mirror = await start(max_size=size)
+        assert (await commands.json("stats"))["max_size"] == size
+    assert (await commands.json("gc", "--dry-run"))["evicted"]["count"] == 0
+    await mirror.stop()
+    assert (await commands.json("stats"))["max_size"] == size
+    config = tmp_path / "mirror.toml"
+    config.write_text('[cache]\nmax_size = "150KiB"\n')
+    assert (await commands.json("gc", "--dry-run", "--config", str(config)))["evicted"]["count"] > 0
+    (mirror.directory / "catalog" / "max-size").write_text("nonsense")
+    assert (await commands.json("stats"))["max_size"] == 50 * 1024**3
+
+
 async def test_verify_repairs_what_is_damaged(
     commands: Commands, mirror: Mirror, upstream: Scripted, images: dict[str, Image]
 ) -> None:
