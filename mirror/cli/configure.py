@@ -147,7 +147,9 @@ def _tell(report: dict[str, Any], client: Client, write: bool, undo: bool) -> No
     if not touched:
         click.echo(f"{client.title}: asks {report['mirror']} already, for {client.registries}")
     elif write or undo:
-        click.echo(f"Done. {f'Now: {client.then}' if client.then else 'It counts from the next pull on.'}")
+        click.echo(
+            f"Done. {f'Now: {client.then}' if client.then else 'It counts from the next pull on; for cri-o after systemctl reload crio.'}"
+        )
     else:
         click.echo(
             f"This makes {client.title} ask {report['mirror']} for {client.registries}. Nothing was written: --write does it."

@@ -1,4 +1,7 @@
-"""podman, cri-o, skopeo, buildah: a drop-in of registries.conf (containers-registries.conf(5), containers-registries.conf.d(5))."""
+"""podman, cri-o, skopeo, buildah: a drop-in of registries.conf (containers-registries.conf(5), containers-registries.conf.d(5)).
+
+All but cri-o, which has to be told (crio(8), SIGHUP), read it at every pull.
+"""
 
 from __future__ import annotations
 

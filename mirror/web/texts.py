@@ -193,7 +193,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "setup_hand": ("By hand", "手动配置"),
     "setup_hand_why": ("Add this to each file, or make it:", "将以下内容加入各文件（没有则新建）："),
     "setup_then": ("Then", "然后"),
-    "setup_then_none": ("It counts from the next pull on.", "下次拉取即生效。"),
+    "setup_then_none": (
+        "It counts from the next pull on; for cri-o after systemctl reload crio.",
+        "下次拉取即生效；cri-o 需执行 systemctl reload crio。",
+    ),
     "setup_each": ("The same for each other registry:", "其他镜像仓库同理："),
     "setup_no_address": (
         "The address in this request is not one that could be put into a configuration.",

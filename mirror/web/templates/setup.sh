@@ -76,7 +76,7 @@ if [ "$undo" = yes ]; then
 {% if plan.client.then %}
   echo "Done. Now: {{ plan.client.then }}"
 {% else %}
-  echo "Done. It counts from the next pull on."
+  echo "Done. It counts from the next pull on; for cri-o after systemctl reload crio."
 {% endif %}
   exit 0
 fi
@@ -213,5 +213,5 @@ fi
 {% elif plan.client.then %}
 echo "Done. Now: {{ plan.client.then }}"
 {% else %}
-echo "Done. It counts from the next pull on."
+echo "Done. It counts from the next pull on; for cri-o after systemctl reload crio."
 {% endif %}
