@@ -15,12 +15,13 @@ from mirror.cache.catalog.history import History
 from mirror.cache.catalog.inventory import ORDERS, Image, Inventory, Totals
 from mirror.cache.flights.board import Download
 from mirror.clients import CLIENTS, Address, Client
-from mirror.errors import ManifestUnknown
+from mirror.errors import ManifestUnknown, MirrorError
 from mirror.names import Reference, Repository, image_name
 from mirror.tasks import Chore, Once
 from mirror.web import pictures
 from mirror.web.setup import plan
 from mirror.web.templating import Templates
+from mirror.web.texts import keys
 from mirror.web.visitor import Visitor
 
 PAGE = 25
@@ -129,11 +130,11 @@ class Pages:
     def script(self, client: Client, address: Address) -> str:
         return self._templates.script("setup.sh", plan=plan(client, address, self._house.registries))
 
-    def login(self, visitor: Visitor, to: str, fault: str) -> str:
-        return self._page("login.html", visitor, to=to, fault=fault)
+    def login(self, visitor: Visitor, to: str, error: MirrorError | None = None) -> str:
+        return self._page("login.html", visitor, to=to, error=error, kind=_kind(error))
 
-    def error(self, visitor: Visitor, status: int, message: str) -> str:
-        return self._page("error.html", visitor, status=status, message=message)
+    def error(self, visitor: Visitor, error: MirrorError) -> str:
+        return self._page("error.html", visitor, error=error, kind=_kind(error))
 
     def _page(self, name: str, visitor: Visitor, **values: Any) -> str:
         return self._templates.page(name, visitor.language, v=visitor, house=self._house, **values)
@@ -186,3 +187,8 @@ class Pages:
         history = await self._cache.desk.ask(Inventory.history)
         self._figures = time.monotonic(), totals, history
         return totals, history
+
+
+def _kind(error: MirrorError | None) -> str | None:
+    """The nearest of an error's classes that the texts have a word for."""
+    return next((kind.__name__ for kind in type(error).__mro__ if f"fault_{kind.__name__}" in keys()), None)

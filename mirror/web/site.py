@@ -131,7 +131,7 @@ class Site:
             case "setup", "":
                 page = self._pages.setup(visitor)
             case "login", "":
-                page = self._pages.login(visitor, _local(visitor.query.get("to", "")), "")
+                page = self._pages.login(visitor, _local(visitor.query.get("to", "")))
             case _:
                 raise _nothing_here()
         return _page(page)
@@ -169,7 +169,7 @@ class Site:
         except (AdminNeeded, TooManyGuesses) as error:
             if not _wants_html(request):
                 raise
-            return _page(self._pages.login(recognise(request, target, self._admin), to, error.message), error)
+            return _page(self._pages.login(recognise(request, target, self._admin), to, error), error)
         secure = request.secure or request.headers.get("Origin", "").startswith("https://")
         return _redirect(to, {COOKIE: session}, LASTS, secure)
 
@@ -192,7 +192,7 @@ class Site:
     def _fault(self, request: web.BaseRequest, target: Target, error: MirrorError) -> web.Response:
         if not _wants_html(request):
             raise error
-        return _page(self._pages.error(recognise(request, target, self._admin), error.status, error.message), error)
+        return _page(self._pages.error(recognise(request, target, self._admin), error), error)
 
 
 def _page(page: str, error: MirrorError | None = None) -> web.Response:

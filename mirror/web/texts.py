@@ -208,6 +208,17 @@ _TEXTS: dict[str, tuple[str, str]] = {
     ),
     # errors
     "error": ("This did not work", "未能完成"),
+    # by the error's class (mirror/errors), or the nearest above it: its message is English
+    "fault_MirrorError": ("{message}", "出错（{message}）"),
+    "fault_AdminNeeded": ("{message}", "管理员令牌不正确，或尚未登录（{message}）"),
+    "fault_TooManyGuesses": ("{message}", "错误的令牌过多，请稍候再试（{message}）"),
+    "fault_Refused": ("{message}", "请求未被接受，请重新载入页面（{message}）"),
+    "fault_Pinned": ("{message}", "该镜像已固定，请先取消固定（{message}）"),
+    "fault_Unknown": ("{message}", "未找到（{message}）"),
+    "fault_Invalid": ("{message}", "请求无效（{message}）"),
+    "fault_Unsupported": ("{message}", "不支持此操作（{message}）"),
+    "fault_CatalogFailed": ("{message}", "无法读写缓存目录（{message}）"),
+    "fault_UpstreamError": ("{message}", "上游未能应答（{message}）"),
 }
 
 

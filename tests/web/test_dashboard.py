@@ -483,6 +483,15 @@ def test_every_text_is_there_in_every_language() -> None:
     assert {key for key in texts.keys() - named if not key.startswith(tuple(made))} == set()
 
 
+async def test_errors_are_told_in_the_language_of_the_page(dashboard: Mirror) -> None:
+    """What is wrong in words of that language; the details are as the program has them."""
+    for accept, words in (("en", ("that is not the admin token", "nothing is cached")), ("zh", ("管理员令牌不正确", "未找到"))):
+        headers = {**HTML, "Accept-Language": accept}
+        status, page, _ = await post(dashboard, "/login", {"token": "wrong"}, **headers)
+        assert (status, words[0] in page) == (401, True)
+        assert words[1] in (await dashboard.get("/image/docker.io/library/none:1", **headers)).body.decode()
+
+
 @pytest.mark.parametrize(
     ("accept", "language"),
     [
