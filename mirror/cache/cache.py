@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from mirror import metrics
 from mirror.cache.ahead import Ahead
 from mirror.cache.catalog.desk import Desk
 from mirror.cache.catalog.usage import Usage
@@ -74,7 +73,7 @@ class Cache:
         self.board = Board(root / "live", self._flights, self.content.disk)
         self._sizes: Once[Descriptor] = Once()
         self._paid: dict[str, int] = {}
-        self._ahead = Ahead(self.content, self._fetch_ahead) if limits.prefetch else None
+        self._ahead = Ahead(self.content, self._flights, self._ground) if limits.prefetch else None
         self.manifests = Tags(self.content, source, self._negative, limits.tag_ttl, limits.revalidate_timeout)
         self.tidying = Tidying(self.content, limits.upkeep)
         self.verification = Verification(self.content, self.manifests, self.fetch)
@@ -166,12 +165,6 @@ class Cache:
     async def repositories(self) -> list[tuple[str, str]]:
         """(registry, path) of every repository with something cached."""
         return await self.content.records.read([], self.content.records.catalog.repositories)
-
-    async def _fetch_ahead(self, repository: Repository, digest: Digest) -> None:
-        _, joined = self._flights.join(digest, self._ground(repository, digest))
-        if not joined:
-            metrics.fetched_ahead.labels(repository.registry).inc()
-            await self._flights.ended(digest)
 
     async def _head(self, repository: Repository, digest: Digest) -> Descriptor:
         try:

@@ -21,6 +21,9 @@ async def mirror(start: Callable[..., Any]) -> Mirror:
     return started
 
 
+MIB = 1024 * 1024
+
+
 def path(digest: Digest) -> str:
     return f"/v2/app/blobs/{digest}"
 
@@ -56,7 +59,7 @@ async def test_never_for_platforms_that_nobody_asked_for(mirror: Mirror, upstrea
 
 
 async def test_it_is_bounded_and_clients_come_first(mirror: Mirror, upstream: Scripted) -> None:
-    """No more than four are fetched ahead at once, and a client's own request waits for none of them."""
+    """No more than four are fetched ahead at once while they bring nothing, and a client's own request waits for none of them."""
     image = upstream.add_image("library/app", "latest", [os.urandom(1000) for _ in range(12)])
     await mirror.get("/v2/app/manifests/latest")
     holds = [Hold(10) for _ in image.layers]
@@ -73,6 +76,18 @@ async def test_it_is_bounded_and_clients_come_first(mirror: Mirror, upstream: Sc
     for layer in image.layers:
         await mirror.until_cached(layer)
     assert upstream.count("GET", "blobs") == 13
+
+
+async def test_more_come_side_by_side_where_each_connection_is_slow(mirror: Mirror, upstream: Scripted) -> None:
+    """Up to twelve, as long as twice as many bring more; each is still asked for once."""
+    image = upstream.add_image("library/app", "latest", [os.urandom(MIB) for _ in range(30)])
+    upstream.rate = MIB / 2
+    await mirror.get("/v2/app/manifests/latest")
+    await mirror.get(path(image.config))
+    for layer in image.layers:
+        await mirror.until_cached(layer)
+    assert 8 <= upstream.most_bodies <= 12
+    assert upstream.count("GET", "blobs") == 31
 
 
 async def test_a_layer_that_cannot_be_had_harms_nobody(mirror: Mirror, upstream: Scripted) -> None:

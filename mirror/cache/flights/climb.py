@@ -25,15 +25,15 @@ _PAUSE = 8.0
 class Climb:
     """Measures, climbs, steps back. Times are the event loop's, in seconds."""
 
-    def __init__(self, most: int, start: int = 1) -> None:
-        """`start` is how many paid for an earlier blob of the same registry: to be begun with as soon as the first bytes are here."""
-        self.target = 1
+    def __init__(self, most: int, start: int = 1, least: int = 1) -> None:
+        """`start` is how many paid for an earlier blob of the same registry: to be begun with as soon as the first bytes of `least` are here."""
+        self.target = least
         """Connections that there should be now."""
         self.paid: int | None = None
-        """How many proved worth it; None as long as no more than one was tried."""
+        """How many proved worth it; None as long as no more than `least` were tried."""
         self._most = most
-        self._next = max(2, min(start, most))
-        self._before = 1
+        self._next = max(2 * least, min(start, most))
+        self._before = least
         self._base: float | None = None
         self._raised: float | None = None
         self._mark: tuple[float, int] | None = None
