@@ -69,11 +69,13 @@ class Tidying:
                 await records.aclose()
 
     async def _tidy(self, records: Records, eviction: Eviction, pretend: bool) -> Tidied:
+        known = await records.do(records.catalog.content)
+
         async def gone(work: Awaitable[None]) -> Gone:
-            before = await records.do(records.catalog.content)
+            nonlocal known
             await work
-            after = await records.do(records.catalog.content)
-            sizes = [size for digest, size in before.items() if digest not in after]
+            before, known = known, await records.do(records.catalog.content)
+            sizes = [size for digest, size in before.items() if digest not in known]
             return Gone(len(sizes), sum(sizes))
 
         expired = await gone(Expiry(records, eviction, self._upkeep.expire).expire())
