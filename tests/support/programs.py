@@ -108,11 +108,12 @@ class Program:
 
 
 def answers(url: str) -> bool:
-    """True when something answers HTTP there, whatever it says."""
+    """True when something answers HTTP there, whatever it says but that it is not ready yet."""
     try:
         urllib.request.urlopen(url, timeout=2).close()
     except urllib.error.HTTPError as error:
         error.close()
+        return error.code != 503
     except OSError:
         return False
     return True
