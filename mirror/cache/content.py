@@ -56,6 +56,7 @@ class Content:
         self._chores: list[Chore] = []
         self._checks: Once[None] = Once()
         self._checker = Disk(_CHECKERS)
+        self._closing = False
 
     def start(self, restore: Restore) -> None:
         """Begins the chores: mends what a crash left, writes down uses from time to time, lets go what has expired, scrubs."""
@@ -70,6 +71,7 @@ class Content:
     async def aclose(self) -> None:
         for chore in self._chores:
             await chore.aclose()
+        self._closing = True
         await self._checks.aclose()
         self._checker.close()
         await self._flush()
@@ -95,7 +97,7 @@ class Content:
         return FileReader(file)
 
     async def _check(self, digest: Digest) -> None:
-        if not await self._checker.run(self.store.verify, digest):
+        if not await self._checker.run(self.store.verify, digest, lambda: self._closing):
             log.error("%s is damaged on disk: removed, to be fetched again", digest)
             await self.records.write(self.records.catalog.forget, [digest])
 

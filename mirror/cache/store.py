@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import stat
 import tempfile
@@ -32,6 +31,7 @@ from mirror.names import Digest
 _ALGORITHMS = ("sha256", "sha512")
 _BESIDE = ".writing-"
 _SECOND = 10**9
+_CHUNK = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +113,20 @@ class BlobStore:
             bool(self._unsealable) and self._unsealable.get(digest) == _state(status)
         )
 
-    def verify(self, digest: Digest) -> bool:
-        """Reads a blob and hashes it, at once. Seals what is right, removes what is wrong, readers or not, which is when it is False."""
+    def verify(self, digest: Digest, given_up: Callable[[], bool]) -> bool:
+        """Reads a blob and hashes it, at once, unless it is `given_up`. Seals what is right, removes what is wrong, readers or not, which is when it is False."""
         file = self.open(digest)
         if file is None:
             return True
-        with contextlib.closing(file), open(file.fd, "rb", closefd=False) as opened:
+        hasher, buffer = digest.hasher(), memoryview(bytearray(_CHUNK))
+        with contextlib.closing(file), open(file.fd, "rb", buffering=0, closefd=False) as opened:
             since = os.fstat(file.fd)
             try:
-                right = hashlib.file_digest(opened, digest.hasher).hexdigest() == digest.hex
+                while count := opened.readinto(buffer):
+                    if given_up():
+                        return True
+                    hasher.update(buffer[:count])
+                right = hasher.hexdigest() == digest.hex
             except OSError:
                 right = False
             if right:

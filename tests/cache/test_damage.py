@@ -291,6 +291,46 @@ async def test_a_client_that_asks_again_gets_no_rot_a_second_time(
     assert (await mirror.get(path(blob))).cache == "mirror; hit"
 
 
+async def test_a_mirror_that_stops_does_not_wait_for_a_verification(
+    start: Callable[..., Any], upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be of many gigabytes on a slow disk; what it has not found out is neither sealed nor removed."""
+    blob = upstream.add_blob(os.urandom(8 * MIB))
+    mirror: Mirror = await start(settings={"server": {"drain_timeout": 0.1}})
+    await mirror.get(path(blob))
+    await mirror.until_cached(blob)
+    os.utime(file(mirror, blob))
+    hasher = Digest.hasher
+    reached = asyncio.Event()
+    chunks: list[int] = []
+    loop = asyncio.get_running_loop()
+
+    class Slow:
+        def __init__(self) -> None:
+            self._hasher = hasher(blob)
+            self.hexdigest = self._hasher.hexdigest
+
+        def update(self, data: memoryview) -> None:
+            chunks.append(len(data))
+            loop.call_soon_threadsafe(reached.set)
+            time.sleep(0.3)
+            self._hasher.update(data)
+
+    monkeypatch.setattr(Digest, "hasher", lambda _: Slow())
+    asking = asyncio.create_task(mirror.get(path(blob)))
+    await reached.wait()
+    await mirror.stop()
+    assert len(chunks) < 4
+    with contextlib.suppress(aiohttp.ClientError):
+        await asking
+    monkeypatch.undo()
+    assert mirror.cached(blob)
+    opened = BlobStore(mirror.directory).open(blob)
+    assert opened is not None
+    assert not opened.sealed
+    opened.close()
+
+
 async def test_where_files_cannot_be_sealed_each_is_verified_once(
     start: Callable[..., Any], upstream: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,9 +342,9 @@ async def test_where_files_cannot_be_sealed_each_is_verified_once(
     utime, verify = os.utime, BlobStore.verify
     verified: list[Digest] = []
 
-    def counted(store: BlobStore, digest: Digest) -> bool:
+    def counted(store: BlobStore, digest: Digest, given_up: Callable[[], bool]) -> bool:
         verified.append(digest)
-        return verify(store, digest)
+        return verify(store, digest, given_up)
 
     monkeypatch.setattr(os, "utime", whole_seconds)
     monkeypatch.setattr(BlobStore, "verify", counted)
