@@ -102,7 +102,7 @@ class Ahead:
                 progress = flight.progress
                 self._under_way[flight] = progress.have
                 # What a client waits for may come over more and more connections of its own.
-                count += progress.have - seen if not progress.readers else 0
+                count += max(0, progress.have - seen) if not progress.readers else 0
             delivering = sum(have > 0 for have in self._under_way.values())
             climb.observe(asyncio.get_running_loop().time(), count, _PLENTY, delivering)
             self._room.set()

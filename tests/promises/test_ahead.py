@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mirror.cache.flights.climb import Climb
 from mirror.names import Digest
 from tests.support.mirrors import Mirror, until
 from tests.support.scripted import Hold, Scripted, Status
@@ -88,6 +89,14 @@ async def test_more_come_side_by_side_where_each_connection_is_slow(mirror: Mirr
         await mirror.until_cached(layer)
     assert 8 <= upstream.most_bodies <= 12
     assert upstream.count("GET", "blobs") == 31
+
+
+def test_nothing_that_comes_is_no_reason_for_more() -> None:
+    """Clients may read all that is fetched ahead, so that none of it is counted: that proves nothing of more side by side."""
+    climb = Climb(12, least=4)
+    for tick in range(100):
+        climb.observe(tick / 10, 0, 10**12, 4)
+    assert (climb.target, climb.paid) == (4, None)
 
 
 async def test_a_layer_that_cannot_be_had_harms_nobody(mirror: Mirror, upstream: Scripted) -> None:

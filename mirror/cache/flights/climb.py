@@ -56,6 +56,10 @@ class Climb:
             return
         rate = (count - had) / elapsed
         if self._base is None or self.target == self._before:
+            if rate <= 0:
+                # Nothing came: that is no base to measure a gain by.
+                self._mark = now, count
+                return
             self._consider(now, count, rate, left)
             return
         wanted = 1 + _PAYS * (self.target / self._before - 1)
