@@ -8,7 +8,6 @@ client that asks for one of them joins its flight.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 
@@ -21,8 +20,6 @@ from mirror.cache.flights.ground import Ground
 from mirror.manifests import children_of
 from mirror.names import Digest, Repository
 from mirror.tasks import Chore, Once
-
-log = logging.getLogger(__name__)
 
 _LEAST, _MOST = 4, 12
 """Blobs that are fetched ahead side by side: so many that most of the bounds on spare connections stay for large blobs."""

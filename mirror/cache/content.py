@@ -98,7 +98,6 @@ class Content:
 
     async def _check(self, digest: Digest) -> None:
         if not await self._checker.run(self.store.verify, digest, lambda: self._closing):
-            log.error("%s is damaged on disk: removed, to be fetched again", digest)
             await self.records.write(self.records.catalog.forget, [digest])
 
     async def make_room(self, need: int) -> None:

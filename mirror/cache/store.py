@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import stat
 import tempfile
@@ -27,6 +28,8 @@ from pathlib import Path
 from mirror import metrics
 from mirror.errors import DigestInvalid
 from mirror.names import Digest
+
+log = logging.getLogger(__name__)
 
 _ALGORITHMS = ("sha256", "sha512")
 _BESIDE = ".writing-"
@@ -109,9 +112,7 @@ class BlobStore:
             self._unsealable[digest] = _state(status)
 
     def _is_sealed(self, status: os.stat_result, digest: Digest) -> bool:
-        return status.st_mtime_ns % _SECOND == _fraction(digest) or (
-            bool(self._unsealable) and self._unsealable.get(digest) == _state(status)
-        )
+        return status.st_mtime_ns % _SECOND == _fraction(digest) or self._unsealable.get(digest) == _state(status)
 
     def verify(self, digest: Digest, given_up: Callable[[], bool]) -> bool:
         """Reads a blob and hashes it, at once, unless it is `given_up`. Seals what is right, removes what is wrong, readers or not, which is when it is False."""
@@ -132,8 +133,17 @@ class BlobStore:
             if right:
                 self.seal(file.fd, digest, since)
             else:
-                remove_damaged(self.path(digest), file.fd)
+                self.remove_damaged(file.fd, digest)
         return right
+
+    def remove_damaged(self, fd: int, digest: Digest) -> None:
+        """Unlinks the very file that was read, readers or not: what they have is wrong, and who comes next shall not have it."""
+        log.error("%s is damaged on disk: removed, to be fetched again", digest)
+        metrics.scrub_damaged.inc()
+        path = self.path(digest)
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(path), os.fstat(fd)):
+                os.unlink(path)
 
     def remove(self, digest: Digest) -> bool:
         """Removes a blob unless somebody, in whatever process, is reading it. True when it is gone."""
@@ -182,14 +192,6 @@ def _fraction(digest: Digest) -> int:
 
 def _state(status: os.stat_result) -> tuple[int, ...]:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def remove_damaged(path: str, fd: int) -> None:
-    """Unlinks the very file that was read, readers or not: what they have is wrong, and who comes next shall not have it."""
-    metrics.scrub_damaged.inc()
-    with contextlib.suppress(OSError):
-        if os.path.samestat(os.stat(path), os.fstat(fd)):
-            os.unlink(path)
 
 
 def write_durably(path: Path, content: bytes, written: Callable[[int], None] | None = None) -> None:

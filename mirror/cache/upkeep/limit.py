@@ -6,17 +6,16 @@ They would take the default, and throw away what a mirror with `--max-size` keep
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
+
+from mirror.cache.store import write_durably
 
 
 def note(root: Path, max_size: int) -> None:
     """Writes it down, in bytes. A directory that cannot be written costs only that."""
     if noted(root) != max_size:
-        beside = _file(root).with_suffix(f".{os.getpid()}")
         with contextlib.suppress(OSError):
-            beside.write_text(f"{max_size}\n")
-            beside.replace(_file(root))
+            write_durably(_file(root), f"{max_size}\n".encode())
 
 
 def noted(root: Path) -> int | None:

@@ -13,7 +13,7 @@ import time
 
 from mirror import metrics
 from mirror.cache.disk import Disk
-from mirror.cache.store import BlobStore, remove_damaged
+from mirror.cache.store import BlobStore
 from mirror.names import Digest
 
 log = logging.getLogger(__name__)
@@ -72,11 +72,6 @@ class Reading:
             return False
         self._store.seal(fd, digest, since)
         return True
-
-    def remove(self, fd: int, digest: Digest) -> None:
-        """Unlinks the very file that was read."""
-        log.error("%s is damaged on disk: removed, to be fetched again", digest)
-        remove_damaged(self._store.path(digest), fd)
 
 
 def _open(path: str) -> int:

@@ -71,7 +71,7 @@ class Scrub:
             if await reading.intact(fd, digest, size):
                 await self._records.write(catalog.set_verified, [digest], time.time())
                 return
-            reading.remove(fd, digest)
+            self._store.remove_damaged(fd, digest)
         finally:
             os.close(fd)
         holder = await self._records.read(None, catalog.holder, digest)

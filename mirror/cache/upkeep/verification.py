@@ -93,7 +93,7 @@ class Verification:
             if await reading.intact(fd, digest, size):
                 return _State.WHOLE
             if repair:
-                reading.remove(fd, digest)
+                self._content.store.remove_damaged(fd, digest)
             return _State.DAMAGED
         finally:
             os.close(fd)
