@@ -18,14 +18,14 @@ from mirror.api.targets import Targets
 from mirror.certificate import Certificate
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
 from mirror.readiness import Readiness
-from mirror.tasks import Chore
+from mirror.tasks import BackgroundTask
 from mirror.web.admin import Admin
-from mirror.web.pages import House
+from mirror.web.pages import SiteInfo
 from mirror.web.site import Site
 from mirror.web.token import token_in
 from mirror.wiring import wired
-from mirror.workers.door import Door
-from mirror.workers.seat import Seat
+from mirror.workers.acceptor import Acceptor
+from mirror.workers.context import WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -34,20 +34,20 @@ _TELL = 2.0
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, seat: Seat | None = None) -> AsyncIterator[str]:
+async def running(settings: Settings, worker: WorkerContext | None = None) -> AsyncIterator[str]:
     """Runs the mirror, or one worker of it; gives its URL. Raises OSError where it cannot listen or use its cache directory, sqlite3.Error likewise."""
     async with contextlib.AsyncExitStack() as stack:
-        share = settings.server.workers if seat is not None else 1
+        share = settings.server.workers if worker is not None else 1
         cache, upstreams = await stack.enter_async_context(wired(settings, share))
         certificate = await stack.enter_async_context(_certificate(settings))
         access = AccessLog() if settings.server.access_log else None
         if access is not None:
             stack.callback(access.close)
         targets = Targets(settings.registries.keys(), DEFAULT_REGISTRY, ALIASES)
-        readiness = Readiness(settings, upstreams, seat)
+        readiness = Readiness(settings, upstreams, worker)
         kept = settings.cache
-        house = House(__version__, tuple(settings.registries), kept.max_size, kept.tag_ttl, readiness.report)
-        site = Site(cache, Admin(admin_token(settings)[0]), house)
+        site_info = SiteInfo(__version__, tuple(settings.registries), kept.max_size, kept.tag_ttl, readiness.report)
+        site = Site(cache, Admin(admin_token(settings)[0]), site_info)
         api = Api(cache, targets, DEFAULT_REGISTRY, readiness.report, access, site.answer)
         server = api.server()
         runner = web.ServerRunner(server, shutdown_timeout=settings.server.drain_timeout)
@@ -57,20 +57,20 @@ async def running(settings: Settings, seat: Seat | None = None) -> AsyncIterator
         stack.push_async_callback(site.aclose)
         host, port = settings.server.address
         tls = certificate.context if certificate is not None else None
-        if seat is None:
+        if worker is None:
             await web.TCPSite(runner, host, port, ssl_context=tls, backlog=1024, reuse_address=True).start()
         else:
-            door = Door(server, seat.listeners, tls, seat.counts, seat.number)
-            stack.push_async_callback(door.aclose)
-            host, port = seat.listeners[0].getsockname()[:2]
+            acceptor = Acceptor(server, worker.listeners, tls, worker.counts, worker.number)
+            stack.push_async_callback(acceptor.aclose)
+            host, port = worker.listeners[0].getsockname()[:2]
         cache.start()
         site.start()
-        if seat is not None:
-            for work in (partial(_show_life, seat), partial(_tell_others, readiness)):
-                chore = Chore(work)
-                chore.start()
-                stack.push_async_callback(chore.aclose)
-        yield settings.server.url(*(runner.addresses[0][:2] if seat is None else (host, port)))
+        if worker is not None:
+            for work in (partial(_show_life, worker), partial(_tell_others, readiness)):
+                background_task = BackgroundTask(work)
+                background_task.start()
+                stack.push_async_callback(background_task.aclose)
+        yield settings.server.url(*(runner.addresses[0][:2] if worker is None else (host, port)))
 
 
 @contextlib.asynccontextmanager
@@ -101,10 +101,10 @@ def admin_token(settings: Settings) -> tuple[str, bool]:
     return (known, False) if known is not None else token_in(settings.cache.dir)
 
 
-async def _show_life(seat: Seat) -> None:
+async def _show_life(worker: WorkerContext) -> None:
     # By itself: nothing that fails may keep it from doing so.
     while True:
-        seat.alive()
+        worker.alive()
         await asyncio.sleep(_TELL)
 
 
@@ -115,7 +115,7 @@ async def _tell_others(readiness: Readiness) -> None:
         await asyncio.sleep(_TELL)
 
 
-async def serve(settings: Settings, started: Callable[[str], None], seat: Seat | None = None) -> None:
+async def serve(settings: Settings, started: Callable[[str], None], worker: WorkerContext | None = None) -> None:
     """Runs until SIGTERM or SIGINT, then drains: no new connections, current requests end within the bound, downloads stay resumable.
 
     `started` is called with the URL once requests are taken. A worker ends as well when its parent is gone. Raises as `running` does.
@@ -130,12 +130,12 @@ async def serve(settings: Settings, started: Callable[[str], None], seat: Seat |
             log.error("the parent process is gone: stopping")
         stop.set()
 
-    if seat is not None:
-        loop.add_reader(seat.orphaned, orphaned)
-    async with running(settings, seat) as url:
+    if worker is not None:
+        loop.add_reader(worker.orphaned, orphaned)
+    async with running(settings, worker) as url:
         started(url)
         await stop.wait()
-        if seat is not None:
-            loop.remove_reader(seat.orphaned)
+        if worker is not None:
+            loop.remove_reader(worker.orphaned)
         else:
             log.info("stopping: current requests have %g s to end", settings.server.drain_timeout)

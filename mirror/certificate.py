@@ -11,7 +11,7 @@ import os
 import ssl
 from pathlib import Path
 
-from mirror.tasks import Chore
+from mirror.tasks import BackgroundTask
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +67,14 @@ class Certificate:
         self._current = self.context = load(certificate, key)
         # Called in each handshake, with a name or without one.
         self.context.sni_callback = self._choose
-        self._chore = Chore(self._watch)
+        self._background_task = BackgroundTask(self._watch)
 
     def start(self) -> None:
         """Begins to look at the files from time to time."""
-        self._chore.start()
+        self._background_task.start()
 
     async def aclose(self) -> None:
-        await self._chore.aclose()
+        await self._background_task.aclose()
 
     def refresh(self) -> None:
         """Takes what is in the files now, where that is something else. Never raises."""

@@ -28,9 +28,9 @@ from pydantic import (
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from mirror import certificate
-from mirror.faults import tell
 from mirror.names import is_registry_name
-from mirror.quantities import parse_duration, parse_endpoint, parse_listen, parse_rate, parse_size, parse_workers
+from mirror.setting_errors import tell
+from mirror.units import parse_duration, parse_endpoint, parse_listen, parse_rate, parse_size, parse_workers
 
 DEFAULT_REGISTRY = "docker.io"
 """What a bare name means: dockerd's ``registry-mirrors`` are asked for docker.io only."""

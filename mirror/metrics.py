@@ -55,9 +55,7 @@ request_seconds = Histogram(
 flights = Gauge("mirror_flights", "Downloads in progress", registry=REGISTRY, multiprocess_mode="livesum")
 readers = Gauge("mirror_readers", "Clients reading a download in progress", registry=REGISTRY, multiprocess_mode="livesum")
 
-fetched_ahead = Counter(
-    "mirror_fetched_ahead", "Blobs fetched before a client asked for them", ("upstream_host",), registry=REGISTRY
-)
+prefetched = Counter("mirror_prefetched", "Blobs fetched before a client asked for them", ("upstream_host",), registry=REGISTRY)
 
 cache_bytes = Gauge("mirror_cache_bytes", "Size of the cached content", registry=REGISTRY, multiprocess_mode="mostrecent")
 cache_max_bytes = Gauge(
@@ -120,7 +118,7 @@ def begin(registries: Iterable[str], cache: Path) -> None:
         for counter in (requests, hits, misses, pulled_bytes, pushed_bytes):
             for kind in ("blob", "manifest"):
                 counter.labels(registry, kind)
-        fetched_ahead.labels(registry)
+        prefetched.labels(registry)
         verification_failures.labels(registry)
         stale_served.labels(registry)
     for kind in ("blob", "manifest"):

@@ -10,7 +10,7 @@ from typing import Any
 
 from mirror.config import Settings
 from mirror.upstream import Upstreams
-from mirror.workers.seat import Seat
+from mirror.workers.context import WorkerContext
 
 Endpoints = dict[str, list[dict[str, Any]]]
 """By registry, what is known of its endpoints, in the order of the settings."""
@@ -19,10 +19,10 @@ Endpoints = dict[str, list[dict[str, Any]]]
 class Readiness:
     """One process's view, and with it that of the other workers."""
 
-    def __init__(self, settings: Settings, upstreams: Upstreams, seat: Seat | None) -> None:
+    def __init__(self, settings: Settings, upstreams: Upstreams, worker: WorkerContext | None) -> None:
         self._settings = settings
         self._upstreams = upstreams
-        self._file = seat.folder / f"endpoints-{seat.number}.json" if seat is not None else None
+        self._file = worker.folder / f"endpoints-{worker.number}.json" if worker is not None else None
 
     def tell(self) -> None:
         """Tells the other workers what this one knows. A disk that will not take it costs only that."""

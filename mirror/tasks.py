@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-class Chore:
+class BackgroundTask:
     """Work that nobody waits for. A failure ends it, is told of in the log, and is nobody else's affair."""
 
     def __init__(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -37,7 +37,7 @@ class Chore:
             log.exception("a chore has failed; everything else goes on")
 
 
-class Once(Generic[_T]):
+class SingleFlight(Generic[_T]):
     """Work that several want at the same time, done once: at most one task a key."""
 
     def __init__(self) -> None:

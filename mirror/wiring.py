@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from mirror import metrics
 from mirror.cache.cache import Cache, Limits, Source
-from mirror.cache.upkeep.upkeep import Expire, Upkeep
 from mirror.config import Settings
 from mirror.errors import RegistryUnknown
+from mirror.storage.disk.maintenance.settings import Expire, Upkeep
 
 if TYPE_CHECKING:
     from mirror.upstream import Upstreams
@@ -21,7 +21,7 @@ async def opened(settings: Settings) -> AsyncIterator[Cache]:
     """A cache that can fetch, without server and chores. Raises OSError, sqlite3.Error where its directory cannot be used."""
     async with wired(settings) as (cache, _):
         # What a command downloads is seen on the dashboard too.
-        cache.board.start()
+        cache.active.start()
         yield cache
 
 

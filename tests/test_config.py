@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.config import DEFAULT_ENDPOINTS, ConfigError, load
-from mirror.quantities import format_size, parse_duration, parse_size
+from mirror.units import format_size, parse_duration, parse_size
 
 
 def test_no_settings_at_all() -> None:

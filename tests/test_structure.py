@@ -16,20 +16,22 @@ MAY_IMPORT = {
     "metrics": set(),
     "tasks": set(),
     "certificate": {"tasks"},
-    "quantities": set(),
-    "faults": set(),
-    "config": {"names", "certificate", "quantities", "faults"},
+    "units": set(),
+    "setting_errors": set(),
+    "config": {"names", "certificate", "units", "setting_errors"},
     "clients": {"clients", ""},
     "upstream": SHARED | {"upstream", ""},
-    "cache": SHARED | {"cache"},
-    "api": SHARED | {"api", "cache"},
-    "web": SHARED | {"quantities", "clients", "api", "cache", "web"},
-    "doctor": SHARED | {"quantities", "config", "clients", "upstream", "doctor"},
+    "storage": SHARED | {"storage", "downloads"},
+    "downloads": SHARED | {"storage", "downloads"},
+    "cache": SHARED | {"storage", "downloads", "cache"},
+    "api": SHARED | {"api", "cache", "downloads"},
+    "web": SHARED | {"units", "clients", "api", "cache", "storage", "downloads", "web"},
+    "doctor": SHARED | {"units", "config", "clients", "upstream", "doctor"},
     "workers": {"config", "metrics", "workers"},
     "readiness": {"config", "upstream", "workers"},
-    "wiring": {"config", "metrics", "errors", "cache", "upstream"},
+    "wiring": {"config", "metrics", "errors", "cache", "storage", "upstream"},
     "app": {"workers", "readiness", "config", "certificate", "metrics", "tasks", "api", "web", "wiring", ""},
-    "cli": SHARED | {"quantities", "faults", "config", "app", "wiring", "workers", "cache", "cli", "clients", "doctor", ""},
+    "cli": SHARED | {"units", "setting_errors", "config", "app", "wiring", "workers", "cache", "storage", "cli", "clients", "doctor", ""},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -72,7 +74,8 @@ def test_modules_are_short_and_say_what_they_are(path: Path) -> None:
 
 def test_the_cache_and_the_api_know_no_http_client() -> None:
     """aiohttp is the api's and the upstream's affair."""
-    for path in (ROOT / "cache").rglob("*.py"):
-        assert "aiohttp" not in path.read_text(), path
+    for part in ("storage", "downloads", "cache"):
+        for path in (ROOT / part).rglob("*.py"):
+            assert "aiohttp" not in path.read_text(), path
     for name in ("names", "errors", "config", "manifests"):
         assert "aiohttp" not in (ROOT / f"{name}.py").read_text()

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from mirror.tasks import Chore
+from mirror.tasks import BackgroundTask
 
 
 async def test_a_chore_that_fails_is_told_of_and_can_be_begun_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -18,13 +18,13 @@ async def test_a_chore_that_fails_is_told_of_and_can_be_begun_again(caplog: pyte
         begun += 1
         raise OSError("no more space")
 
-    chore = Chore(work)
+    background_task = BackgroundTask(work)
     for times in (1, 2):
-        chore.start()
+        background_task.start()
         await asyncio.sleep(0)
         assert begun == times
         assert caplog.text.count("OSError: no more space") == times
-    await chore.aclose()
+    await background_task.aclose()
 
 
 async def test_a_chore_is_begun_once_and_has_ended_when_it_is_closed() -> None:
@@ -39,10 +39,10 @@ async def test_a_chore_is_begun_once_and_has_ended_when_it_is_closed() -> None:
             await asyncio.sleep(0)
             told.append("ended")
 
-    chore = Chore(work)
-    await chore.aclose()
-    chore.start()
-    chore.start()
+    background_task = BackgroundTask(work)
+    await background_task.aclose()
+    background_task.start()
+    background_task.start()
     await asyncio.sleep(0)
-    await chore.aclose()
+    await background_task.aclose()
     assert told == ["begun", "ended"]

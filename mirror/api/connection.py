@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from mirror.api.answers import problem
+from mirror.api.responses import error_response
 from mirror.api.shortcuts import Shortcuts, is_plain
 from mirror.errors import MirrorError, RequestInvalid
 
@@ -63,10 +63,10 @@ class Connection(web.RequestHandler):
             raise ConnectionError("cut short: a part of the answer has been sent")
         if status >= 500:
             log.error("unexpected failure", exc_info=exc)
-            response = problem(MirrorError("the mirror failed to answer this; its log says why"))
+            response = error_response(MirrorError("the mirror failed to answer this; its log says why"))
         else:
             log.info("refused a request from %s: %s", request.remote, (str(message or exc).splitlines() or ["?"])[0][:200])
-            response = problem(
+            response = error_response(
                 RequestInvalid("not a well-formed HTTP request, or a line or header of it is longer than 8190 bytes")
             )
         response.force_close()

@@ -6,14 +6,14 @@ from collections.abc import AsyncGenerator
 
 from aiohttp import web
 
-from mirror.api.answers import IMMUTABLE, VERSION, cache_status, etag
-from mirror.api.doubts import Doubts
-from mirror.api.exchange import Exchange, stream_body
+from mirror.api.context import RequestContext, stream_body
 from mirror.api.ranges import matches, parse_range, range_applies
+from mirror.api.repeat_reads import RepeatReads
+from mirror.api.responses import IMMUTABLE, VERSION, cache_status, etag
 from mirror.api.sending import read_slice
 from mirror.cache.cache import Cache
-from mirror.cache.flights.parts import Part
 from mirror.cache.outcome import HIT, Outcome
+from mirror.downloads.parts import Part
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository
 
@@ -21,48 +21,50 @@ _SMALL = 64 * 1024
 """Bytes up to which a blob goes out in one piece with its headers."""
 
 
-async def manifest(exchange: Exchange, cache: Cache, repository: Repository, reference: Reference) -> web.StreamResponse:
+async def manifest(context: RequestContext, cache: Cache, repository: Repository, reference: Reference) -> web.StreamResponse:
     """GET and HEAD of a manifest.
 
     `Accept` is not negotiated: the bytes are what the digest names, "the Content-Type header will indicate the type of the returned manifest", and every client
     of today takes all of the types, or ``*/*``. To convert an index for one that does not would change the digest.
     """
-    request = exchange.request
+    request = context.request
     found = cache.manifests.hot(repository, reference)
     outcome = HIT
     if found is None:
         if request.method == "HEAD":
             descriptor, outcome = await cache.manifests.resolve(repository, reference)
             cache.usage.pulled(repository, reference)
-            exchange.count("manifest", outcome)
+            context.count("manifest", outcome)
             return _described(descriptor, outcome, request)
         found, outcome = await cache.manifests.get(repository, reference)
     cache.usage.pulled(repository, reference)
-    exchange.count("manifest", outcome)
-    return _manifest(exchange, found, outcome)
+    context.count("manifest", outcome)
+    return _manifest(context, found, outcome)
 
 
-def _manifest(exchange: Exchange, found: Manifest, outcome: Outcome) -> web.StreamResponse:
-    request = exchange.request
+def _manifest(context: RequestContext, found: Manifest, outcome: Outcome) -> web.StreamResponse:
+    request = context.request
     headers = _headers(found.media_type, found.digest, outcome)
     if matches(request.headers.get("If-None-Match"), headers["ETag"]):
         return _unmodified(headers)
     if request.method == "GET":
-        exchange.count_sent("manifest", len(found.body))
+        context.count_sent("manifest", len(found.body))
     return web.Response(body=found.body, headers=headers)
 
 
-async def blob(exchange: Exchange, cache: Cache, doubts: Doubts, repository: Repository, digest: Digest) -> web.StreamResponse:
+async def blob(
+    context: RequestContext, cache: Cache, repeat_reads: RepeatReads, repository: Repository, digest: Digest
+) -> web.StreamResponse:
     """GET and HEAD of a blob, whole or a range of it."""
-    request = exchange.request
+    request = context.request
     if request.method == "HEAD":
         descriptor, outcome = await cache.stat_blob(repository, digest)
-        exchange.count("blob", outcome)
+        context.count("blob", outcome)
         return _described(descriptor, outcome, request)
-    doubted = "Range" not in request.headers and doubts.doubts(request.remote, digest)
-    reader, outcome = await cache.blob(repository, digest, doubted=doubted)
+    verify_first = "Range" not in request.headers and repeat_reads.repeat_reads(request.remote, digest)
+    reader, outcome = await cache.blob(repository, digest, verify_first=verify_first)
     try:
-        exchange.count("blob", outcome)
+        context.count("blob", outcome)
         headers = _headers("application/octet-stream", digest, outcome)
         headers["Cache-Control"] = IMMUTABLE
         if matches(request.headers.get("If-None-Match"), headers["ETag"]):
@@ -71,7 +73,7 @@ async def blob(exchange: Exchange, cache: Cache, doubts: Doubts, repository: Rep
         if size is None:
             # Nobody knows where it ends: no range can be promised, and only the chunked coding can show its end.
             response = web.StreamResponse(headers=headers)
-            await stream_body(exchange, response, reader, 0, None)
+            await stream_body(context, response, reader, 0, None)
             return response
         headers["Accept-Ranges"] = "bytes"
         start, stop, status = 0, size, 200
@@ -82,15 +84,15 @@ async def blob(exchange: Exchange, cache: Cache, doubts: Doubts, repository: Rep
                 headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
         if outcome is HIT and stop - start <= _SMALL:
             body = await _small(reader.parts(start, stop)) if stop > start else b""
-            exchange.count_sent("blob", len(body))
+            context.count_sent("blob", len(body))
             if len(body) == size:
-                doubts.given(request.remote, digest)
+                repeat_reads.given(request.remote, digest)
             return web.Response(status=status, body=body, headers=headers)
         response = web.StreamResponse(status=status, headers=headers)
         response.content_length = stop - start
-        await stream_body(exchange, response, reader, start, stop)
-        if outcome is HIT and exchange.sent == size:
-            doubts.given(request.remote, digest)
+        await stream_body(context, response, reader, start, stop)
+        if outcome is HIT and context.sent == size:
+            repeat_reads.given(request.remote, digest)
         return response
     finally:
         await reader.aclose()

@@ -6,8 +6,8 @@ from urllib.parse import quote, urlencode
 
 from aiohttp import web
 
-from mirror.api.answers import json_answer
-from mirror.api.exchange import Exchange
+from mirror.api.context import RequestContext
+from mirror.api.responses import json_response
 from mirror.api.targets import Target
 from mirror.cache.cache import Cache
 from mirror.cache.outcome import HIT
@@ -18,36 +18,36 @@ from mirror.names import Digest, Repository
 _LARGEST_PAGE = 10_000
 
 
-async def tags(exchange: Exchange, cache: Cache, target: Target, repository: Repository) -> web.StreamResponse:
+async def tags(context: RequestContext, cache: Cache, target: Target, repository: Repository) -> web.StreamResponse:
     """All tags that upstream has, a page at a time where `n` is given."""
-    found, exchange.outcome = await cache.lists.tags(repository)
+    found, context.outcome = await cache.lists.tags(repository)
     page, headers = _page(found, target)
-    return json_answer({"name": repository.path, "tags": page}, exchange.outcome, headers=headers)
+    return json_response({"name": repository.path, "tags": page}, context.outcome, headers=headers)
 
 
 async def referrers(
-    exchange: Exchange, cache: Cache, target: Target, repository: Repository, digest: Digest
+    context: RequestContext, cache: Cache, target: Target, repository: Repository, digest: Digest
 ) -> web.StreamResponse:
     """What refers to a manifest, as an index; filtered by `artifactType` here, so that one answer of upstream serves all filters."""
-    found, exchange.outcome = await cache.lists.referrers(repository, digest)
+    found, context.outcome = await cache.lists.referrers(repository, digest)
     headers = {}
     if (wanted := target.query.get("artifactType")) is not None:
         found = [descriptor for descriptor in found if descriptor.get("artifactType") == wanted]
         headers["OCI-Filters-Applied"] = "artifactType"
     index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}
-    return json_answer(index, exchange.outcome, OCI_INDEX, headers)
+    return json_response(index, context.outcome, OCI_INDEX, headers)
 
 
-async def catalog(exchange: Exchange, cache: Cache, target: Target, default: str) -> web.StreamResponse:
+async def catalog(context: RequestContext, cache: Cache, target: Target, default: str) -> web.StreamResponse:
     """The repositories that have something cached, by the names under which they can be pulled from here."""
-    exchange.outcome = HIT
+    context.outcome = HIT
     names = [
         path if registry == (target.registry or default) else f"{registry}/{path}"
         for registry, path in await cache.repositories()
         if target.registry in (None, registry)
     ]
     page, headers = _page(sorted(names), target)
-    return json_answer({"repositories": page}, HIT, headers=headers)
+    return json_response({"repositories": page}, HIT, headers=headers)
 
 
 def _page(names: list[str], target: Target) -> tuple[list[str], dict[str, str]]:

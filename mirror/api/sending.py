@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from mirror.cache.flights.parts import FileSlice
+from mirror.downloads.parts import FileSlice
 
 _TURN = 4 * 1024 * 1024
 """Bytes after which other connections get their turn."""

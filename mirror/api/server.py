@@ -14,10 +14,10 @@ from aiohttp import web
 
 from mirror.api import content, listing, monitoring
 from mirror.api.access import AccessLog
-from mirror.api.answers import json_answer, problem
 from mirror.api.connection import Connection
-from mirror.api.doubts import Doubts
-from mirror.api.exchange import Exchange
+from mirror.api.context import RequestContext
+from mirror.api.repeat_reads import RepeatReads
+from mirror.api.responses import error_response, json_response
 from mirror.api.shortcuts import Shortcuts
 from mirror.api.targets import Resource, Target, Targets, refuse_write
 from mirror.cache.cache import Cache
@@ -54,7 +54,7 @@ class Api:
         self._access = access
         self._dashboard = dashboard
         self._shortcuts = Shortcuts(cache, access)
-        self._doubts = Doubts()
+        self._repeat_reads = RepeatReads()
 
     def server(self) -> web.Server:
         # A client that leaves ends its own waiting; downloads belong to the process and go on. No body is unpacked: nobody has to send one packed, and
@@ -72,32 +72,32 @@ class Api:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Never raises but CancelledError."""
         began = asyncio.get_running_loop().time()
-        exchange = Exchange(request)
+        context = RequestContext(request)
         try:
-            response = await self._answer(exchange)
+            response = await self._answer(context)
         except MirrorError as error:
             if isinstance(error, UpstreamError | Denied):
                 log.warning("%s %s: %s", request.method, request.raw_path[:300], error.message)
-            response = problem(error)
+            response = error_response(error)
         except asyncio.CancelledError:
             if self._access is not None:
-                exchange.complete = False
-                self._note(exchange, web.Response(status=499), asyncio.get_running_loop().time() - began)
+                context.complete = False
+                self._note(context, web.Response(status=499), asyncio.get_running_loop().time() - began)
             raise
         except Exception:
             log.exception("cannot answer %s %s", request.method, request.raw_path[:300])
-            response = problem(MirrorError("the mirror failed to answer this; its log says why"))
+            response = error_response(MirrorError("the mirror failed to answer this; its log says why"))
         seconds = asyncio.get_running_loop().time() - began
-        exchange.count_time(seconds)
+        context.count_time(seconds)
         if self._access is not None:
-            self._note(exchange, response, seconds)
-        if not exchange.complete:
-            log.info("%s %s: cut short: %s", request.method, request.raw_path[:300], exchange.cut)
+            self._note(context, response, seconds)
+        if not context.complete:
+            log.info("%s %s: cut short: %s", request.method, request.raw_path[:300], context.cut)
         return response
 
-    async def _answer(self, exchange: Exchange) -> web.StreamResponse:
-        request = exchange.request
-        target = exchange.target = self._targets.parse(request.raw_path)
+    async def _answer(self, context: RequestContext) -> web.StreamResponse:
+        request = context.request
+        target = context.target = self._targets.parse(request.raw_path)
         if target.resource is Resource.PAGE:
             return await self._page(target, request)
         if request.method not in ("GET", "HEAD") or target.resource is Resource.UPLOAD:
@@ -106,22 +106,22 @@ class Api:
         if repository is not None:
             match target.resource:
                 case Resource.MANIFEST if reference is not None:
-                    response = await content.manifest(exchange, self._cache, repository, reference)
+                    response = await content.manifest(context, self._cache, repository, reference)
                     if isinstance(request.protocol, Connection) and (data := request.protocol.plain) is not None:
                         self._shortcuts.remember(
                             data, response, repository, reference, request.headers.get("User-Agent", "")[:200]
                         )
                     return response
                 case Resource.BLOB if isinstance(reference, Digest):
-                    return await content.blob(exchange, self._cache, self._doubts, repository, reference)
+                    return await content.blob(context, self._cache, self._repeat_reads, repository, reference)
                 case Resource.TAGS:
-                    return await listing.tags(exchange, self._cache, target, repository)
+                    return await listing.tags(context, self._cache, target, repository)
                 case Resource.REFERRERS if isinstance(reference, Digest):
-                    return await listing.referrers(exchange, self._cache, target, repository, reference)
+                    return await listing.referrers(context, self._cache, target, repository, reference)
         elif target.resource is Resource.CATALOG:
-            return await listing.catalog(exchange, self._cache, target, self._default)
+            return await listing.catalog(context, self._cache, target, self._default)
         # 200 for anyone: a 401 here makes dockerd send the user's Hub credentials, then bypass the mirror.
-        return json_answer({}, None)
+        return json_response({}, None)
 
     async def _page(self, target: Target, request: web.BaseRequest) -> web.StreamResponse:
         if request.method in ("GET", "HEAD"):
@@ -134,10 +134,10 @@ class Api:
                     return monitoring.measurements()
         return await self._dashboard(request, target)
 
-    def _note(self, exchange: Exchange, response: web.StreamResponse, seconds: float) -> None:
+    def _note(self, context: RequestContext, response: web.StreamResponse, seconds: float) -> None:
         assert self._access is not None
-        request, target = exchange.request, exchange.target
-        size = exchange.sent
+        request, target = context.request, context.target
+        size = context.sent
         if isinstance(response, web.Response) and not size and request.method != "HEAD":
             size = response.content_length or 0
         self._access.note(
@@ -150,7 +150,7 @@ class Api:
             seconds,
             response.headers.get("Cache-Status", ""),
             request.headers.get("User-Agent", "")[:200],
-            exchange.complete,
+            context.complete,
         )
 
 

@@ -15,7 +15,7 @@ from aiohttp.http import SERVER_SOFTWARE
 
 from mirror import metrics
 from mirror.api.access import AccessLog
-from mirror.api.answers import cache_status
+from mirror.api.responses import cache_status
 from mirror.cache.cache import Cache
 from mirror.cache.outcome import HIT
 from mirror.manifests import Manifest

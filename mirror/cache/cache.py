@@ -7,30 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from mirror.cache.ahead import Ahead
-from mirror.cache.catalog.desk import Desk
-from mirror.cache.catalog.usage import Usage
-from mirror.cache.content import Content
-from mirror.cache.flights.board import Board
-from mirror.cache.flights.direct import DirectReader
-from mirror.cache.flights.download import Source as BlobSource
-from mirror.cache.flights.flight import Flight, Progress
-from mirror.cache.flights.flights import FlightReader, Flights
-from mirror.cache.flights.ground import Ground
-from mirror.cache.flights.parts import Reader
 from mirror.cache.images import Images
 from mirror.cache.lists import Lists, ListSource
 from mirror.cache.negative import Negative
 from mirror.cache.outcome import HIT, PASSED, Outcome, miss
-from mirror.cache.pulling import Pulls
+from mirror.cache.prefetcher import Prefetcher
+from mirror.cache.pull import Pulls
 from mirror.cache.tags import ManifestSource, Tags
-from mirror.cache.upkeep.tidying import Tidying
-from mirror.cache.upkeep.upkeep import Upkeep
-from mirror.cache.upkeep.verification import Verification
+from mirror.cache.verification import Verification
+from mirror.downloads.active import ActiveDownloads
+from mirror.downloads.context import DownloadContext
+from mirror.downloads.direct import DirectReader
+from mirror.downloads.download import Source as BlobSource
+from mirror.downloads.flight import Flight, Progress
+from mirror.downloads.flights import FlightReader, Flights
+from mirror.downloads.parts import Reader
 from mirror.errors import Denied, StorageFull, Unknown, UpstreamBusy
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
-from mirror.tasks import Once
+from mirror.storage.disk.catalog.inventory_executor import InventoryExecutor
+from mirror.storage.disk.catalog.usage import Usage
+from mirror.storage.disk.content import Content
+from mirror.storage.disk.maintenance.garbage_collection import GarbageCollection
+from mirror.storage.disk.maintenance.settings import Upkeep
+from mirror.tasks import SingleFlight
 
 _LOOK = 0.1
 """Seconds between two looks at how far a download is."""
@@ -65,17 +65,17 @@ class Cache:
     def __init__(self, root: Path, source: Callable[[str], Source], limits: Limits) -> None:
         """`source` gives a registry by its name. Raises OSError, sqlite3.Error where the cache directory cannot be used."""
         self.content = Content(root, limits.upkeep)
-        self.desk = Desk(root)
+        self.inventory = InventoryExecutor(root)
         self.usage = Usage(self.content.records)
         self._source = source
         self._negative = Negative(limits.negative_ttl)
         self._flights = Flights(self.content.store, self.content.disk)
-        self.board = Board(root / "live", self._flights, self.content.disk)
-        self._sizes: Once[Descriptor] = Once()
-        self._paid: dict[str, int] = {}
-        self._ahead = Ahead(self.content, self._flights, self._ground) if limits.prefetch else None
+        self.active = ActiveDownloads(root / "live", self._flights, self.content.disk)
+        self._sizes: SingleFlight[Descriptor] = SingleFlight()
+        self._learned_connections: dict[str, int] = {}
+        self._prefetcher = Prefetcher(self.content, self._flights, self._context) if limits.prefetch else None
         self.manifests = Tags(self.content, source, self._negative, limits.tag_ttl, limits.revalidate_timeout)
-        self.tidying = Tidying(self.content, limits.upkeep)
+        self.garbage_collection = GarbageCollection(self.content, limits.upkeep)
         self.verification = Verification(self.content, self.manifests, self.fetch)
         self.pulls = Pulls(self.content, self.manifests, self.fetch)
         self.images = Images(self.content, self.manifests)
@@ -84,43 +84,43 @@ class Cache:
     def start(self) -> None:
         """Begins the chores behind."""
         self.content.start(self.verification.restore)
-        self.desk.start()
+        self.inventory.start()
         self.usage.start()
         self.images.start()
-        self.board.start()
+        self.active.start()
 
     async def aclose(self) -> None:
         """Ends everything; downloads in progress stay resumable."""
-        if self._ahead is not None:
-            await self._ahead.aclose()
-        await self.board.aclose()
+        if self._prefetcher is not None:
+            await self._prefetcher.aclose()
+        await self.active.aclose()
         await self._flights.aclose()
         await self._sizes.aclose()
         await self.images.aclose()
         await self.manifests.aclose()
         await self.lists.aclose()
         await self._negative.aclose()
-        await self.desk.aclose()
+        await self.inventory.aclose()
         await self.usage.aclose()
         await self.content.aclose()
 
-    async def blob(self, repository: Repository, digest: Digest, *, doubted: bool = False) -> tuple[Reader, Outcome]:
+    async def blob(self, repository: Repository, digest: Digest, *, verify_first: bool = False) -> tuple[Reader, Outcome]:
         """A reader of a blob, once its size is known; the caller closes it. What is cached of one that is `doubted` is verified anew. Raises MirrorError."""
-        if (cached := await self.content.open(digest, doubted=doubted)) is not None:
+        if (cached := await self.content.open(digest, verify_first=verify_first)) is not None:
             return cached, HIT
         await self._negative.check(_key(repository, digest))
-        if self._ahead is not None:
-            self._ahead.begin(repository, digest)
-        ground = self._ground(repository, digest)
+        if self._prefetcher is not None:
+            self._prefetcher.begin(repository, digest)
+        context = self._context(repository, digest)
         try:
-            _, reader, joined = await self._embark(repository, digest, ground)
+            _, reader, joined = await self._join(repository, digest, context)
         except StorageFull:
-            return await self._direct(digest, ground), PASSED
+            return await self._direct(digest, context), PASSED
         return reader, miss(joined)
 
     async def fetch(self, repository: Repository, digest: Digest) -> AsyncGenerator[Progress, None]:
         """Gets a blob into the cache, and tells from time to time how far it is. Raises MirrorError where it is not there in the end."""
-        flight, reader, _ = await self._embark(repository, digest, self._ground(repository, digest))
+        flight, reader, _ = await self._join(repository, digest, self._context(repository, digest))
         try:
             while not await self._flights.ended(digest, _LOOK):
                 yield flight.progress
@@ -131,13 +131,13 @@ class Cache:
         if self.content.store.size(digest) is None:
             raise StorageFull("it came, but the cache's disk did not keep it: see the log")
 
-    async def _embark(self, repository: Repository, digest: Digest, ground: Ground) -> tuple[Flight, FlightReader, bool]:
+    async def _join(self, repository: Repository, digest: Digest, context: DownloadContext) -> tuple[Flight, FlightReader, bool]:
         """A place in a blob's flight, once its size is known; the caller closes the reader. Raises MirrorError."""
         while True:
-            flight, joined = self._flights.join(digest, ground)
-            reader = FlightReader(flight, ground.source, self.content.disk)
+            flight, joined = self._flights.join(digest, context)
+            reader = FlightReader(flight, context.source, self.content.disk)
             try:
-                await flight.departed()
+                await flight.headers()
             except (Unknown, Denied, UpstreamBusy) as error:
                 await reader.aclose()
                 if joined:
@@ -173,14 +173,14 @@ class Cache:
             await self._negative.remember(_key(repository, digest), error)
             raise
 
-    async def _direct(self, digest: Digest, ground: Ground) -> Reader:
-        reader = DirectReader(digest, ground.source, self.content.disk)
+    async def _direct(self, digest: Digest, context: DownloadContext) -> Reader:
+        reader = DirectReader(digest, context.source, self.content.disk)
         await reader.open()
         return reader
 
-    def _ground(self, repository: Repository, digest: Digest) -> Ground:
+    def _context(self, repository: Repository, digest: Digest) -> DownloadContext:
         blob = self._source(repository.registry).blob(repository, digest)
-        return Ground(repository, blob, self.content.make_room, self.content.landed, self._paid)
+        return DownloadContext(repository, blob, self.content.make_room, self.content.completed, self._learned_connections)
 
 
 def _blob(digest: Digest, size: int) -> Descriptor:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple
 
-from mirror.cache.content import Content
 from mirror.cache.tags import Tags
 from mirror.errors import CatalogFailed, ManifestUnknown, Pinned
 from mirror.names import Digest, Reference, Repository, image_name
-from mirror.tasks import Chore
+from mirror.storage.disk.content import Content
+from mirror.tasks import BackgroundTask
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +53,14 @@ class Images:
         self._content = content
         self._records = content.records
         self._manifests = manifests
-        self._chore = Chore(self._watch)
+        self._background_task = BackgroundTask(self._watch)
 
     def start(self) -> None:
         """Begins to notice what other processes delete."""
-        self._chore.start()
+        self._background_task.start()
 
     async def aclose(self) -> None:
-        await self._chore.aclose()
+        await self._background_task.aclose()
 
     async def pin(self, repository: Repository, reference: Reference) -> bool:
         """Keeps an image from eviction, what is cached of it now and what will be. Fetches nothing: False where its manifest is not cached yet."""

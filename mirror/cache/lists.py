@@ -7,11 +7,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from mirror.cache.catalog.records import Records
 from mirror.cache.outcome import HIT, STALE, Outcome, miss
 from mirror.errors import MirrorError, Unknown
 from mirror.names import Digest, Repository
-from mirror.tasks import Once
+from mirror.storage.disk.catalog.executor import CatalogExecutor
+from mirror.tasks import SingleFlight
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +27,13 @@ class Lists:
     """Answers that are lists."""
 
     def __init__(
-        self, records: Records, source: Callable[[str], ListSource], ttl: float, clock: Callable[[], float] = time.time
+        self, records: CatalogExecutor, source: Callable[[str], ListSource], ttl: float, clock: Callable[[], float] = time.time
     ) -> None:
         self._records = records
         self._source = source
         self._ttl = ttl
         self._clock = clock
-        self._asking: Once[list[Any]] = Once()
+        self._asking: SingleFlight[list[Any]] = SingleFlight()
 
     async def aclose(self) -> None:
         await self._asking.aclose()

@@ -14,15 +14,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mirror import metrics
-from mirror.cache.catalog.catalog import TagRecord
-from mirror.cache.content import Content
 from mirror.cache.negative import Negative
 from mirror.cache.outcome import HIT, STALE, VALIDATED, Outcome, miss
-from mirror.cache.turns import Turns
 from mirror.errors import MirrorError, Unknown
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
-from mirror.tasks import Once
+from mirror.storage.disk.catalog.catalog import TagRecord
+from mirror.storage.disk.content import Content
+from mirror.storage.disk.locks import KeyedFileLock
+from mirror.tasks import SingleFlight
 
 log = logging.getLogger(__name__)
 
@@ -60,14 +60,14 @@ class Tags:
         self._clock = clock
         self._memory: OrderedDict[tuple[Repository, Tag], TagRecord] = OrderedDict()
         self._held: dict[tuple[Repository, Tag], float] = {}
-        self._descriptors: Once[Descriptor] = Once()
-        self._manifests: Once[Manifest] = Once()
-        self._turns = Turns(content.store.root / "catalog" / "asking.lock")
+        self._descriptors: SingleFlight[Descriptor] = SingleFlight()
+        self._manifests: SingleFlight[Manifest] = SingleFlight()
+        self._lock = KeyedFileLock(content.store.root / "catalog" / "asking.lock")
 
     async def aclose(self) -> None:
         await self._descriptors.aclose()
         await self._manifests.aclose()
-        self._turns.close()
+        self._lock.close()
 
     # ------------------------------------------------------------------ by whatever reference
 
@@ -139,7 +139,7 @@ class Tags:
         return manifest, miss(joined)
 
     async def _fetch(self, repository: Repository, reference: Reference, since: float) -> Manifest:
-        async with self._turns.take(f"get {repository} {reference}"):
+        async with self._lock.take(f"get {repository} {reference}"):
             if (manifest := await self._fetched_elsewhere(repository, reference, since)) is not None:
                 return manifest
             return await self._fetch_now(repository, reference)
@@ -172,7 +172,7 @@ class Tags:
         return manifest
 
     async def _head(self, repository: Repository, reference: Reference, since: float) -> Descriptor:
-        async with self._turns.take(f"head {repository} {reference}"):
+        async with self._lock.take(f"head {repository} {reference}"):
             if isinstance(reference, Tag) and (record := await self._told_elsewhere(repository, reference, since)) is not None:
                 return record.descriptor
             return await self._head_now(repository, reference)
@@ -247,7 +247,7 @@ class Tags:
         self._held[repository, tag] = time.monotonic() + min(_HOLD, self._ttl)
 
     async def _check(self, repository: Repository, tag: Tag, record: TagRecord, since: float) -> Descriptor:
-        async with self._turns.take(f"check {repository} {tag}"):
+        async with self._lock.take(f"check {repository} {tag}"):
             if (told := await self._told_elsewhere(repository, tag, since)) is not None:
                 return told.descriptor
             return await self._check_now(repository, tag, record)

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import click
 
-from mirror.cache.catalog.inventory import Inventory
 from mirror.cli import logs
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
 from mirror.errors import Invalid, MirrorError
 from mirror.names import Reference, Repository, parse_image, parse_repository
+from mirror.storage.disk.catalog.inventory import Inventory
 
 if TYPE_CHECKING:
     from mirror.cache.cache import Cache

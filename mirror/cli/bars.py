@@ -10,7 +10,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from mirror.tasks import Chore
+from mirror.tasks import BackgroundTask
 
 _MOST = 10
 """Pieces that are shown at a time."""
@@ -41,15 +41,15 @@ class Bars:
         )
         self._whole = self._bars.add_task("all" if len(pieces) > 1 else str(pieces[0]), total=None)
         self._rows: dict[int, TaskID] = {}
-        self._chore = Chore(self._look_on)
+        self._background_task = BackgroundTask(self._look_on)
 
     async def __aenter__(self) -> Bars:
         self._bars.start()
-        self._chore.start()
+        self._background_task.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._chore.aclose()
+        await self._background_task.aclose()
         self._look()
         self._bars.stop()
 

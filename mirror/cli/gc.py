@@ -11,11 +11,11 @@ import click
 from mirror.cli.ask import cache_there, on_cache, yield_to_others
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import table, tell_json
-from mirror.quantities import format_size
+from mirror.units import format_size
 
 if TYPE_CHECKING:
     from mirror.cache.cache import Cache
-    from mirror.cache.upkeep.tidying import Tidied
+    from mirror.storage.disk.maintenance.garbage_collection import Collected
 
 _REASONS = {
     "expired": "unused for longer than cache.expire says",
@@ -38,8 +38,8 @@ def gc(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], d
     cache_there(settings)
     yield_to_others()
 
-    async def work(cache: Cache) -> Tidied:
-        return await (cache.tidying.pretend() if dry_run else cache.tidying.tidy())
+    async def work(cache: Cache) -> Collected:
+        return await (cache.garbage_collection.dry_run() if dry_run else cache.garbage_collection.collect())
 
     done = dataclasses.asdict(on_cache(settings, work, offline=True))
     if as_json:

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from mirror.cache.catalog.inventory import ORDERS, Image
 from mirror.cli.ask import inventory
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import ago, moment, table, tell_json
-from mirror.quantities import format_size
+from mirror.storage.disk.catalog.inventory import ORDERS, Image
+from mirror.units import format_size
 
 
 @click.command(short_help="List what is cached.")

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import click
 
-from mirror.cache.upkeep.limit import noted
 from mirror.config import ConfigError, Settings, load
-from mirror.faults import shown
+from mirror.setting_errors import shown
+from mirror.storage.disk.maintenance.limit import noted
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

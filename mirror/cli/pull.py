@@ -17,11 +17,11 @@ from mirror.cli.ask import images_of, on_cache
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import tell_json
 from mirror.errors import MirrorError
-from mirror.quantities import format_size
+from mirror.units import format_size
 
 if TYPE_CHECKING:
     from mirror.cache.cache import Cache
-    from mirror.cache.pulling import Pull
+    from mirror.cache.pull import Pull
 
 _PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
 _MACHINES = {
@@ -77,7 +77,7 @@ def pull(
     settings = settings_or_exit(config, cache_dir, upstreams)
 
     async def work(cache: Cache) -> list[dict[str, Any]]:
-        from mirror.cache.pulling import Pull
+        from mirror.cache.pull import Pull
 
         # So that the figures know of it.
         cache.usage.start()

@@ -14,7 +14,7 @@ from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import tell_json
 from mirror.errors import ManifestUnknown, Pinned
 from mirror.names import image_name
-from mirror.quantities import format_size
+from mirror.units import format_size
 
 if TYPE_CHECKING:
     from mirror.cache.cache import Cache

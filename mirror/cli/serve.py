@@ -17,9 +17,9 @@ from mirror import app
 from mirror.cli import logs
 from mirror.cli.options import cache_options, settings_to_serve
 from mirror.config import Settings
-from mirror.quantities import format_size
+from mirror.units import format_size
 from mirror.workers import parent
-from mirror.workers.seat import Seat
+from mirror.workers.context import WorkerContext
 
 
 @click.command(short_help="Run the mirror.")
@@ -61,7 +61,7 @@ def serve(
             status = parent.run(
                 settings.server,
                 folder,
-                lambda seat: _work(settings, lambda _: seat.ready(), seat),
+                lambda worker: _work(settings, lambda _: worker.ready(), worker),
                 lambda url: _tell(settings, url),
             )
     except OSError as error:
@@ -69,10 +69,10 @@ def serve(
     sys.exit(status)
 
 
-def _work(settings: Settings, started: Callable[[str], None], seat: Seat | None = None) -> int:
+def _work(settings: Settings, started: Callable[[str], None], worker: WorkerContext | None = None) -> int:
     """Serves until it is told to stop; the exit status."""
     try:
-        asyncio.run(app.serve(settings, started, seat))
+        asyncio.run(app.serve(settings, started, worker))
     except OSError as error:
         return _cannot_start(settings, error)
     except sqlite3.Error as error:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from mirror.cache.catalog.inventory import Details, Variant
 from mirror.cli.ask import fail, images_of, inventory
 from mirror.cli.ls import describe, state
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import ago, table, tell_json
 from mirror.names import image_name
-from mirror.quantities import format_size
+from mirror.storage.disk.catalog.inventory import Details, Variant
+from mirror.units import format_size
 
 _MOST_NEIGHBOURS = 20
 

@@ -11,7 +11,7 @@ import click
 from mirror.cli.ask import inventory
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import tell_json
-from mirror.quantities import format_size
+from mirror.units import format_size
 
 
 @click.command(short_help="Size, hits, and what they have saved.")

@@ -13,11 +13,11 @@ import click
 from mirror.cli.ask import cache_there, on_cache, run_when_idle
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import tell_json
-from mirror.quantities import format_size
+from mirror.units import format_size
 
 if TYPE_CHECKING:
     from mirror.cache.cache import Cache
-    from mirror.cache.upkeep.verification import Verifying
+    from mirror.cache.verification import Verifying
 
 
 @click.command(short_help="Read everything again, repair what is damaged.")
@@ -34,7 +34,7 @@ def verify(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...
     run_when_idle()
 
     async def work(cache: Cache) -> Verifying:
-        from mirror.cache.upkeep.verification import Verifying
+        from mirror.cache.verification import Verifying
         from mirror.cli.bars import Bars
 
         this = Verifying()

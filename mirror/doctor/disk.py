@@ -12,7 +12,7 @@ from pathlib import Path
 from mirror.config import Settings
 from mirror.doctor.findings import Finding, advice, ok, problem
 from mirror.doctor.waiting import within
-from mirror.quantities import format_size
+from mirror.units import format_size
 
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "fuse.glusterfs", "ceph", "virtiofs", "afs"}
 _CHECK = "disk"

@@ -17,7 +17,7 @@ from mirror.errors import BlobUnknown, MirrorError, UpstreamBusy, UpstreamInvali
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 from mirror.upstream.endpoint import Endpoint
-from mirror.upstream.rounds import ask_in_turn
+from mirror.upstream.failover import with_failover
 from mirror.upstream.streams import BlobStream
 from mirror.upstream.transport import Transport, length_of, shown
 
@@ -71,7 +71,7 @@ class Blob:
                 raise UpstreamInvalid(f"{shown(url)} does not say how long the blob is")
             return Descriptor("application/octet-stream", self._digest, size)
 
-        return await ask_in_turn(self._registry, self._ranked(0), self._transport.timeouts, ask, first_answer=False)
+        return await with_failover(self._registry, self._ranked(0), self._transport.timeouts, ask, first_answer=False)
 
     async def open(self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None) -> BlobStream:
         """Begins to fetch ``[start, stop)``; all of it is asked for without a Range.
@@ -85,7 +85,7 @@ class Blob:
             ranked = [endpoint for endpoint in ranked if endpoint.delivery.active < bounds.per_endpoint]
             if not ranked or self._transport.active() >= bounds.in_all:
                 raise UpstreamBusy(f"{self._registry}: as many connections as allowed are open")
-        return await ask_in_turn(
+        return await with_failover(
             self._registry,
             ranked,
             self._transport.timeouts,

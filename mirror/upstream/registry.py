@@ -31,9 +31,9 @@ from mirror.manifests import ACCEPT, MAX_SIZE, MEDIA_TYPES, Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.upstream.blobs import Blob
 from mirror.upstream.endpoint import Endpoint
+from mirror.upstream.failover import with_failover
 from mirror.upstream.guard import same_origin
 from mirror.upstream.health import EndpointHealth
-from mirror.upstream.rounds import ask_in_turn
 from mirror.upstream.tokens import Authenticator
 from mirror.upstream.transport import Connections, Timeouts, Transport, length_of, read_bounded, shown
 
@@ -196,7 +196,7 @@ class Registry:
         return pages
 
     async def _ask(self, ask: Callable[[Endpoint, float], Awaitable[_T]], *, first_answer: bool) -> _T:
-        return await ask_in_turn(self.name, self._endpoints, self._transport.timeouts, ask, first_answer=first_answer)
+        return await with_failover(self.name, self._endpoints, self._transport.timeouts, ask, first_answer=first_answer)
 
 
 class Upstreams:

@@ -14,7 +14,7 @@ from aiocache import SimpleMemoryCache
 from yarl import URL
 
 from mirror.errors import Denied, TargetRefused, UpstreamInvalid, UpstreamLimited, UpstreamUnreachable
-from mirror.tasks import Once
+from mirror.tasks import SingleFlight
 from mirror.upstream.challenges import Challenge
 from mirror.upstream.guard import Guard
 from mirror.upstream.transport import read_bounded, retry_after, shown
@@ -34,7 +34,7 @@ class Authenticator:
         self._registry = registry
         self._credentials = credentials
         self._tokens = SimpleMemoryCache(timeout=None)
-        self._fetching: Once[str] = Once()
+        self._fetching: SingleFlight[str] = SingleFlight()
 
     async def aclose(self) -> None:
         await self._fetching.aclose()

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from aiohttp import web
 
-from mirror.tasks import Chore
+from mirror.tasks import BackgroundTask
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Live(Generic[_T]):
         self._look = look
         self._draw = draw
         self._listeners = 0
-        self._chore = Chore(self._keep_watch)
+        self._background_task = BackgroundTask(self._keep_watch)
         self._parts: dict[str, Mapping[str, str]] = {}
         self._state: _T | None = None
         self._news = asyncio.Event()
@@ -48,7 +48,7 @@ class Live(Generic[_T]):
         try:
             await response.prepare(request)
             await response.write(_RETRY.encode())
-            self._chore.start()
+            self._background_task.start()
             await self._tell(response, language)
         except (OSError, TimeoutError):
             # It has left, or takes nothing.
@@ -61,7 +61,7 @@ class Live(Generic[_T]):
         """Ends all: a browser comes again when there is a mirror again."""
         self._closed = True
         self._ring()
-        await self._chore.aclose()
+        await self._background_task.aclose()
 
     async def _tell(self, response: web.StreamResponse, language: str) -> None:
         told: dict[str, str] = {}

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from mirror.cache.cache import Cache
-from mirror.cache.catalog.history import History
-from mirror.cache.catalog.inventory import ORDERS, Image, Inventory, Totals
-from mirror.cache.flights.board import Download
 from mirror.clients import CLIENTS, Address, Client
+from mirror.downloads.active import Download
 from mirror.errors import ManifestUnknown, MirrorError
 from mirror.names import Reference, Repository, image_name
-from mirror.tasks import Chore, Once
-from mirror.web import pictures
+from mirror.storage.disk.catalog.history import History
+from mirror.storage.disk.catalog.inventory import ORDERS, Image, Inventory, Totals
+from mirror.tasks import BackgroundTask, SingleFlight
+from mirror.web import charts
+from mirror.web.context import PageContext
 from mirror.web.setup import plan
 from mirror.web.templating import Templates
-from mirror.web.texts import keys
-from mirror.web.visitor import Visitor
+from mirror.web.translations import keys
 
 PAGE = 25
 """Images on a page."""
@@ -37,7 +37,7 @@ _LONGEST_SEARCH = 200
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class SiteInfo:
     """What the pages tell of the mirror itself. Sizes in bytes, times in seconds."""
 
     version: str
@@ -61,20 +61,20 @@ class State:
 class Pages:
     """Renders each. Raises MirrorError, and OSError and sqlite3.Error where the cache's catalog cannot be read."""
 
-    def __init__(self, cache: Cache, house: House, templates: Templates) -> None:
+    def __init__(self, cache: Cache, site_info: SiteInfo, templates: Templates) -> None:
         self._cache = cache
-        self._house = house
+        self._site_info = site_info
         self._templates = templates
         self._figures: tuple[float, Totals, History] | None = None
-        self._renewals: Once[tuple[Totals, History]] = Once()
-        self._chore = Chore(self._warm)
+        self._renewals: SingleFlight[tuple[Totals, History]] = SingleFlight()
+        self._background_task = BackgroundTask(self._warm)
 
     def start(self) -> None:
         """Begins to do what the first page would have to wait for."""
-        self._chore.start()
+        self._background_task.start()
 
     async def aclose(self) -> None:
-        await self._chore.aclose()
+        await self._background_task.aclose()
         await self._renewals.aclose()
 
     def changed(self) -> None:
@@ -82,71 +82,71 @@ class Pages:
         self._figures = None
 
     async def state(self) -> State:
-        downloads = await self._cache.board.downloads()
+        downloads = await self._cache.active.downloads()
         totals, history = await self._current_figures()
-        return State(tuple(downloads), totals, history, self._house.report()["registries"])
+        return State(tuple(downloads), totals, history, self._site_info.report()["registries"])
 
     def parts(self, state: State, language: str) -> Mapping[str, str]:
         """What moves by itself, by the names of the elements on the page."""
-        shown = {"state": state, "house": self._house, "most": _MOST_DOWNLOADS}
-        trend = pictures.trend(state.history, state.totals.size, time.time())
+        shown = {"state": state, "site_info": self._site_info, "most": _MOST_DOWNLOADS}
+        trend = charts.trend(state.history, state.totals.size, time.time())
         page = self._templates.page
         return {
             "figures": page("_figures.html", language, trend=trend, **shown),
             "downloads": page("_downloads.html", language, **shown),
-            "traffic": page("_traffic.html", language, bars=pictures.bars(state.history), **shown),
+            "traffic": page("_traffic.html", language, bars=charts.bars(state.history), **shown),
             "upstreams": page("_upstreams.html", language, **shown),
         }
 
-    async def overview(self, visitor: Visitor) -> str:
-        images = await self._images(visitor)
+    async def overview(self, context: PageContext) -> str:
+        images = await self._images(context)
         state = await self.state()
-        return self._page("overview.html", visitor, parts=self.parts(state, visitor.language), **images)
+        return self._page("overview.html", context, parts=self.parts(state, context.language), **images)
 
-    async def images(self, visitor: Visitor) -> str:
+    async def images(self, context: PageContext) -> str:
         """The list of images alone, for a search while it is typed."""
-        return self._page("_images.html", visitor, **await self._images(visitor))
+        return self._page("_images.html", context, **await self._images(context))
 
-    async def image(self, visitor: Visitor, repository: Repository, reference: Reference) -> str:
-        details = await self._cache.desk.ask(Inventory.image, repository, reference)
+    async def image(self, context: PageContext, repository: Repository, reference: Reference) -> str:
+        details = await self._cache.inventory.ask(Inventory.image, repository, reference)
         if details is None:
             raise ManifestUnknown(f"nothing is cached of {image_name(repository, reference)}")
-        return self._page("image.html", visitor, details=details, most=_MOST_PARTS, **self._about([details.image]))
+        return self._page("image.html", context, details=details, most=_MOST_PARTS, **self._about([details.image]))
 
-    def setup(self, visitor: Visitor) -> str:
-        name = visitor.query.get("client", "")
+    def setup(self, context: PageContext) -> str:
+        name = context.query.get("client", "")
         client = CLIENTS.get(name) or next(iter(CLIENTS.values()))
         files: dict[str, str] = {}
         others: list[str] = []
-        if visitor.address is not None:
-            for file in client.plan(visitor.address, self._house.registries):
+        if context.address is not None:
+            for file in client.plan(context.address, self._site_info.registries):
                 # Those that differ in the registry's name alone are shown once.
-                if any(registry in file.path for registry in self._house.registries[1:]):
+                if any(registry in file.path for registry in self._site_info.registries[1:]):
                     others.append(file.path)
                 else:
                     files[file.path] = file.text
-        return self._page("setup.html", visitor, clients=CLIENTS.values(), client=client, files=files, others=others)
+        return self._page("setup.html", context, clients=CLIENTS.values(), client=client, files=files, others=others)
 
     def script(self, client: Client, address: Address) -> str:
-        return self._templates.script("setup.sh", plan=plan(client, address, self._house.registries))
+        return self._templates.script("setup.sh", plan=plan(client, address, self._site_info.registries))
 
-    def login(self, visitor: Visitor, to: str, error: MirrorError | None = None) -> str:
-        return self._page("login.html", visitor, to=to, error=error, kind=_kind(error))
+    def login(self, context: PageContext, to: str, error: MirrorError | None = None) -> str:
+        return self._page("login.html", context, to=to, error=error, kind=_kind(error))
 
-    def error(self, visitor: Visitor, error: MirrorError) -> str:
-        return self._page("error.html", visitor, error=error, kind=_kind(error))
+    def error(self, context: PageContext, error: MirrorError) -> str:
+        return self._page("error.html", context, error=error, kind=_kind(error))
 
-    def _page(self, name: str, visitor: Visitor, **values: Any) -> str:
-        return self._templates.page(name, visitor.language, v=visitor, house=self._house, **values)
+    def _page(self, name: str, context: PageContext, **values: Any) -> str:
+        return self._templates.page(name, context.language, v=context, site_info=self._site_info, **values)
 
-    async def _images(self, visitor: Visitor) -> dict[str, Any]:
-        search = visitor.query.get("q", "")[:_LONGEST_SEARCH]
-        order = visitor.query.get("order", "")
+    async def _images(self, context: PageContext) -> dict[str, Any]:
+        search = context.query.get("q", "")[:_LONGEST_SEARCH]
+        order = context.query.get("order", "")
         order = order if order in ORDERS else ORDERS[0]
-        wanted = visitor.query.get("page", "")
+        wanted = context.query.get("page", "")
         number = int(wanted) if wanted.isascii() and wanted.isdigit() and 0 < len(wanted) < 8 else 1
         number = max(number, 1)
-        page = await self._cache.desk.ask(Inventory.images, search, order, (number - 1) * PAGE, PAGE)
+        page = await self._cache.inventory.ask(Inventory.images, search, order, (number - 1) * PAGE, PAGE)
         return {
             "page": page,
             "number": number,
@@ -162,7 +162,7 @@ class Pages:
         now = time.time()
 
         def fresh(image: Image) -> bool:
-            return image.fresh(self._house.tag_ttl, now)
+            return image.fresh(self._site_info.tag_ttl, now)
 
         return {"fresh": fresh}
 
@@ -183,8 +183,8 @@ class Pages:
         return known[1], known[2]
 
     async def _work_out(self) -> tuple[Totals, History]:
-        totals = await self._cache.desk.ask(Inventory.totals)
-        history = await self._cache.desk.ask(Inventory.history)
+        totals = await self._cache.inventory.ask(Inventory.totals)
+        history = await self._cache.inventory.ask(Inventory.history)
         self._figures = time.monotonic(), totals, history
         return totals, history
 

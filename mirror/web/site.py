@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl, quote
 
 from aiohttp import web
 
-from mirror.api.answers import problem
+from mirror.api.responses import error_response
 from mirror.api.targets import Target
 from mirror.cache.cache import Cache
 from mirror.clients import CLIENTS
@@ -39,11 +39,11 @@ from mirror.errors import (
 )
 from mirror.names import Reference, Repository, is_registry_name, parse_reference
 from mirror.web.admin import COOKIE, LASTS, Admin, check_origin
+from mirror.web.context import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, PageContext, recognise
 from mirror.web.live import Live
-from mirror.web.pages import House, Pages, State
+from mirror.web.pages import Pages, SiteInfo, State
 from mirror.web.templating import Templates
-from mirror.web.texts import LANGUAGES
-from mirror.web.visitor import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, Visitor, recognise
+from mirror.web.translations import LANGUAGES
 
 _HTML = "text/html; charset=utf-8"
 _FOR_EVER = "public, max-age=31536000, immutable"
@@ -69,11 +69,11 @@ _SAFETY = {
 class Site:
     """Answers what is not the registry's API."""
 
-    def __init__(self, cache: Cache, admin: Admin, house: House) -> None:
+    def __init__(self, cache: Cache, admin: Admin, site_info: SiteInfo) -> None:
         self._images = cache.images
         self._admin = admin
-        self._templates = Templates(house.version)
-        self._pages = Pages(cache, house, self._templates)
+        self._templates = Templates(site_info.version)
+        self._pages = Pages(cache, site_info, self._templates)
         self._live: Live[State] = Live(self._pages.state, self._pages.parts)
 
     def start(self) -> None:
@@ -114,24 +114,24 @@ class Site:
         raise _nothing_here()
 
     async def _look(self, request: web.BaseRequest, target: Target, first: str, rest: str) -> web.StreamResponse:
-        visitor = recognise(request, target, self._admin)
+        context = recognise(request, target, self._admin)
         if first == "setup" and rest.endswith(".sh"):
-            return self._script(visitor, rest.removesuffix(".sh"))
+            return self._script(context, rest.removesuffix(".sh"))
         if first == "events" and not rest and request.method == "GET":
-            return await self._live.serve(request, visitor.language, _SAFETY)
-        if (switched := _switched(request, visitor)) is not None:
+            return await self._live.serve(request, context.language, _SAFETY)
+        if (switched := _switched(request, context)) is not None:
             return switched
         match first, rest:
             case "", "":
-                page = await self._pages.overview(visitor)
+                page = await self._pages.overview(context)
             case "images", "":
-                page = await self._pages.images(visitor)
+                page = await self._pages.images(context)
             case "image", name if name:
-                page = await self._pages.image(visitor, *_image(name))
+                page = await self._pages.image(context, *_image(name))
             case "setup", "":
-                page = self._pages.setup(visitor)
+                page = self._pages.setup(context)
             case "login", "":
-                page = self._pages.login(visitor, _local(visitor.query.get("to", "")))
+                page = self._pages.login(context, _local(context.query.get("to", "")))
             case _:
                 raise _nothing_here()
         return _page(page)
@@ -173,13 +173,13 @@ class Site:
         secure = request.secure or request.headers.get("Origin", "").startswith("https://")
         return _redirect(to, {COOKIE: session}, LASTS, secure)
 
-    def _script(self, visitor: Visitor, name: str) -> web.Response:
+    def _script(self, context: PageContext, name: str) -> web.Response:
         client = CLIENTS.get(name)
         if client is None:
             raise _nothing_here()
-        if visitor.address is None:
+        if context.address is None:
             raise RequestInvalid("the Host header is not an address that could be put into a configuration")
-        script = self._pages.script(client, visitor.address)
+        script = self._pages.script(client, context.address)
         return web.Response(text=script, headers={**_SAFETY, "Content-Type": "text/x-shellscript; charset=utf-8"})
 
     def _asset(self, path: str) -> web.Response:
@@ -199,7 +199,11 @@ def _page(page: str, error: MirrorError | None = None) -> web.Response:
     headers = {**_SAFETY, "Content-Type": _HTML, "Vary": "Accept-Language, Cookie"}
     if error is None:
         return web.Response(text=page, headers=headers)
-    told = {name: value for name, value in problem(error).headers.items() if name in ("Allow", "Retry-After", "WWW-Authenticate")}
+    told = {
+        name: value
+        for name, value in error_response(error).headers.items()
+        if name in ("Allow", "Retry-After", "WWW-Authenticate")
+    }
     return web.Response(status=error.status, text=page, headers={**headers, **told})
 
 
@@ -210,11 +214,11 @@ def _redirect(to: str, cookies: Mapping[str, str] | None = None, lasts: int = _Y
     return response
 
 
-def _switched(request: web.BaseRequest, visitor: Visitor) -> web.Response | None:
+def _switched(request: web.BaseRequest, context: PageContext) -> web.Response | None:
     """Keeps the language or theme that a link asks for, and leads back to the page without it."""
-    wanted = {LANGUAGE_COOKIE: visitor.query.get("lang"), THEME_COOKIE: visitor.query.get("theme")}
+    wanted = {LANGUAGE_COOKIE: context.query.get("lang"), THEME_COOKIE: context.query.get("theme")}
     cookies = {name: value for name, value in wanted.items() if value is not None and value in (*LANGUAGES, *THEMES)}
-    return _redirect(visitor.here(lang=None, theme=None), cookies) if cookies else None
+    return _redirect(context.here(lang=None, theme=None), cookies) if cookies else None
 
 
 async def _form(request: web.BaseRequest) -> dict[str, str]:

@@ -11,10 +11,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mirror.quantities import format_size
-from mirror.web import wording
-from mirror.web.texts import LANGUAGES, text
-from mirror.web.visitor import THEMES
+from mirror.units import format_size
+from mirror.web import filters
+from mirror.web.context import THEMES
+from mirror.web.translations import LANGUAGES, text
 
 _HERE = Path(__file__).parent
 _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
@@ -45,7 +45,7 @@ class Templates:
         self._pages = _environment(True)
         self._scripts = _environment(False)
         for name in ("rate", "number", "percent", "clock", "machine_time", "short"):
-            self._pages.globals[name] = getattr(wording, name)
+            self._pages.globals[name] = getattr(filters, name)
         self._pages.globals.update(size=format_size, asset=urls.__getitem__, version=version, LANGUAGES=LANGUAGES, THEMES=THEMES)
 
     def compile(self) -> Iterator[None]:
@@ -58,8 +58,8 @@ class Templates:
         """A page, or a part of one."""
         bound = {
             "t": partial(text, language),
-            "ago": lambda moment: wording.ago(moment, language),
-            "span": lambda seconds: wording.span(seconds, language),
+            "ago": lambda moment: filters.ago(moment, language),
+            "span": lambda seconds: filters.span(seconds, language),
         }
         return self._pages.get_template(name).render(**bound, **values)
 

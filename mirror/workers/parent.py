@@ -23,7 +23,7 @@ from pathlib import Path
 
 from mirror import metrics
 from mirror.config import Server
-from mirror.workers.seat import Seat
+from mirror.workers.context import WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def _hold(folder: Path, lock: int) -> int:
     return fd
 
 
-def run(server: Server, folder: Path, work: Callable[[Seat], int], started: Callable[[str], None]) -> int:
+def run(server: Server, folder: Path, work: Callable[[WorkerContext], int], started: Callable[[str], None]) -> int:
     """Serves with workers until SIGTERM or SIGINT; the exit status.
 
     `work` is what a worker does, and gives its exit status; `started` is called with the URL when all are ready. Raises OSError where it cannot listen.
@@ -117,7 +117,9 @@ def _listen(host: str, port: int) -> tuple[socket.socket, ...]:
 
 
 class _Parent:
-    def __init__(self, server: Server, folder: Path, work: Callable[[Seat], int], listeners: tuple[socket.socket, ...]) -> None:
+    def __init__(
+        self, server: Server, folder: Path, work: Callable[[WorkerContext], int], listeners: tuple[socket.socket, ...]
+    ) -> None:
         self._server = server
         self._folder = folder
         self._work = work
@@ -188,7 +190,7 @@ class _Parent:
             metrics.count_for(number)
             self._counts[number] = 0
             self._sign(number)
-            seat = Seat(
+            worker = WorkerContext(
                 number,
                 self._folder,
                 self._listeners,
@@ -197,7 +199,7 @@ class _Parent:
                 lambda: _announce(tell),
                 lambda: self._sign(number),
             )
-            status = self._work(seat)
+            status = self._work(worker)
         except BaseException:
             log.exception("a worker cannot go on")
         finally:

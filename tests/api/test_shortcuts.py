@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mirror.cache.content import Content
 from mirror.names import Digest
+from mirror.storage.disk.content import Content
 from tests.support.mirrors import Mirror
 from tests.support.scripted import Scripted
 

@@ -13,11 +13,11 @@ import pytest
 
 from mirror import wiring
 from mirror.cache.cache import Cache
-from mirror.cache.catalog.inventory import Inventory
 from mirror.cache.images import Deleted, Refreshed
 from mirror.config import load
 from mirror.errors import CatalogFailed, ManifestUnknown, Pinned, UpstreamError
 from mirror.names import Digest, Repository, Tag
+from mirror.storage.disk.catalog.inventory import Inventory
 from tests.support.mirrors import Mirror, until
 from tests.support.scripted import Hold, Image, Scripted, Status
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from mirror.cache.catalog.catalog import Catalog
-from mirror.cache.catalog.inventory import ORDERS, Image, Inventory
 from mirror.names import Digest, Repository, Tag
+from mirror.storage.disk.catalog.catalog import Catalog
+from mirror.storage.disk.catalog.inventory import ORDERS, Image, Inventory
 from tests.support.filled import PLATFORMS, each, fill
 from tests.support.images import Image as Made
 from tests.support.images import make_image, make_index

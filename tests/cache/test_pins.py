@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mirror.cache.catalog.catalog import Catalog, TagRecord
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST, Descriptor
 from mirror.names import Digest, Repository, Tag
+from mirror.storage.disk.catalog.catalog import Catalog, TagRecord
 from tests.support.mirrors import Mirror
 from tests.support.scripted import Scripted
 

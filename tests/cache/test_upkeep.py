@@ -14,12 +14,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mirror.cache.catalog.catalog import Catalog, TagRecord
-from mirror.cache.store import BlobStore
-from mirror.cache.upkeep.reading import Reading
-from mirror.cache.upkeep.upkeep import Expire
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST, Descriptor
 from mirror.names import Digest, Repository, Tag
+from mirror.storage.disk.blobs import BlobStore
+from mirror.storage.disk.catalog.catalog import Catalog, TagRecord
+from mirror.storage.disk.maintenance.reading import Reading
+from mirror.storage.disk.maintenance.settings import Expire
 from tests.support.mirrors import Mirror, MirrorProcess, until
 from tests.support.scripted import Scripted
 

@@ -130,8 +130,8 @@ def test_the_mirror_has_a_volume_probes_and_no_more_rights_than_it_needs() -> No
         "capabilities": {"drop": ["ALL"]},
     }
     assert pod["automountServiceAccountToken"] is False
-    (claim,) = spec["volumeClaimTemplates"]
-    assert {"name": claim["metadata"]["name"], "mountPath": "/var/lib/mirror"} in container["volumeMounts"]
+    (segment,) = spec["volumeClaimTemplates"]
+    assert {"name": segment["metadata"]["name"], "mountPath": "/var/lib/mirror"} in container["volumeMounts"]
     paths = {name: container[name]["httpGet"]["path"] for name in ("livenessProbe", "readinessProbe", "startupProbe")}
     assert paths == {"livenessProbe": "/healthz", "readinessProbe": "/readyz", "startupProbe": "/healthz"}
     assert pod["terminationGracePeriodSeconds"] > load(None, {}, {}).server.drain_timeout

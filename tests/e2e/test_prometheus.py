@@ -111,8 +111,8 @@ def pull(mirror: MirrorProcess, blobs: dict[str, bytes]) -> None:
     for digest in blobs:
         with urllib.request.urlopen(f"{mirror.url}/v2/{REPOSITORY}/blobs/{digest}") as response:
             assert response.read() == blobs[digest]
-        landed = mirror.directory / "blobs" / digest.replace(":", "/")
-        while not landed.exists():  # bounded by the test's timeout
+        completed = mirror.directory / "blobs" / digest.replace(":", "/")
+        while not completed.exists():  # bounded by the test's timeout
             time.sleep(0.01)
 
 

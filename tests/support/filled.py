@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mirror.cache.catalog.catalog import Catalog
-from mirror.cache.store import BlobStore
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST
 from mirror.names import Digest
+from mirror.storage.disk.blobs import BlobStore
+from mirror.storage.disk.catalog.catalog import Catalog
 
 _LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 _CONFIG = "application/vnd.oci.image.config.v1+json"

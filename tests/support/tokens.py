@@ -77,7 +77,7 @@ class TokenService:
         now = int(time.time())
         der = self._certificate.public_bytes(serialization.Encoding.DER)
         header = {"typ": "JWT", "alg": "RS256", "x5c": [base64.b64encode(der).decode()]}
-        claims = {
+        segments = {
             "iss": ISSUER,
             "sub": "",
             "aud": SERVICE,
@@ -87,7 +87,7 @@ class TokenService:
             "jti": os.urandom(8).hex(),
             "access": access,
         }
-        signed = b".".join(_url64(json.dumps(part).encode()) for part in (header, claims))
+        signed = b".".join(_url64(json.dumps(part).encode()) for part in (header, segments))
         signature = self._key.sign(signed, padding.PKCS1v15(), hashes.SHA256())
         return (signed + b"." + _url64(signature)).decode()
 

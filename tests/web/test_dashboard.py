@@ -20,13 +20,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mirror.cache.catalog.history import Day, History
-from mirror.cache.catalog.inventory import Inventory, Totals, Traffic
-from mirror.cache.flights.board import Download
 from mirror.clients import CLIENTS
+from mirror.downloads.active import Download
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST
-from mirror.web import live, site, texts
-from mirror.web.pages import House, Pages, State
+from mirror.storage.disk.catalog.history import Day, History
+from mirror.storage.disk.catalog.inventory import Inventory, Totals, Traffic
+from mirror.web import live, site, translations
+from mirror.web.pages import Pages, SiteInfo, State
 from mirror.web.templating import Templates
 from mirror.web.token import NAME, token_in
 from tests.support.certificates import Authority
@@ -105,7 +105,7 @@ async def test_an_upstream_that_nobody_has_asked_is_not_called_healthy(mirror: M
 def test_the_trend_is_drawn_once_it_tells_something() -> None:
     """From the size an hour ago or earlier to the size now, the highest at the top; before that it says when it will be."""
     totals = Totals(0, 0, 0, 0, 4096, 0, 0, Traffic(0, 0, 0, 0))
-    pages = Pages(None, House("1", (), 8192, 1.0, dict), Templates("1"))  # type: ignore[arg-type]
+    pages = Pages(None, SiteInfo("1", (), 8192, 1.0, dict), Templates("1"))  # type: ignore[arg-type]
 
     def figures(*samples: tuple[float, int]) -> str:
         sizes = tuple((int(time.time() - ago), size) for ago, size in samples)
@@ -154,7 +154,7 @@ async def test_the_first_screen_is_small_with_ten_thousand_images(start: Callabl
 @pytest.mark.parametrize("path", PAGES)
 async def test_pages_are_safe_by_themselves(dashboard: Mirror, path: str) -> None:
     """A strict policy and no way round it: no script, style or handler in the page, nothing from another host, no frame."""
-    for language in texts.LANGUAGES:
+    for language in translations.LANGUAGES:
         page = await dashboard.get(path, Accept_Language=language, **HTML)
         policy = page.headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy
@@ -383,8 +383,8 @@ def test_no_text_is_taken_for_markup(tmp_path: Path) -> None:
     }
     totals = Totals(1, 1, 1, 1, 1, 1, 1, Traffic(1, 1, 1, 1))
     state = State((download, failed), totals, History((), (Day("2025-01-01", 1, 1, 1, 1),)), {HOSTILE: [endpoint]})
-    pages = Pages(None, House("1", (), 100, 1.0, dict), Templates("1"))  # type: ignore[arg-type]
-    for language in texts.LANGUAGES:
+    pages = Pages(None, SiteInfo("1", (), 100, 1.0, dict), Templates("1"))  # type: ignore[arg-type]
+    for language in translations.LANGUAGES:
         for part in pages.parts(state, language).values():
             assert "<script" not in part
             assert "<img" not in part
@@ -469,8 +469,8 @@ async def test_switches_lead_back_to_the_page(dashboard: Mirror) -> None:
 def test_every_text_is_there_in_every_language() -> None:
     """With the same things filled in; and every key that the templates name exists, and is named somewhere."""
     fields = string.Formatter()
-    for key in sorted(texts.keys()):
-        written = [texts._TEXTS[key][place] for place in range(len(texts.LANGUAGES))]
+    for key in sorted(translations.keys()):
+        written = [translations._TEXTS[key][place] for place in range(len(translations.LANGUAGES))]
         assert all(written), key
         names = [{name for _, name, _, _ in fields.parse(text) if name} - {"n"} for text in written]
         assert names[0] == names[1], key
@@ -479,8 +479,8 @@ def test_every_text_is_there_in_every_language() -> None:
     source = "".join(file.read_text() for file in folder.glob("*.html"))
     named = set(re.findall(r"\bt\('([a-z_]+)'(?! ~)", source))
     made = set(re.findall(r"\bt\('([a-z_]+)' ~", source))
-    assert named <= texts.keys()
-    assert {key for key in texts.keys() - named if not key.startswith(tuple(made))} == set()
+    assert named <= translations.keys()
+    assert {key for key in translations.keys() - named if not key.startswith(tuple(made))} == set()
 
 
 async def test_errors_are_told_in_the_language_of_the_page(dashboard: Mirror) -> None:
@@ -507,7 +507,7 @@ async def test_errors_are_told_in_the_language_of_the_page(dashboard: Mirror) ->
 )
 def test_the_browsers_language_is_spoken(accept: str, language: str) -> None:
     """The one that it likes best of those that there are."""
-    assert texts.preferred(accept) == language
+    assert translations.preferred(accept) == language
 
 
 # ---------------------------------------------------------------- what moves

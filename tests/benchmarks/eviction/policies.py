@@ -1,4 +1,4 @@
-"""The policies that are compared, each on dictionaries. S3-FIFO is the mirror's own code, mirror/cache/upkeep/policy.py.
+"""The policies that are compared, each on dictionaries. S3-FIFO is the mirror's own code, mirror/storage/disk/maintenance/policy.py.
 
 A policy is told of each request and says whether it was a hit. It may hold at most `capacity` bytes, and knows nothing of what is to come.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol
 
-from mirror.cache.upkeep.policy import MOST_FREQUENT, Entry, K, Queue, evicted, next_victim, queue_of_new
+from mirror.storage.disk.maintenance.policy import MOST_FREQUENT, Entry, K, Queue, evicted, next_victim, queue_of_new
 from tests.benchmarks.eviction.traces import Name
 
 
@@ -97,7 +97,7 @@ class Sieve:
 
 
 class MemoryQueues(Generic[K]):
-    """The queues that mirror/cache/upkeep/policy.py works on: what mirror/cache/catalog/queues.py is in SQLite."""
+    """The queues that mirror/storage/disk/maintenance/policy.py works on: what mirror/storage/disk/catalog/queues.py is in SQLite."""
 
     def __init__(self) -> None:
         self._queues: tuple[OrderedDict[K, int], ...] = (OrderedDict(), OrderedDict())

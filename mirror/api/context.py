@@ -1,0 +1,107 @@
+"""One request on its way through: what is to be logged and counted of it."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from mirror import metrics
+from mirror.api.sending import FileSender, pieces, read_slice
+from mirror.api.targets import Target
+from mirror.cache.outcome import Outcome
+from mirror.downloads.parts import FileSlice, Reader
+from mirror.errors import MirrorError, UpstreamCut
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """Filled in while the request is answered."""
+
+    request: web.BaseRequest
+    target: Target | None = None
+    outcome: Outcome | None = None
+    sent: int = 0
+    """Bytes of body."""
+    complete: bool = True
+    """False where the body was cut short, by either side."""
+    cut: str = ""
+    """Why it was."""
+    kind: str = ""
+    """``blob`` or ``manifest`` for a request for content."""
+
+    def count(self, kind: str, outcome: Outcome) -> None:
+        """Counts a request for content: `kind` is ``blob`` or ``manifest``."""
+        self.outcome, self.kind = outcome, kind
+        assert self.target is not None and self.target.repository is not None
+        labels = (self.target.repository.registry, kind)
+        metrics.requests.labels(*labels).inc()
+        (metrics.hits if outcome.hit else metrics.misses).labels(*labels).inc()
+
+    def count_time(self, seconds: float) -> None:
+        """Counts how long a request for content took. One whose client left while it waited is not counted."""
+        if self.kind and self.outcome is not None:
+            metrics.request_seconds.labels(self.kind, "hit" if self.outcome.hit else "miss").observe(seconds)
+
+    def count_sent(self, kind: str, size: int) -> None:
+        """Counts bytes of body that went to the client."""
+        assert self.target is not None and self.target.repository is not None
+        self.sent += size
+        if size:
+            metrics.pushed_bytes.labels(self.target.repository.registry, kind).inc(size)
+
+
+async def stream_body(
+    context: RequestContext, response: web.StreamResponse, reader: Reader, start: int, stop: int | None
+) -> None:
+    """Sends the bytes ``[start, stop)`` of a blob after the headers.
+
+    Where they end too early, by the client's doing or upstream's, the connection is ended too: what was sent must not look complete. Never raises but
+    CancelledError.
+    """
+    request = context.request
+    try:
+        writer = await response.prepare(request)
+    except ConnectionError:
+        writer = None
+    transport = request.transport
+    if writer is None or transport is None:
+        context.complete, context.cut = False, "the client left"
+        return
+    sender = None
+    if stop is not None and transport.get_extra_info("sslcontext") is None:
+        # Without its own buffer, so that what `drain` waits for is the kernel, and sendfile cannot overtake what was written.
+        transport.set_write_buffer_limits(0)
+        sender = FileSender(transport)
+    try:
+        writer.send_headers()
+        await writer.drain()
+        async with aclosing(reader.parts(start, stop)) as parts:
+            async for part in parts:
+                if isinstance(part, bytes):
+                    await response.write(part)
+                    await writer.drain()
+                    context.count_sent("blob", len(part))
+                elif sender is not None:
+                    await writer.drain()
+                    await sender.send(part)
+                    context.count_sent("blob", part.length)
+                else:
+                    await _write(context, response, part)
+        if stop is not None and context.sent != stop - start:
+            raise UpstreamCut("the blob is shorter than upstream said")
+    except (OSError, MirrorError) as error:
+        context.complete = False
+        context.cut = str(error) or type(error).__name__
+        transport.abort()
+    finally:
+        if sender is not None:
+            sender.close()
+
+
+async def _write(context: RequestContext, response: web.StreamResponse, part: FileSlice) -> None:
+    for piece in pieces(part):
+        data = read_slice(piece)
+        await response.write(data)
+        context.count_sent("blob", len(data))

@@ -1,0 +1,94 @@
+"""A blob straight from upstream to one client, for when the disk cannot take it: full, or the blob is larger than the cache.
+
+Nothing is shared and nothing is kept, but the promises to the client hold: cuts are resumed, and what begins at byte 0 (or whose beginning is still in
+a spool file) is verified before its last bytes are let go. A range from the middle cannot be: its client verifies the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from mirror.downloads.download import Download, Source
+from mirror.downloads.flight import WITHHELD
+from mirror.downloads.parts import Part
+from mirror.downloads.verifier import hash_file
+from mirror.errors import DigestMismatch
+from mirror.names import Digest
+from mirror.storage.disk.executor import ThreadPool
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+
+class DirectReader:
+    """One client's own download."""
+
+    def __init__(self, digest: Digest, source: Source, disk: ThreadPool) -> None:
+        self.size: int | None = None
+        self._digest = digest
+        self._source = source
+        self._disk = disk
+        self._whole: Download | None = None
+
+    async def open(self) -> None:
+        """Asks upstream, so that the size is known. Raises what upstream raises."""
+        self._whole = Download(self._source)
+        await self._whole.open()
+        self.size = self._whole.size
+
+    async def parts(self, start: int, stop: int | None) -> AsyncGenerator[Part, None]:
+        whole, self._whole = self._whole, None
+        if whole is not None and start > 0:
+            await whole.aclose()
+            whole = None
+        download = whole or Download(self._source, start, stop, self.size)
+        hasher = self._digest.hasher() if start == 0 else None
+        async with aclosing(stream(self._digest, download, stop, hasher, self._disk)) as parts:
+            async for part in parts:
+                yield part
+
+    async def aclose(self) -> None:
+        if self._whole is not None:
+            await self._whole.aclose()
+
+
+async def go_on(
+    digest: Digest, source: Source, disk: ThreadPool, spool_fd: int, position: int, stop: int | None, size: int | None
+) -> AsyncGenerator[Part, None]:
+    """The bytes from `position` on, for a reader whose flight's disk filled up; what came before is in the open file `spool_fd`."""
+    hasher = digest.hasher()
+    if position > 0 and await disk.run(hash_file, hasher, spool_fd, 0, position) < position:
+        raise DigestMismatch(f"the beginning of {digest} is no longer there to verify")
+    async with aclosing(stream(digest, Download(source, position, stop, size), stop, hasher, disk)) as parts:
+        async for part in parts:
+            yield part
+
+
+async def stream(
+    digest: Digest, download: Download, stop: int | None, hasher: _Hash | None, disk: ThreadPool
+) -> AsyncGenerator[Part, None]:
+    """Gives what a download brings, up to `stop`. Raises DigestMismatch before the last bytes of a blob that is not what its digest says."""
+    held = b""
+    try:
+        while data := await download.read():
+            if hasher is not None:
+                await disk.run(hasher.update, data)
+            held += data
+            if hasher is None:
+                ready, held = held, b""
+            elif download.size is None or stop is None or stop > download.size - WITHHELD:
+                ready, held = held[:-WITHHELD], held[-WITHHELD:]
+            else:
+                ready, held = held, b""
+            if ready:
+                yield ready
+            if stop is not None and download.position >= stop and download.position != download.size:
+                break
+        if hasher is not None and download.position == download.size and hasher.hexdigest() != digest.hex:
+            raise DigestMismatch(f"upstream's bytes for {digest} are not what their digest says")
+        if held:
+            yield held
+    finally:
+        await download.aclose()

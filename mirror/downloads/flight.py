@@ -1,0 +1,237 @@
+"""A flight: one download of one blob, however many read it.
+
+It belongs to the process, not to the request that began it: readers come and go, each at its own offset in the spool file, waiting only for the bytes
+to be there. A slow one costs nothing and holds up nobody; one that leaves ends nothing.
+
+The last bytes of the blob are withheld from everybody until its digest is verified, so that nobody ever holds a complete wrong blob.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from dataclasses import dataclass
+
+from mirror import metrics
+from mirror.downloads.context import DownloadContext
+from mirror.downloads.filling import Filling
+from mirror.downloads.notifier import Notifier
+from mirror.errors import DigestMismatch, MirrorError, StorageFull, UpstreamInvalid, UpstreamUnreachable
+from mirror.names import Digest
+from mirror.storage.disk.blobs import BlobFile, BlobStore
+from mirror.storage.disk.executor import ThreadPool
+from mirror.storage.disk.spool import Spool
+
+log = logging.getLogger(__name__)
+
+WITHHELD = 64 * 1024
+"""Bytes at a blob's end that wait for its verification."""
+_FOLLOW_INTERVAL = 0.02
+_MOST_DISCARDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a flight is, in bytes. `size` is None where upstream has not told it; `leads` is False while another process downloads."""
+
+    size: int | None
+    have: int
+    readers: int
+    leads: bool
+
+
+class Flight:
+    """One download in this process; in other processes that want the same blob, its followers."""
+
+    def __init__(self, digest: Digest, store: BlobStore, context: DownloadContext, disk: ThreadPool) -> None:
+        self.digest = digest
+        self.repository = context.repository
+        self.size: int | None = None
+        self.error: MirrorError | None = None
+        self._store = store
+        self._context = context
+        self._disk = disk
+        self._headers_known = asyncio.Event()
+        self._spool: Spool | None = None
+        self._spools: list[Spool] = []
+        self._verified = False
+        self._running = True
+        self._readers = 0
+        self._filling: Filling | None = None
+        self._notifier = Notifier()
+        self._discards = 0
+
+    # ------------------------------------------------------------------ readers
+
+    async def headers(self) -> None:
+        """Waits until upstream has answered, so that status and length are known. Raises what it failed with."""
+        await self._headers_known.wait()
+        if self.error is not None and self._spool is None:
+            raise self.error
+
+    def enter(self) -> None:
+        """Counts a reader in: the files stay open until it has left."""
+        self._readers += 1
+        metrics.readers.inc()
+
+    def leave(self) -> None:
+        """Counts a reader out."""
+        self._readers -= 1
+        metrics.readers.dec()
+        self._close_spools()
+
+    async def readable(self, position: int, stop: int | None) -> tuple[Spool, int]:
+        """Waits until there are bytes at `position`: the file that has them, and where they end for now.
+
+        Ends at `position` itself at the end of the blob. Raises MirrorError when no more will come.
+        """
+        while True:
+            spool = self._spool
+            if spool is not None:
+                end = spool.have.covered_until(position) if not self._verified else self.size or 0
+                if not self._verified:
+                    end = min(end, (end if self.size is None else self.size) - WITHHELD)
+                if end > position or (self._verified and position >= end):
+                    return spool, end if stop is None else min(end, stop)
+            if self.error is not None:
+                raise self.error
+            if self._filling is not None:
+                self._filling.want(position, stop)
+            await self._notifier.wait()
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is."""
+        have = self.size if self._verified else self._spools[-1].have.total if self._spools else 0
+        return Progress(self.size, have or 0, self._readers, self._filling is not None)
+
+    # ------------------------------------------------------------------ the flight itself
+
+    async def run(self) -> None:
+        """Flies to the end. Never raises but CancelledError: how it ended is in `error`."""
+        try:
+            while not await self._attempt():
+                pass
+        except MirrorError as error:
+            self.error = error
+        except OSError as error:
+            self.error = StorageFull(f"the cache's disk refuses: {error.strerror}")
+        except asyncio.CancelledError:
+            self.error = UpstreamUnreachable("the mirror is being stopped")
+            raise
+        except Exception:
+            log.exception("flight of %s failed", self.digest)
+            self.error = UpstreamInvalid("the download failed for a reason that the mirror's log tells")
+        finally:
+            self._running = False
+            self._headers_known.set()
+            self._notifier.ring_now()
+            for spool in self._spools:
+                if not spool.verified:
+                    spool.release()
+            self._close_spools()
+
+    def _close_spools(self) -> None:
+        if not self._running and self._readers == 0:
+            for spool in self._spools:
+                spool.close()
+            self._spools.clear()
+
+    async def _attempt(self) -> bool:
+        """Leads or follows one spool file to its end. False when that file turned out not to be the one: try again."""
+        spool = Spool(self._store, self.digest)
+        self._spools.append(spool)
+        while not spool.lead():
+            spool.follow()
+            if spool.size is not None:
+                self._show(spool)
+            if not spool.current:
+                break
+            await asyncio.sleep(_FOLLOW_INTERVAL)
+        if not spool.current:
+            spool.follow()
+            return self._ended_elsewhere(spool)
+        file = self._store.open(self.digest)
+        if file is not None:
+            # Finished by somebody between the miss and the lease.
+            with contextlib.closing(file):
+                if file.sealed:
+                    self._adopt_finished(spool, file)
+                    return True
+        return await self._lead(spool)
+
+    def _ended_elsewhere(self, spool: Spool) -> bool:
+        """The file has gone from its name. True when that was because it is finished; otherwise there is another to try."""
+        if spool.verified:
+            spool.share()
+            self._verified = True
+            self._show(spool)
+            return True
+        self._discards += 1
+        if self._discards > _MOST_DISCARDS:
+            raise UpstreamInvalid(f"the download of {self.digest} was given up by another process")
+        return False
+
+    def _adopt_finished(self, spool: Spool, file: BlobFile) -> None:
+        spool.discard()
+        os.dup2(file.fd, spool.fd, inheritable=False)
+        spool.size, spool.verified = file.size, True
+        self._show(spool)
+        self._verified = True
+
+    def _show(self, spool: Spool) -> None:
+        """Lets the readers at a spool file. Those that have read of an earlier one find out, see flights.FlightReader."""
+        self._spool = spool
+        self.size = spool.size
+        self._headers_known.set()
+        self._notifier.ring()
+
+    async def _lead(self, spool: Spool) -> bool:
+        self._filling = Filling(
+            spool,
+            self.digest,
+            self._context,
+            self._disk,
+            lambda: self._show(spool),
+            self._notifier.ring,
+            lambda: self._readers > 0,
+        )
+        # Counted where it is led: who reads along downloads nothing.
+        metrics.flights.inc()
+        try:
+            if not await self._filling.run():
+                raise DigestMismatch(f"upstream's bytes for {self.digest} are not what their digest says")
+        except UpstreamInvalid as error:
+            # Wrong bytes are not kept. Those of an earlier life may be the wrong ones (a power cut): then once more from nothing.
+            again = spool.inherited
+            if isinstance(error, DigestMismatch):
+                metrics.verification_failures.labels(self._context.origin).inc()
+                again = again or self._context.source.reject()
+            spool.discard()
+            if again:
+                return False
+            raise
+        except (StorageFull, OSError):
+            spool.discard()
+            raise
+        except BaseException:
+            if not spool.have.total:
+                spool.discard()
+            raise
+        finally:
+            self._filling = None
+            metrics.flights.dec()
+        self._verified = True
+        self._show(spool)
+        self._notifier.ring_now()
+        try:
+            await self._disk.run(spool.publish)
+        except OSError as error:
+            # The readers have what they came for; only the cache has not.
+            log.warning("cannot keep %s: %s", self.digest, error)
+            spool.discard()
+        else:
+            await self._context.completed(self.digest, spool.size or 0)
+        return True

@@ -1,0 +1,120 @@
+"""The flights of this process, and their readers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from mirror.downloads.context import DownloadContext
+from mirror.downloads.direct import go_on, stream
+from mirror.downloads.download import Download, Source
+from mirror.downloads.flight import Flight
+from mirror.downloads.parts import FileSlice, Part
+from mirror.errors import StorageFull, UpstreamCut
+from mirror.names import Digest
+from mirror.storage.disk.blobs import BlobStore
+from mirror.storage.disk.executor import ThreadPool
+from mirror.storage.disk.spool import Spool
+
+
+class Flights:
+    """At most one flight a digest."""
+
+    def __init__(self, store: BlobStore, disk: ThreadPool) -> None:
+        self._store = store
+        self._disk = disk
+        self._flights: dict[Digest, tuple[Flight, asyncio.Task[None]]] = {}
+        self.begun = asyncio.Event()
+        """Set whenever one begins, for who wants to watch."""
+
+    def join(self, digest: Digest, context: DownloadContext) -> tuple[Flight, bool]:
+        """The flight of a blob, begun where there is none. True with one that was there already."""
+        if (known := self._flights.get(digest)) is not None and known[0].error is None:
+            return known[0], True
+        flight = Flight(digest, self._store, context, self._disk)
+        task = asyncio.create_task(self._fly(flight), name=f"flight {digest}")
+        self._flights[digest] = flight, task
+        self.begun.set()
+        return flight, False
+
+    @property
+    def active(self) -> list[Flight]:
+        """Those that have not ended."""
+        return [flight for flight, _ in self._flights.values()]
+
+    async def ended(self, digest: Digest, seconds: float | None = None) -> bool:
+        """Waits until there is no flight of a blob any more, however it ended. False where there still is one after so many seconds."""
+        if (known := self._flights.get(digest)) is not None:
+            await asyncio.wait([known[1]], timeout=seconds)
+            return known[1].done()
+        return True
+
+    def size(self, digest: Digest) -> int | None:
+        """The size in bytes of a blob that is on its way, where it is known already."""
+        known = self._flights.get(digest)
+        return known[0].size if known is not None and known[0].error is None else None
+
+    async def _fly(self, flight: Flight) -> None:
+        try:
+            await flight.run()
+        finally:
+            # Without a pause after its end: it must not be joined once its files are closed.
+            if self._flights[flight.digest][0] is flight:
+                del self._flights[flight.digest]
+
+    async def aclose(self) -> None:
+        """Ends all flights; what they have stays in the spool, to be gone on with."""
+        tasks = [task for _, task in self._flights.values()]
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+class FlightReader:
+    """One client's place in a flight."""
+
+    def __init__(self, flight: Flight, source: Source, disk: ThreadPool) -> None:
+        """`source` is this client's own way upstream, for when the disk fills up."""
+        self._flight = flight
+        self._source = source
+        self._disk = disk
+        self._entered = True
+        flight.enter()
+
+    @property
+    def size(self) -> int | None:
+        return self._flight.size
+
+    async def parts(self, start: int, stop: int | None) -> AsyncGenerator[Part, None]:
+        position = start
+        file: Spool | None = None
+        while stop is None or position < stop:
+            try:
+                spool, end = await self._flight.readable(position, stop)
+            except StorageFull:
+                async with aclosing(self._without_disk(file, position, stop)) as rest:
+                    async for part in rest:
+                        yield part
+                return
+            if file is not None and spool is not file:
+                raise UpstreamCut("the download began anew: what was sent of it may have been wrong")
+            if end <= position:
+                return
+            file = spool
+            yield FileSlice(spool.fd, position, end - position)
+            position = end
+
+    def _without_disk(self, file: Spool | None, position: int, stop: int | None) -> AsyncGenerator[Part, None]:
+        digest, size = self._flight.digest, self._flight.size
+        if file is None or file.have.covered_until(0) < position:
+            return stream(digest, Download(self._source, position, stop, size), stop, None, self._disk)
+        return go_on(digest, self._source, self._disk, file.fd, position, stop, size)
+
+    async def aclose(self) -> None:
+        if self._entered:
+            self._entered = False
+            self._flight.leave()

@@ -1,0 +1,95 @@
+"""Who fetches which bytes of a blob: the stretches that connections have in hand, and what is left for others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from mirror.storage.extents import Extents
+
+
+class Segment:
+    """A stretch that one connection is fetching. Its end may move down while it does, where another takes over what comes after."""
+
+    __slots__ = ("_seen", "began", "end", "endpoint", "hedge", "lock", "made", "position", "start", "task")
+
+    def __init__(self, start: int, end: int | None, lock: asyncio.Lock | None = None) -> None:
+        self.start = start
+        self.position = start
+        """Offset of the next byte."""
+        self.end = end
+        """None while nobody knows how long the blob is."""
+        self.made = asyncio.get_running_loop().time()
+        self.began: float | None = None
+        """When its first bytes came, in the event loop's time."""
+        self.endpoint: str | None = None
+        """Who sends it."""
+        self.task: asyncio.Task[None] | None = None
+        """Who fetches it."""
+        self.hedge: Segment | None = None
+        """Another connection that fetches the same, because this one, or that one, is slow."""
+        self.lock = asyncio.Lock() if lock is None else lock
+        """Held while bytes are written. Rivals share it: what one has written the other must not write over."""
+
+        self._seen: int | None = None
+
+    def left(self, size: int) -> int:
+        """Bytes still to come of a blob of `size` bytes."""
+        return (size if self.end is None else self.end) - self.position
+
+    def rate(self, now: float) -> float | None:
+        """Bytes per second, so far; None before there is anything to tell."""
+        if self.began is None or now <= self.began:
+            return None
+        return (self.position - self.start) / (now - self.began)
+
+    def look(self, seconds: float) -> float | None:
+        """Bytes per second since the last look, so long ago; None at the first."""
+        seen, self._seen = self._seen, self.position
+        return None if seen is None else (self.position - seen) / seconds
+
+
+class Segments:
+    """The claims on one blob. They overlap only where two are rivals."""
+
+    def __init__(self) -> None:
+        self._segments: list[Segment] = []
+
+    def add(self, segment: Segment) -> Segment:
+        self._segments.append(segment)
+        return segment
+
+    def drop(self, segment: Segment) -> None:
+        """Ends a claim; what it has not fetched is free again."""
+        self._segments.remove(segment)
+        if segment.hedge is not None:
+            segment.hedge.hedge = None
+
+    def owner(self, position: int) -> Segment | None:
+        """The claim that will come by a byte."""
+        return next((c for c in self._segments if c.position <= position and (c.end is None or position < c.end)), None)
+
+    def largest(self, size: int) -> Segment | None:
+        """The claim with the most bytes to come."""
+        return max(self._segments, key=lambda segment: segment.left(size), default=None)
+
+    def free(self, have: Extents, size: int | None, position: int = 0) -> tuple[int, int | None] | None:
+        """The first stretch from `position` on that is neither here nor claimed; None where there is none."""
+        while (gap := have.next_gap(position, size)) is not None:
+            start, end = gap
+            inside = [c for c in self._segments if (end is None or c.position < end) and (c.end is None or c.end > start)]
+            if not inside:
+                return start, end
+            first = min(inside, key=lambda segment: segment.position)
+            if first.position > start:
+                return start, first.position
+            if first.end is None:
+                return None
+            position = first.end
+        return None
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self._segments)
+
+    def __len__(self) -> int:
+        return len(self._segments)

@@ -1,0 +1,395 @@
+"""What is known about the content: a SQLite database beside the blobs, shared by all processes on one cache directory.
+
+==========  ====================================================================================================
+content     every cached blob and manifest: size in bytes, media type (of manifests only), when it was last used and last verified,
+            its place in the eviction policy's queues
+ghost       names of blobs that have been evicted, for the policy
+child       which content a manifest names
+tag         what a tag meant when upstream was last asked
+holding     which repository has been seen to hold which manifest
+pin         which images are never evicted
+pull        how often clients asked for a tag or digest, and when last
+traffic     what clients asked for and got, by day
+removals    how many times images were deleted: what other processes have in memory is older than that
+sample      how large the cache was, a few times an hour
+item, part  what images are made of, see composition.py
+==========  ====================================================================================================
+
+The files are the truth: a row without its file is dropped and a file without a row taken in at every start, and a database that cannot be read is
+set aside and made anew. What upstream said that is only looked up by name, lists of tags and referrers, is in a `diskcache` beside it, as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import shutil
+import sqlite3
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diskcache
+
+from mirror.errors import DigestInvalid
+from mirror.manifests import Descriptor
+from mirror.names import Digest, Reference, Repository, Tag, parse_reference
+from mirror.storage.disk.catalog import history
+from mirror.storage.disk.catalog.queues import BlobQueues
+from mirror.storage.disk.catalog.removal import Removal
+from mirror.storage.disk.catalog.schema import MANIFESTS, open_database
+from mirror.storage.disk.maintenance.policy import MOST_FREQUENT, queue_of_new
+
+log = logging.getLogger(__name__)
+
+_DOCUMENTS_LIMIT = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class TagRecord:
+    """What a tag meant at `checked`, in seconds since the epoch."""
+
+    descriptor: Descriptor
+    checked: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """An image that is never evicted. `digest` is what it last meant, None while that is unknown; `since` in seconds since the epoch."""
+
+    repository: Repository
+    reference: Reference
+    digest: Digest | None
+    since: float
+
+
+class Catalog:
+    """Blocking, and for one thread at a time: the cache calls it from a thread of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens the database, or sets an unreadable one aside and makes a new one. Raises OSError, sqlite3.Error."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._db, self._lock = open_database(folder)
+        self.queues = BlobQueues(self._db)
+        self.removal = Removal(self._db)
+        # Only lists that upstream gave, each replaceable: here diskcache may cull by itself. JSON, since a pickle on disk is code.
+        try:
+            self._documents = _documents(folder / "documents")
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            log.warning("the lists that upstream gave cannot be read (%s): forgotten", error)
+            shutil.rmtree(folder / "documents")
+            self._documents = _documents(folder / "documents")
+
+    def close(self) -> None:
+        self._db.close()
+        self._documents.close()
+        os.close(self._lock)
+
+    def copy(self, folder: Path) -> None:
+        """Copies the database into another catalog's folder."""
+        with contextlib.closing(sqlite3.connect(folder / "content.sqlite")) as other:
+            self._db.backup(other)
+
+    # ------------------------------------------------------------------ content
+
+    def add(self, digest: Digest, size: int) -> None:
+        """Notes a cached blob."""
+        with self._db:
+            self._add(digest, size, None)
+
+    def add_manifest(self, descriptor: Descriptor, children: Iterable[Digest]) -> None:
+        """Notes a cached manifest and what it names."""
+        self.take_in([(descriptor, children)])
+
+    def take_in(self, entries: Iterable[tuple[Descriptor, Iterable[Digest]]]) -> None:
+        """Notes cached content, and what it names; no media type stands for a blob."""
+        with self._db:
+            for descriptor, children in entries:
+                self._add(descriptor.digest, descriptor.size, descriptor.media_type or None)
+                self._db.executemany(
+                    "INSERT OR IGNORE INTO child VALUES (?, ?)", [(str(descriptor.digest), str(child)) for child in children]
+                )
+
+    def _add(self, digest: Digest, size: int, media_type: str | None) -> None:
+        name, now = str(digest), time.time()
+        queue = MANIFESTS if media_type else queue_of_new(self.queues, name)
+        self._db.execute(
+            "INSERT INTO content (digest, size, media_type, used, queue, entered, verified) VALUES (?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET used = excluded.used, media_type = coalesce(excluded.media_type, media_type),"
+            " queue = CASE WHEN excluded.media_type IS NULL THEN queue ELSE excluded.queue END",
+            (name, size, media_type, now, int(queue), self.queues.young_end(queue), now),
+        )
+
+    def manifest_type(self, digest: Digest) -> str | None:
+        """The media type of a cached manifest; None where there is none of that digest."""
+        row = self._db.execute("SELECT media_type FROM content WHERE digest = ?", (str(digest),)).fetchone()
+        return row[0] if row else None
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """One transaction for what is done inside, which no other process comes between."""
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+
+    def drop(self, digest: Digest) -> None:
+        """Drops the row of content that is gone, inside `changing`."""
+        name = (str(digest),)
+        self._db.execute("DELETE FROM content WHERE digest = ?", name)
+        self._db.execute("DELETE FROM child WHERE parent = ?", name)
+        self._db.execute("DELETE FROM holding WHERE digest = ?", name)
+
+    def forget(self, digests: Iterable[Digest]) -> None:
+        """Drops the rows of content that is gone."""
+        with self.changing():
+            for digest in digests:
+                self.drop(digest)
+
+    def parents(self, digest: Digest) -> dict[Digest, float]:
+        """The cached manifests that name something, and when each was last used, in seconds since the epoch."""
+        rows = self._db.execute(
+            "SELECT parent, used FROM child JOIN content ON content.digest = parent WHERE child.digest = ?", (str(digest),)
+        )
+        return {Digest.parse(parent): used for parent, used in rows}
+
+    def touch(self, uses: dict[Digest, float]) -> None:
+        """Notes when content was last used, in seconds since the epoch, and that it was used once more."""
+        with self._db:
+            self._db.executemany(
+                "UPDATE content SET used = ?, frequency = min(?, frequency + 1) WHERE digest = ?",
+                [(used, MOST_FREQUENT, str(digest)) for digest, used in uses.items()],
+            )
+
+    def totals(self) -> tuple[int, int]:
+        """Bytes and number of all cached content."""
+        size, entries = self._db.execute("SELECT sum(bytes), sum(entries) FROM total WHERE part <= ?", (MANIFESTS,)).fetchone()
+        return size, entries
+
+    def content(self) -> dict[Digest, int]:
+        """All there is, with sizes in bytes."""
+        return dict(_sized(self._db.execute("SELECT digest, size FROM content")))
+
+    def spent_manifests(self, before: float | None = None) -> list[tuple[Digest, int]]:
+        """The manifests none of whose content is cached, with sizes in bytes, the longest unused first; those unused since `before`, or all."""
+        return list(
+            _sized(
+                self._db.execute(
+                    "SELECT digest, size FROM content AS parent WHERE queue = ? AND used < ? AND NOT EXISTS ("
+                    " SELECT 1 FROM child JOIN content ON content.digest = child.digest WHERE child.parent = parent.digest)"
+                    " ORDER BY used",
+                    (MANIFESTS, math.inf if before is None else before),
+                )
+            )
+        )
+
+    def names_cached(self, digest: Digest) -> bool:
+        """True for a manifest that names something cached."""
+        return bool(
+            self._db.execute(
+                "SELECT EXISTS (SELECT 1 FROM child JOIN content ON content.digest = child.digest WHERE child.parent = ?)",
+                (str(digest),),
+            ).fetchone()[0]
+        )
+
+    def expired(self, limits: Iterable[tuple[str, str, float]]) -> list[Digest]:
+        """What belongs to expired images alone, and has not been used for as long.
+
+        `limits` are (registry, path, time since when an image must have been used to stay). An image has expired when all repositories that are known to
+        hold its manifest have a limit, and it has not been used since any of them. Blobs that no manifest names belong to no image.
+        """
+        with self.changing():
+            self._db.execute(
+                "CREATE TEMP TABLE IF NOT EXISTS expiry (registry TEXT, path TEXT, before REAL, PRIMARY KEY (registry, path))"
+            )
+            self._db.execute("DELETE FROM expiry")
+            self._db.executemany("INSERT INTO expiry VALUES (?, ?, ?)", limits)
+            rows = self._db.execute(
+                "WITH RECURSIVE image (digest, before) AS ("  # before: NULL where one of its repositories has no limit
+                "  SELECT content.digest, CASE WHEN count(*) = count(expiry.before) THEN min(expiry.before) END"
+                "  FROM content JOIN holding USING (digest) LEFT JOIN expiry USING (registry, path) GROUP BY content.digest),"
+                " stale (digest) AS (SELECT digest FROM content JOIN image USING (digest) WHERE used < before),"
+                " kept (digest) AS (SELECT digest FROM content WHERE queue = ? AND digest NOT IN stale"
+                "  UNION SELECT child.digest FROM kept JOIN child ON child.parent = kept.digest),"
+                " named (digest) AS (SELECT digest FROM stale UNION SELECT child.digest FROM named JOIN child ON child.parent = named.digest)"
+                " SELECT digest, size FROM named JOIN content USING (digest)"
+                " WHERE digest NOT IN kept AND used < (SELECT max(before) FROM expiry) ORDER BY queue, used",
+                (MANIFESTS,),
+            ).fetchall()
+        return [digest for digest, _ in _sized(rows)]
+
+    def orphans(self, before: float) -> list[Digest]:
+        """Blobs that no cached manifest names, and that have not been used since `before`."""
+        rows = self._db.execute(
+            "SELECT digest, size FROM content AS blob WHERE queue != ? AND used < ? AND NOT EXISTS ("
+            " SELECT 1 FROM child JOIN content ON content.digest = parent WHERE child.digest = blob.digest)",
+            (MANIFESTS, before),
+        )
+        return [digest for digest, _ in _sized(rows)]
+
+    def unverified(self, before: float) -> tuple[Digest, int] | None:
+        """The content, with its size in bytes, that was last verified the longest ago; None where all has been since `before`."""
+        row = self._db.execute(
+            "SELECT digest, size FROM content WHERE verified < ? ORDER BY verified LIMIT 1", (before,)
+        ).fetchone()
+        return next(_sized([row]), None) if row else None
+
+    def set_verified(self, digests: Iterable[Digest], when: float) -> None:
+        with self._db:
+            self._db.executemany("UPDATE content SET verified = ? WHERE digest = ?", [(when, str(digest)) for digest in digests])
+
+    # ------------------------------------------------------------------ names
+
+    def tag(self, repository: Repository, tag: str) -> TagRecord | None:
+        """What a tag meant when last asked; None where it never was."""
+        row = self._db.execute(
+            "SELECT media_type, digest, size, checked FROM tag WHERE registry = ? AND path = ? AND tag = ?",
+            (repository.registry, repository.path, tag),
+        ).fetchone()
+        return TagRecord(Descriptor(row[0], Digest.parse(row[1]), row[2]), row[3]) if row else None
+
+    def set_tag(self, repository: Repository, tag: str, record: TagRecord) -> None:
+        found = record.descriptor
+        with self._db:
+            self._db.execute(
+                "INSERT OR REPLACE INTO tag VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (repository.registry, repository.path, tag, str(found.digest), found.media_type, found.size, record.checked),
+            )
+
+    def drop_tag(self, repository: Repository, tag: str) -> None:
+        with self._db:
+            self._db.execute(
+                "DELETE FROM tag WHERE registry = ? AND path = ? AND tag = ?", (repository.registry, repository.path, tag)
+            )
+
+    def hold(self, repository: Repository, digest: Digest) -> None:
+        """Notes that a repository holds a manifest."""
+        with self._db:
+            self._db.execute(
+                "INSERT OR IGNORE INTO holding VALUES (?, ?, ?)", (repository.registry, repository.path, str(digest))
+            )
+
+    def tags(self, repository: Repository) -> list[str]:
+        """The tags of a repository that have been asked for."""
+        rows = self._db.execute("SELECT tag FROM tag WHERE registry = ? AND path = ?", (repository.registry, repository.path))
+        return [row[0] for row in rows]
+
+    def repositories(self) -> list[tuple[str, str]]:
+        """(registry, path) of every repository with a cached manifest."""
+        return self._db.execute(
+            "SELECT DISTINCT registry, path FROM holding JOIN content USING (digest)"
+            " UNION SELECT DISTINCT registry, path FROM tag JOIN content USING (digest)"
+        ).fetchall()
+
+    def holder(self, digest: Digest) -> Repository | None:
+        """A repository that is known to hold something: a manifest, or what a manifest names that it holds."""
+        row = self._db.execute(
+            "SELECT registry, path FROM holding WHERE digest = ?1"
+            " UNION ALL SELECT registry, path FROM holding JOIN child ON child.parent = holding.digest WHERE child.digest = ?1 LIMIT 1",
+            (str(digest),),
+        ).fetchone()
+        return Repository(*row) if row else None
+
+    # ------------------------------------------------------------------ pins
+
+    def pin(self, repository: Repository, reference: Reference) -> None:
+        """Keeps an image from eviction: what a tag means at any time, or a digest. It need not be cached, or known, yet.
+
+        A tag that upstream has dropped keeps what it meant last.
+        """
+        names = repository.registry, repository.path, str(reference)
+        with self._db:
+            self._db.execute(
+                "INSERT OR IGNORE INTO pin VALUES (?1, ?2, ?3,"
+                " coalesce(?4, (SELECT digest FROM tag WHERE registry = ?1 AND path = ?2 AND tag = ?3)), ?5)",
+                (*names, None if isinstance(reference, Tag) else str(reference), time.time()),
+            )
+
+    def unpin(self, repository: Repository, reference: Reference) -> bool:
+        """Gives an image back to eviction. False where it was not pinned by that very reference."""
+        with self._db:
+            found = self._db.execute(
+                "DELETE FROM pin WHERE registry = ? AND path = ? AND reference = ?",
+                (repository.registry, repository.path, str(reference)),
+            )
+        return found.rowcount > 0
+
+    def pins(self) -> list[Pin]:
+        """All pins, by name."""
+        rows = self._db.execute("SELECT registry, path, reference, digest, since FROM pin ORDER BY registry, path, reference")
+        return [
+            Pin(Repository(registry, path), parse_reference(reference), Digest.parse(digest) if digest else None, since)
+            for registry, path, reference, digest, since in rows
+        ]
+
+    def pinned(self) -> dict[Digest, int]:
+        """Everything cached that belongs to a pinned image, with sizes in bytes: manifest or index, what they name, and so on down."""
+        return dict(
+            _sized(
+                self._db.execute(
+                    "WITH RECURSIVE kept (digest) AS (SELECT digest FROM pin WHERE digest IS NOT NULL"
+                    " UNION SELECT child.digest FROM kept JOIN child ON child.parent = kept.digest)"
+                    " SELECT digest, size FROM kept JOIN content USING (digest)"
+                )
+            )
+        )
+
+    # ------------------------------------------------------------------ use
+
+    def count_pulls(self, pulls: Mapping[tuple[Repository, Reference], tuple[int, float]]) -> None:
+        """Adds to how often clients asked for a manifest, and when last, in seconds since the epoch."""
+        with self._db:
+            self._db.executemany(
+                "INSERT INTO pull VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+                " count = count + excluded.count, last = max(last, excluded.last)",
+                [
+                    (repository.registry, repository.path, str(reference), count, last)
+                    for (repository, reference), (count, last) in pulls.items()
+                ],
+            )
+
+    def count_traffic(self, traffic: Mapping[tuple[str, str], Sequence[int]]) -> None:
+        """Adds, by registry and type, to today's requests, hits, bytes fetched and bytes sent."""
+        with self._db:
+            self._db.executemany(
+                "INSERT INTO traffic VALUES (date(), ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET requests = requests + excluded.requests,"
+                " hits = hits + excluded.hits, fetched = fetched + excluded.fetched, sent = sent + excluded.sent",
+                [(*key, *counts) for key, counts in traffic.items()],
+            )
+
+    def sample(self) -> None:
+        """Notes how large the cache is."""
+        with self._db:
+            history.sample(self._db, time.time())
+
+    # ------------------------------------------------------------------ documents
+
+    def document(self, key: str) -> dict[str, Any] | None:
+        """What was stored under `key`: a list that upstream gave, and when."""
+        try:
+            found = self._documents.get(key)
+        except (ValueError, zlib.error):
+            # Rotten on the disk.
+            return None
+        return found if isinstance(found, dict) else None
+
+    def set_document(self, key: str, value: dict[str, Any]) -> None:
+        self._documents.set(key, value)
+
+
+def _documents(folder: Path) -> diskcache.Cache:
+    return diskcache.Cache(
+        str(folder), disk=diskcache.JSONDisk, eviction_policy="least-recently-stored", size_limit=_DOCUMENTS_LIMIT
+    )
+
+
+def _sized(rows: Iterable[tuple[str, int]]) -> Iterator[tuple[Digest, int]]:
+    for digest, size in rows:
+        with contextlib.suppress(DigestInvalid):
+            yield Digest.parse(digest), size

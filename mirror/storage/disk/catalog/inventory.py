@@ -1,0 +1,312 @@
+"""What is in the cache, for people: images with their sizes, use and freshness, what one is made of, and totals.
+
+Asked of the catalog over a connection of its own, so that a long answer holds up no pull, beside a running server or without one. Blocking, and for one thread
+at a time.
+
+An *image* is a tag whose manifest is cached, or a cached manifest that a repository holds under no tag and in no index.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mirror.manifests import INDEXES, MAX_SIZE, Descriptor, blobs_of, entries_of
+from mirror.names import Digest, Reference, Repository, Tag, image_name
+from mirror.storage.disk.blobs import BlobStore
+from mirror.storage.disk.catalog.composition import learn, sizes
+from mirror.storage.disk.catalog.history import History, read
+from mirror.storage.disk.catalog.schema import connect
+
+ORDERS = ("name", "pulled", "fetched", "size")
+"""How images can be sorted: by name; the last pulled, the last fetched or the largest first."""
+
+_VIEW = """
+CREATE TEMP VIEW image AS
+WITH named AS (
+    SELECT registry, path, tag, digest, checked FROM tag
+    UNION ALL
+    SELECT registry, path, NULL, digest, NULL FROM holding WHERE NOT EXISTS (
+        SELECT 1 FROM tag WHERE tag.digest = holding.digest AND tag.registry = holding.registry AND tag.path = holding.path)
+)
+SELECT named.*, id, fetched, pull.count AS pulls, pull.last AS pulled, pin.since IS NOT NULL AS pinned
+FROM named CROSS JOIN item ON item.digest = named.digest AND item.manifest
+LEFT JOIN pull ON pull.registry = named.registry AND pull.path = named.path AND pull.reference = coalesce(tag, named.digest)
+LEFT JOIN pin ON pin.registry = named.registry AND pin.path = named.path AND pin.reference = coalesce(tag, named.digest)
+WHERE tag IS NOT NULL OR NOT EXISTS (SELECT 1 FROM part WHERE part.item = item.id AND part.root != item.id)
+"""
+_PAGE = """
+SELECT registry, path, tag, digest, checked, id, fetched, pulls, pulled, pinned, count(*) OVER () FROM image
+WHERE NOT EXISTS (
+    SELECT 1 FROM json_each(?) AS word
+    WHERE instr(lower(image.registry || '/' || image.path || ':' || coalesce(tag, '')), word.value) = 0
+        AND instr(digest, word.value) != 1)
+ORDER BY CASE ? WHEN 'pulled' THEN -coalesce(pulled, 0) WHEN 'fetched' THEN -fetched
+    WHEN 'size' THEN -(SELECT sum(item.size) FROM part JOIN item ON item.id = part.item WHERE part.root = image.id) END,
+    registry, path, tag IS NULL, tag, digest LIMIT ? OFFSET ?
+"""
+_ONE = """
+SELECT registry, path, tag, digest, checked, id, fetched, pulls, pulled, pinned FROM image
+WHERE registry = ? AND path = ? AND ? IN (tag, digest) ORDER BY tag LIMIT 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One line of the inventory. Sizes in bytes, times in seconds since the epoch."""
+
+    repository: Repository
+    reference: Reference
+    digest: Digest
+    platforms: tuple[str, ...]
+    """Those whose manifests are cached; empty for what is not for a platform, or not known yet."""
+    size: int
+    """What is cached of it."""
+    shared: int
+    """How much of that other images have too."""
+    missing: int
+    """Blobs that its cached manifests name and that are not cached."""
+    fetched: float
+    checked: float | None
+    """When upstream last said what the tag means; None for a digest."""
+    pulls: int
+    pulled: float | None
+    """When a client last asked for it by this name; None where none has since this is counted."""
+    pinned: bool
+
+    def fresh(self, ttl: float, now: float | None = None) -> bool:
+        """True while upstream need not be asked what it means: for ever for a digest, for a tag during `ttl` seconds."""
+        return self.checked is None or 0 <= (time.time() if now is None else now) - self.checked < ttl
+
+    def __str__(self) -> str:
+        return image_name(self.repository, self.reference)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some images, and how many there are in all."""
+
+    images: tuple[Image, ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer of an image, or its configuration; `images` is how many cached images have it."""
+
+    descriptor: Descriptor
+    cached: bool
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One manifest of an image: of its only platform, or one that its index lists."""
+
+    digest: Digest
+    platform: str | None
+    cached: bool
+    """True where the manifest is cached; only then what follows is known."""
+    config: Layer | None = None
+    layers: tuple[Layer, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of its layers, cached or not."""
+        return sum(layer.descriptor.size for layer in self.layers)
+
+    @property
+    def complete(self) -> bool:
+        """True where it can be pulled without upstream."""
+        blobs = self.layers if self.config is None else (self.config, *self.layers)
+        return self.cached and all(blob.cached for blob in blobs)
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Another image, and the bytes that it has in common with one."""
+
+    image: str
+    digest: Digest
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What an image is made of, and which others share it, the most first."""
+
+    image: Image
+    media_type: str
+    variants: tuple[Variant, ...]
+    neighbours: tuple[Neighbour, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What clients asked for and got over some time. `fetched` from upstream and `sent` to clients in bytes."""
+
+    requests: int
+    hits: int
+    fetched: int
+    sent: int
+
+    @property
+    def saved(self) -> int:
+        """Bytes that upstream did not have to send."""
+        return max(0, self.sent - self.fetched)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Everything cached, sizes in bytes."""
+
+    images: int
+    repositories: int
+    manifests: int
+    blobs: int
+    size: int
+    unfinished: int
+    """What downloads in progress, or interrupted, take."""
+    pinned: int
+    """How many images are pinned."""
+    traffic: Traffic
+    """Since the cache was made."""
+
+
+class Inventory:
+    """Answers."""
+
+    def __init__(self, root: Path) -> None:
+        """Opens the catalog of a cache directory that is there. Raises OSError, sqlite3.Error."""
+        self._store = BlobStore(root)
+        self._db = connect(root / "catalog" / "content.sqlite")
+        self._db.execute(_VIEW)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def learn(self) -> None:
+        """Reads the manifests that have come; every question does it first."""
+        learn(self._db, self._store)
+
+    def images(self, search: str = "", order: str = "name", start: int = 0, count: int | None = None) -> Page:
+        """The images from `start` on, `count` of them at most.
+
+        Every word of `search` must be part of ``registry/path:tag``, or begin the digest; in whatever case. `order` is one of ORDERS.
+        """
+        assert order in ORDERS, order
+        self.learn()
+        # Each once: said ninety times, a word that all have costs ninety looks at every image.
+        words = json.dumps(list(dict.fromkeys(search.lower().split())))
+        rows = self._db.execute(_PAGE, (words, order, -1 if count is None else count, start)).fetchall()
+        if not rows and start:
+            return Page((), self.images(search, order, 0, 1).total)
+        return Page(self._with_sizes(rows), rows[0][-1] if rows else 0)
+
+    def image(self, repository: Repository, reference: Reference) -> Details | None:
+        """What an image is made of, by a tag or a digest; None where it is not cached."""
+        self.learn()
+        rows = self._db.execute(_ONE, (repository.registry, repository.path, str(reference))).fetchall()
+        if not rows:
+            return None
+        (image,) = self._with_sizes(rows)
+        media_type = self._db.execute("SELECT media_type FROM content WHERE digest = ?", (str(image.digest),)).fetchone()
+        body = self._read(image.digest)
+        if media_type and media_type[0] in INDEXES:
+            variants = [self._variant(entry.descriptor.digest, entry.platform) for entry in entries_of(body)]
+        else:
+            variants = [self._variant(image.digest, next(iter(image.platforms), None))]
+        return Details(image, media_type[0] if media_type else "", tuple(variants), self._neighbours(rows[0][5]))
+
+    def totals(self) -> Totals:
+        """Everything in figures."""
+        self.learn()
+        one = self._db.execute
+        images, repositories, pinned = one(
+            "SELECT count(*), count(DISTINCT registry || '/' || path), coalesce(sum(pinned), 0) FROM image"
+        ).fetchone()
+        manifests, entries, size = one(
+            "SELECT coalesce(sum(manifest), 0), count(*), coalesce(sum(size), 0) FROM item WHERE size >= 0"
+        ).fetchone()
+        traffic = one("SELECT total(requests), total(hits), total(fetched), total(sent) FROM traffic").fetchone()
+        unfinished = 0
+        for file in self._store.spool.glob("*.part"):
+            with contextlib.suppress(OSError):
+                unfinished += file.stat().st_blocks * 512
+        return Totals(images, repositories, manifests, entries - manifests, size, unfinished, pinned, Traffic(*map(int, traffic)))
+
+    def history(self) -> History:
+        """What the last month was like."""
+        return read(self._db, time.time())
+
+    def _with_sizes(self, rows: Iterable[tuple[Any, ...]]) -> tuple[Image, ...]:
+        listed = list(rows)
+        known = {row[0]: row[1:] for row in sizes(self._db, json.dumps([row[5] for row in listed]))}
+        found = []
+        for registry, path, tag, digest, checked, number, fetched, pulls, pulled, pinned, *_ in listed:
+            size, shared, missing, platforms = known.get(number, (0, 0, 0, None))
+            parsed = Digest.parse(digest)
+            found.append(
+                Image(
+                    Repository(registry, path),
+                    parsed if tag is None else Tag(tag),
+                    parsed,
+                    tuple(sorted(platforms.split(","))) if platforms else (),
+                    size,
+                    shared,
+                    missing,
+                    fetched or 0.0,
+                    checked,
+                    pulls or 0,
+                    pulled,
+                    bool(pinned),
+                )
+            )
+        return tuple(found)
+
+    def _variant(self, digest: Digest, platform: str | None) -> Variant:
+        row = self._db.execute("SELECT size, platform FROM item WHERE digest = ? AND manifest", (str(digest),)).fetchone()
+        if row is None:
+            return Variant(digest, platform, cached=False)
+        config, layers = blobs_of(self._read(digest))
+        own = None if config is None else self._layer(config)
+        return Variant(digest, platform or row[1], True, own, tuple(self._layer(layer) for layer in layers))
+
+    def _layer(self, descriptor: Descriptor) -> Layer:
+        row = self._db.execute(
+            "SELECT size IS NOT NULL, (SELECT count(DISTINCT root) FROM part WHERE part.item = item.id AND NOT EXISTS ("
+            " SELECT 1 FROM part AS above WHERE above.item = part.root AND above.root != part.root)) FROM item WHERE digest = ?",
+            (str(descriptor.digest),),
+        ).fetchone()
+        return Layer(descriptor, bool(row and row[0]), row[1] if row else 0)
+
+    def _neighbours(self, number: int) -> tuple[Neighbour, ...]:
+        common = dict(
+            self._db.execute(
+                "SELECT other.root, sum(size) FROM part AS own JOIN part AS other USING (item) JOIN item ON item.id = own.item"
+                " WHERE own.root = ?1 AND other.root != ?1 AND size IS NOT NULL GROUP BY other.root",
+                (number,),
+            )
+        )
+        rows = self._db.execute(
+            "SELECT id, registry, path, tag, digest FROM image WHERE +id IN (SELECT value FROM json_each(?))"
+            " ORDER BY registry, path, tag",
+            (json.dumps(list(common)),),
+        )
+        found = [
+            Neighbour(f"{registry}/{path}{'@' if tag is None else ':'}{tag or digest}", Digest.parse(digest), common[root])
+            for root, registry, path, tag, digest in rows
+        ]
+        return tuple(sorted(found, key=lambda neighbour: -neighbour.size))
+
+    def _read(self, digest: Digest) -> bytes:
+        file = self._store.open(digest)
+        if file is None:
+            return b""
+        with contextlib.closing(file):
+            return file.read_all() if file.size <= MAX_SIZE else b""

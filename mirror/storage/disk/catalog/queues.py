@@ -1,0 +1,52 @@
+"""The queues of the eviction policy (policy.py), as columns of the catalog: shared by all processes, and there again after a restart."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from mirror.storage.disk.maintenance.policy import Entry, Queue
+
+
+class BlobQueues:
+    """Queues of digests, as text. Changes belong to whatever transaction is open."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def size(self, queue: Queue) -> int:
+        return self._number("SELECT bytes FROM total WHERE part = ?", int(queue))
+
+    def oldest(self, queue: Queue) -> Entry[str] | None:
+        row = self._db.execute(
+            "SELECT digest, size, frequency FROM content WHERE queue = ? ORDER BY entered LIMIT 1", (int(queue),)
+        ).fetchone()
+        return Entry(row[0], row[1], queue, row[2]) if row else None
+
+    def to_main(self, key: str, frequency: int) -> None:
+        self._db.execute(
+            "UPDATE content SET queue = ?1, frequency = ?2, entered = ?3 WHERE digest = ?4",
+            (int(Queue.MAIN), frequency, self.young_end(Queue.MAIN), key),
+        )
+
+    def young_end(self, queue: int) -> int:
+        """The place behind all that are in a queue."""
+        return self._number("SELECT coalesce(max(entered), 0) + 1 FROM content WHERE queue = ?", int(queue))
+
+    def remove(self, key: str) -> None:
+        self._db.execute("DELETE FROM content WHERE digest = ?", (key,))
+
+    def add_ghost(self, key: str, size: int) -> None:
+        self._db.execute("INSERT OR IGNORE INTO ghost SELECT ?, ?, coalesce(max(entered), 0) + 1 FROM ghost", (key, size))
+
+    def take_ghost(self, key: str) -> bool:
+        return self._db.execute("DELETE FROM ghost WHERE digest = ?", (key,)).rowcount > 0
+
+    def ghost_size(self) -> int:
+        return self._number("SELECT bytes FROM total WHERE part = 3")
+
+    def drop_oldest_ghost(self) -> None:
+        self._db.execute("DELETE FROM ghost WHERE entered = (SELECT min(entered) FROM ghost)")
+
+    def _number(self, query: str, *values: int) -> int:
+        number: int = self._db.execute(query, values).fetchone()[0]
+        return number

@@ -1,0 +1,77 @@
+"""How much the cache is used, written into the catalog from time to time: pulls by name, traffic by registry and day."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+
+from mirror import metrics
+from mirror.names import Reference, Repository
+from mirror.storage.disk.catalog.executor import CatalogExecutor
+from mirror.storage.disk.catalog.history import SAMPLE_INTERVAL
+from mirror.tasks import BackgroundTask
+
+_INTERVAL = 5.0
+_COUNTERS = (metrics.requests, metrics.hits, metrics.pulled_bytes, metrics.pushed_bytes)
+"""In the order of the table's columns. What the metrics count of a process, the catalog keeps of all, over restarts."""
+
+
+class Usage:
+    """Counts in memory, and tells the catalog."""
+
+    def __init__(self, records: CatalogExecutor) -> None:
+        self._records = records
+        self._pulls: dict[tuple[Repository, Reference], tuple[int, float]] = {}
+        self._told = _traffic()
+        self._sampled = -math.inf
+        self._background_task = BackgroundTask(self._write)
+
+    def start(self) -> None:
+        """Begins to write."""
+        self._background_task.start()
+
+    def pulled(self, repository: Repository, reference: Reference) -> None:
+        """Counts a client's request for a manifest."""
+        count, _ = self._pulls.get((repository, reference), (0, 0.0))
+        self._pulls[repository, reference] = count + 1, time.time()
+
+    async def flush(self) -> None:
+        """Tells the catalog what has not been told yet."""
+        if self._pulls:
+            pulls, self._pulls = self._pulls, {}
+            await self._records.write(self._records.catalog.count_pulls, pulls)
+        counted, before = _traffic(), self._told
+        self._told = counted
+        new = {
+            key: [count - old for count, old in zip(counts, before.get(key, [0] * 4), strict=True)]
+            for key, counts in counted.items()
+        }
+        if any(any(counts) for counts in new.values()):
+            await self._records.write(self._records.catalog.count_traffic, new)
+        if (now := time.monotonic()) >= self._sampled + SAMPLE_INTERVAL:
+            self._sampled = now
+            await self._records.write(self._records.catalog.sample)
+
+    async def aclose(self) -> None:
+        """Stops writing, after all has been told."""
+        await self._background_task.aclose()
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                await asyncio.sleep(_INTERVAL)
+                await self.flush()
+        finally:
+            await self.flush()
+
+
+def _traffic() -> dict[tuple[str, str], list[int]]:
+    """Requests, hits, bytes fetched and bytes sent of this process, by registry and type."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for place, counter in enumerate(_COUNTERS):
+        for sample in next(iter(counter.collect())).samples:
+            if sample.name.endswith("_total"):
+                key = sample.labels["upstream_host"], sample.labels["type"]
+                found.setdefault(key, [0] * len(_COUNTERS))[place] = int(sample.value)
+    return found

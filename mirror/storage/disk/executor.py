@@ -1,0 +1,36 @@
+"""Blocking work on files, in threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar, TypeVarTuple
+
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
+
+
+class ThreadPool:
+    """A small pool of threads for what would hold up the event loop."""
+
+    def __init__(self, threads: int = 16) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="disk")
+
+    async def run(self, work: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
+        """Runs `work` in a thread. When cancelled, waits for its end first: a thread must never outlive the file it works on."""
+        future = asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            while not future.done():
+                try:
+                    await asyncio.wait([future])
+                except asyncio.CancelledError:
+                    continue
+            if not future.cancelled():
+                future.exception()
+            raise
+
+    def close(self) -> None:
+        self._pool.shutdown()

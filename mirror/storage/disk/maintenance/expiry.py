@@ -1,0 +1,52 @@
+"""Lets images go that have not been used for as long as their repositories' limits say (`cache.expire`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from mirror.names import Digest
+from mirror.storage.disk.catalog.executor import CatalogExecutor
+from mirror.storage.disk.maintenance.eviction import Eviction
+from mirror.storage.disk.maintenance.settings import Expire
+
+log = logging.getLogger(__name__)
+
+_LONGEST_PAUSE = 3600.0
+_SPENT = 30 * 86400.0
+"""Seconds without use after which a manifest goes of which nothing else is left. It takes next to no room, but they add up."""
+
+
+class Expiry:
+    """A chore."""
+
+    def __init__(self, records: CatalogExecutor, eviction: Eviction, rules: tuple[Expire, ...]) -> None:
+        self._records = records
+        self._eviction = eviction
+        self._rules = rules
+
+    async def run(self) -> None:
+        """Never ends."""
+        while True:
+            await asyncio.sleep(min([_LONGEST_PAUSE] + [max(0.1, rule.after / 4) for rule in self._rules]))
+            try:
+                await self.expire()
+            except Exception:
+                log.exception("could not expire images; serving goes on")
+
+    async def expire(self) -> None:
+        """Once."""
+        gone: list[Digest] = await self._records.read([], self._gone, time.time())
+        if gone:
+            await self._eviction.remove(gone)
+
+    def _gone(self, now: float) -> list[Digest]:
+        catalog = self._records.catalog
+        limits = []
+        for registry, path in catalog.repositories():
+            rule = next((rule for rule in self._rules if rule.covers(registry, path)), None)
+            if rule is not None:
+                limits.append((registry, path, now - rule.after))
+        expired = catalog.expired(limits) if limits else []
+        return expired + [digest for digest, _ in catalog.spent_manifests(now - _SPENT)]

@@ -1,0 +1,201 @@
+"""A download in progress, on disk, where it survives the process and is shared with others.
+
+Two files in ``spool/``: ``<algorithm>-<hex>.part`` holds the bytes at their final offsets, ``….have`` is the journal of which of them are there.
+
+Whoever holds the exclusive ``flock`` on the ``.part`` file *leads*: it alone writes. Other processes *follow*: they read the same bytes, guided by the journal.
+The kernel drops the lock when its holder dies, however it dies, so there is never a lease to expire.
+
+The journal is 16-byte records of two little-endian 64-bit numbers, appended after the bytes they speak of: first the magic and the blob's size, then
+``start, end`` of what has come. One record means something else: VERIFIED tells followers that what has gone from its name is finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import time
+from pathlib import Path
+
+from mirror.names import Digest
+from mirror.storage.disk.blobs import BlobStore, sync_folder
+from mirror.storage.extents import Extents
+
+_RECORD = struct.Struct("<QQ")
+_MAGIC = int.from_bytes(b"mirror-1", "little")
+_UNKNOWN = 2**64 - 1
+_VERIFIED = (_UNKNOWN, _UNKNOWN)
+_ABANDONED_AFTER = 7 * 24 * 3600.0
+_WRITTEN_AFTER = 3600.0
+"""Seconds after which nobody can still be writing a small file."""
+
+
+class Spool:
+    """One process's view of one download. Not thread-safe but for `write`."""
+
+    def __init__(self, store: BlobStore, digest: Digest) -> None:
+        """Opens the files, making them where they are not. Raises OSError."""
+        self.digest = digest
+        self.have = Extents()
+        self.size: int | None = None
+        """Bytes of the whole blob, once known."""
+        self.verified = False
+        self.inherited = False
+        """True when some of the bytes were fetched by an earlier leader."""
+        self._store = store
+        base = f"{store.spool}/{digest.algorithm}-{digest.hex}"
+        self._part_path, self._have_path = f"{base}.part", f"{base}.have"
+        self.fd = os.open(self._part_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self._journal = os.open(self._have_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError:
+            os.close(self.fd)
+            raise
+        self._read_to = 0
+
+    def lead(self) -> bool:
+        """Tries to take the lease; True when it is ours, or when there is nothing left to lead (see `current`).
+
+        What an earlier leader left is taken over.
+        """
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        self.follow()
+        if not self.current:
+            # It ended while we waited: `verified` tells how.
+            return True
+        # A leader that died between its verdict and the renaming is not taken at its word.
+        self.verified = False
+        self.inherited = self.have.total > 0
+        if not self.inherited:
+            # New, or not a journal of ours, or one left behind by other bytes.
+            self.restart()
+        else:
+            os.ftruncate(self._journal, self._read_to)
+        return True
+
+    @property
+    def current(self) -> bool:
+        """False once the files have gone from their names: published, discarded, or cleared away by somebody."""
+        try:
+            named = os.stat(self._part_path)
+        except OSError:
+            return False
+        return os.path.samestat(named, os.fstat(self.fd))
+
+    def follow(self) -> None:
+        """Reads what the leader has added to the journal. A torn or senseless record ends the reading before it."""
+        extent = os.fstat(self.fd).st_size
+        while chunk := os.pread(self._journal, 4096 * _RECORD.size, self._read_to):
+            whole = len(chunk) - len(chunk) % _RECORD.size
+            if whole == 0:
+                return
+            for first, second in _RECORD.iter_unpack(chunk[:whole]):
+                if self._read_to == 0:
+                    if first != _MAGIC:
+                        return
+                    self.size = None if second == _UNKNOWN else second
+                elif (first, second) == _VERIFIED:
+                    self.verified = True
+                elif first == _MAGIC:
+                    self.size = second
+                elif first < second <= extent:
+                    self.have.add(first, second)
+                else:
+                    return
+                self._read_to += _RECORD.size
+
+    def restart(self) -> None:
+        """Forgets all bytes and begins again, as leader."""
+        os.ftruncate(self._journal, 0)
+        os.ftruncate(self.fd, 0)
+        self.have, self.size, self.inherited, self._read_to = Extents(), None, False, 0
+        self.verified = False
+        self._append(_MAGIC, _UNKNOWN)
+
+    def set_size(self, size: int) -> None:
+        """Notes the blob's size in bytes, as leader, and gives the file its full length, which reserves it (see eviction.py)."""
+        if size != self.size:
+            os.ftruncate(self.fd, size)
+            self.size = size
+            self._append(_MAGIC, size)
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Writes bytes from `offset` on; `note` tells of them afterwards. May run in a thread. Raises OSError."""
+        left = memoryview(data)
+        while left:
+            written = os.pwrite(self.fd, left, offset)
+            offset += written
+            left = left[written:]
+
+    def note(self, start: int, end: int) -> None:
+        """Tells everybody that ``[start, end)`` is there. Raises OSError."""
+        self._append(start, end)
+        self.have.add(start, end)
+
+    def publish(self) -> None:
+        """Makes the verified file durable under its final name. Blocks on the disk. Raises OSError."""
+        self.verified = True
+        self._append(*_VERIFIED)
+        self._store.seal(self.fd, self.digest)
+        os.fsync(self.fd)
+        os.replace(self._part_path, self._store.path(self.digest))
+        with contextlib.suppress(OSError):
+            os.unlink(self._have_path)
+        sync_folder(Path(self._store.path(self.digest)).parent)
+        self.share()
+
+    def share(self) -> None:
+        """Trades the lease for a reader's shared lock, which keeps the finished file from eviction while it is open."""
+        with contextlib.suppress(OSError):
+            fcntl.flock(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def release(self) -> None:
+        """Gives up the lease; what has come stays for whoever goes on."""
+        with contextlib.suppress(OSError):
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+    def discard(self) -> None:
+        """Throws the bytes away, as leader: followers see that the name is gone, without a verdict."""
+        for path in (self._part_path, self._have_path):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+    def close(self) -> None:
+        """Lets go of the files, and of the lease with them."""
+        os.close(self.fd)
+        os.close(self._journal)
+
+    def _append(self, first: int, second: int) -> None:
+        os.pwrite(self._journal, _RECORD.pack(first, second), self._read_to)
+        self._read_to += _RECORD.size
+
+
+def sweep(store: BlobStore, now: float | None = None, *, dry_run: bool = False) -> tuple[int, int]:
+    """Clears from the spool what no download will go on with: journals without bytes, and parts untouched for a week. How many those are, and their bytes.
+
+    With them goes what was being written beside the blobs when a process was killed.
+    """
+    count = size = 0
+    now = time.time() if now is None else now
+    oldest = now - _ABANDONED_AFTER
+    for path in store.unfinished():
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < now - _WRITTEN_AFTER and not dry_run:
+                path.unlink()
+    for path in store.spool.iterdir():
+        with contextlib.suppress(OSError):
+            if path.suffix == ".have" and not path.with_suffix(".part").exists():
+                if not dry_run:
+                    path.unlink()
+            elif path.suffix == ".part" and path.stat().st_mtime < oldest:
+                with open(path, "rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    count, size = count + 1, size + os.fstat(file.fileno()).st_blocks * 512
+                    if not dry_run:
+                        path.unlink()
+                        path.with_suffix(".have").unlink(missing_ok=True)
+    return count, size

@@ -1,0 +1,73 @@
+"""Who looks: in which language, in which colours, by which address of the mirror, and whether as admin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import quote, urlencode
+
+from aiohttp import web
+
+from mirror.api.targets import Target
+from mirror.clients import Address
+from mirror.web.admin import Admin
+from mirror.web.translations import LANGUAGES, TAGS, preferred
+
+THEMES = ("auto", "light", "dark")
+LANGUAGE_COOKIE, THEME_COOKIE = "mirror_language", "mirror_theme"
+
+
+@dataclass(frozen=True, slots=True)
+class PageContext:
+    """Made anew for each request."""
+
+    language: str
+    theme: str
+    address: Address | None
+    """The mirror's, as the client names it; None where that could not go into a configuration."""
+    session: str | None
+    form_secret: str
+    path: str
+    query: Mapping[str, str]
+
+    @property
+    def tag(self) -> str:
+        return TAGS[self.language]
+
+    @property
+    def host(self) -> str:
+        """What stands before an image's name to pull it from here, with its slash."""
+        return f"{self.address.authority}/" if self.address is not None else ""
+
+    def here(self, **changes: object) -> str:
+        """A link to this page with another query; None takes a key away."""
+        query = {key: value for key, value in {**self.query, **changes}.items() if value not in (None, "")}
+        path = quote("/" + self.path.lstrip("/"), safe="/:@")
+        return f"{path}?{urlencode(query)}" if query else path
+
+
+def recognise(request: web.BaseRequest, target: Target, admin: Admin) -> PageContext:
+    cookies = request.cookies
+    language = cookies.get(LANGUAGE_COOKIE)
+    theme = cookies.get(THEME_COOKIE, "")
+    session = admin.session(request)
+    return PageContext(
+        language if language in LANGUAGES else preferred(request.headers.get("Accept-Language", "")),
+        theme if theme in THEMES else THEMES[0],
+        _address(request),
+        session,
+        admin.form_secret(session) if session is not None else "",
+        target.path,
+        target.query,
+    )
+
+
+def _address(request: web.BaseRequest) -> Address | None:
+    # The host is of this very request alone. Of what a proxy claims, its scheme: anybody can send it, but only to be told a wrong one himself.
+    host = request.headers.get("Host", "")
+    secure = request.secure or request.headers.get("X-Forwarded-Proto", "").strip().lower() == "https"
+    try:
+        address = Address.parse(f"{'https' if secure else 'http'}://{host}")
+    except ValueError:
+        return None
+    return address if address.authority == host.lower() else None

@@ -1,0 +1,1 @@
+"""The downloads folder's tests."""

@@ -1,0 +1,120 @@
+"""What the mirror promises to fetch before it is asked for (see "Faster than pulling directly" in the README)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mirror.downloads.concurrency import AdaptiveConcurrency
+from mirror.names import Digest
+from tests.support.mirrors import Mirror, until
+from tests.support.scripted import Hold, Scripted, Status
+
+
+@pytest.fixture
+async def mirror(start: Callable[..., Any]) -> Mirror:
+    """As it comes: the other tests, which count requests, have this switched off."""
+    started: Mirror = await start(prefetch=True)
+    return started
+
+
+MIB = 1024 * 1024
+
+
+def path(digest: Digest) -> str:
+    return f"/v2/app/blobs/{digest}"
+
+
+async def test_an_images_layers_come_in_as_soon_as_its_first_blob_is_asked_for(mirror: Mirror, upstream: Scripted) -> None:
+    """Each once, whether the client then asks for it or not; what it asks for in the meantime joins."""
+    image = upstream.add_image("library/app", "latest", [os.urandom(100_000) for _ in range(7)])
+    before = await mirror.metric("mirror_prefetched_total")
+    await mirror.get("/v2/app/manifests/latest")
+    await asyncio.sleep(0.1)
+    assert upstream.count("GET", "blobs") == 0
+    await mirror.get(path(image.config))
+    for layer in image.layers:
+        await mirror.until_cached(layer)
+    for layer in image.layers:
+        assert (await mirror.get(path(layer))).digest() == layer
+    assert [upstream.count("GET", str(blob)) for blob in (image.config, *image.layers)] == [1] * 8
+    assert await mirror.metric("mirror_prefetched_total") - before == 7
+
+
+async def test_never_for_platforms_that_nobody_asked_for(mirror: Mirror, upstream: Scripted) -> None:
+    """The index names them, and they share a layer: still only the platform that was pulled comes in."""
+    shared = os.urandom(1000)
+    images = [upstream.add_image("library/app", None, [shared, os.urandom(1000)]) for _ in range(3)]
+    upstream.add_index("library/app", "latest", images)
+    await mirror.get("/v2/app/manifests/latest")
+    await mirror.get(f"/v2/app/manifests/{images[1].digest}")
+    await mirror.get(path(images[1].layers[0]))
+    for blob in (images[1].config, *images[1].layers):
+        await mirror.until_cached(blob)
+    await asyncio.sleep(0.2)
+    assert upstream.count("GET", "blobs") == 3
+
+
+async def test_it_is_bounded_and_clients_come_first(mirror: Mirror, upstream: Scripted) -> None:
+    """No more than four are fetched ahead at once while they bring nothing, and a client's own request waits for none of them."""
+    image = upstream.add_image("library/app", "latest", [os.urandom(1000) for _ in range(12)])
+    await mirror.get("/v2/app/manifests/latest")
+    holds = [Hold(10) for _ in image.layers]
+    for layer, hold in zip(image.layers, holds, strict=True):
+        upstream.fail(str(layer), hold)
+    await mirror.get(path(image.config))
+    await until(lambda: sum(hold.reached.is_set() for hold in holds) == 4)
+    await asyncio.sleep(0.1)
+    assert upstream.count("GET", "blobs") == 5
+    holds[11].release.set()
+    assert (await mirror.get(path(image.layers[11]))).digest() == image.layers[11]
+    for hold in holds:
+        hold.release.set()
+    for layer in image.layers:
+        await mirror.until_cached(layer)
+    assert upstream.count("GET", "blobs") == 13
+
+
+async def test_more_come_side_by_side_where_each_connection_is_slow(mirror: Mirror, upstream: Scripted) -> None:
+    """Up to twelve, as long as twice as many bring more; each is still asked for once."""
+    image = upstream.add_image("library/app", "latest", [os.urandom(MIB) for _ in range(30)])
+    upstream.rate = MIB / 2
+    await mirror.get("/v2/app/manifests/latest")
+    await mirror.get(path(image.config))
+    for layer in image.layers:
+        await mirror.until_cached(layer)
+    assert 8 <= upstream.most_bodies <= 12
+    assert upstream.count("GET", "blobs") == 31
+
+
+def test_nothing_that_comes_is_no_reason_for_more() -> None:
+    """Clients may read all that is fetched ahead, so that none of it is counted: that proves nothing of more side by side."""
+    climb = AdaptiveConcurrency(12, least=4)
+    for tick in range(100):
+        climb.observe(tick / 10, 0, 10**12, 4)
+    assert (climb.target, climb.learned_connections) == (4, None)
+
+
+async def test_a_layer_that_cannot_be_had_harms_nobody(mirror: Mirror, upstream: Scripted) -> None:
+    """Foreign layers are not in the registry: the others come in all the same."""
+    image = upstream.add_image("library/app", "latest", [os.urandom(1000) for _ in range(3)])
+    upstream.fail(str(image.layers[0]), Status(404), times=9)
+    await mirror.get("/v2/app/manifests/latest")
+    await mirror.get(path(image.config))
+    for layer in image.layers[1:]:
+        await mirror.until_cached(layer)
+
+
+async def test_nothing_is_fetched_ahead_where_that_is_switched_off(start: Callable[..., Any], upstream: Scripted) -> None:
+    """``prefetch = false``."""
+    image = upstream.add_image("library/app", "latest", [os.urandom(1000) for _ in range(3)])
+    mirror: Mirror = await start(prefetch=False)
+    await mirror.get("/v2/app/manifests/latest")
+    await mirror.get(path(image.config))
+    await mirror.until_cached(image.config)
+    await asyncio.sleep(0.2)
+    assert upstream.count("GET", "blobs") == 1

@@ -1,0 +1,226 @@
+"""Keeping within size, and mending after crashes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirror.names import Digest
+from mirror.storage.disk.blobs import BlobStore
+from mirror.storage.disk.spool import sweep
+from tests.support.mirrors import Mirror, until
+from tests.support.programs import missing, run
+from tests.support.scripted import Hold, Scripted
+
+MIB = 1024 * 1024
+
+
+def path(digest: Digest) -> str:
+    return f"/v2/library/app/blobs/{digest}"
+
+
+async def test_the_least_recently_used_blob_goes_first_and_is_fetched_again(
+    start: Callable[..., Any], upstream: Scripted
+) -> None:
+    """The size is kept; what was read last stays; what went comes back when asked for."""
+    mirror: Mirror = await start(max_size="3500KiB")
+    blobs = [upstream.add_blob(os.urandom(MIB)) for _ in range(4)]
+    for blob in blobs[:3]:
+        await mirror.get(path(blob))
+        await mirror.until_cached(blob)
+        await asyncio.sleep(0.02)
+    await mirror.get(path(blobs[0]))
+    await mirror.get(path(blobs[3]))
+    await mirror.until_cached(blobs[3])
+    assert [mirror.cached(blob) for blob in blobs] == [True, False, True, True]
+    assert await mirror.metric("mirror_evictions_total") >= 1
+    assert (await mirror.get(path(blobs[1]))).digest() == blobs[1]
+    assert upstream.count("GET", str(blobs[1])) == 2
+    await until(lambda: sum(mirror.cached(blob) for blob in blobs) == 3)
+
+
+async def test_a_blob_that_is_being_read_stays(start: Callable[..., Any], upstream: Scripted) -> None:
+    """Whoever reads it, in this process or another, reads it to the end, and it is still there afterwards."""
+    mirror: Mirror = await start(max_size="40MiB")
+    read = upstream.add_blob(os.urandom(24 * MIB))
+    await mirror.get(path(read))
+    await mirror.until_cached(read)
+    reader, writer = await mirror.slow_reader(path(read))
+    for _ in range(6):
+        other = upstream.add_blob(os.urandom(6 * MIB))
+        assert (await mirror.get(path(other))).digest() == other
+    assert mirror.cached(read)
+    assert Digest.of(await reader.readexactly(24 * MIB)) == read
+    writer.close()
+    await writer.wait_closed()
+    # Nobody reads it now, and it is the oldest.
+    await mirror.get(path(upstream.add_blob(os.urandom(20 * MIB))))
+    await until(lambda: not mirror.cached(read))
+
+
+async def test_manifests_go_after_the_blobs_they_name(start: Callable[..., Any], upstream: Scripted) -> None:
+    """However old: as long as a blob of an image is here, so is its manifest, and the index that names it."""
+    mirror: Mirror = await start(max_size="2500KiB")
+    image = upstream.add_image("library/app", layers=[os.urandom(MIB)])
+    index, _ = upstream.add_index("library/app", "latest", [image])
+    await mirror.get("/v2/app/manifests/latest")
+    await mirror.get(f"/v2/app/manifests/{image.digest}")
+    await mirror.get(path(image.layers[0]))
+    for _ in range(3):
+        blob = upstream.add_blob(os.urandom(MIB))
+        await mirror.get(path(blob))
+        await mirror.until_cached(blob)
+        if mirror.cached(image.layers[0]):
+            assert mirror.cached(image.digest)
+    assert not mirror.cached(image.layers[0])
+    assert mirror.cached(index)
+    assert mirror.cached(image.digest)
+
+
+async def test_downloads_in_progress_count(start: Callable[..., Any], upstream: Scripted) -> None:
+    """Their whole length is reserved at their start, so that several together cannot overrun the limit."""
+    mirror: Mirror = await start(max_size="4MiB")
+    old = upstream.add_blob(os.urandom(MIB))
+    await mirror.get(path(old))
+    await mirror.until_cached(old)
+    holds, tasks = [], []
+    for _ in range(2):
+        blob = upstream.add_blob(os.urandom(2 * MIB - 1000))
+        hold = Hold(1000)
+        upstream.fail(str(blob), hold)
+        holds.append(hold)
+        tasks.append(asyncio.create_task(mirror.get(path(blob))))
+        await hold.reached.wait()
+    await until(lambda: not mirror.cached(old))
+    for hold in holds:
+        hold.release.set()
+    assert all(answer.status == 200 and not answer.cut for answer in await asyncio.gather(*tasks))
+
+
+async def test_a_full_disk_never_fails_a_pull(start: Callable[..., Any], upstream: Scripted, tmp_path: Path) -> None:
+    """On a file system too small, blobs are streamed: those known to be too large, and those whose disk fills up under way."""
+    if os.geteuid() != 0:
+        missing("mounting a small file system takes root")
+    small = tmp_path / "small"
+    small.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(small))
+    try:
+        mirror: Mirror = await start(directory=small / "cache")
+        large = upstream.add_blob(os.urandom(20 * MIB))
+        assert (await mirror.get(path(large))).digest() == large
+        assert not mirror.cached(large)
+        # This one fits, until something else takes the space while it comes.
+        blob = upstream.add_blob(os.urandom(10 * MIB))
+        hold = Hold(2 * MIB)
+        upstream.fail(str(blob), hold)
+        tasks = [asyncio.create_task(mirror.get(path(blob))) for _ in range(3)]
+        await hold.reached.wait()
+        await asyncio.sleep(0.2)
+        (small / "other").write_bytes(bytes(9 * MIB))
+        hold.release.set()
+        assert [answer.digest() for answer in await asyncio.gather(*tasks)] == [blob] * 3
+        assert not mirror.cached(blob)
+        assert mirror.spooled() == []
+        image = upstream.add_image("library/app", "latest")
+        (small / "rest").write_bytes(b"")
+        with open(small / "rest", "wb", buffering=0) as rest:
+            try:
+                while True:
+                    rest.write(bytes(4096))
+            except OSError:
+                pass
+        assert (await mirror.get("/v2/app/manifests/latest")).body == image.body
+        assert (await mirror.get(path(image.layers[0]))).digest() == image.layers[0]
+        await mirror.stop()
+    finally:
+        run("umount", "-l", str(small))
+
+
+async def test_a_crash_between_file_and_catalog_is_mended_at_the_start(start: Callable[..., Any], upstream: Scripted) -> None:
+    """Files without a row are taken in, manifests as manifests; rows without a file, and files cut short, are dropped."""
+    image = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start()
+    blobs = [upstream.add_blob(os.urandom(1000)) for _ in range(3)]
+    await mirror.get("/v2/app/manifests/latest")
+    for blob in blobs:
+        await mirror.get(path(blob))
+        await mirror.until_cached(blob)
+    await mirror.stop()
+    folder = mirror.directory / "blobs" / "sha256"
+    (folder / blobs[0].hex).unlink()
+    (folder / blobs[1].hex).write_bytes(b"short")
+    (folder / "not-ours").write_bytes(b"x")
+    db = sqlite3.connect(mirror.directory / "catalog" / "content.sqlite")
+    with db:
+        db.execute("DELETE FROM content WHERE digest IN (?, ?)", (str(image.digest), str(blobs[2])))
+    db.close()
+    again: Mirror = await start()
+    for _ in range(200):
+        if await again.metric("mirror_cache_bytes") == 1000 + len(image.body):
+            break
+        await asyncio.sleep(0.02)
+    assert await again.metric("mirror_cache_bytes") == 1000 + len(image.body)
+    assert await again.metric("mirror_cache_blobs") == 2
+    assert not again.cached(blobs[1])
+    before = len(upstream.asked)
+    assert (await again.get(f"/v2/app/manifests/{image.digest}")).cache == "mirror; hit"
+    assert (await again.get(path(blobs[2]))).cache == "mirror; hit"
+    assert len(upstream.asked) == before
+    assert (await again.get(path(blobs[0]))).digest() == blobs[0]
+    assert (await again.get(path(blobs[1]))).digest() == blobs[1]
+
+
+@pytest.mark.parametrize("damage", ["catalog", "wal", "missing"])
+async def test_a_catalog_that_cannot_be_read_is_made_anew(start: Callable[..., Any], upstream: Scripted, damage: str) -> None:
+    """What is on the disk is served all the same."""
+    image = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start()
+    await mirror.get("/v2/app/manifests/latest")
+    await mirror.get(path(image.layers[0]))
+    await mirror.until_cached(image.layers[0])
+    await mirror.stop()
+    catalog = mirror.directory / "catalog" / "content.sqlite"
+    if damage == "missing":
+        catalog.unlink()
+    else:
+        catalog.with_name(catalog.name + ("-wal" if damage == "wal" else "")).write_bytes(os.urandom(8192))
+    again: Mirror = await start()
+    before = len(upstream.asked)
+    assert (await again.get(path(image.layers[0]))).cache == "mirror; hit"
+    assert (await again.get(f"/v2/app/manifests/{image.digest}")).body == image.body
+    assert len(upstream.asked) == before
+
+
+async def test_a_damaged_manifest_on_disk_is_fetched_again(start: Callable[..., Any], upstream: Scripted) -> None:
+    """A cached manifest is verified when it is read."""
+    image = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start()
+    await mirror.get("/v2/app/manifests/latest")
+    await mirror.stop()
+    file = mirror.directory / "blobs" / "sha256" / image.digest.hex
+    file.write_bytes(file.read_bytes().replace(b"amd64", b"arm64").replace(b"2", b"3"))
+    again: Mirror = await start()
+    assert (await again.get("/v2/app/manifests/latest")).body == image.body
+    assert upstream.count("GET", "manifests") == 2
+
+
+def test_the_spool_is_swept_at_the_start(tmp_path: Path) -> None:
+    """Journals without bytes, parts that nobody has touched for a week, and what was half written to the blobs go; what is recent stays."""
+    store = BlobStore(tmp_path)
+    for name in ("sha256-aa.have", "sha256-bb.part", "sha256-bb.have", "sha256-cc.part", "sha256-cc.have"):
+        (store.spool / name).write_bytes(b"x")
+    os.utime(store.spool / "sha256-bb.part", (0, 0))
+    blobs = tmp_path / "blobs" / "sha256"
+    for name in (".writing-old", ".writing-new", "a" * 64):
+        (blobs / name).write_bytes(b"x")
+    for name in (".writing-old", "a" * 64):
+        os.utime(blobs / name, (0, 0))
+    sweep(store)
+    assert sorted(os.listdir(blobs)) == [".writing-new", "a" * 64]
+    assert sorted(os.listdir(store.spool)) == ["sha256-cc.have", "sha256-cc.part"]
