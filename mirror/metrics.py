@@ -57,6 +57,13 @@ readers = Gauge("mirror_readers", "Clients reading a download in progress", regi
 
 prefetched = Counter("mirror_prefetched", "Blobs fetched before a client asked for them", ("upstream_host",), registry=REGISTRY)
 
+ahead_bytes = Counter(
+    "mirror_fetched_ahead_bytes",
+    "Bytes fetched before a client asked for them, by `prefetch` or by `pull`",
+    ("upstream_host", "by"),
+    registry=REGISTRY,
+)
+
 cache_bytes = Gauge("mirror_cache_bytes", "Size of the cached content", registry=REGISTRY, multiprocess_mode="mostrecent")
 cache_max_bytes = Gauge(
     "mirror_cache_max_bytes", "Size that eviction keeps the cache within", registry=REGISTRY, multiprocess_mode="mostrecent"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from mirror import metrics
 from mirror.cache.images import Images
 from mirror.cache.lists import Lists, ListSource
 from mirror.cache.negative import Negative
@@ -120,12 +121,15 @@ class Cache:
 
     async def fetch(self, repository: Repository, digest: Digest) -> AsyncGenerator[Progress, None]:
         """Gets a blob into the cache, and tells from time to time how far it is. Raises MirrorError where it is not there in the end."""
-        flight, reader, _ = await self._join(repository, digest, self._context(repository, digest))
+        flight, reader, joined = await self._join(repository, digest, self._context(repository, digest))
+        before = flight.progress.have
         try:
             while not await self._flights.ended(digest, _LOOK):
                 yield flight.progress
         finally:
             await reader.aclose()
+            if not joined:
+                metrics.ahead_bytes.labels(repository.registry, "pull").inc(max(0, flight.progress.have - before))
         if flight.error is not None:
             raise flight.error
         if self.content.store.size(digest) is None:

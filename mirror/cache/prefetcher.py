@@ -76,6 +76,8 @@ class Prefetcher:
     async def _end(self, flight: Flight) -> None:
         try:
             await self._flights.ended(flight.digest)
+            if not flight.was_read:
+                metrics.ahead_bytes.labels(flight.repository.registry, "prefetch").inc(flight.progress.have)
         finally:
             del self._under_way[flight]
             self._room.set()

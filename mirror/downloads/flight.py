@@ -59,6 +59,8 @@ class Flight:
         self._verified = False
         self._running = True
         self._readers = 0
+        self.was_read = False
+        """True once somebody has begun to read it."""
         self._filling: Filling | None = None
         self._notifier = Notifier()
         self._discards = 0
@@ -74,6 +76,7 @@ class Flight:
     def enter(self) -> None:
         """Counts a reader in: the files stay open until it has left."""
         self._readers += 1
+        self.was_read = True
         metrics.readers.inc()
 
     def leave(self) -> None:

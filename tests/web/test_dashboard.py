@@ -123,6 +123,25 @@ def test_the_trend_is_drawn_once_it_tells_something() -> None:
         assert "<path" not in young
 
 
+async def test_what_is_fetched_ahead_is_counted_apart(start: Callable[..., Any], upstream: Scripted) -> None:
+    """A prefetched layer that nobody asks for does not count as fetched for a client; one that a client reads meanwhile does."""
+    mirror: Mirror = await start(prefetch=True)
+    image = upstream.add_image("library/app", "1", layers=[os.urandom(200_000), os.urandom(300_000)])
+    await mirror.get("/v2/app/manifests/1")
+    await mirror.get(f"/v2/app/blobs/{image.layers[0]}")
+    await mirror.until_cached(image.layers[1])
+    await until(lambda: not mirror.spooled())
+    assert await mirror.metric("mirror_fetched_ahead_bytes_total") in (300_000, 300_000 + len(upstream.blobs[str(image.config)]))
+    await mirror.stop()
+    with contextlib.closing(Inventory(mirror.directory)) as inventory:
+        totals, history = inventory.totals(), inventory.history()
+    traffic, today = totals.traffic, history.days[-1]
+    assert (traffic.prefetched, traffic.pulled) == (today.prefetched, 0)
+    assert 300_000 <= today.ahead < 301_000
+    assert today.fetched - today.ahead == today.passed == today.sent
+    assert (today.cached, traffic.saved) == (0, 0)
+
+
 def _fill(directory: Path) -> None:
     fill(directory, 10_000)
     # All of them at once have to be read first: minutes, on a busy machine.

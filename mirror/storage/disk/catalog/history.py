@@ -9,17 +9,41 @@ from datetime import UTC, datetime, timedelta
 SAMPLE_INTERVAL = 600
 """Seconds between two samples of the size."""
 _DAYS = 30
+TRAFFIC = (
+    "coalesce(sum(requests), 0), coalesce(sum(hits), 0), coalesce(sum(CASE WHEN type IN ('blob', 'manifest') THEN fetched END), 0),"
+    " coalesce(sum(sent), 0), coalesce(sum(CASE type WHEN 'prefetch' THEN fetched END), 0), coalesce(sum(CASE type WHEN 'pull' THEN fetched END), 0)"
+)
+"""Requests, hits, and bytes fetched, sent, prefetched and pulled, as SQL sums over the table ``traffic`` (see usage.py for its types)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """What clients got on one day (UTC), in bytes."""
+    """The traffic of one day (UTC), in bytes."""
 
     date: str
     requests: int
     hits: int
     fetched: int
     sent: int
+    prefetched: int = 0
+    """How many of the bytes fetched came before a client asked for them."""
+    pulled: int = 0
+    """How many of the bytes fetched were fetched by ``mirror pull`` or from the dashboard."""
+
+    @property
+    def ahead(self) -> int:
+        """Bytes fetched that no client waited for."""
+        return min(self.fetched, self.prefetched + self.pulled)
+
+    @property
+    def passed(self) -> int:
+        """Bytes that clients waited for while upstream sent them."""
+        return min(self.sent, self.fetched - self.ahead)
+
+    @property
+    def cached(self) -> int:
+        """Bytes that clients got from the cache."""
+        return self.sent - self.passed
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +67,8 @@ def read(db: sqlite3.Connection, now: float) -> History:
     today = datetime.fromtimestamp(now, UTC).date()
     dates = [str(today - timedelta(days=back)) for back in reversed(range(_DAYS))]
     rows = db.execute(
-        "SELECT day, sum(requests), sum(hits), sum(fetched), sum(sent) FROM traffic WHERE day >= ? GROUP BY day", (dates[0],)
+        f"SELECT day, {TRAFFIC} FROM traffic WHERE day >= ? GROUP BY day",  # noqa: S608
+        (dates[0],),
     )
     known = {row[0]: Day(*row) for row in rows}
     return History(tuple(sizes), tuple(known.get(date, Day(date, 0, 0, 0, 0)) for date in dates))

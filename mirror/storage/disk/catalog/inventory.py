@@ -20,7 +20,7 @@ from mirror.manifests import INDEXES, MAX_SIZE, Descriptor, blobs_of, entries_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.composition import learn, sizes
-from mirror.storage.disk.catalog.history import History, read
+from mirror.storage.disk.catalog.history import TRAFFIC, History, read
 from mirror.storage.disk.catalog.schema import connect
 
 ORDERS = ("name", "pulled", "fetched", "size")
@@ -154,11 +154,15 @@ class Traffic:
     hits: int
     fetched: int
     sent: int
+    prefetched: int = 0
+    """How many of the bytes fetched came before a client asked for them."""
+    pulled: int = 0
+    """How many of the bytes fetched were fetched by ``mirror pull`` or from the dashboard."""
 
     @property
     def saved(self) -> int:
-        """Bytes that upstream did not have to send."""
-        return max(0, self.sent - self.fetched)
+        """Bytes that upstream did not have to send for clients. What was pulled ahead on purpose was not sent for them."""
+        return max(0, self.sent - (self.fetched - self.pulled))
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,12 +237,12 @@ class Inventory:
         manifests, entries, size = one(
             "SELECT coalesce(sum(manifest), 0), count(*), coalesce(sum(size), 0) FROM item WHERE size >= 0"
         ).fetchone()
-        traffic = one("SELECT total(requests), total(hits), total(fetched), total(sent) FROM traffic").fetchone()
+        traffic = one(f"SELECT {TRAFFIC} FROM traffic").fetchone()  # noqa: S608
         unfinished = 0
         for file in self._store.spool.glob("*.part"):
             with contextlib.suppress(OSError):
                 unfinished += file.stat().st_blocks * 512
-        return Totals(images, repositories, manifests, entries - manifests, size, unfinished, pinned, Traffic(*map(int, traffic)))
+        return Totals(images, repositories, manifests, entries - manifests, size, unfinished, pinned, Traffic(*traffic))
 
     def history(self) -> History:
         """What the last month was like."""

@@ -67,11 +67,19 @@ class Usage:
 
 
 def _traffic() -> dict[tuple[str, str], list[int]]:
-    """Requests, hits, bytes fetched and bytes sent of this process, by registry and type."""
+    """Requests, hits, bytes fetched and bytes sent of this process, by registry and type.
+
+    The types are ``blob`` and ``manifest``; ``prefetch`` and ``pull`` say how many of the bytes fetched were fetched ahead of clients.
+    """
     found: dict[tuple[str, str], list[int]] = {}
     for place, counter in enumerate(_COUNTERS):
         for sample in next(iter(counter.collect())).samples:
             if sample.name.endswith("_total"):
                 key = sample.labels["upstream_host"], sample.labels["type"]
                 found.setdefault(key, [0] * len(_COUNTERS))[place] = int(sample.value)
+    for sample in next(iter(metrics.ahead_bytes.collect())).samples:
+        if sample.name.endswith("_total"):
+            # A row of its own, so that a sum over blobs and manifests leaves it out.
+            key = sample.labels["upstream_host"], sample.labels["by"]
+            found[key] = [0, 0, int(sample.value), 0]
     return found
