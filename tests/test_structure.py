@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "readiness": {"config", "upstream", "workers"},
     "wiring": {"config", "metrics", "errors", "cache", "storage", "upstream"},
     "app": {"workers", "readiness", "config", "certificate", "metrics", "tasks", "api", "web", "wiring", ""},
-    "cli": SHARED | {"units", "setting_errors", "config", "app", "wiring", "workers", "cache", "storage", "cli", "clients", "doctor", ""},
+    "cli": SHARED
+    | {"units", "setting_errors", "config", "app", "wiring", "workers", "cache", "storage", "cli", "clients", "doctor", ""},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -19,8 +19,11 @@ from typing import Any
 from mirror.manifests import INDEXES, MAX_SIZE, Descriptor, blobs_of, entries_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.disk.blobs import BlobStore
+from mirror.storage.disk.catalog import repositories
 from mirror.storage.disk.catalog.composition import learn, sizes
 from mirror.storage.disk.catalog.history import TRAFFIC, History, read
+from mirror.storage.disk.catalog.image_config import ImageConfig, parse_config
+from mirror.storage.disk.catalog.repositories import Pulled, RepositoryPage, UnderWay
 from mirror.storage.disk.catalog.schema import connect
 
 ORDERS = ("name", "pulled", "fetched", "size")
@@ -42,13 +45,13 @@ WHERE tag IS NOT NULL OR NOT EXISTS (SELECT 1 FROM part WHERE part.item = item.i
 """
 _PAGE = """
 SELECT registry, path, tag, digest, checked, id, fetched, pulls, pulled, pinned, count(*) OVER () FROM image
-WHERE NOT EXISTS (
-    SELECT 1 FROM json_each(?) AS word
+WHERE (?1 = '' OR registry || '/' || path = ?1) AND NOT EXISTS (
+    SELECT 1 FROM json_each(?2) AS word
     WHERE instr(lower(image.registry || '/' || image.path || ':' || coalesce(tag, '')), word.value) = 0
         AND instr(digest, word.value) != 1)
-ORDER BY CASE ? WHEN 'pulled' THEN -coalesce(pulled, 0) WHEN 'fetched' THEN -fetched
+ORDER BY CASE ?3 WHEN 'pulled' THEN -coalesce(pulled, 0) WHEN 'fetched' THEN -fetched
     WHEN 'size' THEN -(SELECT sum(item.size) FROM part JOIN item ON item.id = part.item WHERE part.root = image.id) END,
-    registry, path, tag IS NULL, tag, digest LIMIT ? OFFSET ?
+    registry, path, tag IS NULL, tag, digest LIMIT ?4 OFFSET ?5
 """
 _ONE = """
 SELECT registry, path, tag, digest, checked, id, fetched, pulls, pulled, pinned FROM image
@@ -114,6 +117,8 @@ class Variant:
     """True where the manifest is cached; only then what follows is known."""
     config: Layer | None = None
     layers: tuple[Layer, ...] = ()
+    settings: ImageConfig | None = None
+    """What its configuration says, where that is cached and an image's."""
 
     @property
     def size(self) -> int:
@@ -198,8 +203,15 @@ class Inventory:
         """Reads the manifests that have come; every question does it first."""
         learn(self._db, self._store)
 
-    def images(self, search: str = "", order: str = "name", start: int = 0, count: int | None = None) -> Page:
-        """The images from `start` on, `count` of them at most.
+    def images(
+        self,
+        search: str = "",
+        order: str = "name",
+        start: int = 0,
+        count: int | None = None,
+        repository: Repository | None = None,
+    ) -> Page:
+        """The images from `start` on, `count` of them at most; of one repository, or of all.
 
         Every word of `search` must be part of ``registry/path:tag``, or begin the digest; in whatever case. `order` is one of ORDERS.
         """
@@ -207,9 +219,10 @@ class Inventory:
         self.learn()
         # Each once: said ninety times, a word that all have costs ninety looks at every image.
         words = json.dumps(list(dict.fromkeys(search.lower().split())))
-        rows = self._db.execute(_PAGE, (words, order, -1 if count is None else count, start)).fetchall()
+        within = "" if repository is None else str(repository)
+        rows = self._db.execute(_PAGE, (within, words, order, -1 if count is None else count, start)).fetchall()
         if not rows and start:
-            return Page((), self.images(search, order, 0, 1).total)
+            return Page((), self.images(search, order, 0, 1, repository).total)
         return Page(self._with_sizes(rows), rows[0][-1] if rows else 0)
 
     def image(self, repository: Repository, reference: Reference) -> Details | None:
@@ -226,6 +239,20 @@ class Inventory:
         else:
             variants = [self._variant(image.digest, next(iter(image.platforms), None))]
         return Details(image, media_type[0] if media_type else "", tuple(variants), self._neighbours(rows[0][5]))
+
+    def repositories(self, order: str = "name", start: int = 0, count: int = 50) -> RepositoryPage:
+        """The repositories from `start` on, `count` of them at most; `order` is one of ORDERS."""
+        assert order in ORDERS, order
+        self.learn()
+        return repositories.page(self._db, order, start, count)
+
+    def most_pulled(self, count: int) -> tuple[Pulled, ...]:
+        """The images that clients have asked for most often."""
+        return repositories.most_pulled(self._db, count)
+
+    def under_way(self, repository: Repository, digests: Iterable[str]) -> dict[str, UnderWay]:
+        """By digest, the image of a repository that each of some blobs belongs to, as far as that is known."""
+        return repositories.under_way(self._db, self._read, repository, digests)
 
     def totals(self) -> Totals:
         """Everything in figures."""
@@ -279,7 +306,8 @@ class Inventory:
             return Variant(digest, platform, cached=False)
         config, layers = blobs_of(self._read(digest))
         own = None if config is None else self._layer(config)
-        return Variant(digest, platform or row[1], True, own, tuple(self._layer(layer) for layer in layers))
+        settings = None if config is None else parse_config(self._read(config.digest))
+        return Variant(digest, platform or row[1], True, own, tuple(self._layer(layer) for layer in layers), settings)
 
     def _layer(self, descriptor: Descriptor) -> Layer:
         row = self._db.execute(
