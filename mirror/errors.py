@@ -33,7 +33,8 @@
     │   ├── UpstreamCut            the body ended before its length
     │   └── UpstreamStalled        the body stopped coming
     ├── Pinned                     a pinned image is not deleted (409)
-    ├── CatalogFailed              the cache's catalog could not be read or written
+    ├── CatalogFailed              the cache's catalog could not be read or written (503)
+    ├── StorageUnreadable          the cache's disk cannot say whether it has something; never shown to a client
     └── StorageFull                the cache's disk cannot take it; never shown to a client
 
 Codes: OCI distribution-spec 1.1, "Error Codes"; UNAVAILABLE and UNKNOWN are distribution's own. Upstream's failures are 503, whatever
@@ -223,7 +224,13 @@ class Pinned(MirrorError):
 
 
 class CatalogFailed(MirrorError):
-    pass
+    status = 503
+    code = "UNAVAILABLE"
+
+
+class StorageUnreadable(MirrorError):
+    status = 503
+    code = "UNAVAILABLE"
 
 
 class StorageFull(MirrorError):

@@ -10,7 +10,7 @@ from mirror import metrics
 from mirror.cache.cache import Cache, Limits, Source
 from mirror.config import Settings
 from mirror.errors import RegistryUnknown
-from mirror.storage.disk.maintenance.settings import Expire, Upkeep
+from mirror.storage.settings import Expire, Upkeep
 
 if TYPE_CHECKING:
     from mirror.upstream import Upstreams

@@ -30,7 +30,7 @@ from mirror.storage.disk.catalog.inventory_executor import InventoryExecutor
 from mirror.storage.disk.catalog.usage import Usage
 from mirror.storage.disk.content import Content
 from mirror.storage.disk.maintenance.garbage_collection import GarbageCollection
-from mirror.storage.disk.maintenance.settings import Upkeep
+from mirror.storage.settings import Upkeep
 from mirror.tasks import SingleFlight
 
 _LOOK = 0.1

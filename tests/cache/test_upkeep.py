@@ -19,7 +19,7 @@ from mirror.names import Digest, Repository, Tag
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.catalog import Catalog, TagRecord
 from mirror.storage.disk.maintenance.reading import Reading
-from mirror.storage.disk.maintenance.settings import Expire
+from mirror.storage.settings import Expire
 from tests.support.mirrors import Mirror, MirrorProcess, until
 from tests.support.scripted import Scripted
 

@@ -26,8 +26,8 @@ from mirror.storage.disk.maintenance import limit
 from mirror.storage.disk.maintenance.eviction import Eviction
 from mirror.storage.disk.maintenance.expiry import Expiry
 from mirror.storage.disk.maintenance.scrub import Restore, Scrub
-from mirror.storage.disk.maintenance.settings import Upkeep
 from mirror.storage.disk.spool import sweep
+from mirror.storage.settings import Upkeep
 from mirror.tasks import BackgroundTask, SingleFlight
 
 log = logging.getLogger(__name__)

@@ -30,7 +30,6 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,28 +43,12 @@ from mirror.storage.disk.catalog.queues import BlobQueues
 from mirror.storage.disk.catalog.removal import Removal
 from mirror.storage.disk.catalog.schema import MANIFESTS, open_database
 from mirror.storage.disk.maintenance.policy import MOST_FREQUENT, queue_of_new
+from mirror.storage.store import Pin as Pin
+from mirror.storage.store import TagRecord as TagRecord
 
 log = logging.getLogger(__name__)
 
 _DOCUMENTS_LIMIT = 256 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class TagRecord:
-    """What a tag meant at `checked`, in seconds since the epoch."""
-
-    descriptor: Descriptor
-    checked: float
-
-
-@dataclass(frozen=True, slots=True)
-class Pin:
-    """An image that is never evicted. `digest` is what it last meant, None while that is unknown; `since` in seconds since the epoch."""
-
-    repository: Repository
-    reference: Reference
-    digest: Digest | None
-    since: float
 
 
 class Catalog:

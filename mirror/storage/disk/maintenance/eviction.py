@@ -20,7 +20,7 @@ from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.executor import CatalogExecutor
 from mirror.storage.disk.maintenance.policy import Queue, evicted, next_victim, spared
-from mirror.storage.disk.maintenance.settings import Upkeep
+from mirror.storage.settings import Upkeep
 
 _TURN = 0.05
 """Seconds that one turn may take."""

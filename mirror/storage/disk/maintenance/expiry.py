@@ -9,7 +9,7 @@ import time
 from mirror.names import Digest
 from mirror.storage.disk.catalog.executor import CatalogExecutor
 from mirror.storage.disk.maintenance.eviction import Eviction
-from mirror.storage.disk.maintenance.settings import Expire
+from mirror.storage.settings import Expire
 
 log = logging.getLogger(__name__)
 

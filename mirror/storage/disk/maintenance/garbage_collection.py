@@ -19,8 +19,8 @@ from mirror.storage.disk.catalog.executor import CatalogExecutor
 from mirror.storage.disk.content import Content
 from mirror.storage.disk.maintenance.eviction import Eviction
 from mirror.storage.disk.maintenance.expiry import Expiry
-from mirror.storage.disk.maintenance.settings import Upkeep
 from mirror.storage.disk.spool import sweep
+from mirror.storage.settings import Upkeep
 
 _ORPHANED = 3600.0
 """Seconds without use after which a blob goes that belongs to no image: its manifest may be on its way."""

@@ -1,4 +1,4 @@
-"""How the cache is kept in order, as values; what each means to a person is said in mirror/config."""
+"""How a store keeps itself in order, as values; mirror/config says what each means to a person."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """What repositories' images go after how many seconds without use."""
+    """Images of the repositories that fit a shell pattern go after `after` seconds without use."""
 
     repositories: str
     after: float
@@ -23,11 +23,13 @@ class Upkeep:
     """Sizes in bytes, times in seconds."""
 
     max_size: int
-    """What content and spool together may take."""
+    """What finished content and downloads in progress may take together."""
     high_watermark: float = 0.95
     low_watermark: float = 0.9
-    """Shares of `max_size`: above the one, eviction goes down to the other."""
+    """Shares of the limit: above the one, eviction goes down to the other."""
     expire: tuple[Expire, ...] = ()
     scrub_rate: int = 0
     """Bytes a second; 0 for never."""
     scrub_interval: float = 30 * 86400.0
+    min_free: float = 0.0
+    """Share of the file system that the cache leaves free."""

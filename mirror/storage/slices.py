@@ -1,0 +1,34 @@
+"""What a reader of a blob gets: pieces in order, each a slice of an open file or bytes. Never a path."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class FileSlice:
+    """`length` bytes from `offset` of the open file `fd`: for sendfile(2), so that they need not pass through this process."""
+
+    fd: int
+    offset: int
+    length: int
+
+
+Part = FileSlice | bytes
+
+
+class Reader(Protocol):
+    """One client's view of one blob. Whoever holds it closes it."""
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the whole blob; None where not even upstream knows before its end."""
+        ...
+
+    def parts(self, start: int, stop: int | None) -> AsyncGenerator[Part, None]:
+        """The bytes ``[start, stop)``, as they become available. Raises MirrorError where they end too early: they must not look complete then."""
+        ...
+
+    async def aclose(self) -> None: ...
