@@ -18,6 +18,7 @@ from mirror.api.targets import Targets
 from mirror.certificate import Certificate
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
 from mirror.readiness import Readiness
+from mirror.settings_in_force import in_force
 from mirror.tasks import BackgroundTask
 from mirror.web.admin import Admin
 from mirror.web.pages import SiteInfo
@@ -46,7 +47,9 @@ async def running(settings: Settings, worker: WorkerContext | None = None) -> As
         targets = Targets(settings.registries.keys(), DEFAULT_REGISTRY, ALIASES)
         readiness = Readiness(settings, upstreams, worker)
         kept = settings.cache
-        site_info = SiteInfo(__version__, tuple(settings.registries), kept.max_size, kept.tag_ttl, readiness.report)
+        site_info = SiteInfo(
+            __version__, tuple(settings.registries), kept.max_size, kept.tag_ttl, readiness.report, in_force(settings)
+        )
         site = Site(cache, Admin(admin_token(settings)[0]), site_info)
         api = Api(cache, targets, DEFAULT_REGISTRY, readiness.report, access, site.answer)
         server = api.server()

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "certificate": {"tasks"},
     "units": set(),
     "setting_errors": set(),
+    "settings_in_force": {"config", "units"},
     "config": {"names", "certificate", "units", "setting_errors"},
     "clients": {"clients", ""},
     "upstream": SHARED | {"upstream", ""},
@@ -30,7 +31,7 @@ MAY_IMPORT = {
     "workers": {"config", "metrics", "workers"},
     "readiness": {"config", "upstream", "workers"},
     "wiring": {"config", "metrics", "errors", "cache", "storage", "upstream"},
-    "app": {"workers", "readiness", "config", "certificate", "metrics", "tasks", "api", "web", "wiring", ""},
+    "app": {"settings_in_force", "workers", "readiness", "config", "certificate", "metrics", "tasks", "api", "web", "wiring", ""},
     "cli": SHARED
     | {"units", "setting_errors", "config", "app", "wiring", "workers", "cache", "storage", "cli", "clients", "doctor", ""},
     "__main__": {"cli"},

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from mirror.storage.disk.catalog.history import Day, History
 
 WIDTH, HEIGHT = 240, 48
-_BARS = (600, 96)
+_BARS = (600, 120)
 _GAP = 4
+_STEPS = (1, 2, 4, 6, 8, 10, 12, 16, 20, 30, 40, 60, 80, 100, 120, 160, 200, 300, 400, 600, 800, 1024)
+"""Where an axis may end, in its unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +25,29 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A day: where it stands, and how high what came from the cache and from upstream is."""
+    """A day: where it stands, and top and height of what clients got from the cache, what passed through, and what was fetched ahead."""
 
     day: Day
     x: float
     width: float
     cached: tuple[float, float]
-    """Top and height."""
-    fetched: tuple[float, float]
+    passed: tuple[float, float]
+    ahead_x: float
+    """What was fetched ahead stands in front of the day's bar, narrower."""
+    ahead_width: float
+    ahead: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """The days' traffic."""
+
+    bars: tuple[Bar, ...]
+    top: int
+    """Bytes at the upper end of the axis."""
+    sent: int
+    cached: int
+    ahead: int
 
 
 def trend(history: History, now_size: int, now: float) -> Line | None:
@@ -50,24 +67,37 @@ def trend(history: History, now_size: int, now: float) -> Line | None:
     return Line(line, f"{line}V{HEIGHT}H0Z", sizes[0], sizes[-1])
 
 
-def bars(history: History) -> list[Bar]:
-    """The days' traffic; empty where there was none."""
-    most = max((max(day.sent, day.fetched) for day in history.days), default=0)
+def bars(history: History) -> Bars | None:
+    """The days' traffic; None where there was none."""
+    most = max((max(day.sent, day.ahead) for day in history.days), default=0)
     if not most:
-        return []
+        return None
+    top = axis_end(most)
     width, height = _BARS
     each = width / len(history.days)
     found = []
     for place, day in enumerate(history.days):
-        total = max(day.sent, day.fetched) / most * (height - 2)
-        fetched = day.fetched / most * (height - 2)
+        cached, passed, ahead = (bytes_ / top * height for bytes_ in (day.cached, day.passed, day.ahead))
+        x, wide = place * each + _GAP / 2, each - _GAP
         found.append(
             Bar(
                 day,
-                round(place * each + _GAP / 2, 1),
-                round(each - _GAP, 1),
-                (round(height - total, 1), round(total - fetched, 1)),
-                (round(height - fetched, 1), round(fetched, 1)),
+                round(x, 1),
+                round(wide, 1),
+                (round(height - passed - cached, 1), round(cached, 1)),
+                (round(height - passed, 1), round(passed, 1)),
+                round(x + wide * 0.35, 1),
+                round(wide * 0.3, 1),
+                (round(height - ahead, 1), round(ahead, 1)),
             )
         )
-    return found
+    days = history.days
+    return Bars(tuple(found), top, sum(day.sent for day in days), sum(day.cached for day in days), sum(day.ahead for day in days))
+
+
+def axis_end(most: int) -> int:
+    """The next round number of bytes that is not below `most`."""
+    unit = 1
+    while most > _STEPS[-1] * unit:
+        unit *= 1024
+    return next(step * unit for step in _STEPS if step * unit >= most)

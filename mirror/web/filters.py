@@ -1,17 +1,24 @@
-"""Rates, times and numbers, as people read them. Sizes are those of the settings and the commands (quantities.py)."""
+"""Sizes, rates, times, numbers and names, as the pages show them. A number and its unit stay on one line."""
 
 from __future__ import annotations
 
 import time
 
+from markupsafe import Markup, escape
+
 from mirror.units import format_size
 
+_NO_BREAK = "\u00a0"
 _SPANS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 _SPANS_ZH = {"d": "天", "h": "小时", "min": "分钟", "s": "秒"}
 
 
+def size(count: float) -> str:
+    return format_size(count).replace(" ", _NO_BREAK)
+
+
 def rate(per_second: float) -> str:
-    return f"{format_size(per_second)}/s"
+    return f"{size(per_second)}/s"
 
 
 def number(count: int) -> str:
@@ -25,13 +32,13 @@ def percent(part: float, whole: float) -> str:
     value = 100 * part / whole
     if part < whole:
         value = min(value, 99.9)
-    return f"{value:.0f} %" if value in (0, 100) or 10 <= value < 99 else f"{value:.1f} %"
+    return f"{value:.0f}{_NO_BREAK}%" if value in (0, 100) or 10 <= value < 99 else f"{value:.1f}{_NO_BREAK}%"
 
 
 def span(seconds: float, language: str) -> str:
     """Its largest unit, and the next one where that tells something: ``2 h 5 min``."""
     if 0 < seconds < 1:
-        return f"{max(1, round(seconds * 1000))} {'毫秒' if language == 'zh' else 'ms'}"
+        return f"{max(1, round(seconds * 1000))}{_NO_BREAK}{'毫秒' if language == 'zh' else 'ms'}"
     left, parts = round(max(seconds, 0)), []
     for length, unit in _SPANS:
         count, left = divmod(left, int(length))
@@ -41,7 +48,7 @@ def span(seconds: float, language: str) -> str:
             break
         if len(parts) == 2 or (parts and parts[0][0] >= 10):
             break
-    return " ".join(f"{count} {_SPANS_ZH[unit] if language == 'zh' else unit}" for count, unit in parts or [(0, "s")])
+    return _NO_BREAK.join(_counted(count, unit, language) for count, unit in parts or [(0, "s")])
 
 
 def ago(moment: float, language: str) -> str:
@@ -50,14 +57,22 @@ def ago(moment: float, language: str) -> str:
     if seconds < 10:
         return "刚刚" if language == "zh" else "just now"
     if seconds < 60:
-        return "不到 1 分钟前" if language == "zh" else "less than a minute ago"
+        return f"不到{_NO_BREAK}1{_NO_BREAK}分钟前" if language == "zh" else f"<{_NO_BREAK}1{_NO_BREAK}min{_NO_BREAK}ago"
     count, unit = next((int(seconds // length), unit) for length, unit in _SPANS if seconds >= length)
-    return f"{count} {_SPANS_ZH[unit]}前" if language == "zh" else f"{count} {unit} ago"
+    return f"{_counted(count, unit, language)}{'前' if language == 'zh' else f'{_NO_BREAK}ago'}"
+
+
+def _counted(count: int, unit: str, language: str) -> str:
+    return f"{count}{_NO_BREAK}{_SPANS_ZH[unit] if language == 'zh' else unit}"
 
 
 def clock(moment: float) -> str:
     """The exact time, UTC."""
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(moment))
+
+
+def date(moment: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(moment))
 
 
 def machine_time(moment: float) -> str:
@@ -69,3 +84,18 @@ def short(digest: str) -> str:
     """Enough of a digest to tell it from others."""
     algorithm, colon, encoded = digest.partition(":")
     return f"{algorithm}{colon}{encoded[:12]}"
+
+
+def breakable(name: object) -> Markup:
+    """A name that lines may break after its slashes and before its tag, and nowhere within its words."""
+    return Markup("/<wbr>").join(escape(part).replace(":", Markup("<wbr>:")) for part in str(name).split("/"))
+
+
+def platform(name: str) -> str:
+    """Without the operating system that nearly all images are for."""
+    return name.removeprefix("linux/")
+
+
+def familiar(image: object) -> str:
+    """An image's name as Docker's users write it: without ``docker.io/`` and ``library/``."""
+    return str(image).removeprefix("docker.io/").removeprefix("library/") if str(image).startswith("docker.io/") else str(image)

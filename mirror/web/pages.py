@@ -1,4 +1,4 @@
-"""The pages: what each shows, gathered from the cache and handed to its template."""
+"""The pages: what each shows, gathered from the cache and rendered by its template."""
 
 from __future__ import annotations
 
@@ -6,39 +6,46 @@ import asyncio
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlencode
 
 from mirror.cache.cache import Cache
 from mirror.clients import CLIENTS, Address, Client
 from mirror.downloads.active import Download
-from mirror.errors import ManifestUnknown, MirrorError
+from mirror.errors import ManifestUnknown, MirrorError, NameUnknown
 from mirror.names import Reference, Repository, image_name
 from mirror.storage.disk.catalog.history import History
-from mirror.storage.disk.catalog.inventory import ORDERS, Image, Inventory, Totals
+from mirror.storage.disk.catalog.inventory import ORDERS, Details, Image, Inventory, Totals, Variant
+from mirror.storage.disk.catalog.repositories import Pulled, UnderWay
 from mirror.tasks import BackgroundTask, SingleFlight
 from mirror.web import charts
+from mirror.web.actions import EVERY, PLATFORMS, Actions
 from mirror.web.context import PageContext
+from mirror.web.downloads import ImageDownload, by_image
 from mirror.web.setup import plan
 from mirror.web.templating import Templates
-from mirror.web.translations import keys
 
 PAGE = 25
-"""Images on a page."""
+"""Images, or repositories, on a page."""
 _FRESH = 5.0
-"""Seconds for which figures are good; then they are worked out anew, behind."""
+"""Seconds for which figures are shown as they are; then they are worked out anew in the background."""
 _OLD = 3600.0
-"""Seconds after which nobody is shown them any more. Until then a page has them at once, and the new ones a second later."""
+"""Seconds after which a page waits for new figures. Until then it shows the old ones at once, and the new ones a second later."""
 _MOST_DOWNLOADS = 50
 _MOST_PARTS = 200
-"""Platforms of an image that are shown, and layers of each: upstream may name as many as it likes."""
+"""Layers of a platform that are shown."""
+_MOST_VARIANTS = 40
+"""Platforms of an image that are shown. An index may list as many as its author likes."""
 _LONGEST_SEARCH = 200
+_TOP = 6
+_MORE_TAGS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class SiteInfo:
-    """What the pages tell of the mirror itself. Sizes in bytes, times in seconds."""
+    """What the pages say about the mirror itself. Sizes in bytes, times in seconds."""
 
     version: str
     registries: tuple[str, ...]
@@ -46,31 +53,37 @@ class SiteInfo:
     tag_ttl: float
     report: Callable[[], dict[str, Any]]
     """As /readyz has it."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """The settings in force, without secrets."""
+    certificate_ends: Callable[[], float | None] = lambda: None
+    """When the mirror's own certificate ends, in seconds since the epoch; None where it has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How things stand now."""
+    """What the moving parts of the overview show."""
 
-    downloads: tuple[Download, ...]
+    downloads: tuple[ImageDownload, ...]
     totals: Totals
     history: History
     registries: Mapping[str, Any]
+    top: tuple[Pulled, ...] = ()
 
 
 class Pages:
-    """Renders each. Raises MirrorError, and OSError and sqlite3.Error where the cache's catalog cannot be read."""
+    """Renders each page. Methods raise MirrorError, and OSError and sqlite3.Error where the cache's catalog cannot be read."""
 
-    def __init__(self, cache: Cache, site_info: SiteInfo, templates: Templates) -> None:
+    def __init__(self, cache: Cache, actions: Actions, site_info: SiteInfo, templates: Templates) -> None:
         self._cache = cache
+        self._actions = actions
         self._site_info = site_info
         self._templates = templates
-        self._figures: tuple[float, Totals, History] | None = None
-        self._renewals: SingleFlight[tuple[Totals, History]] = SingleFlight()
+        self._figures: tuple[float, Totals, History, tuple[Pulled, ...]] | None = None
+        self._renewals: SingleFlight[tuple[Totals, History, tuple[Pulled, ...]]] = SingleFlight()
         self._background_task = BackgroundTask(self._warm)
 
     def start(self) -> None:
-        """Begins to do what the first page would have to wait for."""
+        """Begins what the first page would have to wait for."""
         self._background_task.start()
 
     async def aclose(self) -> None:
@@ -78,40 +91,68 @@ class Pages:
         await self._renewals.aclose()
 
     def changed(self) -> None:
-        """Has the figures worked out anew for who comes next."""
+        """Makes the next page work out the figures anew."""
         self._figures = None
 
     async def state(self) -> State:
         downloads = await self._cache.active.downloads()
-        totals, history = await self._current_figures()
-        return State(tuple(downloads), totals, history, self._site_info.report()["registries"])
+        shown = by_image(downloads, await self._images_under_way(downloads[: 2 * _MOST_DOWNLOADS]))
+        failed = tuple(_failed(image, message) for image, message in self._actions.failures)
+        totals, history, top = await self._current_figures()
+        return State((*failed, *shown), totals, history, self._site_info.report()["registries"], top)
 
     def parts(self, state: State, language: str) -> Mapping[str, str]:
-        """What moves by itself, by the names of the elements on the page."""
+        """Renders what moves by itself, by the names of the elements on the page."""
         shown = {"state": state, "site_info": self._site_info, "most": _MOST_DOWNLOADS}
         trend = charts.trend(state.history, state.totals.size, time.time())
         page = self._templates.page
         return {
             "figures": page("_figures.html", language, trend=trend, **shown),
             "downloads": page("_downloads.html", language, **shown),
-            "traffic": page("_traffic.html", language, bars=charts.bars(state.history), **shown),
+            "traffic": page("_traffic.html", language, chart=charts.bars(state.history), **shown),
             "upstreams": page("_upstreams.html", language, **shown),
+            "top": page("_top.html", language, **shown),
         }
 
     async def overview(self, context: PageContext) -> str:
-        images = await self._images(context)
+        images = await self._list(context)
         state = await self.state()
         return self._page("overview.html", context, parts=self.parts(state, context.language), **images)
 
     async def images(self, context: PageContext) -> str:
-        """The list of images alone, for a search while it is typed."""
-        return self._page("_images.html", context, **await self._images(context))
+        """Renders the list of images alone, for a search while it is typed."""
+        return self._page("_list.html", context, **await self._list(context))
+
+    async def repository(self, context: PageContext, repository: Repository) -> str:
+        found = await self._list(context, repository)
+        if not found["page"].total:
+            raise NameUnknown(f"nothing is cached of {repository}")
+        return self._page("repository.html", context, repository=repository, **found)
 
     async def image(self, context: PageContext, repository: Repository, reference: Reference) -> str:
         details = await self._cache.inventory.ask(Inventory.image, repository, reference)
         if details is None:
             raise ManifestUnknown(f"nothing is cached of {image_name(repository, reference)}")
-        return self._page("image.html", context, details=details, most=_MOST_PARTS, **self._about([details.image]))
+        others = await self._cache.inventory.ask(Inventory.images, "", "pulled", 0, _MORE_TAGS + 1, repository)
+        variants, attestations = _variants(details)
+        return self._page(
+            "image.html",
+            context,
+            details=details,
+            variants=variants[:_MOST_VARIANTS],
+            more_variants=len(variants) - _MOST_VARIANTS,
+            attestations=attestations,
+            shown=_chosen(variants[:_MOST_VARIANTS], context.query.get("platform", "")),
+            others=[other for other in others.images if other.reference != details.image.reference][:_MORE_TAGS],
+            tags=others.total,
+            platforms=PLATFORMS,
+            every=EVERY,
+            most=_MOST_PARTS,
+            **self._about(),
+        )
+
+    def settings(self, context: PageContext) -> str:
+        return self._page("settings.html", context, ends=self._site_info.certificate_ends(), now=time.time())
 
     def setup(self, context: PageContext) -> str:
         name = context.query.get("client", "")
@@ -131,33 +172,53 @@ class Pages:
         return self._templates.script("setup.sh", plan=plan(client, address, self._site_info.registries))
 
     def login(self, context: PageContext, to: str, error: MirrorError | None = None) -> str:
-        return self._page("login.html", context, to=to, error=error, kind=_kind(error))
+        return self._page("login.html", context, to=to, error=error)
 
-    def error(self, context: PageContext, error: MirrorError) -> str:
-        return self._page("error.html", context, error=error, kind=_kind(error))
+    def error(self, context: PageContext, error: MirrorError, image: str = "") -> str:
+        """Renders an error; `image` is one that is not cached and can be fetched."""
+        return self._page("error.html", context, error=error, image=image, platforms=PLATFORMS, every=EVERY)
 
     def _page(self, name: str, context: PageContext, **values: Any) -> str:
         return self._templates.page(name, context.language, v=context, site_info=self._site_info, **values)
 
-    async def _images(self, context: PageContext) -> dict[str, Any]:
+    async def _list(self, context: PageContext, repository: Repository | None = None) -> dict[str, Any]:
+        """The images of a repository, or all: by repository, unless something is searched for or single images are wanted."""
         search = context.query.get("q", "")[:_LONGEST_SEARCH]
         order = context.query.get("order", "")
         order = order if order in ORDERS else ORDERS[0]
         wanted = context.query.get("page", "")
         number = int(wanted) if wanted.isascii() and wanted.isdigit() and 0 < len(wanted) < 8 else 1
         number = max(number, 1)
-        page = await self._cache.inventory.ask(Inventory.images, search, order, (number - 1) * PAGE, PAGE)
+        start = (number - 1) * PAGE
+        grouped = repository is None and not search and context.query.get("view") != "images"
+        page: Any
+        if grouped:
+            page = await self._cache.inventory.ask(Inventory.repositories, order, start, PAGE)
+        else:
+            page = await self._cache.inventory.ask(Inventory.images, search, order, start, PAGE, repository)
+        base = {
+            "q": search,
+            "order": order if order != ORDERS[0] else "",
+            "view": "" if grouped or repository or search else "images",
+        }
+        place = "/" if repository is None else f"/repository/{repository}"
+
+        def link(**changes: object) -> str:
+            query = {key: value for key, value in {**base, **changes}.items() if value}
+            return f"{place}?{urlencode(query)}#images-title" if query else f"{place}#images-title"
+
         return {
             "page": page,
-            "number": number,
+            "grouped": grouped,
+            "current": number,
             "pages": max(1, -(-page.total // PAGE)),
             "search": search,
             "order": order,
-            "orders": ORDERS,
-            **self._about(page.images),
+            "link": link,
+            **self._about(),
         }
 
-    def _about(self, images: Any) -> dict[str, Any]:
+    def _about(self) -> dict[str, Any]:
         """What templates ask about images."""
         now = time.time()
 
@@ -166,6 +227,17 @@ class Pages:
 
         return {"fresh": fresh}
 
+    async def _images_under_way(self, downloads: Iterable[Download]) -> dict[tuple[str, str], UnderWay]:
+        digests: dict[str, list[str]] = {}
+        for download in downloads:
+            digests.setdefault(download.repository, []).append(download.digest)
+        found = {}
+        for name, wanted in digests.items():
+            registry, _, path = name.partition("/")
+            images = await self._cache.inventory.ask(Inventory.under_way, Repository(registry, path), wanted)
+            found.update({(name, digest): image for digest, image in images.items()})
+        return found
+
     async def _warm(self) -> None:
         for _ in self._templates.compile():
             # Requests come first.
@@ -173,22 +245,33 @@ class Pages:
         with contextlib.suppress(sqlite3.Error, OSError):
             await self._current_figures()
 
-    async def _current_figures(self) -> tuple[Totals, History]:
+    async def _current_figures(self) -> tuple[Totals, History, tuple[Pulled, ...]]:
         now = time.monotonic()
         known = self._figures
         if known is None or now - known[0] > _FRESH:
             renewal, _ = self._renewals.start("figures", self._work_out)
             if known is None or now - known[0] > _OLD:
                 return await asyncio.shield(renewal)
-        return known[1], known[2]
+        return known[1:]
 
-    async def _work_out(self) -> tuple[Totals, History]:
+    async def _work_out(self) -> tuple[Totals, History, tuple[Pulled, ...]]:
         totals = await self._cache.inventory.ask(Inventory.totals)
         history = await self._cache.inventory.ask(Inventory.history)
-        self._figures = time.monotonic(), totals, history
-        return totals, history
+        top = await self._cache.inventory.ask(Inventory.most_pulled, _TOP)
+        self._figures = time.monotonic(), totals, history, top
+        return totals, history, top
 
 
-def _kind(error: MirrorError | None) -> str | None:
-    """The nearest of an error's classes that the texts have a word for."""
-    return next((kind.__name__ for kind in type(error).__mro__ if f"fault_{kind.__name__}" in keys()), None)
+def _variants(details: Details) -> tuple[list[Variant], int]:
+    """The manifests that have a platform, or are cached, those that are cached first; and how many others there are, such as attestations."""
+    shown = [variant for variant in details.variants if variant.cached or variant.platform not in (None, "unknown/unknown")]
+    return sorted(shown, key=lambda variant: not variant.cached), len(details.variants) - len(shown)
+
+
+def _chosen(variants: list[Variant], wanted: str) -> Variant | None:
+    """The one whose platform or digest is asked for, or the first."""
+    return next((one for one in variants if wanted and wanted in (one.platform, str(one.digest))), next(iter(variants), None))
+
+
+def _failed(image: str, message: str) -> ImageDownload:
+    return ImageDownload(image, image, None, 0, None, 0, 0.0, 0, None, True, message)

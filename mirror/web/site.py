@@ -2,10 +2,13 @@
 
 ::
 
-    GET   /                       overview: downloads, figures, upstreams, images (?q= &order= &page=)
+    GET   /                       overview: downloads, figures, upstreams, images (?q= &order= &page= &view=images)
     GET   /images                 the list of images alone
-    GET   /image/NAME             an image; NAME is registry/path:tag or registry/path@digest
-    POST  /image/NAME             action=pin|unpin|refresh|delete
+    POST  /images                 action=pin|unpin|refresh|delete, image=NAME once for each image
+    GET   /image/NAME             an image; NAME is registry/path:tag or registry/path@digest (?platform=)
+    POST  /image/NAME             action=pin|unpin|refresh|delete|fetch; for fetch, platform=PLATFORM|all
+    GET   /repository/NAME        the images of a repository; NAME is registry/path (?order= &page=)
+    GET   /settings               the settings in force, with the admin token
     GET   /setup, /setup/CLIENT.sh
     GET   /events                 what moves, as server-sent events
     GET, POST  /login;  POST /logout
@@ -31,6 +34,7 @@ from mirror.clients import CLIENTS
 from mirror.errors import (
     AdminNeeded,
     CatalogFailed,
+    ManifestUnknown,
     MirrorError,
     RequestInvalid,
     RouteUnknown,
@@ -38,6 +42,7 @@ from mirror.errors import (
     Unsupported,
 )
 from mirror.names import Reference, Repository, is_registry_name, parse_reference
+from mirror.web.actions import EVERY, MOST, Actions
 from mirror.web.admin import COOKIE, LASTS, Admin, check_origin
 from mirror.web.context import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, PageContext, recognise
 from mirror.web.live import Live
@@ -70,10 +75,10 @@ class Site:
     """Answers what is not the registry's API."""
 
     def __init__(self, cache: Cache, admin: Admin, site_info: SiteInfo) -> None:
-        self._images = cache.images
         self._admin = admin
+        self._actions = Actions(cache.images, cache.pulls)
         self._templates = Templates(site_info.version)
-        self._pages = Pages(cache, site_info, self._templates)
+        self._pages = Pages(cache, self._actions, site_info, self._templates)
         self._live: Live[State] = Live(self._pages.state, self._pages.parts)
 
     def start(self) -> None:
@@ -82,6 +87,7 @@ class Site:
     async def aclose(self) -> None:
         """Ends what listeners wait on, so that the mirror can stop."""
         await self._live.aclose()
+        await self._actions.aclose()
         await self._pages.aclose()
 
     async def answer(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
@@ -97,7 +103,9 @@ class Site:
         first, _, rest = target.path[1:].partition("/")
         match request.method, first, rest:
             case "POST", "image", name if name:
-                return await self._change(request, target, *_image(name))
+                return await self._change(request, target, name)
+            case "POST", "images", "":
+                return await self._change_several(request)
             case "POST", "login", "":
                 return await self._log_in(request, target)
             case "POST", "logout", "":
@@ -107,9 +115,9 @@ class Site:
                 return self._asset(target.path)
             case "GET" | "HEAD", _, _:
                 return await self._look(request, target, first, rest)
-            case _, ("" | "images" | "setup" | "events" | "web"), _:
+            case _, ("" | "repository" | "settings" | "setup" | "events" | "web"), _:
                 raise Unsupported(f"{request.method} is not supported here")
-            case _, ("image" | "login"), _:
+            case _, ("image" | "images" | "login"), _:
                 raise Unsupported(f"{request.method} is not supported here", "GET, HEAD, POST")
         raise _nothing_here()
 
@@ -128,6 +136,12 @@ class Site:
                 page = await self._pages.images(context)
             case "image", name if name:
                 page = await self._pages.image(context, *_image(name))
+            case "repository", name if name:
+                page = await self._pages.repository(context, _repository(name))
+            case "settings", "":
+                if context.session is None:
+                    raise AdminNeeded("the settings are shown to whoever has the admin token: log in")
+                page = self._pages.settings(context)
             case "setup", "":
                 page = self._pages.setup(context)
             case "login", "":
@@ -136,29 +150,29 @@ class Site:
                 raise _nothing_here()
         return _page(page)
 
-    async def _change(
-        self, request: web.BaseRequest, target: Target, repository: Repository, reference: Reference
-    ) -> web.StreamResponse:
-        form = await _form(request)
+    async def _change(self, request: web.BaseRequest, target: Target, name: str) -> web.StreamResponse:
+        form, image = await _form(request), _image(name)
         self._admin.allow(request, form.get("secret", ""))
-        match form.get("action"):
-            case "pin":
-                await self._images.pin(repository, reference)
-                done = "pinned"
-            case "unpin":
-                await self._images.unpin(repository, reference)
-                done = "unpinned"
-            case "refresh":
-                done = "changed" if (await self._images.refresh(repository, reference)).changed else "refreshed"
-            case "delete":
-                await self._images.delete(repository, reference)
-                done = "deleted"
-            case _:
-                raise RequestInvalid("action is pin, unpin, refresh or delete")
+        if form.get("action") == "fetch":
+            done = await self._actions.fetch(image, form.get("platform", EVERY))
+        else:
+            done = await self._actions.apply(form.get("action", ""), [image])
         self._pages.changed()
         if not _wants_html(request):
-            return web.json_response({"done": done, "image": target.path.removeprefix("/image/")}, headers=_SAFETY)
-        return _redirect(f"{'/' if done == 'deleted' else quote(target.path, safe='/:@')}?done={done}")
+            return web.json_response({"done": done, "image": name}, headers=_SAFETY)
+        return _redirect(f"{'/' if done in ('deleted', 'fetching') else quote(target.path, safe='/:@')}?done={done}")
+
+    async def _change_several(self, request: web.BaseRequest) -> web.StreamResponse:
+        fields = await _fields(request)
+        form = dict(fields)
+        self._admin.allow(request, form.get("secret", ""))
+        names = list(dict.fromkeys(value for key, value in fields if key == "image"))
+        done = await self._actions.apply(form.get("action", ""), [_image(name) for name in names])
+        self._pages.changed()
+        if not _wants_html(request):
+            return web.json_response({"done": done, "images": names}, headers=_SAFETY)
+        back = _local(form.get("to", ""))
+        return _redirect(f"{back}{'&' if '?' in back else '?'}done={done}")
 
     async def _log_in(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         check_origin(request)
@@ -192,7 +206,13 @@ class Site:
     def _fault(self, request: web.BaseRequest, target: Target, error: MirrorError) -> web.Response:
         if not _wants_html(request):
             raise error
-        return _page(self._pages.error(recognise(request, target, self._admin), error), error)
+        context = recognise(request, target, self._admin)
+        image = (
+            target.path.removeprefix("/image/")
+            if isinstance(error, ManifestUnknown) and target.path.startswith("/image/")
+            else ""
+        )
+        return _page(self._pages.error(context, error, image), error)
 
 
 def _page(page: str, error: MirrorError | None = None) -> web.Response:
@@ -222,7 +242,12 @@ def _switched(request: web.BaseRequest, context: PageContext) -> web.Response | 
 
 
 async def _form(request: web.BaseRequest) -> dict[str, str]:
-    """What a form sent, or a script: a JSON object counts too. Raises RequestInvalid."""
+    """Reads a form; of a field that comes several times, the last one. Raises RequestInvalid."""
+    return dict(await _fields(request))
+
+
+async def _fields(request: web.BaseRequest) -> list[tuple[str, str]]:
+    """Reads what a form sent, or a script: a JSON object counts too, and a list in it for several fields. Raises RequestInvalid."""
     body = bytearray()
     try:
         async with asyncio.timeout(_PATIENCE):
@@ -232,20 +257,27 @@ async def _form(request: web.BaseRequest) -> dict[str, str]:
             raise RequestInvalid(f"a form of at most {_LARGEST_FORM} bytes is expected")
         if request.content_type == "application/json":
             found = json.loads(body)
-            return {key: value for key, value in found.items() if isinstance(value, str)} if isinstance(found, dict) else {}
-        return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=20))
+            pairs = found.items() if isinstance(found, dict) else ()
+            several = [(key, one) for key, value in pairs for one in (value if isinstance(value, list) else [value])]
+            return [(key, value) for key, value in several if isinstance(value, str)]
+        return parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MOST + 10)
     except (ValueError, RecursionError, TimeoutError):
         raise RequestInvalid("a form is expected, URL-encoded") from None
 
 
-def _image(name: str) -> tuple[Repository, Reference]:
-    """From registry/path:tag or registry/path@digest. Raises Invalid."""
-    registry, _, rest = name.partition("/")
-    at = "@" if "@" in rest else ":"
-    path, _, reference = rest.rpartition(at)
+def _repository(name: str) -> Repository:
+    """Parses registry/path. Raises Invalid."""
+    registry, _, path = name.partition("/")
     if not is_registry_name(registry):
-        raise RequestInvalid("an image's name begins with its registry, such as docker.io/")
-    return Repository.parse(registry, path), parse_reference(reference)
+        raise RequestInvalid("a repository's name begins with its registry, such as docker.io/")
+    return Repository.parse(registry, path)
+
+
+def _image(name: str) -> tuple[Repository, Reference]:
+    """Parses registry/path:tag or registry/path@digest. Raises Invalid."""
+    at = "@" if "@" in name else ":"
+    repository, _, reference = name.rpartition(at)
+    return _repository(repository), parse_reference(reference)
 
 
 def _wants_html(request: web.BaseRequest) -> bool:

@@ -1,4 +1,4 @@
-"""The templates and the files that pages load, from the package's own folders."""
+"""The templates, and the files that pages load, from the package's own folders."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mirror.units import format_size
 from mirror.web import filters
 from mirror.web.context import THEMES
-from mirror.web.translations import LANGUAGES, text
+from mirror.web.translations import LANGUAGES, explain, text
 
 _HERE = Path(__file__).parent
 _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
@@ -22,7 +21,7 @@ _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=ut
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file that pages load. Its URL tells its content, so that it may be kept for ever."""
+    """A file that pages load. Its URL holds a hash of its content, so that browsers may keep it for ever."""
 
     url: str
     content_type: str
@@ -30,7 +29,7 @@ class Asset:
 
 
 class Templates:
-    """Makes pages of values. Every value is escaped."""
+    """Renders pages. Every value is escaped."""
 
     def __init__(self, version: str) -> None:
         """Reads the files. Raises OSError."""
@@ -44,27 +43,40 @@ class Templates:
                 urls[file.name] = url
         self._pages = _environment(True)
         self._scripts = _environment(False)
-        for name in ("rate", "number", "percent", "clock", "machine_time", "short"):
+        for name in (
+            "size",
+            "rate",
+            "number",
+            "percent",
+            "clock",
+            "date",
+            "machine_time",
+            "short",
+            "breakable",
+            "platform",
+            "familiar",
+        ):
             self._pages.globals[name] = getattr(filters, name)
-        self._pages.globals.update(size=format_size, asset=urls.__getitem__, version=version, LANGUAGES=LANGUAGES, THEMES=THEMES)
+        self._pages.globals.update(asset=urls.__getitem__, version=version, LANGUAGES=LANGUAGES, THEMES=THEMES)
 
     def compile(self) -> Iterator[None]:
-        """Reads one page's template after the other, each of which takes some milliseconds."""
+        """Compiles one template after the other, some milliseconds each."""
         for name in self._pages.list_templates(["html"]):
             self._pages.get_template(name)
             yield
 
     def page(self, name: str, language: str, **values: Any) -> str:
-        """A page, or a part of one."""
+        """Renders a page, or a part of one."""
         bound = {
             "t": partial(text, language),
+            "explain": partial(explain, language),
             "ago": lambda moment: filters.ago(moment, language),
             "span": lambda seconds: filters.span(seconds, language),
         }
         return self._pages.get_template(name).render(**bound, **values)
 
     def script(self, name: str, **values: Any) -> str:
-        """A shell script: nothing is escaped, so no value may be one that somebody chose (see setup.py)."""
+        """Renders a shell script. Nothing is escaped, so no value may be one that somebody chose (see setup.py)."""
         return self._scripts.get_template(name).render(**values)
 
 

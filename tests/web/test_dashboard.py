@@ -12,7 +12,7 @@ import ssl
 import string
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,20 @@ import pytest
 
 from mirror.clients import CLIENTS
 from mirror.downloads.active import Download
+from mirror.errors import MirrorError
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST
 from mirror.storage.disk.catalog.history import Day, History
 from mirror.storage.disk.catalog.inventory import Inventory, Totals, Traffic
-from mirror.web import live, site, translations
+from mirror.storage.disk.catalog.repositories import Pulled, UnderWay
+from mirror.web import actions, charts, filters, live, site, translations
+from mirror.web.downloads import ImageDownload, by_image
 from mirror.web.pages import Pages, SiteInfo, State
 from mirror.web.templating import Templates
 from mirror.web.token import NAME, token_in
+from tests.cache.test_inventory import pull, serve
 from tests.support.certificates import Authority
 from tests.support.filled import fill
+from tests.support.images import make_index
 from tests.support.mirrors import Mirror, MirrorProcess, until
 from tests.support.scripted import Hold, Scripted
 
@@ -90,7 +95,8 @@ async def test_an_upstream_that_nobody_has_asked_is_not_called_healthy(mirror: M
     """What is not known is not said; after an answer it is, and when that was."""
     upstream.add_image("library/app", "1")
     page = (await mirror.get("/", **HTML)).body
-    unknown = page.count(b"not asked")
+    assert b"not visited yet" in page
+    unknown = page.count(b"<li>")
     assert unknown > 1
     assert b"healthy" not in page
     await mirror.get("/v2/app/manifests/1")
@@ -98,21 +104,21 @@ async def test_an_upstream_that_nobody_has_asked_is_not_called_healthy(mirror: M
         # A page has the state of a moment ago.
         while b"healthy" not in (page := (await mirror.get("/", **HTML)).body):
             await asyncio.sleep(0.1)
-    assert page.count(b"not asked") == unknown - 1
+    assert page.count(b"<li>") == unknown
     assert b"answered" in page
 
 
 def test_the_trend_is_drawn_once_it_tells_something() -> None:
     """From the size an hour ago or earlier to the size now, the highest at the top; before that it says when it will be."""
     totals = Totals(0, 0, 0, 0, 4096, 0, 0, Traffic(0, 0, 0, 0))
-    pages = Pages(None, SiteInfo("1", (), 8192, 1.0, dict), Templates("1"))  # type: ignore[arg-type]
+    pages = Pages(None, None, SiteInfo("1", (), 8192, 1.0, dict), Templates("1"))  # type: ignore[arg-type]
 
     def figures(*samples: tuple[float, int]) -> str:
         sizes = tuple((int(time.time() - ago), size) for ago, size in samples)
         return pages.parts(State((), totals, History(sizes, ()), {}), "en")["figures"]
 
     drawn = figures((7200, 1024), (3600, 2048))
-    assert re.search(r"Size of the cache lately: 1 KiB on 20\d\d-[^,]*, 4 KiB now", drawn)
+    assert re.search(r"Size of the cache lately: 1\sKiB on 20\d\d-[^,]*, 4\sKiB now", drawn)
     line = re.search(r'<path class="line" d="M0\.0 ([\d.]+)L120\.0 ([\d.]+)L240\.0 ([\d.]+)"', drawn)
     assert line is not None, drawn
     heights = [float(height) for height in line.groups()]
@@ -127,11 +133,15 @@ async def test_what_is_fetched_ahead_is_counted_apart(start: Callable[..., Any],
     """A prefetched layer that nobody asks for does not count as fetched for a client; one that a client reads meanwhile does."""
     mirror: Mirror = await start(prefetch=True)
     image = upstream.add_image("library/app", "1", layers=[os.urandom(200_000), os.urandom(300_000)])
+    before = await mirror.metric("mirror_fetched_ahead_bytes_total")
     await mirror.get("/v2/app/manifests/1")
     await mirror.get(f"/v2/app/blobs/{image.layers[0]}")
     await mirror.until_cached(image.layers[1])
     await until(lambda: not mirror.spooled())
-    assert await mirror.metric("mirror_fetched_ahead_bytes_total") in (300_000, 300_000 + len(upstream.blobs[str(image.config)]))
+    assert await mirror.metric("mirror_fetched_ahead_bytes_total") - before in (
+        300_000,
+        300_000 + len(upstream.blobs[str(image.config)]),
+    )
     await mirror.stop()
     with contextlib.closing(Inventory(mirror.directory)) as inventory:
         totals, history = inventory.totals(), inventory.history()
@@ -159,15 +169,22 @@ async def test_the_first_screen_is_small_with_ten_thousand_images(start: Callabl
         # A page has the figures of a moment ago at once, and has new ones made.
         while b">10,000<" not in (page := await mirror.get("/", **HTML)).body:
             await asyncio.sleep(0.2)
-    assert page.body.count(b"data-copy=") == 25
+    assert page.body.count(b'<th scope="row">') == 25
     total = len(page.body)
     for url in sorted(set(re.findall(r'(?:src|href)="(/web/[^"]+)"', page.body.decode()))):
         asset = await mirror.get(url)
         assert (asset.status, asset.headers["Cache-Control"]) == (200, "public, max-age=31536000, immutable")
         total += len(asset.body)
     assert total < 100_000
-    last = await mirror.get("/?page=400&order=size&q=app", **HTML)
-    assert b"Page 400 of 400" in last.body
+    for path in (
+        "/?page=40&order=size",
+        "/?page=400&order=size&q=app",
+        "/?page=400&view=images",
+        "/repository/docker.io/library/app-7",
+    ):
+        last = await mirror.get(path, **HTML)
+        assert (last.status, len(last.body) < 60_000) == (200, True)
+        assert b"Page 40 of 40" in last.body or b"Page 400 of 400" in last.body or b"10 images" in last.body
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -384,13 +401,141 @@ def test_the_token_is_made_once_and_its_owners_alone(tmp_path: Path) -> None:
         assert "set by its owner" not in mirror.log
 
 
+async def test_several_images_are_changed_at_once(dashboard: Mirror, upstream: Scripted) -> None:
+    """Those that were selected and no others; where one cannot be changed, the rest are, and the answer says which it was."""
+    names = [f"docker.io/library/app:{tag}" for tag in ("1", "2", "3")]
+    for tag in ("2", "3"):
+        upstream.add_image("library/app", tag)
+        await dashboard.get(f"/v2/app/manifests/{tag}")
+    bearer = {"Authorization": f"Bearer {token(dashboard)}"}
+
+    async def several(action: str, images: list[str], **headers: str) -> tuple[int, str]:
+        body = {"action": action, "image": images}
+        async with dashboard.session.post("/images", json=body, headers=headers, allow_redirects=False) as answer:
+            return answer.status, await answer.text()
+
+    def badges(page: str) -> int:
+        return page.count('<span class="badge accent">')
+
+    async def pins() -> int:
+        return badges((await dashboard.get("/repository/docker.io/library/app", **HTML)).body.decode())
+
+    assert (await several("pin", names[:2]))[0] == 401
+    assert await pins() == 0
+    assert (await several("pin", names[:2], **bearer))[0] == 200
+    assert await pins() == 2
+    status, text = await several("delete", names, **bearer)
+    assert status == 409
+    assert "1 of 3 images were changed" in text
+    assert names[0] in text
+    assert names[1] in text
+    assert [(await dashboard.get(f"/image/{name}", **HTML)).status for name in names] == [200, 200, 404]
+    for images in ([], [f"docker.io/library/app:{tag}" for tag in range(51)]):
+        assert (await several("unpin", images, **bearer))[0] == 400
+    assert (await several("fetch", names[:1], **bearer))[0] == 400
+    assert await pins() == 2
+
+
+async def test_the_list_has_boxes_for_the_admin_alone(dashboard: Mirror) -> None:
+    """A form leads back to the page that it was sent from."""
+    for path in ("/?view=images&order=size", "/?q=app", "/repository/docker.io/library/app?order=size"):
+        assert b'name="image"' not in (await dashboard.get(path, **HTML)).body
+        cookie = await log_in(dashboard)
+        page = (await dashboard.get(path, Cookie=cookie, **HTML)).body.decode()
+        assert page.count('name="image"') == 1
+        hidden = dict(re.findall(r'type="hidden" name="(secret|to)" value="([^"]*)"', page))
+        form = {
+            "image": "docker.io/library/app:1",
+            "action": "pin",
+            **{key: value.replace("&amp;", "&") for key, value in hidden.items()},
+        }
+        status, _, headers = await post(dashboard, "/images", form, Cookie=cookie, Origin=dashboard.url, **HTML)
+        assert status == 303
+        assert set(re.split("[?&]", headers["Location"])) == {*re.split("[?&]", path), "done=pinned"}
+
+
+async def test_what_is_not_cached_can_be_fetched(dashboard: Mirror, upstream: Scripted) -> None:
+    """With the token: the whole image for a platform, as mirror pull does; its bytes are counted as pulled. What upstream lacks is told at once."""
+    image = upstream.add_image("library/other", "1", layers=[os.urandom(3000), os.urandom(500)])
+    path = "/image/docker.io/library/other:1"
+    page = await dashboard.get(path, **HTML)
+    assert (page.status, b"Not in the cache" in page.body, b'value="fetch"' in page.body) == (404, True, False)
+    offered = await dashboard.get(path, Cookie=await log_in(dashboard), **HTML)
+    assert (offered.status, b'value="fetch"' in offered.body) == (404, True)
+    form = {"action": "fetch", "platform": "linux/amd64"}
+    assert (await post(dashboard, path, form))[0] == 401
+    assert not any("library/other" in asked.path for asked in upstream.asked)
+    bearer = {"Authorization": f"Bearer {token(dashboard)}"}
+    before = await dashboard.metric("mirror_fetched_ahead_bytes_total")
+    status, body, _ = await post(dashboard, path, form, **bearer)
+    assert (status, json.loads(body)) == (200, {"done": "fetched", "image": "docker.io/library/other:1"})
+    assert all(dashboard.cached(digest) for digest in (*image.layers, image.config))
+    assert await dashboard.metric("mirror_fetched_ahead_bytes_total") - before == 3500 + len(upstream.blobs[str(image.config)])
+    assert b"complete" in (await dashboard.get(path, **HTML)).body
+    assert (await post(dashboard, "/image/docker.io/library/none:1", form, **bearer))[0] == 404
+    assert (await post(dashboard, path, {"action": "fetch", "platform": "plan9/amd64"}, **bearer))[0] == 400
+
+
+async def test_a_long_fetch_goes_on_behind_and_tells_its_failure(
+    dashboard: Mirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever began it is shown the list of downloads, which says in the end why it failed."""
+    monkeypatch.setattr(actions, "_PATIENCE", 0.0)
+    image = upstream.add_image("library/other", "1", layers=[os.urandom(1_000_000)])
+    hold = Hold(after=300_000)
+    upstream.fail(str(image.layers[0]), hold)
+    bearer = {"Authorization": f"Bearer {token(dashboard)}"}
+    status, _, headers = await post(dashboard, "/image/docker.io/library/other:1", {"action": "fetch"}, **bearer, **HTML)
+    assert (status, headers["Location"]) == (303, "/?done=fetching")
+    await hold.reached.wait()
+    await upstream.stop()
+    parts: dict[str, str] = {}
+    async with asyncio.timeout(60):
+        async for news in events(dashboard.session):
+            parts.update(news)
+            if "/image/docker.io/library/other:1" in parts["downloads"] and "failed: " in parts["downloads"]:
+                break
+
+
+async def test_the_settings_are_for_the_admin(dashboard: Mirror) -> None:
+    """All that are in force, and none that is secret."""
+    refused = await dashboard.get("/settings", **HTML)
+    assert (refused.status, b"cache.max_size" in refused.body) == (401, False)
+    page = (await dashboard.get("/settings", Cookie=await log_in(dashboard), **HTML)).body.decode()
+    for text in ("cache.max_size", "50 GiB", "cache.tag_ttl", "server.listen"):
+        assert text in page.replace("\u00a0", " ")
+    assert token(dashboard) not in page
+
+
+# ---------------------------------------------------------------- an image's page
+
+
+async def test_an_images_platforms_are_tabs(mirror: Mirror, upstream: Scripted) -> None:
+    """Each a link, so that no script is needed; what is cached comes first, and only one platform's layers are on the page."""
+    made = make_index(5)
+    serve(upstream, "library/app", "1", made)
+    await pull(mirror, "library/app", "1", made, "arm64")
+    page = (await mirror.get(IMAGE, **HTML)).body.decode()
+    tabs = re.findall(r'href="(/image/[^"]*\?platform=[^"]*)#platform"[^>]*>([^<]*)<', page)
+    assert [label for _, label in tabs] == ["arm64", "amd64"]
+    assert page.count("layer 0") >= 1
+    assert "/bin/true" in page
+    assert '<span class="badge good">complete</span>' in page
+    other = (await mirror.get(tabs[1][0].replace("%2F", "/"), **HTML)).body.decode()
+    assert '<span class="badge ">not cached</span>' in other
+    assert "layer 0" not in other
+    for command in ("docker pull app:1", "podman pull docker.io/library/app:1", "FROM app:1@sha256:"):
+        assert command in page
+    assert (await mirror.get(f"{IMAGE}?platform=nothing", **HTML)).status == 200
+
+
 # ---------------------------------------------------------------- hostile texts
 
 
 def test_no_text_is_taken_for_markup(tmp_path: Path) -> None:
     """Repositories, digests, errors of upstream, names of endpoints: whatever they hold, they are shown as they are."""
-    download = Download(HOSTILE, HOSTILE, 100, 50, 1.0, 1, time.time(), True)
-    failed = Download(HOSTILE, HOSTILE, None, 0, 0.0, 0, time.time(), True, True, HOSTILE)
+    download = ImageDownload(HOSTILE, HOSTILE, HOSTILE, 1, 100, 50, 1.0, 1, None, False)
+    failed = ImageDownload(HOSTILE, "", None, 1, None, 0, 0.0, 0, None, True, HOSTILE)
     endpoint = {
         "endpoint": HOSTILE,
         "state": "open",
@@ -401,8 +546,14 @@ def test_no_text_is_taken_for_markup(tmp_path: Path) -> None:
         "pulls_left": 1,
     }
     totals = Totals(1, 1, 1, 1, 1, 1, 1, Traffic(1, 1, 1, 1))
-    state = State((download, failed), totals, History((), (Day("2025-01-01", 1, 1, 1, 1),)), {HOSTILE: [endpoint]})
-    pages = Pages(None, SiteInfo("1", (), 100, 1.0, dict), Templates("1"))  # type: ignore[arg-type]
+    state = State(
+        (download, failed),
+        totals,
+        History((), (Day("2025-01-01", 1, 1, 1, 1),)),
+        {HOSTILE: [endpoint]},
+        (Pulled(f"{HOSTILE}@{HOSTILE}", 1, 1.0),),
+    )
+    pages = Pages(None, None, SiteInfo("1", (), 100, 1.0, dict), Templates("1"))  # type: ignore[arg-type]
     for language in translations.LANGUAGES:
         for part in pages.parts(state, language).values():
             assert "<script" not in part
@@ -411,13 +562,13 @@ def test_no_text_is_taken_for_markup(tmp_path: Path) -> None:
 
 
 async def test_an_image_of_ten_thousand_platforms_is_a_page_like_others(mirror: Mirror, upstream: Scripted) -> None:
-    """What an index lists beyond what anybody would read is counted only."""
+    """What an index lists beyond what anybody would read is counted only, and so is what is for no platform."""
     entries = [
         {
             "mediaType": OCI_MANIFEST,
             "digest": f"sha256:{number:064x}",
             "size": 1,
-            "platform": {"os": HOSTILE, "architecture": str(number)},
+            "platform": {"os": HOSTILE if number % 2 else "linux", "architecture": str(number)},
         }
         for number in range(10_000)
     ]
@@ -425,7 +576,7 @@ async def test_an_image_of_ten_thousand_platforms_is_a_page_like_others(mirror: 
     upstream.add_manifest("library/app", "1", body, OCI_INDEX)
     assert (await mirror.get("/v2/app/manifests/1")).status == 200
     page = await mirror.get(IMAGE, **HTML)
-    assert b"and 9,800 more" in page.body
+    assert b"and 4,960 more and 5,000 attestations" in page.body
     assert len(page.body) < 200_000
     assert b"<script>alert" not in page.body
 
@@ -504,11 +655,111 @@ def test_every_text_is_there_in_every_language() -> None:
 
 async def test_errors_are_told_in_the_language_of_the_page(dashboard: Mirror) -> None:
     """What is wrong in words of that language; the details are as the program has them."""
-    for accept, words in (("en", ("that is not the admin token", "nothing is cached")), ("zh", ("管理员令牌不正确", "未找到"))):
+    for accept, words in (
+        ("en", ("that is not the admin token", "nothing is cached")),
+        ("zh", ("管理员令牌不正确", "缓存中没有")),
+    ):
         headers = {**HTML, "Accept-Language": accept}
         status, page, _ = await post(dashboard, "/login", {"token": "wrong"}, **headers)
         assert (status, words[0] in page) == (401, True)
-        assert words[1] in (await dashboard.get("/image/docker.io/library/none:1", **headers)).body.decode()
+        missing = (await dashboard.get("/repository/docker.io/library/none", **headers)).body.decode()
+        assert words[1] in missing
+        # What is searched for on the web stays as it is.
+        assert "nothing is cached of docker.io/library/none" in missing
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("no connection with https://registry-1.docker.io: Connection refused", "拒绝连接"),
+        ("registry-1.docker.io cannot be resolved: Temporary failure in name resolution", "DNS"),
+        ("https://ghcr.io did not answer in time", "未在限定时间内应答"),
+        ("https://x.example sent nothing for 15 s", "上游 15 秒内没有发送任何数据"),
+        ("https://x.example answered 429: too many requests", "429"),
+        ("https://x.example has answered 429 and is left alone for another 12 s", "12 秒后再试"),
+        ("https://x.example answered 502", "上游服务器出错"),
+        ("docker.io does not let anyone pull owner/secret, or has no such repository", "需要账号"),
+        ("docker.io is left alone for a while after failures: Connection refused", "拒绝连接"),
+        (
+            "no TLS connection with https://x.example: certificate verify failed: unable to get local issuer certificate",
+            "证书不可信",
+        ),
+        ("upstream's bytes for sha256:00 are not what their digest says", "与摘要不符"),
+        ("the cache's disk refuses: No space left on device", "磁盘空间不足"),
+        ("nothing is cached of docker.io/library/none:1", "缓存中没有 docker.io/library/none:1"),
+        ("docker.io/library/app:1 is pinned: unpin it first, or force it", "docker.io/library/app:1 已固定"),
+    ],
+)
+def test_usual_errors_are_explained_in_chinese(message: str, words: str) -> None:
+    """By their words, also where only those are known; the English page has them as they are."""
+    assert words in translations.explain("zh", message)
+    assert translations.explain("en", message) == message
+
+
+def test_every_error_has_a_chinese_explanation() -> None:
+    """By its class, where nobody knows its words."""
+
+    def classes(kind: type[MirrorError]) -> Iterator[type[MirrorError]]:
+        yield kind
+        for below in kind.__subclasses__():
+            yield from classes(below)
+
+    for kind in classes(MirrorError):
+        error = kind.__new__(kind)
+        assert re.search("[\u4e00-\u9fff]", translations.explain("zh", "xyzzy", error)), kind
+    assert translations.explain("zh", "xyzzy") == "xyzzy"
+
+
+def test_numbers_stay_with_their_units_and_names_whole() -> None:
+    """No line begins with a unit, and a name breaks after slashes and before its tag only."""
+    for text in (
+        filters.size(1013 * 2**20),
+        filters.rate(5e6),
+        filters.percent(1, 3),
+        filters.span(7500, "en"),
+        filters.span(0.02, "zh"),
+    ):
+        assert "\u00a0" in text
+        assert " " not in text
+    now = time.time()
+    for language in translations.LANGUAGES:
+        assert all(" " not in filters.ago(now - seconds, language).removeprefix("just ") for seconds in (1, 30, 90, 90_000))
+    assert filters.ago(now - 30, "en") == "<\u00a01\u00a0min\u00a0ago"
+    assert filters.breakable("ghcr.io/a/<b>:1") == "ghcr.io/<wbr>a/<wbr>&lt;b&gt;<wbr>:1"
+    for image, name in (("docker.io/library/redis:7", "redis:7"), ("docker.io/a/b:1", "a/b:1"), ("quay.io/library/b:1",) * 2):
+        assert filters.familiar(image) == name
+
+
+def test_the_days_stand_on_an_axis_with_round_figures() -> None:
+    """Heights fit the axis; what was fetched ahead is no part of what clients got."""
+    days = (Day("2025-01-01", 9, 9, 0, 0), Day("2025-01-02", 9, 9, 5 * 2**30, 11 * 2**30, 2**30, 2**30))
+    chart = charts.bars(History((), days))
+    assert chart is not None
+    assert (chart.top, chart.sent, chart.cached, chart.ahead) == (12 * 2**30, 11 * 2**30, 8 * 2**30, 2 * 2**30)
+    bar = chart.bars[1]
+    assert (bar.passed, bar.cached, bar.ahead) == ((90.0, 30.0), (10.0, 80.0), (100.0, 20.0))
+    assert charts.bars(History((), days[:1])) is None
+    for most in (1, 3, 1023, 1025, 10**9, 10**13):
+        assert most <= charts.axis_end(most) <= 2 * most
+
+
+def test_downloads_are_shown_by_image() -> None:
+    """One line for all blobs of an image, with what is cached of it already; a blob that nothing is known of has a line of its own."""
+    name = "docker.io/library/app"
+
+    def download(digest: str, size: int | None, have: int, readers: int = 1, ended: bool = False, error: str = "") -> Download:
+        return Download(digest, name, size, have, 10.0, readers, 0.0, True, ended, error)
+
+    image = UnderWay(f"{name}:1", "linux/amd64", {"a": 100, "b": 200, "c": 300, "d": 1}, frozenset(("c", "a")))
+    known = {(name, digest): image for digest in "abc"}
+    lines = by_image([download("b", None, 50), download("x", 7, 7, ended=True), download("a", 110, 110, ended=True)], known)
+    assert [line.name for line in lines] == [f"{name}:1", name]
+    whole, alone = lines
+    assert (whole.size, whole.have, whole.blobs, whole.rate, whole.readers) == (611, 460, 2, 10.0, 1)
+    assert (whole.ended, whole.left, whole.link) == (False, None, f"{name}:1")
+    assert (alone.ended, alone.link, alone.size) == (True, "", 7)
+    assert by_image([download("b", 200, 50)], known)[0].left == 15
+    assert by_image([download("b", 200, 50), download("a", 100, 0, 0, True, "gone")], known)[0].error == "gone"
 
 
 @pytest.mark.parametrize(
@@ -591,7 +842,7 @@ async def test_listeners_are_few_and_cost_nothing_when_they_have_left(dashboard:
     monkeypatch.setattr(live, "_MOST", 1)
     stream = events(dashboard.session)
     told = await anext(stream)
-    assert set(told) == {"figures", "downloads", "traffic", "upstreams"}
+    assert set(told) == {"figures", "downloads", "traffic", "upstreams", "top"}
     assert (await dashboard.get("/events")).status == 503
     assert (await post(dashboard, IMAGE, {"action": "pin"}, Authorization=f"Bearer {token(dashboard)}"))[0] == 200
     async with asyncio.timeout(20):

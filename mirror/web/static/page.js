@@ -1,5 +1,6 @@
 // Small conveniences; every page works without them.
 "use strict";
+document.documentElement.classList.add("scripted");
 
 // Makes `old` what `fresh` is, leaving alone what is the same: focus and animations stay.
 function morph(old, fresh) {
@@ -12,7 +13,9 @@ function morph(old, fresh) {
     old.nodeValue = fresh.nodeValue;
     return;
   }
-  for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name)) old.removeAttribute(name);
+  // What the reader has unfolded stays so.
+  const kept = old.nodeName === "DETAILS" ? "open" : null;
+  for (const { name } of [...old.attributes]) if (name !== kept && !fresh.hasAttribute(name)) old.removeAttribute(name);
   for (const { name, value } of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
   fill(old, fresh);
 }
@@ -92,6 +95,12 @@ if (search) {
     find();
   });
 }
+
+// One box selects all of a page.
+document.addEventListener("change", (event) => {
+  if (!event.target.matches("[data-all]")) return;
+  for (const box of event.target.form.querySelectorAll("[name=image]")) box.checked = event.target.checked;
+});
 
 // Copying. The clipboard is there over https and on the machine itself only; elsewhere it goes the old way.
 async function copy(text) {

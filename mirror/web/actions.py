@@ -1,0 +1,116 @@
+"""What the pages change: images are pinned, unpinned, refreshed, deleted and fetched, one or several at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from mirror.cache.images import Images
+from mirror.cache.pull import Pull, Pulls
+from mirror.errors import MirrorError, RequestInvalid
+from mirror.names import Reference, Repository, image_name
+from mirror.tasks import SingleFlight
+
+log = logging.getLogger(__name__)
+
+Image = tuple[Repository, Reference]
+
+PLATFORMS = ("linux/amd64", "linux/arm64", "linux/arm/v7", "linux/386", "linux/riscv64", "linux/ppc64le", "linux/s390x")
+"""What an image can be fetched for; or for all of its platforms."""
+EVERY = "all"
+MOST = 50
+"""Images that can be changed at once."""
+
+_PATIENCE = 3.0
+"""Seconds in which a fetch that fails is told to whoever began it; later, the list of downloads tells."""
+_MOST_FETCHES = 20
+_FAILED_FOR = 60.0
+"""Seconds for which a failure is shown."""
+
+
+class Actions:
+    """Applies changes. Each method raises MirrorError."""
+
+    def __init__(self, images: Images, pulls: Pulls) -> None:
+        self._images = images
+        self._pulls = pulls
+        self._fetches: SingleFlight[None] = SingleFlight()
+        self._running: set[str] = set()
+        self._failures: OrderedDict[str, tuple[float, str]] = OrderedDict()
+
+    async def aclose(self) -> None:
+        """Ends what is being fetched; another fetch goes on where it stopped."""
+        await self._fetches.aclose()
+
+    @property
+    def failures(self) -> list[tuple[str, str]]:
+        """Images that could not be fetched lately, and why."""
+        oldest = time.monotonic() - _FAILED_FOR
+        while self._failures and next(iter(self._failures.values()))[0] < oldest:
+            self._failures.popitem(last=False)
+        return [(image, message) for image, (_, message) in self._failures.items()]
+
+    async def apply(self, action: str, images: Sequence[Image]) -> str:
+        """Applies an action to each of some images, also where one of them fails. Returns what was done, in one word."""
+        if not 0 < len(images) <= MOST:
+            raise RequestInvalid(f"select between 1 and {MOST} images")
+        done = ""
+        failures: list[tuple[Image, MirrorError]] = []
+        for image in images:
+            try:
+                done = await self._one(action, *image)
+            except MirrorError as error:
+                failures.append((image, error))
+        if len(failures) == 1 == len(images):
+            raise failures[0][1]
+        if failures:
+            raise type(failures[0][1])(
+                f"{len(images) - len(failures)} of {len(images)} images were changed: {'; '.join(error.message for _, error in failures)}"
+            )
+        return done
+
+    async def _one(self, action: str, repository: Repository, reference: Reference) -> str:
+        match action:
+            case "pin":
+                await self._images.pin(repository, reference)
+                return "pinned"
+            case "unpin":
+                await self._images.unpin(repository, reference)
+                return "unpinned"
+            case "refresh":
+                return "changed" if (await self._images.refresh(repository, reference)).changed else "refreshed"
+            case "delete":
+                await self._images.delete(repository, reference)
+                return "deleted"
+        raise RequestInvalid("action is pin, unpin, refresh, delete or fetch")
+
+    async def fetch(self, image: Image, platform: str) -> str:
+        """Begins to fetch what is missing of an image, as ``mirror pull`` does, and goes on behind. Raises what it fails with at once."""
+        if platform != EVERY and platform not in PLATFORMS:
+            raise RequestInvalid(f"platform is one of {', '.join((*PLATFORMS, EVERY))}")
+        name = image_name(*image)
+        if len(self._running) >= _MOST_FETCHES and name not in self._running:
+            raise RequestInvalid(f"{_MOST_FETCHES} images are being fetched already: wait for one of them")
+        self._failures.pop(name, None)
+        task, _ = self._fetches.start((name, platform), lambda: self._fetch(image, name, platform))
+        await asyncio.wait([task], timeout=_PATIENCE)
+        if task.done():
+            task.result()
+        return "fetched" if task.done() else "fetching"
+
+    async def _fetch(self, image: Image, name: str, platform: str) -> None:
+        self._running.add(name)
+        try:
+            await self._pulls.pull(Pull(*image, None if platform == EVERY else [platform]))
+        except MirrorError as error:
+            log.warning("%s could not be fetched: %s", name, error)
+            self._failures[name] = time.monotonic(), error.message
+            self._failures.move_to_end(name)
+            while len(self._failures) > _MOST_FETCHES:
+                self._failures.popitem(last=False)
+            raise
+        finally:
+            self._running.discard(name)
