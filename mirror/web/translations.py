@@ -69,7 +69,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "最近 30 天：向客户端发送 {sent}，其中 {cached} 来自缓存；提前拉取 {ahead}",
     ),
     "traffic_sum": ("In 30 days {sent}, {ratio} of it from the cache.", "30 天共 {sent}，其中 {ratio} 来自缓存。"),
-    "traffic_sum_ahead": ("{ahead} were fetched ahead of clients.", "另提前拉取 {ahead}。"),
+    "traffic_sum_ahead": (
+        "In 30 days {sent}, {ratio} of it from the cache. {ahead} were fetched ahead of clients.",
+        "30 天共 {sent}，其中 {ratio} 来自缓存；另提前拉取 {ahead}。",
+    ),
     "today": ("today", "今天"),
     "traffic_none": ("No traffic in the last 30 days.", "最近 30 天没有流量。"),
     # downloads
@@ -163,8 +166,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "layer": ("Layer", "层"),
     "layer_shared": ("In images", "被引用数"),
     "layer_cached": ("Cached", "已缓存"),
-    "yes": ("yes", "是"),
-    "no": ("no", "否"),
+    "cached": ("cached", "已缓存"),
     "config": ("Configuration", "配置"),
     "layers_none": ("It has no layers.", "没有层。"),
     "neighbours": ("Shares layers with", "与以下镜像共享层"),
