@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mirror import durable
 from mirror.config import Settings
 from mirror.upstream import Upstreams
 from mirror.workers.context import WorkerContext
@@ -27,10 +28,8 @@ class Readiness:
     def tell(self) -> None:
         """Tells the other workers what this one knows. A disk that will not take it costs only that."""
         if self._file is not None:
-            beside = self._file.with_suffix(".new")
             with contextlib.suppress(OSError):
-                beside.write_text(json.dumps(self._own()))
-                beside.replace(self._file)
+                durable.replace(self._file, json.dumps(self._own()).encode())
 
     def report(self) -> dict[str, Any]:
         """A JSON object; ``degraded`` is a list of sentences."""

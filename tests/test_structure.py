@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "mirror"
-SHARED = {"names", "errors", "manifests", "metrics", "tasks"}
+SHARED = {"names", "errors", "manifests", "metrics", "tasks", "file_locks", "durable"}
 MAY_IMPORT = {
     "errors": set(),
     "names": {"errors"},
     "manifests": {"names", "errors"},
     "metrics": set(),
     "tasks": set(),
+    "file_locks": set(),
+    "durable": set(),
     "certificate": {"tasks"},
     "units": set(),
     "setting_errors": set(),
@@ -28,8 +30,8 @@ MAY_IMPORT = {
     "api": SHARED | {"api", "cache", "downloads"},
     "web": SHARED | {"units", "clients", "api", "cache", "storage", "downloads", "web"},
     "doctor": SHARED | {"units", "config", "clients", "upstream", "doctor"},
-    "workers": {"config", "metrics", "workers"},
-    "readiness": {"config", "upstream", "workers"},
+    "workers": {"config", "metrics", "file_locks", "workers"},
+    "readiness": {"config", "durable", "upstream", "workers"},
     "wiring": {"config", "metrics", "errors", "cache", "storage", "upstream"},
     "app": {"settings_in_force", "workers", "readiness", "config", "certificate", "metrics", "tasks", "api", "web", "wiring", ""},
     "cli": SHARED

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mirror.clients import Conflict, File
+from mirror.durable import write_durably
 
 _BACKUP = ".before-mirror"
 _RECORD = ".mirror-undo"
@@ -137,20 +138,13 @@ def _make_folders(folder: Path) -> list[str]:
 def _replace(path: Path, data: bytes, like: Path | None) -> None:
     """Writes beside and renames; owner and mode are those of `like`, where it is there. A symbolic link stays one."""
     target = Path(os.path.realpath(path))
-    beside = _beside(target, ".mirror-new")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            mode = 0o644
-            if like is not None and like.exists():
-                found = like.stat()
-                mode = found.st_mode & 0o7777
-                os.fchown(descriptor, found.st_uid, found.st_gid)
-            os.fchmod(descriptor, mode)
-            file.flush()
-            os.fsync(descriptor)
-        beside.replace(target)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
+
+    def take_over(descriptor: int) -> None:
+        mode = 0o644
+        if like is not None and like.exists():
+            found = like.stat()
+            mode = found.st_mode & 0o7777
+            os.fchown(descriptor, found.st_uid, found.st_gid)
+        os.fchmod(descriptor, mode)
+
+    write_durably(target, data, take_over)

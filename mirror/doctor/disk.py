@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from mirror.config import Settings
 from mirror.doctor.findings import Finding, advice, ok, problem
 from mirror.doctor.waiting import within
+from mirror.file_locks import try_exclusive
 from mirror.units import format_size
 
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "fuse.glusterfs", "ceph", "virtiofs", "afs"}
@@ -53,7 +53,7 @@ def _write(folder: Path) -> Iterator[Finding]:
         first, second = Path(name) / "1", Path(name) / "2"
         with open(first, "wb") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                try_exclusive(file.fileno())
             except OSError as error:
                 yield problem(
                     _CHECK,

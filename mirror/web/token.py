@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 from pathlib import Path
+
+from mirror.file_locks import wait_exclusive
 
 NAME = "admin-token"
 """In the cache directory, readable by its owner alone."""
@@ -22,7 +23,7 @@ def token_in(folder: Path) -> tuple[str, bool]:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with open(descriptor, "r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        wait_exclusive(descriptor)
         os.fchmod(descriptor, 0o600)
         known = file.read(_LARGEST).decode(errors="replace").strip()
         if len(known) >= SHORTEST:

@@ -6,7 +6,6 @@ It serves nobody and runs no event loop: that it is simple is why it can fork.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import logging
 import mmap
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from mirror import metrics
 from mirror.config import Server
+from mirror.file_locks import try_exclusive, try_shared
 from mirror.workers.context import WorkerContext
 
 log = logging.getLogger(__name__)
@@ -79,15 +79,16 @@ def _clear_away() -> None:
         if pid == str(os.getpid()) or not Path(f"/proc/{pid}").exists():
             # In another container that shares this folder it may live all the same; and workers outlive it while they drain.
             with contextlib.suppress(OSError):
-                os.close(_hold(left, fcntl.LOCK_EX))
+                os.close(_hold(left, try_exclusive))
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _hold(folder: Path, lock: int) -> int:
+def _hold(folder: Path, take: Callable[[int], bool]) -> int:
     """Locks a folder as long as the descriptor is open in any process. Raises OSError where others hold it."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(fd, lock | fcntl.LOCK_NB)
+        if not take(fd):
+            raise BlockingIOError(f"{folder} is in use")
     except OSError:
         os.close(fd)
         raise
@@ -100,7 +101,7 @@ def run(server: Server, folder: Path, work: Callable[[WorkerContext], int], star
     `work` is what a worker does, and gives its exit status; `started` is called with the URL when all are ready. Raises OSError where it cannot listen.
     """
     with contextlib.ExitStack() as stack:
-        stack.callback(os.close, _hold(folder, fcntl.LOCK_SH))
+        stack.callback(os.close, _hold(folder, try_shared))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         listeners = _listen(*server.address)
         for listener in listeners:

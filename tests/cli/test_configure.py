@@ -167,14 +167,14 @@ def test_a_crash_between_record_and_file_can_be_undone(tmp_path: Path, monkeypat
     """The file is not changed yet, what was laid beside it is cleared away."""
     file = tmp_path / "daemon.json"
     file.write_text("{}")
-    replace = Path.replace
+    replace = os.replace
 
-    def crash(self: Path, target: str | os.PathLike[str]) -> Path:
+    def crash(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
         if Path(target) == file:
             raise OSError(5, "the lights went out")
-        return replace(self, target)
+        replace(source, target)
 
-    monkeypatch.setattr(Path, "replace", crash)
+    monkeypatch.setattr(os, "replace", crash)
     assert invoke("docker", "--file", str(file), "--write").exit_code == 1
     monkeypatch.undo()
     assert file.read_text() == "{}"

@@ -7,7 +7,9 @@ import contextlib
 import os
 import random
 import shutil
+import socket
 import sqlite3
+import stat
 import struct
 import time
 from collections.abc import Callable
@@ -65,27 +67,74 @@ async def test_folders_where_a_download_should_be(mirror: Mirror, upstream: Scri
     assert (await mirror.get(path(blob))).cache == "mirror; fwd=miss; stored"
 
 
-async def test_a_blob_that_is_a_link_to_its_file(start: Callable[..., Any], upstream: Scripted, tmp_path: Path) -> None:
-    """Whoever moves files elsewhere and links them keeps them cached; a link to nothing is no blob."""
-    blob, gone = upstream.add_blob(data := os.urandom(1000)), upstream.add_blob(os.urandom(1000))
+def make_special(what: str, name: Path, elsewhere: Path) -> None:
+    """Puts something that is no regular file under a name."""
+    match what:
+        case "link":
+            name.symlink_to(elsewhere)
+        case "dangling link":
+            name.symlink_to(elsewhere.with_name("nowhere"))
+        case "fifo":
+            os.mkfifo(name)
+        case "socket":
+            with contextlib.closing(socket.socket(socket.AF_UNIX)) as one:
+                one.bind(os.path.relpath(name))
+        case "device":
+            os.mknod(name, stat.S_IFCHR | 0o600, os.makedev(1, 5))
+
+
+@pytest.mark.parametrize("what", ["link", "dangling link", "fifo", "socket", "device"])
+async def test_what_is_no_file_under_a_blobs_name(
+    mirror: Mirror, upstream: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Nothing is read through it and nothing waits for it: the blob is fetched once and takes its place; what a link points to is left alone."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"not the mirror's")
+    monkeypatch.chdir(mirror.directory)
+    blob = upstream.add_blob(data := os.urandom(MIB))
+    make_special(what, file(mirror, blob), elsewhere)
+    assert (await mirror.head(path(blob))).headers["Content-Length"] == str(MIB)
+    got = await mirror.get(path(blob))
+    assert (got.body, got.cache) == (data, "mirror; fwd=miss; stored")
+    await mirror.until_cached(blob)
+    await until(lambda: file(mirror, blob).lstat().st_mode & 0o170777 == stat.S_IFREG | 0o600)
+    assert (await mirror.get(path(blob))).cache == "mirror; hit"
+    assert upstream.count("GET", path(blob)) == 1
+    assert elsewhere.read_bytes() == b"not the mirror's"
+
+
+@pytest.mark.parametrize("what", ["link", "fifo", "socket", "device"])
+@pytest.mark.parametrize("suffix", ["part", "have"])
+async def test_what_is_no_file_under_a_downloads_name(
+    mirror: Mirror, upstream: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, suffix: str
+) -> None:
+    """The blob is passed through, and nothing is written into what is there."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"not the mirror's")
+    monkeypatch.chdir(mirror.directory)
+    blob = upstream.add_blob(data := os.urandom(MIB))
+    await mirror.mended()
+    make_special(what, mirror.directory / "spool" / f"sha256-{blob.hex}.{suffix}", elsewhere)
+    got = await mirror.get(path(blob))
+    assert (got.body, got.cache) == (data, "mirror; fwd=miss; detail=not-stored")
+    assert elsewhere.read_bytes() == b"not the mirror's"
+
+
+async def test_nobody_else_can_enter_the_cache(start: Callable[..., Any], upstream: Scripted) -> None:
+    """Neither read what is kept nor hold its locks: folders and files are their owner's alone, those of an older mirror as well."""
+    image = upstream.add_image("library/app", "latest")
     mirror: Mirror = await start()
-    for digest in (blob, gone):
-        await mirror.get(path(digest))
-        await mirror.until_cached(digest)
+    for name in ("blobs", "spool", "catalog"):
+        (mirror.directory / name).chmod(0o755)
     await mirror.stop()
-    file(mirror, blob).rename(tmp_path / "elsewhere")
-    file(mirror, blob).symlink_to(tmp_path / "elsewhere")
-    file(mirror, gone).unlink()
-    file(mirror, gone).symlink_to(tmp_path / "nowhere")
-    again: Mirror = await start()
-    for _ in range(200):
-        if await again.metric("mirror_cache_blobs") == 1:
-            break
-        await asyncio.sleep(0.02)
-    assert (await again.metric("mirror_cache_blobs"), await again.metric("mirror_cache_bytes")) == (1, 1000)
-    got = await again.get(path(blob))
-    assert (got.body, got.cache) == (data, "mirror; hit")
-    assert (await again.get(path(gone))).digest() == gone
+    mirror = await start()
+    await mirror.get(LATEST)
+    await mirror.get(path(image.layers[0]))
+    await mirror.until_cached(image.layers[0])
+    for name in ("blobs", "blobs/sha256", "spool", "catalog"):
+        assert (mirror.directory / name).stat().st_mode & 0o777 == 0o700, name
+    for digest in (image.digest, image.layers[0]):
+        assert file(mirror, digest).stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("what", ["documents", "document", "page"])

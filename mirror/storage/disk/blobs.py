@@ -1,40 +1,45 @@
 """Finished, verified content as files::
 
     <cache.dir>/
-      oci-layout
       blobs/sha256/<hex>     layers, configs and manifests: nothing unverified is ever under this name
       blobs/sha512/<hex>
-      spool/                 downloads in progress (see flights/spool.py)
+      spool/                 downloads in progress (see spool.py)
+      catalog/               what is known about the content (see catalog/catalog.py)
 
-An OCI image layout's own shape (image-spec 1.1, "image-layout.md"), deduplicated over all repositories and registries. A reader holds a shared
-``flock`` on the file; eviction takes an exclusive one first and passes by what it can't get, in this process or another.
+The blobs have the names that they have in an OCI image layout (image-spec 1.1, "image-layout.md"), deduplicated over all repositories and registries. The folder
+is not a layout: tags are in the catalog. Its owner alone can read it. A reader holds a shared lock on the file; eviction takes an exclusive one first and passes
+by what it can't get, in this process or another.
 
-What has been verified is sealed: the fraction of its time of modification is made from its digest. Whatever writes to the file after that, or copies or restores it
-without its times, breaks the seal, and it is verified anew before anybody gets it.
+What has been verified is sealed: the fraction of its time of modification is made from its digest. Whatever writes to the file after that, or copies or restores
+it without its times, breaks the seal, and it is verified anew before anybody gets it.
+
+Only what is not there counts as absent: other errors are raised (see files.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import logging
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirror import metrics
+from mirror import file_locks, metrics
+from mirror.durable import BESIDE, write_durably
 from mirror.errors import DigestInvalid
 from mirror.names import Digest
+from mirror.storage.disk.files import NoFile, make_private_folder, open_file, status_of
 
 log = logging.getLogger(__name__)
 
 _ALGORITHMS = ("sha256", "sha512")
-_BESIDE = ".writing-"
 _SECOND = 10**9
 _CHUNK = 1024 * 1024
+_ROTTEN = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)
+"""Errors of a disk that has lost what was on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,43 +62,32 @@ class BlobStore:
     """The folder of finished content."""
 
     def __init__(self, root: Path) -> None:
-        """Makes the folders. Raises OSError where it may not."""
+        """Makes the folders; a full disk is no reason not to start. Raises OSError."""
         self.root = root
         self._unsealable: dict[Digest, tuple[int, ...]] = {}
         self.spool = root / "spool"
-        for algorithm in _ALGORITHMS:
-            (root / "blobs" / algorithm).mkdir(parents=True, exist_ok=True)
-        self.spool.mkdir(exist_ok=True)
-        layout = root / "oci-layout"
-        if not layout.exists():
-            write_durably(layout, b'{"imageLayoutVersion": "1.0.0"}')
+        for folder in (root / "blobs", *(root / "blobs" / algorithm for algorithm in _ALGORITHMS), self.spool):
+            make_private_folder(folder)
 
     def path(self, digest: Digest) -> str:
         return f"{self.root}/blobs/{digest.algorithm}/{digest.hex}"
 
     def open(self, digest: Digest) -> BlobFile | None:
-        """Opens a blob for reading; None where it is not cached."""
+        """Opens a blob for reading; None where it is not cached. Raises OSError where that cannot be told."""
         try:
-            fd = os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            # Not only absent: what cannot be opened is as good as absent, and is fetched again.
+            fd = open_file(self.path(digest), os.O_RDONLY)
+        except NoFile:
             return None
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(fd)
-            return None
         with contextlib.suppress(OSError):
             # Fails only while eviction is unlinking it. What is open stays readable all the same.
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            file_locks.try_shared(fd)
         return BlobFile(fd, status.st_size, self._is_sealed(status, digest))
 
     def size(self, digest: Digest) -> int | None:
-        """The size of a blob in bytes; None where it is not cached."""
-        try:
-            status = os.stat(self.path(digest))
-        except OSError:
-            return None
-        return status.st_size if stat.S_ISREG(status.st_mode) else None
+        """The size of a blob in bytes; None where it is not cached. Raises OSError where that cannot be told."""
+        status = status_of(self.path(digest))
+        return None if status is None else status.st_size
 
     def put(self, digest: Digest, content: bytes) -> None:
         """Stores small content that is verified already. Raises OSError."""
@@ -115,7 +109,10 @@ class BlobStore:
         return status.st_mtime_ns % _SECOND == _fraction(digest) or self._unsealable.get(digest) == _state(status)
 
     def verify(self, digest: Digest, given_up: Callable[[], bool]) -> bool:
-        """Reads a blob and hashes it, at once, unless it is `given_up`. Seals what is right, removes what is wrong, readers or not, which is when it is False."""
+        """Reads a blob and hashes it, unless it is `given_up`, and seals it. False where it was damaged: it is removed then, readers or not. Blocks.
+
+        Raises OSError where it cannot be opened, or not be read for want of something else than the disk.
+        """
         file = self.open(digest)
         if file is None:
             return True
@@ -128,7 +125,10 @@ class BlobStore:
                         return True
                     hasher.update(buffer[:count])
                 right = hasher.hexdigest() == digest.hex
-            except OSError:
+            except OSError as error:
+                if error.errno not in _ROTTEN:
+                    raise
+                log.error("%s cannot be read: %s", digest, error)
                 right = False
             if right:
                 self.seal(file.fd, digest, since)
@@ -149,13 +149,14 @@ class BlobStore:
         """Removes a blob unless somebody, in whatever process, is reading it. True when it is gone."""
         path = self.path(digest)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+            fd = open_file(path, os.O_RDONLY)
+        except NoFile:
             return True
         except OSError:
             return False
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not file_locks.try_exclusive(fd):
+                return False
             os.unlink(path)
         except OSError:
             return False
@@ -173,7 +174,7 @@ class BlobStore:
             with os.scandir(self.root / "blobs" / algorithm) as entries:
                 for entry in entries:
                     try:
-                        digest, status = Digest.parse(f"{algorithm}:{entry.name}"), entry.stat()
+                        digest, status = Digest.parse(f"{algorithm}:{entry.name}"), entry.stat(follow_symlinks=False)
                     except (DigestInvalid, OSError):
                         continue
                     if stat.S_ISREG(status.st_mode):
@@ -182,7 +183,7 @@ class BlobStore:
     def unfinished(self) -> Iterator[Path]:
         """What `put` is writing, or was when it was killed."""
         for algorithm in _ALGORITHMS:
-            yield from (self.root / "blobs" / algorithm).glob(f"{_BESIDE}*")
+            yield from (self.root / "blobs" / algorithm).glob(f"{BESIDE}*")
 
 
 def _fraction(digest: Digest) -> int:
@@ -192,31 +193,3 @@ def _fraction(digest: Digest) -> int:
 
 def _state(status: os.stat_result) -> tuple[int, ...]:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def write_durably(path: Path, content: bytes, written: Callable[[int], None] | None = None) -> None:
-    """Writes a file so that after a crash it is there whole or not at all: beside, fsync, rename, fsync the folder. `written` is called with its descriptor."""
-    fd, beside = tempfile.mkstemp(dir=path.parent, prefix=_BESIDE)
-    try:
-        with open(fd, "wb") as file:
-            file.write(content)
-            file.flush()
-            if written is not None:
-                written(fd)
-            os.fsync(fd)
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(beside)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Makes the names in a folder durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import time
 from collections import OrderedDict
@@ -22,6 +21,7 @@ from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
 from mirror.storage.disk.catalog.schema import look_for_damage
 from mirror.storage.disk.executor import ThreadPool
+from mirror.storage.disk.locks import Rank, hold
 from mirror.storage.disk.maintenance import limit
 from mirror.storage.disk.maintenance.eviction import Eviction
 from mirror.storage.disk.maintenance.expiry import Expiry
@@ -202,8 +202,7 @@ class Content:
         """After a start, puts in order what a crash left; one process at a time, since a start of many wants it of all at once."""
         await self.eviction.count()
         try:
-            with open(self.store.root / "catalog" / "mend.lock", "wb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with hold(self.store.root / "catalog" / "mend.lock", Rank.MENDING, wait=False):
                 await self.disk.run(sweep, self.store)
                 await self.disk.run(look_for_damage, self.store.root / "catalog")
                 await self.mend()

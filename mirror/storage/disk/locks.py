@@ -1,51 +1,115 @@
-"""Turns at asking upstream, for all processes on one cache directory: what one of them asks, the others need not ask again.
+"""The locks of a cache directory, shared by all processes that use it, and the order in which they are taken.
 
-A turn is a lock on one byte of one file, whose place in it is the hash of what is asked (fcntl(2), "Open file description locks"): the kernel gives it up when its
-holder dies, however it dies, and no two questions are likely to get into each other's way.
+===========  ======================  ========================================================================================
+rank         file                    held
+===========  ======================  ========================================================================================
+KEY          catalog/asking.lock     by who asks upstream for something: one byte of the file for each key
+DATABASE     catalog/open.lock       shared while a process has the database open; exclusive for the moment of opening it
+MENDING      catalog/mend.lock       by the process that repairs after a start
+SCRUB        catalog/scrub.lock      by the process that scrubs
+LEAD         spool/….part            by the process that writes a download
+EVICTION     catalog/eviction.lock   by who removes content; SQLite's own lock is taken after it
+CONTENT      blobs/…                 shared by readers; exclusive by who removes it
+===========  ======================  ========================================================================================
+
+A thread that waits for a lock holds none of the same rank or a later one: so no two can wait for each other. `hold` checks it. All others are tried, never
+waited for, or waited for without holding a thread (KEY).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import os
-import struct
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
+from enum import IntEnum
 from pathlib import Path
 
-_FLOCK = struct.Struct("hhqqi0q")
+from mirror import file_locks
+from mirror.storage.disk.files import open_file
+
 _INTERVAL = 0.02
+"""Seconds between two tries for a key."""
+
+
+class Rank(IntEnum):
+    """In the order of taking."""
+
+    KEY = 1
+    DATABASE = 2
+    MENDING = 3
+    SCRUB = 4
+    LEAD = 5
+    EVICTION = 6
+    CONTENT = 7
+
+
+class _Held(threading.local):
+    def __init__(self) -> None:
+        self.ranks: list[Rank] = []
+
+
+_held = _Held()
+
+
+@contextlib.contextmanager
+def hold(path: Path, rank: Rank, *, wait: bool = True) -> Iterator[None]:
+    """Holds a lock file for this process alone. Blocks, or with `wait` False raises BlockingIOError where another has it. Raises OSError."""
+    with _ranked(rank if wait else None):
+        fd = open_file(path, os.O_RDWR | os.O_CREAT)
+        try:
+            if wait:
+                file_locks.wait_exclusive(fd)
+            elif not file_locks.try_exclusive(fd):
+                raise BlockingIOError(f"{path} is locked")
+            yield
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def _ranked(rank: Rank | None) -> Iterator[None]:
+    if rank is None:
+        yield
+        return
+    assert all(held < rank for held in _held.ranks), f"{rank.name} is taken after {_held.ranks}"
+    _held.ranks.append(rank)
+    try:
+        yield
+    finally:
+        _held.ranks.remove(rank)
 
 
 class KeyedFileLock:
-    """In this process, no question may be asked twice at a time: see tasks.py."""
+    """One lock for each key, in one file: each is a byte, whose offset is the key's hash.
+
+    Excludes other processes only. A file system without such locks, or one that cannot take the file, excludes nobody.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError."""
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._file: int | None = None
+        with contextlib.suppress(OSError):
+            self._file = open_file(path, os.O_RDWR | os.O_CREAT)
 
     @contextlib.asynccontextmanager
-    async def take(self, question: str) -> AsyncIterator[None]:
-        """Waits until no other process asks the same. A file system without such locks makes nobody wait."""
-        place = int.from_bytes(hashlib.sha256(question.encode()).digest()[:7], "big")
-        while True:
-            try:
-                self._lock(fcntl.F_WRLCK, place)
-                break
-            except BlockingIOError:
+    async def take(self, key: str) -> AsyncIterator[None]:
+        """Waits until no other process holds the same key."""
+        fd, offset = self._file, int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+        if fd is None:
+            yield
+            return
+        with contextlib.suppress(OSError):
+            while not file_locks.try_byte(fd, offset):
                 await asyncio.sleep(_INTERVAL)
-            except OSError:
-                break
         try:
             yield
         finally:
             with contextlib.suppress(OSError):
-                self._lock(fcntl.F_UNLCK, place)
-
-    def _lock(self, kind: int, place: int) -> None:
-        fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, place, 1, 0))
+                file_locks.unlock_byte(fd, offset)
 
     def close(self) -> None:
-        os.close(self._file)
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

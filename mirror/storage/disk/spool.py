@@ -12,14 +12,16 @@ The journal is 16-byte records of two little-endian 64-bit numbers, appended aft
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import struct
 import time
 from pathlib import Path
 
+from mirror import file_locks
+from mirror.durable import rename_durably
 from mirror.names import Digest
-from mirror.storage.disk.blobs import BlobStore, sync_folder
+from mirror.storage.disk.blobs import BlobStore
+from mirror.storage.disk.files import open_file
 from mirror.storage.extents import Extents
 
 _RECORD = struct.Struct("<QQ")
@@ -46,9 +48,9 @@ class Spool:
         self._store = store
         base = f"{store.spool}/{digest.algorithm}-{digest.hex}"
         self._part_path, self._have_path = f"{base}.part", f"{base}.have"
-        self.fd = os.open(self._part_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self.fd = open_file(self._part_path, os.O_RDWR | os.O_CREAT)
         try:
-            self._journal = os.open(self._have_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._journal = open_file(self._have_path, os.O_RDWR | os.O_CREAT)
         except OSError:
             os.close(self.fd)
             raise
@@ -60,7 +62,8 @@ class Spool:
         What an earlier leader left is taken over.
         """
         try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not file_locks.try_exclusive(self.fd):
+                return False
         except OSError:
             return False
         self.follow()
@@ -141,22 +144,20 @@ class Spool:
         self.verified = True
         self._append(*_VERIFIED)
         self._store.seal(self.fd, self.digest)
-        os.fsync(self.fd)
-        os.replace(self._part_path, self._store.path(self.digest))
+        rename_durably(self.fd, Path(self._part_path), Path(self._store.path(self.digest)))
         with contextlib.suppress(OSError):
             os.unlink(self._have_path)
-        sync_folder(Path(self._store.path(self.digest)).parent)
         self.share()
 
     def share(self) -> None:
         """Trades the lease for a reader's shared lock, which keeps the finished file from eviction while it is open."""
         with contextlib.suppress(OSError):
-            fcntl.flock(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            file_locks.try_shared(self.fd)
 
     def release(self) -> None:
         """Gives up the lease; what has come stays for whoever goes on."""
         with contextlib.suppress(OSError):
-            fcntl.flock(self.fd, fcntl.LOCK_UN)
+            file_locks.unlock(self.fd)
 
     def discard(self) -> None:
         """Throws the bytes away, as leader: followers see that the name is gone, without a verdict."""
@@ -191,11 +192,15 @@ def sweep(store: BlobStore, now: float | None = None, *, dry_run: bool = False) 
             if path.suffix == ".have" and not path.with_suffix(".part").exists():
                 if not dry_run:
                     path.unlink()
-            elif path.suffix == ".part" and path.stat().st_mtime < oldest:
-                with open(path, "rb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    count, size = count + 1, size + os.fstat(file.fileno()).st_blocks * 512
+            elif path.suffix == ".part" and path.stat(follow_symlinks=False).st_mtime < oldest:
+                fd = open_file(path, os.O_RDWR)
+                try:
+                    if not file_locks.try_exclusive(fd):
+                        continue
+                    count, size = count + 1, size + os.fstat(fd).st_blocks * 512
                     if not dry_run:
                         path.unlink()
                         path.with_suffix(".have").unlink(missing_ok=True)
+                finally:
+                    os.close(fd)
     return count, size

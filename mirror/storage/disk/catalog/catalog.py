@@ -42,6 +42,7 @@ from mirror.storage.disk.catalog import history
 from mirror.storage.disk.catalog.queues import BlobQueues
 from mirror.storage.disk.catalog.removal import Removal
 from mirror.storage.disk.catalog.schema import MANIFESTS, open_database
+from mirror.storage.disk.files import make_private_folder
 from mirror.storage.disk.maintenance.policy import MOST_FREQUENT, queue_of_new
 from mirror.storage.store import Pin as Pin
 from mirror.storage.store import TagRecord as TagRecord
@@ -56,7 +57,7 @@ class Catalog:
 
     def __init__(self, folder: Path) -> None:
         """Opens the database, or sets an unreadable one aside and makes a new one. Raises OSError, sqlite3.Error."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private_folder(folder)
         self._db, self._lock = open_database(folder)
         self.queues = BlobQueues(self._db)
         self.removal = Removal(self._db)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import sqlite3
 from pathlib import Path
+
+from mirror import file_locks
+from mirror.storage.disk.files import open_file
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +118,7 @@ def open_database(folder: Path) -> tuple[sqlite3.Connection, int]:
     Gives a descriptor too, by which others know that it is open: to be closed after it. Raises OSError, sqlite3.Error.
     """
     path = folder / _NAME
-    lock = os.open(folder / "open.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    lock = open_file(folder / "open.lock", os.O_RDWR | os.O_CREAT)
     try:
         alone = _alone(lock)
         if alone and (folder / _DAMAGED).exists():
@@ -129,7 +131,7 @@ def open_database(folder: Path) -> tuple[sqlite3.Connection, int]:
                 raise
             _set_aside(path, error)
             db = connect(path)
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        file_locks.wait_shared(lock)
     except BaseException:
         os.close(lock)
         raise
@@ -138,12 +140,10 @@ def open_database(folder: Path) -> tuple[sqlite3.Connection, int]:
 
 def _alone(lock: int) -> bool:
     """Locks it for us alone where nobody else has it locked, otherwise beside the others."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        return False
-    return True
+    if file_locks.try_exclusive(lock):
+        return True
+    file_locks.wait_shared(lock)
+    return False
 
 
 def look_for_damage(folder: Path) -> None:

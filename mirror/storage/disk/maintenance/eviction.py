@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mirror import metrics
@@ -19,6 +18,7 @@ from mirror.errors import DigestInvalid, StorageFull
 from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.executor import CatalogExecutor
+from mirror.storage.disk.locks import Rank, hold
 from mirror.storage.disk.maintenance.policy import Queue, evicted, next_victim, spared
 from mirror.storage.settings import Upkeep
 
@@ -91,12 +91,9 @@ class Eviction:
 
     # ------------------------------------------------------------------ in the catalog's thread
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Nobody else evicts meanwhile, in whatever process. In the catalog's thread, and before its transaction."""
-        with open(self._store.root / "catalog" / "eviction.lock", "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """Nobody else removes content meanwhile, in whatever process. In the catalog's thread, and before its transaction. Blocks."""
+        return hold(self._store.root / "catalog" / "eviction.lock", Rank.EVICTION)
 
     def _evict(self, this: _Pass) -> bool | None:
         """One turn: True when there is room, False when there cannot be, None when there may be after more turns."""

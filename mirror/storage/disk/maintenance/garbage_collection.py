@@ -5,7 +5,6 @@ To pretend, the same code works on a copy of the catalog, and on files that it d
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 import time
@@ -13,10 +12,12 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mirror import file_locks
 from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.executor import CatalogExecutor
 from mirror.storage.disk.content import Content
+from mirror.storage.disk.files import NoFile, open_file
 from mirror.storage.disk.maintenance.eviction import Eviction
 from mirror.storage.disk.maintenance.expiry import Expiry
 from mirror.storage.disk.spool import sweep
@@ -90,13 +91,14 @@ class _Untouched(BlobStore):
 
     def remove(self, digest: Digest) -> bool:
         try:
-            fd = os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+            fd = open_file(self.path(digest), os.O_RDONLY)
+        except NoFile:
             return True
+        except OSError:
+            return False
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file_locks.try_exclusive(fd)
         except OSError:
             return False
         finally:
             os.close(fd)
-        return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from mirror.storage.disk.blobs import write_durably
+from mirror.durable import write_durably
 
 
 def note(root: Path, max_size: int) -> None:

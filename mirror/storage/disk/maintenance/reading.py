@@ -15,6 +15,7 @@ from mirror import metrics
 from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.executor import ThreadPool
+from mirror.storage.disk.files import open_file
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +78,11 @@ class Reading:
 def _open(path: str) -> int:
     """Past the page cache where that goes: the disk is what is to be checked, and what others read shall stay in memory."""
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        return open_file(path, os.O_RDONLY | os.O_DIRECT)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return open_file(path, os.O_RDONLY)
 
 
 def _yield_to_others() -> None:

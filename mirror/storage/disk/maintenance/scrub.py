@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
 
+from mirror import file_locks
 from mirror.errors import MirrorError
 from mirror.names import Digest, Repository
 from mirror.storage.disk.blobs import BlobStore
@@ -47,7 +47,7 @@ class Scrub:
         reading = Reading(self._store, self._rate)
         with contextlib.closing(reading), open(self._store.root / "catalog" / "scrub.lock", "wb") as file:
             await reading.start()
-            while not _locked(file.fileno()):
+            while not file_locks.try_exclusive(file.fileno()):
                 await asyncio.sleep(_LONGEST_PAUSE)
             while True:
                 try:
@@ -82,11 +82,3 @@ class Scrub:
                 await self._restore(holder, digest, is_manifest)
             except MirrorError as error:
                 log.warning("%s cannot be fetched again now, but will be when it is asked for: %s", digest, error)
-
-
-def _locked(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
