@@ -1,36 +1,54 @@
-"""The settings as they are shown to people, without secrets."""
+"""The settings in force, as they are shown to people: with units, without secrets."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
 
 from mirror.config import Expire, Settings
 from mirror.units import format_size, parse_duration, parse_rate, parse_size
 
+_SPANS = ((86400, "d"), (3600, "h"), (60, "m"))
+
 
 def in_force(settings: Settings) -> dict[str, str]:
-    """Every setting by its key, as people read it: sizes and durations with their units, secrets only as set or not."""
+    """Every setting by its key; of secrets only that they are set, and empty what is not set."""
     found: dict[str, str] = {}
-
-    def add(prefix: str, table: BaseModel) -> None:
-        for name, field in type(table).model_fields.items():
-            value = getattr(table, name)
-            if isinstance(value, SecretStr):
-                value = "set"
-            elif isinstance(value, bool):
-                value = str(value).lower()
-            elif isinstance(value, float) and parse_duration in [getattr(one, "func", None) for one in field.metadata]:
-                value = f"{value:g} s"
-            elif isinstance(value, int) and {parse_size, parse_rate} & {getattr(one, "func", None) for one in field.metadata}:
-                value = format_size(value)
-            elif isinstance(value, tuple):
-                value = ", ".join(
-                    f"{one.repositories} after {one.after:g} s" if isinstance(one, Expire) else str(one) for one in value
-                )
-            found[f"{prefix}.{name}"] = "" if value is None else str(value)
-
-    for name in ("server", "cache", "upstream", "log"):
-        add(name, getattr(settings, name))
+    for table in ("server", "cache", "upstream", "log"):
+        found |= _shown(table, getattr(settings, table))
     for name, registry in settings.registries.items():
-        add(f'registries."{name}"', registry)
-    return {key: value for key, value in found.items() if value or not key.startswith("registries.")}
+        found |= {key: value for key, value in _shown(f'registries."{name}"', registry).items() if value}
+    return found
+
+
+def _shown(prefix: str, table: BaseModel) -> dict[str, str]:
+    return {f"{prefix}.{name}": _text(getattr(table, name), field) for name, field in type(table).model_fields.items()}
+
+
+def _text(value: Any, field: FieldInfo) -> str:
+    parsers = [getattr(one, "func", None) for one in field.metadata]
+    if value is None:
+        return ""
+    if isinstance(value, SecretStr):
+        return "(set)"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if parse_duration in parsers:
+        return _duration(value)
+    if parse_rate in parsers:
+        return f"{format_size(value)}/s"
+    if parse_size in parsers:
+        return format_size(value)
+    if isinstance(value, tuple):
+        return ", ".join(
+            f"{one.repositories} after {_duration(one.after)}" if isinstance(one, Expire) else str(one) for one in value
+        )
+    return str(value)
+
+
+def _duration(seconds: float) -> str:
+    """As the settings take it: ``30 d``, ``5 m``."""
+    length, unit = next(((length, unit) for length, unit in _SPANS if seconds >= length and seconds % length == 0), (1, "s"))
+    return f"{seconds / length:g} {unit}"

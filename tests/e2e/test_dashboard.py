@@ -247,6 +247,7 @@ async def test_languages_themes_and_phones(watched: Watched, upstream: Scripted)
                 assert spoken(language)
                 width = window.script("return document.documentElement.scrollWidth")
                 assert width <= 360, (language, path)
+                assert window.script("return document.querySelector('main').offsetHeight") > 200, path
 
     await watched.do(switch)
 
