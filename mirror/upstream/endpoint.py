@@ -6,6 +6,9 @@ import asyncio
 import ssl
 import time
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
 
 import aiohttp
 from yarl import URL
@@ -16,8 +19,13 @@ from mirror.names import Digest, Repository
 from mirror.upstream.challenges import Challenge, choose, parse_challenges
 from mirror.upstream.guard import Guard, same_origin
 from mirror.upstream.health import Breaker, Delivery, EndpointHealth
+from mirror.upstream.receiver import Response
 from mirror.upstream.tokens import Authenticator
-from mirror.upstream.transport import Transport, retry_after, shown
+from mirror.upstream.transport import Answer, Transport, retry_after, shown
+
+_A = TypeVar("_A", bound=Answer)
+_Ask = Callable[[URL, dict[str, str], float], Awaitable[_A]]
+"""Sends one request: URL, headers, and the seconds that are left."""
 
 _MOST_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -71,12 +79,28 @@ class Endpoint:
 
         `deadline` is in the event loop's time. The redirect of a `blob` is used again for its other ranges. Raises Denied, UpstreamError.
         """
+        return await self._ask(partial(self._guard.request, method), method, url, repository, headers, deadline, blob)
+
+    async def receive(self, url: URL, repository: Repository, headers: dict[str, str], deadline: float, blob: Digest) -> Response:
+        """Sends a GET for a blob, whose body is received in a thread; otherwise as `send`."""
+        return await self._ask(self._guard.receive, "GET", url, repository, headers, deadline, blob)
+
+    async def _ask(
+        self,
+        ask: _Ask[_A],
+        method: str,
+        url: URL,
+        repository: Repository,
+        headers: dict[str, str],
+        deadline: float,
+        blob: Digest | None,
+    ) -> _A:
         counts = method == "GET" and blob is None
         if counts and time.monotonic() < self._limited_until:
             left = self._limited_until - time.monotonic()
             raise UpstreamLimited(f"{shown(self.base)} has answered 429 and is left alone for another {left:.0f} s", left)
         try:
-            response = await self._send(method, url, repository, headers, deadline, blob)
+            response = await self._send(ask, method, url, repository, headers, deadline, blob)
         except MirrorError as error:
             metrics.upstream_errors.labels(*self._labels, _kind(error)).inc()
             raise
@@ -85,21 +109,28 @@ class Endpoint:
             self._check(response, counts)
         except MirrorError as error:
             metrics.upstream_errors.labels(*self._labels, _kind(error)).inc()
-            response.close()
+            response.release()
             raise
         return response
 
     async def _send(
-        self, method: str, url: URL, repository: Repository, headers: dict[str, str], deadline: float, blob: Digest | None
-    ) -> aiohttp.ClientResponse:
+        self,
+        ask: _Ask[_A],
+        method: str,
+        url: URL,
+        repository: Repository,
+        headers: dict[str, str],
+        deadline: float,
+        blob: Digest | None,
+    ) -> _A:
         if blob is not None and (signed := self._signed_url(blob)) is not None:
-            response = await self._once(method, signed, headers, deadline)
+            response = await self._once(ask, method, signed, headers, deadline)
             if response.status in (200, 206):
                 return response
             # It has expired, or is gone: the registry gives another.
-            response.close()
+            response.release()
             self._signed.pop(blob, None)
-        response = await self._authorized(method, url, repository, headers, deadline)
+        response = await self._authorized(ask, method, url, repository, headers, deadline)
         seen = {url}
         while response.status in _REDIRECTS:
             location = response.headers.get("Location")
@@ -115,10 +146,10 @@ class Endpoint:
             seen.add(target)
             url = target
             if same_origin(url, self.base):
-                response = await self._authorized(method, url, repository, headers, deadline)
+                response = await self._authorized(ask, method, url, repository, headers, deadline)
             else:
                 # Without Authorization: another host must never see it, and a store that signs its URLs refuses both.
-                response = await self._once(method, url, headers, deadline)
+                response = await self._once(ask, method, url, headers, deadline)
         if blob is not None and len(seen) > 1 and response.status in (200, 206):
             self._signed[blob] = url, time.monotonic() + _SIGNED_KEPT
             if len(self._signed) > _MOST_SIGNED:
@@ -130,15 +161,15 @@ class Endpoint:
         return url if time.monotonic() < until else None
 
     async def _authorized(
-        self, method: str, url: URL, repository: Repository, headers: dict[str, str], deadline: float
-    ) -> aiohttp.ClientResponse:
+        self, ask: _Ask[_A], method: str, url: URL, repository: Repository, headers: dict[str, str], deadline: float
+    ) -> _A:
         scope = f"repository:{repository.path}:pull"
         challenge = self._challenge
         for again in (True, False):
             sent = dict(headers)
             if challenge is not None:
                 sent["Authorization"] = await self._authenticator.header(challenge, scope, self._guard, _left(deadline))
-            response = await self._once(method, url, sent, deadline)
+            response = await self._once(ask, method, url, sent, deadline)
             if response.status != 401:
                 return response
             answered = challenge
@@ -159,11 +190,11 @@ class Endpoint:
             f"{self._registry} does not let {'these credentials' if challenge else 'anyone'} pull {repository.path}, or has no such repository"
         )
 
-    async def _once(self, method: str, url: URL, headers: dict[str, str], deadline: float) -> aiohttp.ClientResponse:
+    async def _once(self, ask: _Ask[_A], method: str, url: URL, headers: dict[str, str], deadline: float) -> _A:
         with metrics.upstream_seconds.labels(*self._labels, method).time():
-            return await self._guard.request(method, url, headers, _left(deadline))
+            return await ask(url, headers, _left(deadline))
 
-    def _check(self, response: aiohttp.ClientResponse, counts: bool) -> None:
+    def _check(self, response: Answer, counts: bool) -> None:
         where, status = shown(response.url), response.status
         if status == 429:
             wait = retry_after(response)
@@ -175,7 +206,7 @@ class Endpoint:
         if status >= 500 or status == 408:
             raise UpstreamUnreachable(f"{where} answered {status}")
 
-    def _note_limits(self, response: aiohttp.ClientResponse) -> None:
+    def _note_limits(self, response: Answer) -> None:
         gauges = (("ratelimit-limit", metrics.ratelimit_limit), ("ratelimit-remaining", metrics.ratelimit_remaining))
         for place, (name, gauge) in enumerate(gauges):
             value = response.headers.get(name, "").partition(";")[0].strip()

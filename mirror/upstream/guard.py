@@ -12,6 +12,7 @@ import aiohttp
 from yarl import URL
 
 from mirror.errors import TargetRefused
+from mirror.upstream.receiver import Response
 from mirror.upstream.transport import Transport, shown
 
 _PRIVACY_KEPT = 60.0
@@ -30,16 +31,25 @@ class Guard:
         self, method: str, url: URL, headers: dict[str, str], timeout: float | None = None
     ) -> aiohttp.ClientResponse:
         """Raises as Transport.request does, and TargetRefused."""
+        public_only = await self._check(url)
+        return await self._transport.request(method, url, headers, public_only=public_only, tls=self._tls, timeout=timeout)
+
+    async def receive(self, url: URL, headers: dict[str, str], timeout: float | None = None) -> Response:
+        """As `request`, for a GET whose body is received in a thread."""
+        public_only = await self._check(url)
+        return await self._transport.receive(url, headers, public_only=public_only, tls=self._tls, timeout=timeout)
+
+    async def _check(self, url: URL) -> bool:
+        """True where only public addresses may be connected to. Raises TargetRefused."""
         if same_origin(url, self._base):
-            return await self._transport.request(method, url, headers, tls=self._tls, timeout=timeout)
+            return False
         if url.scheme not in ("http", "https") or not url.host:
             raise TargetRefused(f"{shown(self._base)} points to something that is no web address")
         if url.user is not None or url.password is not None:
             raise TargetRefused(f"{shown(self._base)} points to a URL with user or password: {shown(url)}")
         if self._base.scheme == "https" and url.scheme == "http":
             raise TargetRefused(f"{shown(self._base)} points from https to http: {shown(url)}")
-        private = await self._is_private()
-        return await self._transport.request(method, url, headers, public_only=not private, tls=self._tls, timeout=timeout)
+        return not await self._is_private()
 
     async def _is_private(self) -> bool:
         if self._private is None or time.monotonic() - self._private[0] > _PRIVACY_KEPT:

@@ -1,27 +1,36 @@
-"""Connections to upstreams: timeouts, proxies, and public addresses alone where it has to be. What aiohttp raises ends here, as errors of ours."""
+"""Requests to upstreams: timeouts, proxies, and which addresses may be connected to. What the HTTP clients raise becomes an UpstreamError here.
+
+Documents are asked for with aiohttp; the bodies of blobs are received in threads (receiver.py).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import ipaddress
 import os
+import socket
 import ssl
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
+import h11
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
+from multidict import CIMultiDictProxy
 from yarl import URL
 
 from mirror import __version__
 from mirror.errors import TargetRefused, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
-from mirror.upstream.bodies import Buffers
+from mirror.upstream import dialing
 from mirror.upstream.health import Delivery
+from mirror.upstream.receiver import Receiver, Response
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _READ_BUFFER = 1024 * 1024
@@ -49,6 +58,20 @@ class Connections:
     in_all: int
 
 
+class Answer(Protocol):
+    """The head of a response, whichever client has it."""
+
+    @property
+    def url(self) -> URL: ...
+    @property
+    def status(self) -> int: ...
+    @property
+    def headers(self) -> CIMultiDictProxy[str]: ...
+    def release(self) -> object:
+        """Ends a response whose body nobody reads."""
+        ...
+
+
 class Transport:
     """Two pools of connections: one that goes anywhere, and one that goes to public addresses only."""
 
@@ -57,13 +80,15 @@ class Transport:
         self.connections = connections
         self.deliveries: list[Delivery] = []
         """Of all endpoints of all registries."""
-        self.buffers = Buffers()
         self._proxies = {
             scheme: _proxy(url) for scheme, url in urllib.request.getproxies().items() if scheme in ("http", "https")
         }
         self._resolver = ThreadedResolver()
         self._anywhere = self._session(self._resolver)
-        self._public = self._session(_PublicOnly(self._resolver))
+        self._public_resolver = _PublicOnly(self._resolver)
+        self._public = self._session(self._public_resolver)
+        self._receiver = Receiver(f"mirror/{__version__}")
+        self._tls = ssl.create_default_context()
 
     def _session(self, resolver: AbstractResolver) -> aiohttp.ClientSession:
         # Unlimited: a request that waited here for another's long download would run into its own timeout.
@@ -80,6 +105,7 @@ class Transport:
         )
 
     async def aclose(self) -> None:
+        await self._receiver.aclose()
         await self._anywhere.close()
         await self._public.close()
         await self._resolver.close()
@@ -102,11 +128,9 @@ class Transport:
 
         Raises UpstreamUnreachable, UpstreamTimeout, UpstreamInvalid, TargetRefused.
         """
-        where, proxy = shown(url), self._proxy(url)
+        proxy = self._proxy(url)
         # A proxy resolves names itself, and may well have a private address of its own.
         session = self._public if public_only and proxy is None else self._anywhere
-        if public_only and _is_literal(url) and not _public(url.host or ""):
-            raise TargetRefused(f"an upstream with a public address points to {where}, which is not public")
         extra: dict[str, Any] = {} if tls is None else {"ssl": tls}
         if proxy is not None:
             extra["proxy"], for_proxy = proxy
@@ -115,29 +139,30 @@ class Transport:
                 extra["proxy_headers"] = for_proxy
             else:
                 headers = {**headers, **for_proxy}
-        try:
+        with _translated(url, public_only):
             async with asyncio.timeout(self.timeouts.header if timeout is None else timeout):
                 return await session.request(method, url, headers=headers, allow_redirects=False, **extra)
-        except aiohttp.ClientConnectorDNSError as error:
-            if isinstance(error.os_error, _Refused):
-                raise TargetRefused(f"an upstream with a public address points to {where}, which is not public") from None
-            raise UpstreamUnreachable(f"{where} cannot be resolved: {error.os_error.strerror or error.os_error}") from None
-        except (TimeoutError, aiohttp.ServerTimeoutError):
-            raise UpstreamTimeout(f"{where} did not answer in time") from None
-        except aiohttp.ClientSSLError as error:
-            raise UpstreamUnreachable(f"no TLS connection with {where}: {_brief(error)}") from None
-        except aiohttp.ClientHttpProxyError as error:
-            raise UpstreamUnreachable(f"no connection with {where}: the proxy answered {error.status} {error.message}") from None
-        except aiohttp.ClientConnectorError as error:
-            proxied = f"the proxy {error.host}:{error.port}: " if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
-            number = error.os_error.errno
-            # aiohttp's words tell of its internals, and hide the cause where there is one: "Connect call failed".
-            reason = os.strerror(number) if number else _brief(error.os_error)
-            raise UpstreamUnreachable(f"no connection with {where}: {proxied}{reason}") from None
-        except (aiohttp.ClientConnectionError, OSError) as error:
-            raise UpstreamUnreachable(f"no connection with {where}: {_brief(error)}") from None
-        except (aiohttp.InvalidURL, aiohttp.ClientError, ValueError) as error:
-            raise UpstreamInvalid(f"{where} answered with something that is not HTTP: {_brief(error)}") from None
+
+    async def receive(
+        self,
+        url: URL,
+        headers: dict[str, str],
+        *,
+        public_only: bool = False,
+        tls: ssl.SSLContext | None = None,
+        timeout: float | None = None,
+    ) -> Response:
+        """Sends a GET whose body is received in a thread; otherwise as `request`. The caller releases or closes the response."""
+        context = (tls or self._tls) if url.scheme == "https" else None
+        if (proxy := self._proxy(url)) is not None:
+            route = dialing.proxied(url, *proxy, self._resolver, context, self.timeouts.connect)
+        else:
+            route = dialing.direct(
+                url, self._public_resolver if public_only else self._resolver, context, public_only, self.timeouts.connect
+            )
+        with _translated(url, public_only):
+            async with asyncio.timeout(self.timeouts.header if timeout is None else timeout):
+                return await self._receiver.get(url, headers, route)
 
     def _proxy(self, url: URL) -> tuple[URL, dict[str, str]] | None:
         # Not aiohttp's trust_env: that reads ~/.netrc too, and sends what it finds there.
@@ -157,6 +182,45 @@ class Transport:
         except (OSError, TimeoutError):
             return False
         return any(not _public(result["host"]) for result in found)
+
+
+@contextlib.contextmanager
+def _translated(url: URL, public_only: bool) -> Iterator[None]:
+    """Makes errors of ours of what goes wrong with a request. Raises as Transport.request does."""
+    where = shown(url)
+    if public_only and _is_literal(url) and not _public(url.host or ""):
+        raise TargetRefused(f"an upstream with a public address points to {where}, which is not public")
+    try:
+        yield
+    except aiohttp.ClientConnectorDNSError as error:
+        if isinstance(error.os_error, _Refused):
+            raise TargetRefused(f"an upstream with a public address points to {where}, which is not public") from None
+        raise UpstreamUnreachable(f"{where} cannot be resolved: {error.os_error.strerror or error.os_error}") from None
+    except _Refused:
+        raise TargetRefused(f"an upstream with a public address points to {where}, which is not public") from None
+    except socket.gaierror as error:
+        raise UpstreamUnreachable(f"{where} cannot be resolved: {error.strerror or error}") from None
+    except (TimeoutError, aiohttp.ServerTimeoutError):
+        raise UpstreamTimeout(f"{where} did not answer in time") from None
+    except (aiohttp.ClientSSLError, ssl.SSLError) as error:
+        raise UpstreamUnreachable(f"no TLS connection with {where}: {_brief(error)}") from None
+    except aiohttp.ClientHttpProxyError as error:
+        raise UpstreamUnreachable(f"no connection with {where}: the proxy answered {error.status} {error.message}") from None
+    except dialing.ProxyUnreachable as error:
+        raise UpstreamUnreachable(f"no connection with {where}: {error}") from None
+    except aiohttp.ClientConnectorError as error:
+        proxied = f"the proxy {error.host}:{error.port}: " if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
+        # aiohttp's words tell of its internals, and hide the cause where there is one: "Connect call failed".
+        raise UpstreamUnreachable(f"no connection with {where}: {proxied}{_reason(error.os_error)}") from None
+    except (aiohttp.ClientConnectionError, OSError) as error:
+        raise UpstreamUnreachable(f"no connection with {where}: {_reason(error)}") from None
+    except (aiohttp.InvalidURL, aiohttp.ClientError, h11.ProtocolError, ValueError) as error:
+        raise UpstreamInvalid(f"{where} answered with something that is not HTTP: {_brief(error)}") from None
+
+
+def _reason(error: BaseException) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    return os.strerror(number) if number else _brief(error)
 
 
 async def read_bounded(response: aiohttp.ClientResponse, limit: int, seconds: float) -> bytes:
@@ -193,13 +257,13 @@ def _proxy(url: str) -> tuple[URL, dict[str, str]]:
     return parsed.with_user(None), headers
 
 
-def length_of(response: aiohttp.ClientResponse) -> int | None:
+def length_of(response: Answer) -> int | None:
     """What Content-Length says, in bytes; None where it says nothing that is a number."""
     value = response.headers.get("Content-Length", "")
     return int(value) if value.isascii() and value.isdigit() else None
 
 
-def retry_after(response: aiohttp.ClientResponse) -> float | None:
+def retry_after(response: Answer) -> float | None:
     """Retry-After in seconds, from either of its forms (RFC 9110, section 10.2.3)."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isascii() and value.isdigit():

@@ -1,4 +1,4 @@
-"""The bodies of blobs, read past aiohttp: from a server that does with its connections what it likes, over plain HTTP and TLS."""
+"""The bodies of blobs, received in threads: from a server that does with its connections what it likes, over plain HTTP and TLS."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from mirror.errors import MirrorError, UpstreamCut, UpstreamStalled
 from mirror.names import Digest, Repository
 from mirror.upstream import Connections, Timeouts, Upstreams
-from mirror.upstream.bodies import SIZE
+from mirror.upstream.receiver import BUFFER
 from mirror.upstream.streams import BlobStream
 from tests.support.certificates import Authority
 from tests.support.mirrors import until
@@ -46,17 +46,21 @@ class Server:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            while await reader.readuntil(b"\r\n\r\n"):
-                writer.write(f"HTTP/1.1 200 OK\r\n{self.head}\r\n".encode())
-                for start in range(0, len(self.body), 65536):
-                    writer.write(self.body[start : start + 65536])
-                    await writer.drain()
-                    self.sent += len(self.body[start : start + 65536])
-                if self.then is not None:
-                    await self.then(writer)
-        writer.close()
-        self._tasks.discard(task)
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                while await reader.readuntil(b"\r\n\r\n"):
+                    writer.write(f"HTTP/1.1 200 OK\r\n{self.head}\r\n".encode())
+                    for start in range(0, len(self.body), 65536):
+                        writer.write(self.body[start : start + 65536])
+                        await writer.drain()
+                        self.sent += len(self.body[start : start + 65536])
+                    if self.then is not None:
+                        await self.then(writer)
+        finally:
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+            self._tasks.discard(task)
 
     async def aclose(self) -> None:
         for task in list(self._tasks):
@@ -116,7 +120,7 @@ async def read_until(error: type[MirrorError], stream: BlobStream) -> bytes:
 async def test_bodies_of_every_size_come_whole_over_one_connection(server: tuple[Server, Upstreams]) -> None:
     """Below, at and above a buffer's size, several times: byte for byte, and the connection serves the next request."""
     running, upstreams = server
-    for size in (1, 1000, 65536, SIZE - 1, SIZE, SIZE + 1, 3 * SIZE, 5 * SIZE + 12345, 1):
+    for size in (1, 1000, 65536, BUFFER - 1, BUFFER, BUFFER + 1, 3 * BUFFER, 5 * BUFFER + 12345, 1):
         running.answer(os.urandom(size))
         assert await read_all(await opened(upstreams)) == running.body
     assert running.connections == 1
@@ -205,7 +209,7 @@ async def test_bytes_after_a_body_are_no_part_of_it_nor_of_the_next(server: tupl
     assert running.connections == 3
 
 
-async def test_a_body_in_chunks_is_read_as_aiohttp_reads_it(server: tuple[Server, Upstreams]) -> None:
+async def test_a_body_in_chunks_is_read_whole(server: tuple[Server, Upstreams]) -> None:
     """Without a length there is something to parse."""
     running, upstreams = server
     body = os.urandom(3 * MIB)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
+import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from mirror.upstream import transport as transport_module
 from mirror.upstream.guard import Guard
 from mirror.upstream.health import Breaker
 from mirror.upstream.transport import Connections, Timeouts, Transport
+from tests.support.certificates import Authority
 from tests.support.mirrors import Mirror
 from tests.support.scripted import Cut, Delay, Headers, Redirect, Scripted, Status
 
@@ -308,3 +312,48 @@ async def test_what_aiohttp_raises_ends_at_the_transport(upstream: Scripted) -> 
         server.close()
         await server.wait_closed()
     assert transport_module.shown(URL("https://u:p@h/x?sig=1#f")) == "https://h/x"
+
+
+async def test_a_blob_comes_through_a_tunnel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy's CONNECT carries the TLS of a blob's connection: one tunnel serves several requests."""
+    authority = Authority(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(authority.certificate, authority.key)
+    asked: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+        writer.close()
+
+    async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")[0])
+        there_reader, there = await asyncio.open_connection("127.0.0.1", origin.sockets[0].getsockname()[1])
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+
+        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            while data := await source.read(65536):
+                sink.write(data)
+            sink.close()
+
+        await asyncio.gather(copy(reader, there), copy(there_reader, writer))
+
+    origin = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=tls)
+    proxy = await asyncio.start_server(tunnel, "127.0.0.1", 0)
+    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
+    monkeypatch.setenv("no_proxy", "")
+    transport = Transport(Timeouts(2, 5, 1, 1), Connections(1, 1, 1))
+    trusting = ssl.create_default_context(cafile=authority.ca)
+    try:
+        for _ in range(2):
+            # The proxy is told a port that it does not look at.
+            response = await transport.receive(URL("https://127.0.0.1:4433/x"), {}, tls=trusting)
+            body = await response.read(2)
+            assert bytes(body) == b"hello"
+            await response.aclose()
+    finally:
+        await transport.aclose()
+        origin.close()
+        proxy.close()
+    assert asked == [b"CONNECT 127.0.0.1:4433 HTTP/1.1"]

@@ -1,0 +1,100 @@
+"""Connecting for the receiver: to an origin, or through a proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Mapping
+
+import aiohappyeyeballs
+import h11
+from aiohttp.abc import AbstractResolver
+from yarl import URL
+
+from mirror.upstream.receiver import Route
+
+_ANSWER = 4096
+
+
+class ProxyUnreachable(OSError):
+    """A proxy that does not answer, or opens no tunnel. The message says which, and why."""
+
+
+def direct(url: URL, resolver: AbstractResolver, tls: ssl.SSLContext | None, public_only: bool, seconds: float) -> Route:
+    """A route without a proxy. `tls` is None for plain HTTP."""
+    host, port = _place(url)
+    return Route((host, port, tls, public_only), lambda: _connect(resolver, host, port, seconds), tls)
+
+
+def proxied(
+    url: URL, proxy: URL, headers: Mapping[str, str], resolver: AbstractResolver, tls: ssl.SSLContext | None, seconds: float
+) -> Route:
+    """A route through an HTTP proxy: a tunnel for https (RFC 9110, section 9.3.6), and the whole URL as target for http. `headers` are the proxy's."""
+    host, port = _place(url)
+    place = _place(proxy)
+    if tls is None:
+        return Route(
+            (*place, host, port), lambda: _connect_proxy(resolver, *place, seconds), None, absolute=True, headers=headers
+        )
+    return Route(
+        (*place, host, port, tls), lambda: _tunnel(resolver, place, seconds, headers, f"{url.host_subcomponent}:{port}"), tls
+    )
+
+
+def _place(url: URL) -> tuple[str, int]:
+    return url.host or "", url.port or 0
+
+
+async def _connect(resolver: AbstractResolver, host: str, port: int, seconds: float) -> socket.socket:
+    """Raises OSError; TimeoutError after so many seconds."""
+    async with asyncio.timeout(seconds):
+        return await _connect_now(resolver, host, port)
+
+
+async def _connect_now(resolver: AbstractResolver, host: str, port: int) -> socket.socket:
+    found = await resolver.resolve(host, port, socket.AF_UNSPEC)
+    addresses = [(one["family"], socket.SOCK_STREAM, 0, "", _address(one["host"], port, one["family"])) for one in found]
+    return await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=0.25)
+
+
+async def _connect_proxy(resolver: AbstractResolver, host: str, port: int, seconds: float) -> socket.socket:
+    """Raises ProxyUnreachable."""
+    try:
+        return await _connect(resolver, host, port, seconds)
+    except OSError as error:
+        raise ProxyUnreachable(
+            f"the proxy {host}:{port}: {os.strerror(error.errno) if error.errno and error.errno > 0 else error}"
+        ) from None
+
+
+def _address(host: str, port: int, family: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    return (host, port) if family == socket.AF_INET else (host, port, 0, 0)
+
+
+async def _tunnel(
+    resolver: AbstractResolver, proxy: tuple[str, int], seconds: float, headers: Mapping[str, str], target: str
+) -> socket.socket:
+    """Raises OSError."""
+    loop = asyncio.get_running_loop()
+    connected = await _connect_proxy(resolver, *proxy, seconds)
+    try:
+        connection = h11.Connection(h11.CLIENT)
+        request = connection.send(h11.Request(method="CONNECT", target=target, headers=[("Host", target), *headers.items()]))
+        assert request is not None
+        await loop.sock_sendall(connected, request + (connection.send(h11.EndOfMessage()) or b""))
+        while not isinstance(event := connection.next_event(), h11.Response):
+            if event is h11.NEED_DATA:
+                connection.receive_data(await loop.sock_recv(connected, _ANSWER))
+            elif not isinstance(event, h11.InformationalResponse):
+                raise ProxyUnreachable("the proxy closed the connection")
+        if event.status_code != 200:
+            raise ProxyUnreachable(f"the proxy answered {event.status_code} {event.reason.decode('latin-1')}")
+    except h11.RemoteProtocolError:
+        connected.close()
+        raise ProxyUnreachable("the proxy answered with something that is not HTTP") from None
+    except BaseException:
+        connected.close()
+        raise
+    return connected
