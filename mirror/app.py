@@ -15,7 +15,7 @@ from mirror import __version__, metrics
 from mirror.api.access import AccessLog
 from mirror.api.server import Api
 from mirror.api.targets import Targets
-from mirror.certificate import Certificate
+from mirror.certificate import Certificate, ends
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
 from mirror.readiness import Readiness
 from mirror.settings_in_force import in_force
@@ -47,8 +47,15 @@ async def running(settings: Settings, worker: WorkerContext | None = None) -> As
         targets = Targets(settings.registries.keys(), DEFAULT_REGISTRY, ALIASES)
         readiness = Readiness(settings, upstreams, worker)
         kept = settings.cache
+        pem = settings.server.tls_certificate
         site_info = SiteInfo(
-            __version__, tuple(settings.registries), kept.max_size, kept.tag_ttl, readiness.report, in_force(settings)
+            __version__,
+            tuple(settings.registries),
+            kept.max_size,
+            kept.tag_ttl,
+            readiness.report,
+            in_force(settings),
+            lambda: None if pem is None else ends(pem),
         )
         site = Site(cache, Admin(admin_token(settings)[0]), site_info)
         api = Api(cache, targets, DEFAULT_REGISTRY, readiness.report, access, site.answer)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import ssl
+from datetime import datetime
 from pathlib import Path
 
 from mirror.tasks import BackgroundTask
@@ -47,6 +48,41 @@ def load(certificate: Path, key: Path) -> ssl.SSLContext:
     except OSError as error:
         raise ValueError(f"the files {certificate} and {key} cannot be read: {error.strerror}") from None
     return context
+
+
+def ends(certificate: Path) -> float | None:
+    """When the first certificate of a PEM file ends, in seconds since the epoch; None where that cannot be read.
+
+    It is the field ``notAfter`` (RFC 5280, section 4.1.2.5), which the standard library tells of verified peers only.
+    """
+    try:
+        pem = certificate.read_text(errors="replace")
+        begin, end = pem.index("-----BEGIN CERTIFICATE-----"), pem.index("-----END CERTIFICATE-----")
+        der = ssl.PEM_cert_to_DER_cert(pem[begin : end + len("-----END CERTIFICATE-----")])
+        signed = _parts(_parts(der)[0][1])[0][1]
+        # Serial number, algorithm, issuer, validity; before them, in all but the oldest, the version.
+        fields = [part for part in _parts(signed) if part[0] != 0xA0]
+        kind, value = _parts(fields[3][1])[1]
+        text = value.decode("ascii")
+        if kind == 0x17:
+            # UTCTime has two digits for the years from 1950 to 2049.
+            text = ("19" if text >= "50" else "20") + text
+        return datetime.strptime(text, "%Y%m%d%H%M%S%z").timestamp()
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _parts(der: bytes) -> list[tuple[int, bytes]]:
+    """The values that stand one after the other in DER (X.690, section 8.1), each with its tag. Raises IndexError."""
+    found, at = [], 0
+    while at < len(der):
+        tag, length, at = der[at], der[at + 1], at + 2
+        if length & 0x80:
+            size = length & 0x7F
+            length, at = int.from_bytes(der[at : at + size]), at + size
+        found.append((tag, der[at : at + length]))
+        at += length
+    return found
 
 
 class _EncryptedError(Exception):

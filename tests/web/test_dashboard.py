@@ -10,9 +10,11 @@ import os
 import re
 import ssl
 import string
+import subprocess
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from mirror.certificate import ends
 from mirror.clients import CLIENTS
 from mirror.downloads.active import Download
 from mirror.errors import MirrorError
@@ -333,6 +336,26 @@ async def test_over_tls_the_session_is_for_tls_alone(start: Callable[..., Any], 
         async with session.get("/setup", headers=HTML) as page:
             assert mirror.url in await page.text()
             assert mirror.url.startswith("https://")
+        cookie = answer.headers["Set-Cookie"].partition(";")[0]
+        async with session.get("/settings", headers={**HTML, "Cookie": cookie}) as page:
+            until_then = f"valid until {(datetime.now(UTC) + timedelta(days=1)).date()}"
+            text = (await page.text()).replace("\u00a0", " ")
+            assert until_then in text, re.findall("badge.*", text)
+
+
+def test_when_a_certificate_ends_is_read_from_its_file(tmp_path: Path) -> None:
+    """As OpenSSL reads it, before and after 2050, where the form of dates changes; of what is no certificate nothing is said."""
+    for days in (1, 3000, 20_000):
+        file = tmp_path / "mirror.crt"
+        made = f"openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=x -days {days} -out {file} -keyout {tmp_path / 'mirror.key'}"
+        subprocess.run(made.split(), check=True, capture_output=True)
+        told = subprocess.run(["openssl", "x509", "-enddate", "-noout", "-in", file], check=True, capture_output=True, text=True)
+        assert ends(file) == ssl.cert_time_to_seconds(told.stdout.strip().removeprefix("notAfter="))
+    whole = file.read_text()
+    for text in ("", "-----BEGIN CERTIFICATE-----", whole[:200], whole.replace("MII", "AAA")):
+        file.write_text(text)
+        assert ends(file) is None
+    assert ends(tmp_path / "none") is None
 
 
 async def test_guessing_is_slow(dashboard: Mirror) -> None:
