@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,11 +20,12 @@ log = logging.getLogger(__name__)
 Image = tuple[Repository, Reference]
 
 PLATFORMS = ("linux/amd64", "linux/arm64", "linux/arm/v7", "linux/386", "linux/riscv64", "linux/ppc64le", "linux/s390x")
-"""What an image can be fetched for; or for all of its platforms."""
+"""Those that are offered; any other that an image is for can be fetched too."""
 EVERY = "all"
 MOST = 50
 """Images that can be changed at once."""
 
+_PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
 _PATIENCE = 3.0
 """Seconds in which a fetch that fails is told to whoever began it; later, the list of downloads tells."""
 _MOST_FETCHES = 20
@@ -89,8 +91,8 @@ class Actions:
 
     async def fetch(self, image: Image, platform: str) -> str:
         """Begins to fetch what is missing of an image, as ``mirror pull`` does, and goes on behind. Raises what it fails with at once."""
-        if platform != EVERY and platform not in PLATFORMS:
-            raise RequestInvalid(f"platform is one of {', '.join((*PLATFORMS, EVERY))}")
+        if platform != EVERY and not _PLATFORM.fullmatch(platform):
+            raise RequestInvalid(f"platform is {EVERY}, or one such as {PLATFORMS[1]}")
         name = image_name(*image)
         if len(self._running) >= _MOST_FETCHES and name not in self._running:
             raise RequestInvalid(f"{_MOST_FETCHES} images are being fetched already: wait for one of them")

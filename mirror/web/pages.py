@@ -145,7 +145,6 @@ class Pages:
             shown=_chosen(variants[:_MOST_VARIANTS], context.query.get("platform", "")),
             others=[other for other in others.images if other.reference != details.image.reference][:_MORE_TAGS],
             tags=others.total,
-            platforms=PLATFORMS,
             every=EVERY,
             most=_MOST_PARTS,
             **self._about(),
