@@ -5,6 +5,8 @@ Error messages are English (mirror/errors.py); mirror/web/explanations.py has th
 
 from __future__ import annotations
 
+import re
+
 from mirror.web.explanations import in_chinese
 
 LANGUAGES = {"en": "English", "zh": "简体中文"}
@@ -292,7 +294,9 @@ def text(language: str, key: str, **values: object) -> str:
     if "|" in found:
         one, other = found.split("|")
         found = one if values.get("n") == 1 else other
-    return found.format(**{name: f"{value:,}" if isinstance(value, int) else value for name, value in values.items()})
+    filled = found.format(**{name: f"{value:,}" if isinstance(value, int) else value for name, value in values.items()})
+    # A number stays with the word that counts.
+    return re.sub(r"(?<=\d) (?=[\u4e00-\u9fff])", "\u00a0", filled)
 
 
 def explain(language: str, message: str, error: Exception | None = None) -> str:
