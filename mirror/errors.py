@@ -190,6 +190,10 @@ class UpstreamLimited(UpstreamError):
         self.retry_after = retry_after
 
 
+class TokenServiceFailed(UpstreamError):
+    """Says nothing of the registry itself, which may be asked again."""
+
+
 class UpstreamBusy(UpstreamError):
     pass
 

@@ -99,7 +99,7 @@ async def _endpoint(
     url = URL(f"{str(base).rstrip('/')}/v2/")
     began = time.monotonic()
     try:
-        response = await guard.request("GET", url, {}, _TIMEOUTS.header)
+        response = await guard.request("GET", (), url, {}, _TIMEOUTS.header)
         seconds = time.monotonic() - began
         response.close()
         skews += _skew(response)
@@ -111,8 +111,8 @@ async def _endpoint(
                     f"{base} asks for credentials in a way that this mirror does not know",
                     "take another endpoint, or leave the credentials out",
                 )
-            header = await authenticator.header(challenge, "", guard, _TIMEOUTS.header)
-            response = await guard.request("GET", url, {"Authorization": header}, _TIMEOUTS.header)
+            header, _ = await authenticator.header(challenge, "", guard, [url], _TIMEOUTS.header)
+            response = await guard.request("GET", (), url, {"Authorization": header}, _TIMEOUTS.header)
             response.close()
         elif response.status == 401:
             # Anybody may ask for most images; which ones, only a pull shows.

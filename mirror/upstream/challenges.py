@@ -47,3 +47,20 @@ def choose(challenges: list[Challenge]) -> Challenge | None:
             if challenge.scheme == scheme and (scheme == "basic" or challenge.realm):
                 return challenge
     return None
+
+
+def pull_scope(challenged: str | None, path: str) -> str:
+    """The scope to ask a token for: what a challenge names, but never more than pull; ``repository:<path>:pull`` where it names nothing.
+
+    A registry may know a repository by another name than its clients, or have scopes of its own (public.ecr.aws: "aws"). Which actions a mirror wants is not its
+    to say (distribution's "Token Scope Documentation").
+    """
+    scopes = []
+    for scope in (challenged or "").split():
+        kind, _, rest = scope.partition(":")
+        name, _, actions = rest.rpartition(":")
+        if not rest:
+            scopes.append(scope)
+        elif kind.partition("(")[0] == "repository" and name and {"pull", "*"} & set(actions.split(",")):
+            scopes.append(f"{kind}:{name}:pull")
+    return " ".join(scopes) or f"repository:{path}:pull"

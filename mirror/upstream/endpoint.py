@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -16,33 +18,45 @@ from yarl import URL
 from mirror import metrics
 from mirror.errors import Denied, MirrorError, UpstreamInvalid, UpstreamLimited, UpstreamTimeout, UpstreamUnreachable
 from mirror.names import Digest, Repository
-from mirror.upstream.challenges import Challenge, choose, parse_challenges
-from mirror.upstream.guard import Guard, same_origin
+from mirror.upstream.challenges import Challenge, choose, parse_challenges, pull_scope
+from mirror.upstream.guard import Guard
 from mirror.upstream.health import Breaker, Delivery, EndpointHealth
 from mirror.upstream.receiver import Response
-from mirror.upstream.tokens import Authenticator
-from mirror.upstream.transport import Answer, Transport, retry_after, shown
+from mirror.upstream.tokens import Authenticator, Credentials
+from mirror.upstream.transport import REDIRECTS, Answer, Transport, retry_after, shown
+from mirror.upstream.urls import parse_url, same_origin
 
 _A = TypeVar("_A", bound=Answer)
-_Ask = Callable[[URL, dict[str, str], float], Awaitable[_A]]
-"""Sends one request: URL, headers, and the seconds that are left."""
+_Ask = Callable[[Sequence[URL], URL, dict[str, str], float], Awaitable[_A]]
+"""Sends one request: the URLs that led to it, its URL, headers, and the seconds that are left."""
 
 _MOST_REDIRECTS = 5
-_REDIRECTS = (301, 302, 303, 307, 308)
 _SIGNED_KEPT = 60.0
 """Seconds that a blob's redirect is used again: signatures were seen to last 5 minutes and more."""
 _MOST_SIGNED = 1000
+_MOST_CHALLENGES = 4096
+_NAMED = re.compile(r".*/v2/(.+)/(?:manifests|blobs|tags|referrers)/")
 _LIMITED_FOR = 30.0
 """Seconds that pulls are not asked for after a 429 that does not say how long; what is cached is served meanwhile."""
 _LONGEST_LIMITED = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Signed:
+    """Where a blob was redirected to: good for its other ranges until `until`."""
+
+    url: URL
+    via: tuple[URL, ...]
+    until: float
 
 
 class Endpoint:
     """Requests with authentication and redirects."""
 
     def __init__(
-        self, registry: str, url: str, transport: Transport, authenticator: Authenticator, tls: ssl.SSLContext | None
+        self, registry: str, url: str, transport: Transport, credentials: Credentials | None, tls: ssl.SSLContext | None
     ) -> None:
+        """`credentials` are those that its origin may have, None for none."""
         self.base = URL(url)
         self.name = shown(self.base)
         self._labels = (registry, self.base.authority)
@@ -53,12 +67,17 @@ class Endpoint:
         transport.deliveries.append(self.delivery)
         self._registry = registry
         self._transport = transport
-        self._authenticator = authenticator
+        self._authenticator = Authenticator(registry, credentials)
         self._guard = Guard(transport, self.base, tls)
-        self._challenge: Challenge | None = None
-        self._signed: OrderedDict[Digest, tuple[URL, float]] = OrderedDict()
+        self._anonymous = Authenticator(registry, None)
+        self._challenges: OrderedDict[str, Challenge] = OrderedDict()
+        self._signed: OrderedDict[tuple[Repository, Digest], _Signed] = OrderedDict()
         self._limited_until = 0.0
         self._limits: list[int | None] = [None, None]
+
+    async def aclose(self) -> None:
+        await self._authenticator.aclose()
+        await self._anonymous.aclose()
 
     @property
     def health(self) -> EndpointHealth:
@@ -123,76 +142,94 @@ class Endpoint:
         deadline: float,
         blob: Digest | None,
     ) -> _A:
-        if blob is not None and (signed := self._signed_url(blob)) is not None:
-            response = await self._once(ask, method, signed, headers, deadline)
+        via: list[URL] = []
+        if blob is not None and (signed := self._signed_url(repository, blob)) is not None:
+            response = await self._once(ask, signed.via, method, signed.url, headers, deadline)
             if response.status in (200, 206):
                 return response
             # It has expired, or is gone: the registry gives another.
             response.release()
-            self._signed.pop(blob, None)
-        response = await self._authorized(ask, method, url, repository, headers, deadline)
-        seen = {url}
-        while response.status in _REDIRECTS:
+            self._signed.pop((repository, blob), None)
+        response = await self._authorized(ask, via, method, url, repository.path, headers, deadline)
+        while response.status in REDIRECTS:
             location = response.headers.get("Location")
             response.release()
             if location is None:
                 raise UpstreamInvalid(f"{shown(url)} redirects nowhere")
-            try:
-                target = url.join(URL(location, encoded=True))
-            except ValueError:
-                raise UpstreamInvalid(f"{shown(url)} redirects to something that is no URL") from None
-            if target in seen or len(seen) > _MOST_REDIRECTS:
+            via.append(url)
+            url = parse_url(location, shown(url), url)
+            if url in via or len(via) > _MOST_REDIRECTS:
                 raise UpstreamInvalid(f"{shown(url)} redirects in a circle, or too often")
-            seen.add(target)
-            url = target
-            if same_origin(url, self.base):
-                response = await self._authorized(ask, method, url, repository, headers, deadline)
-            else:
-                # Without Authorization: another host must never see it, and a store that signs its URLs refuses both.
-                response = await self._once(ask, method, url, headers, deadline)
-        if blob is not None and len(seen) > 1 and response.status in (200, 206):
-            self._signed[blob] = url, time.monotonic() + _SIGNED_KEPT
+            named = _NAMED.match(url.raw_path)
+            response = await self._authorized(ask, via, method, url, named[1] if named else repository.path, headers, deadline)
+        if blob is not None and via and response.status in (200, 206):
+            self._signed[repository, blob] = _Signed(url, tuple(via), time.monotonic() + _SIGNED_KEPT)
             if len(self._signed) > _MOST_SIGNED:
                 self._signed.popitem(last=False)
         return response
 
-    def _signed_url(self, blob: Digest) -> URL | None:
-        url, until = self._signed.get(blob, (None, 0.0))
-        return url if time.monotonic() < until else None
+    def _signed_url(self, repository: Repository, blob: Digest) -> _Signed | None:
+        found = self._signed.get((repository, blob))
+        return found if found is not None and time.monotonic() < found.until else None
 
     async def _authorized(
-        self, ask: _Ask[_A], method: str, url: URL, repository: Repository, headers: dict[str, str], deadline: float
+        self, ask: _Ask[_A], via: Sequence[URL], method: str, url: URL, name: str, headers: dict[str, str], deadline: float
     ) -> _A:
-        scope = f"repository:{repository.path}:pull"
-        challenge = self._challenge
-        for again in (True, False):
-            sent = dict(headers)
-            if challenge is not None:
-                sent["Authorization"] = await self._authenticator.header(challenge, scope, self._guard, _left(deadline))
-            response = await self._once(ask, method, url, sent, deadline)
-            if response.status != 401:
-                return response
-            answered = challenge
-            challenge = choose(parse_challenges(response.headers.getall("WWW-Authenticate", [])))
-            response.release()
-            if answered is not None:
-                await self._authenticator.forget(answered, scope)
-            if challenge is None:
-                raise Denied(f"{shown(self.base)} answered 401 without a challenge that this mirror knows")
-            # A challenge for our own scope is one for any repository; another one stands for itself (public.ecr.aws: "aws").
-            own = challenge.scope in (None, scope)
-            self._challenge = Challenge(challenge.scheme, challenge.realm, challenge.service, None if own else challenge.scope)
-            if not again:
-                break
-            if answered is not None and challenge.scheme == "basic":
-                break
-        raise Denied(
-            f"{self._registry} does not let {'these credentials' if challenge else 'anyone'} pull {repository.path}, or has no such repository"
-        )
+        """Sends a request for the repository `name`, and answers challenges.
 
-    async def _once(self, ask: _Ask[_A], method: str, url: URL, headers: dict[str, str], deadline: float) -> _A:
+        What an origin demanded for one repository says nothing of another. Any refusal drops what was remembered, and the registry is asked once more without
+        it. The endpoint's credentials and tokens go to its own origin alone: a store that signs its URLs refuses both kinds at once, and another registry that a
+        redirect leads to has challenges of its own, which are answered anonymously.
+        """
+        authenticator = self._authenticator if same_origin(url, self.base) else self._anonymous
+        key = f"{url.origin()} {name}"
+        challenge, fresh = self._challenges.get(key), False
+        while True:
+            sent, reused, scope = dict(headers), False, ""
+            if challenge is not None:
+                scope = pull_scope(challenge.scope, name)
+                try:
+                    value, reused = await authenticator.header(challenge, scope, self._guard, [*via, url], _left(deadline))
+                except MirrorError:
+                    self._challenges.pop(key, None)
+                    if fresh:
+                        raise
+                    challenge = None
+                    continue
+                sent["Authorization"] = value
+            response = await self._once(ask, via, method, url, sent, deadline)
+            if response.status not in (401, 403):
+                if challenge is not None:
+                    self._remember(key, challenge)
+                return response
+            if challenge is not None:
+                self._challenges.pop(key, None)
+                await authenticator.forget(challenge, scope)
+            if response.status == 403:
+                if challenge is None or (fresh and not reused):
+                    return response
+                response.release()
+                challenge = challenge if fresh else None
+                continue
+            offered = choose(parse_challenges(response.headers.getall("WWW-Authenticate", [])))
+            response.release()
+            if offered is None:
+                raise Denied(f"{shown(url)} answered 401 without a challenge that this mirror knows")
+            if challenge is not None and ((fresh and not reused) or challenge.scheme == offered.scheme == "basic"):
+                raise Denied(f"{self._registry} does not let these credentials pull {name}, or has no such repository")
+            challenge, fresh = offered, True
+
+    def _remember(self, key: str, challenge: Challenge) -> None:
+        self._challenges[key] = challenge
+        self._challenges.move_to_end(key)
+        if len(self._challenges) > _MOST_CHALLENGES:
+            self._challenges.popitem(last=False)
+
+    async def _once(
+        self, ask: _Ask[_A], via: Sequence[URL], method: str, url: URL, headers: dict[str, str], deadline: float
+    ) -> _A:
         with metrics.upstream_seconds.labels(*self._labels, method).time():
-            return await ask(url, headers, _left(deadline))
+            return await ask(via, url, headers, _left(deadline))
 
     def _check(self, response: Answer, counts: bool) -> None:
         where, status = shown(response.url), response.status

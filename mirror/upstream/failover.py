@@ -11,6 +11,7 @@ from mirror.errors import (
     Denied,
     Invalid,
     MirrorError,
+    TokenServiceFailed,
     Unknown,
     UpstreamInvalid,
     UpstreamLimited,
@@ -54,6 +55,8 @@ async def with_failover(
                 errors.append(error)
                 if isinstance(error, UpstreamTimeout):
                     left.remove(endpoint)
+            except TokenServiceFailed as error:
+                errors.append(error)
             except UpstreamLimited as error:
                 errors.append(error)
                 if error.retry_after is None or error.retry_after > _SOON:

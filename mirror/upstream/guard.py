@@ -1,12 +1,14 @@
 """Where an upstream may send us: redirects and token realms are checked before anything goes there.
 
-From https never to http; from a public address never to a private or loopback one. An endpoint that is itself private or loopback may send us anywhere.
+From https never to http; from a public address never to a private or loopback one. Who is private itself may send us anywhere, but what a public host in between
+says counts as that host's word.
 """
 
 from __future__ import annotations
 
 import ssl
 import time
+from collections.abc import Sequence
 
 import aiohttp
 from yarl import URL
@@ -16,47 +18,50 @@ from mirror.upstream.receiver import Response
 from mirror.upstream.transport import Transport, shown
 
 _PRIVACY_KEPT = 60.0
+_MOST_HOSTS = 1000
 
 
 class Guard:
     """Sends requests on behalf of one endpoint."""
 
     def __init__(self, transport: Transport, base: URL, tls: ssl.SSLContext | None) -> None:
+        """`base` is the endpoint's URL; `tls` is what its settings say of certificates, None for the system's."""
+        self.base = base
         self._transport = transport
-        self._base = base
         self._tls = tls
-        self._private: tuple[float, bool] | None = None
+        self._private: dict[tuple[str | None, int | None], tuple[float, bool]] = {}
 
     async def request(
-        self, method: str, url: URL, headers: dict[str, str], timeout: float | None = None
+        self, method: str, via: Sequence[URL], url: URL, headers: dict[str, str], timeout: float | None = None
     ) -> aiohttp.ClientResponse:
-        """Raises as Transport.request does, and TargetRefused."""
-        public_only = await self._check(url)
+        """Sends a request to where the URLs `via` have led, one after the other; none where it is the endpoint's own.
+
+        Raises as Transport.request does, and TargetRefused.
+        """
+        public_only = await self._check(via, url)
         return await self._transport.request(method, url, headers, public_only=public_only, tls=self._tls, timeout=timeout)
 
-    async def receive(self, url: URL, headers: dict[str, str], timeout: float | None = None) -> Response:
+    async def receive(self, via: Sequence[URL], url: URL, headers: dict[str, str], timeout: float | None = None) -> Response:
         """As `request`, for a GET whose body is received in a thread."""
-        public_only = await self._check(url)
+        public_only = await self._check(via, url)
         return await self._transport.receive(url, headers, public_only=public_only, tls=self._tls, timeout=timeout)
 
-    async def _check(self, url: URL) -> bool:
+    async def _check(self, via: Sequence[URL], url: URL) -> bool:
         """True where only public addresses may be connected to. Raises TargetRefused."""
-        if same_origin(url, self._base):
+        if not via:
             return False
-        if url.scheme not in ("http", "https") or not url.host:
-            raise TargetRefused(f"{shown(self._base)} points to something that is no web address")
+        last = shown(via[-1])
         if url.user is not None or url.password is not None:
-            raise TargetRefused(f"{shown(self._base)} points to a URL with user or password: {shown(url)}")
-        if self._base.scheme == "https" and url.scheme == "http":
-            raise TargetRefused(f"{shown(self._base)} points from https to http: {shown(url)}")
-        return not await self._is_private()
+            raise TargetRefused(f"{last} points to a URL with user or password: {shown(url)}")
+        if url.scheme == "http" and any(one.scheme == "https" for one in via):
+            raise TargetRefused(f"{last} points from https to http: {shown(url)}")
+        return not all([await self._is_private(one) for one in via])
 
-    async def _is_private(self) -> bool:
-        if self._private is None or time.monotonic() - self._private[0] > _PRIVACY_KEPT:
-            self._private = time.monotonic(), await self._transport.is_private(self._base)
-        return self._private[1]
-
-
-def same_origin(one: URL, other: URL) -> bool:
-    """True where scheme, host and port are the same: the only case in which Authorization goes along (RFC 9110, section 15.4)."""
-    return (one.scheme, one.host, one.port) == (other.scheme, other.host, other.port)
+    async def _is_private(self, url: URL) -> bool:
+        key = url.host, url.port
+        known = self._private.get(key)
+        if known is None or time.monotonic() - known[0] > _PRIVACY_KEPT:
+            if len(self._private) >= _MOST_HOSTS:
+                self._private.clear()
+            known = self._private[key] = time.monotonic(), await self._transport.is_private(url)
+        return known[1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import aiohttp
@@ -32,13 +32,14 @@ from mirror.names import Digest, Reference, Repository, Tag
 from mirror.upstream.blobs import Blob
 from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.failover import with_failover
-from mirror.upstream.guard import same_origin
 from mirror.upstream.health import EndpointHealth
-from mirror.upstream.tokens import Authenticator
 from mirror.upstream.transport import Connections, Timeouts, Transport, length_of, read_bounded, shown
+from mirror.upstream.urls import parse_url, same_origin
 
 _T = TypeVar("_T")
 
+_HOSTS = {"docker.io": "registry-1.docker.io"}
+"""Of registries whose name is not their host's."""
 _LARGEST_LIST = 32 * 1024 * 1024
 """Bytes of all its pages."""
 _MOST_PAGES = 200
@@ -62,13 +63,17 @@ class Registry:
     def __init__(self, name: str, settings: RegistrySettings, transport: Transport) -> None:
         self.name = name
         self._transport = transport
-        self._authenticator = Authenticator(name, settings.credentials)
         tls = ssl.create_default_context(cafile=settings.ca_file) if settings.ca_file is not None else None
-        self._endpoints = [Endpoint(name, url, transport, self._authenticator, tls) for url in settings.endpoints]
+        home = _home(name, settings.endpoints)
+        self._endpoints = [
+            Endpoint(name, url, transport, settings.credentials if same_origin(URL(url), home) else None, tls)
+            for url in settings.endpoints
+        ]
         self._pulled_manifest = metrics.pulled_bytes.labels(name, "manifest")
 
     async def aclose(self) -> None:
-        await self._authenticator.aclose()
+        for endpoint in self._endpoints:
+            await endpoint.aclose()
 
     def health(self) -> list[EndpointHealth]:
         """One for each endpoint, in order."""
@@ -187,10 +192,7 @@ class Registry:
             link = _LINK.search(response.headers.get("Link", ""))
             if link is None:
                 return pages
-            try:
-                url = url.join(URL(link[1], encoded=True))
-            except ValueError:
-                raise UpstreamInvalid(f"{shown(url)} links to a next page that is no URL") from None
+            url = parse_url(link[1], shown(url), url)
             if not same_origin(url, endpoint.base):
                 raise UpstreamInvalid(f"{shown(url)}: the next page is on another host")
         return pages
@@ -226,6 +228,15 @@ class Upstreams:
             return self._registries[name]
         except KeyError:
             raise RegistryUnknown.named(name) from None
+
+
+def _home(name: str, endpoints: Sequence[str]) -> URL:
+    """The endpoint that a registry's credentials belong to: its own, where it is among them, and otherwise the first.
+
+    Others are public mirrors as often as not, and are asked without.
+    """
+    hosts = {name, _HOSTS.get(name, name)}
+    return next((url for url in map(URL, endpoints) if url.host in hosts), URL(endpoints[0]))
 
 
 def _descriptor(response: aiohttp.ClientResponse, reference: Reference) -> Descriptor | None:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import aiohttp
 from aiocache import SimpleMemoryCache
 from yarl import URL
 
-from mirror.errors import Denied, TargetRefused, UpstreamInvalid, UpstreamLimited, UpstreamUnreachable
+from mirror.errors import Denied, TokenServiceFailed, UpstreamInvalid, UpstreamLimited, UpstreamTimeout, UpstreamUnreachable
 from mirror.tasks import SingleFlight
 from mirror.upstream.challenges import Challenge
 from mirror.upstream.guard import Guard
-from mirror.upstream.transport import read_bounded, retry_after, shown
+from mirror.upstream.transport import REDIRECTS, read_bounded, retry_after, shown
+from mirror.upstream.urls import parse_url, same_origin
 
 Credentials = Callable[[], tuple[str, str] | None]
 """User and password, asked for at each use, so that a changed password file counts at once. May raise OSError."""
@@ -25,12 +27,14 @@ Credentials = Callable[[], tuple[str, str] | None]
 _DEFAULT_LIFE = 60.0
 _SHORTEST_LIFE = 1.0
 _LARGEST_TOKEN = 256 * 1024
+_MOST_REDIRECTS = 5
 
 
 class Authenticator:
-    """Makes Authorization headers for one registry. The credentials go to nobody else."""
+    """Makes Authorization headers for one origin. Its credentials, and tokens made with them, go to nobody else but the realm that it names."""
 
-    def __init__(self, registry: str, credentials: Credentials) -> None:
+    def __init__(self, registry: str, credentials: Credentials | None) -> None:
+        """`credentials` is None for an origin that gets none: it is asked anonymously."""
         self._registry = registry
         self._credentials = credentials
         self._tokens = SimpleMemoryCache(timeout=None)
@@ -40,21 +44,25 @@ class Authenticator:
         await self._fetching.aclose()
         await self._tokens.clear()
 
-    async def header(self, challenge: Challenge, scope: str, guard: Guard, timeout: float) -> str:
-        """The value for Authorization. Raises Denied where there are no credentials, or wrong ones, and UpstreamError."""
+    async def header(
+        self, challenge: Challenge, scope: str, guard: Guard, via: Sequence[URL], timeout: float
+    ) -> tuple[str, bool]:
+        """The value for Authorization, and whether it is one that was used before.
+
+        `via` is where the challenge came from. Raises Denied where there are no credentials, or wrong ones, and UpstreamError.
+        """
         if challenge.scheme == "basic":
-            return _basic(self._known("asks for user and password"))
-        scope = scope if challenge.scope is None else challenge.scope
-        key = f"{challenge.realm} {challenge.service} {scope}"
+            return _basic(self._known("asks for user and password")), False
+        key = _key(challenge, scope)
         token = await self._tokens.get(key)
-        if token is None:
-            token, _ = await self._fetching.do(key, lambda: self._fetch(key, challenge, scope, guard, timeout))
-        return f"Bearer {token}"
+        if token is not None:
+            return f"Bearer {token}", True
+        token, _ = await self._fetching.do(key, lambda: self._fetch(key, challenge, scope, guard, via, timeout))
+        return f"Bearer {token}", False
 
     async def forget(self, challenge: Challenge, scope: str) -> None:
         """Drops a token that was refused."""
-        scope = scope if challenge.scope is None else challenge.scope
-        await self._tokens.delete(f"{challenge.realm} {challenge.service} {scope}")
+        await self._tokens.delete(_key(challenge, scope))
 
     def _known(self, wish: str) -> tuple[str, str]:
         found = self._read()
@@ -64,20 +72,18 @@ class Authenticator:
 
     def _read(self) -> tuple[str, str] | None:
         try:
-            return self._credentials()
+            return self._credentials() if self._credentials is not None else None
         except (OSError, ValueError):
             raise Denied(f"the password file for {self._registry} cannot be read") from None
 
-    async def _fetch(self, key: str, challenge: Challenge, scope: str, guard: Guard, timeout: float) -> str:
-        try:
-            realm = URL(challenge.realm)
-        except ValueError:
-            raise TargetRefused(f"{self._registry}'s token realm is not a URL") from None
-        url = realm.update_query({name: value for name, value in (("service", challenge.service), ("scope", scope)) if value})
+    async def _fetch(self, key: str, challenge: Challenge, scope: str, guard: Guard, via: Sequence[URL], timeout: float) -> str:
+        realm = parse_url(challenge.realm, f"the challenge of {self._registry}")
+        parameters = {name: value for name, value in (("service", challenge.service), ("scope", scope)) if value}
+        url = realm.update_query(parameters)
         credentials = self._read()
         headers = {"Authorization": _basic(credentials)} if credentials is not None else {}
         where = shown(url)
-        response = await guard.request("GET", url, headers, timeout)
+        response = await self._ask(guard, via, url, headers, timeout)
         try:
             if response.status in (400, 401, 403):
                 advice = (
@@ -86,8 +92,6 @@ class Authenticator:
                 raise Denied(f"{self._registry}'s token service ({where}) answered {response.status}: {advice}")
             if response.status == 429:
                 raise UpstreamLimited(f"{where} answered 429: too many requests", retry_after(response))
-            if response.status >= 500:
-                raise UpstreamUnreachable(f"{where} answered {response.status}")
             if response.status != 200:
                 raise UpstreamInvalid(f"{where} answered {response.status} instead of a token")
             body = await read_bounded(response, _LARGEST_TOKEN, timeout)
@@ -99,6 +103,31 @@ class Authenticator:
         if life >= _SHORTEST_LIFE:
             await self._tokens.set(key, token, ttl=life)
         return token
+
+    async def _ask(
+        self, guard: Guard, via: Sequence[URL], url: URL, headers: dict[str, str], timeout: float
+    ) -> aiohttp.ClientResponse:
+        """Asks a realm, which may have moved. Credentials stay with its origin. Raises TokenServiceFailed, TargetRefused, UpstreamInvalid."""
+        realm, via = url, list(via)
+        for _ in range(_MOST_REDIRECTS):
+            try:
+                response = await guard.request("GET", via, url, headers if same_origin(url, realm) else {}, timeout)
+            except (UpstreamUnreachable, UpstreamTimeout) as error:
+                raise TokenServiceFailed(f"{self._registry}'s token service cannot be asked: {error.message}") from None
+            if response.status not in REDIRECTS:
+                if response.status >= 500:
+                    response.release()
+                    raise TokenServiceFailed(f"{self._registry}'s token service ({shown(url)}) answered {response.status}")
+                return response
+            location = response.headers.get("Location", "")
+            response.release()
+            via.append(url)
+            url = parse_url(location, shown(url), url)
+        raise TokenServiceFailed(f"{self._registry}'s token service ({shown(realm)}) redirects too often")
+
+
+def _key(challenge: Challenge, scope: str) -> str:
+    return f"{challenge.realm} {challenge.service} {scope}"
 
 
 def _parse(body: bytes, where: str) -> tuple[str, float]:

@@ -32,6 +32,7 @@ from mirror.upstream import dialing
 from mirror.upstream.health import Delivery
 from mirror.upstream.receiver import Receiver, Response
 
+REDIRECTS = (301, 302, 303, 307, 308)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _READ_BUFFER = 1024 * 1024
 _LONGEST_HEADER = 64 * 1024
@@ -172,7 +173,7 @@ class Transport:
         return proxy
 
     async def is_private(self, url: URL) -> bool:
-        """True where a host has an address that is not public. One that cannot be resolved counts as public, which allows less."""
+        """True where none of a host's addresses is public. One that cannot be resolved counts as public, which allows less."""
         host = url.host or ""
         if _is_literal(url):
             return not _public(host)
@@ -181,7 +182,7 @@ class Transport:
                 found = await self._resolver.resolve(host, url.port or 443)
         except (OSError, TimeoutError):
             return False
-        return any(not _public(result["host"]) for result in found)
+        return bool(found) and not any(_public(result["host"]) for result in found)
 
 
 @contextlib.contextmanager
@@ -275,7 +276,7 @@ def retry_after(response: Answer) -> float | None:
 
 
 def shown(url: URL) -> str:
-    """A URL as it may be shown: without user, password and query, which may hold a signature."""
+    """A URL as it may be shown: without user, password and query, which may hold a signature. `url` is absolute."""
     return str(url.with_user(None).with_query(None).with_fragment(None))[:200]
 
 

@@ -80,7 +80,7 @@ async def test_a_public_upstream_may_not_send_us_to_a_private_address(target: st
     try:
         guard = Guard(transport, URL("http://8.8.8.8"), None)
         with pytest.raises(UpstreamInvalid, match=r"not public|not a canonical"):
-            await guard.request("GET", URL(target), {"Authorization": "secret"})
+            await guard.request("GET", [guard.base], URL(target), {"Authorization": "secret"})
     finally:
         await transport.aclose()
 
@@ -91,7 +91,7 @@ async def test_an_https_upstream_may_not_send_us_to_http() -> None:
     try:
         for base, target in (("https://8.8.8.8", "http://8.8.8.8/x"), ("https://127.0.0.1:1", "http://127.0.0.1:1/x")):
             with pytest.raises(TargetRefused):
-                await Guard(transport, URL(base), None).request("GET", URL(target), {})
+                await Guard(transport, URL(base), None).request("GET", [URL(base)], URL(target), {})
     finally:
         await transport.aclose()
 
@@ -320,14 +320,18 @@ async def test_a_blob_comes_through_a_tunnel(tmp_path: Path, monkeypatch: pytest
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(authority.certificate, authority.key)
     asked: list[bytes] = []
+    tasks: list[asyncio.Task[Any]] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.extend(filter(None, [asyncio.current_task()]))
         with contextlib.suppress(asyncio.IncompleteReadError):
             while await reader.readuntil(b"\r\n\r\n"):
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
         writer.close()
+        await writer.wait_closed()
 
     async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.extend(filter(None, [asyncio.current_task()]))
         asked.append((await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")[0])
         there_reader, there = await asyncio.open_connection("127.0.0.1", origin.sockets[0].getsockname()[1])
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
@@ -336,6 +340,7 @@ async def test_a_blob_comes_through_a_tunnel(tmp_path: Path, monkeypatch: pytest
             while data := await source.read(65536):
                 sink.write(data)
             sink.close()
+            await sink.wait_closed()
 
         await asyncio.gather(copy(reader, there), copy(there_reader, writer))
 
@@ -354,6 +359,7 @@ async def test_a_blob_comes_through_a_tunnel(tmp_path: Path, monkeypatch: pytest
             await response.aclose()
     finally:
         await transport.aclose()
+        await asyncio.gather(*tasks)
         origin.close()
         proxy.close()
     assert asked == [b"CONNECT 127.0.0.1:4433 HTTP/1.1"]

@@ -1,0 +1,48 @@
+"""URLs that come from outside: redirects, token realms, the next page of a list."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote
+
+from yarl import URL
+
+from mirror.errors import UpstreamInvalid
+
+_LONGEST = 16 * 1024
+_UNSAFE = re.compile(r"[^\x21-\x7e]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def parse_url(text: str, said_by: str, base: URL | None = None) -> URL:
+    """An absolute http or https URL; `base` is what a relative one is resolved against (RFC 3986, section 5).
+
+    Spaces and what is not ASCII are escaped, as Go's net/url does; what is escaped stays as it is, since signatures cover it. `said_by` is named in the error.
+    Raises UpstreamInvalid.
+    """
+    problem = "points to something that is no URL"
+    text = text.strip(" ")
+    if not text or len(text) > _LONGEST or _CONTROL.search(text):
+        raise UpstreamInvalid(f"{said_by} {problem}")
+    try:
+        url = URL(_UNSAFE.sub(lambda match: quote(match[0], safe="", errors="surrogateescape"), text), encoded=True)
+        if base is not None and not url.scheme:
+            url = base.join(url)
+        # yarl looks at some parts only when they are asked for.
+        usable = (
+            url.scheme in ("http", "https")
+            and bool(url.host)
+            and bool(url.port)
+            and bool(url.raw_path)
+            and bool(str(url.with_user(None)))
+        )
+    except (ValueError, TypeError):
+        usable = False
+    if not usable:
+        raise UpstreamInvalid(f"{said_by} {problem} with http or https, a host and a port")
+    return url.with_fragment(None)
+
+
+def same_origin(one: URL, other: URL) -> bool:
+    """True where scheme, host and port are the same: the only case in which Authorization goes along (RFC 9110, section 15.4)."""
+    return (one.scheme, one.host, one.port) == (other.scheme, other.host, other.port)
