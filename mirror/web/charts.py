@@ -9,7 +9,7 @@ from mirror.storage.disk.catalog.history import Day, History
 WIDTH, HEIGHT = 240, 48
 _BARS = (600, 120)
 _GAP = 4
-_STEPS = (1, 2, 4, 6, 8, 10, 12, 16, 20, 30, 40, 60, 80, 100, 120, 160, 200, 300, 400, 600, 800, 1024)
+_STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100, 120, 150, 200, 250, 300, 400, 500, 600, 800, 1024)
 """Where an axis may end, in its unit."""
 
 
