@@ -39,12 +39,12 @@ _TEXTS: dict[str, tuple[str, str]] = {
     # connection of the live part
     "live": ("live", "实时"),
     "live_lost": ("reconnecting…", "正在重新连接…"),
-    "live_off": ("This part moves by itself where JavaScript is on.", "启用 JavaScript 后，此部分会自动刷新。"),
+    "live_off": ("With JavaScript, this part updates itself.", "启用 JavaScript 后，此部分会自动刷新。"),
     # figures
     "figures": ("At a glance", "总览"),
     "hit_ratio": ("Hit ratio", "命中率"),
     "hits_of": ("{hits} of {requests} requests answered from the cache", "{requests} 次请求中有 {hits} 次命中缓存"),
-    "nothing_asked": ("Nobody has asked for anything yet", "尚无任何请求"),
+    "nothing_asked": ("No requests yet", "尚无任何请求"),
     "saved": ("Saved", "节省流量"),
     "saved_of": ("{sent} sent to clients, {fetched} fetched for them", "向客户端发送 {sent}，为此从上游拉取 {fetched}"),
     "pulled_ahead": ("{size} pulled ahead", "另有 {size} 为提前拉取"),
@@ -80,7 +80,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     # downloads
     "downloads": ("Downloads", "正在下载"),
     "downloads_none": (
-        "Nothing is being downloaded. What clients ask for and the cache lacks appears here.",
+        "Nothing is being downloaded. Whatever clients pull that is not in the cache appears here.",
         "目前没有下载。客户端请求而缓存中没有的内容会显示在这里。",
     ),
     "download_of": ("{have} of {size}", "{have} / {size}"),
@@ -138,10 +138,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "copy_pull": ("Copy the pull command for {image}", "复制 {image} 的拉取命令"),
     "images_none": ("Nothing is cached yet.", "缓存为空。"),
     "images_none_why": (
-        "Point a client at this mirror and pull something: it appears here.",
+        "Set up a client and pull an image: it appears here.",
         "让客户端通过本镜像站拉取，镜像就会显示在这里。",
     ),
-    "images_not_found": ("No image fits “{search}”.", "没有匹配“{search}”的镜像。"),
+    "images_not_found": ("No image matches “{search}”.", "没有匹配“{search}”的镜像。"),
     "images_all": ("Show all", "显示全部"),
     "repositories_found": ("{n} repository|{n} repositories", "{n} 个仓库"),
     "select": ("Select {image}", "选择 {image}"),
@@ -185,7 +185,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "适用于已配置本镜像站的客户端。Docker 28 及更早版本仅通过本站拉取 Docker Hub 镜像。",
     ),
     "way_set_up": ("Where the client is set up for this mirror.", "适用于已配置本镜像站的客户端。"),
-    "way_build": ("By digest, so that every build has the same image.", "以摘要引用，每次构建使用同一镜像。"),
+    "way_build": ("By digest, so that every build uses the same image.", "以摘要引用，每次构建使用同一镜像。"),
     "way_by_address": ("Not set up", "未配置"),
     "way_address": (
         "From any client. Over plain http, all but Docker on the mirror's own machine must be told that it is insecure.",
@@ -208,7 +208,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "fetch_login": ("to fetch it from upstream.", "后可从上游拉取。"),
     "not_here": ("Not in the cache", "不在缓存中"),
     "not_here_why": (
-        "Nobody has pulled this image through the mirror yet, or it had to make room. It can be fetched now.",
+        "Nobody has pulled this image through the mirror yet, or it was evicted. It can be fetched now.",
         "尚未有人通过本镜像站拉取该镜像，或它已被清理。现在即可拉取。",
     ),
     "manage": ("Manage", "管理"),
@@ -227,11 +227,11 @@ _TEXTS: dict[str, tuple[str, str]] = {
     # what was done
     "done_pinned": ("Pinned: it stays until it is unpinned.", "已固定：取消固定之前会一直保留。"),
     "done_unpinned": ("No longer pinned.", "已取消固定。"),
-    "done_refreshed": ("Upstream says that it is still the same.", "上游确认内容未变。"),
+    "done_refreshed": ("Checked with upstream: it is still the same.", "上游确认内容未变。"),
     "done_changed": ("Upstream has a newer image: the tag points to it now.", "上游已更新：标签已指向新内容。"),
     "done_deleted": ("Deleted from the cache.", "已从缓存删除。"),
     "done_fetched": ("All of it is in the cache now.", "已全部缓存。"),
-    "done_fetching": ("It is being fetched: the list of downloads shows how far it is.", "正在拉取，进度见下载列表。"),
+    "done_fetching": ("It is being fetched: the list of downloads shows the progress.", "正在拉取，进度见下载列表。"),
     # logging in
     "login_title": ("Log in to manage images", "登录以管理镜像"),
     "login_why": (
@@ -246,32 +246,32 @@ _TEXTS: dict[str, tuple[str, str]] = {
     ),
     "setup_client": ("Client", "客户端"),
     "setup_serves_docker": (
-        "Docker Hub's images; others by name, through the mirror",
+        "Docker Hub; images of other registries are named through the mirror",
         "Docker Hub 的镜像；其他镜像可通过本站按名称拉取",
     ),
-    "setup_serves": ("all registries that the mirror serves", "本站所服务的全部镜像仓库"),
+    "setup_serves": ("all registries that this mirror serves", "本站所服务的全部镜像仓库"),
     "setup_for": ("Works for", "适用于"),
     "setup_script": ("By script", "使用脚本"),
     "setup_script_why": (
-        "It keeps what is there, says what it changes, makes a backup, and takes it back with --undo.",
+        "The script keeps existing settings, shows what it changes and makes a backup; --undo restores it.",
         "脚本会保留已有配置、说明所做的更改并备份，使用 --undo 可恢复原状。",
     ),
-    "setup_undo": ("To take it back:", "恢复原状："),
+    "setup_undo": ("To undo it:", "恢复原状："),
     "setup_look": ("Read the script", "查看脚本"),
     "setup_hand": ("By hand", "手动配置"),
-    "setup_hand_why": ("Add this to each file, or make it:", "将以下内容加入各文件（没有则新建）："),
+    "setup_hand_why": ("Add this to each file; create a file that does not exist:", "将以下内容加入各文件（没有则新建）："),
     "setup_then": ("Then", "然后"),
     "setup_then_none": (
-        "It counts from the next pull on; for cri-o after systemctl reload crio.",
+        "It takes effect at the next pull; for cri-o, after systemctl reload crio.",
         "下次拉取即生效；cri-o 需执行 systemctl reload crio。",
     ),
     "setup_each": ("The same for each other registry:", "其他镜像仓库同理："),
     "setup_no_address": (
-        "The address in this request is not one that could be put into a configuration.",
+        "The address in this request cannot be written into a configuration.",
         "此请求中的地址无法写入配置。",
     ),
     "setup_loopback": (
-        "This address is for clients on the mirror's own machine. Open this page by the mirror's name for others.",
+        "This address works only on the mirror's own machine. For other machines, open this page by the mirror's host name.",
         "此地址仅适用于镜像站本机。若为其他机器配置，请使用镜像站的主机名打开本页。",
     ),
     # settings

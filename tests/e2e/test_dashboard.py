@@ -153,7 +153,7 @@ async def test_search_finds_an_image_and_its_page_opens(watched: Watched, upstre
         window.click(".way:nth-of-type(5) .copy")
         window.until(lambda: window.script("return document.querySelector('.copy.done') !== null"), "copied")
         window.go(f"{mirror.url}/?q=nothing+of+the+kind")
-        assert "No image fits “nothing of the kind”." in window.text("#images")
+        assert "No image matches “nothing of the kind”." in window.text("#images")
 
     await watched.do(look)
 
