@@ -25,7 +25,7 @@ from mirror.web.pages import SiteInfo
 from mirror.web.site import Site
 from mirror.web.token import token_in
 from mirror.wiring import wired
-from mirror.workers.acceptor import Acceptor
+from mirror.workers.acceptor import Acceptor, listen
 from mirror.workers.context import WorkerContext
 
 log = logging.getLogger(__name__)
@@ -59,20 +59,17 @@ async def running(settings: Settings, worker: WorkerContext | None = None) -> As
         )
         site = Site(cache, Admin(admin_token(settings)[0]), site_info)
         api = Api(cache, targets, DEFAULT_REGISTRY, readiness.report, access, site.answer)
-        server = api.server()
+        server, connections = api.server()
         runner = web.ServerRunner(server, shutdown_timeout=settings.server.drain_timeout)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         # Before the draining: those who watch the dashboard would be waited for.
         stack.push_async_callback(site.aclose)
-        host, port = settings.server.address
         tls = certificate.context if certificate is not None else None
-        if worker is None:
-            await web.TCPSite(runner, host, port, ssl_context=tls, backlog=1024, reuse_address=True).start()
-        else:
-            acceptor = Acceptor(server, worker.listeners, tls, worker.counts, worker.number)
-            stack.push_async_callback(acceptor.aclose)
-            host, port = worker.listeners[0].getsockname()[:2]
+        listeners = worker.listeners if worker is not None else listen(*settings.server.address)
+        counts, number = (worker.counts, worker.number) if worker is not None else (memoryview(bytearray(8)).cast("q"), 0)
+        acceptor = Acceptor(connections, connections.__len__, listeners, tls, counts, number)
+        stack.push_async_callback(acceptor.aclose)
         cache.start()
         site.start()
         if worker is not None:
@@ -80,7 +77,7 @@ async def running(settings: Settings, worker: WorkerContext | None = None) -> As
                 background_task = BackgroundTask(work)
                 background_task.start()
                 stack.push_async_callback(background_task.aclose)
-        yield settings.server.url(*(runner.addresses[0][:2] if worker is None else (host, port)))
+        yield settings.server.url(*listeners[0].getsockname()[:2])
 
 
 @contextlib.asynccontextmanager

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from mirror.api import content, listing, monitoring
 from mirror.api.access import AccessLog
-from mirror.api.connection import Connection
+from mirror.api.connection import IDLE, LONGEST_LINE, MOST_HEADERS, Connection, Connections
 from mirror.api.context import RequestContext
 from mirror.api.repeat_reads import RepeatReads
 from mirror.api.responses import error_response, json_response
@@ -26,16 +26,11 @@ from mirror.names import Digest
 
 log = logging.getLogger(__name__)
 
-_MOST_HEADERS = 100
-
 Dashboard = Callable[[web.BaseRequest, Target], Awaitable[web.StreamResponse]]
-_IDLE = 300.0
-"""Seconds until a connection is closed on which no request comes, or none to its end. Longer than clients and proxies keep one that they do not use (Go: 90 s), since
-what they send just then would be lost."""
 
 
 class Api:
-    """Answers requests. `handle` is what the server calls."""
+    """Answers requests."""
 
     def __init__(
         self,
@@ -56,18 +51,28 @@ class Api:
         self._shortcuts = Shortcuts(cache, access)
         self._repeat_reads = RepeatReads()
 
-    def server(self) -> web.Server:
-        # A client that leaves ends its own waiting; downloads belong to the process and go on. No body is unpacked: nobody has to send one packed, and
-        # 400 kB can be made to become 400 MB, for which everybody would wait.
-        return _Server(
+    def server(self) -> tuple[web.Server, Connections]:
+        """An aiohttp server, which is to be shut down at the end, and what makes its connections."""
+        # A client that leaves ends its own waiting; downloads belong to the process and go on.
+        server = web.Server(self._serve, handler_cancellation=True, access_log=None)
+        # No body is unpacked: nobody has to send one packed, and 400 kB can be made to become 400 MB, for which everybody would wait.
+        connections = Connections(
+            server,
             self._shortcuts,
-            self.handle,
-            handler_cancellation=True,
             access_log=None,
-            keepalive_timeout=_IDLE,
-            max_headers=_MOST_HEADERS,
+            keepalive_timeout=IDLE,
+            max_line_size=LONGEST_LINE,
+            max_field_size=LONGEST_LINE,
+            max_headers=MOST_HEADERS,
             auto_decompress=False,
         )
+        return server, connections
+
+    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        response = await self.handle(request)
+        if (connection := Connection.of(request)) is not None:
+            await connection.finish(request, response)
+        return response
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Never raises but CancelledError."""
@@ -107,10 +112,10 @@ class Api:
             match target.resource:
                 case Resource.MANIFEST if reference is not None:
                     response = await content.manifest(context, self._cache, repository, reference)
-                    if isinstance(request.protocol, Connection) and (data := request.protocol.plain) is not None:
-                        self._shortcuts.remember(
-                            data, response, repository, reference, request.headers.get("User-Agent", "")[:200]
-                        )
+                    connection = Connection.of(request)
+                    if connection is not None and connection.request is not None:
+                        agent = request.headers.get("User-Agent", "")[:200]
+                        self._shortcuts.remember(connection.request, response, repository, reference, agent)
                     return response
                 case Resource.BLOB if isinstance(reference, Digest):
                     return await content.blob(context, self._cache, self._repeat_reads, repository, reference)
@@ -152,14 +157,3 @@ class Api:
             request.headers.get("User-Agent", "")[:200],
             context.complete,
         )
-
-
-class _Server(web.Server):
-    """Makes the connections."""
-
-    def __init__(self, shortcuts: Shortcuts, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._shortcuts = shortcuts
-
-    def __call__(self) -> web.RequestHandler:
-        return Connection(self._shortcuts, self, loop=self._loop, **self._kwargs)

@@ -1,7 +1,9 @@
-"""Where one of several workers takes connections from the socket that all of them listen on.
+"""Takes connections from listening sockets, which several workers may share.
 
-Every worker hears of a connection that comes, and whoever is awake would take all of them while the others still wake up. So a worker that has more connections
-than another one holds back for a moment, and takes what is then still there.
+The kernel wakes every worker for a connection that comes, and whoever is awake would take all of them while the others still wake up. So a worker that has
+more connections than another one waits for a moment, and takes what is then still there.
+
+While descriptors run out, none is taken: the kernel keeps clients in its queue. Connections may use three quarters of the descriptors; files need the rest.
 """
 
 from __future__ import annotations
@@ -9,77 +11,108 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import resource
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from aiohttp import web
+from mirror.workers.plain_http import refuse, speaks_tls
 
 log = logging.getLogger(__name__)
 
+_QUEUE = 1024
 _MOMENT = 0.002
-_WITHOUT_FILES = 1.0
-"""Seconds until it is tried again when there is no descriptor left."""
+_FULL_PAUSE = 0.2
+"""Seconds between attempts while there are too few descriptors."""
 _NO_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
+def listen(host: str, port: int) -> tuple[socket.socket, ...]:
+    """Sockets that listen on every address of `host`. Raises OSError."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return tuple(socket.create_server(address[:2], family=family, backlog=_QUEUE) for family, _, _, _, address in found)
+
+
 class Acceptor:
-    """Open from its making to its `aclose`."""
+    """Takes connections until `aclose`."""
 
     def __init__(
         self,
-        server: web.Server,
+        factory: Callable[[], asyncio.Protocol],
+        connections: Callable[[], int],
         listeners: Sequence[socket.socket],
         tls: ssl.SSLContext | None,
         counts: memoryview[int],
         number: int,
     ) -> None:
-        """`counts` are how many connections each worker has, shared by all; this one is `number`."""
+        """`factory` makes a connection's protocol, `connections` counts those that are open. `counts` are how many each worker has, in memory that all share;
+        this worker is `number`."""
         self._loop = asyncio.get_running_loop()
-        self._server = server
+        self._factory = factory
+        self._connections = connections
         self._listeners = listeners
         self._tls = tls
         self._counts = counts
         self._number = number
-        self._coming: set[asyncio.Task[None]] = set()
-        self._waiting: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 3 // 4
+        self._full = False
+        """Set from `_most` connections, or an attempt that failed, until there are clearly fewer: the log has one line for each time."""
+        self._entering: set[asyncio.Task[None]] = set()
+        self._paused: dict[socket.socket, asyncio.TimerHandle] = {}
         for listener in listeners:
             listener.setblocking(False)
             self._listen(listener)
 
     async def aclose(self) -> None:
-        """Takes no more; what has been taken stays."""
-        for handle in self._waiting.values():
+        """Takes no more connections; those that have been taken stay."""
+        for handle in self._paused.values():
             handle.cancel()
         for listener in self._listeners:
             self._loop.remove_reader(listener)
             listener.close()
-        # Those that have just come in begin: one that was never begun would leave its socket open.
+        # Let tasks that were just created start: a task that never started would leave its socket open.
         await asyncio.sleep(0)
-        for task in self._coming:
+        for task in self._entering:
             task.cancel()
-        await asyncio.gather(*self._coming, return_exceptions=True)
+        await asyncio.gather(*self._entering, return_exceptions=True)
 
     def _listen(self, listener: socket.socket) -> None:
-        self._waiting.pop(listener, None)
-        self._loop.add_reader(listener, self._heard, listener)
+        self._paused.pop(listener, None)
+        self._loop.add_reader(listener, self._readable, listener)
 
-    def _heard(self, listener: socket.socket) -> None:
-        mine = self._counts[self._number] = len(self._server.connections) + len(self._coming)
+    def _readable(self, listener: socket.socket) -> None:
+        mine = self._counts[self._number] = self._open()
         if mine > min(self._counts):
-            self._hold_back(listener, _MOMENT)
+            self._pause(listener, _MOMENT, self._resume)
         else:
             self._take(listener)
 
-    def _hold_back(self, listener: socket.socket, seconds: float) -> None:
-        self._loop.remove_reader(listener)
-        self._waiting[listener] = self._loop.call_later(seconds, self._try_again, listener)
+    def _open(self) -> int:
+        return self._connections() + len(self._entering)
 
-    def _try_again(self, listener: socket.socket) -> None:
+    def _pause(self, listener: socket.socket, seconds: float, then: Callable[[socket.socket], None]) -> None:
+        self._loop.remove_reader(listener)
+        self._paused[listener] = self._loop.call_later(seconds, then, listener)
+
+    def _resume(self, listener: socket.socket) -> None:
         self._listen(listener)
         self._take(listener)
 
+    def _wait_for_descriptors(self, listener: socket.socket, reason: str) -> None:
+        if not self._full:
+            self._full = True
+            log.error(
+                "no more connections are taken for now: %s; %d are open, and the limit of descriptors (ulimit -n) is %d",
+                reason,
+                self._open(),
+                resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            )
+        self._pause(listener, _FULL_PAUSE, self._listen)
+
     def _take(self, listener: socket.socket) -> None:
+        if self._open() >= (self._most * 9 // 10 if self._full else self._most):
+            self._wait_for_descriptors(listener, "too many are open")
+            return
         try:
             connection, _ = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -88,19 +121,26 @@ class Acceptor:
         except OSError as error:
             if error.errno not in _NO_FILES:
                 raise
-            log.error("cannot take connections: %s", error.strerror)
-            self._loop.remove_reader(listener)
-            self._waiting[listener] = self._loop.call_later(_WITHOUT_FILES, self._listen, listener)
+            self._wait_for_descriptors(listener, str(error.strerror))
             return
+        if self._full:
+            self._full = False
+            log.warning("connections are taken again: %d are open", self._open())
         connection.setblocking(False)
         task = self._loop.create_task(self._enter(connection))
-        self._coming.add(task)
+        self._entering.add(task)
         self._counts[self._number] += 1
-        task.add_done_callback(self._coming.discard)
+        task.add_done_callback(self._entering.discard)
 
     async def _enter(self, connection: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(self._server, connection, ssl=self._tls)
-        except OSError as error:
+            if self._tls is not None and not await speaks_tls(connection):
+                await refuse(connection)
+                return
+            await self._loop.connect_accepted_socket(self._factory, connection, ssl=self._tls)
+        except (OSError, TimeoutError) as error:
             log.debug("a connection came to nothing: %s", error)
             connection.close()
+        except asyncio.CancelledError:
+            connection.close()
+            raise

@@ -23,11 +23,11 @@ from pathlib import Path
 from mirror import metrics
 from mirror.config import Server
 from mirror.file_locks import try_exclusive, try_shared
+from mirror.workers.acceptor import listen
 from mirror.workers.context import WorkerContext
 
 log = logging.getLogger(__name__)
 
-_QUEUE = 1024
 _NOBODY = 2**62
 """Connections of a worker that is not there: nobody shall hold back in its favour."""
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -103,18 +103,13 @@ def run(server: Server, folder: Path, work: Callable[[WorkerContext], int], star
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, _hold(folder, try_shared))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        listeners = _listen(*server.address)
+        listeners = listen(*server.address)
         for listener in listeners:
             stack.callback(listener.close)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         # What is there now is never garbage: not to be touched, so that workers share its memory.
         gc.freeze()
         return _Parent(server, folder, work, listeners).run(lambda: started(server.url(*listeners[0].getsockname()[:2])))
-
-
-def _listen(host: str, port: int) -> tuple[socket.socket, ...]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return tuple(socket.create_server(address[:2], family=family, backlog=_QUEUE) for family, _, _, _, address in found)
 
 
 class _Parent:

@@ -320,7 +320,7 @@ async def test_a_connection_without_a_request_does_not_stay(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     """Nobody can hold files of the mirror by requests that never come, or never come to their end."""
-    monkeypatch.setattr("mirror.api.server._IDLE", 0.3)
+    monkeypatch.setattr("mirror.api.server.IDLE", 0.3)
     mirror = await start()
     host, port = mirror.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))

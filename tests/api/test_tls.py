@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from mirror.api.shortcuts import Shortcuts
 from mirror.clients import Address
 from mirror.config import ConfigError, Settings, load
 from mirror.doctor import Level
@@ -124,16 +125,37 @@ async def test_files_that_change_are_noticed_by_themselves(
 
 
 async def test_what_does_not_speak_tls_harms_nobody(start: Callable[..., Any], authority: Authority) -> None:
-    """Plain HTTP on the port of https, and a client that trusts somebody else, fail for themselves alone."""
+    """Plain HTTP on the port of https is told so in words; a client that trusts somebody else fails for itself alone."""
     mirror = await start(settings={"server": settings(authority)})
-    with pytest.raises(aiohttp.ClientError):
-        async with mirror.session.get(mirror.url.replace("https", "http") + "/v2/"):
-            pass
+    async with mirror.session.get(mirror.url.replace("https", "http") + "/v2/") as response:
+        assert response.status == 400
+        assert "this port speaks HTTPS" in (await response.json())["errors"][0]["message"]
     with pytest.raises(aiohttp.ClientSSLError):
         async with mirror.session.get("/v2/"):
             pass
     async with mirror.session.get("/v2/", ssl=trusting(authority)) as response:
         assert response.status == 200
+
+
+async def test_hot_manifests_take_the_fast_path_over_tls(
+    start: Callable[..., Any], upstream: Scripted, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As over plain HTTP: after the second request aiohttp sees no more of them."""
+    image = upstream.add_image("library/app", "latest")
+    mirror = await start(settings={"server": settings(authority)})
+    answered: list[bytes] = []
+    answer = Shortcuts.answer
+
+    def noted(shortcuts: Shortcuts, data: bytes, client: str) -> bytes | None:
+        if (found := answer(shortcuts, data, client)) is not None:
+            answered.append(found)
+        return found
+
+    monkeypatch.setattr(Shortcuts, "answer", noted)
+    for _ in range(5):
+        async with mirror.session.get("/v2/app/manifests/latest", ssl=trusting(authority)) as response:
+            assert await response.read() == image.body
+    assert len(answered) == 3
 
 
 async def test_the_doctor_knows_the_mirrors_own_certificate(start: Callable[..., Any], authority: Authority) -> None:

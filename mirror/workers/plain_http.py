@@ -1,0 +1,42 @@
+"""Plain HTTP that is sent to the port for HTTPS: it is answered in words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+
+_HANDSHAKE = 0x16
+"""The first byte of a TLS connection: a record of the handshake (RFC 8446, section 5.1)."""
+_TIMEOUT = 60.0
+"""Seconds for the first byte to come."""
+_BODY = json.dumps(
+    {"errors": [{"code": "UNSUPPORTED", "message": "this port speaks HTTPS: use https://, not http://", "detail": None}]}
+).encode()
+_ANSWER = b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (
+    len(_BODY),
+    _BODY,
+)
+
+
+async def speaks_tls(connection: socket.socket) -> bool:
+    """Whether a connection begins with a TLS handshake, or ends before it begins. Nothing is consumed. Raises OSError, TimeoutError."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(connection, readable.set)
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            await readable.wait()
+    finally:
+        loop.remove_reader(connection)
+    first = connection.recv(1, socket.MSG_PEEK)
+    return not first or first[0] == _HANDSHAKE
+
+
+async def refuse(connection: socket.socket) -> None:
+    """Says that the port speaks HTTPS, and closes the connection. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    with connection:
+        # What is unread when a socket is closed resets the connection, and the answer with it.
+        await asyncio.wait_for(loop.sock_recv(connection, 64 * 1024), _TIMEOUT)
+        await asyncio.wait_for(loop.sock_sendall(connection, _ANSWER), _TIMEOUT)
