@@ -172,6 +172,9 @@ class Cache(_Table):
     max_size: Size = Field(50 * 1024**3, description="size that eviction keeps the cache within")
     high_watermark: float = Field(0.95, gt=0, le=1, description="share of `max_size` above which eviction begins")
     low_watermark: float = Field(0.9, gt=0, le=1, description="share of `max_size` that eviction then goes down to")
+    min_free: float = Field(
+        0.05, ge=0, lt=1, description="share of the disk that the cache leaves free, whatever `max_size` says"
+    )
     expire: tuple[Expire, ...] = Field(
         (), description="age limits, each a table `[[cache.expire]]`; what is pinned stays all the same"
     )

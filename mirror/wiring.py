@@ -1,4 +1,4 @@
-"""The cache of some settings, opened and closed again: with its upstreams, or without, for commands that ask nobody."""
+"""The cache of some settings, opened and closed again, with its upstreams; or its store alone, for commands that ask nobody."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from mirror import metrics
 from mirror.cache.cache import Cache, Limits, Source
 from mirror.config import Settings
-from mirror.errors import RegistryUnknown
+from mirror.storage.disk.store import DiskStore
 from mirror.storage.settings import Expire, Upkeep
+from mirror.storage.store import Store
 
 if TYPE_CHECKING:
     from mirror.upstream import Upstreams
@@ -18,18 +19,19 @@ if TYPE_CHECKING:
 
 @contextlib.asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Cache]:
-    """A cache that can fetch, without server and chores. Raises OSError, sqlite3.Error where its directory cannot be used."""
+    """A cache that can fetch, without server and work in the background. Raises OSError, sqlite3.Error where its directory cannot be used."""
     async with wired(settings) as (cache, _):
         # What a command downloads is seen on the dashboard too.
         cache.active.start()
+        cache.store.start_counting()
         yield cache
 
 
 @contextlib.asynccontextmanager
-async def offline(settings: Settings) -> AsyncIterator[Cache]:
-    """A cache that knows no registry, open in half the time. Raises as `opened` does."""
-    async with _cache(settings, _nobody) as cache:
-        yield cache
+async def store(settings: Settings) -> AsyncIterator[Store]:
+    """The store alone, for commands that fetch nothing. Raises as `opened` does."""
+    async with _store(settings) as found:
+        yield found
 
 
 @contextlib.asynccontextmanager
@@ -55,15 +57,18 @@ async def wired(settings: Settings, share: int = 1) -> AsyncIterator[tuple[Cache
 @contextlib.asynccontextmanager
 async def _cache(settings: Settings, source: Callable[[str], Source]) -> AsyncIterator[Cache]:
     kept = settings.cache
-    expire = tuple(Expire(rule.repositories, rule.after) for rule in kept.expire)
-    upkeep = Upkeep(kept.max_size, kept.high_watermark, kept.low_watermark, expire, kept.scrub_rate, kept.scrub_interval)
-    cache = Cache(kept.dir, source, Limits(upkeep, kept.tag_ttl, kept.negative_ttl, kept.revalidate_timeout, kept.prefetch))
-    try:
-        metrics.begin(settings.registries, kept.dir)
+    limits = Limits(kept.tag_ttl, kept.negative_ttl, kept.revalidate_timeout, kept.prefetch)
+    async with _store(settings) as found, Cache(found, kept.dir, source, limits) as cache:
         yield cache
-    finally:
-        await cache.aclose()
 
 
-def _nobody(name: str) -> Source:
-    raise RegistryUnknown.named(name)
+@contextlib.asynccontextmanager
+async def _store(settings: Settings) -> AsyncIterator[DiskStore]:
+    kept = settings.cache
+    expire = tuple(Expire(rule.repositories, rule.after) for rule in kept.expire)
+    upkeep = Upkeep(
+        kept.max_size, kept.high_watermark, kept.low_watermark, expire, kept.scrub_rate, kept.scrub_interval, kept.min_free
+    )
+    async with DiskStore(kept.dir, upkeep) as found:
+        metrics.begin(settings.registries, kept.dir)
+        yield found

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "config": {"names", "certificate", "units", "setting_errors"},
     "clients": {"clients", ""},
     "upstream": SHARED | {"upstream", ""},
-    "storage": SHARED | {"storage", "downloads"},
+    "storage": SHARED | {"units", "storage"},
     "downloads": SHARED | {"storage", "downloads"},
     "cache": SHARED | {"storage", "downloads", "cache"},
     "api": SHARED | {"api", "cache", "downloads"},

@@ -33,11 +33,11 @@ async def manifest(context: RequestContext, cache: Cache, repository: Repository
     if found is None:
         if request.method == "HEAD":
             descriptor, outcome = await cache.manifests.resolve(repository, reference)
-            cache.usage.pulled(repository, reference)
+            cache.store.count_pull(repository, reference)
             context.count("manifest", outcome)
             return _described(descriptor, outcome, request)
         found, outcome = await cache.manifests.get(repository, reference)
-    cache.usage.pulled(repository, reference)
+    cache.store.count_pull(repository, reference)
     context.count("manifest", outcome)
     return _manifest(context, found, outcome)
 

@@ -42,9 +42,9 @@ async def catalog(context: RequestContext, cache: Cache, target: Target, default
     """The repositories that have something cached, by the names under which they can be pulled from here."""
     context.outcome = HIT
     names = [
-        path if registry == (target.registry or default) else f"{registry}/{path}"
-        for registry, path in await cache.repositories()
-        if target.registry in (None, registry)
+        repository.path if repository.registry == (target.registry or default) else str(repository)
+        for repository in await cache.repositories()
+        if target.registry in (None, repository.registry)
     ]
     page, headers = _page(sorted(names), target)
     return json_response({"repositories": page}, HIT, headers=headers)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from mirror import metrics
 from mirror.cache.images import Images
@@ -23,15 +26,16 @@ from mirror.downloads.download import Source as BlobSource
 from mirror.downloads.flight import Flight, Progress
 from mirror.downloads.flights import FlightReader, Flights
 from mirror.downloads.parts import Reader
-from mirror.errors import Denied, StorageFull, Unknown, UpstreamBusy
+from mirror.errors import Denied, StorageFull, StorageUnreadable, Unknown, UpstreamBusy
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
-from mirror.storage.disk.catalog.inventory_executor import InventoryExecutor
-from mirror.storage.disk.catalog.usage import Usage
-from mirror.storage.disk.content import Content
-from mirror.storage.disk.maintenance.garbage_collection import GarbageCollection
-from mirror.storage.settings import Upkeep
+from mirror.storage.disk.store import DiskStore
 from mirror.tasks import SingleFlight
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+log = logging.getLogger(__name__)
 
 _LOOK = 0.1
 """Seconds between two looks at how far a download is."""
@@ -53,7 +57,6 @@ class Source(ManifestSource, ListSource, Protocol):
 class Limits:
     """Sizes in bytes, times in seconds; what each means is said in mirror/config."""
 
-    upkeep: Upkeep
     tag_ttl: float
     negative_ttl: float
     revalidate_timeout: float
@@ -63,52 +66,60 @@ class Limits:
 class Cache:
     """Everything that is kept, and everything that is on its way."""
 
-    def __init__(self, root: Path, source: Callable[[str], Source], limits: Limits) -> None:
-        """`source` gives a registry by its name. Raises OSError, sqlite3.Error where the cache directory cannot be used."""
-        self.content = Content(root, limits.upkeep)
-        self.inventory = InventoryExecutor(root)
-        self.usage = Usage(self.content.records)
+    def __init__(self, store: DiskStore, root: Path, source: Callable[[str], Source], limits: Limits) -> None:
+        """`source` gives a registry by its name. The store, and the directory that its processes share, are the caller's to close."""
+        self.store = store
+        self.inventory = store.inventory
         self._source = source
         self._negative = Negative(limits.negative_ttl)
-        self._flights = Flights(self.content.store, self.content.disk)
-        self.active = ActiveDownloads(root / "live", self._flights, self.content.disk)
+        self._flights = Flights(store)
+        self.active = ActiveDownloads(root / "live", self._flights, store.threads)
         self._sizes: SingleFlight[Descriptor] = SingleFlight()
         self._learned_connections: dict[str, int] = {}
-        self._prefetcher = Prefetcher(self.content, self._flights, self._context) if limits.prefetch else None
-        self.manifests = Tags(self.content, source, self._negative, limits.tag_ttl, limits.revalidate_timeout)
-        self.garbage_collection = GarbageCollection(self.content, limits.upkeep)
-        self.verification = Verification(self.content, self.manifests, self.fetch)
-        self.pulls = Pulls(self.content, self.manifests, self.fetch)
-        self.images = Images(self.content, self.manifests)
-        self.lists = Lists(self.content.records, source, limits.tag_ttl)
+        self._prefetcher = Prefetcher(store, self._flights, self._context) if limits.prefetch else None
+        self.manifests = Tags(store, source, self._negative, limits.tag_ttl, limits.revalidate_timeout)
+        self.verification = Verification(store, self.manifests, self.fetch)
+        self.pulls = Pulls(store, self.manifests, self.fetch)
+        self.images = Images(store, self.manifests)
+        self.lists = Lists(store, source, limits.tag_ttl)
 
     def start(self) -> None:
-        """Begins the chores behind."""
-        self.content.start(self.verification.restore)
-        self.inventory.start()
-        self.usage.start()
+        """Begins the work in the background."""
+        self.store.start(self.verification.restore)
         self.images.start()
         self.active.start()
 
-    async def aclose(self) -> None:
-        """Ends everything; downloads in progress stay resumable."""
-        if self._prefetcher is not None:
-            await self._prefetcher.aclose()
-        await self.active.aclose()
-        await self._flights.aclose()
-        await self._sizes.aclose()
-        await self.images.aclose()
-        await self.manifests.aclose()
-        await self.lists.aclose()
-        await self._negative.aclose()
-        await self.inventory.aclose()
-        await self.usage.aclose()
-        await self.content.aclose()
+    async def __aenter__(self) -> Self:
+        self._stack = await AsyncExitStack().__aenter__()
+        # In the order of closing: what asks for content, then what brings it.
+        closing = [
+            self._prefetcher,
+            self.active,
+            self._flights,
+            self._sizes,
+            self.images,
+            self.manifests,
+            self.lists,
+            self._negative,
+        ]
+        for part in reversed(closing):
+            if part is not None:
+                self._stack.push_async_callback(part.aclose)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Ends everything, whatever part of it fails to; downloads in progress stay resumable."""
+        await self._stack.aclose()
 
     async def blob(self, repository: Repository, digest: Digest, *, verify_first: bool = False) -> tuple[Reader, Outcome]:
         """A reader of a blob, once its size is known; the caller closes it. What is cached of one that is `doubted` is verified anew. Raises MirrorError."""
-        if (cached := await self.content.open(digest, verify_first=verify_first)) is not None:
-            return cached, HIT
+        try:
+            if (cached := await self.store.open(digest, verify_first=verify_first)) is not None:
+                return cached, HIT
+        except StorageUnreadable as error:
+            # It may well be there: it is passed through this time, and not written again.
+            log.warning("%s", error)
+            return await self._direct(digest, self._context(repository, digest)), PASSED
         await self._negative.check(_key(repository, digest))
         if self._prefetcher is not None:
             self._prefetcher.begin(repository, digest)
@@ -132,14 +143,14 @@ class Cache:
                 metrics.ahead_bytes.labels(repository.registry, "pull").inc(max(0, flight.progress.have - before))
         if flight.error is not None:
             raise flight.error
-        if self.content.store.size(digest) is None:
+        if self.store.size(digest) is None:
             raise StorageFull("it came, but the cache's disk did not keep it: see the log")
 
     async def _join(self, repository: Repository, digest: Digest, context: DownloadContext) -> tuple[Flight, FlightReader, bool]:
         """A place in a blob's flight, once its size is known; the caller closes the reader. Raises MirrorError."""
         while True:
             flight, joined = self._flights.join(digest, context)
-            reader = FlightReader(flight, context.source, self.content.disk)
+            reader = FlightReader(flight, context.source)
             try:
                 await flight.headers()
             except (Unknown, Denied, UpstreamBusy) as error:
@@ -157,18 +168,18 @@ class Cache:
 
     async def stat_blob(self, repository: Repository, digest: Digest) -> tuple[Descriptor, Outcome]:
         """What a blob is, without having it: never downloads. Raises MirrorError."""
-        size = self.content.store.size(digest)
-        if size is not None:
-            return _blob(digest, size), HIT
+        with contextlib.suppress(StorageUnreadable):
+            if (size := self.store.size(digest)) is not None:
+                return _blob(digest, size), HIT
         if (size := self._flights.size(digest)) is not None:
             return _blob(digest, size), miss(collapsed=True)
         await self._negative.check(_key(repository, digest))
         descriptor, joined = await self._sizes.do((repository, digest), lambda: self._head(repository, digest))
         return descriptor, Outcome("miss", collapsed=joined)
 
-    async def repositories(self) -> list[tuple[str, str]]:
-        """(registry, path) of every repository with something cached."""
-        return await self.content.records.read([], self.content.records.catalog.repositories)
+    async def repositories(self) -> list[Repository]:
+        """Every repository with something cached."""
+        return await self.store.repositories()
 
     async def _head(self, repository: Repository, digest: Digest) -> Descriptor:
         try:
@@ -178,13 +189,13 @@ class Cache:
             raise
 
     async def _direct(self, digest: Digest, context: DownloadContext) -> Reader:
-        reader = DirectReader(digest, context.source, self.content.disk)
+        reader = DirectReader(digest, context.source)
         await reader.open()
         return reader
 
     def _context(self, repository: Repository, digest: Digest) -> DownloadContext:
         blob = self._source(repository.registry).blob(repository, digest)
-        return DownloadContext(repository, blob, self.content.make_room, self.content.completed, self._learned_connections)
+        return DownloadContext(repository, blob, self._learned_connections)
 
 
 def _blob(digest: Digest, size: int) -> Descriptor:

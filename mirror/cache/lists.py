@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from mirror.cache.outcome import HIT, STALE, Outcome, miss
 from mirror.errors import MirrorError, Unknown
 from mirror.names import Digest, Repository
-from mirror.storage.disk.catalog.executor import CatalogExecutor
+from mirror.storage.store import Store
 from mirror.tasks import SingleFlight
 
 log = logging.getLogger(__name__)
@@ -27,9 +27,9 @@ class Lists:
     """Answers that are lists."""
 
     def __init__(
-        self, records: CatalogExecutor, source: Callable[[str], ListSource], ttl: float, clock: Callable[[], float] = time.time
+        self, store: Store, source: Callable[[str], ListSource], ttl: float, clock: Callable[[], float] = time.time
     ) -> None:
-        self._records = records
+        self._store = store
         self._source = source
         self._ttl = ttl
         self._clock = clock
@@ -48,7 +48,7 @@ class Lists:
             raise
         except MirrorError:
             # Better those that have come by here than none.
-            found, outcome = await self._records.read([], self._records.catalog.tags, repository), STALE
+            found, outcome = await self._store.tags(repository), STALE
             if not found:
                 raise
         return sorted(set(found)), outcome
@@ -60,7 +60,7 @@ class Lists:
         )
 
     async def _list(self, key: str, ask: Callable[[], Awaitable[list[Any]]]) -> tuple[list[Any], Outcome]:
-        known = await self._records.read(None, self._records.catalog.document, key)
+        known = await self._store.document(key)
         if known is not None and 0 <= self._clock() - known["asked"] < self._ttl:
             return known["list"], HIT
         try:
@@ -76,5 +76,5 @@ class Lists:
 
     async def _ask(self, key: str, ask: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
         found = await ask()
-        await self._records.write(self._records.catalog.set_document, key, {"asked": self._clock(), "list": found})
+        await self._store.set_document(key, {"asked": self._clock(), "list": found})
         return found

@@ -18,7 +18,7 @@ from mirror.downloads.flight import Flight
 from mirror.downloads.flights import Flights
 from mirror.manifests import children_of
 from mirror.names import Digest, Repository
-from mirror.storage.disk.content import Content
+from mirror.storage.store import Store
 from mirror.tasks import BackgroundTask, SingleFlight
 
 _LEAST, _MOST = 4, 12
@@ -33,8 +33,8 @@ _PLENTY = 2**62
 class Prefetcher:
     """What is fetched before it is asked for."""
 
-    def __init__(self, content: Content, flights: Flights, context: Callable[[Repository, Digest], DownloadContext]) -> None:
-        self._content = content
+    def __init__(self, store: Store, flights: Flights, context: Callable[[Repository, Digest], DownloadContext]) -> None:
+        self._store = store
         self._flights = flights
         self._context = context
         self._images: SingleFlight[None] = SingleFlight()
@@ -55,17 +55,17 @@ class Prefetcher:
         await self._background_task.aclose()
 
     async def _find(self, repository: Repository, blob: Digest) -> None:
-        for manifest in await self._content.naming(blob, time.time() - _LATELY):
+        for manifest in await self._store.naming(blob, time.time() - _LATELY):
             self._images.start(("image", manifest), lambda manifest=manifest: self._image(repository, manifest))  # type: ignore[misc]
 
     async def _image(self, repository: Repository, digest: Digest) -> None:
-        manifest = await self._content.manifest(digest)
+        manifest = await self._store.manifest(digest)
         if manifest is None:
             return
         async with asyncio.TaskGroup() as group:
             for blob in dict.fromkeys(children_of(manifest.body)[1]):
                 await self._turn()
-                if self._content.store.size(blob) is not None:
+                if self._store.size(blob) is not None:
                     continue
                 flight, joined = self._flights.join(blob, self._context(repository, blob))
                 if not joined:

@@ -17,7 +17,7 @@ from mirror.downloads.flight import Progress
 from mirror.errors import ManifestUnknown, UpstreamError
 from mirror.manifests import INDEXES, Manifest, blobs_of, entries_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
-from mirror.storage.disk.content import Content
+from mirror.storage.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +59,10 @@ class Pulls:
     """Fetches images, some side by side."""
 
     def __init__(
-        self, content: Content, manifests: Tags, fetch: Callable[[Repository, Digest], AsyncGenerator[Progress, None]]
+        self, store: Store, manifests: Tags, fetch: Callable[[Repository, Digest], AsyncGenerator[Progress, None]]
     ) -> None:
         """`fetch` gets a blob into the cache, and tells meanwhile how far it is."""
-        self._content = content
+        self._store = store
         self._manifests = manifests
         self._fetch = fetch
         self._images = asyncio.Semaphore(_IMAGES)
@@ -87,7 +87,7 @@ class Pulls:
 
     def missing(self, this: Pull) -> int:
         """How many of its blobs are not in the cache; perhaps no longer, where it is too small for all that was pulled."""
-        return sum(self._content.store.size(digest) is None for digest in this.blobs)
+        return sum(self._store.size(digest) is None for digest in this.blobs)
 
     async def _resolve(self, this: Pull) -> Manifest:
         if isinstance(this.reference, Tag):
@@ -120,7 +120,7 @@ class Pulls:
     async def _blob(self, this: Pull, digest: Digest, size: int) -> None:
         async with self._blobs:
             seen = 0
-            if self._content.store.size(digest) is None:
+            if self._store.size(digest) is None:
                 first: int | None = None
                 async with aclosing(self._fetch(this.repository, digest)) as looks:
                     async for progress in looks:

@@ -19,9 +19,7 @@ from mirror.cache.outcome import HIT, STALE, VALIDATED, Outcome, miss
 from mirror.errors import MirrorError, Unknown
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
-from mirror.storage.disk.catalog.catalog import TagRecord
-from mirror.storage.disk.content import Content
-from mirror.storage.disk.locks import KeyedFileLock
+from mirror.storage.store import Store, TagRecord
 from mirror.tasks import SingleFlight
 
 log = logging.getLogger(__name__)
@@ -43,7 +41,7 @@ class Tags:
 
     def __init__(
         self,
-        content: Content,
+        store: Store,
         source: Callable[[str], ManifestSource],
         negative: Negative,
         ttl: float,
@@ -51,8 +49,7 @@ class Tags:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`ttl` and `patience`, how long a check may hold a client, in seconds; `source` gives a registry by its name."""
-        self._content = content
-        self._records = content.records
+        self._store = store
         self._source = source
         self._negative = negative
         self._ttl = ttl
@@ -62,12 +59,10 @@ class Tags:
         self._held: dict[tuple[Repository, Tag], float] = {}
         self._descriptors: SingleFlight[Descriptor] = SingleFlight()
         self._manifests: SingleFlight[Manifest] = SingleFlight()
-        self._lock = KeyedFileLock(content.store.root / "catalog" / "asking.lock")
 
     async def aclose(self) -> None:
         await self._descriptors.aclose()
         await self._manifests.aclose()
-        self._lock.close()
 
     # ------------------------------------------------------------------ by whatever reference
 
@@ -78,7 +73,7 @@ class Tags:
             if record is None or not self._fresh(record):
                 return None
             reference = record.descriptor.digest
-        return self._content.hot_manifest(reference)
+        return self._store.hot_manifest(reference)
 
     async def get(self, repository: Repository, reference: Reference) -> tuple[Manifest, Outcome]:
         """A manifest whole. Raises MirrorError."""
@@ -100,7 +95,7 @@ class Tags:
         """What a manifest is, without having it: a miss asks upstream with HEAD. Raises MirrorError."""
         began = self._clock()
         if isinstance(reference, Digest):
-            if (manifest := await self._content.manifest(reference)) is not None:
+            if (manifest := await self._store.manifest(reference)) is not None:
                 return manifest.descriptor, HIT
         elif (record := await self._record(repository, reference)) is not None:
             return await self._current(repository, reference, record, began)
@@ -127,7 +122,7 @@ class Tags:
     # ------------------------------------------------------------------ upstream
 
     async def _by_digest(self, repository: Repository, digest: Digest) -> tuple[Manifest, Outcome]:
-        if (manifest := await self._content.manifest(digest)) is not None:
+        if (manifest := await self._store.manifest(digest)) is not None:
             return manifest, HIT
         await self._negative.check(_key(repository, digest))
         manifest, joined = await self._manifests.do((repository, digest), lambda: self._fetch(repository, digest, 0.0))
@@ -139,7 +134,7 @@ class Tags:
         return manifest, miss(joined)
 
     async def _fetch(self, repository: Repository, reference: Reference, since: float) -> Manifest:
-        async with self._lock.take(f"get {repository} {reference}"):
+        async with self._store.lock(f"get {repository} {reference}"):
             if (manifest := await self._fetched_elsewhere(repository, reference, since)) is not None:
                 return manifest
             return await self._fetch_now(repository, reference)
@@ -151,10 +146,10 @@ class Tags:
             if record is None:
                 return None
             reference = record.descriptor.digest
-        return await self._content.manifest(reference)
+        return await self._store.manifest(reference)
 
     async def _told_elsewhere(self, repository: Repository, tag: Tag, since: float) -> TagRecord | None:
-        stored = await self._records.read(None, self._records.catalog.tag, repository, tag.value)
+        stored = await self._store.tag(repository, tag)
         if stored is None or not since <= stored.checked <= self._clock():
             return None
         self._keep(repository, tag, stored)
@@ -166,13 +161,13 @@ class Tags:
         except Unknown as error:
             await self._unknown(repository, reference, error)
             raise
-        await self._content.add_manifest(repository, manifest)
+        await self._store.put_manifest(repository, manifest)
         if isinstance(reference, Tag):
             await self._remember(repository, reference, manifest.descriptor)
         return manifest
 
     async def _head(self, repository: Repository, reference: Reference, since: float) -> Descriptor:
-        async with self._lock.take(f"head {repository} {reference}"):
+        async with self._store.lock(f"head {repository} {reference}"):
             if isinstance(reference, Tag) and (record := await self._told_elsewhere(repository, reference, since)) is not None:
                 return record.descriptor
             return await self._head_now(repository, reference)
@@ -192,7 +187,7 @@ class Tags:
         if isinstance(reference, Tag):
             # Gone is gone; what was cached by digest stays.
             self._memory.pop((repository, reference), None)
-            await self._records.write(self._records.catalog.drop_tag, repository, reference.value)
+            await self._store.drop_tag(repository, reference)
 
     # ------------------------------------------------------------------ freshness
 
@@ -205,7 +200,7 @@ class Tags:
         if record is not None and self._fresh(record):
             return record
         # Another process may have asked since.
-        stored = await self._records.read(record, self._records.catalog.tag, repository, tag.value)
+        stored = await self._store.tag(repository, tag)
         if stored is not None and (record is None or stored.checked > record.checked):
             record = stored
             self._keep(repository, tag, record)
@@ -215,7 +210,7 @@ class Tags:
         record = TagRecord(descriptor, self._clock())
         self._held.pop((repository, tag), None)
         self._keep(repository, tag, record)
-        await self._records.write(self._records.catalog.set_tag, repository, tag.value, record)
+        await self._store.set_tag(repository, tag, record)
 
     def _keep(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
         self._memory[repository, tag] = record
@@ -247,7 +242,7 @@ class Tags:
         self._held[repository, tag] = time.monotonic() + min(_HOLD, self._ttl)
 
     async def _check(self, repository: Repository, tag: Tag, record: TagRecord, since: float) -> Descriptor:
-        async with self._lock.take(f"check {repository} {tag}"):
+        async with self._store.lock(f"check {repository} {tag}"):
             if (told := await self._told_elsewhere(repository, tag, since)) is not None:
                 return told.descriptor
             return await self._check_now(repository, tag, record)
@@ -259,7 +254,7 @@ class Tags:
         except Unknown as error:
             await self._unknown(repository, tag, error)
             raise
-        if found.digest != record.descriptor.digest and await self._content.manifest(record.descriptor.digest) is not None:
+        if found.digest != record.descriptor.digest and await self._store.manifest(record.descriptor.digest) is not None:
             # The old one can still be served: it is given up only once the new one is here.
             await self._by_digest(repository, found.digest)
         await self._remember(repository, tag, found)

@@ -9,7 +9,7 @@ import pwd
 import sqlite3
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -23,8 +23,10 @@ from mirror.storage.disk.catalog.inventory import Inventory
 
 if TYPE_CHECKING:
     from mirror.cache.cache import Cache
+    from mirror.storage.store import Store
 
 _T = TypeVar("_T")
+_O = TypeVar("_O")
 
 
 def images_of(names: Iterable[str]) -> list[tuple[Repository, Reference]]:
@@ -62,17 +64,30 @@ def cache_there(settings: Settings) -> None:
             )
 
 
-def on_cache(settings: Settings, work: Callable[[Cache], Awaitable[_T]], *, offline: bool = False) -> _T:
-    """What `work` makes of the cache, which is made where there is none. `offline` is for work that asks no upstream."""
+def on_cache(settings: Settings, work: Callable[[Cache], Awaitable[_T]]) -> _T:
+    """What `work` makes of the cache, which is made where there is none."""
     # A third of a second that those who only look need not wait for.
     from mirror import wiring
 
+    return _on(settings, wiring.opened, work)
+
+
+def on_store(settings: Settings, work: Callable[[Store], Awaitable[_T]]) -> _T:
+    """As `on_cache`, for work that asks no upstream."""
+    from mirror import wiring
+
+    return _on(settings, wiring.store, work)
+
+
+def _on(
+    settings: Settings, opened: Callable[[Settings], AbstractAsyncContextManager[_O]], work: Callable[[_O], Awaitable[_T]]
+) -> _T:
     logs.set_up("warning", settings.log.format)
     become_owner(settings.cache.dir)
 
     async def run() -> _T:
-        async with wiring.offline(settings) if offline else wiring.opened(settings) as cache:
-            return await work(cache)
+        async with opened(settings) as one:
+            return await work(one)
 
     with _told(settings.cache.dir):
         return asyncio.run(run())

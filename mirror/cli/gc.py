@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mirror.cli.ask import cache_there, on_cache, yield_to_others
+from mirror.cli.ask import cache_there, on_store, yield_to_others
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import table, tell_json
 from mirror.units import format_size
 
 if TYPE_CHECKING:
-    from mirror.cache.cache import Cache
-    from mirror.storage.disk.maintenance.garbage_collection import Collected
+    from mirror.storage.store import Collected, Store
 
 _REASONS = {
     "expired": "unused for longer than cache.expire says",
@@ -38,10 +37,10 @@ def gc(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], d
     cache_there(settings)
     yield_to_others()
 
-    async def work(cache: Cache) -> Collected:
-        return await (cache.garbage_collection.dry_run() if dry_run else cache.garbage_collection.collect())
+    async def work(store: Store) -> Collected:
+        return await store.collect(dry_run=dry_run)
 
-    done = dataclasses.asdict(on_cache(settings, work, offline=True))
+    done = dataclasses.asdict(on_store(settings, work))
     if as_json:
         tell_json({"dry_run": dry_run, **done})
         return

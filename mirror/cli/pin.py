@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mirror.cli.ask import images_of, on_cache
+from mirror.cli.ask import images_of, on_store
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.names import Reference, Repository, image_name
 
 if TYPE_CHECKING:
-    from mirror.cache.cache import Cache
+    from mirror.storage.store import Store
 
 
 @click.command(short_help="Keep images from eviction.")
@@ -27,13 +27,13 @@ def pin(images: Sequence[str], config: Path | None, cache_dir: str | None, upstr
     """
     named = images_of(images)
 
-    async def work(cache: Cache) -> None:
+    async def work(store: Store) -> None:
         for repository, reference in named:
-            cached = await cache.images.pin(repository, reference)
+            cached = await store.pin(repository, reference)
             rest = "" if cached else "; it is not cached yet: mirror pull fetches it, or the first client does"
             click.echo(f"{image_name(repository, reference)} is pinned{rest}")
 
-    on_cache(settings_or_exit(config, cache_dir, upstreams), work, offline=True)
+    on_store(settings_or_exit(config, cache_dir, upstreams), work)
 
 
 @click.command(short_help="Give pinned images back to eviction.")
@@ -43,10 +43,10 @@ def unpin(images: Sequence[str], config: Path | None, cache_dir: str | None, ups
     """Gives pinned images back to eviction. The exit status is 1 where one was not pinned by that very name."""
     named = images_of(images)
 
-    async def work(cache: Cache) -> list[tuple[Repository, Reference]]:
-        return [one for one in named if not await cache.images.unpin(*one)]
+    async def work(store: Store) -> list[tuple[Repository, Reference]]:
+        return [one for one in named if not await store.unpin(*one)]
 
-    not_pinned = on_cache(settings_or_exit(config, cache_dir, upstreams), work, offline=True)
+    not_pinned = on_store(settings_or_exit(config, cache_dir, upstreams), work)
     for one in named:
         if one in not_pinned:
             click.echo(f"mirror: {image_name(*one)} was not pinned by this name", err=True)

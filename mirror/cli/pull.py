@@ -80,7 +80,6 @@ def pull(
         from mirror.cache.pull import Pull
 
         # So that the figures know of it.
-        cache.usage.start()
         pulls = [Pull(repository, reference, wanted) for repository, reference in named]
         faults: dict[str, str] = {}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mirror.cli.ask import images_of, on_cache
+from mirror.cli.ask import images_of, on_store
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import tell_json
 from mirror.errors import ManifestUnknown, Pinned
@@ -17,7 +17,7 @@ from mirror.names import image_name
 from mirror.units import format_size
 
 if TYPE_CHECKING:
-    from mirror.cache.cache import Cache
+    from mirror.storage.store import Store
 
 
 @click.command(short_help="Delete images from the cache.")
@@ -35,19 +35,19 @@ def rm(
     """
     named = images_of(images)
 
-    async def work(cache: Cache) -> list[dict[str, Any]]:
+    async def work(store: Store) -> list[dict[str, Any]]:
         done: list[dict[str, Any]] = []
         for repository, reference in named:
             told: dict[str, Any] = {"image": image_name(repository, reference)}
             try:
-                deleted = await cache.images.delete(repository, reference, force)
+                deleted = await store.delete(repository, reference, force=force)
                 told |= {"deleted": True, "digest": str(deleted.digest), "freed": deleted.freed, "kept": deleted.kept}
             except (ManifestUnknown, Pinned) as error:
                 told |= {"deleted": False, "fault": error.message}
             done.append(told)
         return done
 
-    report = on_cache(settings_or_exit(config, cache_dir, upstreams), work, offline=True)
+    report = on_store(settings_or_exit(config, cache_dir, upstreams), work)
     if as_json:
         tell_json(report)
     for told in () if as_json else report:

@@ -6,6 +6,7 @@ a spool file) is verified before its last bytes are let go. A range from the mid
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -13,10 +14,9 @@ from typing import TYPE_CHECKING
 from mirror.downloads.download import Download, Source
 from mirror.downloads.flight import WITHHELD
 from mirror.downloads.parts import Part
-from mirror.downloads.verifier import hash_file
 from mirror.errors import DigestMismatch
 from mirror.names import Digest
-from mirror.storage.disk.executor import ThreadPool
+from mirror.storage.store import Partial
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -25,11 +25,10 @@ if TYPE_CHECKING:
 class DirectReader:
     """One client's own download."""
 
-    def __init__(self, digest: Digest, source: Source, disk: ThreadPool) -> None:
+    def __init__(self, digest: Digest, source: Source) -> None:
         self.size: int | None = None
         self._digest = digest
         self._source = source
-        self._disk = disk
         self._whole: Download | None = None
 
     async def open(self) -> None:
@@ -45,7 +44,7 @@ class DirectReader:
             whole = None
         download = whole or Download(self._source, start, stop, self.size)
         hasher = self._digest.hasher() if start == 0 else None
-        async with aclosing(stream(self._digest, download, stop, hasher, self._disk)) as parts:
+        async with aclosing(stream(self._digest, download, stop, hasher)) as parts:
             async for part in parts:
                 yield part
 
@@ -55,26 +54,24 @@ class DirectReader:
 
 
 async def go_on(
-    digest: Digest, source: Source, disk: ThreadPool, spool_fd: int, position: int, stop: int | None, size: int | None
+    digest: Digest, source: Source, spool: Partial, position: int, stop: int | None, size: int | None
 ) -> AsyncGenerator[Part, None]:
-    """The bytes from `position` on, for a reader whose flight's disk filled up; what came before is in the open file `spool_fd`."""
+    """The bytes from `position` on, for a reader whose flight's disk filled up; what came before is in `spool`."""
     hasher = digest.hasher()
-    if position > 0 and await disk.run(hash_file, hasher, spool_fd, 0, position) < position:
+    if position > 0 and await spool.hash(hasher, 0, position) < position:
         raise DigestMismatch(f"the beginning of {digest} is no longer there to verify")
-    async with aclosing(stream(digest, Download(source, position, stop, size), stop, hasher, disk)) as parts:
+    async with aclosing(stream(digest, Download(source, position, stop, size), stop, hasher)) as parts:
         async for part in parts:
             yield part
 
 
-async def stream(
-    digest: Digest, download: Download, stop: int | None, hasher: _Hash | None, disk: ThreadPool
-) -> AsyncGenerator[Part, None]:
+async def stream(digest: Digest, download: Download, stop: int | None, hasher: _Hash | None) -> AsyncGenerator[Part, None]:
     """Gives what a download brings, up to `stop`. Raises DigestMismatch before the last bytes of a blob that is not what its digest says."""
     held = b""
     try:
         while data := await download.read():
             if hasher is not None:
-                await disk.run(hasher.update, data)
+                await asyncio.to_thread(hasher.update, data)
             held += data
             if hasher is None:
                 ready, held = held, b""

@@ -7,7 +7,6 @@ nearest to the readers come first. A reader far ahead gets a connection of its o
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -20,8 +19,7 @@ from mirror.downloads.segments import Segment, Segments
 from mirror.downloads.verifier import Verifier
 from mirror.errors import MirrorError, RangeIgnored, StorageFull, UpstreamBusy
 from mirror.names import Digest
-from mirror.storage.disk.executor import ThreadPool
-from mirror.storage.disk.spool import Spool
+from mirror.storage.store import Partial
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +27,6 @@ SEGMENT = 8 * 1024 * 1024
 """Bytes that are worth a request of their own."""
 _LARGEST_SEGMENT = 64 * 1024 * 1024
 _MOST_DETOURS = 4
-_UNSIZED_STEP = 64 * 1024 * 1024
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TICK = 0.05
 _HEDGE_BELOW = 0.25
 """Share of its siblings' median rate below which a connection gets a rival."""
@@ -47,10 +43,9 @@ class Filling:
 
     def __init__(
         self,
-        spool: Spool,
+        spool: Partial,
         digest: Digest,
         context: DownloadContext,
-        disk: ThreadPool,
         heard: Callable[[], None],
         progress: Callable[[], None],
         wanted: Callable[[], bool],
@@ -63,7 +58,7 @@ class Filling:
         self._heard = False
         self._tell = progress
         self._wanted = wanted
-        self._verifier = Verifier(spool, digest, disk)
+        self._verifier = Verifier(spool, digest)
         self._segments = Segments()
         self._workers: set[asyncio.Task[None]] = set()
         self._extras: set[asyncio.Task[None]] = set()
@@ -244,7 +239,6 @@ class Filling:
     async def _transfer(self, download: Download, segment: Segment) -> None:
         loop = asyncio.get_running_loop()
         segment.task = asyncio.current_task()
-        allowed = 0
         while segment.end is None or segment.position < segment.end:
             data = await download.read()
             if not data:
@@ -252,9 +246,6 @@ class Filling:
             if segment.began is None:
                 segment.began = loop.time()
             segment.endpoint = download.endpoint
-            if self._spool.size is None and segment.position >= allowed:
-                allowed = segment.position + _UNSIZED_STEP
-                await self._context.make_room(allowed)
             async with segment.lock:
                 await self._keep(segment, data)
             self._progress()
@@ -274,25 +265,14 @@ class Filling:
             data = data[: max(segment.end - segment.position, 0)]
         if there < len(data):
             start = segment.position + max(there, 0)
-            await self._write(start, data[max(there, 0) :])
-            self._spool.note(start, segment.position + len(data))
+            await self._verifier.write(start, data[max(there, 0) :])
         segment.position += len(data)
-
-    async def _write(self, offset: int, data: bytes | memoryview) -> None:
-        try:
-            await self._verifier.write(offset, data)
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            await self._context.make_room(len(data))
-            await self._verifier.write(offset, data)
 
     async def _set_size(self, segment: Segment, size: int | None) -> None:
         if size is None:
             return
         if self._spool.size is None:
-            await self._context.make_room(size)
-            self._spool.set_size(size)
+            await self._spool.set_size(size)
         if segment.end is None:
             segment.end = size
         self._progress()

@@ -9,9 +9,7 @@ The last bytes of the blob are withheld from everybody until its digest is verif
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 from dataclasses import dataclass
 
 from mirror import metrics
@@ -20,9 +18,7 @@ from mirror.downloads.filling import Filling
 from mirror.downloads.notifier import Notifier
 from mirror.errors import DigestMismatch, MirrorError, StorageFull, UpstreamInvalid, UpstreamUnreachable
 from mirror.names import Digest
-from mirror.storage.disk.blobs import BlobFile, BlobStore
-from mirror.storage.disk.executor import ThreadPool
-from mirror.storage.disk.spool import Spool
+from mirror.storage.store import Partial, Store
 
 log = logging.getLogger(__name__)
 
@@ -45,17 +41,16 @@ class Progress:
 class Flight:
     """One download in this process; in other processes that want the same blob, its followers."""
 
-    def __init__(self, digest: Digest, store: BlobStore, context: DownloadContext, disk: ThreadPool) -> None:
+    def __init__(self, digest: Digest, store: Store, context: DownloadContext) -> None:
         self.digest = digest
         self.repository = context.repository
         self.size: int | None = None
         self.error: MirrorError | None = None
         self._store = store
         self._context = context
-        self._disk = disk
         self._headers_known = asyncio.Event()
-        self._spool: Spool | None = None
-        self._spools: list[Spool] = []
+        self._spool: Partial | None = None
+        self._spools: list[Partial] = []
         self._verified = False
         self._running = True
         self._readers = 0
@@ -85,7 +80,7 @@ class Flight:
         metrics.readers.dec()
         self._close_spools()
 
-    async def readable(self, position: int, stop: int | None) -> tuple[Spool, int]:
+    async def readable(self, position: int, stop: int | None) -> tuple[Partial, int]:
         """Waits until there are bytes at `position`: the file that has them, and where they end for now.
 
         Ends at `position` itself at the end of the blob. Raises MirrorError when no more will come.
@@ -144,7 +139,7 @@ class Flight:
 
     async def _attempt(self) -> bool:
         """Leads or follows one spool file to its end. False when that file turned out not to be the one: try again."""
-        spool = Spool(self._store, self.digest)
+        spool = self._store.partial(self.digest)
         self._spools.append(spool)
         while not spool.lead():
             spool.follow()
@@ -156,19 +151,16 @@ class Flight:
         if not spool.current:
             spool.follow()
             return self._ended_elsewhere(spool)
-        file = self._store.open(self.digest)
-        if file is not None:
-            # Finished by somebody between the miss and the lease.
-            with contextlib.closing(file):
-                if file.sealed:
-                    self._adopt_finished(spool, file)
-                    return True
+        if spool.finished():
+            # By somebody else, between the miss and the lead.
+            self._show(spool)
+            self._verified = True
+            return True
         return await self._lead(spool)
 
-    def _ended_elsewhere(self, spool: Spool) -> bool:
+    def _ended_elsewhere(self, spool: Partial) -> bool:
         """The file has gone from its name. True when that was because it is finished; otherwise there is another to try."""
         if spool.verified:
-            spool.share()
             self._verified = True
             self._show(spool)
             return True
@@ -177,26 +169,18 @@ class Flight:
             raise UpstreamInvalid(f"the download of {self.digest} was given up by another process")
         return False
 
-    def _adopt_finished(self, spool: Spool, file: BlobFile) -> None:
-        spool.discard()
-        os.dup2(file.fd, spool.fd, inheritable=False)
-        spool.size, spool.verified = file.size, True
-        self._show(spool)
-        self._verified = True
-
-    def _show(self, spool: Spool) -> None:
+    def _show(self, spool: Partial) -> None:
         """Lets the readers at a spool file. Those that have read of an earlier one find out, see flights.FlightReader."""
         self._spool = spool
         self.size = spool.size
         self._headers_known.set()
         self._notifier.ring()
 
-    async def _lead(self, spool: Spool) -> bool:
+    async def _lead(self, spool: Partial) -> bool:
         self._filling = Filling(
             spool,
             self.digest,
             self._context,
-            self._disk,
             lambda: self._show(spool),
             self._notifier.ring,
             lambda: self._readers > 0,
@@ -230,11 +214,8 @@ class Flight:
         self._show(spool)
         self._notifier.ring_now()
         try:
-            await self._disk.run(spool.publish)
-        except OSError as error:
+            await spool.commit()
+        except StorageFull as error:
             # The readers have what they came for; only the cache has not.
             log.warning("cannot keep %s: %s", self.digest, error)
-            spool.discard()
-        else:
-            await self._context.completed(self.digest, spool.size or 0)
         return True

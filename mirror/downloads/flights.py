@@ -11,20 +11,17 @@ from mirror.downloads.context import DownloadContext
 from mirror.downloads.direct import go_on, stream
 from mirror.downloads.download import Download, Source
 from mirror.downloads.flight import Flight
-from mirror.downloads.parts import FileSlice, Part
+from mirror.downloads.parts import Part
 from mirror.errors import StorageFull, UpstreamCut
 from mirror.names import Digest
-from mirror.storage.disk.blobs import BlobStore
-from mirror.storage.disk.executor import ThreadPool
-from mirror.storage.disk.spool import Spool
+from mirror.storage.store import Partial, Store
 
 
 class Flights:
     """At most one flight a digest."""
 
-    def __init__(self, store: BlobStore, disk: ThreadPool) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._disk = disk
         self._flights: dict[Digest, tuple[Flight, asyncio.Task[None]]] = {}
         self.begun = asyncio.Event()
         """Set whenever one begins, for who wants to watch."""
@@ -33,7 +30,7 @@ class Flights:
         """The flight of a blob, begun where there is none. True with one that was there already."""
         if (known := self._flights.get(digest)) is not None and known[0].error is None:
             return known[0], True
-        flight = Flight(digest, self._store, context, self._disk)
+        flight = Flight(digest, self._store, context)
         task = asyncio.create_task(self._fly(flight), name=f"flight {digest}")
         self._flights[digest] = flight, task
         self.begun.set()
@@ -77,11 +74,10 @@ class Flights:
 class FlightReader:
     """One client's place in a flight."""
 
-    def __init__(self, flight: Flight, source: Source, disk: ThreadPool) -> None:
+    def __init__(self, flight: Flight, source: Source) -> None:
         """`source` is this client's own way upstream, for when the disk fills up."""
         self._flight = flight
         self._source = source
-        self._disk = disk
         self._entered = True
         flight.enter()
 
@@ -91,7 +87,7 @@ class FlightReader:
 
     async def parts(self, start: int, stop: int | None) -> AsyncGenerator[Part, None]:
         position = start
-        file: Spool | None = None
+        file: Partial | None = None
         while stop is None or position < stop:
             try:
                 spool, end = await self._flight.readable(position, stop)
@@ -105,14 +101,14 @@ class FlightReader:
             if end <= position:
                 return
             file = spool
-            yield FileSlice(spool.fd, position, end - position)
+            yield spool.slice(position, end)
             position = end
 
-    def _without_disk(self, file: Spool | None, position: int, stop: int | None) -> AsyncGenerator[Part, None]:
+    def _without_disk(self, file: Partial | None, position: int, stop: int | None) -> AsyncGenerator[Part, None]:
         digest, size = self._flight.digest, self._flight.size
         if file is None or file.have.covered_until(0) < position:
-            return stream(digest, Download(self._source, position, stop, size), stop, None, self._disk)
-        return go_on(digest, self._source, self._disk, file.fd, position, stop, size)
+            return stream(digest, Download(self._source, position, stop, size), stop, None)
+        return go_on(digest, self._source, file, position, stop, size)
 
     async def aclose(self) -> None:
         if self._entered:

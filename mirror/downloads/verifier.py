@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mirror.names import Digest
-from mirror.storage.disk.executor import ThreadPool
-from mirror.storage.disk.spool import Spool
+from mirror.storage.store import Partial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from hashlib import _Hash
 
 _STEP = 2 * 1024 * 1024
 """Bytes that are worth a turn of reading back."""
-_BUFFER = 1024 * 1024
 
 
 class Verifier:
     """Hashes one spool file, from byte 0 on. Its methods belong to the event loop; the hashing is done in threads, one at a time."""
 
-    def __init__(self, spool: Spool, digest: Digest, disk: ThreadPool) -> None:
+    def __init__(self, spool: Partial, digest: Digest) -> None:
         self._spool = spool
         self._digest = digest
-        self._disk = disk
         self._hasher = digest.hasher()
         self._position = 0
         self._busy = False
@@ -37,12 +32,13 @@ class Verifier:
         self._news.set()
 
     async def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Writes bytes into the spool, and hashes them on the way where they are the next ones. Raises OSError."""
+        """Writes bytes into the spool, and hashes them on the way where they are the next ones. Raises StorageFull, OSError."""
         if self._busy or offset != self._position:
-            await self._disk.run(self._spool.write, offset, data)
+            await self._spool.write(offset, data)
             return
         with self._turn():
-            self._position = await self._disk.run(_write_and_hash, self._spool, offset, data, self._hasher)
+            await self._spool.write(offset, data, self._hasher)
+            self._position = offset + len(data)
 
     async def matches(self) -> bool:
         """Waits until the whole blob is hashed. False when its digest is another."""
@@ -50,7 +46,7 @@ class Verifier:
             ready = self._spool.have.covered_until(self._position)
             if not self._busy and (ready - self._position >= _STEP or (ready == self._spool.size and ready > self._position)):
                 with self._turn():
-                    self._position = await self._disk.run(hash_file, self._hasher, self._spool.fd, self._position, ready)
+                    self._position = await self._spool.hash(self._hasher, self._position, ready)
             else:
                 self._news.clear()
                 await self._news.wait()
@@ -64,21 +60,3 @@ class Verifier:
         finally:
             self._busy = False
             self._news.set()
-
-
-def _write_and_hash(spool: Spool, offset: int, data: bytes | memoryview, hasher: _Hash) -> int:
-    spool.write(offset, data)
-    hasher.update(data)
-    return offset + len(data)
-
-
-def hash_file(hasher: _Hash, fd: int, start: int, end: int) -> int:
-    """Feeds the bytes ``[start, end)`` of a file to `hasher`, without the GIL for the most part. Returns how far it came."""
-    view = memoryview(bytearray(min(_BUFFER, end - start)))
-    while start < end:
-        count = os.preadv(fd, [view[: end - start]], start)
-        if count == 0:
-            break
-        hasher.update(view[:count])
-        start += count
-    return start

@@ -160,8 +160,8 @@ class Partial(Protocol):
         """Forgets all bytes and begins again, as leader."""
         ...
 
-    def set_size(self, size: int) -> None:
-        """Notes the size of the blob, as upstream tells it, as leader. Raises StorageFull where a blob of that size can never be kept; OSError.
+    async def set_size(self, size: int) -> None:
+        """Notes the size of the blob, as upstream tells it, as leader. Raises StorageFull where so much cannot be kept, whatever is evicted; OSError.
 
         Nothing is evicted for it: room is made as bytes come.
         """

@@ -17,7 +17,7 @@ from mirror.downloads.active import Download
 from mirror.errors import ManifestUnknown, MirrorError, NameUnknown
 from mirror.names import Reference, Repository, image_name
 from mirror.storage.disk.catalog.history import History
-from mirror.storage.disk.catalog.inventory import ORDERS, Details, Image, Inventory, Totals, Variant
+from mirror.storage.disk.catalog.inventory import ORDERS, Details, Image, Totals, Variant
 from mirror.storage.disk.catalog.repositories import Pulled, UnderWay
 from mirror.tasks import BackgroundTask, SingleFlight
 from mirror.web import charts
@@ -130,10 +130,10 @@ class Pages:
         return self._page("repository.html", context, repository=repository, **found)
 
     async def image(self, context: PageContext, repository: Repository, reference: Reference) -> str:
-        details = await self._cache.inventory.ask(Inventory.image, repository, reference)
+        details = await self._cache.inventory.image(repository, reference)
         if details is None:
             raise ManifestUnknown(f"nothing is cached of {image_name(repository, reference)}")
-        others = await self._cache.inventory.ask(Inventory.images, "", "pulled", 0, _MORE_TAGS + 1, repository)
+        others = await self._cache.inventory.images("", "pulled", 0, _MORE_TAGS + 1, repository)
         variants, attestations = _variants(details)
         return self._page(
             "image.html",
@@ -192,9 +192,9 @@ class Pages:
         grouped = repository is None and not search and context.query.get("view") != "images"
         page: Any
         if grouped:
-            page = await self._cache.inventory.ask(Inventory.repositories, order, start, PAGE)
+            page = await self._cache.inventory.repositories(order, start, PAGE)
         else:
-            page = await self._cache.inventory.ask(Inventory.images, search, order, start, PAGE, repository)
+            page = await self._cache.inventory.images(search, order, start, PAGE, repository)
         base = {
             "q": search,
             "order": order if order != ORDERS[0] else "",
@@ -233,7 +233,7 @@ class Pages:
         found = {}
         for name, wanted in digests.items():
             registry, _, path = name.partition("/")
-            images = await self._cache.inventory.ask(Inventory.under_way, Repository(registry, path), wanted)
+            images = await self._cache.inventory.under_way(Repository(registry, path), wanted)
             found.update({(name, digest): image for digest, image in images.items()})
         return found
 
@@ -254,9 +254,9 @@ class Pages:
         return known[1:]
 
     async def _work_out(self) -> tuple[Totals, History, tuple[Pulled, ...]]:
-        totals = await self._cache.inventory.ask(Inventory.totals)
-        history = await self._cache.inventory.ask(Inventory.history)
-        top = await self._cache.inventory.ask(Inventory.most_pulled, _TOP)
+        totals = await self._cache.inventory.totals()
+        history = await self._cache.inventory.history()
+        top = await self._cache.inventory.most_pulled(_TOP)
         self._figures = time.monotonic(), totals, history, top
         return totals, history, top
 

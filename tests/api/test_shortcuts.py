@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from mirror.names import Digest
-from mirror.storage.disk.content import Content
+from mirror.storage.disk.blobs import BlobFile
 from tests.support.mirrors import Mirror
 from tests.support.scripted import Scripted
 
@@ -97,13 +96,13 @@ async def test_a_request_that_comes_while_another_is_answered_is_not_taken_for_i
     first: Mirror = await start()
     await first.get("/v2/app/manifests/latest")
     await first.stop()
-    read = Content._read_verified
+    read = BlobFile.read_all
 
-    def slowly(content: Content, digest: Digest) -> bytes | None:
+    def slowly(file: BlobFile) -> bytes:
         time.sleep(0.3)
-        return read(content, digest)
+        return read(file)
 
-    monkeypatch.setattr(Content, "_read_verified", slowly)
+    monkeypatch.setattr(BlobFile, "read_all", slowly)
     mirror: Mirror = await start()
     other = LATEST.replace(b"app", b"other")
     got = await ask(mirror, LATEST, other, answers=2)

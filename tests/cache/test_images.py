@@ -13,11 +13,12 @@ import pytest
 
 from mirror import wiring
 from mirror.cache.cache import Cache
-from mirror.cache.images import Deleted, Refreshed
+from mirror.cache.images import Refreshed
 from mirror.config import load
 from mirror.errors import CatalogFailed, ManifestUnknown, Pinned, UpstreamError
 from mirror.names import Digest, Repository, Tag
 from mirror.storage.disk.catalog.inventory import Inventory
+from mirror.storage.store import Deleted
 from tests.support.mirrors import Mirror, until
 from tests.support.scripted import Hold, Image, Scripted, Status
 
@@ -117,7 +118,7 @@ async def test_what_is_pinned_is_deleted_by_force_only(mirror: Mirror, upstream:
         assert mirror.cached(image.layers[0])
         await cache.images.delete(APP, ONE, force=True)
         assert not mirror.cached(image.layers[0])
-        assert cache.content.records.catalog.pins() == []
+        assert await cache.store.pins() == []
         for reference in (ONE, image.digest):
             with pytest.raises(ManifestUnknown, match="library/app"):
                 await cache.images.delete(APP, reference)
@@ -210,6 +211,8 @@ async def test_refreshing_what_upstream_cannot_tell_changes_nothing(mirror: Mirr
 async def test_a_catalog_that_fails_is_told(mirror: Mirror, upstream: Scripted) -> None:
     """Not passed over as in a pull, where it is nobody's affair."""
     async with beside(mirror, upstream) as cache:
-        cache.content.records.catalog._db.execute("PRAGMA query_only = 1")
+        cache.store._catalog._catalog._db.execute(  # type: ignore[union-attr]
+            "PRAGMA query_only = 1"
+        )
         with pytest.raises(CatalogFailed, match="readonly"):
             await cache.images.pin(APP, Digest.of(b"x"))

@@ -23,7 +23,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,13 +32,14 @@ from mirror.durable import BESIDE, write_durably
 from mirror.errors import DigestInvalid
 from mirror.names import Digest
 from mirror.storage.disk.files import NoFile, make_private_folder, open_file, status_of
+from mirror.storage.slices import FileSlice, Part
 
 log = logging.getLogger(__name__)
 
 _ALGORITHMS = ("sha256", "sha512")
 _SECOND = 10**9
 _CHUNK = 1024 * 1024
-_ROTTEN = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)
+ROTTEN = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)
 """Errors of a disk that has lost what was on it."""
 
 
@@ -56,6 +57,22 @@ class BlobFile:
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+class FileReader:
+    """A reader of a finished blob."""
+
+    def __init__(self, file: BlobFile) -> None:
+        self.size: int | None = file.size
+        self._file = file
+
+    async def parts(self, start: int, stop: int | None) -> AsyncGenerator[Part, None]:
+        end = self._file.size if stop is None else stop
+        if start < end:
+            yield FileSlice(self._file.fd, start, end - start)
+
+    async def aclose(self) -> None:
+        self._file.close()
 
 
 class BlobStore:
@@ -126,7 +143,7 @@ class BlobStore:
                     hasher.update(buffer[:count])
                 right = hasher.hexdigest() == digest.hex
             except OSError as error:
-                if error.errno not in _ROTTEN:
+                if error.errno not in ROTTEN:
                     raise
                 log.error("%s cannot be read: %s", digest, error)
                 right = False

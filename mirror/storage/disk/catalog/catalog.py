@@ -280,12 +280,26 @@ class Catalog:
         ).fetchone()
         return Repository(*row) if row else None
 
+    def holds(self, repository: Repository, digest: Digest) -> bool:
+        """True where a repository is known to hold something, as `holder` finds it."""
+        return bool(
+            self._db.execute(
+                "SELECT EXISTS (SELECT 1 FROM holding LEFT JOIN child ON child.parent = holding.digest AND child.digest = ?1"
+                " WHERE registry = ?2 AND path = ?3 AND (holding.digest = ?1 OR child.digest = ?1))",
+                (str(digest), repository.registry, repository.path),
+            ).fetchone()[0]
+        )
+
+    def deletions(self) -> int:
+        """How many times images were deleted, by any process."""
+        return self.removal.count()
+
     # ------------------------------------------------------------------ pins
 
-    def pin(self, repository: Repository, reference: Reference) -> None:
+    def pin(self, repository: Repository, reference: Reference) -> Digest | None:
         """Keeps an image from eviction: what a tag means at any time, or a digest. It need not be cached, or known, yet.
 
-        A tag that upstream has dropped keeps what it meant last.
+        A tag that upstream has dropped keeps what it meant last. Returns what it means now, None where that is not known.
         """
         names = repository.registry, repository.path, str(reference)
         with self._db:
@@ -294,6 +308,8 @@ class Catalog:
                 " coalesce(?4, (SELECT digest FROM tag WHERE registry = ?1 AND path = ?2 AND tag = ?3)), ?5)",
                 (*names, None if isinstance(reference, Tag) else str(reference), time.time()),
             )
+        named = self.removal.find(repository, reference)
+        return None if named is None else named.digest
 
     def unpin(self, repository: Repository, reference: Reference) -> bool:
         """Gives an image back to eviction. False where it was not pinned by that very reference."""

@@ -5,48 +5,89 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import TypeVar
 
-from mirror.storage.disk.catalog.inventory import Inventory
+from mirror.errors import CatalogFailed
+from mirror.names import Reference, Repository
+from mirror.storage.disk.catalog.history import History
+from mirror.storage.disk.catalog.inventory import Details, Inventory, Page, Totals
+from mirror.storage.disk.catalog.repositories import Pulled, RepositoryPage, UnderWay
 from mirror.storage.disk.executor import ThreadPool
 from mirror.tasks import BackgroundTask
 
 log = logging.getLogger(__name__)
 
-_P = ParamSpec("_P")
 _T = TypeVar("_T")
 _INTERVAL = 10.0
 """Seconds between two readings of the manifests that have come."""
 
 
 class InventoryExecutor:
-    """Where people's questions are answered."""
+    """Answers as `Inventory` does. Each raises CatalogFailed where the catalog cannot be read."""
 
     def __init__(self, root: Path) -> None:
-        """Raises OSError, sqlite3.Error."""
+        self._root = root
         self._thread = ThreadPool(1)
-        self._inventory = Inventory(root)
+        self._inventory: Inventory | None = None
         self._background_task = BackgroundTask(self._keep_up)
 
     def start(self) -> None:
         """Begins to keep the inventory up."""
         self._background_task.start()
 
-    async def ask(self, method: Callable[Concatenate[Inventory, _P], _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """What a method of the inventory answers: ``await desk.ask(Inventory.images, "redis", count=50)``. Raises OSError, sqlite3.Error."""
-        return await self._thread.run(lambda: method(self._inventory, *args, **kwargs))
-
     async def aclose(self) -> None:
-        await self._background_task.aclose()
-        await self._thread.run(self._inventory.close)
-        self._thread.close()
+        try:
+            await self._background_task.aclose()
+            if self._inventory is not None:
+                await self._thread.run(self._inventory.close)
+        finally:
+            self._thread.close()
+
+    async def images(
+        self,
+        search: str = "",
+        order: str = "name",
+        start: int = 0,
+        count: int | None = None,
+        repository: Repository | None = None,
+    ) -> Page:
+        return await self._ask(lambda inventory: inventory.images(search, order, start, count, repository))
+
+    async def image(self, repository: Repository, reference: Reference) -> Details | None:
+        return await self._ask(lambda inventory: inventory.image(repository, reference))
+
+    async def repositories(self, order: str = "name", start: int = 0, count: int = 50) -> RepositoryPage:
+        return await self._ask(lambda inventory: inventory.repositories(order, start, count))
+
+    async def most_pulled(self, count: int) -> tuple[Pulled, ...]:
+        return await self._ask(lambda inventory: inventory.most_pulled(count))
+
+    async def under_way(self, repository: Repository, digests: Iterable[str]) -> dict[str, UnderWay]:
+        return await self._ask(lambda inventory: inventory.under_way(repository, digests))
+
+    async def totals(self) -> Totals:
+        return await self._ask(lambda inventory: inventory.totals())
+
+    async def history(self) -> History:
+        return await self._ask(lambda inventory: inventory.history())
+
+    async def _ask(self, work: Callable[[Inventory], _T]) -> _T:
+        def answer() -> _T:
+            if self._inventory is None:
+                self._inventory = Inventory(self._root)
+            return work(self._inventory)
+
+        try:
+            return await self._thread.run(answer)
+        except (sqlite3.Error, OSError) as error:
+            raise CatalogFailed(f"the catalog in {self._root / 'catalog'} cannot be read: {error}") from error
 
     async def _keep_up(self) -> None:
         while True:
             try:
-                await self.ask(Inventory.learn)
-            except (sqlite3.Error, OSError) as error:
+                await self._ask(lambda inventory: inventory.learn())
+            except CatalogFailed as error:
                 log.warning("the inventory cannot be kept up: %s", error)
             await asyncio.sleep(_INTERVAL)

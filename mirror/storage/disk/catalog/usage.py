@@ -8,6 +8,7 @@ import time
 
 from mirror import metrics
 from mirror.names import Reference, Repository
+from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
 from mirror.storage.disk.catalog.history import SAMPLE_INTERVAL
 from mirror.tasks import BackgroundTask
@@ -20,8 +21,8 @@ _COUNTERS = (metrics.requests, metrics.hits, metrics.pulled_bytes, metrics.pushe
 class Usage:
     """Counts in memory, and tells the catalog."""
 
-    def __init__(self, records: CatalogExecutor) -> None:
-        self._records = records
+    def __init__(self, catalog: CatalogExecutor) -> None:
+        self._catalog = catalog
         self._pulls: dict[tuple[Repository, Reference], tuple[int, float]] = {}
         self._told = _traffic()
         self._sampled = -math.inf
@@ -40,7 +41,7 @@ class Usage:
         """Tells the catalog what has not been told yet."""
         if self._pulls:
             pulls, self._pulls = self._pulls, {}
-            await self._records.write(self._records.catalog.count_pulls, pulls)
+            await self._catalog.write(Catalog.count_pulls, pulls)
         counted, before = _traffic(), self._told
         self._told = counted
         new = {
@@ -48,10 +49,10 @@ class Usage:
             for key, counts in counted.items()
         }
         if any(any(counts) for counts in new.values()):
-            await self._records.write(self._records.catalog.count_traffic, new)
+            await self._catalog.write(Catalog.count_traffic, new)
         if (now := time.monotonic()) >= self._sampled + SAMPLE_INTERVAL:
             self._sampled = now
-            await self._records.write(self._records.catalog.sample)
+            await self._catalog.write(Catalog.sample)
 
     async def aclose(self) -> None:
         """Stops writing, after all has been told."""

@@ -1,13 +1,17 @@
 """Keeps the cache within its size: blobs go in the order that policy.py gives, manifests only after everything that they name.
 
-What is pinned stays, and what somebody is reading, in whatever process (see store.py). One process evicts at a time, and in short turns, so that the catalog
-serves others meanwhile.
+Pinned content stays, and so does what somebody is reading, in whatever process (see locks.py). One process evicts at a time, and in short steps, so that the
+catalog serves others meanwhile.
+
+Downloads count with what they have and what they are promised next (see partial.py), not with what upstream claims. Those that other processes lead count with
+what they have: together they may exceed the limit by one step each, until the next call.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterable
@@ -17,10 +21,14 @@ from mirror import metrics
 from mirror.errors import DigestInvalid, StorageFull
 from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
+from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
 from mirror.storage.disk.locks import Rank, hold
 from mirror.storage.disk.maintenance.policy import Queue, evicted, next_victim, spared
 from mirror.storage.settings import Upkeep
+from mirror.units import format_size
+
+log = logging.getLogger(__name__)
 
 _TURN = 0.05
 """Seconds that one turn may take."""
@@ -29,6 +37,7 @@ _PAUSE = 0.02
 _ROOM_UNKNOWN: bool | None = True
 """Where the catalog fails, a download is tried: the file system will tell."""
 _MOST_SPARE = 64 * 1024 * 1024
+"""Bytes that stay free on the disk whatever `min_free` says; 1 % of a small one."""
 
 
 @dataclass
@@ -38,6 +47,8 @@ class _Pass:
     need: int
     mark: float
     """Bytes that the cache is to come below."""
+    reserved: dict[str, int]
+    """Bytes of the downloads that this process leads, by file name."""
     kept: set[Digest] = field(default_factory=set)
     """What is pinned, and what was found to be in use."""
     passed: dict[Digest, int] = field(default_factory=dict)
@@ -48,46 +59,62 @@ class _Pass:
 class Eviction:
     """Makes room."""
 
-    def __init__(self, store: BlobStore, records: CatalogExecutor, upkeep: Upkeep) -> None:
+    def __init__(self, store: BlobStore, catalog: CatalogExecutor, upkeep: Upkeep) -> None:
         self.max_size = upkeep.max_size
-        """Bytes that content and spool together may take."""
+        """Bytes that content and downloads in progress may take together."""
+        self.reserved: dict[str, int] = {}
+        """Bytes of the downloads that this process leads, by file name: see partial.py."""
         self._high = upkeep.high_watermark * upkeep.max_size
         self._low = upkeep.low_watermark * upkeep.max_size
+        self._min_free = upkeep.min_free
         self._store = store
-        self._records = records
+        self._catalog = catalog
         self._turn = asyncio.Lock()
         metrics.cache_max_bytes.set(self.max_size)
 
     async def make_room(self, need: int) -> None:
-        """Evicts until `need` more bytes fit, both within `max_size` and on the disk; raises StorageFull where they cannot.
+        """Evicts until `need` more bytes fit, both within `max_size` and on the disk. Raises StorageFull where they cannot.
 
-        Where they would take the cache above its high watermark, down to the low one, as far as that goes.
+        Where they would take the cache above its high watermark, evicts down to the low one, as far as that goes.
         """
         if need > self.max_size:
             raise StorageFull(f"{need} bytes are more than the whole cache may hold ({self.max_size})")
         async with self._turn:
-            this = _Pass(need, self._high)
-            while (fits := await self._records.read(_ROOM_UNKNOWN, self._evict, this)) is None:
+            this = _Pass(need, self._high, dict(self.reserved))
+            while (fits := await self._catalog.read(_ROOM_UNKNOWN, self._evict, this)) is None:
                 # SQLite's lock is not fair: who waits for it looks every now and then, and must find it free.
                 await asyncio.sleep(_PAUSE)
             if not fits and need:
                 raise StorageFull(f"there is no room for {need} bytes")
+
+    async def could_fit(self, size: int, name: str) -> bool:
+        """True where a download of `size` bytes into the spool file `name` could be kept if everything went that may. Evicts nothing."""
+        others = {other: count for other, count in self.reserved.items() if other != name}
+        return await self._catalog.read(True, self._could_fit, size, sum(others.values()))
 
     async def remove(self, digests: Iterable[Digest]) -> None:
         """Removes content that is no longer wanted; what is being read or pinned stays, and manifests of which something stays."""
         async with self._turn:
             left = list(digests)
             while left:
-                left = await self._records.read([], self._remove, left)
+                left = await self._catalog.read([], self._remove, left)
 
     async def count(self) -> None:
         """Sets the gauges."""
-        await self._records.read(None, self._count)
+        await self._catalog.read(None, _count)
 
-    def _count(self) -> None:
-        size, blobs = self._records.catalog.totals()
-        metrics.cache_bytes.set(size)
-        metrics.cache_blobs.set(blobs)
+    def warn_of_the_disk(self) -> None:
+        """Logs where the disk is too small for the limit. Blocks."""
+        state = os.statvfs(self._store.root)
+        total = state.f_blocks * state.f_frsize
+        if self.max_size > total - self._spare(state):
+            log.warning(
+                "cache.max_size (%s) is more than the disk of %s can hold: it has %s, of which cache.min_free leaves %s free; the cache stays below that",
+                format_size(self.max_size),
+                self._store.root,
+                format_size(total),
+                format_size(int(self._spare(state))),
+            )
 
     # ------------------------------------------------------------------ in the catalog's thread
 
@@ -95,14 +122,13 @@ class Eviction:
         """Nobody else removes content meanwhile, in whatever process. In the catalog's thread, and before its transaction. Blocks."""
         return hold(self._store.root / "catalog" / "eviction.lock", Rank.EVICTION)
 
-    def _evict(self, this: _Pass) -> bool | None:
-        """One turn: True when there is room, False when there cannot be, None when there may be after more turns."""
-        catalog = self._records.catalog
-        if self._over(this)[0] <= 0:
+    def _evict(self, catalog: Catalog, this: _Pass) -> bool | None:
+        """One step: True when there is room, False when there cannot be, None when there may be after more steps."""
+        if self._over(catalog, this)[0] <= 0:
             return True
         with self.alone(), catalog.changing():
             # Counted again: another process may have made room while this one waited.
-            over, must = self._over(this)
+            over, must = self._over(catalog, this)
             cached, _ = catalog.totals()
             if over <= 0 or must > cached:
                 # Where not even an empty cache would do, it need not be emptied.
@@ -110,10 +136,10 @@ class Eviction:
             if not this.passed:
                 this.kept |= catalog.pinned().keys()
             this.mark = self._low
-            over, must = self._over(this)
+            over, must = self._over(catalog, this)
             over = max(must, over if over <= cached else 0)
             deadline = time.monotonic() + _TURN
-            while over > 0 and (freed := self._evict_one(this)) is not None:
+            while over > 0 and (freed := self._evict_one(catalog, this)) is not None:
                 over -= freed
                 must -= freed
                 if time.monotonic() > deadline:
@@ -122,15 +148,20 @@ class Eviction:
                 freed = None
             if over > 0 and freed is None:
                 for digest, size in catalog.spent_manifests():
-                    if over > 0 and digest not in this.kept and self._gone(digest, size):
+                    if over > 0 and digest not in this.kept and self._gone(catalog, digest, size):
                         over -= size
                         must -= size
-        self._count()
+        _count(catalog)
         return None if over > 0 and freed is not None else must <= 0
 
-    def _evict_one(self, this: _Pass) -> int | None:
+    def _could_fit(self, catalog: Catalog, size: int, reserved: int) -> bool:
+        cached, _ = catalog.totals()
+        pinned = sum(catalog.pinned().values())
+        return size + reserved + pinned <= self.max_size and self._short_on_disk(size) <= cached - pinned
+
+    def _evict_one(self, catalog: Catalog, this: _Pass) -> int | None:
         """The bytes of a blob that is gone now, 0 for one that had to be spared; None where none is left that may go."""
-        queues = self._records.catalog.queues
+        queues = catalog.queues
         victim = next_victim(queues, self.max_size)
         if victim is not None and victim.queue is Queue.MAIN and this.passed_bytes >= queues.size(Queue.MAIN):
             # All of the main queue was passed by, and would be for ever.
@@ -142,7 +173,7 @@ class Eviction:
         except DigestInvalid:
             queues.remove(victim.key)
             return 0
-        if digest not in this.kept and self._gone(digest, victim.size):
+        if digest not in this.kept and self._gone(catalog, digest, victim.size):
             evicted(queues, victim, self.max_size)
             return victim.size
         if digest not in this.passed:
@@ -152,9 +183,8 @@ class Eviction:
         spared(queues, victim)
         return 0
 
-    def _remove(self, digests: list[Digest]) -> list[Digest]:
-        """One turn; what is left to be tried, nothing where no more can go."""
-        catalog = self._records.catalog
+    def _remove(self, catalog: Catalog, digests: list[Digest]) -> list[Digest]:
+        """One step; what is left to be tried, nothing where no more can go."""
         gone: set[Digest] = set()
         with self.alone(), catalog.changing():
             pinned, sizes = catalog.pinned(), catalog.content()
@@ -163,37 +193,46 @@ class Eviction:
             for digest in left:
                 if time.monotonic() > deadline:
                     break
-                if not catalog.names_cached(digest) and self._gone(digest, sizes[digest]):
+                if not catalog.names_cached(digest) and self._gone(catalog, digest, sizes[digest]):
                     gone.add(digest)
-        self._count()
+        _count(catalog)
         return [digest for digest in left if digest not in gone] if gone else []
 
-    def _gone(self, digest: Digest, size: int) -> bool:
+    def _gone(self, catalog: Catalog, digest: Digest, size: int) -> bool:
         if not self._store.remove(digest):
             return False
-        self._records.catalog.drop(digest)
+        catalog.drop(digest)
         metrics.evictions.inc()
         metrics.evicted_bytes.inc(size)
         return True
 
-    def _over(self, this: _Pass) -> tuple[float, int]:
+    def _over(self, catalog: Catalog, this: _Pass) -> tuple[float, int]:
         """Bytes that must go so that the pass comes below its mark, and so that what it needs fits at all."""
-        cached, _ = self._records.catalog.totals()
-        spooled = 0
+        cached, _ = catalog.totals()
+        spooled = sum(this.reserved.values())
         with os.scandir(self._store.spool) as entries:
             for entry in entries:
-                if entry.name.endswith(".part"):
+                if entry.name.endswith(".part") and entry.name not in this.reserved:
                     with contextlib.suppress(FileNotFoundError):
-                        # Downloads set their file's full length at their start, which reserves it here.
-                        spooled += entry.stat().st_size
+                        status = entry.stat(follow_symlinks=False)
+                        spooled += min(status.st_size, status.st_blocks * 512)
         total = cached + spooled + this.need
         must = max(total - self.max_size, self._short_on_disk(this.need))
         return max(total - this.mark, must), must
 
     def _short_on_disk(self, need: int) -> int:
-        """Bytes that the file system lacks for `need`, and something to spare."""
+        """Bytes that the file system lacks for `need`, and for what is to stay free."""
         if not need:
             return 0
         state = os.statvfs(self._store.root)
-        spare = min(_MOST_SPARE, state.f_blocks * state.f_frsize // 100)
-        return need + spare - state.f_bavail * state.f_frsize
+        return int(need + self._spare(state) - state.f_bavail * state.f_frsize)
+
+    def _spare(self, state: os.statvfs_result) -> float:
+        total = state.f_blocks * state.f_frsize
+        return max(min(_MOST_SPARE, total // 100), self._min_free * total)
+
+
+def _count(catalog: Catalog) -> None:
+    size, blobs = catalog.totals()
+    metrics.cache_bytes.set(size)
+    metrics.cache_blobs.set(blobs)

@@ -1,4 +1,4 @@
-"""Lets images go that have not been used for as long as their repositories' limits say (`cache.expire`)."""
+"""Removes images that have not been used for as long as their repositories' limits say (`cache.expire`)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import time
 
 from mirror.names import Digest
+from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
 from mirror.storage.disk.maintenance.eviction import Eviction
 from mirror.storage.settings import Expire
@@ -19,15 +20,15 @@ _SPENT = 30 * 86400.0
 
 
 class Expiry:
-    """A chore."""
+    """Finds and removes what has expired."""
 
-    def __init__(self, records: CatalogExecutor, eviction: Eviction, rules: tuple[Expire, ...]) -> None:
-        self._records = records
+    def __init__(self, catalog: CatalogExecutor, eviction: Eviction, rules: tuple[Expire, ...]) -> None:
+        self._catalog = catalog
         self._eviction = eviction
         self._rules = rules
 
     async def run(self) -> None:
-        """Never ends."""
+        """Removes it from time to time. Never returns."""
         while True:
             await asyncio.sleep(min([_LONGEST_PAUSE] + [max(0.1, rule.after / 4) for rule in self._rules]))
             try:
@@ -36,13 +37,12 @@ class Expiry:
                 log.exception("could not expire images; serving goes on")
 
     async def expire(self) -> None:
-        """Once."""
-        gone: list[Digest] = await self._records.read([], self._gone, time.time())
+        """Removes what has expired by now."""
+        gone: list[Digest] = await self._catalog.read([], self._expired, time.time())
         if gone:
             await self._eviction.remove(gone)
 
-    def _gone(self, now: float) -> list[Digest]:
-        catalog = self._records.catalog
+    def _expired(self, catalog: Catalog, now: float) -> list[Digest]:
         limits = []
         for registry, path in catalog.repositories():
             rule = next((rule for rule in self._rules if rule.covers(registry, path)), None)

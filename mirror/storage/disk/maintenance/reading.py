@@ -13,7 +13,7 @@ import time
 
 from mirror import metrics
 from mirror.names import Digest
-from mirror.storage.disk.blobs import BlobStore
+from mirror.storage.disk.blobs import ROTTEN, BlobStore
 from mirror.storage.disk.executor import ThreadPool
 from mirror.storage.disk.files import open_file
 
@@ -42,7 +42,10 @@ class Reading:
         return await self._thread.run(_open, self._store.path(digest))
 
     async def intact(self, fd: int, digest: Digest, size: int) -> bool:
-        """True where a file has its length, and all of it can be read and is what its name says: it is sealed then."""
+        """True where a file has its length, and all of it can be read and is what its name says: it is sealed then.
+
+        Raises OSError where it cannot be read for want of something else than the disk.
+        """
         since = os.fstat(fd)
         if since.st_size != size:
             return False
@@ -60,6 +63,8 @@ class Reading:
                 try:
                     count = await self._thread.run(read_and_hash)
                 except OSError as error:
+                    if error.errno not in ROTTEN:
+                        raise
                     log.error("%s cannot be read: %s", digest, error)
                     return False
                 if count == 0:

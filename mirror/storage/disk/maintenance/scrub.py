@@ -10,14 +10,15 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
 
-from mirror import file_locks
 from mirror.errors import MirrorError
-from mirror.names import Digest, Repository
+from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
+from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
+from mirror.storage.disk.locks import Rank, hold
 from mirror.storage.disk.maintenance.reading import Reading
+from mirror.storage.store import Restore
 
 log = logging.getLogger(__name__)
 
@@ -27,31 +28,31 @@ _LONGEST_PAUSE = 60.0
 """Seconds until it is looked again for what is due."""
 
 
-Restore = Callable[[Repository, Digest, bool], Awaitable[None]]
-"""Brings back content that a repository holds; True for a manifest. Raises MirrorError."""
-
-
 class Scrub:
-    """A chore."""
+    """Reads what was verified the longest ago."""
 
-    def __init__(self, store: BlobStore, records: CatalogExecutor, restore: Restore, rate: int, interval: float) -> None:
+    def __init__(self, store: BlobStore, catalog: CatalogExecutor, restore: Restore, rate: int, interval: float) -> None:
         """`rate` in bytes a second; content is read again after `interval` seconds."""
         self._store = store
-        self._records = records
+        self._catalog = catalog
         self._restore = restore
         self._rate = rate
         self._interval = interval
 
     async def run(self) -> None:
-        """Never ends."""
+        """Scrubs from time to time. Never returns."""
         reading = Reading(self._store, self._rate)
-        with contextlib.closing(reading), open(self._store.root / "catalog" / "scrub.lock", "wb") as file:
+        with contextlib.closing(reading), contextlib.ExitStack() as held:
             await reading.start()
-            while not file_locks.try_exclusive(file.fileno()):
-                await asyncio.sleep(_LONGEST_PAUSE)
             while True:
                 try:
-                    due = await self._records.read(None, self._records.catalog.unverified, time.time() - self._interval)
+                    held.enter_context(hold(self._store.root / "catalog" / "scrub.lock", Rank.SCRUB, wait=False))
+                    break
+                except OSError:
+                    await asyncio.sleep(_LONGEST_PAUSE)
+            while True:
+                try:
+                    due = await self._catalog.read(None, Catalog.unverified, time.time() - self._interval)
                     if due is not None:
                         await self._check(*due, reading)
                     await asyncio.sleep(_SHORTEST_PAUSE if due else min(_LONGEST_PAUSE, self._interval / 4))
@@ -60,23 +61,22 @@ class Scrub:
                     await asyncio.sleep(_LONGEST_PAUSE)
 
     async def _check(self, digest: Digest, size: int, reading: Reading) -> None:
-        catalog = self._records.catalog
         try:
             fd = await reading.open(digest)
         except FileNotFoundError:
             # Evicted a moment ago, or deleted by hand.
-            await self._records.write(catalog.forget, [digest])
+            await self._catalog.write(Catalog.forget, [digest])
             return
         try:
             if await reading.intact(fd, digest, size):
-                await self._records.write(catalog.set_verified, [digest], time.time())
+                await self._catalog.write(Catalog.set_verified, [digest], time.time())
                 return
             self._store.remove_damaged(fd, digest)
         finally:
             os.close(fd)
-        holder = await self._records.read(None, catalog.holder, digest)
-        is_manifest = await self._records.read(None, catalog.manifest_type, digest) is not None
-        await self._records.write(catalog.forget, [digest])
+        holder = await self._catalog.read(None, Catalog.holder, digest)
+        is_manifest = await self._catalog.read(None, Catalog.manifest_type, digest) is not None
+        await self._catalog.write(Catalog.forget, [digest])
         if holder is not None:
             try:
                 await self._restore(holder, digest, is_manifest)

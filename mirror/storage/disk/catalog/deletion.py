@@ -1,0 +1,26 @@
+"""Deleting an image from the catalog and the disk: see `Store.delete`."""
+
+from __future__ import annotations
+
+from mirror.errors import ManifestUnknown, Pinned
+from mirror.names import Digest, Reference, Repository, image_name
+from mirror.storage.disk.blobs import BlobStore
+from mirror.storage.disk.catalog.catalog import Catalog
+from mirror.storage.store import Deleted
+
+
+def delete(catalog: Catalog, blobs: BlobStore, repository: Repository, reference: Reference, force: bool) -> Deleted:
+    """In the catalog's thread, while nobody else removes content. Raises ManifestUnknown, Pinned, OSError, sqlite3.Error."""
+    with catalog.changing():
+        named = catalog.removal.find(repository, reference)
+        if named is None:
+            raise ManifestUnknown(f"nothing is cached of {image_name(repository, reference)}")
+        if named.pinned and not force:
+            raise Pinned(f"{image_name(repository, reference)} is pinned: unpin it first, or force it")
+        catalog.removal.forget_names(repository, reference, named)
+        gone, kept = catalog.removal.alone(repository, named.digest)
+        for name in gone:
+            digest = Digest.parse(name)
+            blobs.unlink(digest)
+            catalog.drop(digest)
+    return Deleted(named.digest, named.tags, sum(gone.values()), kept)

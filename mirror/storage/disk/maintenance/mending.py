@@ -1,0 +1,104 @@
+"""Brings files and catalog into step after a start: a crash, or people, may have left files without rows and rows without files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from mirror.errors import UpstreamInvalid
+from mirror.manifests import MAX_SIZE, Descriptor, children_of, media_type_of
+from mirror.names import Digest
+from mirror.storage.disk.blobs import BlobStore
+from mirror.storage.disk.catalog.catalog import Catalog
+from mirror.storage.disk.catalog.executor import CatalogExecutor
+from mirror.storage.disk.catalog.schema import look_for_damage
+from mirror.storage.disk.executor import ThreadPool
+from mirror.storage.disk.locks import Rank, hold
+from mirror.storage.disk.maintenance.eviction import Eviction
+from mirror.storage.disk.spool import sweep
+
+log = logging.getLogger(__name__)
+
+_BATCH = 256
+"""Rows that are mended in one go: others want the catalog too."""
+_PAUSE = 5.0
+"""Seconds until a catalog that cannot be opened is looked at again."""
+
+
+class Mending:
+    """Repairs a cache directory."""
+
+    def __init__(self, blobs: BlobStore, threads: ThreadPool, catalog: CatalogExecutor, eviction: Eviction) -> None:
+        self._blobs = blobs
+        self._threads = threads
+        self._catalog = catalog
+        self._eviction = eviction
+
+    async def run(self) -> None:
+        """After a start; one process at a time, since several that start together want all of it at once."""
+        while await self._catalog.read(None, Catalog.totals) is None:
+            await asyncio.sleep(_PAUSE)
+        await self._eviction.count()
+        folder = self._blobs.root / "catalog"
+        try:
+            with hold(folder / "mend.lock", Rank.MENDING, wait=False):
+                await self._threads.run(sweep, self._blobs)
+                await self._threads.run(look_for_damage, folder)
+                await self.mend()
+                await self._eviction.make_room(0)
+        except BlockingIOError:
+            log.debug("another process is mending the catalog")
+        except Exception:
+            log.exception("could not mend the catalog; serving goes on")
+        await self._eviction.count()
+
+    async def mend(self) -> None:
+        """Brings files and catalog into step: files without rows are taken in, rows without files dropped. Raises OSError."""
+        found = await self._threads.run(lambda: dict(self._blobs.scan()))
+        known = await self._catalog.read(None, Catalog.content)
+        if known is None:
+            return
+        lost = [digest for digest, size in known.items() if found.get(digest) != size]
+        for start in range(0, len(lost), _BATCH):
+            await self._catalog.write(self._drop, lost[start : start + _BATCH])
+        new = [digest for digest in found if digest not in known]
+        for start in range(0, len(new), _BATCH):
+            entries = await self._threads.run(self._look_into, new[start : start + _BATCH])
+            await self._catalog.write(Catalog.take_in, entries)
+        if lost or new:
+            log.info("mended the catalog: %d files taken in, %d rows dropped", len(new), len(lost))
+
+    def _drop(self, catalog: Catalog, digests: list[Digest]) -> None:
+        """Drops rows whose file is gone or cut short; not those of files that came since the scan."""
+        sizes = catalog.content()
+        gone = []
+        for digest in digests:
+            size = self._blobs.size(digest)
+            if size is not None and size != sizes.get(digest):
+                self._blobs.remove(digest)
+                size = None
+            if size is None:
+                gone.append(digest)
+        catalog.forget(gone)
+
+    def _look_into(self, digests: list[Digest]) -> list[tuple[Descriptor, list[Digest]]]:
+        """What files without a row are: blobs have no media type here, manifests have children."""
+        entries = []
+        for digest in digests:
+            try:
+                file = self._blobs.open(digest)
+                if file is None:
+                    continue
+                with contextlib.closing(file):
+                    body = file.read_all() if file.size <= MAX_SIZE else b""
+            except OSError as error:
+                log.warning("%s cannot be read, and is not taken into the catalog: %s", digest, error)
+                continue
+            media_type, children = "", []
+            if body.lstrip()[:1] == b"{":
+                with contextlib.suppress(UpstreamInvalid):
+                    media_type = media_type_of(body, None)
+                    children = [child for digests in children_of(body) for child in digests]
+            entries.append((Descriptor(media_type, digest, file.size), children))
+        return entries

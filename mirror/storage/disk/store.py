@@ -1,0 +1,216 @@
+"""The store on a disk: see mirror/storage/store.py for what it promises, blobs.py for its files, catalog/ for its database, locks.py for its locks.
+
+A cached blob is opened in place, on the event loop. Everything else that touches the disk runs in threads: one for the catalog, one for the inventory, a pool
+for files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from mirror.manifests import Manifest
+from mirror.names import Digest, Reference, Repository, Tag
+from mirror.storage.disk.blobs import BlobStore, FileReader
+from mirror.storage.disk.catalog.catalog import Catalog
+from mirror.storage.disk.catalog.deletion import delete
+from mirror.storage.disk.catalog.executor import CatalogExecutor
+from mirror.storage.disk.catalog.inventory_executor import InventoryExecutor
+from mirror.storage.disk.catalog.usage import Usage
+from mirror.storage.disk.content import Content
+from mirror.storage.disk.executor import ThreadPool
+from mirror.storage.disk.locks import KeyedFileLock
+from mirror.storage.disk.maintenance import limit
+from mirror.storage.disk.maintenance.eviction import Eviction
+from mirror.storage.disk.maintenance.expiry import Expiry
+from mirror.storage.disk.maintenance.garbage_collection import GarbageCollection
+from mirror.storage.disk.maintenance.mending import Mending
+from mirror.storage.disk.maintenance.scrub import Scrub
+from mirror.storage.disk.maintenance.verification import Verification
+from mirror.storage.disk.partial import DiskPartial
+from mirror.storage.settings import Upkeep
+from mirror.storage.store import Collected, Deleted, Pin, Restore, Statistics, TagRecord, Verified
+from mirror.tasks import BackgroundTask
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+log = logging.getLogger(__name__)
+
+_FLUSH = 5.0
+"""Seconds between two times that uses are written down."""
+_WATCH = 1.0
+"""Seconds after which `watch` tells of what another process has deleted."""
+
+
+class DiskStore:
+    """Everything kept in one cache directory, which several processes may share."""
+
+    def __init__(self, root: Path, upkeep: Upkeep) -> None:
+        """Opens the directory, making it where there is none. Raises OSError, sqlite3.Error where it cannot be used."""
+        self.blobs = BlobStore(root)
+        self._catalog = CatalogExecutor(root / "catalog")
+        self.threads = ThreadPool()
+        self.inventory = InventoryExecutor(root)
+        self._upkeep = upkeep
+        self._eviction = Eviction(self.blobs, self._catalog, upkeep)
+        self._content = Content(self.blobs, self.threads, self._catalog, self._eviction)
+        self._mending = Mending(self.blobs, self.threads, self._catalog, self._eviction)
+        self._usage = Usage(self._catalog)
+        self._locks = KeyedFileLock(root / "catalog" / "asking.lock")
+        self._stack = AsyncExitStack()
+        self._stack.callback(self.threads.close)
+        self._stack.push_async_callback(self._catalog.aclose)
+        self._stack.callback(self._locks.close)
+        self._stack.push_async_callback(self._content.aclose)
+        self._stack.push_async_callback(self._usage.aclose)
+        self._stack.push_async_callback(self.inventory.aclose)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._stack.aclose()
+
+    def start(self, restore: Restore) -> None:
+        limit.note(self.blobs.root, self._upkeep.max_size)
+        self._eviction.warn_of_the_disk()
+        work = [self._mending.run, self._write_uses, Expiry(self._catalog, self._eviction, self._upkeep.expire).run]
+        if self._upkeep.scrub_rate:
+            work.append(Scrub(self.blobs, self._catalog, restore, self._upkeep.scrub_rate, self._upkeep.scrub_interval).run)
+        for task in [BackgroundTask(this) for this in work]:
+            self._stack.push_async_callback(task.aclose)
+            task.start()
+        self.inventory.start()
+        self.start_counting()
+
+    def start_counting(self) -> None:
+        """Begins to write down how much the store is used; `start` does it too."""
+        self._usage.start()
+
+    async def _write_uses(self) -> None:
+        while True:
+            await asyncio.sleep(_FLUSH)
+            await self._content.flush()
+
+    # ------------------------------------------------------------------ content
+
+    async def open(self, digest: Digest, *, verify_first: bool = False) -> FileReader | None:
+        return await self._content.open(digest, verify_first)
+
+    def size(self, digest: Digest) -> int | None:
+        return self._content.size(digest)
+
+    def verify_behind(self, digest: Digest) -> None:
+        self._content.verify_behind(digest)
+
+    def partial(self, digest: Digest) -> DiskPartial:
+        return self._content.partial(digest)
+
+    def hot_manifest(self, digest: Digest) -> Manifest | None:
+        return self._content.hot_manifest(digest)
+
+    async def manifest(self, digest: Digest) -> Manifest | None:
+        return await self._content.manifest(digest)
+
+    async def manifest_type(self, digest: Digest) -> str | None:
+        return await self._catalog.read(None, Catalog.manifest_type, digest)
+
+    async def put_manifest(self, repository: Repository, manifest: Manifest) -> None:
+        await self._content.put_manifest(repository, manifest)
+
+    async def naming(self, blob: Digest, since: float) -> list[Digest]:
+        return await self._content.naming(blob, since)
+
+    async def statistics(self) -> Statistics:
+        size, entries = await self._catalog.read((0, 0), Catalog.totals)
+        return Statistics(size, entries, self._upkeep.max_size)
+
+    # ------------------------------------------------------------------ names
+
+    async def tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
+        return await self._catalog.read(None, Catalog.tag, repository, tag.value)
+
+    async def set_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
+        await self._catalog.write(Catalog.set_tag, repository, tag.value, record)
+
+    async def drop_tag(self, repository: Repository, tag: Tag) -> None:
+        await self._catalog.write(Catalog.drop_tag, repository, tag.value)
+
+    async def tags(self, repository: Repository) -> list[str]:
+        return await self._catalog.read([], Catalog.tags, repository)
+
+    async def repositories(self) -> list[Repository]:
+        nothing: list[tuple[str, str]] = []
+        return [Repository(*names) for names in sorted(await self._catalog.read(nothing, Catalog.repositories))]
+
+    async def holds(self, repository: Repository, digest: Digest) -> bool:
+        return await self._catalog.read(False, Catalog.holds, repository, digest)
+
+    async def holder(self, digest: Digest) -> Repository | None:
+        return await self._catalog.read(None, Catalog.holder, digest)
+
+    async def document(self, key: str) -> dict[str, Any] | None:
+        return await self._catalog.read(None, Catalog.document, key)
+
+    async def set_document(self, key: str, value: dict[str, Any]) -> None:
+        await self._catalog.write(Catalog.set_document, key, value)
+
+    def lock(self, key: str) -> AbstractAsyncContextManager[None]:
+        return self._locks.take(key)
+
+    async def watch(self) -> AsyncGenerator[None, None]:
+        seen: int | None = None
+        while True:
+            count = await self._catalog.read(seen, Catalog.deletions)
+            if seen is not None and count != seen:
+                self._content.cool()
+                yield
+            seen = count
+            await asyncio.sleep(_WATCH)
+
+    # ------------------------------------------------------------------ what people do
+
+    async def pin(self, repository: Repository, reference: Reference) -> bool:
+        digest = await self._catalog.do(Catalog.pin, repository, reference)
+        return digest is not None and self.size(digest) is not None
+
+    async def unpin(self, repository: Repository, reference: Reference) -> bool:
+        return await self._catalog.do(Catalog.unpin, repository, reference)
+
+    async def pins(self) -> list[Pin]:
+        return await self._catalog.do(Catalog.pins)
+
+    async def delete(self, repository: Repository, reference: Reference, *, force: bool = False) -> Deleted:
+        deleted = await self._catalog.do(self._delete, repository, reference, force)
+        self._content.cool()
+        await self._eviction.count()
+        return deleted
+
+    def _delete(self, catalog: Catalog, repository: Repository, reference: Reference, force: bool) -> Deleted:
+        with self._eviction.alone():
+            return delete(catalog, self.blobs, repository, reference, force)
+
+    async def collect(self, *, dry_run: bool = False) -> Collected:
+        garbage = GarbageCollection(self.blobs, self.threads, self._catalog, self._eviction, self._mending, self._upkeep)
+        return await (garbage.dry_run() if dry_run else garbage.collect())
+
+    async def contents(self) -> Mapping[Digest, int]:
+        return await Verification(self.blobs, self.threads, self._catalog).contents()
+
+    async def verify(self, contents: Mapping[Digest, int], *, remove: bool) -> AsyncGenerator[Verified, None]:
+        async with contextlib.aclosing(
+            Verification(self.blobs, self.threads, self._catalog).verify(contents, remove)
+        ) as verdicts:
+            async for verdict in verdicts:
+                yield verdict
+
+    # ------------------------------------------------------------------ usage
+
+    def count_pull(self, repository: Repository, reference: Reference) -> None:
+        self._usage.pulled(repository, reference)
