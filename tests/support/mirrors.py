@@ -120,27 +120,23 @@ async def until(condition: Any, seconds: float = 10.0) -> None:
 class MirrorProcess:
     """``mirror serve`` as a user starts it, on a free port."""
 
-    def __init__(
-        self,
-        directory: Path,
-        upstreams: dict[str, str | list[str]],
-        *arguments: str,
-        limit_descriptors: int | None = None,
-        **environment: str,
-    ) -> None:
-        """`upstreams`: registry to URL or URLs; other keyword arguments are MIRROR_… variables without the prefix."""
+    def __init__(self, directory: Path, upstreams: dict[str, str | list[str]], *arguments: str, **environment: str) -> None:
+        """`upstreams`: registry to URL or URLs; keyword arguments are MIRROR_… variables without the prefix."""
         self.directory = directory
         self._command = [sys.executable, "-m", "mirror", "serve", "--listen", "127.0.0.1:0", "--cache-dir", str(directory)]
         for registry, urls in upstreams.items():
             for url in [urls] if isinstance(urls, str) else urls:
                 self._command += ["--upstream", f"{registry}={url}"]
         self._command += arguments
-        if limit_descriptors is not None:
-            self._command = ["prlimit", f"--nofile={limit_descriptors}:{limit_descriptors}", *self._command]
         self._environment = {f"MIRROR_{key}": value for key, value in environment.items()}
         self._process: subprocess.Popen[bytes] | None = None
         self.url = ""
         self._log = directory.parent / f"{directory.name}.log"
+
+    def limit_descriptors(self, limit: int) -> MirrorProcess:
+        """Sets how many descriptors it may have (ulimit -n), from its next start on."""
+        self._command = ["prlimit", f"--nofile={limit}:{limit}", *self._command]
+        return self
 
     def __enter__(self) -> MirrorProcess:
         self.start()

@@ -15,7 +15,8 @@ from tests.support.mirrors import MirrorProcess, until
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_idle_clients_beyond_the_limit_of_descriptors_wait_in_the_queue(tmp_path: Path, workers: str) -> None:
     """400 idle clients, 256 descriptors: a line in the log for each process, not one for each attempt; when they have left, requests are answered again."""
-    with MirrorProcess(tmp_path / "cache", {}, "--workers", workers, limit_descriptors=256 // int(workers)) as mirror:
+    limited = MirrorProcess(tmp_path / "cache", {}, "--workers", workers).limit_descriptors(256 // int(workers))
+    with limited as mirror:
         host, port = mirror.url.removeprefix("http://").rsplit(":", 1)
         clients = []
         try:
