@@ -97,6 +97,8 @@ class RangeNotSatisfiable(MirrorError):
 
 class Unknown(MirrorError):
     status = 404
+    certain = True
+    """False where upstream answered 404 in words that are no registry's: an ingress, a proxy. Then nothing is forgotten for it."""
 
 
 class RegistryUnknown(Unknown):
@@ -176,8 +178,12 @@ class UpstreamUnreachable(UpstreamError):
     pass
 
 
+class UpstreamFailed(UpstreamUnreachable):
+    """Answered, but with a failure of its own: 408 or 5xx. It may be that of one repository alone."""
+
+
 class UpstreamTimeout(UpstreamError):
-    pass
+    """No answer in time, though there was a connection. It may be that of one repository alone."""
 
 
 class UpstreamLimited(UpstreamError):

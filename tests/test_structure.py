@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "mirror"
-SHARED = {"names", "errors", "manifests", "metrics", "tasks", "file_locks", "durable"}
+SHARED = {"names", "errors", "manifests", "metrics", "tasks", "backoff", "file_locks", "durable"}
 MAY_IMPORT = {
     "errors": set(),
     "names": {"errors"},
     "manifests": {"names", "errors"},
     "metrics": set(),
     "tasks": set(),
+    "backoff": set(),
     "file_locks": set(),
     "durable": set(),
     "certificate": {"tasks"},

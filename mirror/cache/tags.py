@@ -16,7 +16,7 @@ from typing import Protocol
 from mirror import metrics
 from mirror.cache.negative import Negative
 from mirror.cache.outcome import HIT, STALE, VALIDATED, Outcome, miss
-from mirror.errors import MirrorError, Unknown
+from mirror.errors import MirrorError, Unknown, UpstreamInvalid
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.store import Store, TagRecord
@@ -183,6 +183,8 @@ class Tags:
         return descriptor
 
     async def _unknown(self, repository: Repository, reference: Reference, error: Unknown) -> None:
+        if not error.certain:
+            return
         await self._negative.remember(_key(repository, reference), error)
         if isinstance(reference, Tag):
             # Gone is gone; what was cached by digest stays.
@@ -228,9 +230,9 @@ class Tags:
             if done:
                 try:
                     return check.result(), VALIDATED
-                except Unknown:
-                    raise
                 except MirrorError as error:
+                    if isinstance(error, Unknown) and error.certain:
+                        raise
                     log.info("serving %s:%s stale: %s", repository, tag, error)
             self._hold(repository, tag)
         metrics.stale_served.labels(repository.registry).inc()
@@ -256,9 +258,23 @@ class Tags:
             raise
         if found.digest != record.descriptor.digest and await self._store.manifest(record.descriptor.digest) is not None:
             # The old one can still be served: it is given up only once the new one is here.
-            await self._by_digest(repository, found.digest)
+            try:
+                await self._by_digest(repository, found.digest)
+            except Unknown:
+                # A replica that lags behind has a tag before its manifest. That digest's no is not the tag's, of which GET tells.
+                found = await self._got(source, repository, tag)
         await self._remember(repository, tag, found)
         return found
+
+    async def _got(self, source: ManifestSource, repository: Repository, tag: Tag) -> Descriptor:
+        try:
+            manifest = await source.get_manifest(repository, tag)
+        except Unknown as error:
+            raise UpstreamInvalid(
+                f"{repository.registry} says of {repository.path}:{tag} now this and now that: {error.message}"
+            ) from None
+        await self._content.add_manifest(repository, manifest)
+        return manifest.descriptor
 
 
 def _key(repository: Repository, reference: Reference) -> str:

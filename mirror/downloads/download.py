@@ -7,9 +7,9 @@ tries in a row bring nothing is the error raised.
 from __future__ import annotations
 
 import asyncio
-import random
 from typing import Protocol
 
+from mirror.backoff import pause
 from mirror.errors import (
     RangeIgnored,
     UpstreamCut,
@@ -27,7 +27,6 @@ _TRIES = 6
 """Failures in a row that end a download."""
 _PROGRESS = 64 * 1024
 """Bytes that a connection must bring for its end not to count as one of them."""
-_LONGEST_WAIT = 15.0
 
 
 class Stream(Protocol):
@@ -156,10 +155,7 @@ class Download:
         self._gained = 0
         if self._failures >= _TRIES:
             raise error
-        wait = random.uniform(0.0, min(0.1 * 2**self._failures, _LONGEST_WAIT))
-        if isinstance(error, UpstreamLimited) and error.retry_after is not None:
-            wait = min(error.retry_after, _LONGEST_WAIT)
-        await asyncio.sleep(wait)
+        await asyncio.sleep(pause(self._failures, error.retry_after if isinstance(error, UpstreamLimited) else None))
 
     async def aclose(self) -> None:
         """Lets go of the connection."""

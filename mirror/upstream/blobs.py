@@ -50,6 +50,10 @@ class Blob:
         """False where all endpoints are known not to answer them rightly."""
         return not all(endpoint.delivery.unranged for endpoint in self._endpoints)
 
+    @property
+    def _empty(self) -> bool:
+        return self._digest == Digest.of(b"", self._digest.algorithm)
+
     async def describe(self) -> Descriptor:
         """Its size. Raises BlobUnknown, Denied, UpstreamError."""
 
@@ -57,19 +61,19 @@ class Blob:
             url = endpoint.url(self._repository, f"blobs/{self._digest}")
             response = await endpoint.send("HEAD", url, self._repository, {}, deadline, self._digest)
             response.release()
-            if response.status == 404:
-                raise self._unknown()
-            size = length_of(response)
-            if response.status != 200 or not size:
-                # Some stores refuse HEAD, or do not say the length in it, or say 0.
-                stream = await self._open(endpoint, 0, 1, deadline)
+            size = length_of(response) if response.status == 200 else None
+            if not size and not (size == 0 and self._empty):
+                # Some stores refuse HEAD, or do not say the length in it, or say 0. An empty blob has no first byte to ask for.
+                stream = await self._open(endpoint, 0, None if self._empty else 1, deadline)
                 await stream.aclose()
                 size = stream.size
             if size is None:
                 raise UpstreamInvalid(f"{shown(url)} does not say how long the blob is")
             return Descriptor("application/octet-stream", self._digest, size)
 
-        return await with_failover(self._registry, self._ranked(0), self._transport.timeouts, ask, first_answer=False)
+        return await with_failover(
+            self._registry, self._ranked(0), self._transport.timeouts, ask, self._repository, mutable=False
+        )
 
     async def open(self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None) -> BlobStream:
         """Begins to fetch ``[start, stop)``; all of it is asked for without a Range.
@@ -88,7 +92,8 @@ class Blob:
             ranked,
             self._transport.timeouts,
             lambda endpoint, deadline: self._open(endpoint, start, stop, deadline),
-            first_answer=False,
+            self._repository,
+            mutable=False,
         )
 
     def reject(self) -> bool:
@@ -155,7 +160,7 @@ class Blob:
             if ranged:
                 endpoint.delivery.note_unranged()
             size = length_of(response)
-            if size == 0 and self._digest != Digest.of(b"", self._digest.algorithm):
+            if size == 0 and not self._empty:
                 # No byte could be withheld of it: it would look complete.
                 raise UpstreamInvalid(f"{shown(response.url)} answered with nothing where there must be a blob")
             return size, 0

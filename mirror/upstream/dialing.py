@@ -18,6 +18,10 @@ from mirror.upstream.receiver import Route
 _ANSWER = 4096
 
 
+class ConnectTimeout(OSError):
+    """No connection in time."""
+
+
 class ProxyUnreachable(OSError):
     """A proxy that does not answer, or opens no tunnel. The message says which, and why."""
 
@@ -48,9 +52,12 @@ def _place(url: URL) -> tuple[str, int]:
 
 
 async def _connect(resolver: AbstractResolver, host: str, port: int, seconds: float) -> socket.socket:
-    """Raises OSError; TimeoutError after so many seconds."""
-    async with asyncio.timeout(seconds):
-        return await _connect_now(resolver, host, port)
+    """Raises OSError; ConnectTimeout after so many seconds."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await _connect_now(resolver, host, port)
+    except TimeoutError:
+        raise ConnectTimeout("it does not answer") from None
 
 
 async def _connect_now(resolver: AbstractResolver, host: str, port: int) -> socket.socket:

@@ -16,11 +16,20 @@ import aiohttp
 from yarl import URL
 
 from mirror import metrics
-from mirror.errors import Denied, MirrorError, UpstreamInvalid, UpstreamLimited, UpstreamTimeout, UpstreamUnreachable
+from mirror.errors import (
+    Denied,
+    MirrorError,
+    UpstreamFailed,
+    UpstreamInvalid,
+    UpstreamLimited,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from mirror.names import Digest, Repository
 from mirror.upstream.challenges import Challenge, choose, parse_challenges, pull_scope
 from mirror.upstream.guard import Guard
 from mirror.upstream.health import Breaker, Delivery, EndpointHealth
+from mirror.upstream.pacing import Pacer
 from mirror.upstream.receiver import Response
 from mirror.upstream.tokens import Authenticator, Credentials
 from mirror.upstream.transport import REDIRECTS, Answer, Transport, retry_after, shown
@@ -36,9 +45,12 @@ _SIGNED_KEPT = 60.0
 _MOST_SIGNED = 1000
 _MOST_CHALLENGES = 4096
 _NAMED = re.compile(r".*/v2/(.+)/(?:manifests|blobs|tags|referrers)/")
-_LIMITED_FOR = 30.0
-"""Seconds that pulls are not asked for after a 429 that does not say how long; what is cached is served meanwhile."""
-_LONGEST_LIMITED = 300.0
+_PATIENCE = 30.0
+"""Seconds that a request waits for its turn after a 429: containerd wants headers within 30 s, and the header timeout is shorter."""
+_IMPATIENCE = 1.0
+"""The same where there is another endpoint to ask."""
+_HEAD_DISTRUSTED = 3600.0
+"""Seconds for which HEAD is not tried again, once it refused what GET gave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +66,17 @@ class Endpoint:
     """Requests with authentication and redirects."""
 
     def __init__(
-        self, registry: str, url: str, transport: Transport, credentials: Credentials | None, tls: ssl.SSLContext | None
+        self,
+        registry: str,
+        url: str,
+        transport: Transport,
+        credentials: Credentials | None,
+        tls: ssl.SSLContext | None,
+        *,
+        own: bool,
+        alone: bool,
     ) -> None:
-        """`credentials` are those that its origin may have, None for none."""
+        """`credentials` are those that its origin may have, None for none; `own` is True for the registry itself, and `alone` where it has no other endpoint."""
         self.base = URL(url)
         self.name = shown(self.base)
         self._labels = (registry, self.base.authority)
@@ -65,6 +85,8 @@ class Endpoint:
         self.breaker = Breaker(told=up.set)
         self.delivery = Delivery()
         transport.deliveries.append(self.delivery)
+        self.own = own
+        self.alone = alone
         self._registry = registry
         self._transport = transport
         self._authenticator = Authenticator(registry, credentials)
@@ -72,7 +94,9 @@ class Endpoint:
         self._anonymous = Authenticator(registry, None)
         self._challenges: OrderedDict[str, Challenge] = OrderedDict()
         self._signed: OrderedDict[tuple[Repository, Digest], _Signed] = OrderedDict()
-        self._limited_until = 0.0
+        self._pacers = {pull: Pacer(self.name) for pull in (False, True)}
+        """Pulls apart from the rest: Docker Hub counts GETs of manifests, and no HEAD."""
+        self._heads_from = 0.0
         self._limits: list[int | None] = [None, None]
 
     async def aclose(self) -> None:
@@ -90,6 +114,15 @@ class Endpoint:
     def url(self, repository: Repository, rest: str) -> URL:
         """The URL of a resource of a repository."""
         return URL(f"{str(self.base).rstrip('/')}/v2/{repository.path}/{rest}", encoded=True)
+
+    @property
+    def heads(self) -> bool:
+        """False where HEAD is known to be worth nothing."""
+        return time.monotonic() >= self._heads_from
+
+    def distrust_heads(self) -> None:
+        """Takes note that a HEAD was refused, or said nothing, where GET was answered."""
+        self._heads_from = time.monotonic() + _HEAD_DISTRUSTED
 
     async def send(
         self, method: str, url: URL, repository: Repository, headers: dict[str, str], deadline: float, blob: Digest | None = None
@@ -114,18 +147,27 @@ class Endpoint:
         deadline: float,
         blob: Digest | None,
     ) -> _A:
-        counts = method == "GET" and blob is None
-        if counts and time.monotonic() < self._limited_until:
-            left = self._limited_until - time.monotonic()
-            raise UpstreamLimited(f"{shown(self.base)} has answered 429 and is left alone for another {left:.0f} s", left)
-        try:
-            response = await self._send(ask, method, url, repository, headers, deadline, blob)
-        except MirrorError as error:
-            metrics.upstream_errors.labels(*self._labels, _kind(error)).inc()
-            raise
+        pacer = self._pacers[method == "GET" and blob is None] if blob is None else None
+        while True:
+            sent = await pacer.turn(min(_left(deadline), _PATIENCE if self.alone else _IMPATIENCE)) if pacer is not None else 0.0
+            try:
+                response = await self._send(ask, method, url, repository, headers, deadline, blob)
+            except MirrorError as error:
+                metrics.upstream_errors.labels(*self._labels, _kind(error)).inc()
+                raise
+            if response.status != 429 or pacer is None:
+                break
+            wait = retry_after(response)
+            response.release()
+            metrics.upstream_errors.labels(*self._labels, "limited").inc()
+            self._note_limits(response)
+            # Its turn is after those that wait already; where that is beyond its deadline, `turn` says so.
+            pacer.limited(sent, wait, self._limits[1] == 0)
+        if pacer is not None:
+            pacer.answered()
         self._note_limits(response)
         try:
-            self._check(response, counts)
+            self._check(response, method)
         except MirrorError as error:
             metrics.upstream_errors.labels(*self._labels, _kind(error)).inc()
             response.release()
@@ -231,17 +273,17 @@ class Endpoint:
         with metrics.upstream_seconds.labels(*self._labels, method).time():
             return await ask(via, url, headers, _left(deadline))
 
-    def _check(self, response: Answer, counts: bool) -> None:
+    def _check(self, response: Answer, method: str) -> None:
+        """Raises what a status stands for. Not for HEAD: its refusal proves nothing, since registries and stores refuse it for what they give to GET."""
         where, status = shown(response.url), response.status
         if status == 429:
-            wait = retry_after(response)
-            if counts:
-                self._limited_until = time.monotonic() + min(_LIMITED_FOR if wait is None else wait, _LONGEST_LIMITED)
-            raise UpstreamLimited(f"{where} answered 429: too many requests", wait)
+            raise UpstreamLimited(f"{where} answered 429: too many requests", retry_after(response))
+        if method == "HEAD":
+            return
         if status in (401, 403, 451):
             raise Denied(f"{where} answered {status}: pulling this needs credentials that are not set, or is not allowed")
         if status >= 500 or status == 408:
-            raise UpstreamUnreachable(f"{where} answered {status}")
+            raise UpstreamFailed(f"{where} answered {status}")
 
     def _note_limits(self, response: Answer) -> None:
         gauges = (("ratelimit-limit", metrics.ratelimit_limit), ("ratelimit-remaining", metrics.ratelimit_remaining))

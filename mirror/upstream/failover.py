@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from mirror.backoff import pause
 from mirror.errors import (
     Denied,
     Invalid,
     MirrorError,
     TokenServiceFailed,
     Unknown,
+    UpstreamFailed,
     UpstreamInvalid,
     UpstreamLimited,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from mirror.names import Repository
 from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.transport import Timeouts
 
@@ -32,12 +34,14 @@ async def with_failover(
     endpoints: Sequence[Endpoint],
     timeouts: Timeouts,
     ask: Callable[[Endpoint, float], Awaitable[_T]],
+    repository: Repository,
     *,
-    first_answer: bool,
+    mutable: bool,
 ) -> _T:
-    """What the first endpoint that can says; `first_answer` takes the first one's no for an answer. There within the header timeout.
+    """What the first endpoint that has it says. There within the header timeout.
 
-    `ask` is given an endpoint and the deadline, in the event loop's time. Raises Unknown, Denied, UpstreamError.
+    What one endpoint does not have, or refuses, the next is asked for. Of what is `mutable`, a tag or a list, the registry's own endpoint has the last word: what
+    it does not have is gone. `ask` is given an endpoint and the deadline, in the event loop's time. Raises Unknown, Denied, UpstreamError.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeouts.header
@@ -47,48 +51,59 @@ async def with_failover(
         for endpoint in list(left):
             if not endpoint.breaker.allows():
                 left.remove(endpoint)
+                errors.append(
+                    UpstreamUnreachable(
+                        f"{endpoint.name} is left alone for a while after failures: {endpoint.breaker.last_error}"
+                    )
+                )
                 continue
             try:
                 answer = await ask(endpoint, deadline)
-            except (UpstreamUnreachable, UpstreamTimeout) as error:
-                endpoint.breaker.failed(error.message)
+            except TokenServiceFailed as error:
+                endpoint.breaker.succeeded()
+                errors.append(error)
+            except (UpstreamFailed, UpstreamTimeout) as error:
+                endpoint.breaker.failed(error.message, str(repository))
                 errors.append(error)
                 if isinstance(error, UpstreamTimeout):
                     left.remove(endpoint)
-            except TokenServiceFailed as error:
+            except UpstreamUnreachable as error:
+                endpoint.breaker.failed(error.message)
                 errors.append(error)
             except UpstreamLimited as error:
+                endpoint.breaker.succeeded()
                 errors.append(error)
                 if error.retry_after is None or error.retry_after > _SOON:
                     left.remove(endpoint)
             except (Unknown, Denied, UpstreamInvalid, Invalid) as error:
-                if not isinstance(error, UpstreamInvalid):
-                    endpoint.breaker.succeeded()
-                    if first_answer:
-                        raise
+                # It answered, whatever it said.
+                endpoint.breaker.succeeded()
+                if isinstance(error, Unknown) and error.certain and mutable and endpoint.own:
+                    raise
                 errors.append(error)
                 left.remove(endpoint)
             else:
                 endpoint.breaker.succeeded()
                 return answer
-        if not errors:
-            raise UpstreamUnreachable(f"{registry} is left alone for a while after failures: {endpoints[0].breaker.last_error}")
-        wait = _pause(attempt, errors[-1])
+        wait = pause(attempt, _latest_limit(errors))
         if not left or loop.time() + wait >= deadline or attempt + 1 == timeouts.attempts:
             break
         await asyncio.sleep(wait)
-    raise min(errors, key=_weight)
+    raise _told(errors)
 
 
-def _pause(attempt: int, error: MirrorError) -> float:
-    if isinstance(error, UpstreamLimited) and error.retry_after is not None:
-        return error.retry_after
-    return random.uniform(0.05, 0.2 * 2**attempt)
+def _latest_limit(errors: list[MirrorError]) -> float | None:
+    return errors[-1].retry_after if errors and isinstance(errors[-1], UpstreamLimited) else None
+
+
+def _told(errors: list[MirrorError]) -> MirrorError:
+    """Which of several endpoints' errors is told. "Unknown" is an answer only where all that could be asked gave it: otherwise nobody knows."""
+    lacking = [error for error in errors if not isinstance(error, Unknown)]
+    return min(lacking or errors, key=_weight)
 
 
 def _weight(error: MirrorError) -> int:
-    """Which of several endpoints' errors is told: a 404 is an answer, the others are the lack of one."""
-    for weight, kind in enumerate((Unknown, Denied, UpstreamLimited, UpstreamInvalid)):
+    for weight, kind in enumerate((Denied, UpstreamLimited, UpstreamInvalid, Unknown)):
         if isinstance(error, kind):
-            return weight
-    return 9
+            return weight if not isinstance(error, Unknown) or error.certain else weight + 1
+    return 3 if not isinstance(error, Unknown) else 9

@@ -42,25 +42,34 @@ class EndpointHealth:
 
 
 class Breaker:
-    """Opens after three failures in a row; then one request at a time is let through, after pauses of 1 s, doubling to 60 s."""
+    """A circuit breaker. It opens on evidence about the endpoint: three failures in a row to connect, or of three different repositories.
+
+    Then one request at a time is let through, after pauses of 1 s, doubling to 60 s.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, told: Callable[[bool], None] | None = None) -> None:
         """`told` is called with each outcome: False while it is open."""
         self._clock = clock
         self._told = told
         self._failures = 0
+        self._repositories: set[str] = set()
+        """Those that have failed since the last success, though there was a connection."""
         self._closed_again = 0.0
         self.heard = 0.0
         """When there was an outcome last, in seconds since the epoch."""
         self.last_error: str | None = None
 
     @property
+    def _evidence(self) -> int:
+        return self._failures + len(self._repositories)
+
+    @property
     def state(self) -> str:
-        return "ok" if not self._failures else "failing" if self._failures < _FAILURES else "open"
+        return "ok" if not self._evidence else "failing" if self._evidence < _FAILURES else "open"
 
     def allows(self) -> bool:
         """True when the endpoint may be asked now. Through an open breaker, this lets one request pass and closes the door behind it."""
-        if self._failures < _FAILURES:
+        if self._evidence < _FAILURES:
             return True
         now = self._clock()
         if now < self._closed_again:
@@ -70,10 +79,15 @@ class Breaker:
 
     def succeeded(self) -> None:
         self._failures, self.last_error = 0, None
+        self._repositories.clear()
         self._note()
 
-    def failed(self, error: str) -> None:
-        self._failures += 1
+    def failed(self, error: str, repository: str | None = None) -> None:
+        """Takes note of a failure; that of a `repository` where there was a connection, which says little of others."""
+        if repository is None or (self._evidence >= _FAILURES and repository not in self._repositories):
+            self._failures += 1
+        elif self._evidence < _FAILURES:
+            self._repositories.add(repository)
         self.last_error = error
         self._closed_again = self._clock() + self._pause()
         self._note()
@@ -84,7 +98,7 @@ class Breaker:
             self._told(self.state != "open")
 
     def _pause(self) -> float:
-        return float(min(_FIRST_PAUSE * 2 ** min(max(self._failures - _FAILURES, 0), 10), _LONGEST_PAUSE))
+        return float(min(_FIRST_PAUSE * 2 ** min(max(self._evidence - _FAILURES, 0), 10), _LONGEST_PAUSE))
 
 
 class Lease:

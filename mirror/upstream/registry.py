@@ -1,15 +1,16 @@
 """A registry: what can be asked of it, over all of its endpoints.
 
 Endpoints are tried in the order given. Blobs and manifests by digest may come from any, since they are verified; a tag's meaning comes from the first that
-answers. Whatever is asked, an answer begins, or an error is there, within the header timeout; a document is here whole within as long again.
+knows it. Whatever is asked, an answer begins, or an error is there, within the header timeout; a document is here whole within as long again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import aiohttp
@@ -64,10 +65,21 @@ class Registry:
         self.name = name
         self._transport = transport
         tls = ssl.create_default_context(cafile=settings.ca_file) if settings.ca_file is not None else None
-        home = _home(name, settings.endpoints)
+        urls = [URL(url) for url in settings.endpoints]
+        hosts = {name, _HOSTS.get(name, name)}
+        # The credentials belong to the registry's own endpoint, where it is among them, and otherwise to the first: others are public mirrors as often as not.
+        home = next((url for url in urls if url.host in hosts), urls[0])
         self._endpoints = [
-            Endpoint(name, url, transport, settings.credentials if same_origin(URL(url), home) else None, tls)
-            for url in settings.endpoints
+            Endpoint(
+                name,
+                str(url),
+                transport,
+                settings.credentials if same_origin(url, home) else None,
+                tls,
+                own=url.host in hosts,
+                alone=len(urls) == 1,
+            )
+            for url in urls
         ]
         self._pulled_manifest = metrics.pulled_bytes.labels(name, "manifest")
 
@@ -85,35 +97,40 @@ class Registry:
         """What a reference means. Asked with HEAD, which Docker Hub does not count as a pull. Raises ManifestUnknown, Denied, UpstreamError."""
 
         async def ask(endpoint: Endpoint, deadline: float) -> Descriptor:
-            url = endpoint.url(repository, f"manifests/{reference}")
-            response = await endpoint.send("HEAD", url, repository, {"Accept": ACCEPT}, deadline)
-            response.release()
-            if response.status == 404:
-                raise _no_manifest(repository, reference)
-            described = _descriptor(response, reference) if response.status == 200 else None
-            if described is None:
-                # 405, or a registry that says too little in its HEAD, or nothing that could be right.
-                return (await self._get(endpoint, repository, reference, deadline)).descriptor
-            return described
+            refused = ""
+            if endpoint.heads:
+                url = endpoint.url(repository, f"manifests/{reference}")
+                response = await endpoint.send("HEAD", url, repository, {"Accept": ACCEPT}, deadline)
+                response.release()
+                described = _descriptor(response, reference) if response.status == 200 else None
+                if described is not None:
+                    return described
+                refused = str(response.status)
+            # A HEAD's no, or a HEAD that says too little, proves nothing (Nexus: 404; URLs signed for GET: 403; others 405, 501, or a length of 0).
+            manifest = await self._get(endpoint, repository, reference, deadline)
+            if refused:
+                endpoint.distrust_heads()
+            return manifest.descriptor
 
-        return await self._ask(ask, first_answer=isinstance(reference, Tag))
+        return await self._ask(ask, repository, mutable=isinstance(reference, Tag))
 
     async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest:
         """A manifest, verified. Raises ManifestUnknown, Denied, UpstreamError."""
         return await self._ask(
             lambda endpoint, deadline: self._get(endpoint, repository, reference, deadline),
-            first_answer=isinstance(reference, Tag),
+            repository,
+            mutable=isinstance(reference, Tag),
         )
 
     async def _get(self, endpoint: Endpoint, repository: Repository, reference: Reference, deadline: float) -> Manifest:
         url = endpoint.url(repository, f"manifests/{reference}")
         response = await endpoint.send("GET", url, repository, {"Accept": ACCEPT}, deadline)
         try:
-            if response.status == 404:
-                raise _no_manifest(repository, reference)
-            if response.status != 200:
+            if response.status not in (200, 404):
                 raise UpstreamInvalid(f"{shown(url)} answered {response.status}")
             body = await read_bounded(response, MAX_SIZE, self._transport.timeouts.header)
+            if response.status == 404:
+                raise _no_manifest(repository, reference, body)
         finally:
             response.release()
         self._pulled_manifest.inc(len(body))
@@ -142,7 +159,7 @@ class Registry:
                 found += [tag for tag in (tags if isinstance(tags, list) else ()) if _is_tag(tag)]
             return found
 
-        return await self._ask(ask, first_answer=True)
+        return await self._ask(ask, repository, mutable=True)
 
     async def list_referrers(self, repository: Repository, digest: Digest) -> list[dict[str, Any]]:
         """Descriptors of the manifests that refer to one. Where the registry has no referrers API, those of the referrers tag
@@ -164,14 +181,17 @@ class Registry:
                 found += [entry for entry in (manifests if isinstance(manifests, list) else ()) if isinstance(entry, dict)]
             return found
 
-        return await self._ask(ask, first_answer=True)
+        return await self._ask(ask, repository, mutable=True)
 
     async def _pages(
         self, endpoint: Endpoint, repository: Repository, url: URL, headers: dict[str, str], deadline: float, unknown: Unknown
     ) -> list[dict[str, Any]]:
         pages = []
         left = _LARGEST_LIST
-        for _ in range(_MOST_PAGES):
+        for number in range(_MOST_PAGES):
+            if number:
+                # A registry that is slow to list has as long for each page.
+                deadline = asyncio.get_running_loop().time() + self._transport.timeouts.header
             response = await endpoint.send("GET", url, repository, headers, deadline)
             try:
                 if response.status == 404:
@@ -197,8 +217,8 @@ class Registry:
                 raise UpstreamInvalid(f"{shown(url)}: the next page is on another host")
         return pages
 
-    async def _ask(self, ask: Callable[[Endpoint, float], Awaitable[_T]], *, first_answer: bool) -> _T:
-        return await with_failover(self.name, self._endpoints, self._transport.timeouts, ask, first_answer=first_answer)
+    async def _ask(self, ask: Callable[[Endpoint, float], Awaitable[_T]], repository: Repository, *, mutable: bool) -> _T:
+        return await with_failover(self.name, self._endpoints, self._transport.timeouts, ask, repository, mutable=mutable)
 
 
 class Upstreams:
@@ -230,19 +250,10 @@ class Upstreams:
             raise RegistryUnknown.named(name) from None
 
 
-def _home(name: str, endpoints: Sequence[str]) -> URL:
-    """The endpoint that a registry's credentials belong to: its own, where it is among them, and otherwise the first.
-
-    Others are public mirrors as often as not, and are asked without.
-    """
-    hosts = {name, _HOSTS.get(name, name)}
-    return next((url for url in map(URL, endpoints) if url.host in hosts), URL(endpoints[0]))
-
-
 def _descriptor(response: aiohttp.ClientResponse, reference: Reference) -> Descriptor | None:
     digest, size = _digest(response), length_of(response)
     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
-    if digest is None or size is None or media_type not in MEDIA_TYPES or size > MAX_SIZE:
+    if digest is None or not size or media_type not in MEDIA_TYPES or size > MAX_SIZE:
         return None
     if isinstance(reference, Digest) and digest != reference:
         return None
@@ -263,5 +274,16 @@ def _is_tag(value: Any) -> bool:
         return False
 
 
-def _no_manifest(repository: Repository, reference: Reference) -> ManifestUnknown:
-    return ManifestUnknown(f"{repository.registry} has no manifest {reference} in {repository.path}")
+def _no_manifest(repository: Repository, reference: Reference, body: bytes) -> ManifestUnknown:
+    error = ManifestUnknown(f"{repository.registry} has no manifest {reference} in {repository.path}")
+    error.certain = _is_registrys(body)
+    return error
+
+
+def _is_registrys(body: bytes) -> bool:
+    """True for an error body as registries send it (distribution-spec 1.1, "Error Codes"): an ingress in front of one says 404 as well, while it restarts."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and isinstance(document.get("errors"), list) and bool(document["errors"])

@@ -201,6 +201,8 @@ def _translated(url: URL, public_only: bool) -> Iterator[None]:
         raise TargetRefused(f"an upstream with a public address points to {where}, which is not public") from None
     except socket.gaierror as error:
         raise UpstreamUnreachable(f"{where} cannot be resolved: {error.strerror or error}") from None
+    except (aiohttp.ConnectionTimeoutError, dialing.ConnectTimeout):
+        raise UpstreamUnreachable(f"no connection with {where}: it does not answer") from None
     except (TimeoutError, aiohttp.ServerTimeoutError):
         raise UpstreamTimeout(f"{where} did not answer in time") from None
     except (aiohttp.ClientSSLError, ssl.SSLError) as error:

@@ -74,9 +74,11 @@ async def test_upstream_in_trouble_the_cached_tag_is_served_stale(
         case "limiting":
             upstream.fail("latest", Status(429, {"Retry-After": "60"}), times=50, method="HEAD")
         case "failing":
-            upstream.fail("latest", Status(503), times=50, method="HEAD")
+            for method in ("HEAD", "GET"):
+                upstream.fail("latest", Status(503), times=50, method=method)
         case "forbidden":
-            upstream.fail("latest", Status(403), times=50, method="HEAD")
+            for method in ("HEAD", "GET"):
+                upstream.fail("latest", Status(403), times=50, method=method)
     for method in ("GET", "HEAD", "GET"):
         answer = await mirror.get(LATEST, method)
         assert answer.status == 200
@@ -115,16 +117,15 @@ async def test_a_moved_tag_whose_manifest_cannot_be_had_stays_where_it_was(start
 
 
 async def test_an_upstream_known_to_be_down_is_not_waited_for(start: Callable[..., Any], upstream: Scripted) -> None:
-    """The breaker opens after three failures: then an error comes at once, and upstream is left alone."""
-    upstream.add_image("library/app", "latest")
+    """The breaker opens after failures of three repositories: then an error comes at once, and upstream is left alone."""
     mirror: Mirror = await start()
     upstream.fail("manifests/", Status(500), times=1000)
     upstream.fail("manifests/", Status(500), times=1000, method="HEAD")
     for number in range(20):
-        answer = await mirror.get(f"/v2/app/manifests/{number}")
+        answer = await mirror.get(f"/v2/app{number}/manifests/latest")
         assert answer.status == 503
         assert b"UNAVAILABLE" in answer.body
-    assert upstream.count("GET") <= 5
+    assert upstream.count("GET") <= 8
     ready = (await mirror.get("/readyz")).body.decode()
     assert '"degraded"' in ready
     assert '"state": "open"' in ready
@@ -249,3 +250,97 @@ async def test_sha512_works_like_sha256(mirror: Mirror, upstream: Scripted) -> N
         assert (await mirror.get(f"/v2/app/manifests/{manifest}")).body == image.body
     await until(lambda: mirror.cached(blob))
     assert upstream.count("GET", str(manifest)) == 1
+
+
+# ---------------------------------------------------------------- whose no is whose
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_digest_that_lags_behind_its_tag_takes_nothing_away(
+    start: Callable[..., Any], upstream: Scripted, method: str
+) -> None:
+    """HEAD names a digest whose GET is 404 as yet: the old image is served stale, and the new one once it is there."""
+    old = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start(tag_ttl=0)
+    assert (await mirror.get(LATEST)).status == 200
+    new = upstream.add_image("library/app", "latest")
+    missing = Status(404, body=b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}')
+    upstream.fail(str(new.digest), missing, times=10)
+    upstream.fail("manifests/latest", missing, times=10)
+    for _ in range(3):
+        answer = await mirror.get(LATEST, method)
+        assert (answer.status, answer.headers["Docker-Content-Digest"]) == (200, str(old.digest))
+    upstream.heal()
+    await until_fresh(mirror, method, str(new.digest))
+
+
+async def test_a_tag_whose_get_works_is_there_though_its_digest_is_not(start: Callable[..., Any], upstream: Scripted) -> None:
+    """GET by tag has the last word on what HEAD said of it."""
+    upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start(tag_ttl=0)
+    assert (await mirror.get(LATEST)).status == 200
+    new = upstream.add_image("library/app", "latest")
+    upstream.fail(str(new.digest), Status(404, body=b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}'), times=10)
+    assert (await mirror.get(LATEST)).body == new.body
+
+
+@pytest.mark.parametrize(
+    "body", [b"404 page not found", b"", b"<html>", b"[]", b"{}", b'{"errors": []}', b'{"errors": "no"}', b"[" * 100_000]
+)
+async def test_a_404_that_is_no_registrys_takes_no_tag_away(start: Callable[..., Any], upstream: Scripted, body: bytes) -> None:
+    """An ingress says it while the registry behind it restarts: the tag is served stale, and checked again."""
+    image = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start(tag_ttl=0, negative_ttl="1m")
+    assert (await mirror.get(LATEST)).status == 200
+    for method in ("GET", "HEAD"):
+        upstream.fail("library", Status(404, {"Content-Type": "text/plain"}, body), times=20, method=method)
+    answer = await mirror.get(LATEST)
+    assert (answer.status, answer.body) == (200, image.body)
+    assert "stale" in answer.cache
+    assert (await mirror.get("/v2/app/manifests/other")).status == 404
+    upstream.add_image("library/app", "other")
+    upstream.heal()
+    assert (await mirror.get("/v2/app/manifests/other")).status == 200, "it is not remembered either"
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("reference", ["tag", "digest"])
+async def test_what_the_first_endpoint_does_not_have_the_next_is_asked_for(
+    start: Callable[..., Any], upstream: Scripted, status: int, reference: str
+) -> None:
+    """A cache of popular images, or a public mirror with an allow-list, has no say for what it does not carry."""
+    async with Scripted() as second:
+        image = second.add_image("library/app", "latest")
+        name = "latest" if reference == "tag" else str(image.digest)
+        for method in ("GET", "HEAD"):
+            upstream.fail("manifests/", Status(status), times=20, method=method)
+        mirror: Mirror = await start(endpoints=[upstream.url, second.url])
+        assert (await mirror.get(f"/v2/app/manifests/{name}")).body == image.body
+        assert upstream.count("GET") >= 1
+
+
+async def test_gone_is_what_all_endpoints_say_is_gone(start: Callable[..., Any], upstream: Scripted) -> None:
+    """One endpoint's 404 beside another that cannot be asked: nobody knows, and the cached tag is served."""
+    async with Scripted() as second:
+        image = upstream.add_image("library/app", "latest")
+        mirror: Mirror = await start(endpoints=[upstream.url, second.url], tag_ttl=0)
+        assert (await mirror.get(LATEST)).status == 200
+        upstream.manifests.clear()
+        await second.stop()
+        answer = await mirror.get(LATEST)
+        assert (answer.status, answer.body) == (200, image.body)
+        await second.start()
+        for _ in range(100):
+            if (answer := await mirror.get(LATEST)).status == 404:
+                break
+            await asyncio.sleep(0.1)
+        assert answer.status == 404
+
+
+async def until_fresh(mirror: Mirror, method: str, digest: str) -> None:
+    """Stale answers end within the time that a failed check is not repeated."""
+    for _ in range(100):
+        if (await mirror.get(LATEST, method)).headers["Docker-Content-Digest"] == digest:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError("the new digest never came")

@@ -166,9 +166,14 @@ class Scripted:
         """As S3-like stores do: 400 to any request with Authorization."""
         self.referrers_api = True
         self.page_size: int | None = None
+        self.page_seconds = 0.0
         self.extra_headers: dict[str, str] = {}
         self.rate: float | None = None
         """Bytes per second of each body, where no fault says otherwise."""
+        self.manifests_per_second: float | None = None
+        """Requests for manifests beyond that are answered 429, without Retry-After."""
+        self._allowance = 1.0
+        self._allowed_at = 0.0
         self.ranges = True
         self.bodies = 0
         self.most_bodies = 0
@@ -312,6 +317,8 @@ class Scripted:
         elif isinstance(fault, Redirect):
             return web.Response(status=fault.status, headers={"Location": fault.location})
         path = request.path
+        if "/manifests/" in path and not self._allows():
+            return web.Response(status=429, text='{"errors":[{"code":"TOOMANYREQUESTS"}]}')
         if path in ("/v2/", "/v2"):
             return web.Response(text="{}", headers=self.extra_headers)
         if match := re.fullmatch(r"/v2/(.+)/manifests/([^/]+)", path):
@@ -321,10 +328,22 @@ class Scripted:
                 return web.Response(status=307, headers={"Location": f"{self.redirect_blobs_to.url}{path}?signature=secret"})
             return await self._blob(request, match[2], fault)
         if match := re.fullmatch(r"/v2/(.+)/tags/list", path):
+            await asyncio.sleep(self.page_seconds)
             return self._tags(request, match[1])
         if (match := re.fullmatch(r"/v2/(.+)/referrers/([^/]+)", path)) and self.referrers_api:
             return self._referrers(match[1], match[2])
         return web.Response(status=404, text="no such route")
+
+    def _allows(self) -> bool:
+        if self.manifests_per_second is None:
+            return True
+        now = asyncio.get_running_loop().time()
+        self._allowance = min(1.0, self._allowance + (now - self._allowed_at) * self.manifests_per_second)
+        self._allowed_at = now
+        if self._allowance < 1.0:
+            return False
+        self._allowance -= 1.0
+        return True
 
     def _unauthorized(self, request: web.BaseRequest) -> web.Response | None:
         given = request.headers.get("Authorization", "")

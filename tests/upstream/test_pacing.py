@@ -1,0 +1,123 @@
+"""Requests that an endpoint limits, and failures that are one repository's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mirror.errors import UpstreamLimited
+from mirror.upstream.health import Breaker
+from mirror.upstream.pacing import Pacer
+from tests.support.mirrors import Mirror
+from tests.support.scripted import Scripted, Status
+
+
+async def test_images_of_a_registry_that_limits_all_come(start: Callable[..., Any], upstream: Scripted) -> None:
+    """Twelve at once where five manifests a second are allowed: those that are answered 429 wait for their turn, HEAD and GET alike."""
+    upstream.manifests_per_second = 5
+    images = [upstream.add_image(f"library/app{number}", "latest") for number in range(12)]
+    mirror: Mirror = await start(settings={"upstream": {"header_timeout": 20}})
+    answers = await asyncio.gather(*(mirror.get(f"/v2/app{number}/manifests/latest") for number in range(12)))
+    assert [answer.body for answer in answers] == [image.body for image in images]
+    assert upstream.count("GET") <= 60, "they do not hammer"
+
+
+async def test_a_limit_that_is_over_slows_nobody(start: Callable[..., Any], upstream: Scripted) -> None:
+    """Each answer speeds up what follows; nothing is remembered for ever."""
+    now = 0.0
+    pacer = Pacer("it", lambda: now)
+    pacer.limited(await pacer.turn(1), None, False)
+    now += 0.5
+    for _ in range(200):
+        assert await pacer.turn(0.3) >= now
+        pacer.answered()
+        now += 0.3
+    assert await pacer.turn(0) == now
+    assert await pacer.turn(0) == now
+
+
+async def test_a_turn_that_comes_too_late_is_told_at_once() -> None:
+    """With the seconds until it is worth asking; requests sent before the first 429 slow things down once."""
+    now = 100.0
+    pacer = Pacer("it", lambda: now)
+    sent = [await pacer.turn(1) for _ in range(10)]
+    for one in sent:
+        pacer.limited(one, None, False)
+    with pytest.raises(UpstreamLimited) as limited:
+        await pacer.turn(0)
+    assert limited.value.retry_after == pytest.approx(0.25)
+    pacer.limited(now, 7.0, False)
+    with pytest.raises(UpstreamLimited) as limited:
+        await pacer.turn(1)
+    assert limited.value.retry_after == pytest.approx(7)
+    pacer.limited(now, None, True)
+    with pytest.raises(UpstreamLimited) as limited:
+        await pacer.turn(20)
+    assert limited.value.retry_after == pytest.approx(30)
+    now += 1000
+    assert await pacer.turn(0) == now
+
+
+async def test_a_pull_limit_stops_no_head(start: Callable[..., Any], upstream: Scripted) -> None:
+    """Docker Hub counts GETs of manifests: what a tag means can still be asked."""
+    image = upstream.add_image("library/app", "latest")
+    upstream.add_image("library/other", "latest")
+    upstream.fail("manifests/", Status(429, {"ratelimit-limit": "100;w=21600", "ratelimit-remaining": "0;w=21600"}), times=50)
+    mirror: Mirror = await start()
+    assert (await mirror.get("/v2/other/manifests/latest")).status == 503
+    asked = upstream.count("GET")
+    assert (await mirror.get("/v2/other/manifests/latest")).status == 503
+    assert upstream.count("GET") == asked, "a quota that is used up is not tried again at once"
+    assert (await mirror.head("/v2/app/manifests/latest")).headers["Docker-Content-Digest"] == str(image.digest)
+
+
+async def test_one_repository_that_always_fails_fails_alone(start: Callable[..., Any], upstream: Scripted) -> None:
+    """However often it is asked for: sixty others come."""
+    for number in range(60):
+        upstream.add_image(f"library/app{number}", "latest")
+    for method in ("GET", "HEAD"):
+        upstream.fail("library/bad/", Status(500), times=1000, method=method)
+    mirror: Mirror = await start()
+    asked = [path for number in range(60) for path in (f"/v2/app{number}/manifests/latest", "/v2/bad/manifests/latest")]
+    answers = []
+    for start_at in range(0, len(asked), 10):
+        answers += await asyncio.gather(*map(mirror.get, asked[start_at : start_at + 10]))
+    assert [answer.status for answer in answers] == [200, 503] * 60
+
+
+@pytest.mark.parametrize(
+    ("failures", "state"),
+    [
+        (["a", "a", "a", "a"], "failing"),
+        (["a", "b"], "failing"),
+        (["a", "b", "c"], "open"),
+        ([None, None], "failing"),
+        ([None, None, None], "open"),
+        (["a", None, "b"], "open"),
+        (["a", "b", "ok", "c"], "failing"),
+        ([None, None, "ok", None], "failing"),
+    ],
+)
+def test_a_circuit_opens_on_evidence_about_the_endpoint(failures: list[str | None], state: str) -> None:
+    """Connections that fail, or several repositories; None stands for a connection."""
+    breaker = Breaker()
+    for failure in failures:
+        if failure == "ok":
+            breaker.succeeded()
+        else:
+            breaker.failed("x", failure)
+    assert breaker.state == state
+
+
+async def test_a_long_list_has_its_time_for_each_page(start: Callable[..., Any], upstream: Scripted) -> None:
+    """Pages that together take longer than one request may: all tags come, and the endpoint is well."""
+    upstream.page_size, upstream.page_seconds = 5, 0.4
+    for number in range(30):
+        upstream.add_image("library/app", f"t{number:02}")
+    mirror: Mirror = await start(settings={"upstream": {"header_timeout": 1}})
+    answer = await mirror.get("/v2/app/tags/list")
+    assert answer.body.count(b'"t') == 31
+    assert b'"state": "ok"' in (await mirror.get("/readyz")).body
