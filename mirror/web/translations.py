@@ -265,6 +265,17 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "It takes effect at the next pull; for cri-o, after systemctl reload crio.",
         "下次拉取即生效；cri-o 需执行 systemctl reload crio。",
     ),
+    "setup_docker_build": (
+        "docker pull uses the mirror from then on. In Docker 20.10, docker build uses it only after a restart of Docker.",
+        "此后 docker pull 即通过镜像站拉取。在 Docker 20.10 中，docker build 需重启 Docker 后才会使用镜像站。",
+    ),
+    "setup_docker_elsewhere": ("Other kinds of Docker", "其他形式的 Docker"),
+    "setup_no_systemd": ("Without systemd", "没有 systemd"),
+    "setup_rootless": ("Rootless", "Rootless 模式"),
+    "setup_desktop": (
+        "Settings, Docker Engine: add the lines above, then Apply & restart. Docker runs in a virtual machine there, for which this machine is host.docker.internal.",
+        "设置（Settings）→ Docker Engine：加入以上内容，然后应用并重启。Docker 在虚拟机中运行，本机在其中的名称为 host.docker.internal。",
+    ),
     "setup_each": ("The same for each other registry:", "其他镜像仓库同理："),
     "setup_no_address": (
         "The address in this request cannot be written into a configuration.",
