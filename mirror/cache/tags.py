@@ -273,7 +273,7 @@ class Tags:
             raise UpstreamInvalid(
                 f"{repository.registry} says of {repository.path}:{tag} now this and now that: {error.message}"
             ) from None
-        await self._content.add_manifest(repository, manifest)
+        await self._store.put_manifest(repository, manifest)
         return manifest.descriptor
 
 
