@@ -16,7 +16,7 @@ from typing import Protocol
 from mirror import metrics
 from mirror.cache.negative import Negative
 from mirror.cache.outcome import HIT, STALE, VALIDATED, Outcome, miss
-from mirror.errors import MirrorError, Unknown, UpstreamInvalid
+from mirror.errors import ManifestUnknown, MirrorError, Unknown, UpstreamInvalid
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.store import Store, TagRecord
@@ -78,7 +78,10 @@ class Tags:
     async def get(self, repository: Repository, reference: Reference) -> tuple[Manifest, Outcome]:
         """A manifest whole. Raises MirrorError."""
         if isinstance(reference, Digest):
-            return await self._by_digest(repository, reference)
+            try:
+                return await self._by_digest(repository, reference)
+            except Unknown:
+                return await self._by_tags(repository, reference)
         began = self._clock()
         record = await self._record(repository, reference)
         if record is None:
@@ -127,6 +130,20 @@ class Tags:
         await self._negative.check(_key(repository, digest))
         manifest, joined = await self._manifests.do((repository, digest), lambda: self._fetch(repository, digest, 0.0))
         return manifest, miss(joined)
+
+    async def _by_tags(self, repository: Repository, digest: Digest) -> tuple[Manifest, Outcome]:
+        """A manifest that upstream does not have by its digest, though HEAD of a tag named it: a replica that lags behind gives it by the tag.
+
+        Where it does not, the tag is asked about anew. Raises Unknown.
+        """
+        for place, record in list(self._memory.items()):
+            if place[0] == repository and record.descriptor.digest == digest:
+                del self._memory[place]
+                await self._store.drop_tag(*place)
+                manifest, outcome = await self._first(*place, self._clock())
+                if manifest.digest == digest:
+                    return manifest, outcome
+        raise ManifestUnknown(f"{repository.registry} has no manifest {digest} in {repository.path}")
 
     async def _first(self, repository: Repository, tag: Tag, since: float) -> tuple[Manifest, Outcome]:
         await self._negative.check(_key(repository, tag))

@@ -284,6 +284,26 @@ async def test_a_tag_whose_get_works_is_there_though_its_digest_is_not(start: Ca
     assert (await mirror.get(LATEST)).body == new.body
 
 
+async def test_a_digest_that_only_head_knows_comes_by_its_tag(start: Callable[..., Any], upstream: Scripted) -> None:
+    """As dockerd asks: HEAD of the tag, then GET of the digest, which a lagging replica does not have as yet. Where the tag's GET gives it, it is served."""
+    image = upstream.add_image("library/app", "latest")
+    upstream.fail(str(image.digest), Status(404, body=b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}'), times=10)
+    mirror: Mirror = await start(negative_ttl="1m")
+    assert (await mirror.head(LATEST)).headers["Docker-Content-Digest"] == str(image.digest)
+    assert (await mirror.get(f"/v2/app/manifests/{image.digest}")).body == image.body
+
+
+async def test_a_digest_that_was_deleted_upstream_is_not_told_again(start: Callable[..., Any], upstream: Scripted) -> None:
+    """The tag that HEAD said means it is asked about anew."""
+    old = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start()
+    assert (await mirror.head(LATEST)).headers["Docker-Content-Digest"] == str(old.digest)
+    new = upstream.add_image("library/app", "latest")
+    del upstream.manifests["library/app", str(old.digest)]
+    assert (await mirror.get(f"/v2/app/manifests/{old.digest}")).status == 404
+    assert (await mirror.head(LATEST)).headers["Docker-Content-Digest"] == str(new.digest)
+
+
 @pytest.mark.parametrize(
     "body", [b"404 page not found", b"", b"<html>", b"[]", b"{}", b'{"errors": []}', b'{"errors": "no"}', b"[" * 100_000]
 )
