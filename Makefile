@@ -18,7 +18,7 @@ lint: $(VENV)/dev.done
 	$(BIN)/mypy
 
 bench: $(VENV)/dev.done
-	$(BIN)/python -m tests.benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 # The chart, rendered for those who have no Helm.
 HELM_TEMPLATE := helm template mirror deploy/chart --namespace mirror --kube-version 1.31.0

@@ -8,15 +8,15 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.benchmarks import plot
-from tests.benchmarks.__main__ import run
-from tests.benchmarks.clients import Pull, pull
-from tests.benchmarks.measure import Figures
-from tests.benchmarks.origin import BLOBS, Origin
-from tests.benchmarks.peers import DOCKER_REGISTRY, OWN, absent
-from tests.benchmarks.report import measured, verdict
-from tests.benchmarks.scenarios import BARS, BEST, SCENARIOS, Bar, Point, Scale
-from tests.benchmarks.shaping import Link, Shape
+from benchmarks import plot
+from benchmarks.__main__ import run
+from benchmarks.clients import Pull, pull
+from benchmarks.measure import Figures
+from benchmarks.origin import BLOBS, Origin
+from benchmarks.peers import DOCKER_REGISTRY, OWN, absent
+from benchmarks.report import measured, verdict
+from benchmarks.scenarios import BARS, BEST, SCENARIOS, Bar, Point, Scale
+from benchmarks.shaping import Link, Shape
 from tests.support.programs import require
 
 TOY = Scale(size=400_000, layers=4, clients=3, rounds=1, seconds=1, limit=10, cached=50)

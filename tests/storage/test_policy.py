@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.eviction.policies import MemoryQueues
+from benchmarks.eviction.traces import SKEWED, Figures, synthetic
 from mirror.manifests import OCI_MANIFEST, Descriptor
 from mirror.names import Digest
 from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.maintenance.policy import Queue, Queues, evicted, next_victim, spared
-from tests.benchmarks.eviction.policies import MemoryQueues
-from tests.benchmarks.eviction.traces import SKEWED, Figures, synthetic
 
 
 def names(queues: Queues[str], capacity: int) -> list[str]:

@@ -4,7 +4,7 @@ New blobs enter a small queue, a tenth of the cache. One that nobody asks for ag
 again moves to the main queue, and so does one that comes back while it is a ghost. The main queue goes round: a use lets a blob stay for another round, three at most.
 So layers that are asked for once, two thirds of all, pass through a tenth of the cache instead of through all of it.
 
-Only the decisions are here. The queues themselves are a table shared by processes (queues.py), and dictionaries in the simulator (tests/benchmarks/eviction), which is
+Only the decisions are here. The queues themselves are a table shared by processes (queues.py), and dictionaries in the simulator (benchmarks/eviction), which is
 where the choice of this policy over others and its two shares come from.
 """
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 _BUFFER = 256 * 1024
 """Of the kernel, for each connection: what it holds is counted, though it may never be read."""
@@ -66,7 +66,7 @@ class Link:
     """The relay as its user sees it."""
 
     def __init__(self, target: str, shape: Shape) -> None:
-        command = [sys.executable, "-m", "tests.benchmarks.shaping", target, json.dumps(asdict(shape))]
+        command = [sys.executable, "-m", "benchmarks.shaping", target, json.dumps(asdict(shape))]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         self.url = f"http://127.0.0.1:{self._tell()}"
 

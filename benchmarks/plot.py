@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-from tests.benchmarks.measure import Figures
-from tests.benchmarks.peers import DIRECT, DISTRIBUTION3, DOCKER_REGISTRY, NGINX, OWN, SINGLE
-from tests.benchmarks.scenarios import Scenario
+from benchmarks.measure import Figures
+from benchmarks.peers import DIRECT, DISTRIBUTION3, DOCKER_REGISTRY, NGINX, OWN, SINGLE
+from benchmarks.scenarios import Scenario
 
 _COLOURS = {
     OWN: "#0b6e4f",

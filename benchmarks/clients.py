@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from urllib.parse import urlsplit
 
-from tests.benchmarks.shaping import ROOT
+from benchmarks.shaping import ROOT
 
 _AT_ONCE = 3
 """Layers that a client downloads at once, as dockerd's max-concurrent-downloads."""
@@ -57,7 +57,7 @@ class Client:
 
 def pull(task: Pull) -> list[Client]:
     """All clients at once, in a process of their own."""
-    command = [sys.executable, "-m", "tests.benchmarks.clients", json.dumps(asdict(task))]
+    command = [sys.executable, "-m", "benchmarks.clients", json.dumps(asdict(task))]
     finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT, timeout=task.limit + 60)
     return [Client(**client) for client in json.loads(finished.stdout)]
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol
 
+from benchmarks.eviction.traces import Name
 from mirror.storage.disk.maintenance.policy import MOST_FREQUENT, Entry, K, Queue, evicted, next_victim, queue_of_new
-from tests.benchmarks.eviction.traces import Name
 
 
 class Policy(Protocol):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from tests.benchmarks.measure import Figures
-from tests.benchmarks.peers import OWN
-from tests.benchmarks.scenarios import BEST, Bar, Kind, Point, Scenario
+from benchmarks.measure import Figures
+from benchmarks.peers import OWN
+from benchmarks.scenarios import BEST, Bar, Kind, Point, Scenario
 
 Results = Mapping[str, Mapping[str, Figures]]
 """By scenario and contender."""

@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks [--quick] [--only NAME …] [--repeat N] [--workers N] [--out FOLDER]``: prints a table for each scenario, and the bars."""
+"""``python -m benchmarks [--quick] [--only NAME …] [--repeat N] [--workers N] [--out FOLDER]``: prints a table for each scenario, and the bars."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from tests.benchmarks import plot, report
-from tests.benchmarks.measure import Figures, measure
-from tests.benchmarks.origin import Origin
-from tests.benchmarks.peers import OWN, absent, install_distribution3
-from tests.benchmarks.scenarios import BARS, QUICK, SCENARIOS, Kind, Scenario
+from benchmarks import plot, report
+from benchmarks.measure import Figures, measure
+from benchmarks.origin import Origin
+from benchmarks.peers import OWN, absent, install_distribution3
+from benchmarks.scenarios import BARS, QUICK, SCENARIOS, Kind, Scenario
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.eviction.__main__ import BAR, OWN, SIZES, compare, main, play
-from tests.benchmarks.eviction.policies import POLICIES
-from tests.benchmarks.eviction.traces import SKEWED, WORKLOADS, Figures, Workload, read, synthetic
+from benchmarks.eviction.__main__ import BAR, OWN, SIZES, compare, main, play
+from benchmarks.eviction.policies import POLICIES
+from benchmarks.eviction.traces import SKEWED, WORKLOADS, Figures, Workload, read, synthetic
 
-README = (Path(__file__).parents[3] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text()
 SHORT = synthetic(Workload("short", requests=5000, repositories=100), 1)
 
 

@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks.eviction [--trace FILE] [--seeds N]``: how often the policies hit, by bytes and by requests, in caches of 1 to 50 % of all that is asked for.
+"""``python -m benchmarks.eviction [--trace FILE] [--seeds N]``: how often the policies hit, by bytes and by requests, in caches of 1 to 50 % of all that is asked for.
 
 A trace of one's own has a line a request, ``time digest size``, with white space or commas between: seconds, a name, bytes. Without one, the made-up ones
 of traces.py are used, and each figure is the median over the seeds.
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
 
-from tests.benchmarks.eviction.policies import POLICIES
-from tests.benchmarks.eviction.traces import SKEWED, WORKLOADS, Figures, Request, read, synthetic
+from benchmarks.eviction.policies import POLICIES
+from benchmarks.eviction.traces import SKEWED, WORKLOADS, Figures, Request, read, synthetic
 
 SIZES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Cache sizes, as shares of the working set."""
@@ -27,7 +27,7 @@ Ratios = tuple[float, float]
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.eviction", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.eviction", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trace", type=Path, metavar="FILE", help="a trace to use instead of the made-up ones")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="made-up traces of each kind")

@@ -18,12 +18,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from benchmarks.clients import Client, Pull, pull
+from benchmarks.origin import BLOBS, REPOSITORY, Image, Origin
+from benchmarks.peers import OWN, Peer, start
+from benchmarks.scenarios import Kind, Scenario
+from benchmarks.shaping import CLEAN, Link
 from mirror.manifests import DOCKER_MANIFEST
-from tests.benchmarks.clients import Client, Pull, pull
-from tests.benchmarks.origin import BLOBS, REPOSITORY, Image, Origin
-from tests.benchmarks.peers import OWN, Peer, start
-from tests.benchmarks.scenarios import Kind, Scenario
-from tests.benchmarks.shaping import CLEAN, Link
 from tests.e2e.test_dockerd import Dockerd
 from tests.support.filled import fill
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal
 
-from tests.benchmarks.peers import DIRECT, DISTRIBUTION3, DOCKER_REGISTRY, GC, NGINX, OWN, SCRUB, SINGLE, UPKEEP
-from tests.benchmarks.shaping import CLEAN, Shape
+from benchmarks.peers import DIRECT, DISTRIBUTION3, DOCKER_REGISTRY, GC, NGINX, OWN, SCRUB, SINGLE, UPKEEP
+from benchmarks.shaping import CLEAN, Shape
 
 MB = 1_000_000
 CACHES = (OWN, DOCKER_REGISTRY, NGINX, DISTRIBUTION3)
@@ -21,7 +21,7 @@ class Kind(Enum):
     """What is done."""
 
     PULL = "pull"
-    """By light clients (tests/benchmarks/clients.py)."""
+    """By light clients (benchmarks/clients.py)."""
     DOCKERD = "dockerd"
     """``docker pull`` by a real dockerd."""
     BY_TAG = "by tag"
