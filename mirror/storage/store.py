@@ -145,7 +145,7 @@ class Partial(Protocol):
         ...
 
     def lead(self) -> bool:
-        """Tries to take the lead. True when it is ours, with the bytes of an earlier leader, or when it is over (see `current`)."""
+        """Tries to take the lead, with the bytes of an earlier leader. Where it is over (see `current`), the answer means nothing."""
         ...
 
     def follow(self) -> None:

@@ -1,0 +1,400 @@
+"""A store in memory, of one process: for tests of what stands above a store, and the other half of the conformance suite."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+from mirror.errors import ManifestUnknown, Pinned, StorageFull
+from mirror.manifests import Manifest, children_of
+from mirror.names import Digest, Reference, Repository, Tag, image_name
+from mirror.storage.extents import Extents
+from mirror.storage.slices import Part
+from mirror.storage.store import Collected, Deleted, Gone, Pin, Restore, State, Statistics, TagRecord, Verified
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+    from types import TracebackType
+
+_ORPHANED = 3600.0
+"""Seconds without use after which a blob of no image goes, as on the disk."""
+
+
+class _Download:
+    """What all partials of one blob share."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.have = Extents()
+        self.size: int | None = None
+        self.verified = False
+        self.current = True
+        self.leader: MemoryPartial | None = None
+
+
+class MemoryReader:
+    """A reader of finished content."""
+
+    def __init__(self, content: bytes) -> None:
+        self.size: int | None = len(content)
+        self._content = content
+
+    async def parts(self, start: int, stop: int | None) -> AsyncGenerator[Part, None]:
+        if part := self._content[start:stop]:
+            yield part
+
+    async def aclose(self) -> None:
+        pass
+
+
+class MemoryPartial:
+    """Implements `mirror.storage.store.Partial`."""
+
+    def __init__(self, store: MemoryStore, digest: Digest) -> None:
+        self.digest = digest
+        self.inherited = False
+        self._store = store
+        self._download = store.downloads.setdefault(digest, _Download())
+
+    @property
+    def have(self) -> Extents:
+        return self._download.have
+
+    @property
+    def size(self) -> int | None:
+        return self._download.size
+
+    @property
+    def verified(self) -> bool:
+        return self._download.verified
+
+    @property
+    def current(self) -> bool:
+        return self._download.current
+
+    def lead(self) -> bool:
+        if self._download.leader not in (None, self):
+            return False
+        if self.current:
+            self._download.leader = self
+            self.inherited = self.have.total > 0
+        return True
+
+    def follow(self) -> None:
+        pass
+
+    def finished(self) -> bool:
+        content = self._store.content.get(self.digest)
+        if content is None:
+            return False
+        self.discard()
+        self._download = _Download()
+        self._download.data, self._download.size = bytearray(content), len(content)
+        self._download.verified, self._download.current = True, False
+        return True
+
+    def restart(self) -> None:
+        self._download.data.clear()
+        self._download.have, self._download.size = Extents(), None
+        self.inherited = False
+
+    async def set_size(self, size: int) -> None:
+        if size > self._store.could_hold(self.digest):
+            raise StorageFull(f"there can be no room for {size} bytes")
+        self._download.size = size
+
+    async def write(self, offset: int, data: bytes | memoryview, hasher: _Hash | None = None) -> None:
+        download = self._download
+        if (grown := offset + len(data) - len(download.data)) > 0:
+            download.data.extend(bytes(grown))
+        download.data[offset : offset + len(data)] = data
+        if hasher is not None:
+            hasher.update(data)
+        download.have.add(offset, offset + len(data))
+        self._store.make_room(f"{len(data)} bytes of {self.digest}")
+
+    async def hash(self, hasher: _Hash, start: int, end: int) -> int:
+        part = bytes(self._download.data[start:end])
+        hasher.update(part)
+        return start + len(part)
+
+    def slice(self, start: int, end: int) -> bytes:
+        return bytes(self._download.data[start:end])
+
+    async def commit(self) -> None:
+        self._download.verified = True
+        self._end()
+        self._store.keep(self.digest, bytes(self._download.data))
+        self._store.make_room(str(self.digest))
+
+    def release(self) -> None:
+        if self._download.leader is self:
+            self._download.leader = None
+
+    def discard(self) -> None:
+        self._end()
+
+    def close(self) -> None:
+        self.release()
+
+    def _end(self) -> None:
+        self._download.current = False
+        self.release()
+        if self._store.downloads.get(self.digest) is self._download:
+            del self._store.downloads[self.digest]
+
+
+class MemoryStore:
+    """Implements `mirror.storage.store.Store`. The least recently used blob goes first."""
+
+    def __init__(self, max_size: int = 2**40) -> None:
+        self.content: dict[Digest, bytes] = {}
+        """The least recently used first."""
+        self.downloads: dict[Digest, _Download] = {}
+        self.pulls: dict[tuple[Repository, Reference], int] = {}
+        self._limit = max_size
+        self._used: dict[Digest, float] = {}
+        self._manifests: dict[Digest, Manifest] = {}
+        self._holdings: dict[Digest, set[Repository]] = {}
+        self._tags: dict[tuple[Repository, str], TagRecord] = {}
+        self._pins: dict[tuple[Repository, Reference], Pin] = {}
+        self._documents: dict[str, str] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+    def start(self, restore: Restore) -> None:
+        """There is nothing to do in the background."""
+
+    # ------------------------------------------------------------------ room
+
+    def keep(self, digest: Digest, content: bytes) -> None:
+        """Takes finished content in."""
+        self.content[digest] = content
+        self._used[digest] = time.time()
+
+    def make_room(self, what: str) -> None:
+        """Evicts until all is within the limit. Raises StorageFull where it cannot be."""
+        kept = self._pinned()
+        for digest in [digest for digest in self.content if digest not in kept and digest not in self._manifests]:
+            if self._total() <= self._limit:
+                return
+            self._drop(digest)
+        if self._total() > self._limit:
+            raise StorageFull(f"there is no room for {what}")
+
+    def could_hold(self, digest: Digest) -> int:
+        """How many bytes of a download could be kept if everything else went that may."""
+        others = sum(download.have.total for other, download in self.downloads.items() if other != digest)
+        return self._limit - others - sum(len(self.content[kept]) for kept in self._pinned() if kept in self.content)
+
+    def _total(self) -> int:
+        downloads = sum(download.have.total for download in self.downloads.values())
+        return downloads + sum(len(content) for content in self.content.values())
+
+    def _drop(self, digest: Digest) -> None:
+        for known in (self.content, self._used, self._manifests, self._holdings):
+            known.pop(digest, None)
+
+    # ------------------------------------------------------------------ content
+
+    async def open(self, digest: Digest, *, verify_first: bool = False) -> MemoryReader | None:
+        if verify_first:
+            self.verify_behind(digest)
+        content = self.content.pop(digest, None)
+        if content is None:
+            return None
+        self.keep(digest, content)
+        return MemoryReader(content)
+
+    def size(self, digest: Digest) -> int | None:
+        content = self.content.get(digest)
+        return None if content is None else len(content)
+
+    def verify_behind(self, digest: Digest) -> None:
+        if self.damaged(digest):
+            self._drop(digest)
+
+    def damaged(self, digest: Digest) -> bool:
+        """True where what is kept is not what its digest says."""
+        return digest in self.content and Digest.of(self.content[digest], digest.algorithm) != digest
+
+    def partial(self, digest: Digest) -> MemoryPartial:
+        return MemoryPartial(self, digest)
+
+    def hot_manifest(self, digest: Digest) -> Manifest | None:
+        return self._manifests.get(digest)
+
+    async def manifest(self, digest: Digest) -> Manifest | None:
+        self.verify_behind(digest)
+        if (found := self._manifests.get(digest)) is not None:
+            self._used[digest] = time.time()
+        return found
+
+    async def manifest_type(self, digest: Digest) -> str | None:
+        found = self._manifests.get(digest)
+        return None if found is None else found.media_type
+
+    async def put_manifest(self, repository: Repository, manifest: Manifest) -> None:
+        self.keep(manifest.digest, manifest.body)
+        self._manifests[manifest.digest] = manifest
+        self._holdings.setdefault(manifest.digest, set()).add(repository)
+
+    async def naming(self, blob: Digest, since: float) -> list[Digest]:
+        return [digest for digest in self._manifests if blob in self._children(digest) and self._used[digest] >= since]
+
+    async def statistics(self) -> Statistics:
+        return Statistics(sum(len(content) for content in self.content.values()), len(self.content), self._limit)
+
+    def _children(self, digest: Digest) -> set[Digest]:
+        found = self._manifests.get(digest)
+        return set() if found is None else {child for children in children_of(found.body) for child in children}
+
+    def _family(self, roots: set[Digest]) -> set[Digest]:
+        """With everything that they name, all the way down."""
+        found: set[Digest] = set()
+        while roots:
+            found |= roots
+            roots = {child for digest in roots for child in self._children(digest)} - found
+        return found
+
+    # ------------------------------------------------------------------ names
+
+    async def tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
+        return self._tags.get((repository, tag.value))
+
+    async def set_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
+        self._tags[repository, tag.value] = record
+        if (pin := self._pins.get((repository, tag))) is not None:
+            self._pins[repository, tag] = Pin(repository, tag, record.descriptor.digest, pin.since)
+
+    async def drop_tag(self, repository: Repository, tag: Tag) -> None:
+        self._tags.pop((repository, tag.value), None)
+
+    async def tags(self, repository: Repository) -> list[str]:
+        return [tag for holder, tag in self._tags if holder == repository]
+
+    async def repositories(self) -> list[Repository]:
+        found = {holder for digest in self._manifests for holder in self._holdings.get(digest, ())}
+        found |= {holder for (holder, _), record in self._tags.items() if record.descriptor.digest in self.content}
+        return sorted(found, key=lambda repository: (repository.registry, repository.path))
+
+    async def holds(self, repository: Repository, digest: Digest) -> bool:
+        return any(
+            repository in holders and (manifest == digest or digest in self._children(manifest))
+            for manifest, holders in self._holdings.items()
+        )
+
+    async def holder(self, digest: Digest) -> Repository | None:
+        for manifest, holders in self._holdings.items():
+            if manifest == digest or digest in self._children(manifest):
+                return next(iter(holders), None)
+        return None
+
+    async def document(self, key: str) -> dict[str, Any] | None:
+        text = self._documents.get(key)
+        if text is None:
+            return None
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+    async def set_document(self, key: str, value: dict[str, Any]) -> None:
+        self._documents[key] = json.dumps(value)
+
+    @asynccontextmanager
+    async def lock(self, key: str) -> AsyncIterator[None]:
+        """There is no other process."""
+        yield
+
+    async def watch(self) -> AsyncGenerator[None, None]:
+        """There is no other process."""
+        await asyncio.Event().wait()
+        yield
+
+    # ------------------------------------------------------------------ what people do
+
+    async def pin(self, repository: Repository, reference: Reference) -> bool:
+        digest = reference if isinstance(reference, Digest) else None
+        if isinstance(reference, Tag) and (record := self._tags.get((repository, reference.value))) is not None:
+            digest = record.descriptor.digest
+        self._pins.setdefault((repository, reference), Pin(repository, reference, digest, time.time()))
+        return digest in self.content
+
+    async def unpin(self, repository: Repository, reference: Reference) -> bool:
+        return self._pins.pop((repository, reference), None) is not None
+
+    async def pins(self) -> list[Pin]:
+        return sorted(self._pins.values(), key=lambda pin: (pin.repository.registry, pin.repository.path, str(pin.reference)))
+
+    def _pinned(self) -> set[Digest]:
+        return self._family({pin.digest for pin in self._pins.values() if pin.digest is not None})
+
+    async def delete(self, repository: Repository, reference: Reference, *, force: bool = False) -> Deleted:
+        if isinstance(reference, Tag):
+            record = self._tags.get((repository, reference.value))
+            digest, tags = (None, []) if record is None else (record.descriptor.digest, [reference.value])
+        else:
+            digest = reference
+            tags = [tag for (holder, tag), one in self._tags.items() if holder == repository and one.descriptor.digest == digest]
+            if not tags and repository not in self._holdings.get(digest, ()):
+                digest = None
+        if digest is None:
+            raise ManifestUnknown(f"nothing is cached of {image_name(repository, reference)}")
+        names: list[Reference] = [Tag(tag) for tag in tags] + ([] if isinstance(reference, Tag) else [digest])
+        if not force and any((repository, name) in self._pins for name in names):
+            raise Pinned(f"{image_name(repository, reference)} is pinned: unpin it first, or force it")
+        for name in names:
+            self._pins.pop((repository, name), None)
+            self._tags.pop((repository, str(name)), None)
+        if not any(holder == repository and one.descriptor.digest == digest for (holder, _), one in self._tags.items()):
+            self._holdings.get(digest, set()).discard(repository)
+        return self._delete(repository, digest, tuple(tags))
+
+    def _delete(self, repository: Repository, digest: Digest, tags: tuple[str, ...]) -> Deleted:
+        family = self._family({digest}) & self.content.keys()
+        roots = {record.descriptor.digest for record in self._tags.values()} | self._pinned()
+        roots |= {one for one in family if self._holdings.get(one, set()) - {repository}}
+        roots |= self._manifests.keys() - family
+        gone = family - self._family(roots)
+        freed = sum(len(self.content[one]) for one in gone)
+        kept = sum(len(self.content[one]) for one in family - gone)
+        for one in gone:
+            self._drop(one)
+        return Deleted(digest, tags, freed, kept)
+
+    async def collect(self, *, dry_run: bool = False) -> Collected:
+        before = time.time() - _ORPHANED
+        named = self._family(set(self._manifests)) | self._pinned()
+        orphans = [digest for digest in self.content if digest not in named and self._used[digest] < before]
+        gone = Gone(len(orphans), sum(len(self.content[digest]) for digest in orphans))
+        if not dry_run:
+            for digest in orphans:
+                self._drop(digest)
+        return Collected(Gone(0, 0), gone, Gone(0, 0), Gone(0, 0))
+
+    async def contents(self) -> Mapping[Digest, int]:
+        return {digest: len(content) for digest, content in self.content.items()}
+
+    async def verify(self, contents: Mapping[Digest, int], *, remove: bool) -> AsyncGenerator[Verified, None]:
+        for digest, size in contents.items():
+            if digest not in self.content:
+                continue
+            if not self.damaged(digest):
+                yield Verified(digest, size, State.WHOLE)
+                continue
+            found = Verified(digest, size, State.DAMAGED, await self.holder(digest), digest in self._manifests)
+            if remove:
+                self._drop(digest)
+            yield found
+
+    # ------------------------------------------------------------------ usage
+
+    def count_pull(self, repository: Repository, reference: Reference) -> None:
+        self.pulls[repository, reference] = self.pulls.get((repository, reference), 0) + 1

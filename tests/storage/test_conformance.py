@@ -1,0 +1,431 @@
+"""What every store promises (mirror/storage/store.py), on each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from mirror.errors import ManifestUnknown, Pinned, StorageFull
+from mirror.manifests import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
+from mirror.names import Digest, Reference, Repository, Tag
+from mirror.storage.disk.store import DiskStore
+from mirror.storage.memory import MemoryStore
+from mirror.storage.settings import Upkeep
+from mirror.storage.slices import FileSlice, Part, Reader
+from mirror.storage.store import Gone, State, Store, TagRecord
+
+LIMIT = 1_000_000
+APP, OTHER = Repository("docker.io", "library/app"), Repository("ghcr.io", "other/app")
+ONE, TWO = Tag("1"), Tag("2")
+
+Damage = Callable[[Digest], None]
+
+
+@pytest.fixture(params=["disk", "memory"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    made: Store = DiskStore(tmp_path, Upkeep(LIMIT)) if request.param == "disk" else MemoryStore(LIMIT)
+    async with made:
+        yield made
+
+
+@pytest.fixture
+def damage(store: Store, tmp_path: Path) -> Damage:
+    """Turns a bit of what is kept."""
+
+    def turn(digest: Digest) -> None:
+        if isinstance(store, MemoryStore):
+            content = store.content[digest]
+            store.content[digest] = bytes([content[0] ^ 1]) + content[1:]
+        else:
+            path = tmp_path / "blobs" / digest.algorithm / digest.hex
+            content = path.read_bytes()
+            path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+    return turn
+
+
+async def joined(reader: Reader, start: int = 0, stop: int | None = None) -> bytes:
+    return b"".join([read(part) async for part in reader.parts(start, stop)])
+
+
+def read(part: Part) -> bytes:
+    return os.pread(part.fd, part.length, part.offset) if isinstance(part, FileSlice) else part
+
+
+async def put(store: Store, data: bytes) -> Digest:
+    """Keeps a blob."""
+    digest = Digest.of(data)
+    partial = store.partial(digest)
+    assert partial.lead()
+    await partial.set_size(len(data))
+    await partial.write(0, data)
+    await partial.commit()
+    partial.close()
+    return digest
+
+
+async def put_image(store: Store, repository: Repository, tag: Tag, *layers: bytes, config: bytes = b"{}") -> Manifest:
+    """Keeps an image with a tag."""
+    named = [{"digest": str(await put(store, layer)), "size": len(layer), "mediaType": "layer"} for layer in layers]
+    own = {"digest": str(await put(store, config)), "size": len(config), "mediaType": "config"}
+    body = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": own, "layers": named}).encode()
+    manifest = Manifest(OCI_MANIFEST, Digest.of(body), body)
+    await store.put_manifest(repository, manifest)
+    await store.set_tag(repository, tag, TagRecord(manifest.descriptor, 5.0))
+    return manifest
+
+
+# ---------------------------------------------------------------------- blobs
+
+
+async def test_what_is_not_there_is_absent(store: Store) -> None:
+    """Each question has an answer for it, and none raises."""
+    digest = Digest.of(b"nothing")
+    assert await store.open(digest) is None
+    assert store.size(digest) is None
+    assert store.hot_manifest(digest) is None
+    assert await store.manifest(digest) is None
+    assert await store.manifest_type(digest) is None
+    assert await store.tag(APP, ONE) is None
+    assert await store.holder(digest) is None
+    assert not await store.holds(APP, digest)
+    assert await store.document("x") is None
+    assert (await store.tags(APP), await store.repositories(), await store.pins()) == ([], [], [])
+    assert await store.naming(digest, 0) == []
+    assert await store.contents() == {}
+    with pytest.raises(ManifestUnknown):
+        await store.delete(APP, ONE)
+
+
+@pytest.mark.parametrize("size", [0, 1, 100_000])
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+async def test_what_is_committed_can_be_read(store: Store, size: int, algorithm: str) -> None:
+    """Whole and in ranges, and it counts once."""
+    data = os.urandom(size)
+    digest = Digest.of(data, algorithm)
+    for _ in range(2):
+        partial = store.partial(digest)
+        assert partial.lead()
+        if not partial.finished():
+            assert (partial.verified, partial.inherited, partial.size) == (False, False, None)
+            await partial.set_size(size)
+            await partial.write(0, data)
+            assert store.size(digest) is None
+            assert await store.open(digest) is None
+            await partial.commit()
+        assert (partial.verified, partial.current, partial.size) == (True, False, size)
+        assert read(partial.slice(0, size)) == data
+        partial.close()
+    reader = await store.open(digest)
+    assert reader is not None
+    assert (store.size(digest), reader.size) == (size, size)
+    assert await joined(reader) == data
+    assert await joined(reader, size // 3, size // 2) == data[size // 3 : size // 2]
+    await reader.aclose()
+    found = await store.statistics()
+    assert (found.size, found.entries, found.limit) == (size, 1, LIMIT)
+    assert await store.contents() == {digest: size}
+
+
+async def test_bytes_come_in_any_order_and_are_hashed_on_the_way(store: Store) -> None:
+    """Those that are here can be read and hashed at once, by their offsets."""
+    data = os.urandom(90_000)
+    partial = store.partial(Digest.of(data))
+    assert partial.lead()
+    await partial.set_size(len(data))
+    await partial.write(60_000, data[60_000:])
+    assert list(partial.have) == [(60_000, 90_000)]
+    assert read(partial.slice(60_000, 61_000)) == data[60_000:61_000]
+    hasher = hashlib.sha256()
+    await partial.write(0, data[:30_000], hasher)
+    await partial.write(30_000, memoryview(data)[30_000:60_000])
+    assert list(partial.have) == [(0, 90_000)]
+    assert await partial.hash(hasher, 30_000, 90_000) == 90_000
+    assert hasher.hexdigest() == partial.digest.hex
+    partial.close()
+
+
+async def test_one_leads_and_the_others_follow(store: Store) -> None:
+    """Followers see size, bytes and the end; whoever leads next goes on where the last one stopped."""
+    data = os.urandom(50_000)
+    digest = Digest.of(data)
+    first, second = store.partial(digest), store.partial(digest)
+    assert first.lead()
+    assert not second.lead()
+    await first.set_size(len(data))
+    await first.write(0, data[:20_000])
+    second.follow()
+    assert (second.size, list(second.have), second.current) == (50_000, [(0, 20_000)], True)
+    assert read(second.slice(0, 20_000)) == data[:20_000]
+    first.release()
+    assert second.lead()
+    assert (second.inherited, second.have.total) == (True, 20_000)
+    await second.write(20_000, data[20_000:])
+    await second.commit()
+    first.follow()
+    assert (first.current, first.verified) == (False, True)
+    for partial in (first, second):
+        assert read(partial.slice(0, 50_000)) == data
+        partial.close()
+
+
+async def test_what_is_closed_or_dropped_is_gone_on_with_or_not(store: Store) -> None:
+    """A closed download keeps its bytes for the next; discarded or begun again, it has none."""
+    digest = Digest.of(b"x" * 1000)
+    for end, left in (("close", 500), ("discard", 0)):
+        partial = store.partial(digest)
+        assert partial.lead()
+        partial.restart()
+        await partial.set_size(1000)
+        await partial.write(0, b"x" * 500)
+        follower = store.partial(digest)
+        getattr(partial, end)()
+        follower.follow()
+        assert (follower.current, follower.verified) == (left > 0, False)
+        follower.close()
+        if end == "discard":
+            partial.close()
+        partial = store.partial(digest)
+        assert partial.lead()
+        assert (partial.have.total, partial.inherited) == (left, left > 0)
+        partial.restart()
+        assert (partial.have.total, partial.size, partial.inherited) == (0, None, False)
+        partial.discard()
+        partial.close()
+
+
+async def test_a_blob_finished_by_another_is_read_instead(store: Store) -> None:
+    """Between the miss and the lead: nothing is fetched again."""
+    digest = await put(store, b"done")
+    partial = store.partial(digest)
+    assert partial.lead()
+    assert partial.finished()
+    assert (partial.size, partial.verified, read(partial.slice(0, 4))) == (4, True, b"done")
+    partial.close()
+    other = store.partial(Digest.of(b"not done"))
+    assert other.lead()
+    assert not other.finished()
+    other.discard()
+    other.close()
+
+
+# ---------------------------------------------------------------------- room
+
+
+async def test_the_least_used_goes_when_room_is_needed(store: Store) -> None:
+    """What is kept stays within the limit; what was evicted while somebody reads it is read to its end."""
+    blobs = [await put(store, os.urandom(300_000)) for _ in range(3)]
+    await put(store, os.urandom(300_000))
+    assert store.size(blobs[0]) is None
+    assert (await store.statistics()).size <= LIMIT
+
+
+async def test_a_claim_evicts_nothing(store: Store) -> None:
+    """However large a blob is said to be: room is made for bytes that come."""
+    blobs = [await put(store, os.urandom(90_000)) for _ in range(10)]
+    partial = store.partial(Digest.of(b"claimed"))
+    assert partial.lead()
+    await partial.set_size(900_000)
+    await partial.write(0, b"x")
+    assert all(store.size(blob) is not None for blob in blobs)
+    for offset in range(1, 450_001, 50_000):
+        await partial.write(offset, bytes(50_000))
+    gone = sum(store.size(blob) is None for blob in blobs)
+    assert 4 <= gone <= 8, "room is made for what has come, and a bounded step more"
+    partial.discard()
+    partial.close()
+
+
+@pytest.mark.parametrize("size", [LIMIT + 1, 10**15])
+async def test_what_can_never_be_kept_is_refused_at_once(store: Store, size: int) -> None:
+    """Larger than everything, or than what is not pinned: nothing is evicted for it."""
+    image = await put_image(store, APP, ONE, os.urandom(400_000))
+    await store.pin(APP, ONE)
+    other = await put(store, os.urandom(100_000))
+    for claimed in (size, 700_000):
+        partial = store.partial(Digest.of(b"large"))
+        assert partial.lead()
+        with pytest.raises(StorageFull):
+            await partial.set_size(claimed)
+        partial.discard()
+        partial.close()
+    assert store.size(other) == 100_000
+    assert await store.manifest(image.digest) == image
+
+
+async def test_downloads_together_stay_within_the_limit(store: Store) -> None:
+    """Two that fit each by itself, and not both: one of them is refused its bytes, the other lands."""
+    partials = []
+    for name in (b"a", b"b"):
+        partial = store.partial(Digest.of(name))
+        assert partial.lead()
+        await partial.set_size(600_000)
+        partials.append(partial)
+    refused = 0
+    for offset in range(0, 600_000, 50_000):
+        for partial in list(partials):
+            try:
+                await partial.write(offset, bytes(50_000))
+            except StorageFull:
+                refused += 1
+                partial.discard()
+                partial.close()
+                partials.remove(partial)
+    assert refused == 1
+    [partial] = partials
+    await partial.commit()
+    partial.close()
+    assert (await store.statistics()).size == 600_000
+
+
+# ---------------------------------------------------------------------- manifests and names
+
+
+async def test_manifests_keep_their_bytes_and_say_who_has_them(store: Store) -> None:
+    """Exactly as they came; a repository has a manifest that it gave, and what that names."""
+    layer = os.urandom(100)
+    image = await put_image(store, APP, ONE, layer)
+    assert await store.manifest(image.digest) == image
+    assert store.hot_manifest(image.digest) == image
+    assert await store.manifest_type(image.digest) == OCI_MANIFEST
+    assert store.size(image.digest) == len(image.body)
+    for digest in (image.digest, Digest.of(layer), Digest.of(b"{}")):
+        assert await store.holds(APP, digest)
+        assert not await store.holds(OTHER, digest)
+        assert await store.holder(digest) == APP
+    assert await store.naming(Digest.of(layer), 0.0) == [image.digest]
+    assert await store.naming(Digest.of(layer), 2.0**40) == []
+    assert await store.repositories() == [APP]
+    await store.put_manifest(OTHER, image)
+    assert await store.holds(OTHER, Digest.of(layer))
+    assert await store.repositories() == [APP, OTHER]
+
+
+async def test_a_tag_means_what_was_set_last(store: Store) -> None:
+    """Until it is dropped; other tags and repositories are left alone."""
+    records = [TagRecord(Descriptor(OCI_INDEX, Digest.of(bytes([n])), n), float(n)) for n in range(3)]
+    await store.set_tag(APP, ONE, records[0])
+    await store.set_tag(APP, ONE, records[1])
+    await store.set_tag(APP, TWO, records[2])
+    await store.set_tag(OTHER, ONE, records[2])
+    assert [await store.tag(*name) for name in ((APP, ONE), (APP, TWO), (OTHER, ONE))] == [records[1], records[2], records[2]]
+    assert sorted(await store.tags(APP)) == ["1", "2"]
+    await store.drop_tag(APP, ONE)
+    assert await store.tag(APP, ONE) is None
+    assert await store.tags(APP) == ["2"]
+    assert await store.tag(OTHER, ONE) == records[2]
+
+
+async def test_documents_are_values(store: Store) -> None:
+    """What is stored under a key comes back; changing it afterwards changes nothing."""
+    value = {"asked": 1.5, "list": ["a", {"b": None}]}
+    await store.set_document("tags x", value)
+    value["list"] = []
+    assert await store.document("tags x") == {"asked": 1.5, "list": ["a", {"b": None}]}
+    await store.set_document("tags x", {})
+    assert await store.document("tags x") == {}
+
+
+async def test_a_lock_is_free_after_its_holder(store: Store) -> None:
+    """Also when that has failed; other keys are not held."""
+    with pytest.raises(ZeroDivisionError):
+        async with store.lock("a"), store.lock("b"):
+            raise ZeroDivisionError
+    async with asyncio.timeout(5), store.lock("a"):
+        pass
+
+
+# ---------------------------------------------------------------------- what people do
+
+
+async def test_pins_hold_what_a_tag_means(store: Store) -> None:
+    """Made before or after the image is cached, they keep all of it; they follow the tag, and outlive it."""
+    assert not await store.pin(APP, ONE)
+    layers = [os.urandom(100_000), os.urandom(100_001)]
+    first = await put_image(store, APP, ONE, layers[0])
+    assert await store.pin(APP, ONE)
+    [pin] = await store.pins()
+    assert (pin.repository, pin.reference, pin.digest) == (APP, ONE, first.digest)
+    second = await put_image(store, APP, ONE, layers[1])
+    await store.drop_tag(APP, ONE)
+    assert [pin.digest for pin in await store.pins()] == [second.digest]
+    for _ in range(6):
+        await put(store, os.urandom(300_000))
+    assert store.size(Digest.of(layers[0])) is None
+    assert store.size(Digest.of(layers[1])) == 100_001
+    assert await store.unpin(APP, ONE)
+    assert not await store.unpin(APP, ONE)
+    assert await store.pins() == []
+
+
+@pytest.mark.parametrize("by", ["tag", "digest"])
+async def test_deleting_takes_what_no_other_image_has(store: Store, by: str) -> None:
+    """Names, pins and bytes; a shared layer stays, and so does what somebody is reading, to its end."""
+    shared, own = os.urandom(5000), os.urandom(3000)
+    one = await put_image(store, APP, ONE, shared, own)
+    two = await put_image(store, OTHER, TWO, shared)
+    reader = await store.open(Digest.of(own))
+    assert reader is not None
+    name: Reference = ONE if by == "tag" else one.digest
+    await store.pin(APP, name)
+    with pytest.raises(Pinned):
+        await store.delete(APP, name)
+    assert await store.tag(APP, ONE) is not None
+    deleted = await store.delete(APP, name, force=True)
+    assert (deleted.digest, deleted.tags) == (one.digest, ("1",))
+    assert (deleted.freed, deleted.kept) == (3000 + len(one.body), 5000 + len(b"{}"))
+    assert (await store.tag(APP, ONE), await store.pins()) == (None, [])
+    assert await store.manifest(one.digest) is None
+    assert await store.manifest(two.digest) == two
+    assert [store.size(Digest.of(data)) for data in (shared, own)] == [5000, None]
+    assert await joined(reader) == own
+    await reader.aclose()
+    with pytest.raises(ManifestUnknown):
+        await store.delete(APP, name)
+
+
+async def test_collecting_takes_nothing_that_is_new(store: Store) -> None:
+    """Blobs whose manifest may be on its way, and images that nothing says to remove; a dry run changes nothing either."""
+    await put_image(store, APP, ONE, os.urandom(1000))
+    await put(store, os.urandom(1000))
+    before = await store.contents()
+    for dry_run in (True, False):
+        collected = await store.collect(dry_run=dry_run)
+        assert {collected.expired, collected.orphans, collected.unfinished, collected.evicted} == {Gone(0, 0)}
+    assert await store.contents() == before
+
+
+@pytest.mark.parametrize("remove", [False, True])
+async def test_verifying_finds_what_is_damaged(store: Store, damage: Damage, remove: bool) -> None:
+    """Each content has its verdict, with who has it; with `remove`, what is damaged is no longer cached when it comes."""
+    image = await put_image(store, APP, ONE, layer := os.urandom(1000))
+    loose = await put(store, os.urandom(1000))
+    damage(Digest.of(layer))
+    damage(loose)
+    found = {}
+    async with aclosing(store.verify(await store.contents(), remove=remove)) as verdicts:
+        async for verdict in verdicts:
+            found[verdict.digest] = verdict
+            if verdict.state is State.DAMAGED:
+                assert (store.size(verdict.digest) is None) is remove
+    assert {digest for digest, verdict in found.items() if verdict.state is State.WHOLE} == {image.digest, Digest.of(b"{}")}
+    assert [found[digest].holder for digest in (Digest.of(layer), loose)] == [APP, None]
+    assert not found[loose].is_manifest
+
+
+async def test_damage_is_not_served_once_it_is_looked_for(store: Store, damage: Damage) -> None:
+    """Verified first, a damaged blob is absent; a sound one is there."""
+    sound, rotten = await put(store, os.urandom(1000)), await put(store, os.urandom(1000))
+    damage(rotten)
+    assert await store.open(rotten, verify_first=True) is None
+    assert store.size(rotten) is None
+    reader = await store.open(sound, verify_first=True)
+    assert reader is not None
+    await reader.aclose()
