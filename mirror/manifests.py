@@ -8,6 +8,7 @@ Media types and fields: OCI image-spec 1.1, "manifest.md" and "image-index.md"; 
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from dataclasses import dataclass
@@ -36,12 +37,17 @@ MEDIA_TYPES = (
 """All that are asked for upstream, so that what is cached does not depend on which client came first."""
 
 ACCEPT = ", ".join(MEDIA_TYPES)
+ACCEPT_ANY = f"{ACCEPT}, */*"
+"""For a manifest by digest: its type was chosen by whoever named the digest."""
 
 INDEXES = (OCI_INDEX, DOCKER_LIST)
 """Those of them that name manifests."""
 
 MAX_SIZE = 4 * 1024 * 1024
 """Bytes. "A manifest … SHOULD be at most 4 megabytes" (distribution-spec 1.1, "Pushing Manifests")."""
+
+_SAFE_TYPE = re.compile(r"application/(?:[a-z0-9.+-]+\+json|json|octet-stream|vnd\.[a-z0-9._+-]+)(?<!xml)(?<!html)")
+"""Types that no browser runs or renders. What upstream says is served from the dashboard's own origin."""
 
 _PLATFORM = re.compile(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+){1,2}")
 
@@ -68,23 +74,28 @@ class Manifest:
         return Descriptor(self.media_type, self.digest, len(self.body))
 
 
-def media_type_of(body: bytes, content_type: str | None) -> str:
-    """The media type of a manifest, from what upstream said and what the document says of itself.
+def media_type_of(body: bytes, content_type: str | None, *, verified: bool = False) -> str:
+    """The media type of a manifest, from its Content-Type and its own ``mediaType``.
 
-    Raises UpstreamInvalid where the two disagree, or where `body` is no manifest at all (HTML from a captive portal, say).
+    With `verified`, a digest vouches for `body`: then its own ``mediaType`` counts, whatever the Content-Type says, and types that are not known here are
+    passed through. Without, raises UpstreamInvalid where the two disagree and for unknown types (another site's JSON). Raises UpstreamInvalid for what is not
+    a JSON object with a media type that is safe to serve (HTML from a captive portal).
     Parameters of the Content-Type are dropped: "The registry SHOULD NOT include parameters on the Content-Type header."
     """
     document = _document(body)
     said = (content_type or "").partition(";")[0].strip().lower()
     own = document.get("mediaType")
-    if own is not None and not isinstance(own, str):
+    if own is not None and not isinstance(own, str) and not verified:
         raise UpstreamInvalid("the manifest's mediaType is not a string")
+    own = own if isinstance(own, str) else ""
+    if verified and _SAFE_TYPE.fullmatch(own):
+        return own
     if said in MEDIA_TYPES:
         if own in MEDIA_TYPES and own != said:
             raise UpstreamInvalid(f"the manifest says it is {own}, its Content-Type says {said}")
         return said
     if own in MEDIA_TYPES:
-        return str(own)
+        return own
     # Plain file servers and some old registries say application/json or octet-stream: the fields decide.
     if document.get("schemaVersion") == 1:
         return DOCKER_SCHEMA1_SIGNED if "signatures" in document else DOCKER_SCHEMA1
@@ -92,7 +103,34 @@ def media_type_of(body: bytes, content_type: str | None) -> str:
         return OCI_INDEX
     if isinstance(document.get("layers"), list) and isinstance(document.get("config"), dict):
         return OCI_MANIFEST
+    if verified and _SAFE_TYPE.fullmatch(said):
+        return said
     raise UpstreamInvalid(f"not a manifest of a known kind (Content-Type {said or 'absent'!r})")
+
+
+def payload_of(body: bytes) -> bytes | None:
+    """What the digest of a signed schema 1 manifest names: the document without its signatures. None for what is not one.
+
+    Each signature says how many bytes of `body` come first and what ends them ("formatLength", "formatTail"; distribution's "manifest v2 schema 1",
+    "Signed Manifests"). Nothing but the signatures may differ between the two. Whoever calls verifies the payload by its digest.
+    """
+    document = _readable(body)
+    signatures = document.get("signatures")
+    if document.get("schemaVersion") != 1 or not isinstance(signatures, list):
+        return None
+    try:
+        protected = json.loads(_decoded(signatures[0]["protected"]))
+        length, tail = protected["formatLength"], _decoded(protected["formatTail"])
+        payload = body[:length] + tail if isinstance(length, int) and 0 < length <= len(body) else b""
+    except (LookupError, TypeError, ValueError, RecursionError):
+        return None
+    del document["signatures"]
+    return payload if _readable(payload) == document else None
+
+
+def _decoded(text: str) -> bytes:
+    """base64url without padding (RFC 7515, appendix C). Raises TypeError, ValueError."""
+    return base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
 
 
 def children_of(body: bytes) -> tuple[list[Digest], list[Digest]]:

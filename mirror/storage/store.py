@@ -247,7 +247,8 @@ class Store(Protocol):
         ...
 
     async def put_manifest(self, repository: Repository, manifest: Manifest) -> None:
-        """Keeps a verified manifest, and that `repository` has it. Where the disk will not take it, it is only in memory."""
+        """Keeps a verified manifest, and that `repository` has it. Only in memory where the disk will not take it, and for signed schema 1,
+        whose digest names the bytes without signatures."""
         ...
 
     async def naming(self, blob: Digest, since: float) -> list[Digest]:

@@ -28,7 +28,7 @@ from mirror.errors import (
     Unknown,
     UpstreamInvalid,
 )
-from mirror.manifests import ACCEPT, MAX_SIZE, MEDIA_TYPES, Descriptor, Manifest, media_type_of
+from mirror.manifests import ACCEPT, ACCEPT_ANY, MAX_SIZE, MEDIA_TYPES, Descriptor, Manifest, media_type_of, payload_of
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.upstream.blobs import Blob
 from mirror.upstream.endpoint import Endpoint
@@ -124,7 +124,8 @@ class Registry:
 
     async def _get(self, endpoint: Endpoint, repository: Repository, reference: Reference, deadline: float) -> Manifest:
         url = endpoint.url(repository, f"manifests/{reference}")
-        response = await endpoint.send("GET", url, repository, {"Accept": ACCEPT}, deadline)
+        accept = ACCEPT_ANY if isinstance(reference, Digest) else ACCEPT
+        response = await endpoint.send("GET", url, repository, {"Accept": accept}, deadline)
         try:
             if response.status not in (200, 404):
                 raise UpstreamInvalid(f"{shown(url)} answered {response.status}")
@@ -136,10 +137,12 @@ class Registry:
         self._pulled_manifest.inc(len(body))
         wanted = reference if isinstance(reference, Digest) else _digest(response)
         actual = Digest.of(body, wanted.algorithm if wanted is not None else "sha256")
+        if wanted is not None and actual != wanted and (payload := payload_of(body)) is not None:
+            actual = Digest.of(payload, wanted.algorithm)
         if wanted is not None and actual != wanted:
             metrics.verification_failures.labels(self.name).inc()
             raise DigestMismatch(f"{shown(url)} sent bytes with the digest {actual}, not {wanted}")
-        return Manifest(media_type_of(body, response.headers.get("Content-Type")), actual, body)
+        return Manifest(media_type_of(body, response.headers.get("Content-Type"), verified=wanted is not None), actual, body)
 
     def blob(self, repository: Repository, digest: Digest) -> Blob:
         """A blob, to be asked for its size and its bytes."""

@@ -222,9 +222,9 @@ async def test_what_is_no_manifest_is_not_served_as_one(mirror: Mirror, upstream
 
 
 async def test_a_manifest_whose_media_types_disagree(mirror: Mirror, upstream: Scripted) -> None:
-    """Content-Type says an index, the document says an image: one of them lies, and neither is served."""
+    """Content-Type says an index, the document says an image, and no digest vouches for the bytes: neither is served."""
     image = upstream.add_image("library/app", "latest")
-    upstream.fail("latest", Headers({"Content-Type": "application/vnd.oci.image.index.v1+json"}))
+    upstream.fail("latest", Headers({"Content-Type": "application/vnd.oci.image.index.v1+json", "Docker-Content-Digest": None}))
     answer = await mirror.get(LATEST)
     assert answer.status == 503
     assert b"Content-Type says" in answer.body
