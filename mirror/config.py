@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import ssl
 import tomllib
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -30,7 +31,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from mirror import certificate
 from mirror.names import is_registry_name
 from mirror.setting_errors import tell
-from mirror.units import parse_duration, parse_endpoint, parse_listen, parse_rate, parse_size, parse_workers
+from mirror.units import parse_cache_size, parse_duration, parse_endpoint, parse_listen, parse_rate, parse_workers
 
 DEFAULT_REGISTRY = "docker.io"
 """What a bare name means: dockerd's ``registry-mirrors`` are asked for docker.io only."""
@@ -60,13 +61,13 @@ class ConfigError(Exception):
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
-Size = Annotated[int, BeforeValidator(parse_size)]
+Size = Annotated[int, BeforeValidator(parse_cache_size)]
 Rate = Annotated[int, BeforeValidator(parse_rate)]
 Workers = Annotated[int, BeforeValidator(parse_workers)]
 
 
 def default_cache_dir() -> Path:
-    """/var/lib/mirror for root and for whoever may write it; else the user's own cache folder (XDG base directory specification). Raises ConfigError."""
+    """Return /var/lib/mirror where this user can write it, else the user's own cache folder (XDG base directory specification). Raises ConfigError."""
     system = Path("/var/lib/mirror")
     if os.geteuid() == 0 or os.access(system, os.W_OK):
         return system
@@ -74,7 +75,7 @@ def default_cache_dir() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mirror"
     except RuntimeError:
         raise ConfigError(
-            ["cache.dir: this user has no home to keep a cache in: --cache-dir DIR, or MIRROR_CACHE__DIR, says where"]
+            ["cache.dir: this user has no home directory for a cache; set --cache-dir DIR or MIRROR_CACHE__DIR"]
         ) from None
 
 
@@ -119,13 +120,21 @@ class Server(_Table):
                 certificate.load(found, value)
         return value
 
+    @field_validator("admin_token_file")
+    @classmethod
+    def _token_file(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            _readable(value)
+        return value
+
     @model_validator(mode="after")
     def _token(self) -> Server:
         if self.admin_token is not None and self.admin_token_file is not None:
             raise ValueError("admin_token and admin_token_file exclude each other: keep one")
         token = self.known_token()
         if token is not None and len(token) < _SHORTEST_TOKEN:
-            raise ValueError(f"the admin token is too easy to guess: at least {_SHORTEST_TOKEN} characters are expected")
+            key = "admin_token" if self.admin_token_file is None else "admin_token_file"
+            raise ValueError(f"the token of {key} is too easy to guess: at least {_SHORTEST_TOKEN} characters are expected")
         return self
 
     def known_token(self) -> str | None:
@@ -231,8 +240,8 @@ class Upstream(_Table):
 
 
 class Log(_Table):
-    level: str = Field("info", pattern="^(debug|info|warning|error)$", description="`debug`, `info`, `warning` or `error`")
-    format: str = Field("text", pattern="^(text|json)$", description="`text` or `json`, on standard error")
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="`debug`, `info`, `warning` or `error`")
+    format: Literal["text", "json"] = Field("text", description="`text` or `json`, on standard error")
 
 
 class Registry(_Table):
@@ -340,7 +349,13 @@ def _from_file(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{file}: is not TOML: {error}"]) from None
+        hint = '; a registry\'s name needs quotes: [registries."registry.lan:5000"]' if _has_unquoted_registry(file) else ""
+        raise ConfigError([f"{file}: is not TOML: {error}{hint}"]) from None
+
+
+def _has_unquoted_registry(file: Path) -> bool:
+    """Whether a table such as ``[registries.registry.lan:5000]`` is in a file: TOML allows a colon in quotes only."""
+    return re.search(rb"^\s*\[\s*registries\.[^\"'\]\n]*:", file.read_bytes(), re.MULTILINE) is not None
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -352,12 +367,28 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         found: dict[str, Any] = Environment(Settings)()
     except Exception:
         raise ConfigError(["MIRROR_…: a table given as one variable must be JSON"]) from None
+    faults = [
+        f"{key}: is not read; two underscores stand between a table and its setting: {meant}"
+        for key in environ
+        if key.startswith("MIRROR_") and (meant := _with_two_underscores(key.upper())) is not None
+    ]
+    if faults:
+        raise ConfigError(faults)
     tables = {name.upper() for name in Settings.model_fields}
     for key in environ:
         table = key.removeprefix("MIRROR_").partition("__")[0]
         if "__" in key and key.startswith("MIRROR_") and table.upper() not in tables:
             found[table.lower()] = {}
     return found
+
+
+def _with_two_underscores(key: str) -> str | None:
+    """The variable that was meant by ``MIRROR_CACHE_MAX_SIZE`` or ``MIRROR_MAX_SIZE``; None where no setting has such a name."""
+    for table, fields in _TABLES.items():
+        for field in () if table == "registries" else fields.model_fields:
+            if key in (f"MIRROR_{table}_{field}".upper(), f"MIRROR_{field}".upper()):
+                return f"MIRROR_{table}__{field}".upper()
+    return None
 
 
 def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
@@ -370,8 +401,10 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
         into[key] = value
 
 
+_TABLES: dict[str, type[_Table]] = {"server": Server, "cache": Cache, "upstream": Upstream, "log": Log, "registries": Registry}
+
+
 def _known_keys(path: list[str]) -> list[str]:
     if len(path) == 1:
         return list(Settings.model_fields)
-    tables: dict[str, type[_Table]] = {"server": Server, "cache": Cache, "upstream": Upstream, "log": Log, "registries": Registry}
-    return list(tables[path[0]].model_fields) if path[0] in tables else []
+    return list(_TABLES[path[0]].model_fields) if path[0] in _TABLES else []

@@ -12,19 +12,38 @@ def tell(fault: Any, layers: list[tuple[str, dict[str, Any]]], known_keys: Calla
     """A line for one of pydantic's errors. `layers` are the sources by name, later ones winning; `known_keys` gives the settings beside one."""
     path = [str(part) for part in fault["loc"]]
     key = ".".join(f'"{part}"' if "." in part else part for part in path)
-    where, value = "", None
-    for name, layer in reversed(layers):
-        found, value = _look_up(layer, path)
-        if found:
-            where = f" ({name})"
-            break
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    holders = [(name, value) for name, layer in layers for found, value in [_look_up(layer, path)] if found]
+    value = holders[-1][1] if holders else None
+    if isinstance(value, Mapping) and fault["type"] != "extra_forbidden":
+        # The fault is of the table as a whole: its source is where the settings that it names come from.
+        holders = [holder for holder in holders if _names_a_key(message, holder[1])] or holders
+    else:
+        holders = holders[-1:]
+    where = f" ({' and '.join(name for name, _ in holders)})" if holders else ""
     if fault["type"] == "extra_forbidden":
+        if path[0] == "registries" and len(path) > 2 and isinstance(value, Mapping):
+            registry = ".".join(_unquoted(path[1:], value, known_keys(path)))
+            return f'[registries.{registry}]{where}: a registry\'s name needs quotes: [registries."{registry}"]'
         near = difflib.get_close_matches(path[-1], known_keys(path), 1)
         return f"{key}{where}: there is no such setting" + (f"; is {near[0]!r} meant?" if near else "")
-    message = str(fault["msg"]).removeprefix("Value error, ")
     return f"{key}{where}: {message}" + (
         "" if not where or {"password", "admin_token"} & set(path) or _holds_tables(value) else f"; found {shown(value)}"
     )
+
+
+def _names_a_key(message: str, table: Any) -> bool:
+    return isinstance(table, Mapping) and any(re.search(rf"(?<![\w.]){re.escape(str(key))}(?!\w)", message) for key in table)
+
+
+def _unquoted(parts: list[str], table: Any, settings: list[str]) -> list[str]:
+    """The parts of a registry's name that TOML read as nested tables, since it had no quotes."""
+    while isinstance(table, Mapping) and len(table) == 1:
+        ((name, below),) = table.items()
+        if name in settings or not isinstance(below, Mapping):
+            break
+        parts, table = [*parts, name], below
+    return parts
 
 
 def shown(value: object) -> str:

@@ -40,6 +40,16 @@ def parse_size(value: Any) -> int:
     return size
 
 
+def parse_cache_size(value: Any) -> int:
+    """Bytes, as `parse_size` has them. A number without a unit, and too small for any image, is refused: a forgotten unit would empty a cache. Raises ValueError."""
+    size = parse_size(value)
+    if size < 2**20:
+        bare = isinstance(value, int) or value.strip().isdigit()
+        hint = f"is {value}GiB meant?" if bare else "no image fits"
+        raise ValueError(f"a size of 1 MiB or more, with its unit, is expected, such as 50GiB: {hint}")
+    return size
+
+
 def parse_rate(value: Any) -> int:
     """Bytes a second, as `parse_size` has them; 0 for never. Raises ValueError."""
     return 0 if value in (0, "0") and value is not False else parse_size(value)

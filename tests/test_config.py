@@ -243,3 +243,52 @@ def test_a_size_that_is_shown_can_be_set(size: int) -> None:
     shown = format_size(size)
     assert "e" not in shown
     assert abs(parse_size(shown.replace(" ", "")) - size) <= size * 0.01
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[registries.docker.io]\nusername = "u"\n', ["[registries.docker.io] (in {file}): a registry's name needs quotes"]),
+        ("[registries.registry.k8s.io]\nendpoints = []\n", ['[registries."registry.k8s.io"]']),
+        ("[registries.registry.lan:5000]\n", ["is not TOML", 'needs quotes: [registries."registry.lan:5000"]']),
+        (
+            '[log]\nlevel = "loud"\n',
+            ["log.level (in {file}): Input should be 'debug', 'info', 'warning' or 'error'; found 'loud'"],
+        ),
+        ('[server]\nadmin_token = "too-short"\n', ["server (in {file}): the token of admin_token is too easy to guess"]),
+        ('[server]\nadmin_token_file = "/none"\n', ["server.admin_token_file (in {file}): the file /none cannot be read"]),
+        ("[cache]\nmax_size = 200\n", ["cache.max_size (in {file})", "is 200GiB meant?"]),
+        ('[cache]\nmax_size = "200"\n', ["cache.max_size (in {file})", "is 200GiB meant?"]),
+        ('[cache]\nmax_size = "200kB"\n', ["cache.max_size (in {file})", "1 MiB or more"]),
+    ],
+)
+def test_faults_say_where_and_what_to_do(tmp_path: Path, text: str, told: list[str]) -> None:
+    """In plain words, with the source that holds the fault, though the same table is on the command line too; secrets stay out."""
+    file = tmp_path / "m.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(file, {}, {"server": {"listen": "127.0.0.1:1"}, "cache": {"dir": "/x"}})
+    (fault,) = caught.value.faults
+    for expected in told:
+        assert expected.format(file=file) in fault
+    assert "pattern" not in fault and "too-short" not in fault and "command line" not in fault
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("MIRROR_CACHE_MAX_SIZE", "MIRROR_CACHE__MAX_SIZE"),
+        ("MIRROR_MAX_SIZE", "MIRROR_CACHE__MAX_SIZE"),
+        ("MIRROR_SERVER_LISTEN", "MIRROR_SERVER__LISTEN"),
+        ("MIRROR_SERVICE_HOST", None),
+        ("MIRROR_PORT_5000_TCP", None),
+    ],
+)
+def test_a_variable_with_one_underscore_is_not_passed_over_in_silence(variable: str, meant: str | None) -> None:
+    """It would be as if it had not been set. What Kubernetes sets for a service named mirror is no setting."""
+    if meant is None:
+        load(None, {variable: "1"}, {})
+        return
+    with pytest.raises(ConfigError) as caught:
+        load(None, {variable: "1"}, {})
+    assert variable in str(caught.value) and meant in str(caught.value)
