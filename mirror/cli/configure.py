@@ -13,7 +13,7 @@ import click
 from mirror.cli import changes
 from mirror.cli.changes import Change
 from mirror.cli.options import cache_options, settings_or_exit
-from mirror.clients import CLIENTS, Address, Client, Conflict
+from mirror.clients import CLIENTS, Address, Client, Conflict, client_here
 
 
 @click.command(short_help="Point a client of this machine at the mirror.")
@@ -65,7 +65,7 @@ def configure(
         address = Address.parse(url if url is not None else settings.server.own_url)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--mirror") from None
-    chosen = CLIENTS[client]
+    chosen = client_here(client) if root is None and file is None else CLIENTS[client]
     if file is not None and len(chosen.plan(address, ["*"])) > 1:
         raise click.UsageError(f"{client} has several files: use --root, under which they are looked for")
     report = (
@@ -120,7 +120,8 @@ def _undo(client: Client, address: Address, root: Path | None, file: Path | None
         faults.append(f"{error.filename} cannot be restored: {error.strerror}")
     if not paths:
         faults.append(f"no file of {client.title} was changed by this program: there is nothing to take back")
-    return _report(client, address, [{"path": str(path), "changed": True} for path in paths], faults)
+    files = [{"path": str(path), "changed": True, "exists": path.exists()} for path in paths]
+    return {**_report(client, address, files, faults), "then": client.then_undone or client.then}
 
 
 def _report(client: Client, address: Address, files: list[dict[str, Any]], faults: list[str]) -> dict[str, Any]:
@@ -143,13 +144,12 @@ def _tell(report: dict[str, Any], client: Client, write: bool, undo: bool) -> No
     if not report["done"]:
         return
     if undo:
-        click.echo("".join(f"restored {file['path']}\n" for file in touched), nl=False)
+        for each in touched:
+            click.echo(f"{'restored' if each['exists'] else 'deleted'} {each['path']}")
     if not touched:
         click.echo(f"{client.title}: asks {report['mirror']} already, for {client.registries}")
     elif write or undo:
-        click.echo(
-            f"Done. {f'Now: {client.then}' if client.then else 'It counts from the next pull on; for cri-o after systemctl reload crio.'}"
-        )
+        click.echo(f"Done. {client.next_step(undo)}")
     else:
         click.echo(
             f"This makes {client.title} ask {report['mirror']} for {client.registries}. Nothing was written: --write does it."

@@ -26,4 +26,7 @@ def _plan(address: Address, registries: Sequence[str]) -> tuple[File, ...]:
     return (File("/etc/rancher/k3s/registries.yaml", lambda text: change_yaml(text, change)),)
 
 
-CLIENT = Client("k3s", "k3s", "all registries that the mirror serves", "systemctl restart k3s", _plan)
+_AGENTS = "On agents: systemctl restart k3s-agent."
+CLIENT = Client(
+    "k3s", "k3s", "all registries that the mirror serves", "systemctl restart k3s", _plan, note=_AGENTS, note_undone=_AGENTS
+)

@@ -1,6 +1,6 @@
 """podman, cri-o, skopeo, buildah: a drop-in of registries.conf (containers-registries.conf(5), containers-registries.conf.d(5)).
 
-All but cri-o, which has to be told (crio(8), SIGHUP), read it at every pull.
+All but cri-o, which reads it at SIGHUP (crio(8)), read it at every pull.
 """
 
 from __future__ import annotations
@@ -37,4 +37,13 @@ def _append(tree: MutableMapping[str, Any], key: str, table: dict[str, Any]) -> 
         tree[key] = [table]
 
 
-CLIENT = Client("podman", "podman, cri-o, skopeo, buildah", "all registries that the mirror serves", "", _plan)
+_WHEN = "podman, skopeo and buildah read it at the next pull; cri-o does after systemctl reload crio."
+CLIENT = Client(
+    "podman",
+    "podman, cri-o, skopeo, buildah",
+    "all registries that the mirror serves",
+    "",
+    _plan,
+    note=_WHEN,
+    note_undone=_WHEN,
+)

@@ -14,7 +14,7 @@ from typing import Any
 
 from yarl import URL
 
-from mirror.clients import CLIENTS, Address, Client, Conflict
+from mirror.clients import CLIENTS, Address, Client, Conflict, client_here
 from mirror.config import Settings
 from mirror.doctor.findings import Finding, advice, ok, problem
 from mirror.doctor.waiting import within
@@ -77,9 +77,9 @@ async def examine_clients(settings: Settings, address: Address, root: Path) -> l
 
 def _examine_clients(settings: Settings, address: Address, root: Path) -> list[Finding]:
     found: list[Finding] = []
-    for name, client in CLIENTS.items():
+    for name in CLIENTS:
         if shutil.which(_PROGRAMS[name]) is not None:
-            found += _client(client, settings, address, root)
+            found += _client(client_here(name, root), settings, address, root)
     return found
 
 

@@ -10,6 +10,11 @@ import tempfile
 import tomllib
 from pathlib import Path
 
+import pytest
+
+from mirror.clients import CLIENTS, Address
+from mirror.web.setup import plan
+from mirror.web.templating import Templates
 from tests.e2e.conftest import REPOSITORY, Stage
 from tests.e2e.test_containerd import Containerd
 from tests.e2e.test_dockerd import Dockerd
@@ -39,6 +44,46 @@ def test_dockerd_reads_what_was_written_and_what_was_there(stage: Stage, tmp_pat
     configure("docker", stage.mirror.url, "--file", str(file), "--undo")
     assert file.read_bytes() == before
     assert sorted(path.name for path in tmp_path.glob("daemon.json*")) == ["daemon.json"]
+
+
+@pytest.mark.parametrize("script", [False, True], ids=["command", "script"])
+def test_a_running_dockerd_forgets_the_mirror_by_what_undoing_says(script: bool, tmp_path: Path) -> None:
+    """A reload alone leaves the mirror in it, which is why both say: restart, or an empty list and a reload. Each of the two is tried."""
+    root = tmp_path / "root"
+    file = root / "etc/docker/daemon.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    address = "http://127.0.0.1:1"
+    shell = tmp_path / "docker.sh"
+    shell.write_text(Templates("test").script("setup.sh", plan=plan(CLIENTS["docker"], Address.parse(address), ["docker.io"])))
+    ours = ["sh", str(shell)] if script else [sys.executable, "-m", "mirror", "configure", "docker", "--mirror", address]
+    write, undo = ([], ["--undo"]) if script else (["--write"], ["--undo"])
+    run(*ours, "--root", str(root), *write)
+
+    def mirrors(daemon: Dockerd) -> list[str]:
+        found: list[str] = json.loads(daemon.docker("info", "--format", "{{json .RegistryConfig.Mirrors}}"))
+        return found
+
+    daemon = Dockerd("", file)
+    try:
+        assert mirrors(daemon) == [f"{address}/"]
+        told = run(*ours, "--root", str(root), *undo)
+        assert file.read_text() == "{}"
+        assert "Now: systemctl restart docker." in told
+        assert 'write "registry-mirrors": []' in told
+        daemon.reload()
+        assert mirrors(daemon) == [f"{address}/"], "then a reload is enough: say so instead"
+        file.write_text('{"registry-mirrors": []}')
+        daemon.reload()
+        assert mirrors(daemon) == []
+        file.write_text("{}")
+    finally:
+        daemon.stop()
+    daemon = Dockerd("", file)
+    try:
+        assert mirrors(daemon) == []
+    finally:
+        daemon.stop()
 
 
 def test_containerd_reads_what_was_written(stage: Stage, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import signal
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -39,6 +41,12 @@ class Dockerd:
 
     def docker(self, *arguments: str, seconds: float = 120) -> str:
         return run("docker", *arguments, environment=self._environment, seconds=seconds)
+
+    def reload(self) -> None:
+        """Sends SIGHUP, and waits until the settings have been read again."""
+        before = self._program.log.count("Reloaded configuration")
+        os.kill(int((self._folder / "pid").read_text()), signal.SIGHUP)
+        self._program.wait_until(lambda: self._program.log.count("Reloaded configuration") > before)
 
     def save(self, name: str, to: Path) -> dict[str, bytes]:
         """The files of ``docker save``."""

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Tells {{ plan.client.title }} on this machine to pull through the mirror at {{ plan.address.url }}
+# Makes {{ plan.client.title }} on this machine pull through the mirror at {{ plan.address.url }}. Run it as root:
 #
-#   sudo sh {{ plan.client.name }}.sh          keeps what is there; what a file was lies beside it, as FILE.before-mirror
-#   sudo sh {{ plan.client.name }}.sh --undo   makes the files again what they were
-#   --root DIR                                 looks for the files under DIR
+#   sh {{ plan.client.name }}.sh          adds the mirror, and keeps the rest of each file; the old file is kept as FILE.before-mirror
+#   sh {{ plan.client.name }}.sh --undo   restores the files
+#   --root DIR                            looks for the files under DIR
 #
-# Its records are those of "mirror configure {{ plan.client.name }}": what the one has done, the other can take back.
-# The exit status is 0 when it is done, 1 when it cannot be, 2 when it is asked for wrongly.
+# It keeps the same records as "mirror configure {{ plan.client.name }}": either can undo what the other did.
+# Exit status: 0 done, 1 failed, 2 wrong use.
 set -eu
 umask 022
 
@@ -28,6 +28,24 @@ fail() {
   printf 'mirror: %s\n' "$*" >&2
   exit 1
 }
+
+say_done() {
+  printf 'Done. %s\n' "$(cat)"
+}
+{% if plan.client.name == "docker" %}
+
+if [ -z "$root" ]; then
+  if [ -d /var/snap/docker/current ] && [ ! -e /usr/bin/dockerd ]; then
+    fail "this Docker is a snap: its file is /var/snap/docker/current/config/daemon.json, then: snap restart docker. Run: mirror configure docker --mirror {{ plan.address.url }} --write"
+  fi
+  if [ -d "$HOME/.docker/desktop" ]; then
+    fail "this is Docker Desktop: add \"registry-mirrors\": [\"{{ plan.address.url }}\"] at Settings, Docker Engine; a mirror on this machine is http://host.docker.internal:PORT there"
+  fi
+  if [ "$(id -u)" != 0 ]; then
+    fail "root is needed for /etc/docker/daemon.json; rootless Docker reads ~/.config/docker/daemon.json, then: systemctl --user reload docker. Run: mirror configure docker --mirror {{ plan.address.url }} --write"
+  fi
+fi
+{% endif %}
 
 command -v sha256sum >/dev/null || fail "sha256sum is needed (coreutils)"
 work=$(mktemp -d)
@@ -52,7 +70,7 @@ restore() { # FILE
   # The record has no newline at its end.
   { sed -n 's/.*"folders": \[\(.*\)\].*/\1/p' "$1.mirror-undo" | sed 's/", "/\n/g; s/"//g' && echo; } >>"$work/folders"
   rm -f "$1.mirror-undo"
-  echo "restored $1"
+  if [ -e "$1" ]; then echo "restored $1"; else echo "deleted $1"; fi
 }
 
 look() { # RECORD…: notes their files
@@ -73,11 +91,9 @@ if [ "$undo" = yes ]; then
   while IFS= read -r file; do restore "$file"; done <"$work/paths"
   # The innermost first; only those that nothing else has come into.
   sort -ru "$work/folders" | while IFS= read -r folder; do rmdir "$folder" 2>/dev/null || true; done
-{% if plan.client.then %}
-  echo "Done. Now: {{ plan.client.then }}"
-{% else %}
-  echo "Done. It counts from the next pull on; for cri-o after systemctl reload crio."
-{% endif %}
+  say_done <<'MIRROR_END'
+{{ plan.client.next_step(true) }}
+MIRROR_END
   exit 0
 fi
 
@@ -206,12 +222,12 @@ done <"$work/paths"
 {% if plan.client.then.startswith("systemctl reload ") %}
 if [ -z "$root" ] && command -v systemctl >/dev/null && systemctl is-active --quiet {{ plan.client.then.split()[-1] }}; then
   {{ plan.client.then }}
-  echo "Done: {{ plan.client.then.split()[-1] }} was told."
-else
-  echo "Done. Now: {{ plan.client.then }}"
+  say_done <<'MIRROR_END'
+{{ plan.client.then.split()[-1] }} has read its settings again. {{ plan.client.note }}
+MIRROR_END
+  exit 0
 fi
-{% elif plan.client.then %}
-echo "Done. Now: {{ plan.client.then }}"
-{% else %}
-echo "Done. It counts from the next pull on; for cri-o after systemctl reload crio."
 {% endif %}
+say_done <<'MIRROR_END'
+{{ plan.client.next_step() }}
+MIRROR_END
