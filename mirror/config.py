@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import ssl
-import tomllib
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +29,8 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from mirror import certificate
 from mirror.names import is_registry_name
 from mirror.setting_errors import tell
+from mirror.setting_sources import ConfigError as ConfigError
+from mirror.setting_sources import from_file, merge
 from mirror.units import parse_cache_size, parse_duration, parse_endpoint, parse_listen, parse_rate, parse_workers
 
 DEFAULT_REGISTRY = "docker.io"
@@ -50,14 +50,6 @@ DEFAULT_ENDPOINTS = {
 }
 
 _SHORTEST_TOKEN = 16
-
-
-class ConfigError(Exception):
-    """The settings cannot be used; `faults` are lines for the person who wrote them."""
-
-    def __init__(self, faults: list[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = faults
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
@@ -330,32 +322,16 @@ def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]
     """Reads the settings; `flags` is a tree like the file's. Raises ConfigError with every fault."""
     layers = [("in the environment", _from_environment(environ)), ("on the command line", dict(flags))]
     if file is not None:
-        layers.insert(0, (f"in {file}", _from_file(file)))
+        layers.insert(0, (f"in {file}", from_file(file)))
     merged: dict[str, Any] = {}
     for _, layer in layers:
-        _merge(merged, layer)
+        merge(merged, layer)
     # A validator of `registries` adds the defaults, and runs only on what is there.
     merged.setdefault("registries", {})
     try:
         return Settings(**merged)
     except ValidationError as error:
         raise ConfigError([tell(fault, layers, _known_keys) for fault in error.errors(include_url=False)]) from None
-
-
-def _from_file(file: Path) -> dict[str, Any]:
-    try:
-        with open(file, "rb") as opened:
-            return tomllib.load(opened)
-    except OSError as error:
-        raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        hint = '; a registry\'s name needs quotes: [registries."registry.lan:5000"]' if _has_unquoted_registry(file) else ""
-        raise ConfigError([f"{file}: is not TOML: {error}{hint}"]) from None
-
-
-def _has_unquoted_registry(file: Path) -> bool:
-    """Whether a table such as ``[registries.registry.lan:5000]`` is in a file: TOML allows a colon in quotes only."""
-    return re.search(rb"^\s*\[\s*registries\.[^\"'\]\n]*:", file.read_bytes(), re.MULTILINE) is not None
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -389,16 +365,6 @@ def _with_two_underscores(key: str) -> str | None:
             if key in (f"MIRROR_{table}_{field}".upper(), f"MIRROR_{field}".upper()):
                 return f"MIRROR_{table}__{field}".upper()
     return None
-
-
-def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    for key, value in layer.items():
-        if isinstance(value, Mapping):
-            below = into.setdefault(key, {})
-            if isinstance(below, dict):
-                _merge(below, value)
-                continue
-        into[key] = value
 
 
 _TABLES: dict[str, type[_Table]] = {"server": Server, "cache": Cache, "upstream": Upstream, "log": Log, "registries": Registry}

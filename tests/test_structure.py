@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "units": set(),
     "setting_errors": set(),
     "settings_in_force": {"config", "units"},
-    "config": {"names", "certificate", "units", "setting_errors"},
+    "setting_sources": set(),
+    "config": {"names", "certificate", "units", "setting_errors", "setting_sources"},
     "clients": {"clients", ""},
     "upstream": SHARED | {"upstream", ""},
     "storage": SHARED | {"units", "storage"},
@@ -36,7 +37,7 @@ MAY_IMPORT = {
     "wiring": {"config", "metrics", "errors", "cache", "storage", "upstream"},
     "app": {"settings_in_force", "workers", "readiness", "config", "certificate", "metrics", "tasks", "api", "web", "wiring", ""},
     "cli": SHARED
-    | {"units", "setting_errors", "config", "app", "wiring", "workers", "cache", "storage", "cli", "clients", "doctor", ""},
+    | {"units", "setting_errors", "setting_sources", "config", "app", "wiring", "workers", "cache", "storage", "cli", "clients", "doctor", ""},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -1,0 +1,45 @@
+"""Where settings come from: a TOML file's tree, and how a later tree is laid over an earlier one."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class ConfigError(Exception):
+    """The settings cannot be used; `faults` are lines for the person who wrote them."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+def from_file(file: Path) -> dict[str, Any]:
+    """Return the tree of a TOML file. Raises ConfigError."""
+    try:
+        with open(file, "rb") as opened:
+            return tomllib.load(opened)
+    except OSError as error:
+        raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        hint = '; a registry\'s name needs quotes: [registries."registry.lan:5000"]' if _has_unquoted_registry(file) else ""
+        raise ConfigError([f"{file}: is not TOML: {error}{hint}"]) from None
+
+
+def _has_unquoted_registry(file: Path) -> bool:
+    """Whether a table such as ``[registries.registry.lan:5000]`` is in a file: TOML allows a colon in quotes only."""
+    return re.search(rb"^\s*\[\s*registries\.[^\"'\]\n]*:", file.read_bytes(), re.MULTILINE) is not None
+
+
+def merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Lay `layer` over `into`, table by table."""
+    for key, value in layer.items():
+        if isinstance(value, Mapping):
+            below = into.setdefault(key, {})
+            if isinstance(below, dict):
+                merge(below, value)
+                continue
+        into[key] = value
