@@ -8,7 +8,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from mirror.config import Expire, Settings
-from mirror.units import format_size, parse_duration, parse_rate, parse_size
+from mirror.units import format_size, parse_cache_size, parse_duration, parse_rate
 
 _SPANS = ((86400, "d"), (3600, "h"), (60, "m"))
 
@@ -39,7 +39,7 @@ def _text(value: Any, field: FieldInfo) -> str:
         return _duration(value)
     if parse_rate in parsers:
         return f"{format_size(value)}/s"
-    if parse_size in parsers:
+    if parse_cache_size in parsers:
         return format_size(value)
     if isinstance(value, tuple):
         return ", ".join(

@@ -37,7 +37,21 @@ MAY_IMPORT = {
     "wiring": {"config", "metrics", "errors", "cache", "storage", "upstream"},
     "app": {"settings_in_force", "workers", "readiness", "config", "certificate", "metrics", "tasks", "api", "web", "wiring", ""},
     "cli": SHARED
-    | {"units", "setting_errors", "setting_sources", "config", "app", "wiring", "workers", "cache", "storage", "cli", "clients", "doctor", ""},
+    | {
+        "units",
+        "setting_errors",
+        "setting_sources",
+        "config",
+        "app",
+        "wiring",
+        "workers",
+        "cache",
+        "storage",
+        "cli",
+        "clients",
+        "doctor",
+        "",
+    },
     "__main__": {"cli"},
     "__init__": set(),
 }
