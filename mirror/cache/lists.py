@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from mirror.cache.outcome import HIT, STALE, Outcome, miss
+from mirror.cache.outcome import HIT, PARTIAL, STALE, Outcome, miss
 from mirror.errors import MirrorError, Unknown
 from mirror.names import Digest, Repository
 from mirror.storage.store import Store
@@ -16,11 +16,20 @@ from mirror.tasks import SingleFlight
 log = logging.getLogger(__name__)
 
 
+class Listing(Protocol):
+    """What upstream listed; not `complete` where it broke off."""
+
+    @property
+    def entries(self) -> list[Any]: ...
+    @property
+    def complete(self) -> bool: ...
+
+
 class ListSource(Protocol):
     """What is asked of upstream here. Raises MirrorError."""
 
-    async def list_tags(self, repository: Repository) -> list[str]: ...
-    async def list_referrers(self, repository: Repository, digest: Digest) -> list[dict[str, Any]]: ...
+    async def list_tags(self, repository: Repository) -> Listing: ...
+    async def list_referrers(self, repository: Repository, digest: Digest) -> Listing: ...
 
 
 class Lists:
@@ -33,7 +42,7 @@ class Lists:
         self._source = source
         self._ttl = ttl
         self._clock = clock
-        self._asking: SingleFlight[list[Any]] = SingleFlight()
+        self._asking: SingleFlight[Listing] = SingleFlight()
 
     async def aclose(self) -> None:
         await self._asking.aclose()
@@ -44,11 +53,11 @@ class Lists:
             found, outcome = await self._list(
                 f"tags {repository}", lambda: self._source(repository.registry).list_tags(repository)
             )
-        except Unknown:
-            raise
-        except MirrorError:
-            # Better those that have come by here than none.
-            found, outcome = await self._store.tags(repository), STALE
+        except MirrorError as error:
+            if isinstance(error, Unknown) and error.certain:
+                raise
+            # Better those that have come by here than none, but not as if they were all.
+            found, outcome = await self._store.tags(repository), PARTIAL
             if not found:
                 raise
         return sorted(set(found)), outcome
@@ -59,22 +68,24 @@ class Lists:
             f"referrers {repository} {digest}", lambda: self._source(repository.registry).list_referrers(repository, digest)
         )
 
-    async def _list(self, key: str, ask: Callable[[], Awaitable[list[Any]]]) -> tuple[list[Any], Outcome]:
+    async def _list(self, key: str, ask: Callable[[], Awaitable[Listing]]) -> tuple[list[Any], Outcome]:
         known = await self._store.document(key)
         if known is not None and 0 <= self._clock() - known["asked"] < self._ttl:
             return known["list"], HIT
         try:
             found, joined = await self._asking.do(key, lambda: self._ask(key, ask))
-        except Unknown:
-            raise
         except MirrorError as error:
-            if known is None:
+            if known is None or (isinstance(error, Unknown) and error.certain):
                 raise
             log.info("serving a stale list (%s): %s", key, error)
             return known["list"], STALE
-        return found, miss(joined)
+        if not found.complete:
+            missing = [entry for entry in known["list"] if entry not in found.entries] if known is not None else []
+            return found.entries + missing, PARTIAL
+        return found.entries, miss(joined)
 
-    async def _ask(self, key: str, ask: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
+    async def _ask(self, key: str, ask: Callable[[], Awaitable[Listing]]) -> Listing:
         found = await ask()
-        await self._store.set_document(key, {"asked": self._clock(), "list": found})
+        if found.complete:
+            await self._store.set_document(key, {"asked": self._clock(), "list": found.entries})
         return found

@@ -24,6 +24,8 @@ class Outcome:
 HIT = Outcome()
 VALIDATED = Outcome("stale", detail="validated")
 STALE = Outcome("stale", detail="upstream-unavailable")
+PARTIAL = Outcome("stale", detail="partial")
+"""A list without all of its entries."""
 PASSED = Outcome("miss", detail="not-stored")
 
 

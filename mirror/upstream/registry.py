@@ -6,9 +6,7 @@ knows it. Whatever is asked, an answer begins, or an error is there, within the 
 
 from __future__ import annotations
 
-import asyncio
 import json
-import re
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
@@ -18,14 +16,12 @@ from yarl import URL
 
 from mirror import metrics
 from mirror.errors import (
-    BlobUnknown,
     DigestInvalid,
     DigestMismatch,
     Invalid,
     ManifestUnknown,
     NameUnknown,
     RegistryUnknown,
-    Unknown,
     UpstreamInvalid,
 )
 from mirror.manifests import ACCEPT, ACCEPT_ANY, MAX_SIZE, MEDIA_TYPES, Descriptor, Manifest, media_type_of, payload_of
@@ -34,18 +30,14 @@ from mirror.upstream.blobs import Blob
 from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.failover import with_failover
 from mirror.upstream.health import EndpointHealth
+from mirror.upstream.pages import Listing, read_pages
 from mirror.upstream.transport import Connections, Timeouts, Transport, length_of, read_bounded, shown
-from mirror.upstream.urls import parse_url, same_origin
+from mirror.upstream.urls import same_origin
 
 _T = TypeVar("_T")
 
 _HOSTS = {"docker.io": "registry-1.docker.io"}
 """Of registries whose name is not their host's."""
-_LARGEST_LIST = 32 * 1024 * 1024
-"""Bytes of all its pages."""
-_MOST_PAGES = 200
-_LINK = re.compile(r'<([^<>]*)>\s*;[^,<]*\brel\s*=\s*"?next"?')
-"""Every piece of a header is looked at once: one of 64 KiB may be made to be looked at for long."""
 
 
 class RegistrySettings(Protocol):
@@ -150,75 +142,54 @@ class Registry:
 
     # ------------------------------------------------------------------ lists
 
-    async def list_tags(self, repository: Repository) -> list[str]:
+    async def list_tags(self, repository: Repository) -> Listing:
         """All tags, over all pages. Raises NameUnknown, Denied, UpstreamError."""
 
-        async def ask(endpoint: Endpoint, deadline: float) -> list[str]:
-            found: list[str] = []
-            first = endpoint.url(repository, "tags/list")
-            unknown = NameUnknown(f"{self.name} has no repository {repository.path}")
-            for page in await self._pages(endpoint, repository, first, {}, deadline, unknown):
-                tags = page.get("tags")
-                found += [tag for tag in (tags if isinstance(tags, list) else ()) if _is_tag(tag)]
-            return found
+        def tags(page: dict[str, Any]) -> list[Any]:
+            found = page.get("tags")
+            return [tag for tag in (found if isinstance(found, list) else ()) if _is_tag(tag)]
+
+        async def ask(endpoint: Endpoint, deadline: float) -> Listing:
+            return await self._pages(endpoint, repository, "tags/list", {}, deadline, tags)
 
         return await self._ask(ask, repository, mutable=True)
 
-    async def list_referrers(self, repository: Repository, digest: Digest) -> list[dict[str, Any]]:
+    async def list_referrers(self, repository: Repository, digest: Digest) -> Listing:
         """Descriptors of the manifests that refer to one. Where the registry has no referrers API, those of the referrers tag
         (distribution-spec 1.1, "Referrers Tag Schema"). Raises Denied, UpstreamError."""
 
-        async def ask(endpoint: Endpoint, deadline: float) -> list[dict[str, Any]]:
-            first = endpoint.url(repository, f"referrers/{digest}")
+        def manifests(page: dict[str, Any]) -> list[Any]:
+            found = page.get("manifests")
+            return [entry for entry in (found if isinstance(found, list) else ()) if isinstance(entry, dict)]
+
+        async def ask(endpoint: Endpoint, deadline: float) -> Listing:
             try:
-                pages = await self._pages(endpoint, repository, first, {"Accept": ACCEPT}, deadline, BlobUnknown(""))
-            except (BlobUnknown, UpstreamInvalid):
+                return await self._pages(endpoint, repository, f"referrers/{digest}", {"Accept": ACCEPT}, deadline, manifests)
+            except (NameUnknown, UpstreamInvalid):
                 try:
                     index = await self._get(endpoint, repository, Tag(f"{digest.algorithm}-{digest.hex}"), deadline)
                 except ManifestUnknown:
-                    return []
-                pages = [json.loads(index.body)]
-            found: list[dict[str, Any]] = []
-            for page in pages:
-                manifests = page.get("manifests")
-                found += [entry for entry in (manifests if isinstance(manifests, list) else ()) if isinstance(entry, dict)]
-            return found
+                    return Listing([], True)
+                return Listing(manifests(json.loads(index.body)), True)
 
         return await self._ask(ask, repository, mutable=True)
 
     async def _pages(
-        self, endpoint: Endpoint, repository: Repository, url: URL, headers: dict[str, str], deadline: float, unknown: Unknown
-    ) -> list[dict[str, Any]]:
-        pages = []
-        left = _LARGEST_LIST
-        for number in range(_MOST_PAGES):
-            if number:
-                # A registry that is slow to list has as long for each page.
-                deadline = asyncio.get_running_loop().time() + self._transport.timeouts.header
-            response = await endpoint.send("GET", url, repository, headers, deadline)
-            try:
-                if response.status == 404:
-                    raise unknown
-                if response.status != 200:
-                    raise UpstreamInvalid(f"{shown(url)} answered {response.status}")
-                body = await read_bounded(response, left, self._transport.timeouts.header)
-                left -= len(body)
-            finally:
-                response.release()
-            try:
-                page = json.loads(body)
-            except (ValueError, RecursionError):
-                page = None
-            if not isinstance(page, dict):
-                raise UpstreamInvalid(f"{shown(url)} sent something that is not a JSON object")
-            pages.append(page)
-            link = _LINK.search(response.headers.get("Link", ""))
-            if link is None:
-                return pages
-            url = parse_url(link[1], shown(url), url)
-            if not same_origin(url, endpoint.base):
-                raise UpstreamInvalid(f"{shown(url)}: the next page is on another host")
-        return pages
+        self,
+        endpoint: Endpoint,
+        repository: Repository,
+        rest: str,
+        headers: dict[str, str],
+        deadline: float,
+        entries: Callable[[dict[str, Any]], list[Any]],
+    ) -> Listing:
+        def unknown(body: bytes) -> NameUnknown:
+            error = NameUnknown(f"{self.name} has no repository {repository.path}")
+            error.certain = _is_registrys(body)
+            return error
+
+        url, seconds = endpoint.url(repository, rest), self._transport.timeouts.header
+        return await read_pages(endpoint, repository, url, headers, deadline, seconds, entries, unknown)
 
     async def _ask(self, ask: Callable[[Endpoint, float], Awaitable[_T]], repository: Repository, *, mutable: bool) -> _T:
         return await with_failover(self.name, self._endpoints, self._transport.timeouts, ask, repository, mutable=mutable)

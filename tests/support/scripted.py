@@ -67,7 +67,7 @@ class Corrupt(Fault):
 
 @dataclass
 class Status(Fault):
-    """An answer of another status."""
+    """An answer of another status; 0 for none, where a later request is the one to fail."""
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
@@ -167,6 +167,10 @@ class Scripted:
         self.referrers_api = True
         self.page_size: int | None = None
         self.page_seconds = 0.0
+        self.link = "</v2/{rest}>"
+        """How a next page is linked; ``{rest}`` is what comes after /v2/, ``{query}`` its query."""
+        self.prefix = ""
+        """Of all paths, as behind a proxy."""
         self.extra_headers: dict[str, str] = {}
         self.rate: float | None = None
         """Bytes per second of each body, where no fault says otherwise."""
@@ -310,13 +314,13 @@ class Scripted:
         fault = self._fault(request.method, request.path)
         if isinstance(fault, Delay):
             await asyncio.sleep(fault.seconds)
-        elif isinstance(fault, Status):
+        elif isinstance(fault, Status) and fault.status:
             return web.Response(
                 status=fault.status, headers={"Content-Type": "application/json", **fault.headers}, body=fault.body
             )
         elif isinstance(fault, Redirect):
             return web.Response(status=fault.status, headers={"Location": fault.location})
-        path = request.path
+        path = request.path.removeprefix(self.prefix)
         if "/manifests/" in path and not self._allows():
             return web.Response(status=429, text='{"errors":[{"code":"TOOMANYREQUESTS"}]}')
         if path in ("/v2/", "/v2"):
@@ -467,7 +471,9 @@ class Scripted:
             tags = [tag for tag in tags if tag > request.query.get("last", "")]
             if len(tags) > self.page_size:
                 tags = tags[: self.page_size]
-                headers["Link"] = f'</v2/{repository}/tags/list?last={tags[-1]}>; rel="next"'
+                query = f"last={tags[-1]}"
+                link = self.link.format(rest=f"{repository}/tags/list?{query}", query=query)
+                headers["Link"] = f'{link}; rel="next"'
         return web.json_response({"name": repository, "tags": tags}, headers=headers)
 
     def _referrers(self, repository: str, digest: str) -> web.Response:

@@ -1,0 +1,117 @@
+"""Lists that come in pages, linked by ``Link: <…>; rel="next"`` (distribution-spec 1.1, "Listing Tags"; RFC 8288)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from yarl import URL
+
+from mirror.errors import MirrorError, Unknown, UpstreamInvalid
+from mirror.names import Repository
+from mirror.upstream.endpoint import Endpoint
+from mirror.upstream.transport import read_bounded, shown
+from mirror.upstream.urls import parse_url
+
+log = logging.getLogger(__name__)
+
+_LARGEST = 32 * 1024 * 1024
+"""Bytes of all pages."""
+_MOST = 4000
+"""Quay pages by 50, GHCR was seen with a thousand pages."""
+_LINK = re.compile(r'<([^<>]*)>\s*;[^,<]*\brel\s*=\s*"?next"?')
+"""Every piece of a header is looked at once: one of 64 KiB may be made to be looked at for long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a registry listed. Not `complete` where it broke off, or was longer than a list may be."""
+
+    entries: list[Any]
+    complete: bool
+
+
+async def read_pages(
+    endpoint: Endpoint,
+    repository: Repository,
+    url: URL,
+    headers: dict[str, str],
+    deadline: float,
+    seconds: float,
+    entries: Callable[[dict[str, Any]], list[Any]],
+    unknown: Callable[[bytes], Unknown],
+) -> Listing:
+    """All pages from `url` on; `entries` takes a page apart, `unknown` makes the error of a 404's body.
+
+    The first page's failure is raised: Unknown, Denied, UpstreamError. A later one's loses nothing of what came before. Each page has `seconds` of its own.
+    """
+    found: list[Any] = []
+    left, seen = _LARGEST, {url}
+    while True:
+        try:
+            page, size, link, said_by = await _page(endpoint, repository, url, headers, deadline, seconds, left, unknown)
+        except MirrorError as error:
+            if len(seen) == 1:
+                raise
+            log.warning("a list of %s broke off at page %d: %s", repository, len(seen), error.message)
+            return Listing(found, False)
+        found += entries(page)
+        left -= size
+        if link is None:
+            return Listing(found, True)
+        try:
+            url = _next(endpoint.base, link, said_by)
+        except UpstreamInvalid as error:
+            log.warning("a list of %s breaks off: %s", repository, error.message)
+            return Listing(found, False)
+        if url in seen or len(seen) >= _MOST or left <= 0:
+            log.warning(
+                "a list of %s is longer than %d pages or %d bytes, or goes in a circle: cut short", repository, _MOST, _LARGEST
+            )
+            return Listing(found, False)
+        seen.add(url)
+        deadline = asyncio.get_running_loop().time() + seconds
+
+
+async def _page(
+    endpoint: Endpoint,
+    repository: Repository,
+    url: URL,
+    headers: dict[str, str],
+    deadline: float,
+    seconds: float,
+    left: int,
+    unknown: Callable[[bytes], Unknown],
+) -> tuple[dict[str, Any], int, str | None, URL]:
+    """A page, its size in bytes, the link to the next one, and the URL that gave it."""
+    response = await endpoint.send("GET", url, repository, headers, deadline)
+    try:
+        if response.status not in (200, 404):
+            raise UpstreamInvalid(f"{shown(url)} answered {response.status}")
+        body = await read_bounded(response, left, seconds)
+        if response.status == 404:
+            raise unknown(body)
+    finally:
+        response.release()
+    try:
+        page = json.loads(body)
+    except (ValueError, RecursionError):
+        page = None
+    if not isinstance(page, dict):
+        raise UpstreamInvalid(f"{shown(url)} sent something that is not a JSON object")
+    link = _LINK.search(response.headers.get("Link", ""))
+    return page, len(body), None if link is None else link[1], response.url
+
+
+def _next(base: URL, link: str, said_by: URL) -> URL:
+    """The next page, at the endpoint itself: registries behind a proxy link to their inner name, or leave the proxy's prefix out. Raises UpstreamInvalid."""
+    url = parse_url(link, shown(said_by), said_by)
+    before, slash, rest = url.raw_path_qs.partition("/v2/")
+    if not slash or "?" in before:
+        raise UpstreamInvalid(f"{shown(said_by)} links to a next page that is no registry's")
+    return URL(f"{str(base).rstrip('/')}/v2/{rest}", encoded=True)
