@@ -36,7 +36,9 @@ from mirror.units import parse_cache_size, parse_duration, parse_endpoint, parse
 DEFAULT_REGISTRY = "docker.io"
 """What a bare name means: dockerd's ``registry-mirrors`` are asked for docker.io only."""
 
-ALIASES = {"index.docker.io": "docker.io", "registry-1.docker.io": "docker.io"}
+ALIASES = dict.fromkeys(
+    ("index.docker.io", "registry-1.docker.io", "registry.docker.io", "registry.hub.docker.com", "hub.docker.com"), "docker.io"
+)
 """Other names of registries."""
 
 DEFAULT_ENDPOINTS = {

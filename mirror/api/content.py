@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator
 
 from aiohttp import web
 
-from mirror.api.context import RequestContext, stream_body
-from mirror.api.ranges import matches, parse_range, range_applies
+from mirror.api.context import RequestContext, header, stream_body
+from mirror.api.ranges import Multipart, content_range, matches, parse_ranges, range_applies
 from mirror.api.repeat_reads import RepeatReads
 from mirror.api.responses import IMMUTABLE, VERSION, cache_status, etag
 from mirror.api.sending import read_slice
@@ -45,7 +45,7 @@ async def manifest(context: RequestContext, cache: Cache, repository: Repository
 def _manifest(context: RequestContext, found: Manifest, outcome: Outcome) -> web.StreamResponse:
     request = context.request
     headers = _headers(found.media_type, found.digest, outcome)
-    if matches(request.headers.get("If-None-Match"), headers["ETag"]):
+    if matches(header(request, "If-None-Match"), headers["ETag"]):
         return _unmodified(headers)
     if request.method == "GET":
         context.count_sent("manifest", len(found.body))
@@ -61,36 +61,44 @@ async def blob(
         descriptor, outcome = await cache.stat_blob(repository, digest)
         context.count("blob", outcome)
         return _described(descriptor, outcome, request)
-    verify_first = "Range" not in request.headers and repeat_reads.repeat_reads(request.remote, digest)
-    reader, outcome = await cache.blob(repository, digest, verify_first=verify_first)
+    reader, outcome = await cache.blob(repository, digest)
+    if outcome is HIT and "Range" not in request.headers and repeat_reads.is_repeat(request.remote, digest):
+        # In the background: the bytes may well be right, and a client does not wait for gigabytes to be hashed.
+        cache.store.verify_behind(digest)
     try:
         context.count("blob", outcome)
         headers = _headers("application/octet-stream", digest, outcome)
         headers["Cache-Control"] = IMMUTABLE
-        if matches(request.headers.get("If-None-Match"), headers["ETag"]):
+        if matches(header(request, "If-None-Match"), headers["ETag"]):
             return _unmodified(headers)
         size = reader.size
         if size is None:
             # Nobody knows where it ends: no range can be promised, and only the chunked coding can show its end.
             response = web.StreamResponse(headers=headers)
-            await stream_body(context, response, reader, 0, None)
+            await stream_body(context, response, reader, [(0, None)])
             return response
         headers["Accept-Ranges"] = "bytes"
-        start, stop, status = 0, size, 200
+        ranges, status = [(0, size)], 200
+        multipart = None
         if range_applies(request.headers.get("If-Range"), headers["ETag"]):
-            wanted = parse_range(request.headers.get("Range"), size)
+            wanted = parse_ranges(header(request, "Range"), size)
             if wanted is not None:
-                (start, stop), status = wanted, 206
-                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-        if outcome is HIT and stop - start <= _SMALL:
+                ranges, status = wanted, 206
+                if len(ranges) == 1:
+                    headers["Content-Range"] = content_range(ranges[0], size)
+                else:
+                    multipart = Multipart(ranges, size, headers["Content-Type"])
+                    headers["Content-Type"] = multipart.content_type
+        start, stop = ranges[0]
+        if outcome is HIT and multipart is None and stop - start <= _SMALL:
             body = await _small(reader.parts(start, stop)) if stop > start else b""
             context.count_sent("blob", len(body))
             if len(body) == size:
                 repeat_reads.given(request.remote, digest)
             return web.Response(status=status, body=body, headers=headers)
         response = web.StreamResponse(status=status, headers=headers)
-        response.content_length = stop - start
-        await stream_body(context, response, reader, start, stop)
+        response.content_length = multipart.length if multipart is not None else stop - start
+        await stream_body(context, response, reader, ranges, multipart)
         if outcome is HIT and context.sent == size:
             repeat_reads.given(request.remote, digest)
         return response
@@ -114,7 +122,7 @@ def _headers(media_type: str, digest: Digest, outcome: Outcome) -> dict[str, str
 
 def _described(descriptor: Descriptor, outcome: Outcome, request: web.BaseRequest) -> web.StreamResponse:
     headers = _headers(descriptor.media_type, descriptor.digest, outcome)
-    if matches(request.headers.get("If-None-Match"), headers["ETag"]):
+    if matches(header(request, "If-None-Match"), headers["ETag"]):
         return _unmodified(headers)
     headers["Content-Length"] = str(descriptor.size)
     return web.StreamResponse(headers=headers)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from mirror import metrics
+from mirror.api.ranges import Multipart
 from mirror.api.sending import FileSender, pieces, read_slice
 from mirror.api.targets import Target
 from mirror.cache.outcome import Outcome
@@ -52,10 +54,19 @@ class RequestContext:
             metrics.pushed_bytes.labels(self.target.repository.registry, kind).inc(size)
 
 
+def header(request: web.BaseRequest, name: str) -> str | None:
+    """The value of a header that is a list, and may have come as several lines (RFC 9110, section 5.3)."""
+    return ", ".join(request.headers.getall(name, ())) or None
+
+
 async def stream_body(
-    context: RequestContext, response: web.StreamResponse, reader: Reader, start: int, stop: int | None
+    context: RequestContext,
+    response: web.StreamResponse,
+    reader: Reader,
+    ranges: Sequence[tuple[int, int | None]],
+    multipart: Multipart | None = None,
 ) -> None:
-    """Sends the bytes ``[start, stop)`` of a blob after the headers.
+    """Sends ranges of a blob, ``[start, stop)``, after the headers; more than one as `multipart`.
 
     Where they end too early, by the client's doing or upstream's, the connection is ended too: what was sent must not look complete. Never raises but
     CancelledError.
@@ -70,27 +81,33 @@ async def stream_body(
         context.complete, context.cut = False, "the client left"
         return
     sender = None
-    if stop is not None and transport.get_extra_info("sslcontext") is None:
+    if ranges[0][1] is not None and transport.get_extra_info("sslcontext") is None:
         # Without its own buffer, so that what `drain` waits for is the kernel, and sendfile cannot overtake what was written.
         transport.set_write_buffer_limits(0)
         sender = FileSender(transport)
     try:
         writer.send_headers()
         await writer.drain()
-        async with aclosing(reader.parts(start, stop)) as parts:
-            async for part in parts:
-                if isinstance(part, bytes):
-                    await response.write(part)
-                    await writer.drain()
-                    context.count_sent("blob", len(part))
-                elif sender is not None:
-                    await writer.drain()
-                    await sender.send(part)
-                    context.count_sent("blob", part.length)
-                else:
-                    await _write(context, response, part)
-        if stop is not None and context.sent != stop - start:
-            raise UpstreamCut("the blob is shorter than upstream said")
+        for number, (start, stop) in enumerate(ranges):
+            if multipart is not None:
+                await response.write(multipart.preambles[number])
+            before = context.sent
+            async with aclosing(reader.parts(start, stop)) as parts:
+                async for part in parts:
+                    if isinstance(part, bytes):
+                        await response.write(part)
+                        await writer.drain()
+                        context.count_sent("blob", len(part))
+                    elif sender is not None:
+                        await writer.drain()
+                        await sender.send(part)
+                        context.count_sent("blob", part.length)
+                    else:
+                        await _write(context, response, part)
+            if stop is not None and context.sent - before != stop - start:
+                raise UpstreamCut("the blob is shorter than upstream said")
+        if multipart is not None:
+            await response.write(multipart.end)
     except (OSError, MirrorError) as error:
         context.complete = False
         context.cut = str(error) or type(error).__name__

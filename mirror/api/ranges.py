@@ -3,37 +3,89 @@
 from __future__ import annotations
 
 import re
+import secrets
+from itertools import pairwise
 
 from mirror.errors import RangeNotSatisfiable
 
 _RANGE = re.compile(r"\s*(\d{0,19})\s*-\s*(\d{0,19})\s*", re.ASCII)
+_MOST_RANGES = 2048
+"""Ranges of one request that are answered as such; podman asks for up to 1024 chunks of a zstd:chunked layer at once."""
+
+Range = tuple[int, int]
+"""A half-open range of bytes."""
 
 
-def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """The half-open range of bytes that a Range header asks for; None where the whole is to be sent.
+def parse_ranges(header: str | None, size: int) -> list[Range] | None:
+    """The ranges that a Range header asks for, in its order; None where the whole is to be sent.
 
-    Other units are ignored (section 14.2), and so is a list of ranges: no client of registries sends one. Raises RangeNotSatisfiable for
-    one that is malformed or begins past the end.
+    Other units are ignored (section 14.2), and so are more than `_MOST_RANGES`. Ranges beyond the end are left out where another is within; those that overlap
+    are joined, so that never more than the whole is sent. Raises RangeNotSatisfiable where one is malformed, or none is within.
     """
     if header is None:
         return None
-    unit, equals, spec = header.partition("=")
+    unit, equals, list_ = header.partition("=")
     if not equals or unit.strip().lower() != "bytes":
         return None
-    if "," in spec:
+    specs = list_.split(",")
+    if len(specs) > _MOST_RANGES:
         return None
+    found = [_parse(spec, size) for spec in specs if spec.strip() or len(specs) == 1]
+    if ranges := _apart([one for one in found if one is not None]):
+        return ranges
+    raise _refused(header, size)
+
+
+def _parse(spec: str, size: int) -> Range | None:
+    """One range; None where it is beyond the end. Raises RangeNotSatisfiable where it is malformed."""
     match = _RANGE.fullmatch(spec)
     first, last = match.groups() if match else ("", "")
-    if first:
+    if first and (not last or int(first) <= int(last)):
         start, stop = int(first), min(int(last) + 1 if last else size, size)
-        if start < size and (not last or int(first) <= int(last)):
-            return start, stop
-    elif last and int(last) > 0 and size > 0:
-        return max(size - int(last), 0), size
-    raise RangeNotSatisfiable(
+        return (start, stop) if start < size else None
+    if not first and last:
+        return (max(size - int(last), 0), size) if int(last) > 0 and size > 0 else None
+    raise _refused(spec, size)
+
+
+def _apart(ranges: list[Range]) -> list[Range]:
+    """`ranges` as they are where none overlaps another; else sorted, and joined where they overlap."""
+    ordered = sorted(ranges)
+    if all(one[1] <= following[0] for one, following in pairwise(ordered)):
+        return ranges
+    joined = [ordered[0]]
+    for start, stop in ordered[1:]:
+        if start < joined[-1][1]:
+            joined[-1] = joined[-1][0], max(joined[-1][1], stop)
+        else:
+            joined.append((start, stop))
+    return joined
+
+
+def _refused(header: str, size: int) -> RangeNotSatisfiable:
+    return RangeNotSatisfiable(
         f"the range {header[:80]!r} is malformed or not within the blob's {size} bytes; the forms are bytes=a-b, bytes=a- and bytes=-n",
         size,
     )
+
+
+class Multipart:
+    """A body of several ranges (section 14.6): each is sent after its `preamble`, and `end` after the last."""
+
+    def __init__(self, ranges: list[Range], size: int, content_type: str) -> None:
+        self._boundary = secrets.token_hex(16)
+        self.content_type = f"multipart/byteranges; boundary={self._boundary}"
+        self.preambles = [
+            f"\r\n--{self._boundary}\r\nContent-Type: {content_type}\r\nContent-Range: {content_range(one, size)}\r\n\r\n".encode()
+            for one in ranges
+        ]
+        self.end = f"\r\n--{self._boundary}--\r\n".encode()
+        self.length = sum(map(len, self.preambles)) + sum(stop - start for start, stop in ranges) + len(self.end)
+
+
+def content_range(one: Range, size: int) -> str:
+    """The value of Content-Range (section 14.4)."""
+    return f"bytes {one[0]}-{one[1] - 1}/{size}"
 
 
 def matches(header: str | None, etag: str) -> bool:

@@ -1,7 +1,7 @@
-"""Clients that ask again for what they have just been given whole: they may have found it wrong.
+"""Clients that ask again for a blob which they have just been given whole: they may have found it wrong.
 
-No client tells a registry that a digest did not fit; it fails, and is started again by somebody, or by itself (kubelet within five minutes). A disk that has rotted
-would give it the same bytes again.
+No client tells a registry that a digest did not match; it fails, and is started again by somebody, or by itself (kubelet within five minutes). A disk that has
+rotted would give it the same bytes for ever. So the blob is verified in the background, and the request after that gets it anew if it was damaged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mirror.names import Digest
 _WITHIN = 600.0
 """Seconds after which asking again is no more than asking again."""
 _INTERVAL = 3600.0
-"""Seconds for which a blob that was doubted is not doubted again: many clients may have one address."""
+"""Seconds for which a blob is not verified again: many clients may have one address."""
 _MOST = 10_000
 
 
@@ -25,21 +25,21 @@ class RepeatReads:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._given: OrderedDict[Hashable, float] = OrderedDict()
-        self._doubted: OrderedDict[Hashable, float] = OrderedDict()
+        self._verified: OrderedDict[Hashable, float] = OrderedDict()
 
     def given(self, client: str | None, digest: Digest) -> None:
         """A client has been given a blob whole."""
         self._note(self._given, (client, digest))
 
-    def repeat_reads(self, client: str | None, digest: Digest) -> bool:
-        """Whether a client that asks for all of a blob should rather have it verified anew. True for the first one that does."""
+    def is_repeat(self, client: str | None, digest: Digest) -> bool:
+        """Whether a blob that is asked for whole should be verified: the client was given it a moment ago, and it was not verified for `_INTERVAL`."""
         now = self._clock()
         if (
             now - self._given.get((client, digest), -_WITHIN) >= _WITHIN
-            or now - self._doubted.get(digest, -_INTERVAL) < _INTERVAL
+            or now - self._verified.get(digest, -_INTERVAL) < _INTERVAL
         ):
             return False
-        self._note(self._doubted, digest)
+        self._note(self._verified, digest)
         return True
 
     def _note(self, kept: OrderedDict[Hashable, float], key: Hashable) -> None:

@@ -110,24 +110,35 @@ class Targets:
         reference: Reference | None,
         query: dict[str, str],
     ) -> Target:
-        first = self._aliases.get(name[0], name[0])
         if registry is None and looks_like_registry(name[0]):
-            registry, name = self._known(name[0]), name[1:]
-        elif registry is not None and len(name) > 1 and first == registry:
+            registry, name = self._known(name[0]), _without_version(name[1:])
+        elif registry is not None and len(name) > 1 and self._canonical(name[0]) == registry:
             # buildkit sends `ns` and also keeps a mirror's path, which comes after /v2/.
-            name = name[1:]
+            name = _without_version(name[1:])
         registry = registry or self._default
         if registry == "docker.io" and len(name) == 1:
             name = ["library", *name]
         return Target(resource, path, registry, Repository.parse(registry, "/".join(name)), reference, query)
 
+    def _canonical(self, name: str) -> str:
+        """A registry's name as it is set: without the port that https has anyhow, and for other names of it its own."""
+        name = name.lower()
+        if name not in self._registries:
+            name = name.removesuffix(":443")
+        return self._aliases.get(name, name)
+
     def _known(self, name: str) -> str:
-        canonical = self._aliases.get(name.lower(), name.lower())
+        canonical = self._canonical(name)
         if canonical in self._registries:
             return canonical
         if not is_registry_name(canonical):
             raise RegistryUnknown("the registry's name (ns, or the first part of the path) is not a host name")
         raise RegistryUnknown.named(canonical)
+
+
+def _without_version(name: list[str]) -> list[str]:
+    """A repository's name without the ``v2`` of a registry's whole URL, put where its name alone was meant to be."""
+    return name[1:] if len(name) > 1 and name[0] == "v2" else name
 
 
 def _decoded(segment: str) -> str:

@@ -111,10 +111,10 @@ class Cache:
         """Ends everything, whatever part of it fails to; downloads in progress stay resumable."""
         await self._stack.aclose()
 
-    async def blob(self, repository: Repository, digest: Digest, *, verify_first: bool = False) -> tuple[Reader, Outcome]:
-        """A reader of a blob, once its size is known; the caller closes it. What is cached of one that is `doubted` is verified anew. Raises MirrorError."""
+    async def blob(self, repository: Repository, digest: Digest) -> tuple[Reader, Outcome]:
+        """A reader of a blob, once its size is known; the caller closes it. Raises MirrorError."""
         try:
-            if (cached := await self.store.open(digest, verify_first=verify_first)) is not None:
+            if (cached := await self.store.open(digest)) is not None:
                 return cached, HIT
         except StorageUnreadable as error:
             # It may well be there: it is passed through this time, and not written again.

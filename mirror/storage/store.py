@@ -215,10 +215,10 @@ class Store(Protocol):
 
     # ------------------------------------------------------------------ content
 
-    async def open(self, digest: Digest, *, verify_first: bool = False) -> Reader | None:
+    async def open(self, digest: Digest) -> Reader | None:
         """A reader of a cached blob, which stays readable to its end whatever happens; None where it is not cached.
 
-        Does not wait for anything unless the file was touched since it was verified, or with `verify_first`: it is verified anew then. Raises StorageUnreadable.
+        Does not wait for anything unless the file was touched since it was verified: it is verified anew then. Raises StorageUnreadable.
         """
         ...
 

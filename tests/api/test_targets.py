@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.api.ranges import matches, parse_range
+from mirror.api.ranges import matches, parse_ranges
 from mirror.api.targets import Resource, Targets
 from mirror.config import ALIASES
 from mirror.errors import MirrorError, RangeNotSatisfiable, RegistryUnknown
@@ -28,6 +28,13 @@ TARGETS = Targets({"docker.io": 1, "ghcr.io": 1, "localhost:5001": 1}.keys(), "d
         ("/v2/ghcr.io/owner/img/manifests/3", "ghcr.io", "owner/img"),
         ("/v2/docker.io/alpine/manifests/3", "docker.io", "library/alpine"),
         ("/v2/index.docker.io/library/alpine/manifests/3", "docker.io", "library/alpine"),
+        ("/v2/registry.hub.docker.com/library/alpine/manifests/3", "docker.io", "library/alpine"),
+        ("/v2/alpine/manifests/3?ns=index.docker.io", "docker.io", "library/alpine"),
+        ("/v2/alpine/manifests/3?ns=docker.io:443", "docker.io", "library/alpine"),
+        ("/v2/ghcr.io:443/owner/img/manifests/3", "ghcr.io", "owner/img"),
+        ("/v2/docker.io/v2/library/alpine/manifests/3", "docker.io", "library/alpine"),
+        ("/v2/docker.io/v2/library/alpine/manifests/3?ns=docker.io:443", "docker.io", "library/alpine"),
+        ("/v2/owner/v2/manifests/3", "docker.io", "owner/v2"),
         ("/v2/localhost:5001/a/b/c/manifests/3", "localhost:5001", "a/b/c"),
         ("/v2/localhost%3A5001/a/manifests/3", "localhost:5001", "a"),
         ("/ghcr.io/v2/owner/img/manifests/3", "ghcr.io", "owner/img"),
@@ -105,13 +112,18 @@ def test_no_target_breaks_the_parser(target: str) -> None:
         ("BYTES=1-2", (1, 3)),
         ("bytes=0-0", (0, 1)),
         ("items=0-1", None),
-        ("bytes=0-1,5-6", None),
+        ("bytes=5-6,0-1", [(5, 7), (0, 2)]),
+        ("bytes=0-1,5-6,", [(0, 2), (5, 7)]),
+        ("bytes=0-9,5-19,40-49", [(0, 20), (40, 50)]),
+        ("bytes=0-1,100-", (0, 2)),
+        ("bytes=0-,0-,-100", (0, 100)),
+        ("bytes=" + ",".join(f"{n}-{n}" for n in range(0, 4098, 2)), None),
         ("nonsense", None),
     ],
 )
-def test_ranges(header: str | None, expected: tuple[int, int] | None) -> None:
-    """All forms of RFC 9110; units and lists that are not served are ignored."""
-    assert parse_range(header, 100) == expected
+def test_ranges(header: str | None, expected: tuple[int, int] | list[tuple[int, int]] | None) -> None:
+    """All forms of RFC 9110: overlapping ranges are joined, those beyond the end left out; other units and too many ranges are ignored."""
+    assert parse_ranges(header, 100) == ([expected] if isinstance(expected, tuple) else expected)
 
 
 @pytest.mark.parametrize(
@@ -126,12 +138,14 @@ def test_ranges(header: str | None, expected: tuple[int, int] | None) -> None:
         "bytes=1",
         "bytes=",
         "bytes=99999999999999999999-",
+        "bytes=0-1,x",
+        "bytes=100-,200-",
     ],
 )
 def test_ranges_that_cannot_be(header: str) -> None:
     """Past the end, backwards, or malformed: 416, with the size."""
     with pytest.raises(RangeNotSatisfiable) as caught:
-        parse_range(header, 100)
+        parse_ranges(header, 100)
     assert caught.value.size == 100
 
 

@@ -11,6 +11,7 @@ import socket
 import sqlite3
 import stat
 import struct
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -319,10 +320,9 @@ async def test_a_cache_that_was_copied_is_verified_as_it_is_used(
 
 
 @pytest.mark.parametrize("size", [100, 8 * MIB])
-async def test_a_client_that_asks_again_gets_no_rot_a_second_time(
-    start: Callable[..., Any], upstream: Scripted, size: int
-) -> None:
-    """Nothing shows that a disk has rotted but a client that fails and comes again. A part of a blob, or another client, is no sign of that."""
+async def test_a_client_that_asks_again_has_rot_found_out(start: Callable[..., Any], upstream: Scripted, size: int) -> None:
+    """Nothing shows that a disk has rotted but a client that fails and comes again: the blob is verified behind it, removed, and fetched anew for the next
+    request. A part of a blob, or another client, is no sign of that."""
     blob = upstream.add_blob(os.urandom(size))
     mirror: Mirror = await start()
     await mirror.get(path(blob))
@@ -333,11 +333,40 @@ async def test_a_client_that_asks_again_gets_no_rot_a_second_time(
     assert (await mirror.get(path(blob))).digest() != blob
     async with aiohttp.ClientSession(mirror.url, connector=aiohttp.TCPConnector(local_addr=("127.0.0.2", 0))) as another:
         assert Digest.of(await (await another.get(path(blob))).read()) != blob
+    assert mirror.cached(blob)
+    await mirror.get(path(blob))
+    await until(lambda: not mirror.cached(blob))
     assert upstream.count("GET", blob.hex) == 1
     assert (await mirror.get(path(blob))).digest() == blob
     assert upstream.count("GET", blob.hex) == 2
     await mirror.until_cached(blob)
     assert (await mirror.get(path(blob))).cache == "mirror; hit"
+
+
+async def test_a_verification_holds_up_nobody(
+    start: Callable[..., Any], upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks again for a blob of many gigabytes gets it at once, and so does everybody behind the same address; it is verified once, however many ask."""
+    blob = upstream.add_blob(os.urandom(MIB))
+    mirror: Mirror = await start()
+    await mirror.get(path(blob))
+    await mirror.until_cached(blob)
+    released, verified = threading.Event(), []
+    verify = BlobStore.verify
+
+    def slowly(store: BlobStore, digest: Digest, given_up: Callable[[], bool]) -> bool:
+        verified.append(digest)
+        assert released.wait(60)
+        return verify(store, digest, given_up)
+
+    monkeypatch.setattr(BlobStore, "verify", slowly)
+    try:
+        for got in [await mirror.get(path(blob)), *await asyncio.gather(*(mirror.get(path(blob)) for _ in range(5)))]:
+            assert (got.digest(), got.cache) == (blob, "mirror; hit")
+        await until(lambda: bool(verified))
+    finally:
+        released.set()
+    assert verified == [blob]
 
 
 async def test_a_mirror_that_stops_does_not_wait_for_a_verification(

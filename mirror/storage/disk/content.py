@@ -61,10 +61,10 @@ class Content:
 
     # ------------------------------------------------------------------ blobs
 
-    async def open(self, digest: Digest, verify_first: bool) -> FileReader | None:
+    async def open(self, digest: Digest) -> FileReader | None:
         """See `Store.open`. A file that is there and sealed is opened in place, on the event loop: a hop to a thread costs more than the open."""
         file = await self._open(digest)
-        if file is not None and (verify_first or not file.sealed):
+        if file is not None and not file.sealed:
             file.close()
             await self._check_once(digest)
             file = await self._open(digest)

@@ -100,8 +100,8 @@ class DiskStore:
 
     # ------------------------------------------------------------------ content
 
-    async def open(self, digest: Digest, *, verify_first: bool = False) -> FileReader | None:
-        return await self._content.open(digest, verify_first)
+    async def open(self, digest: Digest) -> FileReader | None:
+        return await self._content.open(digest)
 
     def size(self, digest: Digest) -> int | None:
         return self._content.size(digest)
