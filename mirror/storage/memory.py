@@ -205,9 +205,7 @@ class MemoryStore:
 
     # ------------------------------------------------------------------ content
 
-    async def open(self, digest: Digest, *, verify_first: bool = False) -> MemoryReader | None:
-        if verify_first:
-            self.verify_behind(digest)
+    async def open(self, digest: Digest) -> MemoryReader | None:
         content = self.content.pop(digest, None)
         if content is None:
             return None

@@ -20,6 +20,7 @@ from mirror.storage.memory import MemoryStore
 from mirror.storage.settings import Upkeep
 from mirror.storage.slices import FileSlice, Part, Reader
 from mirror.storage.store import Gone, State, Store, TagRecord
+from tests.support.mirrors import until
 
 LIMIT = 1_000_000
 APP, OTHER = Repository("docker.io", "library/app"), Repository("ghcr.io", "other/app")
@@ -421,11 +422,13 @@ async def test_verifying_finds_what_is_damaged(store: Store, damage: Damage, rem
 
 
 async def test_damage_is_not_served_once_it_is_looked_for(store: Store, damage: Damage) -> None:
-    """Verified first, a damaged blob is absent; a sound one is there."""
+    """Verified in the background, a damaged blob is removed; a sound one stays."""
     sound, rotten = await put(store, os.urandom(1000)), await put(store, os.urandom(1000))
     damage(rotten)
-    assert await store.open(rotten, verify_first=True) is None
-    assert store.size(rotten) is None
-    reader = await store.open(sound, verify_first=True)
+    store.verify_behind(sound)
+    store.verify_behind(rotten)
+    await until(lambda: store.size(rotten) is None)
+    assert await store.open(rotten) is None
+    reader = await store.open(sound)
     assert reader is not None
     await reader.aclose()
