@@ -1,5 +1,5 @@
-"""The dashboard: pages for people, rendered here, with a little script and style of their own and nothing from another host.
+"""The dashboard: pages rendered on the server, with one script and one style sheet of their own, and nothing from another host.
 
-Looking is open to whoever may pull; changing anything needs the admin token (admin.py). What is shown comes from the cache's inventory and board; nothing of it
-is trusted: every text goes through the templates' escaping, and the Content-Security-Policy allows no script or style but the two files in ``static/``.
+Whoever may pull may look; changes need the admin token (admin.py). The pages show the cache's inventory and its active downloads. None of that is trusted: the
+templates escape every text, and the Content-Security-Policy allows no script or style but the files in ``static/``.
 """

@@ -1,8 +1,8 @@
-// Small conveniences; every page works without them.
+// Conveniences; every page works without them.
 "use strict";
 document.documentElement.classList.add("scripted");
 
-// Makes `old` what `fresh` is, leaving alone what is the same: focus and animations stay.
+// Changes `old` into `fresh`, touching only what differs, so that focus and animations stay.
 function morph(old, fresh) {
   if (old.isEqualNode(fresh)) return;
   if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName) {
@@ -35,43 +35,43 @@ function show(element, html) {
   fill(element, template.content);
 }
 
-// What moves by itself. Not while nobody looks.
+// The live parts of the overview. They pause while the page is hidden.
 const moving = document.querySelector("[data-events]");
 if (moving) {
   const live = document.getElementById("live");
   let events = null;
   let later = 0;
-  const tell = (on) => {
+  const showState = (on) => {
     live.className = on ? "live on" : "live off";
     live.textContent = on ? live.dataset.on : live.dataset.off;
   };
   const listen = () => {
     clearTimeout(later);
     events = new EventSource(moving.dataset.events);
-    events.onopen = () => tell(true);
+    events.onopen = () => showState(true);
     events.onmessage = (event) => {
       for (const [name, html] of Object.entries(JSON.parse(event.data))) show(document.getElementById(name), html);
     };
     events.onerror = () => {
-      tell(false);
-      // A browser comes again by itself only where the connection broke, not where it was refused.
+      showState(false);
+      // Browsers reconnect by themselves after a broken connection, but not after a refused one.
       if (events.readyState === EventSource.CLOSED) later = setTimeout(listen, 5000);
     };
   };
-  const hush = () => {
+  const stop = () => {
     clearTimeout(later);
     if (events) events.close();
     events = null;
   };
   document.addEventListener("visibilitychange", () => {
-    if (document.hidden) hush();
+    if (document.hidden) stop();
     else if (!events) listen();
   });
-  addEventListener("pagehide", hush);
+  addEventListener("pagehide", stop);
   addEventListener("pageshow", () => { if (!events) listen(); });
 }
 
-// The list follows what is typed.
+// The list is searched while the query is typed.
 const search = document.getElementById("search");
 if (search) {
   const list = document.getElementById("images");
@@ -102,7 +102,7 @@ document.addEventListener("change", (event) => {
   for (const box of event.target.form.querySelectorAll("[name=image]")) box.checked = event.target.checked;
 });
 
-// Copying. The clipboard is there over https and on the machine itself only; elsewhere it goes the old way.
+// Copying. Browsers have navigator.clipboard over https and on loopback only; elsewhere execCommand does it.
 async function copy(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const area = document.createElement("textarea");
