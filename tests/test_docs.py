@@ -1,4 +1,4 @@
-"""README, dashboard, deployment files and code say the same."""
+"""README, docs/, deployment files and code say the same."""
 
 from __future__ import annotations
 
@@ -17,10 +17,24 @@ from mirror import config, metrics
 from mirror.cli import main
 from mirror.clients import CLIENTS, Address
 from mirror.config import load
+from mirror.storage.disk.locks import Rank
 from tests.support.certificates import Authority
+from tests.test_structure import MAY_IMPORT
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+CLIENT_PAGE, SETTINGS, OPERATIONS, METRICS, DESIGN = (
+    PAGES[name] for name in ("clients", "settings", "operations", "metrics", "design")
+)
+LINKED = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "deploy").glob("*.md"),
+]
+"""Every page whose links are looked at."""
 TABLES: dict[str, type[BaseModel]] = {
     "server": config.Server,
     "cache": config.Cache,
@@ -32,7 +46,7 @@ TABLES: dict[str, type[BaseModel]] = {
 
 
 def metric_rows() -> dict[str, tuple[str, str]]:
-    """Labels and help of each metric, as the README's table has them."""
+    """Labels and help of each metric, as the table in docs/metrics.md has them."""
     found = [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
     return {
         metric._name + ("_total" if metric._type == "counter" else ""): (
@@ -47,28 +61,28 @@ def metric_names() -> set[str]:
     return set(metric_rows())
 
 
-def test_every_setting_is_in_the_readme_with_its_description() -> None:
+def test_every_setting_is_documented_with_its_description() -> None:
     """Neither more nor less."""
-    documented = dict(re.findall(r"^\| `([a-zA-Z\".]+\.[a-z_]+)` \| [^|]*\| (.*) \|$", README, re.MULTILINE))
+    documented = dict(re.findall(r"^\| `([a-zA-Z\".]+\.[a-z_]+)` \| [^|]*\| (.*) \|$", SETTINGS, re.MULTILINE))
     existing = {
         f"{table}.{name}": field.description for table, model in TABLES.items() for name, field in model.model_fields.items()
     }
     assert documented == existing
 
 
-def test_the_defaults_in_the_readme_are_the_defaults() -> None:
+def test_the_documented_defaults_are_the_defaults() -> None:
     """Set to what the table says, the settings are what they are unset."""
     tree: dict[str, dict[str, str]] = {}
-    for key, default in re.findall(r"^\| `((?:server|cache|upstream|log)\.[a-z_]+)` \| `([^`]+)` \|", README, re.MULTILINE):
+    for key, default in re.findall(r"^\| `((?:server|cache|upstream|log)\.[a-z_]+)` \| `([^`]+)` \|", SETTINGS, re.MULTILINE):
         table, name = key.split(".")
         tree.setdefault(table, {})[name] = default
     assert len(tree) == 4
     assert load(None, {}, tree) == load(None, {}, {})
 
 
-def test_every_metric_is_in_the_readme() -> None:
+def test_every_metric_is_documented() -> None:
     """Neither more nor less, with its labels and its help."""
-    rows = re.findall(r"^\| `((?:mirror|registry_proxy)_[a-z_]+)` \| (.*?) ?\| (.*) \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| `((?:mirror|registry_proxy)_[a-z_]+)` \| (.*?) ?\| (.*) \|$", METRICS, re.MULTILINE)
     assert {name: (labels, told) for name, labels, told in rows} == metric_rows()
 
 
@@ -80,19 +94,22 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     assert asked == metric_names()
 
 
-@pytest.mark.parametrize("snippet", re.findall(r"```toml\n(.*?)```", README, re.DOTALL))
-def test_toml_in_the_readme_is_toml(snippet: str) -> None:
-    """A reader copies it."""
-    tomllib.loads(snippet)
+@pytest.mark.parametrize("page", [README, *PAGES.values()], ids=["README", *PAGES])
+def test_toml_and_json_can_be_copied(page: str) -> None:
+    """Every block parses."""
+    for snippet in re.findall(r"```toml\n(.*?)```", page, re.DOTALL):
+        tomllib.loads(snippet)
+    for snippet in re.findall(r"```json\n(.*?)```", page, re.DOTALL):
+        json.loads(snippet)
 
 
-def test_what_the_readme_tells_clients_is_what_configure_writes() -> None:
-    """Each file of each client, for Docker Hub's images and the README's mirror: word for word, under its path."""
+def test_the_documented_files_of_clients_are_what_configure_writes() -> None:
+    """Each file of each client, for Docker Hub's images: word for word, under its path."""
     for client in CLIENTS.values():
         for file in client.plan(Address.parse("http://mirror.lan:5000"), ["docker.io"]):
-            assert f"```{file.path.rpartition('.')[2].replace('conf', 'toml')}\n{file.text}```" in README, client.name
-            assert f"`{file.path}`" in README
-        assert client.then in README
+            assert f"```{file.path.rpartition('.')[2].replace('conf', 'toml')}\n{file.text}```" in CLIENT_PAGE, client.name
+            assert f"`{file.path}`" in CLIENT_PAGE
+        assert client.then in CLIENT_PAGE
 
 
 @pytest.mark.parametrize("guide", ["home-lab.md", "office.md"])
@@ -117,11 +134,11 @@ def test_the_guides_fit_on_a_page_and_name_files_and_settings_that_exist(guide: 
         assert {argument for argument in arguments if argument.startswith("--")} <= known, line
 
 
-def test_every_command_is_in_the_readme() -> None:
+def test_every_command_is_documented() -> None:
     """And no other: `serve` has a section of its own."""
     listed = [
         name
-        for line in re.findall(r"^\| (`mirror .*?) \|", README, re.MULTILINE)
+        for line in re.findall(r"^\| (`mirror .*?) \|", OPERATIONS, re.MULTILINE)
         for name in re.findall(r"`(?:mirror )?(\w+)", line)
     ]
     assert sorted([*listed, "serve"]) == sorted(main.list_commands(Context(main)))
@@ -137,7 +154,7 @@ def test_every_command_says_in_one_line_what_it_does() -> None:
 
 
 def test_every_command_takes_the_flags_of_serve_that_say_which_mirror_is_meant() -> None:
-    """As the README says of all of them; and what prints a table prints JSON too."""
+    """As docs/operations.md says of all of them; and what prints a table prints JSON too."""
     for name in main.list_commands(Context(main)):
         command = main.get_command(Context(main), name)
         assert command is not None
@@ -146,18 +163,12 @@ def test_every_command_takes_the_flags_of_serve_that_say_which_mirror_is_meant()
         assert wanted | (set() if name in ("serve", "pin", "unpin") else {"--json"}) <= known, name
 
 
-def test_json_in_the_readme_is_json() -> None:
-    """A reader copies it."""
-    for snippet in re.findall(r"```json\n(.*?)```", README, re.DOTALL):
-        json.loads(snippet)
-
-
 def test_the_settings_that_are_shown_can_be_used(tmp_path: Path) -> None:
-    """The README's example and the one in deploy/, their comments undone."""
+    """The example of docs/settings.md and the one in deploy/, their comments undone."""
     password = tmp_path / "password"
     password.write_text("x")
     authority = Authority(tmp_path)
-    example = next(text for text in re.findall(r"```toml\n(.*?)```", README, re.DOTALL) if "[server]" in text)
+    example = next(text for text in re.findall(r"```toml\n(.*?)```", SETTINGS, re.DOTALL) if "[server]" in text)
     deployed = re.sub(r"^# (?=[\[a-z])(?!All|Any|Cred)", "", (ROOT / "deploy" / "mirror.toml").read_text(), flags=re.MULTILINE)
     for number, text in enumerate((example, deployed)):
         file = tmp_path / f"{number}.toml"
@@ -182,3 +193,54 @@ def test_no_package_registry_is_named_in_any_file() -> None:
         ):
             text = path.read_text(errors="ignore")
             assert not [host for host in hosts if host in text], path
+
+
+def test_the_readme_is_short() -> None:
+    """A newcomer reads it whole: 600 to 800 words, one picture."""
+    assert 600 <= len(README.split()) <= 800
+    assert len(re.findall(r"!\[|<img", README)) == 1
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    """Nobody finds what is not linked."""
+    assert {f"docs/{name}.md" for name in PAGES} <= set(re.findall(r"\]\(([^)#]+)", README))
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """To files that exist, and to headings that they have."""
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path) if path else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, target
+
+
+def test_the_design_names_files_that_exist_and_every_part() -> None:
+    """Each path into mirror/ and tests/, and each part of the import graph."""
+    for path in re.findall(r"`((?:mirror|tests)/[\w./-]+)`", DESIGN):
+        assert (ROOT / path).exists(), path
+    for part in MAY_IMPORT:
+        assert part.startswith("__") or re.search(rf"^\| `{part}` \| ", DESIGN, re.MULTILINE), part
+
+
+def test_the_design_has_the_order_of_locks() -> None:
+    """As mirror/storage/disk/locks.py ranks them."""
+    section = DESIGN.partition("## Locks")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| ([A-Z]+) \|", section, re.MULTILINE) == [rank.name for rank in Rank]
+
+
+def test_commands_in_the_pages_have_the_options_that_they_are_given() -> None:
+    """Every `mirror …` in a block of shell commands."""
+    for page in (README, *PAGES.values()):
+        for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL):
+            for line in re.findall(r"^(?:sudo )?(?:\.venv/bin/)?mirror (.*)$", block, re.MULTILINE):
+                command, *arguments = shlex.split(line, comments=True)
+                found = main.get_command(Context(main), command)
+                assert found is not None, line
+                known = {name for parameter in found.params for name in parameter.opts}
+                assert {argument for argument in arguments if argument.startswith("-")} <= known, line

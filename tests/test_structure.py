@@ -79,7 +79,7 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_each_part_knows_only_what_it_may(path: Path) -> None:
-    """The import graph is the one that the README draws."""
+    """The import graph is the one that docs/design.md shows."""
     part = path.relative_to(ROOT).parts[0].removesuffix(".py")
     assert imports(path) <= MAY_IMPORT[part]
 

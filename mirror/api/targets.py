@@ -1,6 +1,6 @@
 """What a request's target means: which resource, of which repository, in which registry.
 
-Clients name the registry in four ways (see the README's table):
+Clients name the registry in four ways (docs/clients.md has the table):
 
 - ``/v2/library/alpine/…``: the default registry (dockerd's registry-mirrors);
 - ``/v2/owner/image/…?ns=ghcr.io``: containerd, buildkit, k3s, nerdctl;

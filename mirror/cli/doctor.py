@@ -30,7 +30,7 @@ def doctor(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...
     try:
         settings = settings_of(config, cache_dir, upstreams)
     except ConfigError as error:
-        found = [problem("settings", fault, "correct it; README lists all settings") for fault in error.faults]
+        found = [problem("settings", fault, "correct it; docs/settings.md lists all settings") for fault in error.faults]
     else:
         try:
             address = Address.parse(url if url is not None else settings.server.own_url)

@@ -1,6 +1,6 @@
 """The clients: which files tell each of them to ask a mirror, and what is to be in those files.
 
-Texts in, texts out; only `client_here` looks at the machine. The command line writes them (mirror/cli/configure.py), the dashboard shows them, README's snippets are held to them.
+Texts in, texts out; only `client_here` looks at the machine. The command line writes them (mirror/cli/configure.py), the dashboard shows them, docs/clients.md is held to them.
 """
 
 from __future__ import annotations

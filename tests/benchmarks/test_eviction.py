@@ -12,7 +12,7 @@ from benchmarks.eviction.__main__ import BAR, OWN, SIZES, compare, main, play
 from benchmarks.eviction.policies import POLICIES
 from benchmarks.eviction.traces import SKEWED, WORKLOADS, Figures, Workload, read, synthetic
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "eviction.md").read_text()
 SHORT = synthetic(Workload("short", requests=5000, repositories=100), 1)
 
 
@@ -54,12 +54,12 @@ def test_extremes(policy: str) -> None:
     assert play(policy, 0, SHORT) == (0.0, 0.0)
 
 
-def test_the_mirrors_policy_reaches_its_bar_and_the_readme_has_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
-    """On the skewed traces: the ratio to LRU's byte hits at 10 %, and every policy's row of the README's table, in this order."""
+def test_the_mirrors_policy_reaches_its_bar_and_the_page_has_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    """On the skewed traces: the ratio to LRU's byte hits at 10 %, and every policy's row of the table in docs/eviction.md, in this order."""
     table = compare("skewed", [synthetic(SKEWED, seed) for seed in range(5)])
     tenth = SIZES.index(0.1)
     assert table[OWN][tenth][0] >= BAR * table["LRU"][tenth][0]
-    section = README.partition("## Which blobs stay")[2].partition("\n## ")[0]
+    section = PAGE.partition("## Made-up traffic")[2].partition("\n## ")[0]
     rows = [re.findall(r"\d+\.\d", line)[: len(SIZES)] for line in section.splitlines() if re.search(r"\d+\.\d \|", line)]
     assert rows == [[f"{by_bytes:.1%}"[:-1] for by_bytes, _ in row] for row in table.values()]
     assert capsys.readouterr().out

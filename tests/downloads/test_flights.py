@@ -1,4 +1,4 @@
-"""The ten promises that a download keeps (see "Flights" in the README)."""
+"""The ten promises that a download keeps (docs/design.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the mirror promises of large blobs over slow links, and of registries with several endpoints (see "Faster than pulling directly" in the README)."""
+"""What the mirror promises of large blobs over slow links, and of registries with several endpoints (docs/design.md)."""
 
 from __future__ import annotations
 

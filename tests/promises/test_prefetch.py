@@ -1,4 +1,4 @@
-"""What the mirror promises to fetch before it is asked for (see "Faster than pulling directly" in the README)."""
+"""What the mirror promises to fetch before it is asked for (docs/design.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the mirror promises of tags (see "Tags" in the README)."""
+"""What the mirror promises of tags (docs/design.md)."""
 
 from __future__ import annotations
 
