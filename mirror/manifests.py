@@ -150,6 +150,21 @@ def children_of(body: bytes) -> tuple[list[Digest], list[Digest]]:
     return manifests, blobs
 
 
+def embedded_in(body: bytes, digest: Digest) -> bytes | None:
+    """The content that a manifest embeds in its descriptor of `digest`, verified; None where it embeds none (image-spec 1.1, "Embedded Content")."""
+    document = _readable(body)
+    listed = [entry for name in ("layers", "manifests", "blobs") for entry, _ in _described(document.get(name))]
+    for entry in (document.get("config"), document.get("subject"), *listed):
+        if isinstance(entry, dict) and entry.get("digest") == str(digest) and isinstance(entry.get("data"), str):
+            try:
+                data = base64.b64decode(entry["data"], validate=True)
+            except ValueError:
+                continue
+            if Digest.of(data, digest.algorithm) == digest:
+                return data
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A line of an index: a manifest, and the platform that it is for, as ``os/architecture[/variant]``; None where it says none."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 from mirror import metrics
+from mirror.cache.embedded import EmbeddedReader, find_embedded
 from mirror.cache.images import Images
 from mirror.cache.lists import Lists, ListSource
 from mirror.cache.negative import Negative
@@ -26,7 +27,7 @@ from mirror.downloads.download import Source as BlobSource
 from mirror.downloads.flight import Flight, Progress
 from mirror.downloads.flights import FlightReader, Flights
 from mirror.downloads.parts import Reader
-from mirror.errors import Denied, StorageFull, StorageUnreadable, Unknown, UpstreamBusy
+from mirror.errors import Denied, StorageFull, StorageUnreadable, Unknown, UpstreamBusy, UpstreamError
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 from mirror.storage.disk.store import DiskStore
@@ -120,6 +121,14 @@ class Cache:
             # It may well be there: it is passed through this time, and not written again.
             log.warning("%s", error)
             return await self._direct(digest, self._context(repository, digest)), PASSED
+        try:
+            return await self._upstreams_blob(repository, digest)
+        except (Unknown, Denied, UpstreamError):
+            if (data := await find_embedded(self.store, digest)) is None:
+                raise
+            return EmbeddedReader(data), HIT
+
+    async def _upstreams_blob(self, repository: Repository, digest: Digest) -> tuple[Reader, Outcome]:
         await self._negative.check(_key(repository, digest))
         if self._prefetcher is not None:
             self._prefetcher.begin(repository, digest)
@@ -173,8 +182,13 @@ class Cache:
                 return _blob(digest, size), HIT
         if (size := self._flights.size(digest)) is not None:
             return _blob(digest, size), miss(collapsed=True)
-        await self._negative.check(_key(repository, digest))
-        descriptor, joined = await self._sizes.do((repository, digest), lambda: self._head(repository, digest))
+        try:
+            await self._negative.check(_key(repository, digest))
+            descriptor, joined = await self._sizes.do((repository, digest), lambda: self._head(repository, digest))
+        except (Unknown, Denied, UpstreamError):
+            if (data := await find_embedded(self.store, digest)) is None:
+                raise
+            return _blob(digest, len(data)), HIT
         return descriptor, Outcome("miss", collapsed=joined)
 
     async def repositories(self) -> list[Repository]:

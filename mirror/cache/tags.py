@@ -14,10 +14,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mirror import metrics
+from mirror.cache.embedded import find_embedded
 from mirror.cache.negative import Negative
 from mirror.cache.outcome import HIT, STALE, VALIDATED, Outcome, miss
-from mirror.errors import ManifestUnknown, MirrorError, Unknown, UpstreamInvalid
-from mirror.manifests import Descriptor, Manifest
+from mirror.errors import Denied, ManifestUnknown, MirrorError, Unknown, UpstreamError, UpstreamInvalid
+from mirror.manifests import Descriptor, Manifest, media_type_of
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.store import Store, TagRecord
 from mirror.tasks import SingleFlight
@@ -175,9 +176,13 @@ class Tags:
     async def _fetch_now(self, repository: Repository, reference: Reference) -> Manifest:
         try:
             manifest = await self._source(repository.registry).get_manifest(repository, reference)
-        except Unknown as error:
-            await self._unknown(repository, reference, error)
-            raise
+        except (Unknown, Denied, UpstreamError) as error:
+            data = await find_embedded(self._store, reference) if isinstance(reference, Digest) else None
+            if data is None or not isinstance(reference, Digest):
+                if isinstance(error, Unknown):
+                    await self._unknown(repository, reference, error)
+                raise
+            manifest = Manifest(media_type_of(data, None, verified=True), reference, data)
         await self._store.put_manifest(repository, manifest)
         if isinstance(reference, Tag):
             await self._remember(repository, reference, manifest.descriptor)

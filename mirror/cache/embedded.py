@@ -1,0 +1,40 @@
+"""Content that a cached manifest carries in a descriptor's ``data`` (image-spec 1.1, "Embedded Content").
+
+A registry need not have it: whoever embeds content may not have pushed it. So it is looked for when upstream does not give it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+from mirror.manifests import embedded_in
+from mirror.names import Digest
+from mirror.storage.slices import Part
+from mirror.storage.store import Store
+
+_MOST_MANIFESTS = 64
+"""Cached manifests that are looked into for one digest: a base layer is named by thousands."""
+
+
+async def find_embedded(store: Store, digest: Digest) -> bytes | None:
+    """The verified content of a digest, where a cached manifest embeds it."""
+    for name in (await store.naming(digest, 0.0))[:_MOST_MANIFESTS]:
+        manifest = await store.manifest(name)
+        if manifest is not None and (data := embedded_in(manifest.body, digest)) is not None:
+            return data
+    return None
+
+
+class EmbeddedReader:
+    """A reader of content in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self.size: int | None = len(data)
+        self._data = data
+
+    async def parts(self, start: int, stop: int | None) -> AsyncGenerator[Part, None]:
+        if data := self._data[start:stop]:
+            yield data
+
+    async def aclose(self) -> None:
+        pass
