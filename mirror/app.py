@@ -22,6 +22,7 @@ from mirror.settings_in_force import in_force
 from mirror.tasks import BackgroundTask
 from mirror.web.admin import Admin
 from mirror.web.pages import SiteInfo
+from mirror.web.sessions import EndedSessions
 from mirror.web.site import Site
 from mirror.web.token import token_in
 from mirror.wiring import wired
@@ -57,7 +58,7 @@ async def running(settings: Settings, worker: WorkerContext | None = None) -> As
             in_force(settings),
             lambda: None if pem is None else ends(pem),
         )
-        site = Site(cache, Admin(admin_token(settings)[0]), site_info)
+        site = Site(cache, Admin(admin_token(settings)[0], EndedSessions(settings.cache.dir)), site_info)
         api = Api(cache, targets, DEFAULT_REGISTRY, readiness.report, access, site.answer)
         server, connections = api.server()
         runner = web.ServerRunner(server, shutdown_timeout=settings.server.drain_timeout)

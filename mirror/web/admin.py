@@ -1,65 +1,81 @@
 """Who may change anything: whoever has the admin token, by a form and a cookie, or in a header.
 
-A session is a signed cookie and nothing else, so that it holds in every process that knows the token, and over restarts; another token ends them all. The form's
-answer is taken only from the page itself: by a secret that only the page knows, and by where the browser says that it comes from.
+A session is a signed cookie, so that it holds in every process that knows the token, and over restarts; another token ends them all, and logging out ends one.
+A form is accepted only from the page itself: by a secret that only the page knows, and by where the browser says that it comes from.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
 import secrets
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 from aiohttp import web
 
 from mirror.errors import AdminNeeded, Refused, TooManyGuesses
+from mirror.web.sessions import EndedSessions
 
 COOKIE = "mirror_admin"
 LASTS = 12 * 3600
 """Seconds of a session."""
 _GUESSES = 5
+"""Wrong tokens from one address after which further ones are answered slowly, for `_WAIT` seconds."""
 _WAIT = 60.0
+_DELAY = 2.0
+"""Seconds by which the answer to a wrong token is then delayed."""
+_MOST_DELAYED = 8
+"""Answers to one address that are delayed at a time: what they hold is bounded."""
 _MOST_GUESSERS = 10_000
 
 
 class Admin:
     """Checks tokens, sessions and where a request comes from. Times in seconds since the epoch."""
 
-    def __init__(self, token: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, token: str, ended: EndedSessions, clock: Callable[[], float] = time.time) -> None:
         self._token = token.encode()
+        self._ended = ended
         self._key = hmac.digest(self._token, b"mirror: sessions", "sha256")
         self._clock = clock
         self._guesses: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._delayed: Counter[str] = Counter()
 
     def session(self, request: web.BaseRequest) -> str | None:
-        """The session of a request, where it is a good one."""
+        """The session of a request; None where it has none, or one that is forged, expired or logged out."""
         given = request.cookies.get(COOKIE, "")
         expires, _, rest = given.partition(".")
         nonce, _, signature = rest.partition(".")
         if not (expires.isascii() and expires.isdigit() and len(expires) < 12 and int(expires) > self._clock()):
             return None
-        return given if self._same(signature, self._signed(f"session {expires}.{nonce}")) else None
+        if not self._same(signature, self._signed(f"session {expires}.{nonce}")):
+            return None
+        return given if _name(given) not in self._ended else None
 
-    def begin(self, request: web.BaseRequest, token: str) -> str:
+    async def begin(self, request: web.BaseRequest, token: str) -> str:
         """A new session for whoever knows the token. Raises AdminNeeded, TooManyGuesses."""
-        self._check(request, token)
+        await self._check(request, token)
         body = f"{int(self._clock()) + LASTS}.{secrets.token_hex(8)}"
         return f"{body}.{self._signed(f'session {body}')}"
+
+    def end(self, request: web.BaseRequest) -> None:
+        """Ends the session of a request, wherever else its cookie may be."""
+        if (session := self.session(request)) is not None:
+            self._ended.add(_name(session), self._clock())
 
     def form_secret(self, session: str) -> str:
         """What the forms of a session carry, and no other site can know."""
         return self._signed(f"form {session}")
 
-    def allow(self, request: web.BaseRequest, form_secret: str) -> None:
+    async def allow(self, request: web.BaseRequest, form_secret: str) -> None:
         """Lets a change pass: with the token in the header, or from a form of a session. Raises AdminNeeded, Refused, TooManyGuesses."""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             # No browser sends this by itself: there is nothing to be forged.
-            self._check(request, token.strip())
+            await self._check(request, token.strip())
             return
         session = self.session(request)
         if session is None:
@@ -68,21 +84,32 @@ class Admin:
         if not self._same(form_secret, self.form_secret(session)):
             raise Refused("this form is of another session: load the page again")
 
-    def _check(self, request: web.BaseRequest, token: str) -> None:
-        place, now = _place(request.remote), self._clock()
+    async def _check(self, request: web.BaseRequest, token: str) -> None:
+        """Lets the right token pass at once, however many wrong ones came from the same address: a proxy's, or a whole network's. Raises AdminNeeded,
+        TooManyGuesses."""
+        if hmac.compare_digest(token.encode(errors="replace"), self._token):
+            return
+        place = _place(request.remote)
+        now = self._clock()
         count, since = self._guesses.get(place, (0, now))
         if now - since >= _WAIT:
             count, since = 0, now
-        if count >= _GUESSES:
-            raise TooManyGuesses("too many wrong tokens from this address", max(1.0, since + _WAIT - now))
-        if hmac.compare_digest(token.encode(errors="replace"), self._token):
-            self._guesses.pop(place, None)
-            return
-        self._guesses[place] = count + 1, now
+        self._guesses[place] = count + 1, since
         self._guesses.move_to_end(place)
         if len(self._guesses) > _MOST_GUESSERS:
             self._guesses.popitem(last=False)
-        raise AdminNeeded("that is not the admin token")
+        if count < _GUESSES:
+            raise AdminNeeded("that is not the admin token")
+        if self._delayed[place] >= _MOST_DELAYED:
+            raise TooManyGuesses("too many wrong tokens from this address at the same time", _DELAY)
+        self._delayed[place] += 1
+        try:
+            await asyncio.sleep(_DELAY)
+        finally:
+            self._delayed[place] -= 1
+            if not self._delayed[place]:
+                del self._delayed[place]
+        raise TooManyGuesses("that is not the admin token, and there were many wrong ones from this address", _DELAY)
 
     def _signed(self, text: str) -> str:
         return hmac.digest(self._key, text.encode(errors="replace"), "sha256").hex()
@@ -105,6 +132,11 @@ def check_origin(request: web.BaseRequest) -> None:
         raise Refused(
             "this was sent from another site than the mirror's own page; a proxy before the mirror must pass on the Host header as it is"
         )
+
+
+def _name(session: str) -> str:
+    """A session without its signature."""
+    return session.rpartition(".")[0]
 
 
 def _place(remote: str | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
 
@@ -21,6 +22,8 @@ _KEEPALIVE = 15.0
 _PATIENCE = 20.0
 """Seconds for a listener to take what it is sent."""
 _MOST = 100
+_MOST_FROM_ONE = 20
+"""Listeners from one address: people behind one NAT, with a page or two each."""
 _RETRY = "retry: 3000\n\n"
 
 
@@ -31,7 +34,7 @@ class Live(Generic[_T]):
         """`look` finds how things stand; `draw` makes the parts of the page in a language, by the names of their elements."""
         self._look = look
         self._draw = draw
-        self._listeners = 0
+        self._listeners: Counter[str] = Counter()
         self._background_task = BackgroundTask(self._keep_watch)
         self._parts: dict[str, Mapping[str, str]] = {}
         self._state: _T | None = None
@@ -40,11 +43,12 @@ class Live(Generic[_T]):
 
     async def serve(self, request: web.BaseRequest, language: str, headers: Mapping[str, str]) -> web.StreamResponse:
         """Sends until the listener leaves, or the mirror is stopped. Where there are too many, one more is asked to come again."""
-        if self._closed or self._listeners >= _MOST:
+        client = request.remote or ""
+        if self._closed or self._listeners.total() >= _MOST or self._listeners[client] >= _MOST_FROM_ONE:
             return web.Response(status=503, headers={**headers, "Retry-After": "15"})
         # The last header is for nginx, which would keep the events to itself until it has some kilobytes of them.
         response = web.StreamResponse(headers={**headers, "Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
-        self._listeners += 1
+        self._listeners[client] += 1
         try:
             await response.prepare(request)
             await response.write(_RETRY.encode())
@@ -54,7 +58,7 @@ class Live(Generic[_T]):
             # It has left, or takes nothing.
             response.force_close()
         finally:
-            self._listeners -= 1
+            self._listeners -= Counter((client,))
         return response
 
     async def aclose(self) -> None:
@@ -89,7 +93,7 @@ class Live(Generic[_T]):
         return self._parts[language]
 
     async def _keep_watch(self) -> None:
-        while self._listeners:
+        while self._listeners.total():
             try:
                 self._state = await self._look()
                 self._parts.clear()

@@ -110,6 +110,7 @@ class Site:
                 return await self._log_in(request, target)
             case "POST", "logout", "":
                 check_origin(request)
+                self._admin.end(request)
                 return _redirect("/", {COOKIE: ""}, 0)
             case "GET" | "HEAD", "web", _:
                 return self._asset(target.path)
@@ -152,7 +153,7 @@ class Site:
 
     async def _change(self, request: web.BaseRequest, target: Target, name: str) -> web.StreamResponse:
         form, image = await _form(request), _image(name)
-        self._admin.allow(request, form.get("secret", ""))
+        await self._admin.allow(request, form.get("secret", ""))
         if form.get("action") == "fetch":
             done = await self._actions.fetch(image, form.get("platform", EVERY))
         else:
@@ -165,7 +166,7 @@ class Site:
     async def _change_several(self, request: web.BaseRequest) -> web.StreamResponse:
         fields = await _fields(request)
         form = dict(fields)
-        self._admin.allow(request, form.get("secret", ""))
+        await self._admin.allow(request, form.get("secret", ""))
         names = list(dict.fromkeys(value for key, value in fields if key == "image"))
         done = await self._actions.apply(form.get("action", ""), [_image(name) for name in names])
         self._pages.changed()
@@ -179,7 +180,7 @@ class Site:
         form = await _form(request)
         to = _local(form.get("to", ""))
         try:
-            session = self._admin.begin(request, form.get("token", "").strip())
+            session = await self._admin.begin(request, form.get("token", "").strip())
         except (AdminNeeded, TooManyGuesses) as error:
             if not _wants_html(request):
                 raise
@@ -281,7 +282,7 @@ def _image(name: str) -> tuple[Repository, Reference]:
 
 
 def _wants_html(request: web.BaseRequest) -> bool:
-    return "text/html" in request.headers.get("Accept", "")
+    return any("text/html" in line for line in request.headers.getall("Accept", ()))
 
 
 def _local(path: str) -> str:

@@ -1,0 +1,49 @@
+"""Sessions that were logged out before their time: known to every process on the cache directory, and over restarts."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+NAME = "ended-sessions"
+"""In the cache directory: an empty file for each session, named by when it would have expired, in seconds since the epoch, and a number of its own."""
+
+
+class EndedSessions:
+    """Only whoever has a session can end it, so that nobody without the token can fill the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / NAME
+        self._here: set[str] = set()
+        """Those that were ended in this process, for a disk that takes no more files."""
+
+    def __contains__(self, session: str) -> bool:
+        return session in self._here or os.path.lexists(self._folder / session)
+
+    def add(self, session: str, now: float) -> None:
+        """Ends a session, whose name is of decimal and hexadecimal digits and a dot; forgets those that have expired `now`."""
+        self._here.add(session)
+        self._here = {one for one in self._here if not _expired(one, now)}
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(self._folder / session, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            for one in os.listdir(self._folder):
+                if _expired(one, now):
+                    with contextlib.suppress(OSError):
+                        os.unlink(self._folder / one)
+        except OSError as error:
+            log.warning("a log-out is known to this process only, until it ends: %s", error)
+
+
+def _expired(session: str, now: float) -> bool:
+    expires = session.partition(".")[0]
+    return not expires.isdigit() or int(expires) <= now
