@@ -23,6 +23,7 @@ from benchmarks.origin import BLOBS, REPOSITORY, Image, Origin
 from benchmarks.peers import OWN, Peer, start
 from benchmarks.scenarios import Kind, Scenario
 from benchmarks.shaping import CLEAN, Link
+from benchmarks.tls import TlsFront
 from mirror.manifests import DOCKER_MANIFEST
 from tests.e2e.test_dockerd import Dockerd
 from tests.support.filled import fill
@@ -93,11 +94,13 @@ def _places(scenario: Scenario, origin: Origin, contenders: Sequence[str], worke
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix=f"mirror-bench-{scenario.name}-")))
         places = []
+        front = running.enter_context(TlsFront(origin, folder / "tls")) if scenario.tls else None
         for number, name in enumerate(contenders):
             link = running.enter_context(Link(origin.url, scenario.shape)) if scenario.shape != CLEAN else None
             if scenario.cached:
                 fill(folder / str(number) / "cache", scenario.cached // 3)
-            peer = start(name, folder / str(number), link.url if link else origin.url, workers)
+            upstream = link.url if link else front.url if front else origin.url
+            peer = start(name, folder / str(number), upstream, workers, front.environment if front else {})
             places.append(_Place(name, running.enter_context(peer), link))
         yield places
 

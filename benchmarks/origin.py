@@ -45,6 +45,8 @@ class Origin:
     def __init__(self, folder: Path) -> None:
         self._registry = DockerRegistry(folder, level="error")
         self.url = self._registry.url
+        self.blobs = folder / "data" / "docker" / "registry" / "v2" / "blobs"
+        """Where distribution keeps them ("storage/paths.go")."""
         self._made = 0
 
     def stop(self) -> None:

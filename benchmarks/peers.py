@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
@@ -97,13 +97,15 @@ class Peer:
             self._program.stop()
 
 
-def start(name: str, folder: Path, upstream: str, workers: int | None = None) -> Peer:
-    """The contender of that name, with `folder` for its own; `workers` is how many processes it may use, where it can be told."""
+def start(
+    name: str, folder: Path, upstream: str, workers: int | None = None, environment: Mapping[str, str] | None = None
+) -> Peer:
+    """The contender of that name, with `folder` for its own and more for its `environment`; `workers` is how many processes it may use, where it can be told."""
     folder.mkdir(parents=True, exist_ok=True)
     if name == DIRECT:
         return Peer(upstream)
     port = free_port()
-    environment = {"OTEL_TRACES_EXPORTER": "none"}
+    environment = {"OTEL_TRACES_EXPORTER": "none", **(environment or {})}
     beside: list[str] = []
     if name in (OWN, SINGLE, *UPKEEP):
         own, place = [sys.executable, "-m", "mirror"], ["--cache-dir", f"{folder}/cache", "--upstream", f"docker.io={upstream}"]
@@ -138,7 +140,7 @@ def _registry(folder: Path, port: int, upstream: str) -> Path:
 
 def _nginx(folder: Path, port: int, upstream: str, workers: int) -> Path:
     """proxy_cache as its users set it up, one fill at a time: its settings."""
-    address = urlsplit(upstream).netloc
+    scheme, address, *_ = urlsplit(upstream)
     user = "user root; " if os.geteuid() == 0 else ""
     config = folder / "nginx.conf"
     config.write_text(
@@ -150,7 +152,7 @@ def _nginx(folder: Path, port: int, upstream: str, workers: int) -> Path:
           scgi_temp_path {folder}/s;
           proxy_cache_path {folder}/cache keys_zone=blobs:16m max_size=20g inactive=1d use_temp_path=off;
           server {{ listen 127.0.0.1:{port};
-            location / {{ proxy_pass http://{address}; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host {address};
+            location / {{ proxy_pass {scheme}://{address}; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host {address};
               proxy_cache blobs; proxy_cache_valid 200 1d; proxy_cache_lock on; proxy_max_temp_file_size 4096m; }} }} }}"""
     )
     return config

@@ -43,6 +43,8 @@ class Scenario:
     clients: int = 1
     warm: bool = False
     """The image has been pulled before."""
+    tls: bool = False
+    """Upstream is behind TLS, without a shaped link."""
     shape: Shape = CLEAN
     """Of the link between the contender, or whoever pulls directly, and upstream."""
     contenders: tuple[str, ...] = EVERYBODY
@@ -70,7 +72,7 @@ class Scenario:
         parts = ["a real dockerd"] if self.kind is Kind.DOCKERD else []
         parts.append(f"one layer of {size}" if self.layers == 1 else f"{self.layers} layers of {size}")
         parts += [f"{self.clients} clients"] if self.clients > 1 else []
-        return ", ".join([*parts, "warm" if self.warm else str(self.shape)])
+        return ", ".join([*parts, "warm" if self.warm else "over TLS" if self.tls else str(self.shape)])
 
     def at_most(self, scale: Scale) -> Scenario:
         """The same, smaller."""
@@ -111,6 +113,7 @@ SCENARIOS = (
     Scenario("warm", warm=True, contenders=CACHES, hashed=0, rounds=15),
     Scenario("warm-8", warm=True, clients=8, contenders=CACHES, hashed=0, rounds=9),
     Scenario("cold", rounds=5),
+    Scenario("cold-tls", tls=True, contenders=CACHES, rounds=7),
     Scenario("segments", contenders=(OWN, SINGLE), rounds=11),
     Scenario("memory", size=1000 * MB, clients=200, contenders=(OWN,), hashed=1, limit=300),
     Scenario("capped", shape=CAPPED, together=True),
@@ -177,6 +180,7 @@ BARS = (
     Bar(4, "and 200 ms, upstream bytes", Point("capped-far", "upstream"), at_most=1.05),
     Bar(4, "unshaped, cold, time ÷ docker-registry's", *_beside("cold", "seconds", DOCKER_REGISTRY), at_most=1.0),
     Bar(4, "unshaped, cold, CPU ÷ docker-registry's", *_beside("cold", "cpu_per_gb", DOCKER_REGISTRY), at_most=1.0),
+    Bar(10, "over TLS, cold, time ÷ distribution 3's", *_beside("cold-tls", "seconds", DISTRIBUTION3), at_most=1.0),
     Bar(4, "100 clients, the last one's time ÷ that of one alone", Point("crowd", "seconds"), Point("alone", "seconds"), at_most=1.1),
     Bar(4, "100 clients, upstream bytes", Point("crowd", "upstream"), at_most=1.05),
     Bar(4, "cut every 5 MB, upstream bytes", Point("cut", "upstream"), at_most=1.05),
