@@ -10,12 +10,12 @@ from mirror.api.context import RequestContext, header, stream_body
 from mirror.api.ranges import Multipart, content_range, matches, parse_ranges, range_applies
 from mirror.api.repeat_reads import RepeatReads
 from mirror.api.responses import IMMUTABLE, VERSION, cache_status, etag
-from mirror.api.sending import read_slice
+from mirror.api.sending import read_slice, send_each
 from mirror.cache.cache import Cache
 from mirror.cache.outcome import HIT, Outcome
-from mirror.downloads.parts import Part
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository
+from mirror.storage.slices import Part
 
 _SMALL = 64 * 1024
 """Bytes up to which a blob goes out in one piece with its headers."""
@@ -107,7 +107,13 @@ async def blob(
 
 
 async def _small(parts: AsyncGenerator[Part, None]) -> bytes:
-    return b"".join([part if isinstance(part, bytes) else read_slice(part) async for part in parts])
+    body: list[bytes] = []
+
+    async def keep(part: Part) -> None:
+        body.append(part if isinstance(part, bytes) else read_slice(part))
+
+    await send_each(parts, keep)
+    return b"".join(body)
 
 
 def _headers(media_type: str, digest: Digest, outcome: Outcome) -> dict[str, str]:

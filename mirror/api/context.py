@@ -10,11 +10,11 @@ from aiohttp import web
 
 from mirror import metrics
 from mirror.api.ranges import Multipart
-from mirror.api.sending import FileSender, pieces, read_slice
+from mirror.api.sending import FileSender, pieces, read_slice, send_each
 from mirror.api.targets import Target
 from mirror.cache.outcome import Outcome
-from mirror.downloads.parts import FileSlice, Reader
 from mirror.errors import MirrorError, UpstreamCut
+from mirror.storage.slices import FileSlice, Part, Reader, SliceUnreadable
 
 
 @dataclass(slots=True)
@@ -88,22 +88,29 @@ async def stream_body(
     try:
         writer.send_headers()
         await writer.drain()
+
+        async def send(part: Part) -> None:
+            if isinstance(part, bytes):
+                await response.write(part)
+                await writer.drain()
+                context.count_sent("blob", len(part))
+            elif sender is not None:
+                await writer.drain()
+                try:
+                    await sender.send(part)
+                except SliceUnreadable as error:
+                    context.count_sent("blob", error.position - part.offset)
+                    raise
+                context.count_sent("blob", part.length)
+            else:
+                await _write(context, response, part)
+
         for number, (start, stop) in enumerate(ranges):
             if multipart is not None:
                 await response.write(multipart.preambles[number])
             before = context.sent
             async with aclosing(reader.parts(start, stop)) as parts:
-                async for part in parts:
-                    if isinstance(part, bytes):
-                        await response.write(part)
-                        await writer.drain()
-                        context.count_sent("blob", len(part))
-                    elif sender is not None:
-                        await writer.drain()
-                        await sender.send(part)
-                        context.count_sent("blob", part.length)
-                    else:
-                        await _write(context, response, part)
+                await send_each(parts, send)
             if stop is not None and context.sent - before != stop - start:
                 raise UpstreamCut("the blob is shorter than upstream said")
         if multipart is not None:

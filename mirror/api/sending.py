@@ -7,9 +7,11 @@ asyncio's own `loop.sendfile` goes through the event loop once for every piece t
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
-from mirror.downloads.parts import FileSlice
+from mirror.storage.slices import FileSlice, Part, SliceUnreadable
 
 _TURN = 4 * 1024 * 1024
 """Bytes after which other connections get their turn."""
@@ -26,7 +28,7 @@ class FileSender:
         self._socket = os.dup(transport.get_extra_info("socket").fileno())
 
     async def send(self, part: FileSlice) -> None:
-        """Returns when the kernel has taken all of it. Raises ConnectionError, TimeoutError, and OSError when the file is shorter."""
+        """Returns when the kernel has taken all of it. Raises ConnectionError, TimeoutError, and SliceUnreadable where the file is shorter or cannot be read."""
         done: asyncio.Future[None] = self._loop.create_future()
         position, end = part.offset, part.offset + part.length
 
@@ -37,13 +39,14 @@ class FileSender:
                 while position < limit:
                     sent = os.sendfile(self._socket, part.fd, position, limit - position)
                     if sent == 0:
-                        raise OSError("the cached file is shorter than it was")
+                        raise SliceUnreadable("the cached file is shorter than it was", position)
                     position += sent
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
                 if not done.done():
-                    done.set_exception(error)
+                    # No socket fails with EIO (send(2)): it is the file.
+                    done.set_exception(SliceUnreadable(str(error), position) if error.errno == errno.EIO else error)
                 return
             if position == end and not done.done():
                 done.set_result(None)
@@ -72,11 +75,29 @@ class FileSender:
 
 
 def read_slice(part: FileSlice) -> bytes:
-    """The bytes of a small slice. Raises OSError when the file is shorter."""
-    data = os.pread(part.fd, part.length, part.offset)
+    """The bytes of a small slice. Raises SliceUnreadable where the file is shorter or cannot be read."""
+    try:
+        data = os.pread(part.fd, part.length, part.offset)
+    except OSError as error:
+        raise SliceUnreadable(str(error), part.offset) from error
     if len(data) != part.length:
-        raise OSError("the cached file is shorter than it was")
+        raise SliceUnreadable("the cached file is shorter than it was", part.offset)
     return data
+
+
+async def send_each(parts: AsyncGenerator[Part, None], send: Callable[[Part], Awaitable[None]]) -> None:
+    """Sends all parts, and where the disk does not give one, what comes instead."""
+    part = await anext(parts, None)
+    while part is not None:
+        try:
+            await send(part)
+        except SliceUnreadable as error:
+            try:
+                part = await parts.athrow(error)
+            except StopAsyncIteration:
+                return
+        else:
+            part = await anext(parts, None)
 
 
 def pieces(part: FileSlice) -> list[FileSlice]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 from mirror import metrics
+from mirror.cache.cached_reader import CachedReader
 from mirror.cache.embedded import EmbeddedReader, find_embedded
 from mirror.cache.images import Images
 from mirror.cache.lists import Lists, ListSource
@@ -116,7 +117,9 @@ class Cache:
         """A reader of a blob, once its size is known; the caller closes it. Raises MirrorError."""
         try:
             if (cached := await self.store.open(digest)) is not None:
-                return cached, HIT
+                return CachedReader(
+                    cached, digest, self.store, lambda: self._source(repository.registry).blob(repository, digest)
+                ), HIT
         except StorageUnreadable as error:
             # It may well be there: it is passed through this time, and not written again.
             log.warning("%s", error)

@@ -19,6 +19,14 @@ class FileSlice:
 Part = FileSlice | bytes
 
 
+class SliceUnreadable(OSError):
+    """The disk does not give the bytes of a slice from `position` of its file on. Thrown into the generator that gave the slice, it may bring other parts."""
+
+    def __init__(self, why: str, position: int) -> None:
+        super().__init__(why)
+        self.position = position
+
+
 class Reader(Protocol):
     """One client's view of one blob. Whoever holds it closes it."""
 

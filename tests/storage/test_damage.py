@@ -100,7 +100,7 @@ async def test_what_is_no_file_under_a_blobs_name(
     await mirror.until_cached(blob)
     await until(lambda: file(mirror, blob).lstat().st_mode & 0o170777 == stat.S_IFREG | 0o600)
     assert (await mirror.get(path(blob))).cache == "mirror; hit"
-    assert upstream.count("GET", path(blob)) == 1
+    assert upstream.count("GET", str(blob)) == 1
     assert elsewhere.read_bytes() == b"not the mirror's"
 
 
