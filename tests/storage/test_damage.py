@@ -251,7 +251,8 @@ async def test_a_clock_that_is_set_back(start: Callable[..., Any], upstream: Scr
     for name in ("app", "other"):
         await mirror.get(f"/v2/{name}/manifests/latest")
     now += 1
-    upstream.fail("latest", Status(503), times=50, method="HEAD")
+    for method in ("HEAD", "GET"):
+        upstream.fail("latest", Status(503), times=50, method=method)
     assert "fwd=stale; detail=upstream" in (await mirror.get(LATEST)).cache
     upstream.heal()
     now -= 365 * 86400
