@@ -20,6 +20,7 @@ import pytest
 from mirror.cli.pull import this_platform
 from mirror.cli.tags import natural
 from mirror.downloads.active import read
+from mirror.manifests import OCI_INDEX, OCI_MANIFEST
 from mirror.names import Digest
 from tests.support.commands import Commands, mirror
 from tests.support.images import make_index
@@ -128,23 +129,88 @@ async def test_platforms_are_chosen(
 
 
 async def test_failures_are_told_and_the_rest_is_pulled(commands: Commands, upstream: Scripted, tmp_path: Path) -> None:
-    """An image that is not there, a platform it is not for, a blob that upstream lacks: each with its reason, status 1."""
+    """An image that is not there, a platform that it or its index is not for, a blob that upstream lacks: each with its reason, status 1."""
     image = upstream.add_image("library/good", "1")
     broken = upstream.add_image("library/broken", "1", layers=[b"gone", b"here"])
     del upstream.blobs[str(broken.layers[0])]
     upstream.add_index("library/other", "1", [image])
     upstream.manifests["library/other", str(image.digest)] = upstream.manifests["library/good", str(image.digest)]
-    found = await commands.json("pull", "good:1", "absent:1", "broken:1", "other:1", "--platform", "linux/riscv64", status=1)
+    found = await commands.json("pull", "good:1", "absent:1", "broken:1", "--platform", "linux/amd64", status=1)
     faults = {told["image"]: told["fault"] for told in found}
     assert faults["docker.io/library/good:1"] is None
     assert "has no manifest 1" in faults["docker.io/library/absent:1"]
     assert str(broken.layers[0]) in faults["docker.io/library/broken:1"]
-    assert "is not for linux/riscv64, but for linux/amd64" in faults["docker.io/library/other:1"]
     assert cached(tmp_path / "cache", image.layers[0])
     assert cached(tmp_path / "cache", broken.layers[1])
+    asked = len(upstream.asked)
+    found = await commands.json("pull", "good:1", "other:1", "--platform", "linux/riscv64", status=1)
+    for told in found:
+        assert told["fault"] == f"{told['image']} is not for linux/riscv64, but for linux/amd64"
+    assert not [one for one in upstream.asked[asked:] if "/blobs/" in one.path]
     done = await commands.run("pull", "absent:1")
     assert done.returncode == 1
     assert "mirror: docker.io/library/absent:1: docker.io has no manifest 1" in done.stderr
+
+
+async def test_an_index_of_indexes_with_gaps_is_pulled_as_far_as_it_goes(
+    commands: Commands, upstream: Scripted, tmp_path: Path
+) -> None:
+    """All that any level lists; what upstream lacks of it is named, with status 1; once it is there, the next run is content."""
+    amd, arm = (upstream.add_image("library/app") for _ in range(2))
+    inner, body = upstream.add_index("library/app", "inner", [amd, arm])
+    outer = {"mediaType": OCI_INDEX, "manifests": [{"mediaType": OCI_INDEX, "digest": str(inner), "size": len(body)}]}
+    upstream.add_manifest("library/app", "1", json.dumps(outer).encode(), OCI_INDEX)
+    lacking = upstream.manifests.pop(("library/app", str(arm.digest)))
+    (told,) = await commands.json("pull", "app:1", "--all-platforms", status=1)
+    assert told["fault"] == f"upstream lacks 1 manifest that docker.io/library/app:1 lists: {arm.digest} (linux/arm64)"
+    assert told["fetched"] == told["size"] == 1000 + len(upstream.blobs[str(amd.config)])
+    assert "already there" in await commands("pull", "app:1", "--platform", "amd64")
+    upstream.manifests["library/app", str(arm.digest)] = lacking
+    (told,) = await commands.json("pull", "app:1", "--all-platforms")
+    assert (told["fault"], told["blobs"]) == (None, 4)
+    for image in (amd, arm):
+        assert cached(tmp_path / "cache", image.layers[0])
+        assert upstream.count("GET", str(image.layers[0])) == 1
+
+
+async def test_all_bytes_that_come_are_counted_once(commands: Commands, upstream: Scripted) -> None:
+    """However fast they come, from whatever image or platform they are asked for first: together they are what upstream sent."""
+    base = os.urandom(3 * MIB)
+    for name in ("one", "two", "three"):
+        upstream.add_image(f"library/{name}", "1", layers=[base, os.urandom(2 * MIB), os.urandom(100_000)])
+    found = await commands.json("pull", "one:1", "two:1", "three:1")
+    assert sum(told["fetched"] for told in found) == sum(upstream.sent.values())
+    assert sum(told["fetched"] for told in await commands.json("pull", "one:1", "two:1", "three:1")) == 0
+
+
+async def test_what_a_running_mirror_brings_meanwhile_is_counted(start: Callable[..., Any], upstream: Scripted) -> None:
+    """Prefetched by another process while this one waits for the image's other blobs; what was there before the pull is not."""
+    mirror: Mirror = await start(prefetch=True, settings={"upstream": {"stall_timeout": 60}})
+    image = upstream.add_image("library/app", "1", layers=[os.urandom(MIB), os.urandom(MIB), os.urandom(MIB)])
+    held, prefetched, before = image.layers
+    await mirror.get(f"/v2/app/blobs/{before}")
+    await mirror.until_cached(before)
+    holds = [Hold(100_000), Hold(0)]
+    for layer, hold in zip((held, prefetched), holds, strict=True):
+        upstream.fail(str(layer), hold)
+    pulling = asyncio.create_task(Commands(mirror.directory, upstream).json("pull", "app:1"))
+    await holds[0].reached.wait()
+    await mirror.get("/v2/app/manifests/1")
+    client = asyncio.create_task(mirror.get(f"/v2/app/blobs/{held}"))
+    for hold in holds:
+        hold.release.set()
+    (told,) = await pulling
+    assert (await client).digest() == held
+    assert told["fetched"] == 2 * MIB + len(upstream.blobs[str(image.config)])
+
+
+async def test_a_blob_that_is_embedded_need_not_be_upstream(commands: Commands, upstream: Scripted) -> None:
+    """The image is there whole, since its manifest has the bytes."""
+    embedded = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": str(Digest.of(b"{}")), "size": 2, "data": "e30="}
+    body = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": embedded, "layers": [embedded]}
+    upstream.add_manifest("library/app", "1", json.dumps(body).encode())
+    (told,) = await commands.json("pull", "app:1")
+    assert told["fault"] is None
 
 
 async def test_wrong_use_is_status_2_and_says_where(commands: Commands, tmp_path: Path) -> None:

@@ -1,0 +1,143 @@
+"""Which images an index has for some platforms, or for all: a walk over indexes, which may list indexes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+
+from mirror.errors import ManifestUnknown, MirrorError, Unknown, UpstreamInvalid
+from mirror.manifests import INDEXES, MEDIA_TYPES, Entry, Manifest, entries_of, platform_of
+from mirror.names import Digest
+
+_DEEPEST = 8
+"""Levels of manifests: more is nobody's image, but somebody's trap."""
+_MOST_MANIFESTS = 2000
+_SIDE_BY_SIDE = 6
+_MOST_NAMED = 5
+"""Missing manifests that an error names."""
+
+_DEFAULT_VARIANTS = {"arm64": "v8", "arm": "v7"}
+"""What containerd takes for the variant where none is told ("platforms.Normalize")."""
+
+
+def fits(platform: str | None, wanted: str) -> bool:
+    """True where an index's entry is for a platform; ``linux/arm64`` is ``linux/arm64/v8``, and one without a variant is for all of its variants."""
+    if platform is None:
+        return False
+    given, asked = platform.split("/"), wanted.split("/")
+    if given[:2] != asked[:2]:
+        return False
+    default = _DEFAULT_VARIANTS.get(asked[1], "")
+    return len(asked) == 2 or [*given, default][2] == [*asked, default][2]
+
+
+def runs_on(platform: str, wanted: str) -> bool:
+    """True where an image's configuration fits a platform. Its variant is not looked at: many builders leave it out."""
+    return platform.split("/")[:2] == wanted.split("/")[:2]
+
+
+class Selection:
+    """What is wanted of the image `name`, gathered by `walk`."""
+
+    def __init__(
+        self,
+        name: str,
+        platforms: Collection[str] | None,
+        manifest_of: Callable[[Digest], Awaitable[Manifest]],
+        config_of: Callable[[Manifest], Awaitable[bytes]],
+    ) -> None:
+        """`platforms` such as ``linux/arm64``, None for everything. `config_of` gives an image's configuration, empty where there is none."""
+        self.images: dict[Digest, Manifest] = {}
+        self.failures: list[MirrorError] = []
+        """Why parts of it are not among `images`."""
+        self._name = name
+        self._platforms = platforms
+        self._manifest_of = manifest_of
+        self._config_of = config_of
+        self._offered: set[str] = set()
+        self._met: set[str] = set()
+        self._seen: set[Digest] = set()
+        self._absent: list[Entry] = []
+        self._slots = asyncio.Semaphore(_SIDE_BY_SIDE)
+
+    async def walk(self, root: Manifest) -> None:
+        """Finds the images. Raises ManifestUnknown where one of the platforms is not there."""
+        if not _is_index(root):
+            if await self._is_wanted(root, None, True):
+                self.images[root.digest] = root
+        else:
+            await self._descend(root)
+        unmet = [platform for platform in self._platforms or () if platform not in self._met]
+        absent = [entry for entry in self._absent if entry.platform or unmet or self._platforms is None]
+        if absent:
+            named = ", ".join(
+                f"{entry.descriptor.digest}{f' ({entry.platform})' if entry.platform else ''}" for entry in absent[:_MOST_NAMED]
+            )
+            more = f" and {len(absent) - _MOST_NAMED} more" if len(absent) > _MOST_NAMED else ""
+            missing = "1 manifest" if len(absent) == 1 else f"{len(absent)} manifests"
+            self.failures.insert(0, ManifestUnknown(f"upstream lacks {missing} that {self._name} lists: {named}{more}"))
+        elif unmet and not self.failures:
+            known = ", ".join(sorted(self._offered - {"unknown/unknown"}))
+            raise ManifestUnknown(f"{self._name} is not for {', '.join(unmet)}, but for {known or 'platforms that are not told'}")
+
+    async def _descend(self, root: Manifest) -> None:
+        level: list[tuple[Manifest, str | None]] = [(root, None)]
+        for _ in range(_DEEPEST):
+            entries: list[Entry] = []
+            for manifest, platform in level:
+                if _is_index(manifest):
+                    entries += self._wanted(manifest, platform)
+                elif await self._is_wanted(manifest, platform, False):
+                    self.images[manifest.digest] = manifest
+            if not entries:
+                return
+            if len(self._seen) > _MOST_MANIFESTS:
+                self.failures.append(UpstreamInvalid(f"{self._name} lists more than {_MOST_MANIFESTS} manifests"))
+                return
+            found = await asyncio.gather(*(self._fetch(entry) for entry in entries))
+            level = [(manifest, entry.platform) for manifest, entry in zip(found, entries, strict=True) if manifest is not None]
+        self.failures.append(UpstreamInvalid(f"{self._name} nests indexes more than {_DEEPEST} deep"))
+
+    def _wanted(self, index: Manifest, inherited: str | None) -> list[Entry]:
+        """The entries to look into: of a platform that is wanted, or that say nothing of it."""
+        wanted = []
+        for entry in entries_of(index.body):
+            platform = entry.platform or inherited
+            if platform is not None:
+                self._offered.add(platform)
+                met = {one for one in self._platforms or () if fits(platform, one)}
+                self._met |= met
+                if self._platforms is not None and not met:
+                    continue
+            if entry.descriptor.digest not in self._seen:
+                self._seen.add(entry.descriptor.digest)
+                wanted.append(Entry(entry.descriptor, platform))
+        return wanted
+
+    async def _is_wanted(self, image: Manifest, platform: str | None, is_root: bool) -> bool:
+        if self._platforms is None or platform is not None:
+            return True
+        told = platform_of(await self._config_of(image))
+        if told is None:
+            # No image for any machine (a chart, a signature): wanted where it was asked for by name.
+            if is_root:
+                self._met.update(self._platforms)
+            return is_root
+        self._offered.add(told)
+        met = {one for one in self._platforms if runs_on(told, one)}
+        self._met |= met
+        return bool(met)
+
+    async def _fetch(self, entry: Entry) -> Manifest | None:
+        async with self._slots:
+            try:
+                return await self._manifest_of(entry.descriptor.digest)
+            except Unknown:
+                self._absent.append(entry)
+            except MirrorError as error:
+                self.failures.append(error)
+        return None
+
+
+def _is_index(manifest: Manifest) -> bool:
+    return manifest.media_type in INDEXES or (manifest.media_type not in MEDIA_TYPES and bool(entries_of(manifest.body)))
