@@ -34,6 +34,7 @@
     │   └── UpstreamStalled        the body stopped coming
     ├── Pinned                     a pinned image is not deleted (409)
     ├── CatalogFailed              the cache's catalog could not be read or written (503)
+    ├── SizeDisputed               registries disagree on a blob's size; never shown to a client
     ├── StorageUnreadable          the cache's disk cannot say whether it has something; never shown to a client
     └── StorageFull                the cache's disk cannot take it; never shown to a client
 
@@ -226,6 +227,10 @@ class UpstreamCut(UpstreamError):
 
 class UpstreamStalled(UpstreamError):
     pass
+
+
+class SizeDisputed(MirrorError):
+    """The download goes by another registry's word: its bytes are not for the readers of this one."""
 
 
 class Pinned(MirrorError):

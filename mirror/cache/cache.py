@@ -28,7 +28,16 @@ from mirror.downloads.download import Source as BlobSource
 from mirror.downloads.flight import Flight, Progress
 from mirror.downloads.flights import FlightReader, Flights
 from mirror.downloads.parts import Reader
-from mirror.errors import Denied, StorageFull, StorageUnreadable, Unknown, UpstreamBusy, UpstreamError
+from mirror.errors import (
+    Denied,
+    MirrorError,
+    SizeDisputed,
+    StorageFull,
+    StorageUnreadable,
+    Unknown,
+    UpstreamBusy,
+    UpstreamError,
+)
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 from mirror.storage.disk.store import DiskStore
@@ -138,7 +147,7 @@ class Cache:
         context = self._context(repository, digest)
         try:
             _, reader, joined = await self._join(repository, digest, context)
-        except StorageFull:
+        except (StorageFull, SizeDisputed):
             return await self._direct(digest, context), PASSED
         return reader, miss(joined)
 
@@ -162,13 +171,16 @@ class Cache:
         """A place in a blob's flight, once its size is known; the caller closes the reader. Raises MirrorError."""
         while True:
             flight, joined = self._flights.join(digest, context)
-            reader = FlightReader(flight, context.source)
+            reader = FlightReader(flight, context)
             try:
-                await flight.headers()
-            except (Unknown, Denied, UpstreamBusy) as error:
+                await reader.open()
+            except (StorageFull, SizeDisputed):
                 await reader.aclose()
-                if joined:
-                    # The one that began it may have asked another repository, or another registry, or have had to wait for others.
+                raise
+            except MirrorError as error:
+                await reader.aclose()
+                if joined and error is flight.error and (error is not reader.refusal or isinstance(error, UpstreamBusy)):
+                    # It ended as another registry's word, or as what nobody waited for: this client's own has not been asked.
                     continue
                 if isinstance(error, Unknown):
                     await self._negative.remember(_key(repository, digest), error)
@@ -183,7 +195,7 @@ class Cache:
         with contextlib.suppress(StorageUnreadable):
             if (size := self.store.size(digest)) is not None:
                 return _blob(digest, size), HIT
-        if (size := self._flights.size(digest)) is not None:
+        if (size := self._flights.size(digest, repository)) is not None:
             return _blob(digest, size), miss(collapsed=True)
         try:
             await self._negative.check(_key(repository, digest))

@@ -20,6 +20,7 @@ from mirror.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from mirror.manifests import Descriptor
 
 _PASSING = (UpstreamCut, UpstreamStalled, UpstreamUnreachable, UpstreamTimeout, UpstreamLimited, UpstreamInvalid)
 """What another connection, perhaps to another endpoint, may mend."""
@@ -58,6 +59,10 @@ class Source(Protocol):
 
     async def open(self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None) -> Stream:
         """Opens ``[start, stop)``; ``(0, None)`` is all of it, without a Range. A `spare` one only within upstream's bounds, rather not at `avoid`."""
+        ...
+
+    async def describe(self) -> Descriptor:
+        """What upstream says of it, without the bytes. Raises Unknown, Denied, UpstreamError."""
         ...
 
     def reject(self) -> bool:

@@ -1,80 +1,70 @@
-"""Filling one spool file: which connections fetch what of a blob, until all of it is here and its digest verified.
-
-It begins with one connection, in order. Others join while they raise the throughput (see climb.py); they take segments in the order of the bytes, so that those
-nearest to the readers come first. A reader far ahead gets a connection of its own, and a connection far slower than its siblings gets a rival.
-"""
+"""Carries out a download's plan (see planner.py): the connections, the bytes, and the writes into the spool file, until all of it is here and verified."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable
-from statistics import median
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
-from mirror.downloads.concurrency import AdaptiveConcurrency
 from mirror.downloads.context import DownloadContext
-from mirror.downloads.download import Download
-from mirror.downloads.segments import Segment, Segments
+from mirror.downloads.download import Download, Source
+from mirror.downloads.planner import Detour, Fetch, Hedge, Planner, State
+from mirror.downloads.segments import Segment
+from mirror.downloads.suppliers import Supplier, Suppliers
 from mirror.downloads.verifier import Verifier
-from mirror.errors import MirrorError, RangeIgnored, StorageFull, UpstreamBusy
+from mirror.errors import MirrorError, RangeIgnored, StorageFull, UpstreamBusy, UpstreamInvalid, UpstreamStalled
 from mirror.names import Digest
 from mirror.storage.store import Partial
 
 log = logging.getLogger(__name__)
 
-SEGMENT = 8 * 1024 * 1024
-"""Bytes that are worth a request of their own."""
-_LARGEST_SEGMENT = 64 * 1024 * 1024
-_MOST_DETOURS = 4
 _TICK = 0.05
-_HEDGE_BELOW = 0.25
-"""Share of its siblings' median rate below which a connection gets a rival."""
-_LOOK = 1.0
-"""Seconds over which a connection's rate is taken."""
-_HANGS = 3.0
-"""Seconds without a first byte after which a connection counts as one that brings nothing."""
-_REPEATED = 0.03
-"""Share of a blob that rivals may fetch twice."""
+_SLOW_TICK = 0.5
+RESCUE_AGAIN = 30.0
+"""Seconds after which a registry that did not help a slow download is tried again."""
+
+
+class Watcher(Protocol):
+    """The flight whose file is filled."""
+
+    @property
+    def wanted(self) -> bool:
+        """True where somebody reads."""
+        ...
+
+    def answered(self, spool: Partial) -> None:
+        """Upstream has answered; the size is in the spool, if it is known at all."""
+        ...
+
+    def progressed(self) -> None:
+        """There are new bytes."""
+        ...
 
 
 class Filling:
     """The leader's work on one spool file."""
 
-    def __init__(
-        self,
-        spool: Partial,
-        digest: Digest,
-        context: DownloadContext,
-        heard: Callable[[], None],
-        progress: Callable[[], None],
-        wanted: Callable[[], bool],
-    ) -> None:
-        """`heard` is called once upstream has answered and the size is known, `progress` with all news; `wanted` tells whether anybody reads."""
+    def __init__(self, spool: Partial, digest: Digest, context: DownloadContext, suppliers: Suppliers, watcher: Watcher) -> None:
         self._spool = spool
         self._context = context
-        self._source = context.source
-        self._hear = heard
-        self._heard = False
-        self._tell = progress
-        self._wanted = wanted
+        self._suppliers = suppliers
+        suppliers.size = spool.size
+        self._watcher = watcher
         self._verifier = Verifier(spool, digest)
-        self._segments = Segments()
+        self._answered = False
         self._workers: set[asyncio.Task[None]] = set()
         self._extras: set[asyncio.Task[None]] = set()
-        self._aims: set[int] = set()
-        self._detours = True
-        self._concurrency = AdaptiveConcurrency(self._source.connections, context.learned_connections.get(context.origin, 1))
-        self._finished: deque[float] = deque(maxlen=8)
-        self._looked = 0.0
-        self._repeated = 0
+        self._time = asyncio.get_running_loop().time
+        learned = context.learned_connections.get(context.origin, 1)
+        self._planner = Planner(suppliers.connections, learned, self._time())
 
     async def run(self) -> bool:
         """Fetches what is missing. False when the digest of the whole is another. Raises MirrorError, OSError."""
         verifying = asyncio.create_task(self._verifier.matches())
         try:
             while not self._complete:
-                self._staff()
+                self._start_workers()
                 await self._wait()
                 self._observe()
             return await verifying
@@ -83,8 +73,13 @@ class Filling:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            if self._concurrency.learned_connections is not None:
-                self._context.learned_connections[self._context.origin] = self._concurrency.learned_connections
+            if (learned := self._planner.concurrency.learned_connections) is not None:
+                self._context.learned_connections[self._context.origin] = learned
+
+    def want(self, position: int, stop: int | None) -> None:
+        """A reader waits for the bytes at `position`: they are fetched out of order where the download does not come to them soon."""
+        if (detour := self._planner.detour(self._state, position, stop, self._time())) is not None:
+            self._extra(self._detour(detour))
 
     @property
     def _complete(self) -> bool:
@@ -92,40 +87,34 @@ class Filling:
         return size is not None and self._spool.have.covered_until(0) >= size
 
     @property
-    def _divisible(self) -> bool:
-        size = self._spool.size
-        return self._heard and size is not None and size >= 2 * SEGMENT and self._source.ranges
-
-    @property
-    def _target(self) -> int:
-        """Connections that there should be. Beyond the first they are for those who wait."""
-        return self._concurrency.target if self._divisible and self._wanted() else 1
-
-    def _progress(self) -> None:
-        self._verifier.progress()
-        self._tell()
+    def _state(self) -> State:
+        return State(
+            self._spool.have,
+            self._spool.size,
+            self._watcher.wanted,
+            self._answered,
+            self._suppliers.ranges,
+            len(self._workers),
+            len(self._extras),
+        )
 
     # ------------------------------------------------------------------ connections
 
-    def _staff(self) -> None:
-        while len(self._workers) < self._target:
-            # Nobody waits for the first bytes of what is fetched ahead either.
-            spare = bool(self._workers) or not self._wanted()
-            if (segment := self._next()) is not None:
-                task = asyncio.create_task(self._work(segment, spare))
-            elif self._workers and self._divisible and not self._aims and (stretch := self._half()) is not None:
-                self._aims.add(stretch[0])
-                task = asyncio.create_task(self._join_in(*stretch))
+    def _start_workers(self) -> None:
+        while (action := self._planner.start(self._state, self._time())) is not None:
+            if isinstance(action, Fetch):
+                task = asyncio.create_task(self._work(action.segment, action.spare))
             else:
-                return
+                task = asyncio.create_task(self._work_on_split(action.start, action.end))
             self._workers.add(task)
 
+    def _extra(self, work: Coroutine[Any, Any, None]) -> None:
+        self._extras.add(asyncio.create_task(work))
+
     async def _wait(self) -> None:
-        """Waits until a connection has ended, or it is time to look how they do. Raises what the last of them failed with."""
-        running = self._workers | self._extras
-        done, _ = await asyncio.wait(
-            running, timeout=_TICK if self._divisible or not self._heard else None, return_when=asyncio.FIRST_COMPLETED
-        )
+        """Waits until a connection has ended, or it is time to observe. Raises what the last of them failed with."""
+        tick = _TICK if self._state.divisible or not self._answered else _SLOW_TICK
+        done, _ = await asyncio.wait(self._workers | self._extras, timeout=tick, return_when=asyncio.FIRST_COMPLETED)
         for task in done & self._extras:
             self._extras.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
@@ -134,133 +123,148 @@ class Filling:
             self._workers.discard(task)
             if task.cancelled() or (error := task.exception()) is None:
                 continue
-            passing = self._workers or (self._wanted() and isinstance(error, UpstreamBusy | RangeIgnored))
+            passing = self._workers or self._extras or (self._watcher.wanted and isinstance(error, UpstreamBusy | RangeIgnored))
             if not passing or not isinstance(error, MirrorError) or isinstance(error, StorageFull):
                 raise error
             # The others go on, and take over what it leaves.
             if not isinstance(error, UpstreamBusy):
                 log.info("one of %d connections failed: %s", len(self._workers) + 1, error)
-            self._concurrency.step_back(asyncio.get_running_loop().time(), len(self._workers))
+            self._planner.concurrency.step_back(self._time(), len(self._workers))
 
-    def _next(self) -> Segment | None:
-        """Claims the first stretch that nobody has in hand."""
-        gap = self._segments.free(self._spool.have, self._spool.size)
-        if gap is None:
-            return None
-        start, end = gap
-        if end is not None and self._target > 1:
-            # Even pieces, as many as keep all connections busy to the end.
-            pieces = (end - start) // self._segment()
-            workers = max(self._target, 1)
-            pieces = pieces // workers * workers or pieces
-            end = start + -(-(end - start) // max(pieces, 1))
-        return self._segments.add(Segment(start, end))
-
-    def _segment(self) -> int:
-        """Bytes a segment: what a connection brings in a second, within bounds."""
-        return int(min(max(SEGMENT, max(self._finished, default=0.0)), _LARGEST_SEGMENT))
-
-    def _half(self) -> tuple[int, int] | None:
-        """A segment of what another connection was to fetch: it leads the way, and so goes on until a little before."""
-        assert self._spool.size is not None
-        owner = self._segments.largest(self._spool.size)
-        if owner is None or owner.hedge is not None or owner.left(self._spool.size) < 2 * SEGMENT:
-            return None
-        ahead = max(SEGMENT, int(owner.rate(asyncio.get_running_loop().time()) or 0))
-        start, end = owner.position + ahead, owner.position + owner.left(self._spool.size)
-        return (start, min(start + self._segment(), end)) if end - start >= SEGMENT else None
+    def _observe(self) -> None:
+        state, now = self._state, self._time()
+        if (gives_up := self._planner.give_up(state, now)) is not None:
+            raise UpstreamStalled(f"only {gives_up.count} bytes came in {gives_up.seconds:g} s")
+        for hedge in self._planner.observe(state, now):
+            self._extra(self._hedge(hedge, self._suppliers))
+        supplier = self._suppliers.idle(now, RESCUE_AGAIN)
+        if supplier is not None and (rescue := self._planner.rescue(state, now)) is not None:
+            supplier.tried = now
+            self._extra(self._rescue(rescue, supplier))
 
     async def _work(self, segment: Segment | None, spare: bool) -> None:
-        """Fetches one stretch after the other."""
+        """Fetches one segment after the other."""
         while segment is not None:
             await self._fetch(segment, spare)
-            segment = self._next() if len(self._workers) <= self._target else None
+            segment = self._planner.next_segment(self._state, self._time())
 
-    async def _join_in(self, start: int, end: int) -> None:
+    async def _work_on_split(self, start: int, end: int) -> None:
         if not await self._take_over(start, end):
-            self._concurrency.step_back(asyncio.get_running_loop().time())
+            self._planner.concurrency.step_back(self._time())
             return
-        await self._work(self._next() if len(self._workers) <= self._target else None, True)
+        await self._work(self._planner.next_segment(self._state, self._time()), True)
 
     async def _fetch(self, segment: Segment, spare: bool) -> None:
         spool = self._spool
         whole = segment.start == 0 and (segment.end is None or segment.end == spool.size)
-        download = Download(self._source, segment.start, None if whole else segment.end, spool.size, spare=spare)
+        download = Download(self._suppliers, segment.start, None if whole else segment.end, spool.size, spare=spare)
+        segment.task = asyncio.current_task()
         try:
-            if not self._heard:
+            if not self._answered:
                 # The first answer: its failure is the client's to hear at once, with a status.
                 await download.open()
-                await self._set_size(segment, download.size)
-                self._heard = True
-                self._hear()
+                await self._begin(segment, download.size)
             await self._transfer(download, segment)
             if spool.size is None:
                 await self._set_size(segment, download.size)
         finally:
-            self._segments.drop(segment)
+            self._planner.segments.drop(segment)
             await download.aclose()
 
+    async def _begin(self, segment: Segment, size: int | None) -> None:
+        await self._set_size(segment, size)
+        if not self._answered:
+            self._answered = True
+            self._watcher.answered(self._spool)
+
     async def _take_over(self, start: int, end: int) -> bool:
-        """Fetches ``[start, end)``, which is another connection's as yet, and aimed at. False when upstream could not, or it was too late."""
-        download = Download(self._source, start, end, self._spool.size, spare=True)
+        """Fetches ``[start, end)``, which is another connection's until the first bytes are on their way. False when upstream could not, or it was too late."""
+        download = Download(self._suppliers, start, end, self._spool.size, spare=True)
         try:
             await download.open()
             segment = await self._separate(start, end)
             if segment is None:
                 return False
-            self._aims.discard(start)
+            self._planner.taken(start)
             try:
                 await self._transfer(download, segment)
             finally:
-                self._segments.drop(segment)
+                self._planner.segments.drop(segment)
         except UpstreamBusy:
             return False
         finally:
-            self._aims.discard(start)
+            self._planner.taken(start)
             await download.aclose()
         return True
 
     async def _separate(self, start: int, end: int) -> Segment | None:
-        """Cuts ``[start, end)`` out of another claim; None where it can no longer be had."""
-        owner = self._segments.owner(start)
+        owner = self._planner.segments.owner(start)
         if owner is None:
-            gap = self._segments.free(self._spool.have, self._spool.size, start)
-            free = gap is not None and gap[0] == start and gap[1] is not None and end <= gap[1]
-            return self._segments.add(Segment(start, end)) if free else None
+            return self._planner.separate(self._state, start, end, self._time())
         async with owner.lock:
             # Not while it writes: what it is writing is not to be written twice.
-            if self._segments.owner(start) is not owner or owner.hedge is not None or owner.end is None or owner.end < end:
+            if self._planner.segments.owner(start) is not owner:
                 return None
-            owner.end = start
-            return self._segments.add(Segment(start, end))
+            return self._planner.separate(self._state, start, end, self._time())
+
+    async def _detour(self, detour: Detour) -> None:
+        try:
+            await self._take_over(detour.start, detour.end)
+        except (MirrorError, OSError) as error:
+            # What it leaves undone is a gap like any other.
+            log.info("out-of-order fetch at %d: %s", detour.start, error)
+            self._planner.detours = False
+
+    async def _hedge(self, hedge: Hedge, source: Source, *, spare: bool = True) -> None:
+        """Fetches the same as a slow connection; who is first ends the other."""
+        segment = self._planner.segments.add(hedge.segment)
+        start = segment.start
+        segment.task = asyncio.current_task()
+        stop = None if start == 0 and segment.end in (None, self._spool.size) else segment.end
+        download = Download(source, start, stop, self._spool.size, spare=spare, avoid=hedge.slow.endpoint)
+        try:
+            await download.open()
+            await self._begin(segment, download.size)
+            await self._transfer(download, segment)
+            if self._spool.size is None:
+                await self._set_size(segment, download.size)
+        except StorageFull:
+            raise
+        except MirrorError as error:
+            log.info("a hedge for a slow connection failed: %s", error)
+        finally:
+            self._planner.segments.drop(segment)
+            await download.aclose()
+
+    async def _rescue(self, hedge: Hedge, supplier: Supplier) -> None:
+        """Hedges by another registry, which is asked first from then on where it was faster."""
+        await self._hedge(hedge, self._suppliers.only(supplier), spare=False)
+        if hedge.segment.began is not None and not hedge.segment.lost:
+            self._suppliers.preferred = supplier
 
     # ------------------------------------------------------------------ bytes
 
     async def _transfer(self, download: Download, segment: Segment) -> None:
-        loop = asyncio.get_running_loop()
         segment.task = asyncio.current_task()
         while segment.end is None or segment.position < segment.end:
             data = await download.read()
             if not data:
-                return
+                break
             if segment.began is None:
-                segment.began = loop.time()
+                segment.began = self._time()
             segment.endpoint = download.endpoint
             async with segment.lock:
                 await self._keep(segment, data)
-            self._progress()
-        if (rate := segment.rate(loop.time())) is not None:
-            self._finished.append(rate)
-        if segment.hedge is not None and segment.hedge.task is not None:
+            self._progressed()
+        self._planner.finished(segment, self._time())
+        if segment.hedge is not None and segment.hedge.task is not None and not segment.lost:
             segment.hedge.task.cancel()
 
     async def _keep(self, segment: Segment, data: bytes | memoryview) -> None:
         there = self._spool.have.covered_until(segment.position) - segment.position
         if there > 0:
-            # A rival was faster.
-            self._repeated += min(there, len(data))
-            if self._repeated > _REPEATED * (self._spool.size or 0):
-                segment.end = segment.position
+            # A hedge was faster.
+            self._planner.repeat(segment, min(there, len(data)), self._spool.size)
         if segment.end is not None:
             data = data[: max(segment.end - segment.position, 0)]
         if there < len(data):
@@ -271,90 +275,16 @@ class Filling:
     async def _set_size(self, segment: Segment, size: int | None) -> None:
         if size is None:
             return
+        if self._suppliers.size not in (None, size):
+            raise UpstreamInvalid(f"upstream says {size} bytes of a blob of {self._suppliers.size}")
         if self._spool.size is None:
+            # Noted first, so that no other claim comes between.
+            self._suppliers.size = size
             await self._spool.set_size(size)
         if segment.end is None:
             segment.end = size
-        self._progress()
+        self._progressed()
 
-    # ------------------------------------------------------------------ looking after them
-
-    def _observe(self) -> None:
-        if not self._divisible or not self._wanted():
-            return
-        now = asyncio.get_running_loop().time()
-        here = self._spool.have.total
-        delivering = sum(segment.began is not None for segment in self._segments)
-        assert self._spool.size is not None
-        self._concurrency.observe(now, here, self._spool.size - here, delivering)
-        if now - self._looked >= _LOOK:
-            self._hedge_slow_segments(now)
-
-    def _hedge_slow_segments(self, now: float) -> None:
-        elapsed, self._looked = now - self._looked, now
-        rates = {segment: segment.look(elapsed) for segment in self._segments}
-        typical = median([*self._finished, *(rate for rate in rates.values() if rate)] or [0.0])
-        assert self._spool.size is not None
-        allowed = _REPEATED * self._spool.size - self._repeated
-        for segment, rate in rates.items():
-            hangs = segment.began is None and now - segment.made > _HANGS
-            if segment.hedge is not None or segment.end is None or not (hangs or rate is not None):
-                continue
-            slow = 0.0 if rate is None else rate
-            left = segment.end - segment.position
-            repeated = left * _HEDGE_BELOW
-            if len(rates) + len(self._finished) > 2 and slow < typical * _HEDGE_BELOW and left > slow and repeated < allowed:
-                allowed -= repeated
-                hedge = Segment(segment.position, segment.end, segment.lock)
-                segment.hedge, hedge.hedge = hedge, segment
-                self._extras.add(asyncio.create_task(self._hedge(hedge, segment.endpoint)))
-
-    async def _hedge(self, segment: Segment, avoid: str | None) -> None:
-        """Fetches the same as a straggler; who is first ends the other."""
-        self._segments.add(segment)
-        download = Download(self._source, segment.start, segment.end, self._spool.size, spare=True, avoid=avoid)
-        try:
-            await download.open()
-            await self._transfer(download, segment)
-        except MirrorError as error:
-            log.info("a rival for a slow connection failed: %s", error)
-        finally:
-            self._segments.drop(segment)
-            await download.aclose()
-
-    # ------------------------------------------------------------------ ranges far ahead
-
-    def want(self, position: int, stop: int | None) -> None:
-        """A reader waits for the bytes at `position`: they are fetched out of order where the download is not soon to come by."""
-        have, size = self._spool.have, self._spool.size
-        if (
-            size is None
-            or not self._detours
-            or not self._source.ranges
-            or position in self._aims
-            or len(self._extras) >= _MOST_DETOURS
-        ):
-            return
-        end: int | None
-        if (owner := self._segments.owner(position)) is not None:
-            before, end, near = owner.position, owner.end, SEGMENT
-        elif (gap := self._segments.free(have, size, position)) is not None and (
-            first := self._segments.free(have, size)
-        ) is not None:
-            before, end, near = first[0], gap[1], SEGMENT * len(self._workers)
-        else:
-            return
-        if end is None or position - before < near:
-            return
-        end = end if stop is None else min(stop, end)
-        if position < end:
-            self._aims.add(position)
-            self._extras.add(asyncio.create_task(self._detour(position, end)))
-
-    async def _detour(self, start: int, end: int) -> None:
-        try:
-            await self._take_over(start, end)
-        except (MirrorError, OSError) as error:
-            # What it leaves undone is a gap like any other.
-            log.info("out-of-order fetch at %d: %s", start, error)
-            self._detours = False
+    def _progressed(self) -> None:
+        self._verifier.progress()
+        self._watcher.progressed()

@@ -1,9 +1,11 @@
 """A flight: one download of one blob, however many read it.
 
 It belongs to the process, not to the request that began it: readers come and go, each at its own offset in the spool file, waiting only for the bytes
-to be there. A slow one costs nothing and holds up nobody; one that leaves ends nothing.
+to be there. A slow one costs nothing and holds up nobody; one that leaves ends nothing. Readers may have asked different registries: suppliers.py says what
+they share.
 
-The last bytes of the blob are withheld from everybody until its digest is verified, so that nobody ever holds a complete wrong blob.
+Whoever reads the whole blob gets its last bytes only once its digest is verified, so that nobody ever holds a complete wrong blob. A range that is not the
+whole is served as soon as its bytes are here: lazy pullers read a layer's last bytes first, and verify what they read themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +18,16 @@ from mirror import metrics
 from mirror.downloads.context import DownloadContext
 from mirror.downloads.filling import Filling
 from mirror.downloads.notifier import Notifier
-from mirror.errors import DigestMismatch, MirrorError, StorageFull, UpstreamInvalid, UpstreamUnreachable
+from mirror.downloads.suppliers import Supplier, Suppliers
+from mirror.errors import (
+    DigestMismatch,
+    MirrorError,
+    SizeDisputed,
+    StorageFull,
+    UpstreamInvalid,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from mirror.names import Digest
 from mirror.storage.store import Partial, Store
 
@@ -26,6 +37,8 @@ WITHHELD = 64 * 1024
 """Bytes at a blob's end that wait for its verification."""
 _FOLLOW_INTERVAL = 0.02
 _MOST_DISCARDS = 3
+PATIENCE = 25.0
+"""Seconds that a reader waits for its registry's first answer. containerd gives up after 30 s without headers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +61,12 @@ class Flight:
         self.error: MirrorError | None = None
         self._store = store
         self._context = context
-        self._headers_known = asyncio.Event()
+        self.suppliers = Suppliers(context)
+        self._asking: set[asyncio.Task[None]] = set()
         self._spool: Partial | None = None
         self._spools: list[Partial] = []
-        self._verified = False
+        self.verified = False
+        """True once the whole blob is here and is what its digest says."""
         self._running = True
         self._readers = 0
         self.was_read = False
@@ -62,11 +77,41 @@ class Flight:
 
     # ------------------------------------------------------------------ readers
 
-    async def headers(self) -> None:
-        """Waits until upstream has answered, so that status and length are known. Raises what it failed with."""
-        await self._headers_known.wait()
-        if self.error is not None and self._spool is None:
+    def join(self, context: DownloadContext) -> Supplier:
+        """The supplier whose word a reader goes by. One that is new to the download is asked now."""
+        supplier, new = self.suppliers.join(context)
+        if new and self._running:
+            self._ask(supplier)
+        return supplier
+
+    def _ask(self, supplier: Supplier) -> None:
+        task = asyncio.create_task(supplier.ask())
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def headers(self, supplier: Supplier) -> int | None:
+        """Waits until a registry has told its readers the size of the blob, or it is verified. The size; None where the registry does not say.
+
+        Raises what the registry, or the download, failed with; SizeDisputed where the download is of another size.
+        """
+        if not self.verified and self.error is None:
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await supplier.answered.wait()
+            except TimeoutError:
+                raise UpstreamTimeout(f"{supplier.repository.registry} has not answered for {PATIENCE:g} s") from None
+        if self.verified:
+            return self.size
+        if supplier.error is not None:
+            raise supplier.error
+        if self.error is not None and (self._spool is None or supplier is not self.suppliers.first):
             raise self.error
+        self._check_size(supplier.size)
+        return supplier.size
+
+    def _check_size(self, size: int | None) -> None:
+        if None not in (size, self.size) and size != self.size:
+            raise SizeDisputed(f"{size} bytes, where the download of {self.digest} is of {self.size}")
 
     def enter(self) -> None:
         """Counts a reader in: the files stay open until it has left."""
@@ -80,18 +125,20 @@ class Flight:
         metrics.readers.dec()
         self._close_spools()
 
-    async def readable(self, position: int, stop: int | None) -> tuple[Partial, int]:
+    async def readable(self, position: int, stop: int | None, size: int | None, *, whole: bool) -> tuple[Partial, int]:
         """Waits until there are bytes at `position`: the file that has them, and where they end for now.
 
-        Ends at `position` itself at the end of the blob. Raises MirrorError when no more will come.
+        `size` is what the reader was told; `whole` is True where it reads all of the blob.
+        Ends at `position` itself at the end of the blob. Raises MirrorError when no more will come, SizeDisputed where it was told another size.
         """
         while True:
             spool = self._spool
+            self._check_size(size)
             if spool is not None:
-                end = spool.have.covered_until(position) if not self._verified else self.size or 0
-                if not self._verified:
+                end = spool.have.covered_until(position) if not self.verified else self.size or 0
+                if not self.verified and whole:
                     end = min(end, (end if self.size is None else self.size) - WITHHELD)
-                if end > position or (self._verified and position >= end):
+                if end > position or (self.verified and position >= end):
                     return spool, end if stop is None else min(end, stop)
             if self.error is not None:
                 raise self.error
@@ -102,7 +149,7 @@ class Flight:
     @property
     def progress(self) -> Progress:
         """How far it is."""
-        have = self.size if self._verified else self._spools[-1].have.total if self._spools else 0
+        have = self.size if self.verified else self._spools[-1].have.total if self._spools else 0
         return Progress(self.size, have or 0, self._readers, self._filling is not None)
 
     # ------------------------------------------------------------------ the flight itself
@@ -124,7 +171,9 @@ class Flight:
             self.error = UpstreamInvalid("the download failed for a reason that the mirror's log tells")
         finally:
             self._running = False
-            self._headers_known.set()
+            for task in self._asking:
+                task.cancel()
+            self.suppliers.end()
             self._notifier.ring_now()
             for spool in self._spools:
                 if not spool.verified:
@@ -147,21 +196,24 @@ class Flight:
                 self._show(spool)
             if not spool.current:
                 break
+            if not self.suppliers.first.answered.is_set() and not self._asking:
+                # Another process downloads, and perhaps for the readers of another registry.
+                self._ask(self.suppliers.first)
             await asyncio.sleep(_FOLLOW_INTERVAL)
         if not spool.current:
             spool.follow()
             return self._ended_elsewhere(spool)
         if spool.finished():
             # By somebody else, between the miss and the lead.
+            self.verified = True
             self._show(spool)
-            self._verified = True
             return True
         return await self._lead(spool)
 
     def _ended_elsewhere(self, spool: Partial) -> bool:
         """The file has gone from its name. True when that was because it is finished; otherwise there is another to try."""
         if spool.verified:
-            self._verified = True
+            self.verified = True
             self._show(spool)
             return True
         self._discards += 1
@@ -173,18 +225,28 @@ class Flight:
         """Lets the readers at a spool file. Those that have read of an earlier one find out, see flights.FlightReader."""
         self._spool = spool
         self.size = spool.size
-        self._headers_known.set()
+        self.suppliers.show()
+        if self.verified:
+            self.suppliers.end()
+        self._notifier.ring()
+
+    # ------------------------------------------------------------------ what its filling asks and tells
+
+    @property
+    def wanted(self) -> bool:
+        """True where somebody reads."""
+        return self._readers > 0
+
+    def answered(self, spool: Partial) -> None:
+        """Upstream has answered."""
+        self._show(spool)
+
+    def progressed(self) -> None:
+        """There are new bytes."""
         self._notifier.ring()
 
     async def _lead(self, spool: Partial) -> bool:
-        self._filling = Filling(
-            spool,
-            self.digest,
-            self._context,
-            lambda: self._show(spool),
-            self._notifier.ring,
-            lambda: self._readers > 0,
-        )
+        self._filling = Filling(spool, self.digest, self._context, self.suppliers, self)
         # Counted where it is led: who reads along downloads nothing.
         metrics.flights.inc()
         try:
@@ -195,9 +257,10 @@ class Flight:
             again = spool.inherited
             if isinstance(error, DigestMismatch):
                 metrics.verification_failures.labels(self._context.origin).inc()
-                again = again or self._context.source.reject()
+                again = again or self.suppliers.reject()
             spool.discard()
             if again:
+                self.suppliers.restart()
                 return False
             raise
         except (StorageFull, OSError):
@@ -210,7 +273,7 @@ class Flight:
         finally:
             self._filling = None
             metrics.flights.dec()
-        self._verified = True
+        self.verified = True
         self._show(spool)
         self._notifier.ring_now()
         try:

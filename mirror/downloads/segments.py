@@ -1,4 +1,4 @@
-"""Who fetches which bytes of a blob: the stretches that connections have in hand, and what is left for others."""
+"""Which connection fetches which bytes of a blob, and which bytes none does yet."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from mirror.storage.extents import Extents
 
 
 class Segment:
-    """A stretch that one connection is fetching. Its end may move down while it does, where another takes over what comes after."""
+    """The bytes that one connection is fetching. Its end moves down when another connection takes over the rest."""
 
-    __slots__ = ("_seen", "began", "end", "endpoint", "hedge", "lock", "made", "position", "start", "task")
+    __slots__ = ("_seen", "began", "end", "endpoint", "hedge", "lock", "lost", "made", "position", "start", "task")
 
-    def __init__(self, start: int, end: int | None, lock: asyncio.Lock | None = None) -> None:
+    def __init__(self, start: int, end: int | None, made: float, lock: asyncio.Lock | None = None) -> None:
         self.start = start
         self.position = start
         """Offset of the next byte."""
         self.end = end
         """None while nobody knows how long the blob is."""
-        self.made = asyncio.get_running_loop().time()
+        self.made = made
         self.began: float | None = None
         """When its first bytes came, in the event loop's time."""
         self.endpoint: str | None = None
@@ -28,8 +28,10 @@ class Segment:
         """Who fetches it."""
         self.hedge: Segment | None = None
         """Another connection that fetches the same, because this one, or that one, is slow."""
+        self.lost = False
+        """True once its hedge was faster."""
         self.lock = asyncio.Lock() if lock is None else lock
-        """Held while bytes are written. Rivals share it: what one has written the other must not write over."""
+        """Held while bytes are written. A segment and its hedge share it: neither writes over what the other has written."""
 
         self._seen: int | None = None
 
@@ -38,19 +40,19 @@ class Segment:
         return (size if self.end is None else self.end) - self.position
 
     def rate(self, now: float) -> float | None:
-        """Bytes per second, so far; None before there is anything to tell."""
+        """Bytes per second, so far; None before its first bytes."""
         if self.began is None or now <= self.began:
             return None
         return (self.position - self.start) / (now - self.began)
 
-    def look(self, seconds: float) -> float | None:
-        """Bytes per second since the last look, so long ago; None at the first."""
+    def rate_since_last(self, seconds: float) -> float | None:
+        """Bytes per second since the last call, `seconds` ago; None at the first."""
         seen, self._seen = self._seen, self.position
         return None if seen is None else (self.position - seen) / seconds
 
 
 class Segments:
-    """The claims on one blob. They overlap only where two are rivals."""
+    """All segments of one blob. They overlap only where one is the hedge of the other."""
 
     def __init__(self) -> None:
         self._segments: list[Segment] = []
@@ -60,24 +62,24 @@ class Segments:
         return segment
 
     def drop(self, segment: Segment) -> None:
-        """Ends a claim; what it has not fetched is free again."""
+        """Removes a segment; what it has not fetched is free again."""
         self._segments.remove(segment)
         if segment.hedge is not None:
             segment.hedge.hedge = None
 
     def owner(self, position: int) -> Segment | None:
-        """The claim that will come by a byte."""
-        return next((c for c in self._segments if c.position <= position and (c.end is None or position < c.end)), None)
+        """The segment that will come to the byte at `position`."""
+        return next((s for s in self._segments if s.position <= position and (s.end is None or position < s.end)), None)
 
     def largest(self, size: int) -> Segment | None:
-        """The claim with the most bytes to come."""
+        """The segment with the most bytes to come."""
         return max(self._segments, key=lambda segment: segment.left(size), default=None)
 
     def free(self, have: Extents, size: int | None, position: int = 0) -> tuple[int, int | None] | None:
-        """The first stretch from `position` on that is neither here nor claimed; None where there is none."""
+        """The first stretch from `position` on that is neither here nor in a segment; None where there is none."""
         while (gap := have.next_gap(position, size)) is not None:
             start, end = gap
-            inside = [c for c in self._segments if (end is None or c.position < end) and (c.end is None or c.end > start)]
+            inside = [s for s in self._segments if (end is None or s.position < end) and (s.end is None or s.end > start)]
             if not inside:
                 return start, end
             first = min(inside, key=lambda segment: segment.position)

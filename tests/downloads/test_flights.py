@@ -12,7 +12,7 @@ import pytest
 
 from mirror.names import Digest
 from tests.support.mirrors import Mirror, until
-from tests.support.scripted import Chunked, Corrupt, Cut, Endless, Hold, Length, NoRange, Scripted, Status, WrongRange
+from tests.support.scripted import Chunked, Corrupt, Cut, Endless, Hold, Length, NoRange, Rate, Scripted, Status, WrongRange
 
 MIB = 1024 * 1024
 
@@ -187,16 +187,38 @@ async def test_6_nobody_ever_receives_a_complete_wrong_blob(mirror: Mirror, upst
     assert upstream.count("GET", str(blob)) == 2
 
 
-async def test_6_a_range_of_the_end_waits_for_verification_too(mirror: Mirror, upstream: Scripted) -> None:
-    """Parts fetched side by side cannot add up to a complete wrong blob either."""
+async def test_6_a_range_that_is_the_whole_waits_for_verification_too(mirror: Mirror, upstream: Scripted) -> None:
+    """``bytes=0-`` is no way around it."""
     data = os.urandom(2 * MIB)
     blob = upstream.add_blob(data)
     upstream.fail(str(blob), Corrupt(10))
-    answers = await asyncio.gather(
-        mirror.get(path(blob), Range=f"bytes=0-{MIB - 1}"), mirror.get(path(blob), Range=f"bytes={MIB}-")
-    )
-    assert answers[1].cut
-    assert len(answers[0].body) + len(answers[1].body) < len(data)
+    answer = await mirror.get(path(blob), Range="bytes=0-")
+    assert answer.cut
+    assert len(answer.body) < len(data)
+
+
+async def test_6_a_range_of_the_end_is_served_before_the_whole_is_here(mirror: Mirror, upstream: Scripted) -> None:
+    """Lazy pullers read a layer's last bytes first: they come while the rest of the blob does not."""
+    data = os.urandom(24 * MIB)
+    blob = upstream.add_blob(data)
+    hold = Hold(MIB)
+    upstream.fail(str(blob), hold)
+    answer = await mirror.get(path(blob), Range="bytes=-1000")
+    assert (answer.status, answer.body) == (206, data[-1000:])
+    assert not hold.release.is_set()
+    hold.release.set()
+    await mirror.until_cached(blob)
+    assert upstream.sent[str(blob)] < 1.1 * len(data)
+
+
+async def test_6_a_footer_of_a_small_blob_over_a_slow_link_does_not_wait_for_it(mirror: Mirror, upstream: Scripted) -> None:
+    """It gets a connection of its own as soon as the first one proves slow."""
+    data = os.urandom(4 * MIB)
+    blob = upstream.add_blob(data)
+    upstream.fail(str(blob), Rate(100_000.0))
+    answer = await mirror.get(path(blob), Range="bytes=-1000")
+    assert (answer.status, answer.body) == (206, data[-1000:])
+    assert upstream.sent[str(blob)] < MIB
 
 
 async def test_7_two_mirrors_on_one_directory_fetch_once(start: Callable[..., Any], upstream: Scripted) -> None:

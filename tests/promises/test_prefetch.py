@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 
 from mirror.downloads.concurrency import AdaptiveConcurrency
+from mirror.manifests import OCI_MANIFEST
 from mirror.names import Digest
 from tests.support.mirrors import Mirror, until
-from tests.support.scripted import Hold, Scripted, Status
+from tests.support.scripted import Chunked, Fault, Hold, Scripted, Status
 
 
 @pytest.fixture
@@ -29,14 +31,15 @@ def path(digest: Digest) -> str:
     return f"/v2/app/blobs/{digest}"
 
 
-async def test_an_images_layers_come_in_as_soon_as_its_first_blob_is_asked_for(mirror: Mirror, upstream: Scripted) -> None:
+async def test_an_images_layers_come_in_as_soon_as_its_first_layer_is_asked_for(mirror: Mirror, upstream: Scripted) -> None:
     """Each once, whether the client then asks for it or not; what it asks for in the meantime joins."""
     image = upstream.add_image("library/app", "latest", [os.urandom(100_000) for _ in range(7)])
     before = await mirror.metric("mirror_prefetched_total")
     await mirror.get("/v2/app/manifests/latest")
     await asyncio.sleep(0.1)
     assert upstream.count("GET", "blobs") == 0
-    await mirror.get(path(image.config))
+    await mirror.get(path(image.layers[3]))
+    await mirror.until_cached(image.config)
     for layer in image.layers:
         await mirror.until_cached(layer)
     for layer in image.layers:
@@ -61,34 +64,36 @@ async def test_never_for_platforms_that_nobody_asked_for(mirror: Mirror, upstrea
 
 async def test_it_is_bounded_and_clients_come_first(mirror: Mirror, upstream: Scripted) -> None:
     """No more than four are fetched ahead at once while they bring nothing, and a client's own request waits for none of them."""
-    image = upstream.add_image("library/app", "latest", [os.urandom(1000) for _ in range(12)])
+    image = upstream.add_image("library/app", "latest", [os.urandom(1000) for _ in range(13)])
     await mirror.get("/v2/app/manifests/latest")
-    holds = [Hold(10) for _ in image.layers]
-    for layer, hold in zip(image.layers, holds, strict=True):
-        upstream.fail(str(layer), hold)
-    await mirror.get(path(image.config))
+    held = (image.config, *image.layers[1:])
+    holds = [Hold(10) for _ in held]
+    for blob, hold in zip(held, holds, strict=True):
+        upstream.fail(str(blob), hold)
+    await mirror.get(path(image.layers[0]))
     await until(lambda: sum(hold.reached.is_set() for hold in holds) == 4)
     await asyncio.sleep(0.1)
     assert upstream.count("GET", "blobs") == 5
-    holds[11].release.set()
-    assert (await mirror.get(path(image.layers[11]))).digest() == image.layers[11]
+    holds[12].release.set()
+    assert (await mirror.get(path(image.layers[12]))).digest() == image.layers[12]
     for hold in holds:
         hold.release.set()
-    for layer in image.layers:
-        await mirror.until_cached(layer)
-    assert upstream.count("GET", "blobs") == 13
+    for blob in held:
+        await mirror.until_cached(blob)
+    assert upstream.count("GET", "blobs") == 14
 
 
 async def test_more_come_side_by_side_where_each_connection_is_slow(mirror: Mirror, upstream: Scripted) -> None:
     """Up to twelve, as long as twice as many bring more; each is still asked for once."""
-    image = upstream.add_image("library/app", "latest", [os.urandom(MIB) for _ in range(30)])
+    image = upstream.add_image("library/app", "latest", [os.urandom(1000), *(os.urandom(MIB) for _ in range(30))])
     upstream.rate = MIB / 2
     await mirror.get("/v2/app/manifests/latest")
-    await mirror.get(path(image.config))
+    await mirror.get(path(image.layers[0]))
     for layer in image.layers:
         await mirror.until_cached(layer)
     assert 8 <= upstream.most_bodies <= 12
-    assert upstream.count("GET", "blobs") == 31
+    await mirror.until_cached(image.config)
+    assert upstream.count("GET", "blobs") == 32
 
 
 def test_nothing_that_comes_is_no_reason_for_more() -> None:
@@ -104,9 +109,9 @@ async def test_a_layer_that_cannot_be_had_harms_nobody(mirror: Mirror, upstream:
     image = upstream.add_image("library/app", "latest", [os.urandom(1000) for _ in range(3)])
     upstream.fail(str(image.layers[0]), Status(404), times=9)
     await mirror.get("/v2/app/manifests/latest")
-    await mirror.get(path(image.config))
-    for layer in image.layers[1:]:
-        await mirror.until_cached(layer)
+    await mirror.get(path(image.layers[2]))
+    for blob in (image.config, *image.layers[1:]):
+        await mirror.until_cached(blob)
 
 
 async def test_nothing_is_fetched_ahead_where_that_is_switched_off(start: Callable[..., Any], upstream: Scripted) -> None:
@@ -114,7 +119,75 @@ async def test_nothing_is_fetched_ahead_where_that_is_switched_off(start: Callab
     image = upstream.add_image("library/app", "latest", [os.urandom(1000) for _ in range(3)])
     mirror: Mirror = await start(prefetch=False)
     await mirror.get("/v2/app/manifests/latest")
-    await mirror.get(path(image.config))
-    await mirror.until_cached(image.config)
+    await mirror.get(path(image.layers[0]))
+    await mirror.until_cached(image.layers[0])
     await asyncio.sleep(0.2)
     assert upstream.count("GET", "blobs") == 1
+
+
+async def test_a_configuration_alone_fetches_nothing_else(mirror: Mirror, upstream: Scripted) -> None:
+    """``skopeo inspect`` reads the manifest and the configuration: two requests, and no layer."""
+    image = upstream.add_image("library/app", "latest", [os.urandom(1000) for _ in range(3)])
+    await mirror.get("/v2/app/manifests/latest")
+    await mirror.get(path(image.config))
+    await mirror.until_cached(image.config)
+    # What a layer's request would have begun by now.
+    await asyncio.sleep(0.3)
+    assert upstream.count("GET", "blobs") == 1
+
+
+def describe(upstream: Scripted, layers: dict[Digest, int]) -> None:
+    """Puts library/app:latest upstream, whose manifest tells these sizes of its layers."""
+    kind = "application/vnd.oci.image.layer.v1.tar"
+    entries = [{"mediaType": kind, "digest": str(digest), "size": size} for digest, size in layers.items()]
+    body = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": entries}).encode()
+    upstream.manifests["library/app", "latest"] = OCI_MANIFEST, body
+    upstream.manifests["library/app", str(Digest.of(body))] = OCI_MANIFEST, body
+
+
+@pytest.mark.parametrize("fault", [Fault(), Chunked()])
+async def test_no_descriptor_is_believed(mirror: Mirror, upstream: Scripted, fault: Fault) -> None:
+    """A blob that is larger than its manifest says is given up, whether upstream says its length or not; one that a client asks for is fetched."""
+    small, large = upstream.add_blob(os.urandom(1000)), upstream.add_blob(data := os.urandom(16 * MIB))
+    describe(upstream, {small: 1000, large: 10})
+    upstream.rate = 4.0 * MIB
+    upstream.fail(str(large), fault)
+    await mirror.get("/v2/app/manifests/latest")
+    await mirror.get(path(small))
+    await until(lambda: upstream.count("GET", str(large)) == 1)
+    await until(lambda: upstream.bodies == 0)
+    assert upstream.sent.get(str(large), 0) < 8 * MIB
+    assert not mirror.cached(large)
+    upstream.rate = None
+    assert (await mirror.get(path(large))).body == data
+
+
+async def test_each_registry_has_a_budget(mirror: Mirror, upstream: Scripted) -> None:
+    """Blobs whose descriptors promise more than all that may be prefetched of a registry are left to the clients."""
+    blobs = [upstream.add_blob(os.urandom(1000)) for _ in range(3)]
+    describe(upstream, {blobs[0]: 1000, blobs[1]: 2**40, blobs[2]: 1000})
+    await mirror.get("/v2/app/manifests/latest")
+    await mirror.get(path(blobs[0]))
+    await mirror.until_cached(blobs[2])
+    assert upstream.count("GET", str(blobs[1])) == 0
+
+
+async def test_a_registry_that_drips_holds_up_no_other(start: Callable[..., Any], upstream: Scripted) -> None:
+    """Each registry's blobs take their turns for themselves."""
+    async with Scripted() as other:
+        mirror: Mirror = await start(prefetch=True, settings={"registries": {"other.example": {"endpoints": [other.url]}}})
+        slow = other.add_image("any", "1", [os.urandom(1000) for _ in range(20)])
+        holds = [Hold(10) for _ in slow.layers[1:]]
+        for layer, hold in zip(slow.layers[1:], holds, strict=True):
+            other.fail(str(layer), hold)
+        await mirror.get("/v2/other.example/any/manifests/1")
+        await mirror.get(f"/v2/other.example/any/blobs/{slow.layers[0]}")
+        await until(lambda: other.bodies >= 3)
+        image = upstream.add_image("library/app", "latest", [os.urandom(1000) for _ in range(3)])
+        await mirror.get("/v2/app/manifests/latest")
+        await mirror.get(path(image.layers[0]))
+        for blob in (image.config, *image.layers):
+            await mirror.until_cached(blob)
+        assert not any(hold.release.is_set() for hold in holds)
+        for hold in holds:
+            hold.release.set()

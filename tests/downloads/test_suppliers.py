@@ -1,0 +1,178 @@
+"""Clients of different registries ask for one blob: its bytes are shared; trust and fate are not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from mirror.names import Digest
+from tests.support.mirrors import Got, Mirror, until
+from tests.support.scripted import Corrupt, Cut, Delay, Fault, Hold, Length, Rate, Scripted, Status
+
+MIB = 1024 * 1024
+SIZE = 2 * MIB
+
+
+@pytest.fixture
+async def other() -> AsyncIterator[Scripted]:
+    """The registry that has the faults."""
+    async with Scripted() as scripted:
+        yield scripted
+
+
+@pytest.fixture
+async def mirror(start: Callable[..., Any], upstream: Scripted, other: Scripted) -> Mirror:
+    """A mirror of two registries: a healthy one, and other.example."""
+    settings = {"registries": {"docker.io": {"endpoints": [upstream.url]}, "other.example": {"endpoints": [other.url]}}}
+    started: Mirror = await start(settings=settings)
+    return started
+
+
+def of_healthy(blob: Digest) -> str:
+    return f"/v2/docker.io/library/app/blobs/{blob}"
+
+
+def of_other(blob: Digest) -> str:
+    return f"/v2/other.example/any/blobs/{blob}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A registry's fault, and what its own client may get: statuses of a whole answer, ``cut`` for one that ended early."""
+
+    fault: Callable[[], Fault]
+    first: set[object]
+    joined: set[object]
+
+
+CASES = {
+    "drips": Case(lambda: Rate(2000.0), {200}, {200}),
+    "hangs after headers": Case(lambda: Hold(0), {200, "cut"}, {200}),
+    "hangs before headers": Case(lambda: Delay(60), {200, 503}, {200, 503}),
+    "absent": Case(lambda: Status(404), {404}, {404}),
+    "refuses": Case(lambda: Status(403), {403}, {403}),
+    "fails": Case(lambda: Status(500), {200, 503}, {200, 503}),
+    "cut": Case(lambda: Cut(1000), {200, "cut"}, {200}),
+    "wrong bytes": Case(lambda: Corrupt(5), {"cut"}, {200}),
+    "says more": Case(lambda: Length(SIZE * 2), {"cut", 503}, {"cut"}),
+    "says less": Case(lambda: Length(SIZE // 2), {"cut", 503}, {"cut", 503}),
+}
+
+
+def outcome(got: Got, data: bytes) -> object:
+    """Nobody ever gets a whole answer with other bytes."""
+    if got.cut:
+        return "cut"
+    if got.status == 200:
+        assert got.body == data
+    return got.status
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_a_registry_that_was_asked_first_holds_no_other_registrys_clients(
+    mirror: Mirror, upstream: Scripted, other: Scripted, name: str
+) -> None:
+    """Whatever it does, they get the whole blob from their own, which sends the bytes once; what its own clients get is its own fault.
+
+    Wrong bytes are found out at the end only: who has read them by then is cut short, and gets the whole blob with the next request.
+    """
+    blob = upstream.add_blob(data := os.urandom(SIZE))
+    other.add_blob(data)
+    case = CASES[name]
+    for method in ("GET", "HEAD"):
+        other.fail(str(blob), *(case.fault() for _ in range(30)), method=method)
+    theirs = asyncio.create_task(mirror.get(of_other(blob)))
+    await until(lambda: other.count("GET", str(blob)) > 0)
+    ours = await asyncio.wait_for(mirror.get(of_healthy(blob)), 15)
+    if name == "wrong bytes" and ours.cut:
+        ours = await asyncio.wait_for(mirror.get(of_healthy(blob)), 15)
+    assert (ours.status, ours.cut) == (200, False)
+    assert ours.body == data
+    assert ours.headers["Content-Length"] == str(SIZE)
+    # Twice where the first fails just when its rescue has begun; the bytes come once all the same.
+    assert upstream.count("GET", str(blob)) <= 2
+    assert upstream.sent[str(blob)] <= 1.2 * SIZE
+    assert upstream.count("HEAD", str(blob)) <= 1
+    other.heal()
+    assert outcome(await asyncio.wait_for(theirs, 40), data) in case.first
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_a_registry_that_joins_harms_no_download(mirror: Mirror, upstream: Scripted, other: Scripted, name: str) -> None:
+    """It is asked by HEAD, once; its answer is told to its own clients alone, and the download does not notice."""
+    blob = upstream.add_blob(data := os.urandom(SIZE))
+    other.add_blob(data)
+    case = CASES[name]
+    for method in ("GET", "HEAD"):
+        other.fail(str(blob), *(case.fault() for _ in range(30)), method=method)
+    hold = Hold(MIB)
+    upstream.fail(str(blob), hold)
+    ours = asyncio.create_task(mirror.get(of_healthy(blob)))
+    await hold.reached.wait()
+    theirs = asyncio.create_task(mirror.get(of_other(blob)))
+    await until(lambda: other.count("HEAD", str(blob)) > 0)
+    hold.release.set()
+    got = await asyncio.wait_for(ours, 15)
+    assert not got.cut
+    assert got.body == data
+    assert upstream.count("GET", str(blob)) == 1
+    assert outcome(await asyncio.wait_for(theirs, 40), data) in case.joined
+
+
+async def test_another_registry_takes_over_when_the_first_fails_midway(
+    mirror: Mirror, upstream: Scripted, other: Scripted
+) -> None:
+    """Both have it, and both have readers: neither reader notices, and hardly a byte comes twice."""
+    blob = upstream.add_blob(data := os.urandom(SIZE))
+    other.add_blob(data)
+    hold = Hold(MIB)
+    other.fail(str(blob), hold)
+    other.fail(str(blob), Status(500), times=30)
+    theirs = asyncio.create_task(mirror.get(of_other(blob)))
+    await hold.reached.wait()
+    ours = asyncio.create_task(mirror.get(of_healthy(blob)))
+    await until(lambda: upstream.count("HEAD", str(blob)) == 1)
+    assert [(await task).body for task in (theirs, ours)] == [data, data]
+    assert upstream.count("GET", str(blob)) == 1
+    assert upstream.sent[str(blob)] <= 1.2 * MIB
+    hold.release.set()
+
+
+async def test_what_one_registry_said_of_a_size_is_not_told_to_anothers_clients(
+    mirror: Mirror, upstream: Scripted, other: Scripted
+) -> None:
+    """HEAD of a blob that is on its way asks the client's own registry."""
+    blob = upstream.add_blob(os.urandom(1000))
+    other.add_blob(upstream.blobs[str(blob)])
+    hold = Hold(10)
+    other.fail(str(blob), hold)
+    theirs = asyncio.create_task(mirror.get(of_other(blob)))
+    await hold.reached.wait()
+    upstream.fail(str(blob), Status(404), method="HEAD")
+    assert (await mirror.head(of_healthy(blob))).status == 404
+    assert upstream.count("HEAD", str(blob)) == 1
+    hold.release.set()
+    await theirs
+
+
+async def test_what_is_cached_is_served_to_whoever_asks_by_digest(mirror: Mirror, upstream: Scripted, other: Scripted) -> None:
+    """The digest is all the trust that verified content needs: the other registry is not asked."""
+    blob = upstream.add_blob(data := os.urandom(1000))
+    await mirror.get(of_healthy(blob))
+    await mirror.until_cached(blob)
+    assert (await mirror.get(of_other(blob))).body == data
+    assert other.asked == []
+
+
+async def test_clients_of_one_repository_share_its_answer(mirror: Mirror, other: Scripted) -> None:
+    """A refusal is asked for once, however many wait for it."""
+    blob = Digest.of(b"nobody has it")
+    other.fail(str(blob), Delay(0.2))
+    answers = await asyncio.gather(*(mirror.get(of_other(blob)) for _ in range(10)))
+    assert {answer.status for answer in answers} == {404}
+    assert other.count("GET", str(blob)) == 1
