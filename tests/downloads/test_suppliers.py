@@ -153,7 +153,8 @@ async def test_what_one_registry_said_of_a_size_is_not_told_to_anothers_clients(
     other.fail(str(blob), hold)
     theirs = asyncio.create_task(mirror.get(of_other(blob)))
     await hold.reached.wait()
-    upstream.fail(str(blob), Status(404), method="HEAD")
+    for method in ("HEAD", "GET"):
+        upstream.fail(str(blob), Status(404), method=method, times=5)
     assert (await mirror.head(of_healthy(blob))).status == 404
     assert upstream.count("HEAD", str(blob)) == 1
     hold.release.set()
