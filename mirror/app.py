@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 
 from aiohttp import web
@@ -36,8 +36,8 @@ _TELL = 2.0
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, worker: WorkerContext | None = None) -> AsyncIterator[str]:
-    """Runs the mirror, or one worker of it; gives its URL. Raises OSError where it cannot listen or use its cache directory, sqlite3.Error likewise."""
+async def running(settings: Settings, worker: WorkerContext | None = None, notes: Sequence[str] = ()) -> AsyncIterator[str]:
+    """Runs the mirror, or one worker of it; gives its URL. `notes` are sentences for /readyz. Raises OSError where it cannot listen or use its cache directory, sqlite3.Error likewise."""
     async with contextlib.AsyncExitStack() as stack:
         share = settings.server.workers if worker is not None else 1
         cache, upstreams = await stack.enter_async_context(wired(settings, share))
@@ -46,7 +46,7 @@ async def running(settings: Settings, worker: WorkerContext | None = None) -> As
         if access is not None:
             stack.callback(access.close)
         targets = Targets(settings.registries.keys(), DEFAULT_REGISTRY, ALIASES)
-        readiness = Readiness(settings, upstreams, worker)
+        readiness = Readiness(settings, upstreams, worker, notes)
         kept = settings.cache
         pem = settings.server.tls_certificate
         site_info = SiteInfo(
@@ -123,7 +123,9 @@ async def _tell_others(readiness: Readiness) -> None:
         await asyncio.sleep(_TELL)
 
 
-async def serve(settings: Settings, started: Callable[[str], None], worker: WorkerContext | None = None) -> None:
+async def serve(
+    settings: Settings, started: Callable[[str], None], worker: WorkerContext | None = None, notes: Sequence[str] = ()
+) -> None:
     """Runs until SIGTERM or SIGINT, then drains: no new connections, current requests end within the bound, downloads stay resumable.
 
     `started` is called with the URL once requests are taken. A worker ends as well when its parent is gone. Raises as `running` does.
@@ -140,7 +142,7 @@ async def serve(settings: Settings, started: Callable[[str], None], worker: Work
 
     if worker is not None:
         loop.add_reader(worker.orphaned, orphaned)
-    async with running(settings, worker) as url:
+    async with running(settings, worker, notes) as url:
         started(url)
         await stop.wait()
         if worker is not None:

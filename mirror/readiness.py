@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,19 @@ from mirror.workers.context import WorkerContext
 Endpoints = dict[str, list[dict[str, Any]]]
 """By registry, what is known of its endpoints, in the order of the settings."""
 
+_STATES = {
+    "failing": "has failed, and is still asked",
+    "open": "is left alone for some seconds after failures, a minute at most",
+    "wrong": "is asked last for blobs, because it sent wrong bytes",
+}
+
 
 class Readiness:
     """One process's view, and with it that of the other workers."""
 
-    def __init__(self, settings: Settings, upstreams: Upstreams, worker: WorkerContext | None) -> None:
+    def __init__(self, settings: Settings, upstreams: Upstreams, worker: WorkerContext | None, notes: Sequence[str] = ()) -> None:
+        """`notes` are sentences about the start that stay true."""
+        self._notes = notes
         self._settings = settings
         self._upstreams = upstreams
         self._file = worker.folder / f"endpoints-{worker.number}.json" if worker is not None else None
@@ -34,7 +43,7 @@ class Readiness:
     def report(self) -> dict[str, Any]:
         """A JSON object; ``degraded`` is a list of sentences."""
         directory = self._settings.cache.dir
-        degraded = []
+        degraded = list(self._notes)
         if not os.access(directory, os.W_OK):
             degraded.append(f"the cache directory {directory} cannot be written: everything is fetched, nothing kept")
         views = [self._own()]
@@ -47,7 +56,7 @@ class Readiness:
             registries[name] = latest
             for endpoint in latest:
                 if endpoint["state"] != "ok":
-                    degraded.append(f"{name}: {endpoint['endpoint']} is {endpoint['state']}: {endpoint['last_error']}")
+                    degraded.append(f"{name}: {endpoint['endpoint']} {_STATES[endpoint['state']]}: {endpoint['last_error']}")
         return {"degraded": degraded, "registries": registries}
 
     def _own(self) -> Endpoints:

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "storage": SHARED | {"units", "storage"},
     "downloads": SHARED | {"storage", "downloads"},
     "cache": SHARED | {"storage", "downloads", "cache"},
-    "api": SHARED | {"api", "cache", "downloads", "storage"},
+    "api": SHARED | {"units", "api", "cache", "downloads", "storage"},
     "web": SHARED | {"units", "clients", "api", "cache", "storage", "downloads", "web"},
     "doctor": SHARED | {"units", "config", "clients", "upstream", "doctor"},
     "workers": {"config", "metrics", "file_locks", "workers"},

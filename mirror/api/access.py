@@ -1,4 +1,4 @@
-"""The access log: one JSON line a request, on standard output.
+"""The access log: one JSON line a request, on standard output; on a terminal a short one for people.
 
 Lines are made and written by a thread of its own, so that neither a slow terminal nor a full pipe ever holds up a request; when it falls far behind, lines
 are dropped and counted.
@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any, TextIO
 
+from mirror.units import format_size
+
 _MOST_WAITING = 100_000
 _PAUSE = 0.2
 _ATOMIC = 4096
@@ -25,6 +27,7 @@ class AccessLog:
 
     def __init__(self, stream: TextIO = sys.stdout) -> None:
         self._stream = stream
+        self._line = _short_line if stream.isatty() else _line
         self._waiting: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
         self._dropped = 0
         self._thread = threading.Thread(target=self._write, name="access log", daemon=True)
@@ -63,7 +66,7 @@ class AccessLog:
                 if entry is None:
                     open_ = False
                     break
-                lines.append(_line(entry))
+                lines.append(self._line(entry))
                 if self._waiting.empty():
                     break
                 entry = self._waiting.get()
@@ -107,3 +110,13 @@ def _line(entry: tuple[Any, ...]) -> str:
         f'"reference":{json.dumps(reference)},"status":{status},"bytes":{size},"duration":{seconds:.6f},"cache":{json.dumps(cache)},'
         f'"agent":{json.dumps(agent)},"complete":{"true" if complete else "false"}}}\n'
     )
+
+
+def _short_line(entry: tuple[Any, ...]) -> str:
+    moment, client, method, repository, reference, status, size, seconds, cache, _, complete = entry
+    name = repository + (f"@{reference[:19]}" if reference.startswith("sha") else f":{reference}" if reference else "")
+    result = cache.removeprefix("mirror; ").partition(";")[0]
+    rest = "" if complete else ", cut short"
+    line = f"{time.strftime('%H:%M:%S', time.localtime(moment))} {client} {method} {name or '-'} {status} {format_size(size)} in {seconds:.2f} s {result}{rest}"
+    # What clients send must not control a terminal.
+    return "".join(one if one.isprintable() else "?" for one in line) + "\n"

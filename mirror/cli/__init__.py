@@ -1,9 +1,12 @@
-"""The command line. A command's module is imported when it is asked for: most need neither the server nor an HTTP client, and should answer at once."""
+"""The command line. A command's module is imported when it is called: most need neither the server nor an HTTP client, and should answer at once."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -25,7 +28,9 @@ COMMANDS = {
     "configure": "configure",
     "doctor": "doctor",
 }
-"""Names of commands to their modules, in the order in which people are to see them."""
+"""Commands and their modules, in the order of the help text."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
 
 
 class _Commands(click.Group):
@@ -39,19 +44,62 @@ class _Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, COMMANDS, 1)
+            hint = f"Did you mean {near[0]!r}?" if near else "See mirror --help."
+            ctx.fail(f"No such command {name!r}. {hint}")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("mirror: interrupted", err=True)
+            sys.exit(INTERRUPTED)
         except BrokenPipeError:
-            # Nobody reads on, as with `mirror ls | head`: click ends it without a word.
+            # The reader of a pipe has closed it, as in `mirror ls | head`: click ends silently.
             raise
         except OSError as error:
-            # Commands tell themselves what is wrong with a cache or a file. What is left is standard output.
-            click.echo(f"mirror: what it has to tell cannot be written: {error.strerror}", err=True)
+            # Commands report faults of the cache and of files themselves, so this one is standard output's.
+            click.echo(f"mirror: the output cannot be written: {error.strerror}", err=True)
             sys.exit(1)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="mirror")
+def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        commit = _commit()
+        click.echo(f"mirror, version {__version__}" + (f" (commit {commit})" if commit else ""))
+        ctx.exit()
+
+
+def _commit() -> str:
+    """The commit of the checkout that this program runs from; empty for an installed one."""
+    source = Path(__file__).parents[2]
+    if not (source / ".git").exists():
+        return ""
+    command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+_EPILOG = """\b
+Completion of commands and options, in bash (zsh and fish: zsh_source, fish_source):
+  eval "$(_MIRROR_COMPLETE=bash_source mirror)"
+"""
+
+
+@click.group(cls=_Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version, and the commit.",
+)
 def main() -> None:
     """A pull-through caching mirror for container images."""

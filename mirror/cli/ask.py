@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import click
 
-from mirror.cli import logs
+from mirror.cli import INTERRUPTED, logs
+from mirror.cli.text import os_error_text, tell_json
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
 from mirror.errors import Invalid, MirrorError
 from mirror.names import Reference, Repository, parse_image, parse_repository
@@ -117,10 +118,13 @@ def become_owner(folder: Path) -> None:
         os.setuid(found.st_uid)
 
 
-def fail(message: str) -> NoReturn:
-    """Ends the command: it could not be done."""
+def fail(message: str, status: int = 1) -> NoReturn:
+    """Reports a failure and exits. Under ``--json`` standard output gets ``{"error": message}`` as well."""
+    context = click.get_current_context(silent=True)
+    if context is not None and context.params.get("as_json"):
+        tell_json({"error": message})
     click.echo(f"mirror: {message}", err=True)
-    sys.exit(1)
+    sys.exit(status)
 
 
 @contextlib.contextmanager
@@ -135,6 +139,6 @@ def _told(folder: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         fail(f"the catalog in {folder}/catalog cannot be used: {error}; run this as the user that the mirror runs as")
     except OSError as error:
-        fail(f"the cache in {folder} cannot be used: {error}; run this as the user that the mirror runs as")
+        fail(f"the cache in {folder} cannot be used: {os_error_text(error)}; run this as the user that the mirror runs as")
     except KeyboardInterrupt:
-        fail("interrupted; run it again to go on")
+        fail("interrupted; run it again to go on", INTERRUPTED)

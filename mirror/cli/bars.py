@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from mirror.tasks import BackgroundTask
+from mirror.units import format_size
 
 _MOST = 10
 """Pieces that are shown at a time."""
@@ -26,6 +28,14 @@ class Work(Protocol):
     def here(self) -> int: ...
 
 
+class _Speed(ProgressColumn):
+    """Bytes a second in the units of the size beside it: rich's own column has decimal ones."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("?" if speed is None else f"{format_size(speed)}/s", style="progress.data.speed")
+
+
 class Bars:
     """Shown on standard error as long as this is open."""
 
@@ -35,7 +45,7 @@ class Bars:
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            _Speed(),
             TimeRemainingColumn(),
             console=Console(file=sys.stderr),
         )

@@ -54,6 +54,10 @@ def ls(
         )
         for image in page.images
     ]
+    if not rows:
+        words = " ".join(search)
+        click.echo(f"mirror: no cached image matches {words!r}" if words else "mirror: nothing is cached yet", err=True)
+        return
     click.echo(table(("IMAGE", "PLATFORM", "SIZE", "SHARED", "FETCHED", "PULLED", "STATE"), rows, ("SIZE", "SHARED")), nl=False)
     if len(rows) < page.total:
         click.echo(f"{page.total - len(rows)} more", err=True)

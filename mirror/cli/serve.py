@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import logging
 import resource
 import signal
+import socket
 import sqlite3
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from mirror import app
-from mirror.cli import logs
+from mirror.cli import logs, reachability
 from mirror.cli.options import cache_options, settings_to_serve
+from mirror.cli.shrinking import keep_from_emptying
+from mirror.cli.text import os_error_text
 from mirror.config import Settings
 from mirror.units import format_size
 from mirror.workers import parent
 from mirror.workers.context import WorkerContext
+
+log = logging.getLogger(__name__)
 
 
 @click.command(short_help="Run the mirror.")
@@ -27,20 +35,24 @@ from mirror.workers.context import WorkerContext
 @click.option("--listen", metavar="HOST:PORT", help="Address and port to listen on.  [127.0.0.1:5000]")
 @click.option("--workers", "number", metavar="N|auto", help="Processes that serve together.  [1]")
 @click.option("--max-size", metavar="SIZE", help="Size to keep the cache within.  [50GiB]")
+@click.option("--yes", is_flag=True, help="Remove what is cached beyond a smaller --max-size, even if it is more than half.")
 def serve(
     config: Path | None,
     listen: str | None,
     number: str | None,
     cache_dir: str | None,
     max_size: str | None,
+    yes: bool,
     upstreams: tuple[str, ...],
 ) -> None:
-    """Runs the mirror until it is told to stop.
+    """Runs the mirror until it gets SIGTERM or Ctrl-C.
 
-    Everything can be set in a file, most of it need not be; MIRROR_SERVER__LISTEN and the like in the environment win over the file, and flags over both.
+    No setting is required. Flags win over the environment (MIRROR_SERVER__LISTEN and the like), which wins over the file.
     """
     settings = settings_to_serve(config, cache_dir, upstreams, listen, max_size, number)
     logs.set_up(settings.log.level, settings.log.format)
+    settings, kept_limit = (settings, "") if yes else keep_from_emptying(settings)
+    notes = [kept_limit] if kept_limit else []
     with contextlib.suppress(OSError, ValueError):
         # A socket and a file for each client add up.
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -56,23 +68,23 @@ def serve(
             )
         folder = parent.prepare() if settings.server.workers > 1 else None
         if folder is None:
-            status = _work(settings, lambda url: _tell(settings, url))
+            status = _work(settings, notes, lambda url: _tell(settings, notes, url, look=sys.stderr.isatty()))
         else:
             status = parent.run(
                 settings.server,
                 folder,
-                lambda worker: _work(settings, lambda _: worker.ready(), worker),
-                lambda url: _tell(settings, url),
+                lambda worker: _work(settings, notes, lambda _: worker.ready(), worker),
+                lambda url: _tell(settings, notes, url),
             )
     except OSError as error:
         status = _cannot_start(settings, error)
     sys.exit(status)
 
 
-def _work(settings: Settings, started: Callable[[str], None], worker: WorkerContext | None = None) -> int:
-    """Serves until it is told to stop; the exit status."""
+def _work(settings: Settings, notes: list[str], started: Callable[[str], None], worker: WorkerContext | None = None) -> int:
+    """Serves until it is stopped, and returns the exit status."""
     try:
-        asyncio.run(app.serve(settings, started, worker))
+        asyncio.run(app.serve(settings, started, worker, notes))
     except OSError as error:
         return _cannot_start(settings, error)
     except sqlite3.Error as error:
@@ -82,23 +94,47 @@ def _work(settings: Settings, started: Callable[[str], None], worker: WorkerCont
 
 
 def _cannot_start(settings: Settings, error: OSError) -> int:
-    click.echo(
-        f"mirror: cannot start: {error}; it was to listen on {settings.server.listen} and keep its cache in {settings.cache.dir}"
-        " (--listen and --cache-dir say otherwise)",
-        err=True,
-    )
+    click.echo(f"mirror: cannot start: {_reason(settings, error)}", err=True)
     return 1
 
 
-def _tell(settings: Settings, url: str) -> None:
+def _reason(settings: Settings, error: OSError) -> str:
+    listen = settings.server.listen
+    if isinstance(error, socket.gaierror):
+        return f"the host of server.listen cannot be resolved ({listen}): {error.strerror}"
+    if error.errno == errno.EADDRINUSE:
+        return f"another program listens on {listen} (ss -ltnp names it): stop it, or choose another address with --listen"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"this machine does not have the address of server.listen ({listen}): 0.0.0.0 stands for all that it has"
+    if error.errno == errno.EACCES and not error.filename:
+        return f"this user may not listen on {listen}: choose a port of 1024 or above with --listen"
+    return f"{os_error_text(error)}; the cache directory is {settings.cache.dir} (--cache-dir), the address {listen} (--listen)"
+
+
+def _tell(settings: Settings, notes: list[str], url: str, look: bool = False) -> None:
+    """Prints where the mirror is and how to use it; with `look`, then also which upstreams cannot be reached."""
     shown = url.replace("0.0.0.0", "<this machine>").replace("[::]", "<this machine>")
-    for line in (
+    _print(
         f"listening on {url}",
         f"cache in {settings.cache.dir}, up to {format_size(settings.cache.max_size)}",
         f"mirroring {', '.join(settings.registries)}",
         f"dashboard at {shown}/",
         f'for Docker, in /etc/docker/daemon.json:  {{"registry-mirrors": ["{shown}"]}}',
-    ):
-        # Whoever started it may have read enough of this: that is no reason not to serve.
+    )
+    for note in notes:
+        log.warning("%s", note)
+    if look:
+        threading.Thread(target=_look, args=(settings,), name="reachability", daemon=True).start()
+
+
+def _look(settings: Settings) -> None:
+    told = reachability.warning(settings)
+    if told:
+        _print(told)
+
+
+def _print(*lines: str) -> None:
+    for line in lines:
+        # The reader of a pipe may have closed it: no reason not to serve.
         with contextlib.suppress(OSError):
             click.echo(line, err=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -42,5 +44,14 @@ def moment(when: float | None) -> str | None:
     return None if when is None else datetime.fromtimestamp(when, UTC).isoformat(timespec="seconds")
 
 
+def os_error_text(error: OSError) -> str:
+    """What an OSError means to a person, with its file: neither a number nor Python's form."""
+    text = {errno.EEXIST: "a file is where a folder is needed", errno.ENOTDIR: "a file is where a folder is needed"}.get(
+        error.errno or 0, os.strerror(error.errno) if error.errno else str(error)
+    )
+    return f"{error.filename}: {text}" if error.filename else text
+
+
 def tell_json(value: Any) -> None:
+    """Prints a value as JSON."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -158,3 +158,19 @@ def test_many_images_are_listed(tmp_path: Path) -> None:
     fill(tmp_path, 500)
     found = json.loads(mirror("ls", "--cache-dir", str(tmp_path), "--json").stdout)
     assert sorted(image["image"] for image in found["images"]) == sorted(each(500))
+
+
+async def test_what_is_not_there_is_said_in_words_and_as_json(commands: Commands) -> None:
+    """A search without a match prints no head of a table; an error is JSON where JSON was asked for; pins are told as JSON too."""
+    done = await commands.run("ls", "zzz")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "no cached image matches 'zzz'" in done.stderr
+    assert "nosuch" in (await commands.json("show", "nosuch", status=1))["error"]
+    assert await commands.json("pin", "app:1", "later:1") == [
+        {"image": "docker.io/library/app:1", "pinned": True, "cached": True},
+        {"image": "docker.io/library/later:1", "pinned": True, "cached": False},
+    ]
+    assert await commands.json("unpin", "app:1", "never:1", status=1) == [
+        {"image": "docker.io/library/app:1", "unpinned": True},
+        {"image": "docker.io/library/never:1", "unpinned": False},
+    ]

@@ -255,16 +255,24 @@ async def test_output_that_is_not_taken_is_no_fault_of_the_cache(commands: Comma
         assert done.stderr == "1\n", command
     done = await shell(f"{MIRROR} ls {flags} >/dev/full")
     assert done.returncode == 1
-    assert done.stderr == "mirror: what it has to tell cannot be written: No space left on device\n"
+    assert done.stderr == "mirror: the output cannot be written: No space left on device\n"
 
 
 async def test_ctrl_c_leaves_a_pull_to_be_gone_on_with(commands: Commands, upstream: Scripted, tmp_path: Path) -> None:
-    """Status 1 and a sentence; the second run asks upstream for the missing bytes alone."""
+    """Status 130 and a sentence; the second run asks upstream for the missing bytes alone. So it is where SIGINT is ignored by the parent, as under nohup."""
     image = upstream.add_image("library/app", "1", layers=[os.urandom(3 * MIB)])
     hold = Hold(MIB)
     upstream.fail(str(image.layers[0]), hold)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "mirror", "pull", "app:1", *commands.flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        sys.executable,
+        "-m",
+        "mirror",
+        "pull",
+        "app:1",
+        *commands.flags,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     await hold.reached.wait()
     spool = tmp_path / "cache" / "spool" / f"sha256-{image.layers[0].hex}.have"
@@ -272,7 +280,7 @@ async def test_ctrl_c_leaves_a_pull_to_be_gone_on_with(commands: Commands, upstr
         await asyncio.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, stderr = await process.communicate()
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert b"interrupted; run it again to go on" in stderr
     assert b"Traceback" not in stderr
     hold.release.set()

@@ -7,15 +7,18 @@ import base64
 import contextlib
 import json
 import os
+import pty
 import socket
 import struct
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
 import aiohttp
 
+from mirror.config import DEFAULT_ENDPOINTS
 from tests.support.mirrors import MirrorProcess
 from tests.support.programs import free_port
 from tests.support.scripted import Hold, Scripted
@@ -102,14 +105,14 @@ def test_a_start_that_cannot_be_says_why_with_status_1(tmp_path: Path) -> None:
 
 
 async def test_flags_add_endpoints_to_what_a_file_says(upstream: Scripted, tmp_path: Path) -> None:
-    """The same registry twice is two endpoints, in order, with the file's credentials; and it listens on IPv6 where that is asked for."""
+    """The same registry twice is two endpoints, in order; the file's credentials go to the first; and it listens on IPv6 where that is asked for."""
     upstream.auth, upstream.accounts = "basic", {"robot": "secret-pw"}
     image = upstream.add_image("library/app", "latest")
     config = tmp_path / "mirror.toml"
     config.write_text(
         '[registries."docker.io"]\nendpoints = ["https://registry.invalid"]\nusername = "robot"\npassword = "secret-pw"\n'
     )
-    endpoints: dict[str, str | list[str]] = {"docker.io": ["http://127.0.0.1:1", upstream.url]}
+    endpoints: dict[str, str | list[str]] = {"docker.io": [upstream.url, "http://127.0.0.1:1"]}
     arguments = ["--config", str(config), *(["--listen", "[::1]:0"] if has_ipv6() else [])]
     with MirrorProcess(tmp_path / "cache", endpoints, *arguments, LOG__LEVEL="debug") as running:
         async with aiohttp.ClientSession() as session:
@@ -238,3 +241,95 @@ async def test_the_log_has_a_line_for_what_upstream_did_and_no_traceback_for_wha
     assert "no connection with http://127.0.0.1:1/" in told
     assert "Connection refused" in told
     assert not [line for line in running.log.splitlines() if "Traceback" in line or "ERROR" in line]
+
+
+async def test_a_limit_that_would_empty_the_cache_waits_for_a_confirmation(upstream: Scripted, tmp_path: Path) -> None:
+    """The earlier limit stays in force, and the log and /readyz say so; a little less is taken at once, and anything with --yes."""
+    blobs = [upstream.add_blob(os.urandom(10 * MIB)) for _ in range(4)]
+    with MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}, "--max-size", "1GiB") as running:
+        async with aiohttp.ClientSession() as session:
+            for blob in blobs:
+                async with session.get(f"{running.url}/v2/app/blobs/{blob}") as response:
+                    await response.read()
+        while sum(file.is_file() for file in (tmp_path / "cache/blobs").rglob("*")) < 4:
+            await asyncio.sleep(0.01)
+        assert await asyncio.to_thread(running.terminate) == 0
+
+    def start(*arguments: str) -> tuple[list[str], int, str]:
+        with MirrorProcess(tmp_path / "cache", {}, *arguments) as running:
+            with urllib.request.urlopen(f"{running.url}/readyz") as response:
+                degraded = json.load(response)["degraded"]
+            with urllib.request.urlopen(f"{running.url}/metrics") as response:
+                (limit,) = [line for line in response.read().decode().splitlines() if line.startswith("mirror_cache_max_bytes ")]
+            assert running.terminate() == 0
+            return degraded, int(float(limit.split()[1])), running.log
+
+    (told,), limit, log = await asyncio.to_thread(start, "--max-size", "10MiB")
+    assert limit == 1024 * MIB
+    assert "30 MiB of 40 MiB cached would be removed" in told
+    assert "--yes" in told
+    assert told in log
+    assert sum(file.is_file() for file in (tmp_path / "cache/blobs").rglob("*")) == 4
+    for arguments, expected in ((("--max-size", "25MiB"), 25), (("--max-size", "2MiB", "--yes"), 2)):
+        degraded, limit, _ = await asyncio.to_thread(start, *arguments)
+        assert (degraded, limit) == ([], expected * MIB)
+
+
+def test_on_a_terminal_lines_are_for_people(tmp_path: Path) -> None:
+    """A short line a request, where standard output is a terminal, and at once what cannot be reached and what to try; elsewhere JSON."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "mirror", "serve", "--listen", "127.0.0.1:0", "--cache-dir", str(tmp_path / "cache")]
+    for registry in DEFAULT_ENDPOINTS:
+        command += ["--upstream", f"{registry}=http://127.0.0.1:1"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs) as running:
+        os.close(theirs)
+        told = ""
+
+        def read_until(text: str) -> None:
+            nonlocal told
+            while text not in told:
+                told += os.read(ours, 65536).decode()
+
+        read_until("More: mirror doctor")
+        assert "no registry can be reached now (127.0.0.1: Connection refused)" in " ".join(told.split())
+        url = told.split("listening on ")[1].split()[0]
+        with contextlib.suppress(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{url}/v2/library/app/manifests/1")
+        read_until("docker.io/library/app:1 ")
+        assert " GET docker.io/library/app:1 50" in told
+        assert '{"time"' not in told
+        running.terminate()
+        running.wait(40)
+    os.close(ours)
+
+
+def test_why_it_cannot_start_is_said_in_words(tmp_path: Path) -> None:
+    """Neither error numbers nor Python's forms: what is wrong, and what to change."""
+    (tmp_path / "file").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        busy = f"127.0.0.1:{taken.getsockname()[1]}"
+        for listen, directory, expected in (
+            (busy, tmp_path / "cache", f"another program listens on {busy}"),
+            ("192.0.2.1:5000", tmp_path / "cache", "this machine does not have the address"),
+            ("host.invalid:5000", tmp_path / "cache", "cannot be resolved"),
+            ("127.0.0.1:0", tmp_path / "file", "a file is where a folder is needed"),
+        ):
+            for workers in ("1", "2"):
+                done = mirror("serve", "--listen", listen, "--cache-dir", str(directory), "--workers", workers)
+                assert done.returncode == 1
+                assert expected in done.stderr
+                assert "Errno" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_wrong_commands_and_the_version() -> None:
+    """A mistyped command names the one that was meant; the version has the commit, in a checkout; the help says how to get completion."""
+    done = mirror("serv")
+    assert done.returncode == 2
+    assert "Did you mean 'serve'?" in done.stderr
+    assert "See mirror --help." in mirror("qqqqq").stderr
+    assert "_MIRROR_COMPLETE=bash_source" in mirror("--help").stdout
+    told = mirror("--version").stdout
+    if (Path(__file__).parents[2] / ".git").exists():
+        assert "(commit " in told

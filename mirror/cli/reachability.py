@@ -1,0 +1,42 @@
+"""Whether upstreams can be reached at the start: for people at a terminal, who would otherwise learn it from their first pull."""
+
+from __future__ import annotations
+
+import socket
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+from yarl import URL
+
+from mirror.config import Settings
+
+_PATIENCE = 3.0
+
+
+def warning(settings: Settings) -> str:
+    """A sentence about registries none of whose endpoints takes a connection within 3 s, and what to try; empty where all do. Blocks."""
+    with ThreadPoolExecutor(len(settings.registries)) as pool:
+        faults = pool.map(lambda item: _fault(item[1].endpoints), settings.registries.items())
+        found = {name: fault for name, fault in zip(settings.registries, faults, strict=True) if fault}
+    if not found:
+        return ""
+    which = "no registry" if len(found) == len(settings.registries) else ", ".join(found)
+    negation = "can be reached" if which == "no registry" else "cannot be reached"
+    return (
+        f"{which} {negation} now ({next(iter(found.values()))}); what is cached is served. "
+        "Behind a proxy, set HTTPS_PROXY; where a registry is blocked, name an endpoint that is not: --upstream docker.io=URL. More: mirror doctor"
+    )
+
+
+def _fault(endpoints: tuple[str, ...]) -> str:
+    fault = ""
+    for endpoint in endpoints:
+        url = URL(endpoint)
+        if url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(url.host or ""):
+            return ""
+        try:
+            socket.create_connection((url.host or "", url.port or 443), _PATIENCE).close()
+            return ""
+        except (OSError, UnicodeError) as error:
+            fault = f"{url.host}: {getattr(error, 'strerror', None) or error}"
+    return fault
