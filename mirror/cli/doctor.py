@@ -54,7 +54,7 @@ def _tell(found: list[Finding], well: bool) -> None:
     wide = max(len(finding.check) for finding in found)
     for finding, following in zip(found, [*found[1:], None], strict=True):
         click.echo(f"{click.style(f'{finding.level:<8}', fg=_COLOURS[finding.level])} {finding.check:<{wide}}  {finding.message}")
-        # Without a network all registries have the same: once, after the last of them.
+        # Neighbours may have the same cure: it is printed once, after the last of them.
         if finding.cure and (following is None or following.cure != finding.cure):
             click.echo(f"{'':{wide + 9}}  → {finding.cure}")
     if well:

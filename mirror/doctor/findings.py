@@ -15,7 +15,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`check` is the part that was looked at, `cure` what to do, empty where nothing is to be done."""
+    """`check` names what was examined; `cure` is what to do, empty where nothing is to be done."""
 
     level: Level
     check: str

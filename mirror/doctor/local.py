@@ -42,7 +42,7 @@ async def examine_mirror(settings: Settings, address: Address) -> list[Finding]:
         await transport.aclose()
     try:
         report: Any = json.loads(body)
-        degraded = [str(line) for line in report["degraded"]]
+        degraded = _summed_up([str(line) for line in report["degraded"]], list(report["registries"]))
     except (ValueError, TypeError, KeyError, RecursionError):
         return [
             problem(
@@ -54,6 +54,15 @@ async def examine_mirror(settings: Settings, address: Address) -> list[Finding]:
     if degraded:
         return [advice("mirror", line, "what is cached is served; the other findings may tell the cause") for line in degraded]
     return [ok("mirror", f"it answers at {address.url}, and nothing of it is degraded")]
+
+
+def _summed_up(lines: list[str], registries: list[str]) -> list[str]:
+    """The lines of /readyz; those about several registries as one, which the findings about upstreams explain."""
+    named = {line: line.partition(": ")[0] for line in lines if line.partition(": ")[0] in registries}
+    if len(named) < 2:
+        return lines
+    names = ", ".join(dict.fromkeys(named.values()))
+    return [*(line for line in lines if line not in named), f"it has trouble with {len(named)} endpoints: {names}"]
 
 
 def _tls(settings: Settings, address: Address) -> ssl.SSLContext | None:

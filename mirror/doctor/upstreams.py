@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
+import re
 import socket
 import ssl
 import time
@@ -17,7 +18,7 @@ from yarl import URL
 
 from mirror import metrics
 from mirror.config import DEFAULT_REGISTRY, Registry, Settings
-from mirror.doctor.findings import Finding, advice, ok, problem
+from mirror.doctor.findings import Finding, Level, advice, ok, problem
 from mirror.doctor.waiting import within
 from mirror.errors import Denied, ManifestUnknown, MirrorError, UpstreamError
 from mirror.names import Repository, Tag
@@ -33,6 +34,9 @@ _RESOLVE = 4.0
 _REGISTRY = 12.0
 """Seconds for all that is asked of one registry."""
 _SLOW = 2.0
+_ALL_AWAY = 3
+"""Findings alike from which on they are told as one."""
+_URL_OR_HOST = re.compile(r"https?://[^\s;,]+|(?<=the host )\S+")
 _PREVIEW = Repository.parse("docker.io", "ratelimitpreview/test")
 """What Docker keeps for looking at the limit ("Docker Hub usage and limits"); a HEAD of it is not counted."""
 
@@ -48,7 +52,27 @@ async def examine(settings: Settings) -> list[Finding]:
         parts = await asyncio.gather(*asked)
     finally:
         await transport.aclose()
-    return [*(finding for part in parts for finding in part), *_clock(skews)]
+    return [*_told_once([finding for part in parts for finding in part]), *_clock(skews)]
+
+
+def _told_once(found: list[Finding]) -> list[Finding]:
+    """One finding in place of those that differ in the host alone, where no registry answers: the network is away then, not each of them."""
+    if any(finding.level is Level.OK for finding in found):
+        return found
+    alike: dict[str, list[Finding]] = {}
+    for finding in found:
+        alike.setdefault(_URL_OR_HOST.sub("", finding.message), []).append(finding)
+    told: list[Finding] = []
+    for group in alike.values():
+        first = group[0]
+        if len(group) < _ALL_AWAY:
+            told += group
+            continue
+        names = len({finding.check for finding in group})
+        message = f"none of {names} registries can be reached; {first.check}: {first.message}"
+        cure = f"a mirror without a network needs nothing more: what is cached is served. Otherwise {first.cure}"
+        told.append(problem("upstreams", message, cure))
+    return told
 
 
 async def _registry(name: str, registry: Registry, transport: Transport, skews: list[float]) -> list[Finding]:

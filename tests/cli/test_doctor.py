@@ -44,6 +44,8 @@ def test_problems_end_with_status_1(tmp_path: Path) -> None:
     upstreams = [flag for name in DEFAULT_ENDPOINTS for flag in ("--upstream", f"{name}=http://127.0.0.1:1")]
     done = mirror("doctor", "--cache-dir", str(tmp_path / "cache"), "--mirror", "http://127.0.0.1:1", *upstreams)
     assert done.returncode == 1
-    assert "problem  docker.io" in done.stdout
-    assert done.stdout.count("→ try: curl -v http://127.0.0.1:1/v2/") == 1, "every registry has the same cure"
+    assert "problem  upstreams" in done.stdout
+    assert f"none of {len(DEFAULT_ENDPOINTS)} registries can be reached; docker.io: " in done.stdout
+    assert "a mirror without a network needs nothing more" in done.stdout
+    assert done.stdout.count("curl -v http://127.0.0.1:1/v2/") == 1, "every registry has the same cure"
     assert "All is well" not in done.stdout

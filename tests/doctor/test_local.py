@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from mirror.clients import CLIENTS, Address
 from mirror.doctor import local
@@ -124,3 +125,25 @@ async def test_a_real_dockerd_that_has_read_its_settings_or_not(
         assert one(await local.examine_clients(settings(tree), LAN, tmp_path), "docker").level == Level.OK
     finally:
         await asyncio.to_thread(daemon.stop)
+
+
+async def test_trouble_with_many_registries_is_one_finding(tree: dict[str, Any]) -> None:
+    """Without a network a running mirror has the same to say of each registry: once, apart from what else is degraded."""
+    registries = ["docker.io", "ghcr.io", "quay.io"]
+    lines = [f"{name}: https://{name} is left alone: no route" for name in registries]
+
+    async def answer(_: web.BaseRequest) -> web.Response:
+        return web.json_response({"degraded": ["the disk is full", *lines], "registries": {name: [] for name in registries}})
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        address = Address.parse(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        found = await local.examine_mirror(settings(tree), address)
+    finally:
+        await runner.cleanup()
+    assert [finding.message for finding in found] == [
+        "the disk is full",
+        "it has trouble with 3 endpoints: docker.io, ghcr.io, quay.io",
+    ]
