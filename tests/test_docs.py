@@ -244,3 +244,14 @@ def test_commands_in_the_pages_have_the_options_that_they_are_given() -> None:
                 assert found is not None, line
                 known = {name for parameter in found.params for name in parameter.opts}
                 assert {argument for argument in arguments if argument.startswith("-")} <= known, line
+
+
+def test_the_chart_knows_every_setting_and_no_other() -> None:
+    """deploy/chart/values.schema.json lists them, but for those that belong to the image: a mistyped one is refused before it reaches a cluster."""
+    tables = json.loads((ROOT / "deploy/chart/values.schema.json").read_text())["properties"]["settings"]["properties"]
+    tables |= {'registries."NAME"': tables.pop("registries")["additionalProperties"]}
+    existing = {name: set(model.model_fields) for name, model in TABLES.items() if name != "cache.expire"}
+    existing["server"] -= {"listen"}
+    existing["cache"] -= {"dir"}
+    assert {name: set(table["properties"]) for name, table in tables.items()} == existing
+    assert not any(table["additionalProperties"] for table in tables.values())

@@ -155,6 +155,10 @@ def test_the_settings_are_settings_that_the_program_takes(tmp_path: Path) -> Non
     [
         "settings.cache.dir=/x",
         "settings.server.listen=:80",
+        "settings.cache.max_szie=1GiB",
+        "settings.cach.max_size=1GiB",
+        "settings.log.level=loud",
+        "settings.registries.lan.pasword=x",
         "persistence.size=50",
         "networkPolicy.egressPorts={x}",
         "nodes.enable=true",
