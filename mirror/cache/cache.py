@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_TOO_LARGE_FOR = 300.0
+"""Seconds for which a blob is remembered as larger than the cache."""
+_MOST_TOO_LARGE = 1000
 _LOOK = 0.1
 """Seconds between two looks at how far a download is."""
 
@@ -87,6 +91,8 @@ class Cache:
         self.active = ActiveDownloads(root / "live", self._flights, store.threads)
         self._sizes: SingleFlight[Descriptor] = SingleFlight()
         self._learned_connections: dict[str, int] = {}
+        self._too_large: dict[tuple[Repository, Digest], float] = {}
+        """Blobs larger than the cache, with when that was found: no download is begun for them, which would fetch more than was asked for."""
         self._prefetcher = Prefetcher(store, self._flights, self._context) if limits.prefetch else None
         self.manifests = Tags(store, source, self._negative, limits.tag_ttl, limits.revalidate_timeout)
         self.verification = Verification(store, self.manifests, self.fetch)
@@ -145,10 +151,17 @@ class Cache:
         if self._prefetcher is not None:
             self._prefetcher.begin(repository, digest)
         context = self._context(repository, digest)
+        if self._too_large.get((repository, digest), float("-inf")) > time.monotonic() - _TOO_LARGE_FOR:
+            return await self._direct(digest, context), PASSED
         try:
             _, reader, joined = await self._join(repository, digest, context)
         except (StorageFull, SizeDisputed):
-            return await self._direct(digest, context), PASSED
+            direct = await self._direct(digest, context)
+            if (direct.size or 0) > (await self.store.statistics()).limit:
+                if len(self._too_large) >= _MOST_TOO_LARGE:
+                    self._too_large.clear()
+                self._too_large[repository, digest] = time.monotonic()
+            return direct, PASSED
         return reader, miss(joined)
 
     async def fetch(self, repository: Repository, digest: Digest) -> AsyncGenerator[Progress, None]:

@@ -1,7 +1,7 @@
-"""A blob straight from upstream to one client, for when the disk cannot take it: full, or the blob is larger than the cache.
+"""A blob straight from upstream to one client, for when the disk cannot take it: it is full, or the blob is larger than the cache.
 
-Nothing is shared and nothing is kept, but the promises to the client hold: cuts are resumed, and what begins at byte 0 (or whose beginning is still in
-a spool file) is verified before its last bytes are let go. A range from the middle cannot be: its client verifies the whole.
+Nothing is shared and nothing is kept, but the promises to the client hold: cuts are resumed, and a blob that is read from byte 0 (or whose beginning is still in
+a spool file) is verified before its last bytes are sent. A range from the middle cannot be verified here. Only the range that the client asked for is fetched.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mirror.downloads.download import Download, Source
 from mirror.downloads.flight import WITHHELD
 from mirror.downloads.parts import Part
-from mirror.errors import DigestMismatch
+from mirror.errors import DigestMismatch, UpstreamInvalid
 from mirror.names import Digest
 from mirror.storage.store import Partial
 
@@ -32,17 +32,21 @@ class DirectReader:
         self._whole: Download | None = None
 
     async def open(self) -> None:
-        """Asks upstream, so that the size is known. Raises what upstream raises."""
-        self._whole = Download(self._source)
-        await self._whole.open()
-        self.size = self._whole.size
+        """Asks upstream for the size; for the blob itself only where upstream does not tell its size otherwise. Raises what upstream raises."""
+        try:
+            self.size = (await self._source.describe()).size
+        except UpstreamInvalid:
+            self._whole = Download(self._source)
+            await self._whole.open()
+            self.size = self._whole.size
 
     async def parts(self, start: int, stop: int | None) -> AsyncGenerator[Part, None]:
         whole, self._whole = self._whole, None
-        if whole is not None and start > 0:
+        if whole is not None and (start > 0 or stop != self.size):
             await whole.aclose()
             whole = None
-        download = whole or Download(self._source, start, stop, self.size)
+        end = None if start == 0 and stop == self.size else stop
+        download = whole or Download(self._source, start, end, self.size)
         hasher = self._digest.hasher() if start == 0 else None
         async with aclosing(stream(self._digest, download, stop, hasher)) as parts:
             async for part in parts:

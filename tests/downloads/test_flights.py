@@ -312,11 +312,25 @@ async def test_8_a_blob_larger_than_the_cache_is_passed_through(start: Callable[
     assert "stored" not in answer.cache.replace("not-stored", "")
     assert not mirror.cached(blob)
     assert mirror.spooled() == []
-    upstream.fail(str(blob), Cut(10), Corrupt(5))
+    upstream.fail(str(blob), Corrupt(5))
     answer = await mirror.get(path(blob))
     assert answer.cut
     assert len(answer.body) < len(data)
     assert (await mirror.get(path(blob), Range="bytes=5-1000004")).body == data[5:1000005]
+
+
+async def test_8_ranges_of_a_blob_larger_than_the_cache_fetch_just_those(start: Callable[..., Any], upstream: Scripted) -> None:
+    """Twenty ranges of 1 kB: twenty requests for 1 kB, after the one request that finds out how large the blob is."""
+    data = os.urandom(3 * MIB)
+    blob = upstream.add_blob(data)
+    mirror: Mirror = await start(max_size="2MiB")
+    for number in range(20):
+        first = number * 100_000
+        answer = await mirror.get(path(blob), Range=f"bytes={first}-{first + 999}")
+        assert (answer.status, answer.body) == (206, data[first : first + 1000])
+    ranges = [asked.range for asked in upstream.asked if asked.method == "GET"]
+    assert ranges.count(None) == 1
+    assert ranges[1:] == [f"bytes={number * 100_000}-{number * 100_000 + 999}" for number in range(20)]
 
 
 async def test_9_head_on_a_miss_never_downloads(mirror: Mirror, upstream: Scripted) -> None:
