@@ -10,7 +10,7 @@ serve: $(VENV)/serve.done
 	$(BIN)/mirror serve $(ARGS)
 
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup $(ARGS)
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check
