@@ -5,4 +5,4 @@ The way of a request, left to right, each folder knowing only the one to its rig
     client --HTTP--> api --> cache --> upstream --HTTP--> registry / CDN
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""The policies that are compared, each on dictionaries. S3-FIFO is the mirror's own code, mirror/storage/disk/maintenance/policy.py.
+"""The policies that are compared, each on dictionaries. The adaptive S3-FIFO is the mirror's own code, mirror/storage/disk/maintenance/policy.py.
 
 A policy is told of each request and says whether it was a hit. It may hold at most `capacity` bytes, and knows nothing of what is to come.
 """
@@ -103,8 +103,9 @@ class MemoryQueues(Generic[K]):
         self._queues: tuple[OrderedDict[K, int], ...] = (OrderedDict(), OrderedDict())
         self._sizes = [0, 0]
         self._uses: dict[K, int] = {}
-        self._ghosts: OrderedDict[K, int] = OrderedDict()
-        self._ghost_size = 0
+        self._ghosts: tuple[OrderedDict[K, int], ...] = (OrderedDict(), OrderedDict())
+        self._ghost_sizes = [0, 0]
+        self._adaptation = 0
 
     def size(self, queue: Queue) -> int:
         return self._sizes[queue]
@@ -130,25 +131,34 @@ class MemoryQueues(Generic[K]):
         self._sizes[queue] -= size
         return size
 
-    def add_ghost(self, key: K, size: int) -> None:
-        self._ghosts[key] = size
-        self._ghost_size += size
+    def add_ghost(self, key: K, size: int, queue: Queue) -> None:
+        self._ghosts[queue][key] = size
+        self._ghost_sizes[queue] += size
 
-    def take_ghost(self, key: K) -> bool:
-        size = self._ghosts.pop(key, None)
-        self._ghost_size -= size or 0
-        return size is not None
+    def take_ghost(self, key: K) -> Queue | None:
+        for queue in Queue:
+            size = self._ghosts[queue].pop(key, None)
+            if size is not None:
+                self._ghost_sizes[queue] -= size
+                return queue
+        return None
 
-    def ghost_size(self) -> int:
-        return self._ghost_size
+    def ghost_size(self, queue: Queue) -> int:
+        return self._ghost_sizes[queue]
 
-    def drop_oldest_ghost(self) -> None:
-        self._ghost_size -= self._ghosts.popitem(last=False)[1]
+    def drop_oldest_ghost(self, queue: Queue) -> None:
+        self._ghost_sizes[queue] -= self._ghosts[queue].popitem(last=False)[1]
+
+    def adaptation(self) -> int:
+        return self._adaptation
+
+    def adapt(self, size: int) -> None:
+        self._adaptation = size
 
     # ------------------------------------------------------------------ what the catalog does in the mirror
 
     def add(self, key: K, size: int) -> None:
-        queue = queue_of_new(self, key)
+        queue = queue_of_new(self, key, size)
         self._queues[queue][key] = size
         self._sizes[queue] += size
         self._uses[key] = 0
@@ -161,11 +171,14 @@ class MemoryQueues(Generic[K]):
 
 
 class S3Fifo:
-    """The mirror's."""
+    """S3-FIFO whose small queue adapts: the mirror's."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._queues: MemoryQueues[Name] = MemoryQueues()
+        self._queues: MemoryQueues[Name] = self._make_queues()
+
+    def _make_queues(self) -> MemoryQueues[Name]:
+        return MemoryQueues()
 
     def request(self, blob: Name, size: int) -> bool:
         queues = self._queues
@@ -178,6 +191,24 @@ class S3Fifo:
                 evicted(queues, victim, self._capacity)
             queues.add(blob, size)
         return False
+
+
+class _FixedQueues(MemoryQueues[K]):
+    """The small queue stays a tenth of the cache, and the main queue has no ghosts."""
+
+    def add_ghost(self, key: K, size: int, queue: Queue) -> None:
+        if queue is Queue.SMALL:
+            super().add_ghost(key, size, queue)
+
+    def adapt(self, size: int) -> None:
+        pass
+
+
+class FixedS3Fifo(S3Fifo):
+    """S3-FIFO as published."""
+
+    def _make_queues(self) -> MemoryQueues[Name]:
+        return _FixedQueues()
 
 
 class TinyLfu:
@@ -264,7 +295,8 @@ class TinyLfu:
 POLICIES: dict[str, Callable[[int], Policy]] = {
     "LRU": Lru,
     "SIEVE": Sieve,
-    "S3-FIFO": S3Fifo,
+    "S3-FIFO": FixedS3Fifo,
+    "S3-FIFO, adaptive": S3Fifo,
     "W-TinyLFU": TinyLfu,
     "W-TinyLFU, each": lambda capacity: TinyLfu(capacity, each=True),
 }

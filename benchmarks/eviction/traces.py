@@ -9,6 +9,8 @@ ones, bases that are rebuilt now and then, and builds that are pulled once. Of w
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import itertools
 import math
 import random
@@ -127,6 +129,21 @@ def synthetic(workload: Workload, seed: int) -> list[Request]:
     return list(itertools.islice(_Site(workload, seed).requests(), workload.requests))
 
 
+def returning(seed: int, requests: int) -> list[Request]:
+    """A trace without popular blobs: six in ten are asked for once, the others once more, at any time within a tenth of the trace.
+
+    So a blob's second use comes late, which LRU bears better than a fixed small queue does.
+    """
+    source = random.Random(f"returning {seed}")
+    found: list[tuple[float, int, int]] = []
+    for blob in range(round(requests / 1.4)):
+        time, size = source.random(), _layer_size(source)
+        found.append((time, blob, size))
+        if source.random() > 0.6 and (later := time + source.uniform(0, 0.1)) < 1:
+            found.append((later, blob, size))
+    return [(blob, size) for _, blob, size in sorted(found)]
+
+
 def _zipf(count: int, exponent: float) -> list[float]:
     return list(itertools.accumulate(1 / rank**exponent for rank in range(1, count + 1)))
 
@@ -139,7 +156,27 @@ _MU = math.log(LARGE) - _ABOVE * _SIGMA
 
 
 def _layer_size(source: random.Random) -> int:
-    return min(LARGEST, max(100, round(source.lognormvariate(_MU, _SIGMA))))
+    return _clamped(source.lognormvariate(_MU, _SIGMA))
+
+
+def _layer_size_at(share: float) -> int:
+    """The size that a share of all layers does not exceed."""
+    return _clamped(math.exp(_MU + _SIGMA * NormalDist().inv_cdf(share)))
+
+
+def _clamped(size: float) -> int:
+    return min(LARGEST, max(100, round(size)))
+
+
+def read_names(file: Path) -> list[Request]:
+    """A trace of names only, one a line, in the order of the requests; gzip where it ends in ``.gz``. Sizes follow from a hash of the name. Raises OSError."""
+    with gzip.open(file, "rt") if file.suffix == ".gz" else open(file, encoding="utf-8") as lines:
+        names = [line.strip() for line in lines]
+    sizes = {
+        name: _layer_size_at((int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") + 0.5) / 2**64)
+        for name in set(names)
+    }
+    return [(name, sizes[name]) for name in names]
 
 
 def read(file: Path) -> list[Request]:

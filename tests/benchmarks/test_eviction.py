@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import gzip
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from benchmarks.eviction.__main__ import BAR, OWN, SIZES, compare, main, play
+from benchmarks.eviction.__main__ import BAR, BEHIND_LRU, OWN, SIZES, compare, main, play
 from benchmarks.eviction.policies import POLICIES
-from benchmarks.eviction.traces import SKEWED, WORKLOADS, Figures, Workload, read, synthetic
+from benchmarks.eviction.traces import SKEWED, WORKLOADS, Figures, Request, Workload, read, read_names, returning, synthetic
 
 PAGE = (Path(__file__).parents[2] / "docs" / "eviction.md").read_text()
 SHORT = synthetic(Workload("short", requests=5000, repositories=100), 1)
@@ -63,6 +66,45 @@ def test_the_mirrors_policy_reaches_its_bar_and_the_page_has_the_figures(capsys:
     rows = [re.findall(r"\d+\.\d", line)[: len(SIZES)] for line in section.splitlines() if re.search(r"\d+\.\d \|", line)]
     assert rows == [[f"{by_bytes:.1%}"[:-1] for by_bytes, _ in row] for row in table.values()]
     assert capsys.readouterr().out
+
+
+def behind_lru(policy: str, trace: Sequence[Request], sizes: Sequence[float] = SIZES) -> float:
+    """The most by which a policy's byte hit ratio is less than LRU's, of 1."""
+    working_set = Figures.of(trace).working_set
+    capacities = [int(size * working_set) for size in sizes]
+    return max(play("LRU", capacity, trace)[0] - play(policy, capacity, trace)[0] for capacity in capacities)
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
+def test_the_mirrors_policy_is_never_far_behind_lru(workload: Workload) -> None:
+    """At no size by more than a point of the byte hit ratio, on each kind of made-up traffic."""
+    assert behind_lru(OWN, synthetic(workload, 0)) <= BEHIND_LRU
+
+
+def test_the_small_queue_adapts_to_blobs_that_return_late() -> None:
+    """Where S3-FIFO with a fixed small queue is far behind LRU, the mirror's is not."""
+    trace = returning(0, 20_000)
+    small = [size for size in SIZES if size <= 0.05]
+    assert behind_lru("S3-FIFO", trace, small) > 3 * BEHIND_LRU
+    assert behind_lru(OWN, trace, small) <= BEHIND_LRU
+
+
+@pytest.mark.skipif("MIRROR_TRACE" not in os.environ, reason="MIRROR_TRACE names no file with a real trace, one digest a line")
+def test_the_mirrors_policy_on_a_real_trace() -> None:
+    """At no size is it behind LRU by more than a point."""
+    assert behind_lru(OWN, read_names(Path(os.environ["MIRROR_TRACE"]))) <= BEHIND_LRU
+
+
+def test_a_trace_of_names_has_sizes(tmp_path: Path) -> None:
+    """Each name has one size, the same every time, compressed or not."""
+    plain, compressed = tmp_path / "trace.txt", tmp_path / "trace.txt.gz"
+    plain.write_text("a\nb\na\n")
+    with gzip.open(compressed, "wt") as file:
+        file.write(plain.read_text())
+    (first, size), (other, _), again = read_names(plain)
+    assert (first, other) == ("a", "b")
+    assert again == ("a", size)
+    assert read_names(compressed) == read_names(plain)
 
 
 def test_a_trace_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

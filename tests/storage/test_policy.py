@@ -47,7 +47,7 @@ def test_what_comes_back_soon_enters_the_main_queue() -> None:
     queues.add("0", 10)
     assert queues.size(Queue.MAIN) == 10
     assert queues.size(Queue.SMALL) == 10
-    assert queues.ghost_size() == 80
+    assert queues.ghost_size(Queue.SMALL) == 80
 
 
 def test_what_must_stay_goes_round() -> None:
@@ -91,7 +91,8 @@ def test_the_catalog_evicts_what_the_simulator_evicts(tmp_path: Path, seed: int)
             memory.add(name, size)
             catalog.add(digest, size)
             assert catalog.totals()[0] == sum(map(memory.size, Queue))
-            assert catalog.queues.ghost_size() == memory.ghost_size()
+            assert [catalog.queues.ghost_size(queue) for queue in Queue] == [memory.ghost_size(queue) for queue in Queue]
+            assert catalog.queues.adaptation() == memory.adaptation()
     assert len(went) > 500
     catalog.close()
 

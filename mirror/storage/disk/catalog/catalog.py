@@ -103,7 +103,7 @@ class Catalog:
 
     def _add(self, digest: Digest, size: int, media_type: str | None) -> None:
         name, now = str(digest), time.time()
-        queue = MANIFESTS if media_type else queue_of_new(self.queues, name)
+        queue = MANIFESTS if media_type else queue_of_new(self.queues, name, size)
         self._db.execute(
             "INSERT INTO content (digest, size, media_type, used, queue, entered, verified) VALUES (?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT DO UPDATE SET used = excluded.used, media_type = coalesce(excluded.media_type, media_type),"

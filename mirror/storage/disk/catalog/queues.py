@@ -6,6 +6,12 @@ import sqlite3
 
 from mirror.storage.disk.maintenance.policy import Entry, Queue
 
+_GHOSTS = {Queue.SMALL: "ghost", Queue.MAIN: "main_ghost"}
+_GHOST_PARTS = {Queue.SMALL: 3, Queue.MAIN: 4}
+"""In `total.part`, beside the queues themselves."""
+_ADAPTATION = 5
+"""In `total.part`: by how many bytes the small queue has adapted."""
+
 
 class BlobQueues:
     """Queues of digests, as text. Changes belong to whatever transaction is open."""
@@ -35,17 +41,30 @@ class BlobQueues:
     def remove(self, key: str) -> None:
         self._db.execute("DELETE FROM content WHERE digest = ?", (key,))
 
-    def add_ghost(self, key: str, size: int) -> None:
-        self._db.execute("INSERT OR IGNORE INTO ghost SELECT ?, ?, coalesce(max(entered), 0) + 1 FROM ghost", (key, size))
+    def add_ghost(self, key: str, size: int, queue: Queue) -> None:
+        table = _GHOSTS[queue]
+        self._db.execute(f"INSERT OR IGNORE INTO {table} SELECT ?, ?, coalesce(max(entered), 0) + 1 FROM {table}", (key, size))  # noqa: S608
 
-    def take_ghost(self, key: str) -> bool:
-        return self._db.execute("DELETE FROM ghost WHERE digest = ?", (key,)).rowcount > 0
+    def take_ghost(self, key: str) -> Queue | None:
+        found = [
+            queue
+            for queue, table in _GHOSTS.items()
+            if self._db.execute(f"DELETE FROM {table} WHERE digest = ?", (key,)).rowcount  # noqa: S608
+        ]
+        return found[0] if found else None
 
-    def ghost_size(self) -> int:
-        return self._number("SELECT bytes FROM total WHERE part = 3")
+    def ghost_size(self, queue: Queue) -> int:
+        return self._number("SELECT bytes FROM total WHERE part = ?", _GHOST_PARTS[queue])
 
-    def drop_oldest_ghost(self) -> None:
-        self._db.execute("DELETE FROM ghost WHERE entered = (SELECT min(entered) FROM ghost)")
+    def drop_oldest_ghost(self, queue: Queue) -> None:
+        table = _GHOSTS[queue]
+        self._db.execute(f"DELETE FROM {table} WHERE entered = (SELECT min(entered) FROM {table})")  # noqa: S608
+
+    def adaptation(self) -> int:
+        return self._number("SELECT bytes FROM total WHERE part = ?", _ADAPTATION)
+
+    def adapt(self, size: int) -> None:
+        self._db.execute("UPDATE total SET bytes = ? WHERE part = ?", (size, _ADAPTATION))
 
     def _number(self, query: str, *values: int) -> int:
         number: int = self._db.execute(query, values).fetchone()[0]

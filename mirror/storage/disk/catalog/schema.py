@@ -18,7 +18,7 @@ _DAMAGED = "content.damaged"
 """A file that says that the database is to be made anew."""
 
 MANIFESTS = 2
-"""In `queue`: what is no blob, and goes after all that it names. 0 and 1 are the policy's queues; in `total`, 3 is for the ghosts."""
+"""In `queue`: what is no blob, and goes after all that it names. 0 and 1 are the policy's queues; in `total`, 3 and 4 are for the ghosts of these, and the bytes of 5 are by how much the small queue has adapted."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS content (
@@ -29,6 +29,8 @@ CREATE INDEX IF NOT EXISTS content_queue ON content (queue, entered);
 CREATE INDEX IF NOT EXISTS content_verified ON content (verified);
 CREATE TABLE IF NOT EXISTS ghost (digest TEXT PRIMARY KEY, size INTEGER NOT NULL, entered INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS ghost_entered ON ghost (entered);
+CREATE TABLE IF NOT EXISTS main_ghost (digest TEXT PRIMARY KEY, size INTEGER NOT NULL, entered INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS main_ghost_entered ON main_ghost (entered);
 CREATE TABLE IF NOT EXISTS child (
     parent TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (parent, digest)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tag (
@@ -50,7 +52,10 @@ INSERT INTO total
     SELECT column1, (SELECT coalesce(sum(size), 0) FROM content WHERE queue = column1), (SELECT count(*) FROM content WHERE queue = column1)
     FROM (VALUES (0), (1), (2)) WHERE column1 NOT IN (SELECT part FROM total)
     UNION ALL SELECT column1, (SELECT coalesce(sum(size), 0) FROM ghost), (SELECT count(*) FROM ghost)
-    FROM (VALUES (3)) WHERE column1 NOT IN (SELECT part FROM total);
+    FROM (VALUES (3)) WHERE column1 NOT IN (SELECT part FROM total)
+    UNION ALL SELECT column1, (SELECT coalesce(sum(size), 0) FROM main_ghost), (SELECT count(*) FROM main_ghost)
+    FROM (VALUES (4)) WHERE column1 NOT IN (SELECT part FROM total)
+    UNION ALL SELECT 5, 0, 0 WHERE 5 NOT IN (SELECT part FROM total);
 CREATE TRIGGER IF NOT EXISTS content_in AFTER INSERT ON content BEGIN
     UPDATE total SET bytes = bytes + new.size, entries = entries + 1 WHERE part = new.queue; END;
 CREATE TRIGGER IF NOT EXISTS content_out AFTER DELETE ON content BEGIN
@@ -62,6 +67,10 @@ CREATE TRIGGER IF NOT EXISTS ghost_in AFTER INSERT ON ghost BEGIN
     UPDATE total SET bytes = bytes + new.size, entries = entries + 1 WHERE part = 3; END;
 CREATE TRIGGER IF NOT EXISTS ghost_out AFTER DELETE ON ghost BEGIN
     UPDATE total SET bytes = bytes - old.size, entries = entries - 1 WHERE part = 3; END;
+CREATE TRIGGER IF NOT EXISTS main_ghost_in AFTER INSERT ON main_ghost BEGIN
+    UPDATE total SET bytes = bytes + new.size, entries = entries + 1 WHERE part = 4; END;
+CREATE TRIGGER IF NOT EXISTS main_ghost_out AFTER DELETE ON main_ghost BEGIN
+    UPDATE total SET bytes = bytes - old.size, entries = entries - 1 WHERE part = 4; END;
 CREATE TABLE IF NOT EXISTS pull (
     registry TEXT NOT NULL, path TEXT NOT NULL, reference TEXT NOT NULL, count INTEGER NOT NULL, last REAL NOT NULL,
     PRIMARY KEY (registry, path, reference)) WITHOUT ROWID;
