@@ -4,37 +4,50 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test lint bench manifests clean
+.PHONY: help serve test lint format bench manifests constraints clean
 
-serve: $(VENV)/serve.done
+help: ## shows this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+serve: $(VENV)/serve.done ## runs the mirror; ARGS='--listen 0.0.0.0:5000' for flags
 	$(BIN)/mirror serve $(ARGS)
 
-test: $(VENV)/dev.done
+test: $(VENV)/dev.done ## runs the tests, about ten minutes; ARGS='tests/cache -k tags' for some of them
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup $(ARGS)
 
-lint: $(VENV)/dev.done
+lint: $(VENV)/dev.done ## checks style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(VENV)/dev.done
+format: $(VENV)/dev.done ## formats the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/dev.done ## measures the mirror beside others; ARGS=--quick for small sizes
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # The chart, rendered for those who have no Helm.
 HELM_TEMPLATE := helm template mirror deploy/chart --namespace mirror --kube-version 1.31.0
-manifests:
+manifests: ## renders the chart into deploy/kubernetes
 	$(HELM_TEMPLATE) > deploy/kubernetes/mirror.yaml
 	$(HELM_TEMPLATE) --set nodes.enabled=true --show-only templates/nodes.yaml > deploy/kubernetes/nodes.yaml
 
-$(VENV)/serve.done: pyproject.toml
+$(VENV)/serve.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-$(VENV)/dev.done: pyproject.toml
+$(VENV)/dev.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-clean:
+# The versions that are tested: those of an environment that is made anew without them.
+constraints: ## writes constraints.txt anew, with the newest versions
+	rm -rf build/newest && $(PYTHON) -m venv build/newest
+	build/newest/bin/pip install --quiet --disable-pip-version-check '.[dev]'
+	build/newest/bin/pip freeze --exclude registry-mirror > constraints.txt
+
+clean: ## removes the environment and all that was built
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -16,15 +16,14 @@ from mirror.config import load
 from tests.support.mirrors import Mirror
 from tests.support.scripted import Scripted
 
-
-_ONE_AFTER_THE_OTHER = {"e2e", "deploy", "benchmarks"}
-"""Folders whose tests share the machine's container runtimes or measure it: pytest-xdist runs all of them in one process."""
+_ONE_AFTER_THE_OTHER = ("e2e/", "deploy/", "benchmarks/test_smoke.py")
+"""Tests that share the machine's container runtimes, or measure it: pytest-xdist runs all of them in one process."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups the tests that cannot run side by side."""
     for item in items:
-        if item.path.relative_to(Path(__file__).parent).parts[0] in _ONE_AFTER_THE_OTHER:
+        if item.path.relative_to(Path(__file__).parent).as_posix().startswith(_ONE_AFTER_THE_OTHER):
             item.add_marker(pytest.mark.xdist_group("machine"))
 
 
