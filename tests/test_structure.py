@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "mirror"
-SHARED = {"names", "errors", "manifests", "metrics", "tasks", "backoff", "file_locks", "durable"}
+SHARED = {"names", "errors", "manifests", "metrics", "tasks", "backoff", "file_locks", "durable", "threads"}
 MAY_IMPORT = {
     "errors": set(),
     "names": {"errors"},
@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "metrics": set(),
     "tasks": set(),
     "backoff": set(),
+    "threads": set(),
     "file_locks": set(),
     "durable": set(),
     "certificate": {"tasks"},
@@ -62,15 +63,25 @@ def modules() -> list[Path]:
     return sorted(ROOT.rglob("*.py"))
 
 
-def imports(path: Path) -> set[str]:
+def imported(path: Path) -> set[str]:
+    """Full names, of modules or of what is in them."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def names_module(names: set[str], module: str) -> bool:
+    """True where one of the names is a module, or something in it."""
+    return any(name == module or name.rpartition(".")[0] == module for name in names)
+
+
+def imports(path: Path) -> set[str]:
     parts = set()
-    for name in found:
+    for name in imported(path):
         if name.split(".")[0] == "mirror":
             part = name.split(".")[1] if "." in name else ""
             parts.add(part if (ROOT / part).is_dir() or (ROOT / f"{part}.py").exists() else "")
@@ -82,6 +93,44 @@ def test_each_part_knows_only_what_it_may(path: Path) -> None:
     """The import graph is the one that docs/design.md shows."""
     part = path.relative_to(ROOT).parts[0].removesuffix(".py")
     assert imports(path) <= MAY_IMPORT[part]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_the_wiring_knows_the_disk(path: Path) -> None:
+    """Everything else goes by the interface of a store; nothing outside of it knows SQLite either."""
+    place = path.relative_to(ROOT)
+    names = imported(path)
+    if place.parts[0] != "storage":
+        assert not {name for name in names if name.startswith("mirror.storage.disk")} or place.name == "wiring.py"
+        assert "DiskStore(" not in path.read_text() or place.name == "wiring.py"
+    elif "disk" not in place.parts and place.name != "offline.py":
+        assert not {name for name in names if name.startswith("mirror.storage.disk")}
+    if "disk" not in place.parts:
+        # The command line says which errors of a catalog end a command; the wiring's callers too.
+        assert not {name for name in names if name.startswith(("sqlite3", "diskcache"))} or place.parts[0] == "cli"
+
+
+@pytest.mark.parametrize("folder", ["storage", "downloads", "cache", "upstream", "api"])
+def test_modules_of_a_package_have_no_cycles(folder: str) -> None:
+    """Each can be read, and tested, after those that it imports. What only type checkers import counts as well."""
+    graph = {
+        ".".join(("mirror", *path.relative_to(ROOT).with_suffix("").parts)): imported(path)
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    left = {name: {other for other in graph if other != name and names_module(names, other)} for name, names in graph.items()}
+    while free := [name for name, needed in left.items() if not needed & left.keys()]:
+        for name in free:
+            del left[name]
+    assert left == {}
+
+
+def test_locks_and_durable_writes_have_one_module_each() -> None:
+    """mirror/file_locks.py takes all locks on files, mirror/durable.py and what it is made of force files to the disk."""
+    for path in modules():
+        text = path.read_text()
+        assert "import fcntl" not in text or path.name == "file_locks.py", path
+        assert "os.replace(" not in text or path.name == "durable.py", path
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))

@@ -41,7 +41,8 @@ from mirror.errors import (
 )
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
-from mirror.storage.disk.store import DiskStore
+from mirror.storage.inventory import Inventory
+from mirror.storage.store import Store
 from mirror.tasks import SingleFlight
 
 if TYPE_CHECKING:
@@ -81,14 +82,14 @@ class Limits:
 class Cache:
     """Everything that is kept, and everything that is on its way."""
 
-    def __init__(self, store: DiskStore, root: Path, source: Callable[[str], Source], limits: Limits) -> None:
+    def __init__(self, store: Store, inventory: Inventory, root: Path, source: Callable[[str], Source], limits: Limits) -> None:
         """`source` gives a registry by its name. The store, and the directory that its processes share, are the caller's to close."""
         self.store = store
-        self.inventory = store.inventory
+        self.inventory = inventory
         self._source = source
         self._negative = Negative(limits.negative_ttl)
         self._flights = Flights(store)
-        self.active = ActiveDownloads(root / "live", self._flights, store.threads)
+        self.active = ActiveDownloads(root / "live", self._flights)
         self._sizes: SingleFlight[Descriptor] = SingleFlight()
         self._learned_connections: dict[str, int] = {}
         self._too_large: dict[tuple[Repository, Digest], float] = {}

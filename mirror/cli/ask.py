@@ -9,7 +9,7 @@ import pwd
 import sqlite3
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, closing
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -20,7 +20,7 @@ from mirror.cli.text import os_error_text, tell_json
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
 from mirror.errors import Invalid, MirrorError
 from mirror.names import Reference, Repository, parse_image, parse_repository
-from mirror.storage.disk.catalog.inventory import Inventory
+from mirror.storage.offline import Inventory, read_inventory
 
 if TYPE_CHECKING:
     from mirror.cache.cache import Cache
@@ -51,7 +51,7 @@ def inventory(settings: Settings) -> Iterator[Inventory]:
     """The inventory of a cache that is there."""
     cache_there(settings)
     become_owner(settings.cache.dir)
-    with _told(settings.cache.dir), closing(Inventory(settings.cache.dir)) as opened:
+    with _told(settings.cache.dir), read_inventory(settings.cache.dir) as opened:
         yield opened
 
 

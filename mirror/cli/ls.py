@@ -10,7 +10,7 @@ import click
 from mirror.cli.ask import inventory
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import ago, moment, table, tell_json
-from mirror.storage.disk.catalog.inventory import ORDERS, Image
+from mirror.storage.inventory import ORDERS, Image
 from mirror.units import format_size
 
 

@@ -13,7 +13,7 @@ import click
 
 from mirror.config import ConfigError, Settings, load
 from mirror.setting_errors import shown
-from mirror.storage.disk.maintenance.limit import noted
+from mirror.storage.offline import noted_limit
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -38,7 +38,7 @@ def cache_options(command: _Command) -> _Command:
 def settings_of(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]) -> Settings:
     """The settings of file, environment and flags; where they say nothing of the cache's size, it is what its mirror has. Raises ConfigError."""
     settings = load(config, os.environ, _flags(cache_dir, upstreams))
-    size = None if "max_size" in settings.cache.model_fields_set else noted(settings.cache.dir)
+    size = None if "max_size" in settings.cache.model_fields_set else noted_limit(settings.cache.dir)
     if size is None:
         return settings
     return settings.model_copy(update={"cache": settings.cache.model_copy(update={"max_size": size})})

@@ -11,7 +11,7 @@ from mirror.cli.ls import describe, state
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import ago, table, tell_json
 from mirror.names import image_name
-from mirror.storage.disk.catalog.inventory import Details, Variant
+from mirror.storage.inventory import Details, Variant
 from mirror.units import format_size
 
 _MOST_NEIGHBOURS = 20

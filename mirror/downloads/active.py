@@ -19,8 +19,8 @@ from typing import Any
 
 from mirror.downloads.flight import Flight
 from mirror.downloads.flights import Flights
-from mirror.storage.disk.executor import ThreadPool
 from mirror.tasks import BackgroundTask
+from mirror.threads import ThreadPool
 
 _INTERVAL = 1.0
 _SHOWN = 6.0
@@ -99,11 +99,11 @@ class _Watched:
 class ActiveDownloads:
     """Writes this process's flights, and reads everybody's."""
 
-    def __init__(self, folder: Path, flights: Flights, disk: ThreadPool) -> None:
+    def __init__(self, folder: Path, flights: Flights) -> None:
         self._folder = folder
         self._file = folder / f"{os.getpid()}-{secrets.token_hex(4)}.json"
         self._flights = flights
-        self._disk = disk
+        self._disk = ThreadPool(1)
         self._watched: dict[Flight, _Watched] = {}
         self._background_task = BackgroundTask(self._write)
 
@@ -113,7 +113,10 @@ class ActiveDownloads:
 
     async def aclose(self) -> None:
         """Stops writing; the file is gone."""
-        await self._background_task.aclose()
+        try:
+            await self._background_task.aclose()
+        finally:
+            self._disk.close()
 
     async def downloads(self) -> list[Download]:
         """All that is being downloaded, or just was: the latest first."""

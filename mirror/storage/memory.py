@@ -173,6 +173,9 @@ class MemoryStore:
     def start(self, restore: Restore) -> None:
         """There is nothing to do in the background."""
 
+    def start_counting(self) -> None:
+        """Pulls are counted in any case."""
+
     # ------------------------------------------------------------------ room
 
     def keep(self, digest: Digest, content: bytes) -> None:
@@ -297,10 +300,7 @@ class MemoryStore:
         return None
 
     async def document(self, key: str) -> dict[str, Any] | None:
-        text = self._documents.get(key)
-        if text is None:
-            return None
-        found: dict[str, Any] = json.loads(text)
+        found: dict[str, Any] | None = json.loads(self._documents.get(key, "null"))
         return found
 
     async def set_document(self, key: str, value: dict[str, Any]) -> None:

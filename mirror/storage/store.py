@@ -213,6 +213,10 @@ class Store(Protocol):
         """Begins the work in the background: repairs after a crash, expiry, scrub, writing down uses."""
         ...
 
+    def start_counting(self) -> None:
+        """Begins to write down how much the store is used; `start` does it too."""
+        ...
+
     # ------------------------------------------------------------------ content
 
     async def open(self, digest: Digest) -> Reader | None:

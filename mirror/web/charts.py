@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mirror.storage.disk.catalog.history import Day, History
+from mirror.storage.inventory import Day, History
 
 WIDTH, HEIGHT = 240, 48
 _BARS = (600, 120)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mirror.downloads.active import Download
-from mirror.storage.disk.catalog.repositories import UnderWay
+from mirror.storage.inventory import UnderWay
 
 
 @dataclass(frozen=True, slots=True)

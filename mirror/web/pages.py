@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,11 +13,9 @@ from urllib.parse import urlencode
 from mirror.cache.cache import Cache
 from mirror.clients import CLIENTS, Address, Client
 from mirror.downloads.active import Download
-from mirror.errors import ManifestUnknown, MirrorError, NameUnknown
+from mirror.errors import CatalogFailed, ManifestUnknown, MirrorError, NameUnknown
 from mirror.names import Reference, Repository, image_name
-from mirror.storage.disk.catalog.history import History
-from mirror.storage.disk.catalog.inventory import ORDERS, Details, Image, Totals, Variant
-from mirror.storage.disk.catalog.repositories import Pulled, UnderWay
+from mirror.storage.inventory import ORDERS, Details, History, Image, Pulled, Totals, UnderWay, Variant
 from mirror.tasks import BackgroundTask, SingleFlight
 from mirror.web import charts
 from mirror.web.actions import EVERY, PLATFORMS, Actions
@@ -71,7 +68,7 @@ class State:
 
 
 class Pages:
-    """Renders each page. Methods raise MirrorError, and OSError and sqlite3.Error where the cache's catalog cannot be read."""
+    """Renders each page. Methods raise MirrorError: CatalogFailed where the cache's catalog cannot be read."""
 
     def __init__(self, cache: Cache, actions: Actions, site_info: SiteInfo, templates: Templates) -> None:
         self._cache = cache
@@ -241,7 +238,7 @@ class Pages:
         for _ in self._templates.compile():
             # Requests come first.
             await asyncio.sleep(0)
-        with contextlib.suppress(sqlite3.Error, OSError):
+        with contextlib.suppress(CatalogFailed):
             await self._current_figures()
 
     async def _current_figures(self) -> tuple[Totals, History, tuple[Pulled, ...]]:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
 from collections.abc import Mapping
 from urllib.parse import parse_qsl, quote
 
@@ -33,7 +32,6 @@ from mirror.cache.cache import Cache
 from mirror.clients import CLIENTS
 from mirror.errors import (
     AdminNeeded,
-    CatalogFailed,
     ManifestUnknown,
     MirrorError,
     RequestInvalid,
@@ -94,8 +92,6 @@ class Site:
         """Raises MirrorError for who does not want HTML."""
         try:
             return await self._answer(request, target)
-        except (sqlite3.Error, OSError) as error:
-            return self._fault(request, target, CatalogFailed(f"the cache's catalog could not be read: {error}"))
         except MirrorError as error:
             return self._fault(request, target, error)
 

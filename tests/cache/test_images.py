@@ -196,6 +196,7 @@ async def test_refreshing_what_upstream_cannot_tell_changes_nothing(mirror: Mirr
     image = upstream.add_image("library/app", "1")
     await pull(mirror, image, "1")
     upstream.fail("/manifests/1", Status(500), times=9, method="HEAD")
+    upstream.fail("/manifests/1", Status(500), times=9, method="GET")
     async with beside(mirror, upstream) as cache:
         with pytest.raises(UpstreamError):
             await cache.images.refresh(APP, ONE)
@@ -211,8 +212,7 @@ async def test_refreshing_what_upstream_cannot_tell_changes_nothing(mirror: Mirr
 async def test_a_catalog_that_fails_is_told(mirror: Mirror, upstream: Scripted) -> None:
     """Not passed over as in a pull, where it is nobody's affair."""
     async with beside(mirror, upstream) as cache:
-        cache.store._catalog._catalog._db.execute(  # type: ignore[union-attr]
-            "PRAGMA query_only = 1"
-        )
+        executor = cache.store._catalog  # type: ignore[attr-defined]
+        executor._catalog._db.execute("PRAGMA query_only = 1")
         with pytest.raises(CatalogFailed, match="readonly"):
             await cache.images.pin(APP, Digest.of(b"x"))

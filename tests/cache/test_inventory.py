@@ -14,7 +14,8 @@ import pytest
 
 from mirror.names import Digest, Repository, Tag
 from mirror.storage.disk.catalog.catalog import Catalog
-from mirror.storage.disk.catalog.inventory import ORDERS, Image, Inventory
+from mirror.storage.disk.catalog.inventory import Inventory
+from mirror.storage.inventory import ORDERS, Image
 from tests.support.filled import PLATFORMS, each, fill
 from tests.support.images import Image as Made
 from tests.support.images import make_image, make_index

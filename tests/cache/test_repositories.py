@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from mirror.names import Repository, Tag
-from mirror.storage.disk.catalog.image_config import parse_config
-from mirror.storage.disk.catalog.inventory import ORDERS, Inventory
+from mirror.storage.disk.catalog.inventory import Inventory
+from mirror.storage.image_config import parse_config
+from mirror.storage.inventory import ORDERS
 from tests.cache.test_inventory import pull, serve
 from tests.support.filled import fill
 from tests.support.images import make_index

@@ -28,9 +28,8 @@ from mirror.clients import CLIENTS
 from mirror.downloads.active import Download
 from mirror.errors import MirrorError
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST
-from mirror.storage.disk.catalog.history import Day, History
-from mirror.storage.disk.catalog.inventory import Inventory, Totals, Traffic
-from mirror.storage.disk.catalog.repositories import Pulled, UnderWay
+from mirror.storage.disk.catalog.inventory import Inventory
+from mirror.storage.inventory import Day, History, Pulled, Totals, Traffic, UnderWay
 from mirror.web import actions, charts, filters, live, site, translations
 from mirror.web.downloads import ImageDownload, by_image
 from mirror.web.pages import Pages, SiteInfo, State

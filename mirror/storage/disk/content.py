@@ -18,10 +18,10 @@ from mirror.names import Digest, Repository
 from mirror.storage.disk.blobs import ROTTEN, BlobFile, BlobStore, FileReader
 from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
-from mirror.storage.disk.executor import ThreadPool
 from mirror.storage.disk.maintenance.eviction import Eviction
 from mirror.storage.disk.partial import DiskPartial, Reservations
 from mirror.tasks import SingleFlight
+from mirror.threads import ThreadPool
 
 log = logging.getLogger(__name__)
 

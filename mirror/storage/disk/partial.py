@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from mirror.errors import StorageFull
 from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
-from mirror.storage.disk.executor import ThreadPool
 from mirror.storage.disk.files import FULL
 from mirror.storage.disk.spool import Spool
 from mirror.storage.extents import Extents
 from mirror.storage.slices import FileSlice
+from mirror.threads import ThreadPool
 
 if TYPE_CHECKING:
     from hashlib import _Hash

@@ -23,7 +23,6 @@ from mirror.storage.disk.catalog.executor import CatalogExecutor
 from mirror.storage.disk.catalog.inventory_executor import InventoryExecutor
 from mirror.storage.disk.catalog.usage import Usage
 from mirror.storage.disk.content import Content
-from mirror.storage.disk.executor import ThreadPool
 from mirror.storage.disk.locks import KeyedFileLock
 from mirror.storage.disk.maintenance import limit
 from mirror.storage.disk.maintenance.eviction import Eviction
@@ -36,6 +35,7 @@ from mirror.storage.disk.partial import DiskPartial
 from mirror.storage.settings import Upkeep
 from mirror.storage.store import Collected, Deleted, Pin, Restore, Statistics, TagRecord, Verified
 from mirror.tasks import BackgroundTask
+from mirror.threads import ThreadPool
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -90,7 +90,6 @@ class DiskStore:
         self.start_counting()
 
     def start_counting(self) -> None:
-        """Begins to write down how much the store is used; `start` does it too."""
         self._usage.start()
 
     async def _write_uses(self) -> None:

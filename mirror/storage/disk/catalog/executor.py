@@ -14,8 +14,8 @@ from typing import TypeVar, TypeVarTuple
 
 from mirror.errors import CatalogFailed
 from mirror.storage.disk.catalog.catalog import Catalog
-from mirror.storage.disk.executor import ThreadPool
 from mirror.storage.disk.files import is_full
+from mirror.threads import ThreadPool
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+
+from mirror.storage.inventory import Day, History
 
 SAMPLE_INTERVAL = 600
 """Seconds between two samples of the size."""
@@ -14,45 +15,6 @@ TRAFFIC = (
     " coalesce(sum(sent), 0), coalesce(sum(CASE type WHEN 'prefetch' THEN fetched END), 0), coalesce(sum(CASE type WHEN 'pull' THEN fetched END), 0)"
 )
 """Requests, hits, and bytes fetched, sent, prefetched and pulled, as SQL sums over the table ``traffic`` (see usage.py for its types)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Day:
-    """The traffic of one day (UTC), in bytes."""
-
-    date: str
-    requests: int
-    hits: int
-    fetched: int
-    sent: int
-    prefetched: int = 0
-    """How many of the bytes fetched came before a client asked for them."""
-    pulled: int = 0
-    """How many of the bytes fetched were fetched by ``mirror pull`` or from the dashboard."""
-
-    @property
-    def ahead(self) -> int:
-        """Bytes fetched that no client waited for."""
-        return min(self.fetched, self.prefetched + self.pulled)
-
-    @property
-    def passed(self) -> int:
-        """Bytes that clients waited for while upstream sent them."""
-        return min(self.sent, self.fetched - self.ahead)
-
-    @property
-    def cached(self) -> int:
-        """Bytes that clients got from the cache."""
-        return self.sent - self.passed
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """Of the last 30 days; days without traffic are there too."""
-
-    sizes: tuple[tuple[int, int], ...]
-    """Seconds since the epoch, and bytes that were cached; oldest first."""
-    days: tuple[Day, ...]
 
 
 def sample(db: sqlite3.Connection, now: float) -> None:

@@ -12,22 +12,32 @@ import contextlib
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mirror.manifests import INDEXES, MAX_SIZE, Descriptor, blobs_of, entries_of
-from mirror.names import Digest, Reference, Repository, Tag, image_name
+from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog import repositories
 from mirror.storage.disk.catalog.composition import learn, sizes
-from mirror.storage.disk.catalog.history import TRAFFIC, History, read
-from mirror.storage.disk.catalog.image_config import ImageConfig, parse_config
-from mirror.storage.disk.catalog.repositories import Pulled, RepositoryPage, UnderWay
+from mirror.storage.disk.catalog.history import TRAFFIC, read
 from mirror.storage.disk.catalog.schema import connect
-
-ORDERS = ("name", "pulled", "fetched", "size")
-"""How images can be sorted: by name; the last pulled, the last fetched or the largest first."""
+from mirror.storage.image_config import parse_config
+from mirror.storage.inventory import (
+    ORDERS,
+    Details,
+    History,
+    Image,
+    Layer,
+    Neighbour,
+    Page,
+    Pulled,
+    RepositoryPage,
+    Totals,
+    Traffic,
+    UnderWay,
+    Variant,
+)
 
 _VIEW = """
 CREATE TEMP VIEW image AS
@@ -57,134 +67,6 @@ _ONE = """
 SELECT registry, path, tag, digest, checked, id, fetched, pulls, pulled, pinned FROM image
 WHERE registry = ? AND path = ? AND ? IN (tag, digest) ORDER BY tag LIMIT 1
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """One line of the inventory. Sizes in bytes, times in seconds since the epoch."""
-
-    repository: Repository
-    reference: Reference
-    digest: Digest
-    platforms: tuple[str, ...]
-    """Those whose manifests are cached; empty for what is not for a platform, or not known yet."""
-    size: int
-    """What is cached of it."""
-    shared: int
-    """How much of that other images have too."""
-    missing: int
-    """Blobs that its cached manifests name and that are not cached."""
-    fetched: float
-    checked: float | None
-    """When upstream last said what the tag means; None for a digest."""
-    pulls: int
-    pulled: float | None
-    """When a client last asked for it by this name; None where none has since this is counted."""
-    pinned: bool
-
-    def fresh(self, ttl: float, now: float | None = None) -> bool:
-        """True while upstream need not be asked what it means: for ever for a digest, for a tag during `ttl` seconds."""
-        return self.checked is None or 0 <= (time.time() if now is None else now) - self.checked < ttl
-
-    def __str__(self) -> str:
-        return image_name(self.repository, self.reference)
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Some images, and how many there are in all."""
-
-    images: tuple[Image, ...]
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A layer of an image, or its configuration; `images` is how many cached images have it."""
-
-    descriptor: Descriptor
-    cached: bool
-    images: int
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One manifest of an image: of its only platform, or one that its index lists."""
-
-    digest: Digest
-    platform: str | None
-    cached: bool
-    """True where the manifest is cached; only then what follows is known."""
-    config: Layer | None = None
-    layers: tuple[Layer, ...] = ()
-    settings: ImageConfig | None = None
-    """What its configuration says, where that is cached and an image's."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of its layers, cached or not."""
-        return sum(layer.descriptor.size for layer in self.layers)
-
-    @property
-    def complete(self) -> bool:
-        """True where it can be pulled without upstream."""
-        blobs = self.layers if self.config is None else (self.config, *self.layers)
-        return self.cached and all(blob.cached for blob in blobs)
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbour:
-    """Another image, and the bytes that it has in common with one."""
-
-    image: str
-    digest: Digest
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Details:
-    """What an image is made of, and which others share it, the most first."""
-
-    image: Image
-    media_type: str
-    variants: tuple[Variant, ...]
-    neighbours: tuple[Neighbour, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """What clients asked for and got over some time. `fetched` from upstream and `sent` to clients in bytes."""
-
-    requests: int
-    hits: int
-    fetched: int
-    sent: int
-    prefetched: int = 0
-    """How many of the bytes fetched came before a client asked for them."""
-    pulled: int = 0
-    """How many of the bytes fetched were fetched by ``mirror pull`` or from the dashboard."""
-
-    @property
-    def saved(self) -> int:
-        """Bytes that upstream did not have to send for clients. What was pulled ahead on purpose was not sent for them."""
-        return max(0, self.sent - (self.fetched - self.pulled))
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """Everything cached, sizes in bytes."""
-
-    images: int
-    repositories: int
-    manifests: int
-    blobs: int
-    size: int
-    unfinished: int
-    """What downloads in progress, or interrupted, take."""
-    pinned: int
-    """How many images are pinned."""
-    traffic: Traffic
-    """Since the cache was made."""
 
 
 class Inventory:

@@ -11,11 +11,10 @@ from typing import TypeVar
 
 from mirror.errors import CatalogFailed
 from mirror.names import Reference, Repository
-from mirror.storage.disk.catalog.history import History
-from mirror.storage.disk.catalog.inventory import Details, Inventory, Page, Totals
-from mirror.storage.disk.catalog.repositories import Pulled, RepositoryPage, UnderWay
-from mirror.storage.disk.executor import ThreadPool
+from mirror.storage.disk.catalog.inventory import Inventory
+from mirror.storage.inventory import Details, History, Page, Pulled, RepositoryPage, Totals, UnderWay
 from mirror.tasks import BackgroundTask
+from mirror.threads import ThreadPool
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from mirror.manifests import blobs_of
 from mirror.names import Digest, Repository
+from mirror.storage.inventory import Pulled, RepositoryLine, RepositoryPage, UnderWay
 
 _SHOWN = 6
 """Tags of a repository that its line names."""
@@ -44,52 +44,6 @@ SELECT tag FROM tag LEFT JOIN pull ON pull.registry = tag.registry AND pull.path
 WHERE tag.registry = ?1 AND tag.path = ?2 AND (digest = ?3 OR digest IN (SELECT parent FROM child WHERE child.digest = ?3))
 ORDER BY coalesce(pull.last, 0) DESC, checked DESC LIMIT 1
 """
-
-
-@dataclass(frozen=True, slots=True)
-class RepositoryLine:
-    """One repository of the list. Sizes in bytes, times in seconds since the epoch."""
-
-    repository: Repository
-    images: int
-    names: tuple[str, ...]
-    """Some of its images, the last pulled first, each as ``:tag`` or ``@digest``."""
-    platforms: tuple[str, ...]
-    size: int
-    """What is cached of it; what its images share counts once."""
-    pinned: int
-    fetched: float
-    pulls: int
-    pulled: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class RepositoryPage:
-    """Some repositories, and how many there are in all."""
-
-    lines: tuple[RepositoryLine, ...]
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pulled:
-    """An image that clients have asked for, by the name that they used; it may be gone from the cache."""
-
-    image: str
-    count: int
-    last: float
-
-
-@dataclass(frozen=True, slots=True)
-class UnderWay:
-    """The image that a blob under way belongs to. Sizes in bytes."""
-
-    image: str
-    platform: str | None
-    blobs: dict[str, int]
-    """Its blobs by digest, with their sizes."""
-    cached: frozenset[str]
-    """Those of them that are in the cache."""
 
 
 def page(db: sqlite3.Connection, order: str, start: int, count: int) -> RepositoryPage:

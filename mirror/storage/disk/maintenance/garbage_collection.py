@@ -16,7 +16,6 @@ from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
-from mirror.storage.disk.executor import ThreadPool
 from mirror.storage.disk.files import NoFile, open_file
 from mirror.storage.disk.maintenance.eviction import Eviction
 from mirror.storage.disk.maintenance.expiry import Expiry
@@ -24,6 +23,7 @@ from mirror.storage.disk.maintenance.mending import Mending
 from mirror.storage.disk.spool import sweep
 from mirror.storage.settings import Upkeep
 from mirror.storage.store import Collected, Gone
+from mirror.threads import ThreadPool
 
 _ORPHANED = 3600.0
 """Seconds without use after which a blob goes that belongs to no image: its manifest may be on its way."""

@@ -13,10 +13,10 @@ from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
 from mirror.storage.disk.catalog.schema import look_for_damage
-from mirror.storage.disk.executor import ThreadPool
 from mirror.storage.disk.locks import Rank, hold
 from mirror.storage.disk.maintenance.eviction import Eviction
 from mirror.storage.disk.spool import sweep
+from mirror.threads import ThreadPool
 
 log = logging.getLogger(__name__)
 

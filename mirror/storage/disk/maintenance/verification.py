@@ -11,9 +11,9 @@ from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
-from mirror.storage.disk.executor import ThreadPool
 from mirror.storage.disk.maintenance.reading import Reading
 from mirror.storage.store import State, Verified
+from mirror.threads import ThreadPool
 
 _NOTED = 256
 """Contents whose verification is written down at once."""

@@ -1,0 +1,273 @@
+"""What is in a store, for people: images with their sizes, use and freshness, what one is made of, and totals.
+
+An *image* is a tag whose manifest is cached, or a cached manifest that a repository holds under no tag and in no index.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from mirror.manifests import Descriptor
+from mirror.names import Digest, Reference, Repository, image_name
+from mirror.storage.image_config import ImageConfig
+
+ORDERS = ("name", "pulled", "fetched", "size")
+"""How images can be sorted: by name; the last pulled, the last fetched or the largest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One line of the inventory. Sizes in bytes, times in seconds since the epoch."""
+
+    repository: Repository
+    reference: Reference
+    digest: Digest
+    platforms: tuple[str, ...]
+    """Those whose manifests are cached; empty for what is not for a platform, or not known yet."""
+    size: int
+    """What is cached of it."""
+    shared: int
+    """How much of that other images have too."""
+    missing: int
+    """Blobs that its cached manifests name and that are not cached."""
+    fetched: float
+    checked: float | None
+    """When upstream last said what the tag means; None for a digest."""
+    pulls: int
+    pulled: float | None
+    """When a client last asked for it by this name; None where none has since this is counted."""
+    pinned: bool
+
+    def fresh(self, ttl: float, now: float | None = None) -> bool:
+        """True while upstream need not be asked what it means: for ever for a digest, for a tag during `ttl` seconds."""
+        return self.checked is None or 0 <= (time.time() if now is None else now) - self.checked < ttl
+
+    def __str__(self) -> str:
+        return image_name(self.repository, self.reference)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some images, and how many there are in all."""
+
+    images: tuple[Image, ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer of an image, or its configuration; `images` is how many cached images have it."""
+
+    descriptor: Descriptor
+    cached: bool
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One manifest of an image: of its only platform, or one that its index lists."""
+
+    digest: Digest
+    platform: str | None
+    cached: bool
+    """True where the manifest is cached; only then what follows is known."""
+    config: Layer | None = None
+    layers: tuple[Layer, ...] = ()
+    settings: ImageConfig | None = None
+    """What its configuration says, where that is cached and an image's."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its layers, cached or not."""
+        return sum(layer.descriptor.size for layer in self.layers)
+
+    @property
+    def complete(self) -> bool:
+        """True where it can be pulled without upstream."""
+        blobs = self.layers if self.config is None else (self.config, *self.layers)
+        return self.cached and all(blob.cached for blob in blobs)
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Another image, and the bytes that it has in common with one."""
+
+    image: str
+    digest: Digest
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What an image is made of, and which others share it, the most first."""
+
+    image: Image
+    media_type: str
+    variants: tuple[Variant, ...]
+    neighbours: tuple[Neighbour, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What clients asked for and got over some time. `fetched` from upstream and `sent` to clients in bytes."""
+
+    requests: int
+    hits: int
+    fetched: int
+    sent: int
+    prefetched: int = 0
+    """How many of the bytes fetched came before a client asked for them."""
+    pulled: int = 0
+    """How many of the bytes fetched were fetched by ``mirror pull`` or from the dashboard."""
+
+    @property
+    def saved(self) -> int:
+        """Bytes that upstream did not have to send for clients. What was pulled ahead on purpose was not sent for them."""
+        return max(0, self.sent - (self.fetched - self.pulled))
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Everything cached, sizes in bytes."""
+
+    images: int
+    repositories: int
+    manifests: int
+    blobs: int
+    size: int
+    unfinished: int
+    """What downloads in progress, or interrupted, take."""
+    pinned: int
+    """How many images are pinned."""
+    traffic: Traffic
+    """Since the cache was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryLine:
+    """One repository of the list. Sizes in bytes, times in seconds since the epoch."""
+
+    repository: Repository
+    images: int
+    names: tuple[str, ...]
+    """Some of its images, the last pulled first, each as ``:tag`` or ``@digest``."""
+    platforms: tuple[str, ...]
+    size: int
+    """What is cached of it; what its images share counts once."""
+    pinned: int
+    fetched: float
+    pulls: int
+    pulled: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryPage:
+    """Some repositories, and how many there are in all."""
+
+    lines: tuple[RepositoryLine, ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """An image that clients have asked for, by the name that they used; it may be gone from the cache."""
+
+    image: str
+    count: int
+    last: float
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """The image that a blob under way belongs to. Sizes in bytes."""
+
+    image: str
+    platform: str | None
+    blobs: dict[str, int]
+    """Its blobs by digest, with their sizes."""
+    cached: frozenset[str]
+    """Those of them that are in the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """The traffic of one day (UTC), in bytes."""
+
+    date: str
+    requests: int
+    hits: int
+    fetched: int
+    sent: int
+    prefetched: int = 0
+    """How many of the bytes fetched came before a client asked for them."""
+    pulled: int = 0
+    """How many of the bytes fetched were fetched by ``mirror pull`` or from the dashboard."""
+
+    @property
+    def ahead(self) -> int:
+        """Bytes fetched that no client waited for."""
+        return min(self.fetched, self.prefetched + self.pulled)
+
+    @property
+    def passed(self) -> int:
+        """Bytes that clients waited for while upstream sent them."""
+        return min(self.sent, self.fetched - self.ahead)
+
+    @property
+    def cached(self) -> int:
+        """Bytes that clients got from the cache."""
+        return self.sent - self.passed
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Of the last 30 days; days without traffic are there too."""
+
+    sizes: tuple[tuple[int, int], ...]
+    """Seconds since the epoch, and bytes that were cached; oldest first."""
+    days: tuple[Day, ...]
+
+
+class Inventory(Protocol):
+    """What people ask of a store. Each raises CatalogFailed where that cannot be told."""
+
+    async def images(
+        self,
+        search: str = "",
+        order: str = "name",
+        start: int = 0,
+        count: int | None = None,
+        repository: Repository | None = None,
+    ) -> Page:
+        """The images from `start` on, `count` of them at most; of one repository, or of all.
+
+        Every word of `search` must be part of ``registry/path:tag``, or begin the digest; in whatever case. `order` is one of ORDERS.
+        """
+        ...
+
+    async def image(self, repository: Repository, reference: Reference) -> Details | None:
+        """What an image is made of, by a tag or a digest; None where it is not cached."""
+        ...
+
+    async def repositories(self, order: str = "name", start: int = 0, count: int = 50) -> RepositoryPage:
+        """The repositories from `start` on, `count` of them at most; `order` is one of ORDERS."""
+        ...
+
+    async def most_pulled(self, count: int) -> tuple[Pulled, ...]:
+        """The images that clients have asked for most often."""
+        ...
+
+    async def under_way(self, repository: Repository, digests: Iterable[str]) -> dict[str, UnderWay]:
+        """By digest, the image of a repository that each of some blobs belongs to, as far as that is known."""
+        ...
+
+    async def totals(self) -> Totals:
+        """Everything in figures."""
+        ...
+
+    async def history(self) -> History:
+        """What the last month was like."""
+        ...
