@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
 
 from mirror.config import Settings
-from mirror.storage.disk.catalog.inventory import Inventory
-from mirror.storage.disk.maintenance.limit import noted
+from mirror.storage.offline import noted_limit, read_inventory
 from mirror.units import format_size
 
 _MUCH = 0.5
@@ -24,7 +22,7 @@ def keep_from_emptying(settings: Settings) -> tuple[Settings, str]:
     try:
         if not (folder / "catalog" / "content.sqlite").exists():
             return settings, ""
-        with closing(Inventory(folder)) as inventory:
+        with read_inventory(folder) as inventory:
             cached = inventory.totals().size
     except (OSError, sqlite3.Error):
         # The start itself reports what is wrong there.
@@ -32,7 +30,7 @@ def keep_from_emptying(settings: Settings) -> tuple[Settings, str]:
     excess = cached - limit
     if excess <= _MUCH * cached:
         return settings, ""
-    kept = max(noted(folder) or 0, int(cached / settings.cache.high_watermark) + 1)
+    kept = max(noted_limit(folder) or 0, int(cached / settings.cache.high_watermark) + 1)
     told = (
         f"cache.max_size is {format_size(limit)}, for which {format_size(excess)} of {format_size(cached)} cached would be removed: "
         f"nothing is, and the limit stays {format_size(kept)}. If that is meant, run mirror serve with --yes, or mirror gc with these settings before the next start"
