@@ -240,12 +240,19 @@ class Log(_Table):
 
 class Registry(_Table):
     endpoints: tuple[str, ...] = Field(
-        (), description="URLs, tried in order: blobs from any, tags from the first that answers; for a default registry, its own"
+        (),
+        description="URLs, tried in order: blobs from any, tags from the first that knows them; for a default registry, its own",
     )
-    username: str | None = Field(None, description="for upstream; nobody else ever gets it")
+    username: str | None = Field(
+        None,
+        description="for the registry itself, where its own endpoint is in the list, otherwise for the first; the others are asked without",
+    )
     password: SecretStr | None = Field(None, description="for upstream; better a `password_file`")
     password_file: Path | None = Field(None, description="a file that holds the password")
-    ca_file: Path | None = Field(None, description="certificates to trust for these endpoints, PEM")
+    ca_file: Path | None = Field(
+        None,
+        description="certificates to trust for these endpoints beside the system's, PEM: roots, intermediates or a server's own",
+    )
 
     @field_validator("endpoints")
     @classmethod

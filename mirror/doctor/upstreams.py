@@ -9,11 +9,9 @@ import re
 import socket
 import ssl
 import time
-import urllib.request
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 
-import aiohttp
 from yarl import URL
 
 from mirror import metrics
@@ -25,8 +23,11 @@ from mirror.names import Repository, Tag
 from mirror.upstream import Connections, Timeouts, Upstreams
 from mirror.upstream.challenges import choose, parse_challenges
 from mirror.upstream.guard import Guard
+from mirror.upstream.proxies import Proxies
+from mirror.upstream.receiver import Response
 from mirror.upstream.tokens import Authenticator
 from mirror.upstream.transport import Transport
+from mirror.upstream.trust import trusting
 
 _TIMEOUTS = Timeouts(connect=3, header=5, stall=5, attempts=1)
 _ONE_EACH = Connections(per_blob=1, per_endpoint=1, in_all=64)
@@ -77,7 +78,7 @@ def _told_once(found: list[Finding]) -> list[Finding]:
 
 async def _registry(name: str, registry: Registry, transport: Transport, skews: list[float]) -> list[Finding]:
     try:
-        tls = ssl.create_default_context(cafile=registry.ca_file) if registry.ca_file is not None else None
+        tls = trusting(registry.ca_file) if registry.ca_file is not None else None
     except (OSError, ssl.SSLError) as error:
         return [
             problem(
@@ -109,9 +110,9 @@ async def _endpoint(
 ) -> Finding:
     """Asks for the API's root as `docker login` does, with credentials where they are set."""
     host = base.host or ""
-    proxy = urllib.request.getproxies().get(base.scheme)
-    if proxy is None or urllib.request.proxy_bypass(host):
-        proxy = None
+    through = Proxies().of(base)
+    proxy = str(through.url) if through is not None else None
+    if proxy is None:
         fault = await _resolve(host)
         if fault:
             return problem(
@@ -125,7 +126,7 @@ async def _endpoint(
     try:
         response = await guard.request("GET", (), url, {}, _TIMEOUTS.header)
         seconds = time.monotonic() - began
-        response.close()
+        response.release()
         skews += _skew(response)
         if response.status == 401 and registry.username is not None:
             challenge = choose(parse_challenges(response.headers.getall("WWW-Authenticate", [])))
@@ -137,7 +138,7 @@ async def _endpoint(
                 )
             header, _ = await authenticator.header(challenge, "", guard, [url], _TIMEOUTS.header)
             response = await guard.request("GET", (), url, {"Authorization": header}, _TIMEOUTS.header)
-            response.close()
+            response.release()
         elif response.status == 401:
             # Anybody may ask for most images; which ones, only a pull shows.
             return _latency(name, base, seconds, proxy, "without credentials")
@@ -233,7 +234,7 @@ async def _limit(name: str, registry: Registry) -> list[Finding]:
     return found
 
 
-def _skew(response: aiohttp.ClientResponse) -> Iterator[float]:
+def _skew(response: Response) -> Iterator[float]:
     """Seconds by which our clock is ahead, by an answer that was made just now (RFC 9110, section 6.6.1)."""
     try:
         yield time.time() - parsedate_to_datetime(response.headers["Date"]).timestamp()

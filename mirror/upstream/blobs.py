@@ -16,8 +16,9 @@ from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.failover import with_failover
+from mirror.upstream.receiver import Response
 from mirror.upstream.streams import BlobStream
-from mirror.upstream.transport import Answer, Transport, length_of, shown
+from mirror.upstream.transport import Transport, length_of, shown
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _AS_GOOD = 1.5
@@ -135,7 +136,7 @@ class Blob:
         lease = endpoint.delivery.lease()
         asked = asyncio.get_running_loop().time()
         try:
-            response = await endpoint.receive(url, self._repository, headers, deadline, self._digest)
+            response = await endpoint.send("GET", url, self._repository, headers, deadline, self._digest)
         except BaseException:
             lease.end()
             raise
@@ -151,7 +152,7 @@ class Blob:
         return BlobStream(response, size, first, stall, self._pulled, endpoint.name, lease)
 
     def _read_head(
-        self, endpoint: Endpoint, response: Answer, start: int, stop: int | None, ranged: bool
+        self, endpoint: Endpoint, response: Response, start: int, stop: int | None, ranged: bool
     ) -> tuple[int | None, int]:
         """Size of the whole blob and offset of the first byte that comes."""
         if response.status == 404:
@@ -176,7 +177,7 @@ class Blob:
         return BlobUnknown(f"{self._repository.registry} has no blob {self._digest} in {self._repository.path}")
 
 
-def _content_range(response: Answer, start: int, stop: int | None) -> tuple[int | None, int]:
+def _content_range(response: Response, start: int, stop: int | None) -> tuple[int | None, int]:
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
     if match is None or int(match[1]) != start or (stop is not None and int(match[2]) >= stop):
         raise UpstreamInvalid(f"{shown(response.url)} answered with another range than was asked for")

@@ -1,4 +1,4 @@
-"""Connecting for the receiver: to an origin, or through a proxy."""
+"""Connecting: to an origin, or through a proxy."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import h11
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
+from mirror.upstream.proxies import Proxy
 from mirror.upstream.receiver import Route
 
 _ANSWER = 4096
@@ -32,19 +33,16 @@ def direct(url: URL, resolver: AbstractResolver, tls: ssl.SSLContext | None, pub
     return Route((host, port, tls, public_only), lambda: _connect(resolver, host, port, seconds), tls)
 
 
-def proxied(
-    url: URL, proxy: URL, headers: Mapping[str, str], resolver: AbstractResolver, tls: ssl.SSLContext | None, seconds: float
-) -> Route:
-    """A route through an HTTP proxy: a tunnel for https (RFC 9110, section 9.3.6), and the whole URL as target for http. `headers` are the proxy's."""
+def proxied(url: URL, proxy: Proxy, resolver: AbstractResolver, tls: ssl.SSLContext | None, seconds: float) -> Route:
+    """A route through an HTTP proxy: a tunnel for https (RFC 9110, section 9.3.6), and the whole URL as target for http."""
     host, port = _place(url)
-    place = _place(proxy)
+    place = _place(proxy.url)
     if tls is None:
         return Route(
-            (*place, host, port), lambda: _connect_proxy(resolver, *place, seconds), None, absolute=True, headers=headers
+            (*place, host, port), lambda: _connect_proxy(resolver, *place, seconds), None, absolute=True, headers=proxy.headers
         )
-    return Route(
-        (*place, host, port, tls), lambda: _tunnel(resolver, place, seconds, headers, f"{url.host_subcomponent}:{port}"), tls
-    )
+    target = f"{url.host_subcomponent}:{port}"
+    return Route((*place, host, port, tls), lambda: _tunnel(resolver, place, seconds, proxy.headers, target), tls)
 
 
 def _place(url: URL) -> tuple[str, int]:

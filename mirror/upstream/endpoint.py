@@ -7,12 +7,9 @@ import re
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
 
-import aiohttp
 from yarl import URL
 
 from mirror import metrics
@@ -32,12 +29,8 @@ from mirror.upstream.health import Breaker, Delivery, EndpointHealth
 from mirror.upstream.pacing import Pacer
 from mirror.upstream.receiver import Response
 from mirror.upstream.tokens import Authenticator, Credentials
-from mirror.upstream.transport import REDIRECTS, Answer, Transport, retry_after, shown
+from mirror.upstream.transport import REDIRECTS, Transport, retry_after, shown
 from mirror.upstream.urls import parse_url, same_origin
-
-_A = TypeVar("_A", bound=Answer)
-_Ask = Callable[[Sequence[URL], URL, dict[str, str], float], Awaitable[_A]]
-"""Sends one request: the URLs that led to it, its URL, headers, and the seconds that are left."""
 
 _MOST_REDIRECTS = 5
 _SIGNED_KEPT = 60.0
@@ -126,32 +119,16 @@ class Endpoint:
 
     async def send(
         self, method: str, url: URL, repository: Repository, headers: dict[str, str], deadline: float, blob: Digest | None = None
-    ) -> aiohttp.ClientResponse:
+    ) -> Response:
         """Sends a request, answers a challenge, follows redirects. Returns a response of any status but those of failure.
 
         `deadline` is in the event loop's time. The redirect of a `blob` is used again for its other ranges. Raises Denied, UpstreamError.
         """
-        return await self._ask(partial(self._guard.request, method), method, url, repository, headers, deadline, blob)
-
-    async def receive(self, url: URL, repository: Repository, headers: dict[str, str], deadline: float, blob: Digest) -> Response:
-        """Sends a GET for a blob, whose body is received in a thread; otherwise as `send`."""
-        return await self._ask(self._guard.receive, "GET", url, repository, headers, deadline, blob)
-
-    async def _ask(
-        self,
-        ask: _Ask[_A],
-        method: str,
-        url: URL,
-        repository: Repository,
-        headers: dict[str, str],
-        deadline: float,
-        blob: Digest | None,
-    ) -> _A:
         pacer = self._pacers[method == "GET" and blob is None] if blob is None else None
         while True:
             sent = await pacer.turn(min(_left(deadline), _PATIENCE if self.alone else _IMPATIENCE)) if pacer is not None else 0.0
             try:
-                response = await self._send(ask, method, url, repository, headers, deadline, blob)
+                response = await self._send(method, url, repository, headers, deadline, blob)
             except MirrorError as error:
                 metrics.upstream_errors.labels(*self._labels, _kind(error)).inc()
                 raise
@@ -176,23 +153,22 @@ class Endpoint:
 
     async def _send(
         self,
-        ask: _Ask[_A],
         method: str,
         url: URL,
         repository: Repository,
         headers: dict[str, str],
         deadline: float,
         blob: Digest | None,
-    ) -> _A:
+    ) -> Response:
         via: list[URL] = []
         if blob is not None and (signed := self._signed_url(repository, blob)) is not None:
-            response = await self._once(ask, signed.via, method, signed.url, headers, deadline)
+            response = await self._once(signed.via, method, signed.url, headers, deadline)
             if response.status in (200, 206):
                 return response
             # It has expired, or is gone: the registry gives another.
             response.release()
             self._signed.pop((repository, blob), None)
-        response = await self._authorized(ask, via, method, url, repository.path, headers, deadline)
+        response = await self._authorized(via, method, url, repository.path, headers, deadline)
         while response.status in REDIRECTS:
             location = response.headers.get("Location")
             response.release()
@@ -203,7 +179,7 @@ class Endpoint:
             if url in via or len(via) > _MOST_REDIRECTS:
                 raise UpstreamInvalid(f"{shown(url)} redirects in a circle, or too often")
             named = _NAMED.match(url.raw_path)
-            response = await self._authorized(ask, via, method, url, named[1] if named else repository.path, headers, deadline)
+            response = await self._authorized(via, method, url, named[1] if named else repository.path, headers, deadline)
         if blob is not None and via and response.status in (200, 206):
             self._signed[repository, blob] = _Signed(url, tuple(via), time.monotonic() + _SIGNED_KEPT)
             if len(self._signed) > _MOST_SIGNED:
@@ -215,8 +191,8 @@ class Endpoint:
         return found if found is not None and time.monotonic() < found.until else None
 
     async def _authorized(
-        self, ask: _Ask[_A], via: Sequence[URL], method: str, url: URL, name: str, headers: dict[str, str], deadline: float
-    ) -> _A:
+        self, via: Sequence[URL], method: str, url: URL, name: str, headers: dict[str, str], deadline: float
+    ) -> Response:
         """Sends a request for the repository `name`, and answers challenges.
 
         What an origin demanded for one repository says nothing of another. Any refusal drops what was remembered, and the registry is asked once more without
@@ -239,7 +215,7 @@ class Endpoint:
                     challenge = None
                     continue
                 sent["Authorization"] = value
-            response = await self._once(ask, via, method, url, sent, deadline)
+            response = await self._once(via, method, url, sent, deadline)
             if response.status not in (401, 403):
                 if challenge is not None:
                     self._remember(key, challenge)
@@ -267,13 +243,11 @@ class Endpoint:
         if len(self._challenges) > _MOST_CHALLENGES:
             self._challenges.popitem(last=False)
 
-    async def _once(
-        self, ask: _Ask[_A], via: Sequence[URL], method: str, url: URL, headers: dict[str, str], deadline: float
-    ) -> _A:
+    async def _once(self, via: Sequence[URL], method: str, url: URL, headers: dict[str, str], deadline: float) -> Response:
         with metrics.upstream_seconds.labels(*self._labels, method).time():
-            return await ask(via, url, headers, _left(deadline))
+            return await self._guard.request(method, via, url, headers, _left(deadline))
 
-    def _check(self, response: Answer, method: str) -> None:
+    def _check(self, response: Response, method: str) -> None:
         """Raises what a status stands for. Not for HEAD: its refusal proves nothing, since registries and stores refuse it for what they give to GET."""
         where, status = shown(response.url), response.status
         if status == 429:
@@ -285,7 +259,7 @@ class Endpoint:
         if status >= 500 or status == 408:
             raise UpstreamFailed(f"{where} answered {status}")
 
-    def _note_limits(self, response: Answer) -> None:
+    def _note_limits(self, response: Response) -> None:
         gauges = (("ratelimit-limit", metrics.ratelimit_limit), ("ratelimit-remaining", metrics.ratelimit_remaining))
         for place, (name, gauge) in enumerate(gauges):
             value = response.headers.get(name, "").partition(";")[0].strip()

@@ -10,12 +10,12 @@ import ssl
 import time
 from collections.abc import Sequence
 
-import aiohttp
 from yarl import URL
 
 from mirror.errors import TargetRefused
 from mirror.upstream.receiver import Response
 from mirror.upstream.transport import Transport, shown
+from mirror.upstream.urls import same_origin
 
 _PRIVACY_KEPT = 60.0
 _MOST_HOSTS = 1000
@@ -33,7 +33,7 @@ class Guard:
 
     async def request(
         self, method: str, via: Sequence[URL], url: URL, headers: dict[str, str], timeout: float | None = None
-    ) -> aiohttp.ClientResponse:
+    ) -> Response:
         """Sends a request to where the URLs `via` have led, one after the other; none where it is the endpoint's own.
 
         Raises as Transport.request does, and TargetRefused.
@@ -41,14 +41,9 @@ class Guard:
         public_only = await self._check(via, url)
         return await self._transport.request(method, url, headers, public_only=public_only, tls=self._tls, timeout=timeout)
 
-    async def receive(self, via: Sequence[URL], url: URL, headers: dict[str, str], timeout: float | None = None) -> Response:
-        """As `request`, for a GET whose body is received in a thread."""
-        public_only = await self._check(via, url)
-        return await self._transport.receive(url, headers, public_only=public_only, tls=self._tls, timeout=timeout)
-
     async def _check(self, via: Sequence[URL], url: URL) -> bool:
         """True where only public addresses may be connected to. Raises TargetRefused."""
-        if not via:
+        if all(same_origin(one, self.base) for one in (*via, url)):
             return False
         last = shown(via[-1])
         if url.user is not None or url.password is not None:

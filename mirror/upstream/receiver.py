@@ -1,4 +1,4 @@
-"""HTTP/1.1 for large bodies: connections whose TLS, receiving and decrypting run in threads.
+"""The HTTP/1.1 client: connections whose TLS, receiving and decrypting run in threads.
 
 The event loop decides and sends; a body of a gigabyte, decrypted there, would hold up everybody else and use one core alone. OpenSSL and the kernel work
 without the GIL, so a thread for each connection that is receiving uses the others. The framing is h11's; what is received by length goes from the socket into
@@ -70,8 +70,8 @@ class Receiver:
         self._open: set[_Connection] = set()
         self._buffers: list[memoryview] = []
 
-    async def get(self, url: URL, headers: Mapping[str, str], route: Route) -> Response:
-        """Sends a GET and waits for the response's head. The caller closes the response, and sets the time limit.
+    async def send(self, method: str, url: URL, headers: Mapping[str, str], route: Route) -> Response:
+        """Sends a GET or HEAD and waits for the response's head. The caller closes the response, and sets the time limit.
 
         Raises OSError (ssl.SSLError included) where there is no connection, and h11.RemoteProtocolError where the answer is not HTTP.
         """
@@ -84,7 +84,7 @@ class Receiver:
             **headers,
         }
         target = str(url.with_fragment(None)) if route.absolute else url.raw_path_qs
-        request = h11.Request(method="GET", target=target, headers=list(sent.items()))
+        request = h11.Request(method=method, target=target, headers=list(sent.items()))
         while True:
             connection = self._take(route.key)
             reused = connection is not None
@@ -98,7 +98,7 @@ class Receiver:
             except (OSError, h11.RemoteProtocolError):
                 self._discard(connection)
                 if reused and not connection.answered:
-                    # The server closed it while it was idle: a GET may be sent again (RFC 9110, section 9.2.2).
+                    # The server closed it while it was idle: GET and HEAD may be sent again (RFC 9110, section 9.2.2).
                     continue
                 raise
             except BaseException:
@@ -167,7 +167,7 @@ class Receiver:
 
 
 class Response:
-    """A response to a GET: its head, and a body that is received in a thread. Whoever has it closes it."""
+    """A response: its head, and a body that is received in a thread. Whoever has it releases or closes it."""
 
     def __init__(
         self, url: URL, status: int, headers: CIMultiDictProxy[str], connection: _Connection, receiver: Receiver
@@ -207,12 +207,21 @@ class Response:
         return self._connection.complete
 
     def release(self) -> None:
-        """Ends a response whose body nobody reads. Without waiting: no thread works on it."""
-        assert self._filling is None
-        if not self._closed:
-            self._closed = True
+        """Ends a response whose body nobody reads on. Without waiting: a thread that still receives lets go a moment later."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._filling is None:
             self._connection.skip()
             self._receiver.give_back(self._connection, *self._buffers)
+            return
+        self._connection.abort()
+        self._filling.add_done_callback(self._let_go)
+
+    def _let_go(self, filled: asyncio.Future[int]) -> None:
+        if not filled.cancelled():
+            filled.exception()
+        self._receiver.give_back(self._connection, *self._buffers)
 
     async def aclose(self) -> None:
         """Gives the connection back where all of the body has come, and ends it otherwise."""
@@ -265,14 +274,16 @@ class _Connection:
         fields: CIMultiDict[str] = CIMultiDict()
         for name, value in response.headers:
             fields.add(name.decode("ascii"), value.decode("latin-1"))
-        self._frame(response, fields)
+        self._frame(request.method != b"HEAD", response, fields)
         return response.status_code, CIMultiDictProxy(fields)
 
-    def _frame(self, response: h11.Response, fields: CIMultiDict[str]) -> None:
-        """Finds out how the body ends."""
+    def _frame(self, has_body: bool, response: h11.Response, fields: CIMultiDict[str]) -> None:
+        """Finds out how the body ends (RFC 9112, section 6.3)."""
         length = fields.get("Content-Length")
-        by_length = length is not None and "Transfer-Encoding" not in fields and response.status_code not in (204, 304)
-        self._left = int(length) if by_length and length is not None else None
+        if not has_body or response.status_code in (204, 304):
+            self._left = 0
+        else:
+            self._left = int(length) if length is not None and "Transfer-Encoding" not in fields else None
         self._keep = response.http_version == b"1.1" and "close" not in fields.get("Connection", "").lower()
         early = bytearray()
         if self._left is not None:

@@ -7,11 +7,9 @@ knows it. Whatever is asked, an answer begins, or an error is there, within the 
 from __future__ import annotations
 
 import json
-import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
-import aiohttp
 from yarl import URL
 
 from mirror import metrics
@@ -31,7 +29,9 @@ from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.failover import with_failover
 from mirror.upstream.health import EndpointHealth
 from mirror.upstream.pages import Listing, read_pages
+from mirror.upstream.receiver import Response
 from mirror.upstream.transport import Connections, Timeouts, Transport, length_of, read_bounded, shown
+from mirror.upstream.trust import trusting
 from mirror.upstream.urls import same_origin
 
 _T = TypeVar("_T")
@@ -56,7 +56,7 @@ class Registry:
     def __init__(self, name: str, settings: RegistrySettings, transport: Transport) -> None:
         self.name = name
         self._transport = transport
-        tls = ssl.create_default_context(cafile=settings.ca_file) if settings.ca_file is not None else None
+        tls = trusting(settings.ca_file) if settings.ca_file is not None else None
         urls = [URL(url) for url in settings.endpoints]
         hosts = {name, _HOSTS.get(name, name)}
         # The credentials belong to the registry's own endpoint, where it is among them, and otherwise to the first: others are public mirrors as often as not.
@@ -224,7 +224,7 @@ class Upstreams:
             raise RegistryUnknown.named(name) from None
 
 
-def _descriptor(response: aiohttp.ClientResponse, reference: Reference) -> Descriptor | None:
+def _descriptor(response: Response, reference: Reference) -> Descriptor | None:
     digest, size = _digest(response), length_of(response)
     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
     if digest is None or not size or media_type not in MEDIA_TYPES or size > MAX_SIZE:
@@ -234,7 +234,7 @@ def _descriptor(response: aiohttp.ClientResponse, reference: Reference) -> Descr
     return Descriptor(media_type, digest, size)
 
 
-def _digest(response: aiohttp.ClientResponse) -> Digest | None:
+def _digest(response: Response) -> Digest | None:
     try:
         return Digest.parse(response.headers.get("Docker-Content-Digest", ""))
     except DigestInvalid:

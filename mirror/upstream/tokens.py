@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import aiohttp
 from aiocache import SimpleMemoryCache
 from yarl import URL
 
@@ -18,6 +17,7 @@ from mirror.errors import Denied, TokenServiceFailed, UpstreamInvalid, UpstreamL
 from mirror.tasks import SingleFlight
 from mirror.upstream.challenges import Challenge
 from mirror.upstream.guard import Guard
+from mirror.upstream.receiver import Response
 from mirror.upstream.transport import REDIRECTS, read_bounded, retry_after, shown
 from mirror.upstream.urls import parse_url, same_origin
 
@@ -78,8 +78,9 @@ class Authenticator:
 
     async def _fetch(self, key: str, challenge: Challenge, scope: str, guard: Guard, via: Sequence[URL], timeout: float) -> str:
         realm = parse_url(challenge.realm, f"the challenge of {self._registry}")
-        parameters = {name: value for name, value in (("service", challenge.service), ("scope", scope)) if value}
-        url = realm.update_query(parameters)
+        # One parameter for each scope ("Token Authentication Specification").
+        parameters = [("service", challenge.service)] if challenge.service else []
+        url = realm.update_query([*parameters, *(("scope", one) for one in scope.split())])
         credentials = self._read()
         headers = {"Authorization": _basic(credentials)} if credentials is not None else {}
         where = shown(url)
@@ -95,6 +96,8 @@ class Authenticator:
             if response.status != 200:
                 raise UpstreamInvalid(f"{where} answered {response.status} instead of a token")
             body = await read_bounded(response, _LARGEST_TOKEN, timeout)
+        except (UpstreamUnreachable, UpstreamTimeout) as error:
+            raise TokenServiceFailed(f"{self._registry}'s token service: {error.message}") from None
         finally:
             response.release()
         token, life = _parse(body, where)
@@ -104,9 +107,7 @@ class Authenticator:
             await self._tokens.set(key, token, ttl=life)
         return token
 
-    async def _ask(
-        self, guard: Guard, via: Sequence[URL], url: URL, headers: dict[str, str], timeout: float
-    ) -> aiohttp.ClientResponse:
+    async def _ask(self, guard: Guard, via: Sequence[URL], url: URL, headers: dict[str, str], timeout: float) -> Response:
         """Asks a realm, which may have moved. Credentials stay with its origin. Raises TokenServiceFailed, TargetRefused, UpstreamInvalid."""
         realm, via = url, list(via)
         for _ in range(_MOST_REDIRECTS):

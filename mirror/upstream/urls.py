@@ -11,13 +11,14 @@ from mirror.errors import UpstreamInvalid
 
 _LONGEST = 16 * 1024
 _UNSAFE = re.compile(r"[^\x21-\x7e]+")
+_HOST = re.compile(r"(?<=//)[^/?#]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def parse_url(text: str, said_by: str, base: URL | None = None) -> URL:
     """An absolute http or https URL; `base` is what a relative one is resolved against (RFC 3986, section 5).
 
-    Spaces and what is not ASCII are escaped, as Go's net/url does; what is escaped stays as it is, since signatures cover it. `said_by` is named in the error.
+    Spaces and what is not ASCII are escaped, as Go's net/url does; what is escaped stays as it is, since signatures cover it. Hosts in other scripts are encoded by IDNA. `said_by` is named in the error.
     Raises UpstreamInvalid.
     """
     problem = "points to something that is no URL"
@@ -25,6 +26,7 @@ def parse_url(text: str, said_by: str, base: URL | None = None) -> URL:
     if not text or len(text) > _LONGEST or _CONTROL.search(text):
         raise UpstreamInvalid(f"{said_by} {problem}")
     try:
+        text = _HOST.sub(lambda match: match[0] if match[0].isascii() else match[0].encode("idna").decode(), text, 1)
         url = URL(_UNSAFE.sub(lambda match: quote(match[0], safe="", errors="surrogateescape"), text), encoded=True)
         if base is not None and not url.scheme:
             url = base.join(url)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import socket
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from mirror.errors import UpstreamInvalid
 from mirror.upstream.challenges import pull_scope
+from mirror.upstream.guard import Guard
+from mirror.upstream.transport import Connections, Timeouts, Transport
 from mirror.upstream.urls import parse_url
 from tests.support.mirrors import Mirror
 from tests.support.scripted import Redirect, Scripted, Status
@@ -155,6 +160,7 @@ def test_what_is_no_url_is_upstreams_error(text: str) -> None:
         ("../x?y=1#z", "http://base/a/x?y=1"),
         ("//other/x", "http://other/x"),
         (" http://h/x ", "http://h/x"),
+        ("https://münchen.example/x", "https://xn--mnchen-3ya.example/x"),
     ],
 )
 def test_urls_are_escaped_as_go_does(text: str, expected: str) -> None:
@@ -231,3 +237,86 @@ async def test_credentials_go_to_the_endpoint_that_they_are_for(
         assert (await mirror.get(f"/v2/app/blobs/{image.layers[0]}")).status in (403, 404)
         assert second.count("GET", str(image.layers[0])) >= 1
         assert [asked.authorization for asked in second.asked] == [None] * len(second.asked)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{",
+        b"SSH-2.0\r\n",
+        b"",
+        b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+async def test_a_token_service_that_breaks_is_not_the_registrys_failure(
+    start: Callable[..., Any], upstream: Scripted, answer: bytes
+) -> None:
+    """However it breaks: the registry is asked each time, and its circuit stays closed."""
+
+    async def service(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(service, "127.0.0.1", 0)
+    upstream.auth, upstream.realm = "bearer", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/token"
+    mirror: Mirror = await start()
+    for number in range(5):
+        before = upstream.count("GET", "manifests/")
+        assert (await mirror.get(f"/v2/app{number}/manifests/latest")).status == 503
+        assert upstream.count("GET", "manifests/") > before
+    assert b'"state": "ok"' in (await mirror.get("/readyz")).body
+    server.close()
+
+
+async def test_each_scope_is_a_parameter_of_its_own(start: Callable[..., Any], upstream: Scripted) -> None:
+    """ "Token Authentication Specification": scope=a&scope=b."""
+    upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start()
+    scopes = "repository:a:pull repository:b:pull"
+    upstream.fail("latest", challenged(f'Bearer realm="{upstream.url}/token",scope="{scopes}"'))
+    assert (await mirror.get(LATEST)).status == 200
+    assert [asked.query for asked in upstream.asked if asked.path == "/token"] == [
+        "scope=repository:a:pull&scope=repository:b:pull"
+    ]
+
+
+class _Resolver(AbstractResolver):
+    """Names with several addresses."""
+
+    async def resolve(self, host: str, port: int = 0, family: Any = 0) -> list[ResolveResult]:
+        addresses = {"both": ["93.184.216.34", "127.0.0.1"], "inner": ["127.0.0.1"], "public": ["93.184.216.34"]}[host]
+        return [ResolveResult(hostname=host, host=one, port=port, family=socket.AF_INET, proto=0, flags=0) for one in addresses]
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("base", "via", "target", "public_only"),
+    [
+        ("http://both", [], "http://both/v2/", False),
+        ("http://both", ["http://both/v2/"], "http://both/token", False),
+        ("http://both", ["http://both/v2/"], "http://inner/x", True),
+        ("http://inner", ["http://inner/v2/"], "http://inner:81/x", False),
+        ("http://inner", ["http://inner/v2/", "http://public/x"], "http://inner:81/x", True),
+        ("http://public", ["http://public/v2/"], "http://inner/x", True),
+    ],
+)
+async def test_each_host_on_the_way_is_judged(
+    monkeypatch: pytest.MonkeyPatch, base: str, via: list[str], target: str, public_only: bool
+) -> None:
+    """An endpoint may point to itself; one with a public address among its own may not lead inside, nor may a public host between."""
+    transport = Transport(Timeouts(1, 2, 1, 1), Connections(1, 1, 1))
+    monkeypatch.setattr(transport, "_resolver", _Resolver())
+    asked: list[bool] = []
+
+    async def request(*_: Any, public_only: bool, **__: Any) -> None:
+        asked.append(public_only)
+
+    monkeypatch.setattr(transport, "request", request)
+    await Guard(transport, URL(base), None).request("GET", [URL(one) for one in via], URL(target), {})
+    assert asked == [public_only]
+    await transport.aclose()

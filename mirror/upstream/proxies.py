@@ -1,0 +1,110 @@
+"""Proxies from the environment: ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY``, read as Go's clients read them (golang.org/x/net/http/httpproxy)."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from yarl import URL
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy. User and password are apart, since URLs get into errors."""
+
+    url: URL
+    headers: Mapping[str, str]
+
+
+class Proxies:
+    """Which proxy a request goes through."""
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        """Raises OSError where a variable names something that is no HTTP proxy."""
+        self._proxies = {scheme: _proxy(environment, f"{scheme}_proxy") for scheme in ("http", "https")}
+        self._exceptions = _value(environment, "no_proxy").split(",")
+
+    def of(self, url: URL) -> Proxy | None:
+        """The proxy for a URL; None where it is reached without one. The machine itself always is."""
+        proxy = self._proxies.get(url.scheme)
+        if proxy is None or is_excepted(self._exceptions, url.host or "", url.port or 0):
+            return None
+        return proxy
+
+
+def is_excepted(exceptions: list[str], host: str, port: int) -> bool:
+    """True where a host is reached without a proxy.
+
+    An exception is ``*`` for all, an address or a network (``10.0.0.0/8``), a name that stands for its subdomains too (``foo.com``), or for these alone
+    (``.foo.com``, ``*.foo.com``); with ``:port``, for that port alone. Networks hold for addresses in URLs: no name is resolved for it.
+    """
+    host = host.lower().rstrip(".")
+    address = _address(host)
+    if host == "localhost" or (address is not None and address.is_loopback):
+        return True
+    return any(_covers(one.strip().lower(), host, address, port) for one in exceptions)
+
+
+def _covers(exception: str, host: str, address: _Address | None, port: int) -> bool:
+    if exception in ("", "*"):
+        return exception == "*"
+    if "/" in exception:
+        try:
+            return address is not None and address in ipaddress.ip_network(exception, strict=False)
+        except ValueError:
+            return False
+    name, wanted = _split(exception)
+    if wanted and wanted != str(port):
+        return False
+    if (literal := _address(name)) is not None:
+        return literal == address
+    if name.startswith(("*.", ".")):
+        return host.endswith(name.removeprefix("*"))
+    return host == name or host.endswith(f".{name}")
+
+
+def _split(exception: str) -> tuple[str, str]:
+    """Name or address, and port."""
+    if exception.startswith("["):
+        name, _, rest = exception[1:].partition("]")
+        return name, rest.removeprefix(":")
+    name, _, port = exception.rpartition(":") if exception.count(":") == 1 else (exception, "", "")
+    return name, port
+
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def _address(text: str) -> _Address | None:
+    try:
+        return ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+
+
+def _value(environment: Mapping[str, str], name: str) -> str:
+    """Upper case first, as Go has it."""
+    return environment.get(name.upper()) or environment.get(name) or ""
+
+
+def _proxy(environment: Mapping[str, str], name: str) -> Proxy | None:
+    text = _value(environment, name)
+    if not text:
+        return None
+    try:
+        url = URL(text if "://" in text else f"http://{text}")
+        usable = bool(url.host and url.port)
+    except ValueError:
+        raise OSError(f"{name.upper()} is not a URL of a proxy") from None
+    if url.scheme != "http" or not usable:
+        raise OSError(
+            f"{name.upper()} names a {url.scheme} proxy: this mirror speaks to HTTP proxies only, such as http://proxy.lan:3128"
+        )
+    headers = {}
+    if url.user or url.password:
+        given = f"{url.user or ''}:{url.password or ''}".encode()
+        headers["Proxy-Authorization"] = f"Basic {base64.b64encode(given).decode()}"
+    return Proxy(url.with_user(None), headers)
