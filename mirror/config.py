@@ -327,9 +327,12 @@ class Settings(BaseSettings):
         return types.MappingProxyType(known)
 
 
-def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
-    """Reads the settings; `flags` is a tree like the file's. Raises ConfigError with every fault."""
+def load(
+    file: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any], running: Mapping[str, Any] | None = None
+) -> Settings:
+    """Reads the settings; `flags` is a tree like the file's, and so is what the `running` mirror uses. Raises ConfigError with every fault."""
     layers = [("in the environment", _from_environment(environ)), ("on the command line", dict(flags))]
+    layers.insert(0, ("of the running mirror", dict(running or {})))
     if file is not None:
         layers.insert(0, (f"in {file}", from_file(file)))
     merged: dict[str, Any] = {}

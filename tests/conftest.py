@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from mirror import app
 from mirror.config import load
 from tests.support.mirrors import Mirror
 from tests.support.scripted import Scripted
+
+os.environ["MIRROR_RUN_FOLDER"] = ""
+"""Mirrors and commands of one test do not find each other by the machine they share."""
 
 _ONE_AFTER_THE_OTHER = ("e2e/", "deploy/", "benchmarks/test_smoke.py")
 """Tests that share the machine's container runtimes, or measure it: pytest-xdist runs all of them in one process."""

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from mirror.cli import running
 from mirror.config import ConfigError, Settings, load
 from mirror.setting_errors import shown
 from mirror.storage.offline import noted_limit
@@ -36,9 +37,14 @@ def cache_options(command: _Command) -> _Command:
 
 
 def settings_of(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]) -> Settings:
-    """The settings of file, environment and flags; where they say nothing of the cache's size, it is what its mirror has. Raises ConfigError."""
-    settings = load(config, os.environ, _flags(cache_dir, upstreams))
-    size = None if "max_size" in settings.cache.model_fields_set else noted_limit(settings.cache.dir)
+    """The settings of file, environment and flags, and, where no file is named, those of the running mirror. The size of the cache is
+    the one that this mirror keeps; without one, where nothing sets it, the one that the last mirror kept. Raises ConfigError."""
+    found = running.find(cache_dir, os.environ) if config is None else None
+    if found is None:
+        settings = load(config, os.environ, _flags(cache_dir, upstreams))
+    else:
+        settings = load(found.config, os.environ, _flags(cache_dir, upstreams), found.tree)
+    size = None if found is None and "max_size" in settings.cache.model_fields_set else noted_limit(settings.cache.dir)
     if size is None:
         return settings
     return settings.model_copy(update={"cache": settings.cache.model_copy(update={"max_size": size})})

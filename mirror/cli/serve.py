@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 
 from mirror import app
-from mirror.cli import logs, reachability
+from mirror.cli import logs, reachability, running
 from mirror.cli.options import cache_options, settings_to_serve
 from mirror.cli.shrinking import keep_from_emptying
 from mirror.cli.text import os_error_text
@@ -60,6 +60,12 @@ def serve(
     if settings.server.tls_certificate is not None:
         # "Look at the certificate": it may well come before there is somebody who listens for it, and must not end the start.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    noting = contextlib.ExitStack()
+
+    def tell(url: str, look: bool = False) -> None:
+        noting.enter_context(running.noted(settings, config, url))
+        _tell(settings, notes, url, look)
+
     try:
         token, made = app.admin_token(settings)
         if made:
@@ -68,16 +74,18 @@ def serve(
             )
         folder = parent.prepare() if settings.server.workers > 1 else None
         if folder is None:
-            status = _work(settings, notes, lambda url: _tell(settings, notes, url, look=sys.stderr.isatty()))
+            status = _work(settings, notes, lambda url: tell(url, look=sys.stderr.isatty()))
         else:
             status = parent.run(
                 settings.server,
                 folder,
                 lambda worker: _work(settings, notes, lambda _: worker.ready(), worker),
-                lambda url: _tell(settings, notes, url),
+                tell,
             )
     except OSError as error:
         status = _cannot_start(settings, error)
+    finally:
+        noting.close()
     sys.exit(status)
 
 

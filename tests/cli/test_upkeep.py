@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import sqlite3
 from collections.abc import Callable
@@ -13,7 +15,8 @@ import pytest
 
 from mirror.names import Digest
 from tests.support.commands import Commands
-from tests.support.mirrors import Mirror, until
+from tests.support.commands import mirror as command
+from tests.support.mirrors import Mirror, MirrorProcess, until
 from tests.support.scripted import Image, Scripted
 
 KIB = 1024
@@ -173,3 +176,42 @@ async def test_clients_are_served_while_everything_is_verified(
     answer = await mirror.get(f"/v2/app/blobs/{image.layers[0]}")
     assert (answer.digest(), answer.cache) == (image.layers[0], "mirror; hit")
     assert upstream.count("GET", str(image.layers[0])) == 2
+
+
+async def test_commands_use_what_the_running_mirror_was_told(upstream: Scripted, tmp_path: Path) -> None:
+    """Its cache directory and upstreams, by flags and by a file, with workers or without; no real registry is asked for want of a flag. Nothing stays behind."""
+    run_folder = {"MIRROR_RUN_FOLDER": str(tmp_path / "run")}
+    (tmp_path / "run").mkdir()
+    image = upstream.add_image("library/app", "1")
+    config = tmp_path / "mirror.toml"
+    config.write_text(
+        '[cache]\ntag_ttl = "7s"\n[registries."lan:5000"]\nendpoints = ["http://127.0.0.1:1"]\nusername = "u"\npassword = "secret"\n'
+    )
+    record = tmp_path / "run" / "running.json"
+    for workers in ("1", "2"):
+        directory = tmp_path / f"cache-{workers}"
+        arguments = ["--config", str(config), "--workers", workers]
+        with MirrorProcess(directory, {"docker.io": upstream.url}, *arguments, RUN_FOLDER=str(tmp_path / "run")) as running:
+            await until(record.exists)
+            assert "secret" not in record.read_text()
+            done = await asyncio.to_thread(command, "pull", "app:1", **run_folder)
+            assert done.returncode == 0, done.stderr
+            stats = json.loads((await asyncio.to_thread(command, "stats", "--json", **run_folder)).stdout)
+            assert stats["directory"] == str(directory)
+            told = json.loads(
+                (
+                    await asyncio.to_thread(
+                        command, "configure", "docker", "--json", "--root", str(tmp_path / "root"), **run_folder
+                    )
+                ).stdout
+            )
+            assert told["mirror"] == running.url
+            # By the cache directory alone, as where /run is not shared; and flags still win.
+            done = await asyncio.to_thread(command, "pull", "app:1", "--cache-dir", str(directory))
+            assert done.returncode == 0, done.stderr
+            other = await asyncio.to_thread(command, "stats", "--cache-dir", str(tmp_path / "other"), **run_folder)
+            assert str(tmp_path / "other") in other.stderr
+            assert await asyncio.to_thread(running.terminate) == 0
+        assert not record.exists()
+        assert not (directory / "running.json").exists()
+    assert upstream.count("GET", f"/manifests/{image.digest}") + upstream.count("GET", "/manifests/1") == 2

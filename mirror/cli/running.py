@@ -1,0 +1,97 @@
+"""What the running mirror was told, for commands that are not told again: its cache directory, its settings file, its address and its upstreams.
+
+``running.json`` lies in the cache directory and in a folder that every user's commands find: ``/run/mirror`` for root and for the systemd unit, otherwise
+``$XDG_RUNTIME_DIR/mirror``; MIRROR_RUN_FOLDER names another one. It holds no secrets: a password is found by the settings file, or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from mirror import durable
+from mirror.config import DEFAULT_ENDPOINTS, ConfigError, Settings, default_cache_dir
+
+_NAME = "running.json"
+_SYSTEM = Path("/run/mirror")
+_OVERRIDE = "MIRROR_RUN_FOLDER"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """`tree` is laid over the settings file `config`."""
+
+    config: Path | None
+    tree: dict[str, Any]
+
+
+@contextlib.contextmanager
+def noted(settings: Settings, config: Path | None, url: str) -> Iterator[None]:
+    """Notes a mirror that answers at `url`, as long as this is open. A folder that cannot be written costs only that."""
+    record = {
+        "pid": os.getpid(),
+        "cache_dir": str(settings.cache.dir),
+        "config": None if config is None else str(config.absolute()),
+        "listen": urlsplit(url).netloc,
+        "endpoints": {
+            name: list(registry.endpoints)
+            for name, registry in settings.registries.items()
+            if registry.endpoints != (DEFAULT_ENDPOINTS.get(name),)
+        },
+    }
+    places = [settings.cache.dir, *_run_folders(os.environ)[:1]]
+    for place in places:
+        with contextlib.suppress(OSError):
+            place.mkdir(mode=0o755, exist_ok=True)
+            durable.replace(place / _NAME, json.dumps(record).encode())
+    try:
+        yield
+    finally:
+        for place in places:
+            with contextlib.suppress(OSError, ValueError):
+                if json.loads((place / _NAME).read_bytes()).get("pid") == os.getpid():
+                    (place / _NAME).unlink()
+
+
+def find(cache_dir: str | None, environ: Mapping[str, str]) -> Running | None:
+    """The mirror that runs on `cache_dir`, or, where neither a flag nor the environment names one, on this machine."""
+    named = cache_dir or environ.get("MIRROR_CACHE__DIR")
+    if named is not None:
+        places = [Path(named).expanduser()]
+    else:
+        places = _run_folders(environ)
+        with contextlib.suppress(ConfigError):
+            places.append(default_cache_dir())
+    for place in places:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            return _read(place / _NAME)
+    return None
+
+
+def _read(file: Path) -> Running:
+    """Raises OSError, ValueError and the like where there is none, or none to be trusted."""
+    record = json.loads(file.read_bytes())
+    directory = Path(record["cache_dir"])
+    if file.stat().st_uid not in (0, os.geteuid(), directory.stat().st_uid):
+        raise PermissionError
+    # A process of another user refuses the signal, and lives.
+    with contextlib.suppress(PermissionError):
+        os.kill(int(record["pid"]), 0)
+    config = None if record["config"] is None else Path(record["config"])
+    registries = {str(name): {"endpoints": [str(url) for url in urls]} for name, urls in record["endpoints"].items()}
+    tree = {"cache": {"dir": str(directory)}, "server": {"listen": str(record["listen"])}, "registries": registries}
+    return Running(config if config is not None and os.access(config, os.R_OK) else None, tree)
+
+
+def _run_folders(environ: Mapping[str, str]) -> list[Path]:
+    """Where to write, the first, and where to look."""
+    if _OVERRIDE in environ:
+        return [Path(environ[_OVERRIDE])] if environ[_OVERRIDE] else []
+    own = [Path(environ["XDG_RUNTIME_DIR"]) / "mirror"] if "XDG_RUNTIME_DIR" in environ else []
+    return [_SYSTEM, *own] if os.geteuid() == 0 or os.access(_SYSTEM, os.W_OK) else [*own, _SYSTEM]
