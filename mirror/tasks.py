@@ -1,4 +1,4 @@
-"""Work in tasks that belong to the process: whoever began it, or waits for it, may leave, and it goes on."""
+"""Tasks that belong to the process: a caller that starts one, or waits for one, may be cancelled without ending it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _T = TypeVar("_T")
 
 
 class BackgroundTask:
-    """Work that nobody waits for. A failure ends it, is told of in the log, and is nobody else's affair."""
+    """Work that nobody waits for. A failure is logged and ends it."""
 
     def __init__(self, work: Callable[[], Awaitable[None]]) -> None:
         self._work = work
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begins the work, where it is not under way."""
+        """Starts the work, unless it is running."""
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
 
     async def aclose(self) -> None:
-        """Ends the work, where it is under way."""
+        """Cancels the work and waits for its end."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -34,17 +34,17 @@ class BackgroundTask:
         try:
             await self._work()
         except Exception:
-            log.exception("a chore has failed; everything else goes on")
+            log.exception("a background task failed; everything else goes on")
 
 
 class SingleFlight(Generic[_T]):
-    """Work that several want at the same time, done once: at most one task a key."""
+    """Duplicate suppression: callers that want the same key at the same time share one task (as Go's singleflight)."""
 
     def __init__(self) -> None:
         self._tasks: dict[Hashable, asyncio.Task[_T]] = {}
 
     def start(self, key: Hashable, work: Callable[[], Awaitable[_T]]) -> tuple[asyncio.Task[_T], bool]:
-        """The task of `key`, begun where there is none. True with one that was there already.
+        """The task of `key`, started if there is none; True if it was running already.
 
         Wait for it with `asyncio.shield`, or `asyncio.wait`.
         """
@@ -56,7 +56,7 @@ class SingleFlight(Generic[_T]):
         return task, False
 
     async def do(self, key: Hashable, work: Callable[[], Awaitable[_T]]) -> tuple[_T, bool]:
-        """The result of `key`'s work, and whether it was under way already. Raises what it raises."""
+        """The result of `key`'s work, and whether it was running already. Raises what the work raises."""
         task, joined = self.start(key, work)
         return await asyncio.shield(task), joined
 
@@ -70,7 +70,7 @@ class SingleFlight(Generic[_T]):
             task.exception()
 
     async def aclose(self) -> None:
-        """Ends all work."""
+        """Cancels all tasks and waits for their end."""
         for task in (tasks := list(self._tasks.values())):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

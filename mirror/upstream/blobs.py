@@ -26,7 +26,7 @@ _AS_GOOD = 1.5
 
 
 class Blob:
-    """One blob of one repository. It remembers who gave its bytes, so that wrong ones can be laid at somebody's door."""
+    """One blob of one repository. It remembers which endpoints sent its bytes, to know which one sent wrong ones."""
 
     def __init__(
         self, registry: str, endpoints: Sequence[Endpoint], transport: Transport, repository: Repository, digest: Digest

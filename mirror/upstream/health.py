@@ -1,4 +1,4 @@
-"""Whether an endpoint is worth asking: a circuit breaker each, and what it has delivered lately."""
+"""The health of an endpoint: a circuit breaker, and the latency and throughput of its latest blobs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Breaker:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, told: Callable[[bool], None] | None = None) -> None:
-        """`told` is called with each outcome: False while it is open."""
+        """`told` is called after each outcome, with False while the breaker is open."""
         self._clock = clock
         self._told = told
         self._failures = 0
@@ -68,7 +68,7 @@ class Breaker:
         return "ok" if not self._evidence else "failing" if self._evidence < _FAILURES else "open"
 
     def allows(self) -> bool:
-        """True when the endpoint may be asked now. Through an open breaker, this lets one request pass and closes the door behind it."""
+        """True when the endpoint may be asked now. An open breaker lets one request through, and the next only after a pause."""
         if self._evidence < _FAILURES:
             return True
         now = self._clock()
@@ -102,7 +102,7 @@ class Breaker:
 
 
 class Lease:
-    """One connection that fetches a blob, from its opening to its end; what it brings is judged."""
+    """One connection that fetches a blob, from opening to end. Its throughput is measured."""
 
     __slots__ = ("_delivery", "began", "taken")
 
@@ -114,12 +114,12 @@ class Lease:
         self._delivery = delivery
 
     def end(self) -> None:
-        """May be called again."""
+        """Ends the lease. Idempotent."""
         self._delivery.end(self)
 
 
 class Delivery:
-    """What an endpoint's blobs came at: how soon, how fast, and whether rightly. All of it is forgotten after a while, so that everybody gets another chance."""
+    """Latency, throughput and correctness of the blobs an endpoint has sent. Everything expires, so that each endpoint is tried again."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.latency: float | None = None
@@ -161,7 +161,7 @@ class Delivery:
         self.latency = _mean(self.latency, latency)
 
     def end(self, lease: Lease) -> None:
-        """Counts a connection out, and judges it."""
+        """Counts a connection out, and takes its throughput into the mean."""
         if lease in self._leases:
             self._leases.discard(lease)
             if lease.began is not None and lease.taken >= _JUDGED_FROM:
