@@ -40,13 +40,15 @@ def parse_size(value: Any) -> int:
     return size
 
 
+_BARE = 50_000
+"""Numbers below it are taken for a size whose unit was forgotten."""
+
+
 def parse_cache_size(value: Any) -> int:
-    """Bytes, as `parse_size` has them. A number without a unit, and too small for any image, is refused: a forgotten unit would empty a cache. Raises ValueError."""
+    """Bytes, as `parse_size` has them. A small number without a unit is refused: a forgotten unit would empty the cache. Raises ValueError."""
     size = parse_size(value)
-    if size < 2**20:
-        bare = isinstance(value, int) or value.strip().isdigit()
-        hint = f"is {value}GiB meant?" if bare else "no image fits"
-        raise ValueError(f"a size of 1 MiB or more, with its unit, is expected, such as 50GiB: {hint}")
+    if size < _BARE and (isinstance(value, int) or value.strip().replace(".", "").isdigit()):
+        raise ValueError(f"a size with its unit is expected, such as 50GiB: is {str(value).strip()}GiB meant?")
     return size
 
 

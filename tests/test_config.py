@@ -259,7 +259,6 @@ def test_a_size_that_is_shown_can_be_set(size: int) -> None:
         ('[server]\nadmin_token_file = "/none"\n', ["server.admin_token_file (in {file}): the file /none cannot be read"]),
         ("[cache]\nmax_size = 200\n", ["cache.max_size (in {file})", "is 200GiB meant?"]),
         ('[cache]\nmax_size = "200"\n', ["cache.max_size (in {file})", "is 200GiB meant?"]),
-        ('[cache]\nmax_size = "200kB"\n', ["cache.max_size (in {file})", "1 MiB or more"]),
     ],
 )
 def test_faults_say_where_and_what_to_do(tmp_path: Path, text: str, told: list[str]) -> None:
