@@ -68,8 +68,9 @@ class Segments:
             segment.hedge.hedge = None
 
     def owner(self, position: int) -> Segment | None:
-        """The segment that will come to the byte at `position`."""
-        return next((s for s in self._segments if s.position <= position and (s.end is None or position < s.end)), None)
+        """The segment that will come to the byte at `position` first: of a pair, the one that is further."""
+        coming = (s for s in self._segments if s.position <= position and (s.end is None or position < s.end))
+        return max(coming, key=lambda segment: segment.position, default=None)
 
     def largest(self, size: int) -> Segment | None:
         """The segment with the most bytes to come."""

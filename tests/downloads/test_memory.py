@@ -1,0 +1,188 @@
+"""Downloads on a store in memory, from sources in memory: what they do does not hang on a disk or on HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+
+from mirror.downloads import planner
+from mirror.downloads.context import DownloadContext
+from mirror.downloads.flight import Flight
+from mirror.downloads.flights import FlightReader, Flights
+from mirror.errors import BlobUnknown, MirrorError, UpstreamStalled
+from mirror.manifests import Descriptor
+from mirror.names import Digest, Repository
+from mirror.storage.memory import MemoryStore
+
+MIB = 1024 * 1024
+CHUNK = 64 * 1024
+
+
+class Source:
+    """A blob as one registry has it. `gate` must be set for bytes from `gated` on to come."""
+
+    connections = 1
+    ranges = True
+
+    def __init__(self, data: bytes, gated: int | None = None, error: MirrorError | None = None) -> None:
+        self.data = data
+        self.gated = len(data) if gated is None else gated
+        self.gate = asyncio.Event()
+        self.error = error
+        self.opened: list[tuple[int, int | None]] = []
+        self.described = 0
+
+    async def open(self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None) -> Stream:
+        self.opened.append((start, stop))
+        if self.error is not None:
+            raise self.error
+        return Stream(self, start, len(self.data) if stop is None else stop)
+
+    async def describe(self) -> Descriptor:
+        self.described += 1
+        if self.error is not None:
+            raise self.error
+        return Descriptor("application/octet-stream", Digest.of(self.data), len(self.data))
+
+    def reject(self) -> bool:
+        return False
+
+
+class Stream:
+    """What `Source.open` gives."""
+
+    endpoint = "memory"
+
+    def __init__(self, source: Source, start: int, stop: int) -> None:
+        self.size: int | None = len(source.data)
+        self.start = start
+        self._source = source
+        self._position = start
+        self._stop = stop
+
+    async def read(self) -> bytes:
+        if self._position >= self._source.gated:
+            await self._source.gate.wait()
+        data = self._source.data[self._position : min(self._position + CHUNK, self._stop)]
+        self._position += len(data)
+        await asyncio.sleep(0)
+        return data
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[MemoryStore]:
+    async with MemoryStore(64 * MIB) as made:
+        yield made
+
+
+@pytest.fixture
+async def flights(store: MemoryStore) -> AsyncIterator[Flights]:
+    made = Flights(store)
+    yield made
+    await made.aclose()
+
+
+def context(source: Source, registry: str = "one.example") -> DownloadContext:
+    return DownloadContext(Repository(registry, "app"), source, {})
+
+
+async def reader(flight: Flight, asked: DownloadContext) -> FlightReader:
+    """An open reader."""
+    made = FlightReader(flight, asked)
+    await made.open()
+    return made
+
+
+async def read(made: FlightReader, start: int = 0, stop: int | None = None) -> bytes:
+    """What a client of it gets. Raises what cuts it short."""
+    body = b""
+    try:
+        async for part in made.parts(start, made.size if stop is None else stop):
+            assert isinstance(part, bytes)
+            body += part
+    finally:
+        await made.aclose()
+    return body
+
+
+async def test_what_is_read_is_kept(store: MemoryStore, flights: Flights) -> None:
+    """Each byte is fetched once, by one request."""
+    source = Source(os.urandom(3 * MIB))
+    digest = Digest.of(source.data)
+    flight, joined = flights.join(digest, context(source))
+    assert not joined
+    assert await read(await reader(flight, context(source))) == source.data
+    await flights.ended(digest)
+    assert store.size(digest) == 3 * MIB
+    assert (source.opened, source.described) == ([(0, None)], 0)
+
+
+async def test_the_last_bytes_of_a_range_are_not_withheld(flights: Flights) -> None:
+    """Those of the whole are, until the digest is verified."""
+    source = Source(os.urandom(MIB), gated=MIB - 10)
+    source.gated = MIB // 2
+    flight, _ = flights.join(Digest.of(source.data), context(source))
+    ranged, whole = await reader(flight, context(source)), await reader(flight, context(source))
+    assert await read(ranged, MIB // 2 - 1000, MIB // 2) == source.data[MIB // 2 - 1000 : MIB // 2]
+    source.gate.set()
+    assert await read(whole) == source.data
+
+
+async def test_a_download_that_hardly_moves_ends_and_is_gone_on_with(
+    store: MemoryStore, flights: Flights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads it: it is given up; what has come is kept, and the next one fetches the rest only."""
+    monkeypatch.setattr(planner, "WINDOW_UNREAD", 0.2)
+    source = Source(os.urandom(3 * MIB), gated=MIB)
+    digest = Digest.of(source.data)
+    flight, _ = flights.join(digest, context(source))
+    await flights.ended(digest)
+    assert isinstance(flight.error, UpstreamStalled)
+    source.gate.set()
+    flight, joined = flights.join(digest, context(source))
+    assert not joined
+    assert await read(await reader(flight, context(source))) == source.data
+    assert source.opened == [(0, None), (MIB, 3 * MIB)]
+
+
+async def test_a_download_that_is_read_is_given_more_time(flights: Flights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its readers are cut short when it is given up as well."""
+    monkeypatch.setattr(planner, "WINDOW_READ", 0.5)
+    monkeypatch.setattr(planner, "WINDOW_UNREAD", 0.0)
+    source = Source(os.urandom(3 * MIB), gated=MIB)
+    flight, _ = flights.join(Digest.of(source.data), context(source))
+    with pytest.raises(UpstreamStalled):
+        await read(await reader(flight, context(source)))
+
+
+async def test_a_second_registry_is_asked_for_its_word_and_then_for_the_bytes(flights: Flights) -> None:
+    """By one HEAD; its bytes are fetched where the first one's do not come."""
+    slow, healthy = Source(os.urandom(MIB), gated=CHUNK), Source(b"")
+    healthy.data, healthy.gated = slow.data, MIB
+    digest = Digest.of(slow.data)
+    flight, _ = flights.join(digest, context(slow))
+    first = asyncio.create_task(read(await reader(flight, context(slow))))
+    second = await reader(flight, context(healthy, "two.example"))
+    assert (await read(second), await first) == (slow.data, slow.data)
+    assert healthy.described == 1
+    assert healthy.opened == [(CHUNK, MIB)]
+    assert slow.opened == [(0, None)]
+
+
+async def test_a_refusal_is_told_to_its_own_readers(flights: Flights) -> None:
+    """The download of another registry goes on."""
+    source = Source(os.urandom(MIB), gated=CHUNK)
+    refusing = Source(b"", error=BlobUnknown("not here"))
+    flight, _ = flights.join(Digest.of(source.data), context(source))
+    whole = asyncio.create_task(read(await reader(flight, context(source))))
+    with pytest.raises(BlobUnknown):
+        await reader(flight, context(refusing, "two.example"))
+    source.gate.set()
+    assert await whole == source.data
+    assert (refusing.described, refusing.opened) == (1, [])
