@@ -232,7 +232,7 @@ class Cache:
             raise
 
     async def _direct(self, digest: Digest, context: DownloadContext) -> Reader:
-        reader = DirectReader(digest, context.source)
+        reader = DirectReader(digest, context.source, self._flights.disprove)
         await reader.open()
         return reader
 

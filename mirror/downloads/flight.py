@@ -164,7 +164,7 @@ class Flight:
         except OSError as error:
             self.error = StorageFull(f"the cache's disk refuses: {error.strerror}")
         except asyncio.CancelledError:
-            self.error = UpstreamUnreachable("the mirror is being stopped")
+            self.error = self.error or UpstreamUnreachable("the mirror is being stopped")
             raise
         except Exception:
             log.exception("flight of %s failed", self.digest)

@@ -12,7 +12,7 @@ from mirror.downloads.direct import go_on, stream
 from mirror.downloads.download import Download
 from mirror.downloads.flight import Flight
 from mirror.downloads.parts import Part
-from mirror.errors import MirrorError, SizeDisputed, StorageFull, UpstreamCut, UpstreamUnreachable
+from mirror.errors import MirrorError, SizeDisputed, StorageFull, UpstreamCut, UpstreamInvalid, UpstreamUnreachable
 from mirror.names import Digest, Repository
 from mirror.storage.store import Partial, Store
 
@@ -65,6 +65,13 @@ class Flights:
         flight.error = UpstreamUnreachable("the download was given up: nobody had asked for it")
         known[1].cancel()
         return True
+
+    def disprove(self, digest: Digest, size: int) -> None:
+        """The blob is known to be of `size` bytes: ends a flight that goes by a registry which says another size."""
+        known = self._flights.get(digest)
+        if known is not None and not known[0].verified and known[0].size not in (None, size):
+            known[0].error = UpstreamInvalid(f"{known[0].repository.registry} says {known[0].size} bytes of a blob of {size}")
+            known[1].cancel()
 
     async def _fly(self, flight: Flight) -> None:
         try:

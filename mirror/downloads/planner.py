@@ -267,6 +267,9 @@ class Planner:
         size = state.size
         if size is None or not self.detours or not state.ranges or position in self._splits or state.extras >= _MOST_DETOURS:
             return None
+        if state.have.covered_until(position) > position:
+            # They are here: the reader waits for the verification.
+            return None
         end: int | None
         near: float
         if (owner := self.segments.owner(position)) is not None:

@@ -10,9 +10,10 @@ import pytest
 
 from mirror.downloads import planner
 from mirror.downloads.context import DownloadContext
+from mirror.downloads.direct import DirectReader
 from mirror.downloads.flight import Flight
 from mirror.downloads.flights import FlightReader, Flights
-from mirror.errors import BlobUnknown, MirrorError, UpstreamStalled
+from mirror.errors import BlobUnknown, MirrorError, SizeDisputed, UpstreamInvalid, UpstreamStalled
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 from mirror.storage.memory import MemoryStore
@@ -64,7 +65,7 @@ class Stream:
         self._stop = stop
 
     async def read(self) -> bytes:
-        if self._position >= self._source.gated:
+        if self._source.gated <= self._position < self._stop:
             await self._source.gate.wait()
         data = self._source.data[self._position : min(self._position + CHUNK, self._stop)]
         self._position += len(data)
@@ -173,6 +174,27 @@ async def test_a_second_registry_is_asked_for_its_word_and_then_for_the_bytes(fl
     assert healthy.described == 1
     assert healthy.opened == [(CHUNK, MIB)]
     assert slow.opened == [(0, None)]
+
+
+async def test_a_size_that_is_disproved_ends_the_download_that_went_by_it(store: MemoryStore, flights: Flights) -> None:
+    """Readers of the registry that disagrees get the blob from there, unkept; once it is verified, the next download goes by the right size."""
+    data = os.urandom(MIB)
+    liar, honest = Source(data + b"more", gated=CHUNK), Source(data)
+    digest = Digest.of(data)
+    flight, _ = flights.join(digest, context(liar))
+    theirs = asyncio.create_task(read(await reader(flight, context(liar))))
+    with pytest.raises(SizeDisputed):
+        await reader(flight, context(honest, "two.example"))
+    direct = DirectReader(digest, honest, flights.disprove)
+    await direct.open()
+    assert b"".join([part async for part in direct.parts(0, MIB) if isinstance(part, bytes)]) == data
+    with pytest.raises(UpstreamInvalid):
+        await theirs
+    flight, joined = flights.join(digest, context(honest, "two.example"))
+    assert not joined
+    assert await read(await reader(flight, context(honest, "two.example"))) == data
+    await flights.ended(digest)
+    assert store.size(digest) == MIB
 
 
 async def test_a_refusal_is_told_to_its_own_readers(flights: Flights) -> None:

@@ -119,6 +119,13 @@ def test_a_reader_ahead_gets_a_connection_of_its_own(
     assert made.detour(what, position, stop, now) is None
 
 
+def test_a_reader_that_waits_for_verification_gets_no_connection() -> None:
+    """The last bytes are here: nothing is fetched for them."""
+    made = plan()
+    running(made, 0, 48 * MIB, 0)
+    assert made.detour(state(here=47 * MIB, workers=1), 46 * MIB, None, 0.1) is None
+
+
 @pytest.mark.parametrize("what", [state(None, workers=1), state(ranges=False, workers=1), state(workers=1, extras=4)])
 def test_there_are_bounds_on_detours(what: State) -> None:
     """None without a size, without ranges, beyond four, or after one has failed."""
