@@ -230,7 +230,11 @@ class UpstreamStalled(UpstreamError):
 
 
 class SizeDisputed(MirrorError):
-    """The download goes by another registry's word: its bytes are not for the readers of this one."""
+    """The download goes by another registry's word: its bytes are not for the readers of this one, which says `size` bytes."""
+
+    def __init__(self, message: str, size: int) -> None:
+        super().__init__(message)
+        self.size = size
 
 
 class Pinned(MirrorError):

@@ -156,7 +156,9 @@ class Cache:
             return await self._direct(digest, context), PASSED
         try:
             _, reader, joined = await self._join(repository, digest, context)
-        except (StorageFull, SizeDisputed):
+        except SizeDisputed as error:
+            return await self._direct(digest, context, error.size), PASSED
+        except StorageFull:
             direct = await self._direct(digest, context)
             if (direct.size or 0) > (await self.store.statistics()).limit:
                 if len(self._too_large) >= _MOST_TOO_LARGE:
@@ -231,8 +233,8 @@ class Cache:
             await self._negative.remember(_key(repository, digest), error)
             raise
 
-    async def _direct(self, digest: Digest, context: DownloadContext) -> Reader:
-        reader = DirectReader(digest, context.source, self._flights.disprove)
+    async def _direct(self, digest: Digest, context: DownloadContext, size: int | None = None) -> Reader:
+        reader = DirectReader(digest, context.source, self._flights.disprove, size)
         await reader.open()
         return reader
 

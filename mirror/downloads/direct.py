@@ -25,16 +25,18 @@ if TYPE_CHECKING:
 class DirectReader:
     """One client's own download."""
 
-    def __init__(self, digest: Digest, source: Source, proven: Callable[[Digest, int], None]) -> None:
-        """`proven` is called with the size once the whole blob has come and is what its digest says."""
-        self.size: int | None = None
+    def __init__(self, digest: Digest, source: Source, proven: Callable[[Digest, int], None], size: int | None = None) -> None:
+        """`proven` is called with the size once the whole blob has come and is what its digest says. `size` is what upstream has told already."""
+        self.size = size
         self._proven = proven
         self._digest = digest
         self._source = source
         self._whole: Download | None = None
 
     async def open(self) -> None:
-        """Asks upstream for the size; for the blob itself only where upstream does not tell its size otherwise. Raises what upstream raises."""
+        """Asks upstream for the size, unless it is known; for the blob itself only where upstream does not tell its size otherwise. Raises what upstream raises."""
+        if self.size is not None:
+            return
         try:
             self.size = (await self._source.describe()).size
         except UpstreamInvalid:

@@ -110,8 +110,8 @@ class Flight:
         return supplier.size
 
     def _check_size(self, size: int | None) -> None:
-        if None not in (size, self.size) and size != self.size:
-            raise SizeDisputed(f"{size} bytes, where the download of {self.digest} is of {self.size}")
+        if size is not None and self.size is not None and size != self.size:
+            raise SizeDisputed(f"{size} bytes, where the download of {self.digest} is of {self.size}", size)
 
     def enter(self) -> None:
         """Counts a reader in: the files stay open until it has left."""
