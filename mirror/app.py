@@ -13,6 +13,7 @@ from aiohttp import web
 
 from mirror import __version__, metrics
 from mirror.api.access import AccessLog
+from mirror.api.hosts import KnownHosts
 from mirror.api.server import Api
 from mirror.api.targets import Targets
 from mirror.certificate import Certificate, ends
@@ -59,7 +60,7 @@ async def running(settings: Settings, worker: WorkerContext | None = None, notes
             lambda: None if pem is None else ends(pem),
         )
         site = Site(cache, Admin(admin_token(settings)[0], EndedSessions(settings.cache.dir)), site_info)
-        api = Api(cache, targets, DEFAULT_REGISTRY, readiness.report, access, site.answer)
+        api = Api(cache, targets, DEFAULT_REGISTRY, readiness.report, access, site.answer, KnownHosts(settings.server.names))
         server, connections = api.server()
         runner = web.ServerRunner(server, shutdown_timeout=settings.server.drain_timeout)
         await runner.setup()

@@ -12,6 +12,7 @@ import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -98,6 +99,12 @@ class Server(_Table):
     )
     admin_token_file: Path | None = Field(None, description="a file that holds it")
 
+    public_url: str | None = Field(
+        None, description="URL under which clients reach the mirror by a name, such as `https://mirror.example.com` at a proxy"
+    )
+    hosts: tuple[str, ...] = Field(
+        (), description="further names that it answers to; addresses, and the machine's own name, are always known"
+    )
     tls_certificate: Path | None = Field(
         None, description="PEM, with intermediates; then https only. Read anew when it changes, or on SIGHUP"
     )
@@ -113,6 +120,17 @@ class Server(_Table):
             if found is not None and value is not None:
                 certificate.load(found, value)
         return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _public_url(cls, value: str | None) -> str | None:
+        return None if value is None else parse_endpoint(value)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The host names of `public_url` and `hosts`."""
+        public = urlsplit(self.public_url).hostname if self.public_url is not None else None
+        return (*self.hosts, public) if public is not None else self.hosts
 
     @field_validator("admin_token_file")
     @classmethod

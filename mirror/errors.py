@@ -19,6 +19,8 @@
     ├── Denied                     upstream wants credentials that the mirror does not have (403)
     ├── AdminNeeded                a change on the dashboard without the admin token (401)
     ├── Refused                    a change that was sent from elsewhere than the dashboard (403)
+    ├── HostUnknown                asked under a name that is not the mirror's (421)
+    ├── ClientBusy                 too much is being sent to this client already; carries Retry-After (503)
     ├── TooManyGuesses             wrong admin tokens; carries Retry-After (429)
     ├── Unsupported                a method this mirror does not answer (405)
     ├── UpstreamError              upstream could not, or did not rightly, answer (503)
@@ -146,6 +148,18 @@ class AdminNeeded(MirrorError):
 class Refused(MirrorError):
     status = 403
     code = "DENIED"
+
+
+class HostUnknown(MirrorError):
+    """421 (RFC 9110, section 15.5.20): the request was not meant for this server."""
+
+    status = 421
+    code = "DENIED"
+
+
+class ClientBusy(MirrorError):
+    status = 503
+    code = "UNAVAILABLE"
 
 
 class TooManyGuesses(MirrorError):

@@ -12,6 +12,7 @@ from mirror.cache.outcome import Outcome
 from mirror.errors import (
     AdminNeeded,
     BlobUnknown,
+    ClientBusy,
     Denied,
     ManifestUnknown,
     MirrorError,
@@ -78,7 +79,7 @@ def error_response(error: MirrorError) -> web.Response:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     elif isinstance(error, AdminNeeded):
         headers["WWW-Authenticate"] = 'Bearer realm="the mirror\'s admin token"'
-    elif isinstance(error, UpstreamError):
+    elif isinstance(error, UpstreamError | ClientBusy):
         headers["Retry-After"] = str(_RETRY_AFTER)
     body = {"errors": [{"code": error.code, "message": error.message, "detail": None}]}
     return web.Response(status=error.status, body=json.dumps(body, ensure_ascii=False).encode(), headers=headers)

@@ -16,6 +16,7 @@ from mirror.api import content, listing, monitoring
 from mirror.api.access import AccessLog
 from mirror.api.connection import IDLE, LONGEST_LINE, MOST_HEADERS, Connection, Connections
 from mirror.api.context import RequestContext
+from mirror.api.hosts import KnownHosts
 from mirror.api.repeat_reads import RepeatReads
 from mirror.api.responses import error_response, json_response
 from mirror.api.shortcuts import Shortcuts
@@ -26,6 +27,7 @@ from mirror.names import Digest
 
 log = logging.getLogger(__name__)
 
+_MONITORING = ("/healthz", "/readyz", "/metrics")
 Dashboard = Callable[[web.BaseRequest, Target], Awaitable[web.StreamResponse]]
 
 
@@ -40,6 +42,7 @@ class Api:
         report: Callable[[], dict[str, Any]],
         access: AccessLog | None,
         dashboard: Dashboard,
+        hosts: KnownHosts,
     ) -> None:
         """`report` gives what /readyz tells: a JSON object with a list "degraded". `dashboard` answers whatever is none of this; it raises MirrorError."""
         self._cache = cache
@@ -48,6 +51,7 @@ class Api:
         self._report = report
         self._access = access
         self._dashboard = dashboard
+        self._hosts = hosts
         self._shortcuts = Shortcuts(cache, access)
         self._repeat_reads = RepeatReads()
 
@@ -104,7 +108,9 @@ class Api:
         request = context.request
         target = context.target = self._targets.parse(request.raw_path)
         if target.resource is Resource.PAGE:
+            self._hosts.check(request, everywhere=target.path not in _MONITORING)
             return await self._page(target, request)
+        self._hosts.check(request, everywhere=False)
         if request.method not in ("GET", "HEAD") or target.resource is Resource.UPLOAD:
             raise refuse_write(request.method)
         repository, reference = target.repository, target.reference
