@@ -8,6 +8,7 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -18,6 +19,7 @@ from mirror.api.server import Api
 from mirror.api.targets import Targets
 from mirror.certificate import Certificate, ends
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
+from mirror.disk_probe import DiskProbe
 from mirror.readiness import Readiness
 from mirror.settings_in_force import in_force
 from mirror.tasks import BackgroundTask
@@ -47,9 +49,13 @@ async def running(settings: Settings, worker: WorkerContext | None = None, notes
         if access is not None:
             stack.callback(access.close)
         targets = Targets(settings.registries.keys(), DEFAULT_REGISTRY, ALIASES)
-        readiness = Readiness(settings, upstreams, worker, notes)
+        probe = DiskProbe(settings.cache.dir)
+        stack.callback(probe.close)
+        readiness = Readiness(settings, upstreams, worker, probe, notes)
         kept = settings.cache
         pem = settings.server.tls_certificate
+        if pem is not None:
+            metrics.tell_certificate(str(pem), partial(ends, pem))
         site_info = SiteInfo(
             __version__,
             tuple(settings.registries),
@@ -60,7 +66,9 @@ async def running(settings: Settings, worker: WorkerContext | None = None, notes
             lambda: None if pem is None else ends(pem),
         )
         site = Site(cache, Admin(admin_token(settings)[0], EndedSessions(settings.cache.dir)), site_info)
-        api = Api(cache, targets, DEFAULT_REGISTRY, readiness.report, access, site.answer, KnownHosts(settings.server.names))
+        public = urlsplit(settings.server.public_url or "").hostname
+        known_hosts = KnownHosts((*settings.server.hosts, *([public] if public else [])))
+        api = Api(cache, targets, DEFAULT_REGISTRY, readiness.report, access, site.answer, known_hosts)
         server, connections = api.server()
         runner = web.ServerRunner(server, shutdown_timeout=settings.server.drain_timeout)
         await runner.setup()

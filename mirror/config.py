@@ -12,7 +12,6 @@ import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -125,12 +124,6 @@ class Server(_Table):
     @classmethod
     def _public_url(cls, value: str | None) -> str | None:
         return None if value is None else parse_endpoint(value)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The host names of `public_url` and `hosts`."""
-        public = urlsplit(self.public_url).hostname if self.public_url is not None else None
-        return (*self.hosts, public) if public is not None else self.hosts
 
     @field_validator("admin_token_file")
     @classmethod

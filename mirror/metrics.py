@@ -10,7 +10,8 @@ its files, so that no counter goes backwards. Of a gauge that is the same in all
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -73,6 +74,13 @@ disk_bytes = Gauge(
     "mirror_disk_bytes", "Size of the file system that the cache is on", registry=REGISTRY, multiprocess_mode="mostrecent"
 )
 disk_free_bytes = Gauge("mirror_disk_free_bytes", "What is free on it", registry=REGISTRY, multiprocess_mode="mostrecent")
+certificate_expiry_seconds = Gauge(
+    "mirror_certificate_expiry_seconds",
+    "Seconds until the mirror's own certificate ends",
+    ("certificate",),
+    registry=REGISTRY,
+    multiprocess_mode="mostrecent",
+)
 evictions = Counter("mirror_evictions", "Blobs evicted", registry=REGISTRY)
 evicted_bytes = Counter("mirror_evicted_bytes", "Bytes evicted", registry=REGISTRY)
 scrubbed_bytes = Counter("mirror_scrubbed_bytes", "Bytes of cached content read again, to find rot", registry=REGISTRY)
@@ -134,10 +142,20 @@ def begin(registries: Iterable[str], cache: Path) -> None:
 
 
 _folder: Path | None = None
+_certificate: tuple[str, Callable[[], float | None]] = "", lambda: None
+
+
+def tell_certificate(name: str, ends: Callable[[], float | None]) -> None:
+    """Has `mirror_certificate_expiry_seconds` tell of a certificate; `ends` gives when it ends, in seconds since the epoch."""
+    global _certificate
+    _certificate = name, ends
 
 
 def page() -> bytes:
     """Everything, of all workers, as Prometheus reads it. The disk is looked at now."""
+    name, ends = _certificate
+    if (end := ends()) is not None:
+        certificate_expiry_seconds.labels(name).set(end - time.time())
     if _folder is not None:
         size, free = _disk(_folder)
         disk_bytes.set(size)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mirror import durable
+from mirror import certificate, durable
 from mirror.config import Settings
+from mirror.disk_probe import DiskProbe
 from mirror.upstream import Upstreams
 from mirror.workers.context import WorkerContext
 
 Endpoints = dict[str, list[dict[str, Any]]]
 """By registry, what is known of its endpoints, in the order of the settings."""
 
+_EXPIRES_SOON = 7 * 86400
+"""Seconds before its end in which the certificate should have been renewed."""
 _STATES = {
     "failing": "has failed, and is still asked",
     "open": "is left alone for some seconds after failures, a minute at most",
@@ -27,9 +30,17 @@ _STATES = {
 class Readiness:
     """One process's view, and with it that of the other workers."""
 
-    def __init__(self, settings: Settings, upstreams: Upstreams, worker: WorkerContext | None, notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        upstreams: Upstreams,
+        worker: WorkerContext | None,
+        probe: DiskProbe,
+        notes: Sequence[str] = (),
+    ) -> None:
         """`notes` are sentences about the start that stay true."""
         self._notes = notes
+        self._probe = probe
         self._settings = settings
         self._upstreams = upstreams
         self._file = worker.folder / f"endpoints-{worker.number}.json" if worker is not None else None
@@ -44,8 +55,11 @@ class Readiness:
         """A JSON object; ``degraded`` is a list of sentences."""
         directory = self._settings.cache.dir
         degraded = list(self._notes)
-        if not os.access(directory, os.W_OK):
-            degraded.append(f"the cache directory {directory} cannot be written: everything is fetched, nothing kept")
+        if (fault := self._probe.fault) is not None:
+            degraded.append(f"the cache directory {directory} cannot be written ({fault}): everything is fetched, nothing kept")
+        if (end := self._certificate_end()) is not None and end - time.time() < _EXPIRES_SOON:
+            when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(end))
+            degraded.append(f"the mirror's own certificate {self._settings.server.tls_certificate} ends on {when}: renew it")
         views = [self._own()]
         if self._file is not None:
             views += [view for path in self._file.parent.glob("endpoints-*.json") if (view := _read(path)) is not None]
@@ -58,6 +72,10 @@ class Readiness:
                 if endpoint["state"] != "ok":
                     degraded.append(f"{name}: {endpoint['endpoint']} {_STATES[endpoint['state']]}: {endpoint['last_error']}")
         return {"degraded": degraded, "registries": registries}
+
+    def _certificate_end(self) -> float | None:
+        file = self._settings.server.tls_certificate
+        return None if file is None else certificate.ends(file)
 
     def _own(self) -> Endpoints:
         return {

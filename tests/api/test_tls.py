@@ -158,8 +158,20 @@ async def test_hot_manifests_take_the_fast_path_over_tls(
     assert len(answered) == 3
 
 
+async def test_a_certificate_that_ends_soon_is_told(start: Callable[..., Any], authority: Authority) -> None:
+    """By /readyz and by a metric: the test's is good for a day."""
+    mirror = await start(settings={"server": settings(authority)})
+    async with mirror.session.get("/readyz", ssl=trusting(authority)) as response:
+        (told,) = (await response.json())["degraded"]
+        assert f"the mirror's own certificate {authority.certificate} ends on" in told
+    async with mirror.session.get("/metrics", ssl=trusting(authority)) as response:
+        (line,) = [line for line in (await response.text()).splitlines() if line.startswith("mirror_certificate_expiry_seconds{")]
+        assert 0 < float(line.rpartition(" ")[2]) <= 86400
+
+
 async def test_the_doctor_knows_the_mirrors_own_certificate(start: Callable[..., Any], authority: Authority) -> None:
-    """It is reached by an address that no public authority signs for: the file of the settings is what is trusted, and nothing else."""
+    """It is reached by an address that no public authority signs for: the file of the settings is what is trusted, and nothing else. One that ends within a week
+    is worth a word."""
     mirror = await start(settings={"server": settings(authority)})
     listen = mirror.url.removeprefix("https://")
 
@@ -167,6 +179,6 @@ async def test_the_doctor_knows_the_mirrors_own_certificate(start: Callable[...,
         (finding,) = await examine_mirror(settings_, Address.parse(settings_.server.own_url))
         return finding.level
 
-    assert await level(load(None, {}, {"server": {"listen": listen, **settings(authority)}})) is Level.OK
+    assert await level(load(None, {}, {"server": {"listen": listen, **settings(authority)}})) is Level.ADVICE
     stranger = Authority(authority.ca.parent.parent / "stranger")
     assert await level(load(None, {}, {"server": {"listen": listen, **settings(stranger)}})) is Level.PROBLEM
