@@ -106,7 +106,17 @@ class Endpoint:
 
     def url(self, repository: Repository, rest: str) -> URL:
         """The URL of a resource of a repository."""
-        return URL(f"{str(self.base).rstrip('/')}/v2/{repository.path}/{rest}", encoded=True)
+        return self.resolve(f"{repository.path}/{rest}")
+
+    def resolve(self, rest: str) -> URL:
+        """The URL of what is below ``/v2/``, its query included.
+
+        An endpoint that is not the registry itself is told which one is meant (``ns``, as containerd does): it may be a mirror of several.
+        """
+        url = URL(f"{str(self.base).rstrip('/')}/v2/{rest}", encoded=True)
+        if self.own or "ns" in url.query:
+            return url
+        return URL(f"{url}{'&' if url.raw_query_string else '?'}ns={self._registry}", encoded=True)
 
     @property
     def heads(self) -> bool:

@@ -65,7 +65,7 @@ async def read_pages(
         if link is None:
             return Listing(found, True)
         try:
-            url = _next(endpoint.base, link, said_by)
+            url = _next(endpoint, link, said_by)
         except UpstreamInvalid as error:
             log.warning("a list of %s breaks off: %s", repository, error.message)
             return Listing(found, False)
@@ -108,10 +108,10 @@ async def _page(
     return page, len(body), None if link is None else link[1], response.url
 
 
-def _next(base: URL, link: str, said_by: URL) -> URL:
+def _next(endpoint: Endpoint, link: str, said_by: URL) -> URL:
     """The next page, at the endpoint itself: registries behind a proxy link to their inner name, or leave the proxy's prefix out. Raises UpstreamInvalid."""
     url = parse_url(link, shown(said_by), said_by)
     before, slash, rest = url.raw_path_qs.partition("/v2/")
     if not slash or "?" in before:
         raise UpstreamInvalid(f"{shown(said_by)} links to a next page that is no registry's")
-    return URL(f"{str(base).rstrip('/')}/v2/{rest}", encoded=True)
+    return endpoint.resolve(rest)

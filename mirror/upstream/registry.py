@@ -58,9 +58,8 @@ class Registry:
         self._transport = transport
         tls = trusting(settings.ca_file) if settings.ca_file is not None else None
         urls = [URL(url) for url in settings.endpoints]
-        hosts = {name, _HOSTS.get(name, name)}
         # The credentials belong to the registry's own endpoint, where it is among them, and otherwise to the first: others are public mirrors as often as not.
-        home = next((url for url in urls if url.host in hosts), urls[0])
+        home = next((url for url in urls if is_own(name, url)), urls[0])
         self._endpoints = [
             Endpoint(
                 name,
@@ -68,7 +67,7 @@ class Registry:
                 transport,
                 settings.credentials if same_origin(url, home) else None,
                 tls,
-                own=url.host in hosts,
+                own=is_own(name, url),
                 alone=len(urls) == 1,
             )
             for url in urls
@@ -222,6 +221,12 @@ class Upstreams:
             return self._registries[name]
         except KeyError:
             raise RegistryUnknown.named(name) from None
+
+
+def is_own(registry: str, url: URL) -> bool:
+    """True where a URL is the registry's own, by its name: a host, or a host and a port."""
+    host = _HOSTS.get(registry, registry)
+    return host in (url.host, f"{url.host}:{url.port}") or url.host == registry
 
 
 def _descriptor(response: Response, reference: Reference) -> Descriptor | None:
