@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 
 from mirror import app
 from mirror.config import load
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Scripted
 
 os.environ["MIRROR_RUN_FOLDER"] = ""
@@ -39,7 +39,7 @@ async def upstream() -> AsyncIterator[Scripted]:
 
 
 @pytest.fixture
-async def start(upstream: Scripted, tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
+async def start(upstream: Scripted, tmp_path: Path) -> AsyncIterator[StartMirror]:
     """Starts mirrors: ``mirror = await start(tag_ttl="1s")``. Those still running at the end are stopped."""
     async with contextlib.AsyncExitStack() as running:
 
@@ -68,10 +68,9 @@ async def start(upstream: Scripted, tmp_path: Path) -> AsyncIterator[Callable[..
 
 
 @pytest.fixture
-async def mirror(start: Callable[..., Any]) -> Mirror:
+async def mirror(start: StartMirror) -> Mirror:
     """A mirror with the tests' usual settings."""
-    started: Mirror = await start()
-    return started
+    return await start()
 
 
 def sha256(data: bytes) -> str:

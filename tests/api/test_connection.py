@@ -5,9 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiohttp import web
@@ -18,7 +16,7 @@ from mirror.api.connection import Connection
 from mirror.api.server import Api
 from mirror.api.shortcuts import Shortcuts
 from tests.api.test_shortcuts import LATEST, answer, connection
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Scripted
 
 
@@ -79,7 +77,7 @@ async def test_aiohttp_sees_a_request_before_it_takes_the_connection_for_idle(
 
 
 async def test_an_aiohttp_that_makes_its_handlers_otherwise_still_serves(
-    start: Callable[..., Any], upstream: Scripted, monkeypatch: pytest.MonkeyPatch, handled: list[str]
+    start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch, handled: list[str]
 ) -> None:
     """Where the handler's constructor takes other arguments, the server's own way of making one is used; the fast path stays."""
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
 from mirror.api.hosts import KnownHosts
 from mirror.errors import HostUnknown
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Scripted
 
 PATHS = ("/", "/v2/", "/v2/_catalog", "/v2/app/manifests/latest", "/metrics", "/healthz")
@@ -30,7 +28,7 @@ async def test_a_foreign_name_is_refused_on_loopback(mirror: Mirror, upstream: S
             assert "server.public_url" in json.loads(got.body)["errors"][0]["message"]
 
 
-async def test_names_that_are_set_are_answered(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_names_that_are_set_are_answered(start: StartMirror, upstream: Scripted) -> None:
     """The host of public_url, and further ones."""
     mirror: Mirror = await start(
         settings={"server": {"public_url": "https://mirror.example.com", "hosts": ["cache.example.com"]}}

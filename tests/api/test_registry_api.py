@@ -7,14 +7,13 @@ import contextlib
 import email
 import json
 import os
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST
 from mirror.names import Digest
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Scripted
 
 NOWHERE = f"sha256:{'0' * 64}"
@@ -105,9 +104,7 @@ async def test_blobs_whole_and_in_ranges(mirror: Mirror, upstream: Scripted) -> 
 
 @pytest.mark.parametrize("size", [1000, 3_000_000])
 @pytest.mark.parametrize("cached", [False, True])
-async def test_several_ranges_are_one_multipart_answer(
-    start: Callable[..., Any], upstream: Scripted, size: int, cached: bool
-) -> None:
+async def test_several_ranges_are_one_multipart_answer(start: StartMirror, upstream: Scripted, size: int, cached: bool) -> None:
     """In the order asked for, each with its place, and nothing else of the blob; as podman asks for the chunks of a zstd:chunked layer."""
     mirror: Mirror = await start()
     data = os.urandom(size)
@@ -197,7 +194,7 @@ async def test_tags_are_listed_in_order_and_in_pages(mirror: Mirror, upstream: S
     assert upstream.count("GET", "/tags/list") == 1
 
 
-async def test_lists_are_served_stale_and_tags_known_otherwise_fill_in(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_lists_are_served_stale_and_tags_known_otherwise_fill_in(start: StartMirror, upstream: Scripted) -> None:
     """With upstream gone: the list it gave last; where it never gave one, the tags that were pulled."""
     image = upstream.add_image("library/app", "v1")
     upstream.add_image("owner/tool", "v2")
@@ -232,7 +229,7 @@ async def test_referrers(mirror: Mirror, upstream: Scripted) -> None:
     assert upstream.count("GET", f"/referrers/{image.digest}") == 1
 
 
-async def test_the_catalog_lists_what_is_cached(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_the_catalog_lists_what_is_cached(start: StartMirror, upstream: Scripted) -> None:
     """By the names under which it can be pulled from here, in pages, of all registries or of one."""
     mirror: Mirror = await start(
         settings={"registries": {"docker.io": {"endpoints": [upstream.url]}, "ghcr.io": {"endpoints": [upstream.url]}}}
@@ -347,7 +344,7 @@ async def test_malformed_ranges_are_416(mirror: Mirror, upstream: Scripted) -> N
 
 @pytest.mark.parametrize("sent", [b"", b"GET /v2/ HTTP/1.1\r\nHost: m\r\n", b"GET /v2/ HTTP/1.1\r\nHost: m\r\n\r\nGET /"])
 async def test_a_connection_without_a_request_does_not_stay(
-    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, sent: bytes
+    start: StartMirror, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     """Nobody can hold files of the mirror by requests that never come, or never come to their end."""
     monkeypatch.setattr("mirror.api.server.IDLE", 0.3)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
 
 from mirror.storage.disk.blobs import BlobFile
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Scripted
 
 LATEST = b"GET /v2/app/manifests/latest HTTP/1.1\r\nHost: mirror\r\nUser-Agent: test\r\n\r\n"
@@ -59,7 +58,7 @@ async def test_it_gives_what_the_long_way_gives_and_counts_it(mirror: Mirror, up
     assert upstream.count("GET") == 1
 
 
-async def test_it_ends_with_the_tags_freshness(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_it_ends_with_the_tags_freshness(start: StartMirror, upstream: Scripted) -> None:
     """A tag that has moved is seen as soon as on the long way."""
     upstream.add_image("library/app", "latest")
     mirror: Mirror = await start(tag_ttl=0.5)
@@ -89,7 +88,7 @@ async def test_requests_that_come_in_pieces_or_together(mirror: Mirror, upstream
 
 
 async def test_a_request_that_comes_while_another_is_answered_is_not_taken_for_it(
-    start: Callable[..., Any], upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+    start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first one waits for a slow disk, the second one comes meanwhile: its bytes are never answered with what the first one asked for."""
     images = {name: upstream.add_image(f"library/{name}", "latest") for name in ("app", "other")}

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from mirror.config import ConfigError, Settings, load
 from mirror.doctor import Level
 from mirror.doctor.local import examine_mirror
 from tests.support.certificates import Authority
-from tests.support.mirrors import until
+from tests.support.mirrors import StartMirror, until
 from tests.support.scripted import Hold, Scripted
 
 MIB = 1024 * 1024
@@ -82,7 +81,7 @@ def test_every_wrong_pair_is_refused_by_its_key(authority: Authority, tmp_path: 
 
 
 async def test_a_new_certificate_counts_from_the_next_connection_on(
-    start: Callable[..., Any], upstream: Scripted, authority: Authority, caplog: pytest.LogCaptureFixture
+    start: StartMirror, upstream: Scripted, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     """SIGHUP takes it at once; a download that is under way goes on over its old connection; a broken pair is logged, and the old one stays."""
     data = os.urandom(4 * MIB)
@@ -110,7 +109,7 @@ async def test_a_new_certificate_counts_from_the_next_connection_on(
 
 
 async def test_files_that_change_are_noticed_by_themselves(
-    start: Callable[..., Any], authority: Authority, monkeypatch: pytest.MonkeyPatch
+    start: StartMirror, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As certbot and Kubernetes change them: nobody needs to tell the mirror."""
     monkeypatch.setattr("mirror.certificate._INTERVAL", 0.01)
@@ -124,7 +123,7 @@ async def test_files_that_change_are_noticed_by_themselves(
         pytest.fail("the old certificate stayed")
 
 
-async def test_what_does_not_speak_tls_harms_nobody(start: Callable[..., Any], authority: Authority) -> None:
+async def test_what_does_not_speak_tls_harms_nobody(start: StartMirror, authority: Authority) -> None:
     """Plain HTTP on the port of https is told so in words; a client that trusts somebody else fails for itself alone."""
     mirror = await start(settings={"server": settings(authority)})
     async with mirror.session.get(mirror.url.replace("https", "http") + "/v2/") as response:
@@ -138,7 +137,7 @@ async def test_what_does_not_speak_tls_harms_nobody(start: Callable[..., Any], a
 
 
 async def test_hot_manifests_take_the_fast_path_over_tls(
-    start: Callable[..., Any], upstream: Scripted, authority: Authority, monkeypatch: pytest.MonkeyPatch
+    start: StartMirror, upstream: Scripted, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As over plain HTTP: after the second request aiohttp sees no more of them."""
     image = upstream.add_image("library/app", "latest")
@@ -158,7 +157,7 @@ async def test_hot_manifests_take_the_fast_path_over_tls(
     assert len(answered) == 3
 
 
-async def test_a_certificate_that_ends_soon_is_told(start: Callable[..., Any], authority: Authority) -> None:
+async def test_a_certificate_that_ends_soon_is_told(start: StartMirror, authority: Authority) -> None:
     """By /readyz and by a metric: the test's is good for a day."""
     mirror = await start(settings={"server": settings(authority)})
     async with mirror.session.get("/readyz", ssl=trusting(authority)) as response:
@@ -169,7 +168,7 @@ async def test_a_certificate_that_ends_soon_is_told(start: Callable[..., Any], a
         assert 0 < float(line.rpartition(" ")[2]) <= 86400
 
 
-async def test_the_doctor_knows_the_mirrors_own_certificate(start: Callable[..., Any], authority: Authority) -> None:
+async def test_the_doctor_knows_the_mirrors_own_certificate(start: StartMirror, authority: Authority) -> None:
     """It is reached by an address that no public authority signs for: the file of the settings is what is trusted, and nothing else. One that ends within a week
     is worth a word."""
     mirror = await start(settings={"server": settings(authority)})

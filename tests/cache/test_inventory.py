@@ -19,7 +19,7 @@ from mirror.storage.inventory import ORDERS, Image
 from tests.support.filled import PLATFORMS, each, fill
 from tests.support.images import Image as Made
 from tests.support.images import make_image, make_index
-from tests.support.mirrors import Mirror, until
+from tests.support.mirrors import Mirror, StartMirror, until
 from tests.support.scripted import Scripted
 
 APP = Repository("docker.io", "library/app")
@@ -144,7 +144,7 @@ async def test_an_image_is_taken_apart(mirror: Mirror, upstream: Scripted, ask: 
     assert not details.variants[0].complete, "no client pulls an image without its configuration"
 
 
-async def test_a_tag_that_moves_leaves_an_untagged_image(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_tag_that_moves_leaves_an_untagged_image(start: StartMirror, upstream: Scripted) -> None:
     """It is listed by its digest; the manifests of an index are no images of their own."""
     mirror: Mirror = await start(tag_ttl=0)
     old, new = make_image(1), make_index(2)
@@ -192,7 +192,7 @@ async def test_pins_are_shown(mirror: Mirror, upstream: Scripted, ask: Inventory
     assert ask.totals().pinned == 1
 
 
-async def test_the_totals_count_traffic_over_restarts(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_the_totals_count_traffic_over_restarts(start: StartMirror, upstream: Scripted) -> None:
     """Requests, hits and bytes, as the metrics count them; what hits sent is what was saved."""
     image = upstream.add_image("library/app", "1", layers=[os.urandom(100_000)])
     for _ in range(2):

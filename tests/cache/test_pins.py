@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST, Descriptor
 from mirror.names import Digest, Repository, Tag
 from mirror.storage.disk.catalog.catalog import Catalog, TagRecord
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Scripted
 
 APP = Repository("docker.io", "library/app")
@@ -66,7 +64,7 @@ def test_a_pinned_tag_keeps_what_it_means_today(tmp_path: Path) -> None:
     again.close()
 
 
-async def test_eviction_passes_a_pinned_image_by(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_eviction_passes_a_pinned_image_by(start: StartMirror, upstream: Scripted) -> None:
     """However old it is and whatever comes: and once it is unpinned, it goes like others. Pinned by another process, as a command does."""
     mirror: Mirror = await start(max_size="3500KiB")
     image = upstream.add_image("library/app", "latest", layers=[os.urandom(1 << 20)])
@@ -93,7 +91,7 @@ async def test_eviction_passes_a_pinned_image_by(start: Callable[..., Any], upst
     assert not mirror.cached(image.layers[0])
 
 
-async def test_a_cache_full_of_pins_passes_through(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_cache_full_of_pins_passes_through(start: StartMirror, upstream: Scripted) -> None:
     """A pull never fails because nothing may be evicted."""
     mirror: Mirror = await start(max_size="2MiB")
     image = upstream.add_image("library/app", "latest", layers=[os.urandom(1500 * 1024)])
@@ -109,7 +107,7 @@ async def test_a_cache_full_of_pins_passes_through(start: Callable[..., Any], up
     assert mirror.cached(image.layers[0])
 
 
-async def test_pins_in_the_main_queue_leave_the_small_one_to_evict(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_pins_in_the_main_queue_leave_the_small_one_to_evict(start: StartMirror, upstream: Scripted) -> None:
     """However little is in that one: what is not pinned goes, and then the pull is passed through, or fits."""
     mirror: Mirror = await start(max_size="10MiB")
     image = upstream.add_image("library/app", "latest", layers=[os.urandom(8 << 20)])

@@ -6,10 +6,8 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -20,7 +18,7 @@ from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.catalog import Catalog, TagRecord
 from mirror.storage.disk.maintenance.reading import Reading
 from mirror.storage.settings import Expire
-from tests.support.mirrors import Mirror, MirrorProcess, until
+from tests.support.mirrors import Mirror, MirrorProcess, StartMirror, until
 from tests.support.scripted import Scripted
 
 MIB = 1024 * 1024
@@ -46,9 +44,7 @@ def damage(mirror: Mirror, digest: Digest) -> None:
 # ---------------------------------------------------------------------- watermarks
 
 
-async def test_eviction_begins_at_the_high_watermark_and_ends_at_the_low_one(
-    start: Callable[..., Any], upstream: Scripted
-) -> None:
+async def test_eviction_begins_at_the_high_watermark_and_ends_at_the_low_one(start: StartMirror, upstream: Scripted) -> None:
     """Below the one nothing goes; what would go above it takes the cache down to the other."""
     mirror: Mirror = await start(max_size="10MiB", high_watermark=0.85, low_watermark=0.45)
     blobs = [upstream.add_blob(os.urandom(MIB)) for _ in range(9)]
@@ -61,7 +57,7 @@ async def test_eviction_begins_at_the_high_watermark_and_ends_at_the_low_one(
     assert [mirror.cached(blob) for blob in blobs] == [False] * 5 + [True] * 4
 
 
-async def test_one_blob_may_take_all_that_there_is(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_one_blob_may_take_all_that_there_is(start: StartMirror, upstream: Scripted) -> None:
     """The watermarks are no bound on what is kept; `max_size` is, to the byte."""
     mirror: Mirror = await start(max_size="4MiB")
     blob = upstream.add_blob(os.urandom(4 * MIB))
@@ -72,7 +68,7 @@ async def test_one_blob_may_take_all_that_there_is(start: Callable[..., Any], up
     assert mirror.cached(blob)
 
 
-async def test_layers_asked_for_once_do_not_drive_out_those_in_use(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_layers_asked_for_once_do_not_drive_out_those_in_use(start: StartMirror, upstream: Scripted) -> None:
     """A crowd of builds, each pulled once, and larger than the cache: the base that was asked for twice is still there. After a restart, too."""
     mirror: Mirror = await start(max_size="8MiB")
     base = upstream.add_blob(os.urandom(2 * MIB))
@@ -182,7 +178,7 @@ def test_what_belongs_to_expired_images_alone(tmp_path: Path) -> None:
     catalog.close()
 
 
-async def test_images_unused_for_their_limit_go(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_images_unused_for_their_limit_go(start: StartMirror, upstream: Scripted) -> None:
     """Manifests with their layers; not pinned ones, and not those of other repositories. What goes is fetched again when somebody asks."""
     rules = [{"repositories": "ci/*", "after": "400ms"}]
     mirror: Mirror = await start(expire=rules)
@@ -206,7 +202,7 @@ async def test_images_unused_for_their_limit_go(start: Callable[..., Any], upstr
     assert (await mirror.get(path(images["ci/app"].config, "ci/app"))).digest() == images["ci/app"].config
 
 
-async def test_an_image_in_use_does_not_expire_under_its_reader(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_an_image_in_use_does_not_expire_under_its_reader(start: StartMirror, upstream: Scripted) -> None:
     """A layer that is being read stays, and so does the manifest that names it, until nobody reads it."""
     mirror: Mirror = await start(expire=[{"repositories": "ci/*", "after": "400ms"}])
     image = upstream.add_image("ci/app", "latest", layers=[os.urandom(16 * MIB), os.urandom(1000)])
@@ -253,7 +249,7 @@ async def test_the_scrub_reads_no_faster_than_it_may(tmp_path: Path) -> None:
         os.close(fd)
 
 
-async def test_rot_is_found_and_healed(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_rot_is_found_and_healed(start: StartMirror, upstream: Scripted) -> None:
     """A damaged layer is fetched again by itself, with nobody asking; what is sound is left alone."""
     mirror: Mirror = await start(scrub_rate="1GB", scrub_interval="300ms")
     image = upstream.add_image("library/app", "latest", layers=[os.urandom(3 * MIB + 7), os.urandom(1)])
@@ -273,7 +269,7 @@ async def test_rot_is_found_and_healed(start: Callable[..., Any], upstream: Scri
 
 
 @pytest.mark.parametrize("what", ["flipped", "truncated", "orphan"])
-async def test_what_cannot_be_healed_now_is_not_served(start: Callable[..., Any], upstream: Scripted, what: str) -> None:
+async def test_what_cannot_be_healed_now_is_not_served(start: StartMirror, upstream: Scripted, what: str) -> None:
     """With upstream down, or with nobody known to hold it, a damaged blob is gone, and comes back when it is asked for."""
     mirror: Mirror = await start(scrub_rate="1GB", scrub_interval="300ms")
     image = upstream.add_image("library/app", "latest")
@@ -292,7 +288,7 @@ async def test_what_cannot_be_healed_now_is_not_served(start: Callable[..., Any]
     assert (await mirror.get(path(blob))).digest() == blob
 
 
-async def test_a_damaged_manifest_is_healed(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_damaged_manifest_is_healed(start: StartMirror, upstream: Scripted) -> None:
     """From memory with upstream away, else from upstream, with nobody asking; its image is still listed, and pinned with its layers."""
     repository = Repository("docker.io", "library/app")
     image = upstream.add_image("library/app", "latest")

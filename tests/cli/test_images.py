@@ -6,16 +6,14 @@ import asyncio
 import json
 import os
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.commands import Commands, mirror
 from tests.support.filled import each, fill
-from tests.support.mirrors import Mirror, until
+from tests.support.mirrors import Mirror, StartMirror, until
 from tests.support.scripted import Image, Scripted
 
 
@@ -27,7 +25,7 @@ async def pull(running: Mirror, image: Image, tag: str, repository: str = "app")
 
 
 @pytest.fixture(params=["beside", "alone"])
-async def commands(request: pytest.FixtureRequest, start: Callable[..., Any], upstream: Scripted) -> Commands:
+async def commands(request: pytest.FixtureRequest, start: StartMirror, upstream: Scripted) -> Commands:
     """On a cache that has library/app:1 and library/other:1, which share a layer; the mirror still runs, or does not."""
     running: Mirror = await start()
     base = os.urandom(20_000)

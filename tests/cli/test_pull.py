@@ -11,9 +11,7 @@ import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,7 +22,7 @@ from mirror.manifests import OCI_INDEX, OCI_MANIFEST
 from mirror.names import Digest
 from tests.support.commands import Commands, mirror
 from tests.support.images import make_index
-from tests.support.mirrors import Mirror, until
+from tests.support.mirrors import Mirror, StartMirror, until
 from tests.support.scripted import Hold, Scripted, Status
 
 MIB = 1024 * 1024
@@ -183,7 +181,7 @@ async def test_all_bytes_that_come_are_counted_once(commands: Commands, upstream
     assert sum(told["fetched"] for told in await commands.json("pull", "one:1", "two:1", "three:1")) == 0
 
 
-async def test_what_a_running_mirror_brings_meanwhile_is_counted(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_what_a_running_mirror_brings_meanwhile_is_counted(start: StartMirror, upstream: Scripted) -> None:
     """Prefetched by another process while this one waits for the image's other blobs; what was there before the pull is not."""
     mirror: Mirror = await start(prefetch=True, settings={"upstream": {"stall_timeout": 60}})
     image = upstream.add_image("library/app", "1", layers=[os.urandom(MIB), os.urandom(MIB), os.urandom(MIB)])
@@ -292,7 +290,7 @@ async def test_ctrl_c_leaves_a_pull_to_be_gone_on_with(commands: Commands, upstr
     assert upstream.count("GET", str(image.config)) == 1
 
 
-async def test_beside_a_running_mirror_each_blob_is_fetched_once(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_beside_a_running_mirror_each_blob_is_fetched_once(start: StartMirror, upstream: Scripted) -> None:
     """A client's download under way is shared, by the lease in the directory; what the command has fetched, clients get."""
     # What is held must not count as stalled while the command starts.
     mirror: Mirror = await start(settings={"upstream": {"stall_timeout": 60}})
@@ -380,7 +378,7 @@ async def test_tags_are_upstreams_and_stale_when_it_is_away(commands: Commands, 
     assert (await commands.run("tags", "redis:7")).returncode == 2
 
 
-async def test_upstreams_refusal_is_told(commands: Commands, upstream: Scripted, start: Callable[..., Any]) -> None:
+async def test_upstreams_refusal_is_told(commands: Commands, upstream: Scripted, start: StartMirror) -> None:
     """A repository that is not there, and one that is limited."""
     done = await commands.run("tags", "absent")
     assert done.returncode == 1

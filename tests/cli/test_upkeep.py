@@ -6,17 +6,15 @@ import asyncio
 import json
 import os
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mirror.names import Digest
 from tests.support.commands import Commands
 from tests.support.commands import mirror as command
-from tests.support.mirrors import Mirror, MirrorProcess, until
+from tests.support.mirrors import Mirror, MirrorProcess, StartMirror, until
 from tests.support.scripted import Image, Scripted
 
 KIB = 1024
@@ -109,7 +107,7 @@ async def test_gc_removes_what_a_dry_run_has_told(
 
 
 async def test_commands_know_the_size_that_the_mirror_keeps(
-    mirror: Mirror, start: Callable[..., Any], images: dict[str, Image], tmp_path: Path
+    mirror: Mirror, start: StartMirror, images: dict[str, Image], tmp_path: Path
 ) -> None:
     """As it was last started with, running or not: no command throws away by a default what `serve --max-size` keeps. What they are told counts more."""
     commands = Commands(mirror.directory)
@@ -165,9 +163,7 @@ async def test_what_cannot_be_repaired_is_told(
     assert layer.hex not in files(mirror)
 
 
-async def test_clients_are_served_while_everything_is_verified(
-    mirror: Mirror, upstream: Scripted, start: Callable[..., Any]
-) -> None:
+async def test_clients_are_served_while_everything_is_verified(mirror: Mirror, upstream: Scripted, start: StartMirror) -> None:
     """And get what is right, from a manifest in memory and from the disk."""
     image = upstream.add_image("library/app", "1", layers=[os.urandom(100 * KIB)])
     await pull(mirror, image, "app")

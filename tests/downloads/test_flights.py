@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mirror.names import Digest
-from tests.support.mirrors import Mirror, until
+from tests.support.mirrors import Mirror, StartMirror, until
 from tests.support.scripted import Chunked, Corrupt, Cut, Endless, Hold, Length, NoRange, Rate, Scripted, Status, WrongRange
 
 MIB = 1024 * 1024
@@ -114,7 +113,7 @@ async def test_5_a_stalled_download_is_resumed(mirror: Mirror, upstream: Scripte
     hold.release.set()
 
 
-async def test_5_another_endpoint_goes_on(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_5_another_endpoint_goes_on(start: StartMirror, upstream: Scripted) -> None:
     """When the endpoint dies in the middle, the next one gives the rest."""
     async with Scripted() as second:
         data = os.urandom(2 * MIB)
@@ -221,7 +220,7 @@ async def test_6_a_footer_of_a_small_blob_over_a_slow_link_does_not_wait_for_it(
     assert upstream.sent[str(blob)] < MIB
 
 
-async def test_7_two_mirrors_on_one_directory_fetch_once(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_7_two_mirrors_on_one_directory_fetch_once(start: StartMirror, upstream: Scripted) -> None:
     """The lease holds between mirrors: the second tails the first one's file."""
     data = os.urandom(4 * MIB)
     blob = upstream.add_blob(data)
@@ -239,7 +238,7 @@ async def test_7_two_mirrors_on_one_directory_fetch_once(start: Callable[..., An
     await until(lambda: one.spooled() == [])
 
 
-async def test_7_a_follower_takes_over_when_the_leader_stops(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_7_a_follower_takes_over_when_the_leader_stops(start: StartMirror, upstream: Scripted) -> None:
     """When the mirror that was downloading goes, the one that followed resumes from what is there."""
     data = os.urandom(4 * MIB)
     blob = upstream.add_blob(data)
@@ -259,7 +258,7 @@ async def test_7_a_follower_takes_over_when_the_leader_stops(start: Callable[...
     hold.release.set()
 
 
-async def test_7_a_restart_goes_on_from_the_partial_file(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_7_a_restart_goes_on_from_the_partial_file(start: StartMirror, upstream: Scripted) -> None:
     """What was fetched before a stop is not fetched again."""
     data = os.urandom(4 * MIB)
     blob = upstream.add_blob(data)
@@ -279,7 +278,7 @@ async def test_7_a_restart_goes_on_from_the_partial_file(start: Callable[..., An
     await until(lambda: two.spooled() == [])
 
 
-async def test_7_a_partial_file_that_is_wrong_is_begun_anew(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_7_a_partial_file_that_is_wrong_is_begun_anew(start: StartMirror, upstream: Scripted) -> None:
     """A power cut may leave other bytes than the journal says: the next download finds out and starts again by itself."""
     data = os.urandom(MIB)
     blob = upstream.add_blob(data)
@@ -301,7 +300,7 @@ async def test_7_a_partial_file_that_is_wrong_is_begun_anew(start: Callable[...,
     await until(lambda: two.spooled() == [])
 
 
-async def test_8_a_blob_larger_than_the_cache_is_passed_through(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_8_a_blob_larger_than_the_cache_is_passed_through(start: StartMirror, upstream: Scripted) -> None:
     """It is not kept, its readers get it all the same, cuts are resumed and wrong bytes are not handed out whole."""
     data = os.urandom(3 * MIB)
     blob = upstream.add_blob(data)
@@ -319,7 +318,7 @@ async def test_8_a_blob_larger_than_the_cache_is_passed_through(start: Callable[
     assert (await mirror.get(path(blob), Range="bytes=5-1000004")).body == data[5:1000005]
 
 
-async def test_8_ranges_of_a_blob_larger_than_the_cache_fetch_just_those(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_8_ranges_of_a_blob_larger_than_the_cache_fetch_just_those(start: StartMirror, upstream: Scripted) -> None:
     """Twenty ranges of 1 kB: twenty requests for 1 kB, after the one request that finds out how large the blob is."""
     data = os.urandom(3 * MIB)
     blob = upstream.add_blob(data)
@@ -401,7 +400,7 @@ async def test_upstreams_that_lie_about_the_length(mirror: Mirror, upstream: Scr
         assert not mirror.cached(blob)
 
 
-async def test_an_endless_body_ends_at_the_size_of_the_cache(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_an_endless_body_ends_at_the_size_of_the_cache(start: StartMirror, upstream: Scripted) -> None:
     """It fills neither the disk nor the memory, nothing of it is kept, and the mirror goes on."""
     blob = upstream.add_blob(bytes(10))
     mirror: Mirror = await start(max_size="4MiB")

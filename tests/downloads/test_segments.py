@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from mirror.names import Digest
 from mirror.upstream.health import Delivery, Lease
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Corrupt, Cut, NoRange, Rate, Scripted, Status, WrongRange
 
 MIB = 1024 * 1024
@@ -75,7 +74,7 @@ async def test_a_fast_link_is_not_loaded_for_nothing(mirror: Mirror, upstream: S
     assert upstream.sent[str(blob)] == SIZE
 
 
-async def test_never_more_than_one_connection_where_that_is_set(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_never_more_than_one_connection_where_that_is_set(start: StartMirror, upstream: Scripted) -> None:
     """``connections_per_blob = 1``."""
     upstream.rate = SLOW
     mirror: Mirror = await start(settings={"upstream": {"connections_per_blob": 1}})
@@ -85,7 +84,7 @@ async def test_never_more_than_one_connection_where_that_is_set(start: Callable[
 
 
 async def test_the_bounds_hold_for_all_blobs_together(
-    start: Callable[..., Any], upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+    start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond a blob's first connection, no more than the bound allows; the first is always allowed."""
     upstream.rate = SLOW
@@ -138,7 +137,7 @@ async def test_cuts_cost_next_to_nothing(mirror: Mirror, upstream: Scripted) -> 
     assert upstream.sent[str(blob)] <= 1.05 * SIZE
 
 
-async def test_one_redirect_serves_all_segments_until_it_is_refused(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_one_redirect_serves_all_segments_until_it_is_refused(start: StartMirror, upstream: Scripted) -> None:
     """The registry is asked for a signed URL once, and once more when the store answers 403."""
     async with Scripted() as store:
         store.rate = SLOW
@@ -175,7 +174,7 @@ async def test_a_straggler_is_asked_for_again_and_the_first_to_finish_wins(mirro
     assert upstream.sent[str(blob)] <= 1.05 * size
 
 
-async def test_a_straggling_endpoint_is_left_for_another(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_straggling_endpoint_is_left_for_another(start: StartMirror, upstream: Scripted) -> None:
     """Blobs come from the endpoint that delivers, tags from the first in the order given."""
     async with Scripted() as other:
         upstream.rate, other.rate = 1.0 * MIB, 4 * SLOW
@@ -192,7 +191,7 @@ async def test_a_straggling_endpoint_is_left_for_another(start: Callable[..., An
         assert fast["bytes_per_second"] > 4 * slow["bytes_per_second"]
 
 
-async def test_an_endpoint_that_sends_wrong_bytes_is_found_out(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_an_endpoint_that_sends_wrong_bytes_is_found_out(start: StartMirror, upstream: Scripted) -> None:
     """The blob comes from another one; the liar is asked last from then on, and /readyz says so."""
     async with Scripted() as other:
         mirror: Mirror = await start(endpoints=[upstream.url, other.url])
@@ -206,7 +205,7 @@ async def test_an_endpoint_that_sends_wrong_bytes_is_found_out(start: Callable[.
         assert await mirror.metric("mirror_verification_failures_total") >= 1
 
 
-async def test_wrong_bytes_among_segments_of_two_endpoints(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_wrong_bytes_among_segments_of_two_endpoints(start: StartMirror, upstream: Scripted) -> None:
     """Nobody can say whose they were: the next try takes all from one, and nobody ever has a complete wrong blob."""
     async with Scripted() as other:
         upstream.rate = other.rate = SLOW

@@ -6,12 +6,11 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
 from mirror.names import Digest
-from tests.support.mirrors import Got, Mirror, until
+from tests.support.mirrors import Got, Mirror, StartMirror, until
 from tests.support.scripted import Corrupt, Cut, Delay, Fault, Hold, Length, Rate, Scripted, Status
 
 MIB = 1024 * 1024
@@ -26,7 +25,7 @@ async def other() -> AsyncIterator[Scripted]:
 
 
 @pytest.fixture
-async def mirror(start: Callable[..., Any], upstream: Scripted, other: Scripted) -> Mirror:
+async def mirror(start: StartMirror, upstream: Scripted, other: Scripted) -> Mirror:
     """A mirror of two registries: a healthy one, and other.example."""
     settings = {"registries": {"docker.io": {"endpoints": [upstream.url]}, "other.example": {"endpoints": [other.url]}}}
     started: Mirror = await start(settings=settings)

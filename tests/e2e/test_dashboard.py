@@ -15,7 +15,7 @@ import pytest
 from mirror.clients import CLIENTS
 from mirror.web.token import NAME
 from tests.support.browser import Browser
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Hold, Scripted
 
 SIZE = 4_000_000
@@ -298,7 +298,7 @@ async def test_what_is_not_cached_is_fetched_from_its_page(watched: Watched, ups
     await watched.do(steer)
 
 
-async def test_the_page_comes_to_life_again_after_a_restart(start: Callable[..., Any], browser: Browser, tmp_path: Path) -> None:
+async def test_the_page_comes_to_life_again_after_a_restart(start: StartMirror, browser: Browser, tmp_path: Path) -> None:
     """Who watches does not hold up the stopping, and is shown the next mirror at the same address."""
     browser.forgiven += ["net::ERR_"]
     mirror: Mirror = await start()

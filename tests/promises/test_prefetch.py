@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from mirror.downloads.concurrency import AdaptiveConcurrency
 from mirror.manifests import OCI_MANIFEST
 from mirror.names import Digest
-from tests.support.mirrors import Mirror, until
+from tests.support.mirrors import Mirror, StartMirror, until
 from tests.support.scripted import Chunked, Fault, Hold, Scripted, Status
 
 
 @pytest.fixture
-async def mirror(start: Callable[..., Any]) -> Mirror:
+async def mirror(start: StartMirror) -> Mirror:
     """As it comes: the other tests, which count requests, have this switched off."""
     started: Mirror = await start(prefetch=True)
     return started
@@ -114,7 +112,7 @@ async def test_a_layer_that_cannot_be_had_harms_nobody(mirror: Mirror, upstream:
         await mirror.until_cached(blob)
 
 
-async def test_nothing_is_fetched_ahead_where_that_is_switched_off(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_nothing_is_fetched_ahead_where_that_is_switched_off(start: StartMirror, upstream: Scripted) -> None:
     """``prefetch = false``."""
     image = upstream.add_image("library/app", "latest", [os.urandom(1000) for _ in range(3)])
     mirror: Mirror = await start(prefetch=False)
@@ -172,7 +170,7 @@ async def test_each_registry_has_a_budget(mirror: Mirror, upstream: Scripted) ->
     assert upstream.count("GET", str(blobs[1])) == 0
 
 
-async def test_a_registry_that_drips_holds_up_no_other(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_registry_that_drips_holds_up_no_other(start: StartMirror, upstream: Scripted) -> None:
     """Each registry's blobs take their turns for themselves."""
     async with Scripted() as other:
         mirror: Mirror = await start(prefetch=True, settings={"registries": {"other.example": {"endpoints": [other.url]}}})

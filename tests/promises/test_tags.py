@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.support.mirrors import Mirror, until
+from tests.support.mirrors import Mirror, StartMirror, until
 from tests.support.scripted import Corrupt, Cut, Delay, Headers, Scripted, Status
 
 LATEST = "/v2/app/manifests/latest"
 
 
-async def test_content_by_digest_is_never_asked_for_again(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_content_by_digest_is_never_asked_for_again(start: StartMirror, upstream: Scripted) -> None:
     """Once cached, a manifest or blob needs no upstream, whatever the tags' age."""
     image = upstream.add_image("library/app", "latest")
     mirror: Mirror = await start(tag_ttl=0)
@@ -41,9 +40,7 @@ async def test_a_tag_is_fresh_for_its_ttl(mirror: Mirror, upstream: Scripted) ->
     assert (upstream.count("GET"), upstream.count("HEAD")) == (1, 0)
 
 
-async def test_then_it_is_checked_with_head_and_only_a_changed_digest_costs_a_get(
-    start: Callable[..., Any], upstream: Scripted
-) -> None:
+async def test_then_it_is_checked_with_head_and_only_a_changed_digest_costs_a_get(start: StartMirror, upstream: Scripted) -> None:
     """HEADs are free at Docker Hub, GETs count as pulls."""
     image = upstream.add_image("library/app", "latest")
     mirror: Mirror = await start(tag_ttl=0)
@@ -59,9 +56,7 @@ async def test_then_it_is_checked_with_head_and_only_a_changed_digest_costs_a_ge
 
 
 @pytest.mark.parametrize("trouble", ["down", "slow", "limiting", "failing", "forbidden"])
-async def test_upstream_in_trouble_the_cached_tag_is_served_stale(
-    start: Callable[..., Any], upstream: Scripted, trouble: str
-) -> None:
+async def test_upstream_in_trouble_the_cached_tag_is_served_stale(start: StartMirror, upstream: Scripted, trouble: str) -> None:
     """Down, slow past a short deadline, or limiting: never a reason for a pull to fail."""
     image = upstream.add_image("library/app", "latest")
     mirror: Mirror = await start(tag_ttl=0, revalidate_timeout=0.2)
@@ -87,7 +82,7 @@ async def test_upstream_in_trouble_the_cached_tag_is_served_stale(
     assert await mirror.metric("mirror_stale_served_total") >= 3
 
 
-async def test_a_slow_check_goes_on_behind(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_slow_check_goes_on_behind(start: StartMirror, upstream: Scripted) -> None:
     """Who asks is not held; the answer counts once it is there. One check at a time is enough for all."""
     upstream.add_image("library/app", "latest")
     mirror: Mirror = await start(tag_ttl="2s", revalidate_timeout=0.1)
@@ -104,7 +99,7 @@ async def test_a_slow_check_goes_on_behind(start: Callable[..., Any], upstream: 
     assert upstream.count("HEAD") == 1
 
 
-async def test_a_moved_tag_whose_manifest_cannot_be_had_stays_where_it_was(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_moved_tag_whose_manifest_cannot_be_had_stays_where_it_was(start: StartMirror, upstream: Scripted) -> None:
     """HEAD goes through and GET is limited, as Docker Hub does it: the old image can still be pulled, by both of dockerd's steps."""
     image = upstream.add_image("library/app", "latest")
     mirror: Mirror = await start(tag_ttl=0)
@@ -116,7 +111,7 @@ async def test_a_moved_tag_whose_manifest_cannot_be_had_stays_where_it_was(start
     assert (await mirror.get(LATEST)).body == image.body
 
 
-async def test_an_upstream_known_to_be_down_is_not_waited_for(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_an_upstream_known_to_be_down_is_not_waited_for(start: StartMirror, upstream: Scripted) -> None:
     """The breaker opens after failures of three repositories: then an error comes at once, and upstream is left alone."""
     mirror: Mirror = await start()
     upstream.fail("manifests/", Status(500), times=1000)
@@ -131,7 +126,7 @@ async def test_an_upstream_known_to_be_down_is_not_waited_for(start: Callable[..
     assert '"state": "open"' in ready
 
 
-async def test_a_tag_that_is_gone_is_gone_but_its_content_stays(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_tag_that_is_gone_is_gone_but_its_content_stays(start: StartMirror, upstream: Scripted) -> None:
     """404 for the tag is upstream's word; who knows the digest still gets what is cached."""
     image = upstream.add_image("library/app", "latest")
     mirror: Mirror = await start(tag_ttl=0)
@@ -142,7 +137,7 @@ async def test_a_tag_that_is_gone_is_gone_but_its_content_stays(start: Callable[
     assert (await mirror.get(f"/v2/app/manifests/{image.digest}")).body == image.body
 
 
-async def test_404s_are_remembered_briefly(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_404s_are_remembered_briefly(start: StartMirror, upstream: Scripted) -> None:
     """A name that is not there costs one request upstream, and is found soon after it appears."""
     mirror: Mirror = await start(negative_ttl=1)
     blob = f"/v2/app/blobs/sha256:{'0' * 64}"
@@ -155,7 +150,7 @@ async def test_404s_are_remembered_briefly(start: Callable[..., Any], upstream: 
     assert (await mirror.get(LATEST)).body == image.body
 
 
-async def test_starting_needs_no_upstream_and_what_is_cached_can_be_pulled(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_starting_needs_no_upstream_and_what_is_cached_can_be_pulled(start: StartMirror, upstream: Scripted) -> None:
     """After a restart with no network, everything that was ever pulled is there, by tag and by digest."""
     image = upstream.add_image("library/app", "latest")
     first: Mirror = await start(tag_ttl=0)
@@ -256,9 +251,7 @@ async def test_sha512_works_like_sha256(mirror: Mirror, upstream: Scripted) -> N
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_a_digest_that_lags_behind_its_tag_takes_nothing_away(
-    start: Callable[..., Any], upstream: Scripted, method: str
-) -> None:
+async def test_a_digest_that_lags_behind_its_tag_takes_nothing_away(start: StartMirror, upstream: Scripted, method: str) -> None:
     """HEAD names a digest whose GET is 404 as yet: the old image is served stale, and the new one once it is there."""
     old = upstream.add_image("library/app", "latest")
     mirror: Mirror = await start(tag_ttl=0)
@@ -274,7 +267,7 @@ async def test_a_digest_that_lags_behind_its_tag_takes_nothing_away(
     await until_fresh(mirror, method, str(new.digest))
 
 
-async def test_a_tag_whose_get_works_is_there_though_its_digest_is_not(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_tag_whose_get_works_is_there_though_its_digest_is_not(start: StartMirror, upstream: Scripted) -> None:
     """GET by tag has the last word on what HEAD said of it."""
     upstream.add_image("library/app", "latest")
     mirror: Mirror = await start(tag_ttl=0)
@@ -284,7 +277,7 @@ async def test_a_tag_whose_get_works_is_there_though_its_digest_is_not(start: Ca
     assert (await mirror.get(LATEST)).body == new.body
 
 
-async def test_a_digest_that_only_head_knows_comes_by_its_tag(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_digest_that_only_head_knows_comes_by_its_tag(start: StartMirror, upstream: Scripted) -> None:
     """As dockerd asks: HEAD of the tag, then GET of the digest, which a lagging replica does not have as yet. Where the tag's GET gives it, it is served."""
     image = upstream.add_image("library/app", "latest")
     upstream.fail(str(image.digest), Status(404, body=b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}'), times=10)
@@ -293,7 +286,7 @@ async def test_a_digest_that_only_head_knows_comes_by_its_tag(start: Callable[..
     assert (await mirror.get(f"/v2/app/manifests/{image.digest}")).body == image.body
 
 
-async def test_a_digest_that_was_deleted_upstream_is_not_told_again(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_digest_that_was_deleted_upstream_is_not_told_again(start: StartMirror, upstream: Scripted) -> None:
     """The tag that HEAD said means it is asked about anew."""
     old = upstream.add_image("library/app", "latest")
     mirror: Mirror = await start()
@@ -307,7 +300,7 @@ async def test_a_digest_that_was_deleted_upstream_is_not_told_again(start: Calla
 @pytest.mark.parametrize(
     "body", [b"404 page not found", b"", b"<html>", b"[]", b"{}", b'{"errors": []}', b'{"errors": "no"}', b"[" * 100_000]
 )
-async def test_a_404_that_is_no_registrys_takes_no_tag_away(start: Callable[..., Any], upstream: Scripted, body: bytes) -> None:
+async def test_a_404_that_is_no_registrys_takes_no_tag_away(start: StartMirror, upstream: Scripted, body: bytes) -> None:
     """An ingress says it while the registry behind it restarts: the tag is served stale, and checked again."""
     image = upstream.add_image("library/app", "latest")
     mirror: Mirror = await start(tag_ttl=0, negative_ttl="1m")
@@ -326,7 +319,7 @@ async def test_a_404_that_is_no_registrys_takes_no_tag_away(start: Callable[...,
 @pytest.mark.parametrize("status", [401, 403, 404])
 @pytest.mark.parametrize("reference", ["tag", "digest"])
 async def test_what_the_first_endpoint_does_not_have_the_next_is_asked_for(
-    start: Callable[..., Any], upstream: Scripted, status: int, reference: str
+    start: StartMirror, upstream: Scripted, status: int, reference: str
 ) -> None:
     """A cache of popular images, or a public mirror with an allow-list, has no say for what it does not carry."""
     async with Scripted() as second:
@@ -339,7 +332,7 @@ async def test_what_the_first_endpoint_does_not_have_the_next_is_asked_for(
         assert upstream.count("GET") >= 1
 
 
-async def test_gone_is_what_all_endpoints_say_is_gone(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_gone_is_what_all_endpoints_say_is_gone(start: StartMirror, upstream: Scripted) -> None:
     """One endpoint's 404 beside another that cannot be asked: nobody knows, and the cached tag is served."""
     async with Scripted() as second:
         image = upstream.add_image("library/app", "latest")

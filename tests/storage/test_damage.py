@@ -24,7 +24,7 @@ import pytest
 from mirror.cache.tags import Tags
 from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
-from tests.support.mirrors import Mirror, until
+from tests.support.mirrors import Mirror, StartMirror, until
 from tests.support.scripted import Scripted, Status
 
 LATEST = "/v2/app/manifests/latest"
@@ -40,7 +40,7 @@ def file(mirror: Mirror, digest: Digest) -> Path:
 
 
 @pytest.mark.parametrize("size", [100, 8 * MIB])
-async def test_a_folder_where_a_blob_should_be(start: Callable[..., Any], upstream: Scripted, size: int) -> None:
+async def test_a_folder_where_a_blob_should_be(start: StartMirror, upstream: Scripted, size: int) -> None:
     """It is no blob: what was asked for comes from upstream, at once and after a restart."""
     blob = upstream.add_blob(data := os.urandom(size))
     mirror: Mirror = await start()
@@ -121,7 +121,7 @@ async def test_what_is_no_file_under_a_downloads_name(
     assert elsewhere.read_bytes() == b"not the mirror's"
 
 
-async def test_nobody_else_can_enter_the_cache(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_nobody_else_can_enter_the_cache(start: StartMirror, upstream: Scripted) -> None:
     """Neither read what is kept nor hold its locks: folders and files are their owner's alone, those of an older mirror as well."""
     image = upstream.add_image("library/app", "latest")
     mirror: Mirror = await start()
@@ -139,7 +139,7 @@ async def test_nobody_else_can_enter_the_cache(start: Callable[..., Any], upstre
 
 
 @pytest.mark.parametrize("what", ["documents", "document", "page"])
-async def test_a_catalog_that_is_damaged_within(start: Callable[..., Any], upstream: Scripted, what: str) -> None:
+async def test_a_catalog_that_is_damaged_within(start: StartMirror, upstream: Scripted, what: str) -> None:
     """Served all the same, and mended by the second start at the latest."""
     image = upstream.add_image("library/app", "latest")
     mirror: Mirror = await start()
@@ -176,7 +176,7 @@ async def test_a_catalog_that_is_damaged_within(start: Callable[..., Any], upstr
     assert list(catalog.glob("*.damaged")) == []
 
 
-async def test_a_damaged_catalog_that_another_process_uses_is_left_to_it(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_damaged_catalog_that_another_process_uses_is_left_to_it(start: StartMirror, upstream: Scripted) -> None:
     """What two processes write, they write into the same catalog: it is made anew when the first of them starts again, not when a second one does."""
     image = upstream.add_image("library/app", "latest")
     first: Mirror = await start()
@@ -194,7 +194,7 @@ async def test_a_damaged_catalog_that_another_process_uses_is_left_to_it(start: 
 
 
 @pytest.mark.parametrize("seed", range(12))
-async def test_a_spool_that_is_rubbish(start: Callable[..., Any], upstream: Scripted, seed: int) -> None:
+async def test_a_spool_that_is_rubbish(start: StartMirror, upstream: Scripted, seed: int) -> None:
     """Whatever lies there under a blob's name, journal and bytes: the client gets the right blob or a cut one, the cache the right one."""
     chance = random.Random(seed)
     blob = upstream.add_blob(data := chance.randbytes(chance.choice([0, 1, 100_000, 3 * MIB])))
@@ -226,7 +226,7 @@ async def test_a_spool_that_is_rubbish(start: Callable[..., Any], upstream: Scri
     await until(lambda: mirror.spooled() == [])
 
 
-async def test_a_spool_full_of_others(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_spool_full_of_others(start: StartMirror, upstream: Scripted) -> None:
     """Thousands of downloads left behind hold up nothing, and count."""
     mirror: Mirror = await start(max_size="100MiB")
     await mirror.stop()
@@ -241,7 +241,7 @@ async def test_a_spool_full_of_others(start: Callable[..., Any], upstream: Scrip
         await mirror.until_cached(blob)
 
 
-async def test_a_clock_that_is_set_back(start: Callable[..., Any], upstream: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_clock_that_is_set_back(start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tag does not stay as it was until the old time comes round again: neither one that was fresh, nor one whose check had failed."""
     now = time.time()
     monkeypatch.setattr("mirror.cache.cache.Tags", partial(Tags, clock=lambda: now))
@@ -280,7 +280,7 @@ def overwrite(mirror: Mirror, digest: Digest, *, like_rot: bool) -> None:
 
 
 @pytest.mark.parametrize("size", [100, 8 * MIB])
-async def test_a_blob_that_somebody_wrote_to_is_given_to_nobody(start: Callable[..., Any], upstream: Scripted, size: int) -> None:
+async def test_a_blob_that_somebody_wrote_to_is_given_to_nobody(start: StartMirror, upstream: Scripted, size: int) -> None:
     """Not even once, however many ask: it is fetched again, once. With upstream gone it is an error, and no wrong byte."""
     blob, other = (upstream.add_blob(os.urandom(size)) for _ in range(2))
     mirror: Mirror = await start()
@@ -300,9 +300,7 @@ async def test_a_blob_that_somebody_wrote_to_is_given_to_nobody(start: Callable[
     assert not mirror.cached(other)
 
 
-async def test_a_cache_that_was_copied_is_verified_as_it_is_used(
-    start: Callable[..., Any], upstream: Scripted, tmp_path: Path
-) -> None:
+async def test_a_cache_that_was_copied_is_verified_as_it_is_used(start: StartMirror, upstream: Scripted, tmp_path: Path) -> None:
     """Once a blob; what came over whole is a hit at once, and upstream is asked for what did not."""
     whole, hurt = upstream.add_blob(os.urandom(MIB)), upstream.add_blob(os.urandom(MIB))
     mirror: Mirror = await start()
@@ -321,7 +319,7 @@ async def test_a_cache_that_was_copied_is_verified_as_it_is_used(
 
 
 @pytest.mark.parametrize("size", [100, 8 * MIB])
-async def test_a_client_that_asks_again_has_rot_found_out(start: Callable[..., Any], upstream: Scripted, size: int) -> None:
+async def test_a_client_that_asks_again_has_rot_found_out(start: StartMirror, upstream: Scripted, size: int) -> None:
     """Nothing shows that a disk has rotted but a client that fails and comes again: the blob is verified behind it, removed, and fetched anew for the next
     request. A part of a blob, or another client, is no sign of that."""
     blob = upstream.add_blob(os.urandom(size))
@@ -344,9 +342,7 @@ async def test_a_client_that_asks_again_has_rot_found_out(start: Callable[..., A
     assert (await mirror.get(path(blob))).cache == "mirror; hit"
 
 
-async def test_a_verification_holds_up_nobody(
-    start: Callable[..., Any], upstream: Scripted, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_verification_holds_up_nobody(start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks again for a blob of many gigabytes gets it at once, and so does everybody behind the same address; it is verified once, however many ask."""
     blob = upstream.add_blob(os.urandom(MIB))
     mirror: Mirror = await start()
@@ -371,7 +367,7 @@ async def test_a_verification_holds_up_nobody(
 
 
 async def test_a_mirror_that_stops_does_not_wait_for_a_verification(
-    start: Callable[..., Any], upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+    start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may be of many gigabytes on a slow disk; what it has not found out is neither sealed nor removed."""
     blob = upstream.add_blob(os.urandom(8 * MIB))
@@ -411,7 +407,7 @@ async def test_a_mirror_that_stops_does_not_wait_for_a_verification(
 
 
 async def test_where_files_cannot_be_sealed_each_is_verified_once(
-    start: Callable[..., Any], upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+    start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as on a file system that knows whole seconds only: not at every request."""
 

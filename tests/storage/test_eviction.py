@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.spool import sweep
-from tests.support.mirrors import Mirror, until
+from tests.support.mirrors import Mirror, StartMirror, until
 from tests.support.programs import missing, run
 from tests.support.scripted import Hold, Scripted
 
@@ -25,9 +23,7 @@ def path(digest: Digest) -> str:
     return f"/v2/library/app/blobs/{digest}"
 
 
-async def test_the_least_recently_used_blob_goes_first_and_is_fetched_again(
-    start: Callable[..., Any], upstream: Scripted
-) -> None:
+async def test_the_least_recently_used_blob_goes_first_and_is_fetched_again(start: StartMirror, upstream: Scripted) -> None:
     """The size is kept; what was read last stays; what went comes back when asked for."""
     mirror: Mirror = await start(max_size="3500KiB")
     blobs = [upstream.add_blob(os.urandom(MIB)) for _ in range(4)]
@@ -45,7 +41,7 @@ async def test_the_least_recently_used_blob_goes_first_and_is_fetched_again(
     await until(lambda: sum(mirror.cached(blob) for blob in blobs) == 3)
 
 
-async def test_a_blob_that_is_being_read_stays(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_blob_that_is_being_read_stays(start: StartMirror, upstream: Scripted) -> None:
     """Whoever reads it, in this process or another, reads it to the end, and it is still there afterwards."""
     mirror: Mirror = await start(max_size="40MiB")
     read = upstream.add_blob(os.urandom(24 * MIB))
@@ -64,7 +60,7 @@ async def test_a_blob_that_is_being_read_stays(start: Callable[..., Any], upstre
     await until(lambda: not mirror.cached(read))
 
 
-async def test_manifests_go_after_the_blobs_they_name(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_manifests_go_after_the_blobs_they_name(start: StartMirror, upstream: Scripted) -> None:
     """However old: as long as a blob of an image is here, so is its manifest, and the index that names it."""
     mirror: Mirror = await start(max_size="2500KiB")
     image = upstream.add_image("library/app", layers=[os.urandom(MIB)])
@@ -83,7 +79,7 @@ async def test_manifests_go_after_the_blobs_they_name(start: Callable[..., Any],
     assert mirror.cached(image.digest)
 
 
-async def test_downloads_in_progress_count(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_downloads_in_progress_count(start: StartMirror, upstream: Scripted) -> None:
     """Their whole length is reserved at their start, so that several together cannot overrun the limit."""
     mirror: Mirror = await start(max_size="4MiB")
     old = upstream.add_blob(os.urandom(MIB))
@@ -103,7 +99,7 @@ async def test_downloads_in_progress_count(start: Callable[..., Any], upstream: 
     assert all(answer.status == 200 and not answer.cut for answer in await asyncio.gather(*tasks))
 
 
-async def test_a_full_disk_never_fails_a_pull(start: Callable[..., Any], upstream: Scripted, tmp_path: Path) -> None:
+async def test_a_full_disk_never_fails_a_pull(start: StartMirror, upstream: Scripted, tmp_path: Path) -> None:
     """On a file system too small, blobs are streamed: those known to be too large, and those whose disk fills up under way."""
     if os.geteuid() != 0:
         missing("mounting a small file system takes root")
@@ -142,7 +138,7 @@ async def test_a_full_disk_never_fails_a_pull(start: Callable[..., Any], upstrea
         run("umount", "-l", str(small))
 
 
-async def test_a_crash_between_file_and_catalog_is_mended_at_the_start(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_crash_between_file_and_catalog_is_mended_at_the_start(start: StartMirror, upstream: Scripted) -> None:
     """Files without a row are taken in, manifests as manifests; rows without a file, and files cut short, are dropped."""
     image = upstream.add_image("library/app", "latest")
     mirror: Mirror = await start()
@@ -177,7 +173,7 @@ async def test_a_crash_between_file_and_catalog_is_mended_at_the_start(start: Ca
 
 
 @pytest.mark.parametrize("damage", ["catalog", "wal", "missing"])
-async def test_a_catalog_that_cannot_be_read_is_made_anew(start: Callable[..., Any], upstream: Scripted, damage: str) -> None:
+async def test_a_catalog_that_cannot_be_read_is_made_anew(start: StartMirror, upstream: Scripted, damage: str) -> None:
     """What is on the disk is served all the same."""
     image = upstream.add_image("library/app", "latest")
     mirror: Mirror = await start()
@@ -197,7 +193,7 @@ async def test_a_catalog_that_cannot_be_read_is_made_anew(start: Callable[..., A
     assert len(upstream.asked) == before
 
 
-async def test_a_damaged_manifest_on_disk_is_fetched_again(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_damaged_manifest_on_disk_is_fetched_again(start: StartMirror, upstream: Scripted) -> None:
     """A cached manifest is verified when it is read."""
     image = upstream.add_image("library/app", "latest")
     mirror: Mirror = await start()

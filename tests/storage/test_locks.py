@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from mirror.storage.disk.content import Content
 from mirror.storage.disk.locks import KeyedFileLock, Rank, hold
 from mirror.storage.disk.store import DiskStore
 from mirror.storage.settings import Upkeep
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Scripted
 
 
@@ -46,7 +45,7 @@ def test_what_is_waited_for_is_taken_in_order(tmp_path: Path, first: Rank, secon
 
 
 async def test_a_pull_an_eviction_and_a_deletion_take_them_in_order(
-    start: Callable[..., Any], upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+    start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is really taken, and waited for, beside each other in one run of a mirror: only locks that the table names."""
     taken: list[tuple[str, Rank]] = []

@@ -6,10 +6,9 @@ import asyncio
 import errno
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +19,7 @@ from mirror.storage.disk.files import open_file
 from mirror.storage.disk.maintenance import reading
 from mirror.storage.disk.store import DiskStore
 from mirror.storage.settings import Upkeep
-from tests.support.mirrors import Mirror, until
+from tests.support.mirrors import Mirror, StartMirror, until
 from tests.support.programs import missing, run
 from tests.support.scripted import Image, Scripted
 
@@ -52,7 +51,7 @@ def failing(digest: Digest, error: int, monkeypatch: pytest.MonkeyPatch, times: 
         yield
 
 
-async def pinned_image(start: Callable[..., Any], upstream: Scripted) -> tuple[Mirror, Image]:
+async def pinned_image(start: StartMirror, upstream: Scripted) -> tuple[Mirror, Image]:
     """Cached whole, pinned, and not in memory."""
     image = upstream.add_image("library/app", "latest", layers=[os.urandom(MIB)])
     mirror: Mirror = await start()
@@ -75,7 +74,7 @@ async def known(mirror: Mirror) -> tuple[int, int, int]:
 
 @pytest.mark.parametrize("error", LASTING)
 async def test_what_cannot_be_opened_is_not_forgotten(
-    start: Callable[..., Any], upstream: Scripted, monkeypatch: pytest.MonkeyPatch, error: int
+    start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
     """A pinned image's manifest and layer come from upstream while the disk does not give them; rows, holdings and pin are as before, and then it is a hit."""
     mirror, image = await pinned_image(start, upstream)
@@ -98,7 +97,7 @@ async def test_what_cannot_be_opened_is_not_forgotten(
 
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 async def test_what_is_scarce_for_a_moment_is_waited_for(
-    start: Callable[..., Any], upstream: Scripted, monkeypatch: pytest.MonkeyPatch, error: int
+    start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
     """Descriptors that are there again at once: a hit, and upstream is not asked."""
     mirror, image = await pinned_image(start, upstream)
@@ -113,7 +112,7 @@ async def test_what_is_scarce_for_a_moment_is_waited_for(
 @pytest.mark.parametrize("size", [5000, 3 * MIB])
 @pytest.mark.parametrize("at", [0, 0.5])
 async def test_a_disk_that_fails_within_a_blob(
-    start: Callable[..., Any], upstream: Scripted, monkeypatch: pytest.MonkeyPatch, size: int, at: float
+    start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch, size: int, at: float
 ) -> None:
     """The client gets all of it, the rest from upstream, in one response; the file is read anew behind, removed, and the next one fetches it again."""
     blob = upstream.add_blob(data := os.urandom(size))
@@ -182,7 +181,7 @@ def fill(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-async def test_it_starts_on_a_full_disk(start: Callable[..., Any], upstream: Scripted, small: Path, cached: bool) -> None:
+async def test_it_starts_on_a_full_disk(start: StartMirror, upstream: Scripted, small: Path, cached: bool) -> None:
     """Without a catalog: cached blobs are served, others passed through, pins refused in words. Once there is room, all is as before."""
     image = upstream.add_image("library/app", "latest", layers=[os.urandom(MIB)])
     other = upstream.add_blob(os.urandom(MIB))
@@ -216,7 +215,7 @@ async def test_it_starts_on_a_full_disk(start: Callable[..., Any], upstream: Scr
         assert [pin.reference for pin in await store.pins()] == [LATEST]
 
 
-async def test_some_of_the_disk_stays_free(start: Callable[..., Any], upstream: Scripted, small: Path) -> None:
+async def test_some_of_the_disk_stays_free(start: StartMirror, upstream: Scripted, small: Path) -> None:
     """Whatever `max_size` says: blobs go before the last quarter of the disk is taken, and what cannot fit is passed through."""
     mirror: Mirror = await start(directory=small / "cache", max_size="1TiB", min_free=0.25)
     for _ in range(8):

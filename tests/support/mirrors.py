@@ -14,7 +14,7 @@ import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 
@@ -97,6 +97,19 @@ class Mirror:
 
     async def stop(self) -> None:
         await self.stack.aclose()
+
+
+class StartMirror(Protocol):
+    """The fixture `start`: starts a mirror in this event loop, in front of the test's upstream."""
+
+    async def __call__(
+        self,
+        directory: Path | None = None,
+        endpoints: list[str] | None = None,
+        settings: dict[str, Any] | None = None,
+        **cache: Any,
+    ) -> Mirror:
+        """`directory` is the cache's, `endpoints` are docker.io's, `settings` are tables of settings by name; the rest are settings of the table `cache`."""
 
 
 def _was_held(lock: Path) -> bool:

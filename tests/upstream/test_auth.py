@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mirror.upstream.challenges import Challenge, choose, parse_challenges
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Scripted, Status
 
 LATEST = "/v2/app/manifests/latest"
@@ -47,7 +46,7 @@ def test_bearer_is_preferred_and_unusable_challenges_are_passed_by() -> None:
     assert choose([Challenge("negotiate")]) is None
 
 
-async def test_one_token_serves_a_scope_until_it_expires(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_one_token_serves_a_scope_until_it_expires(start: StartMirror, upstream: Scripted) -> None:
     """One challenge, one token, and then requests with the token at once."""
     upstream.auth = "bearer"
     image = upstream.add_image("library/app", "latest")
@@ -62,7 +61,7 @@ async def test_one_token_serves_a_scope_until_it_expires(start: Callable[..., An
     )
 
 
-async def test_one_request_in_flight_a_scope(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_one_request_in_flight_a_scope(start: StartMirror, upstream: Scripted) -> None:
     """Twenty at once for one repository cost one token."""
     upstream.auth = "bearer"
     images = [upstream.add_image("library/app", f"t{number}") for number in range(20)]
@@ -74,7 +73,7 @@ async def test_one_request_in_flight_a_scope(start: Callable[..., Any], upstream
     assert upstream.count("GET", "/token") <= 3
 
 
-async def test_a_refused_token_is_fetched_anew_once(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_refused_token_is_fetched_anew_once(start: StartMirror, upstream: Scripted) -> None:
     """A registry that forgets its tokens costs a round trip, not a pull."""
     upstream.auth = "bearer"
     image = upstream.add_image("library/app", "latest")
@@ -85,7 +84,7 @@ async def test_a_refused_token_is_fetched_anew_once(start: Callable[..., Any], u
     assert upstream.count("GET", "/token") == 2
 
 
-async def test_scopes_do_not_share_a_token(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_scopes_do_not_share_a_token(start: StartMirror, upstream: Scripted) -> None:
     """Each repository has its own."""
     upstream.auth = "bearer"
     upstream.add_image("library/app", "latest")
@@ -98,7 +97,7 @@ async def test_scopes_do_not_share_a_token(start: Callable[..., Any], upstream: 
 
 @pytest.mark.parametrize("kind", ["bearer", "basic"])
 async def test_credentials_are_used_and_wrong_ones_are_told_of(
-    start: Callable[..., Any], upstream: Scripted, tmp_path: Path, kind: str
+    start: StartMirror, upstream: Scripted, tmp_path: Path, kind: str
 ) -> None:
     """From settings or a password file, read anew at each use; without the right ones a 403 that helps, never a 401."""
     upstream.auth, upstream.accounts = kind, {"robot": "secret-pw"}
@@ -119,7 +118,7 @@ async def test_credentials_are_used_and_wrong_ones_are_told_of(
 
 
 @pytest.mark.parametrize(("status", "expected"), [(429, 503), (500, 503), (404, 503), (403, 403)])
-async def test_a_token_service_in_trouble(start: Callable[..., Any], upstream: Scripted, status: int, expected: int) -> None:
+async def test_a_token_service_in_trouble(start: StartMirror, upstream: Scripted, status: int, expected: int) -> None:
     """Its failures are upstream's failures, with a reason; and they pass."""
     upstream.auth = "bearer"
     upstream.add_image("library/app", "latest")
@@ -147,7 +146,7 @@ async def test_a_token_service_in_trouble(start: Callable[..., Any], upstream: S
         b"<html>",
     ],
 )
-async def test_tokens_that_are_none(start: Callable[..., Any], upstream: Scripted, body: bytes) -> None:
+async def test_tokens_that_are_none(start: StartMirror, upstream: Scripted, body: bytes) -> None:
     """Nothing of what a token service may send breaks the mirror, or gets into a header."""
     upstream.auth = "bearer"
     upstream.add_image("library/app", "latest")
@@ -156,7 +155,7 @@ async def test_tokens_that_are_none(start: Callable[..., Any], upstream: Scripte
     assert (await mirror.get(LATEST)).status == 503
 
 
-async def test_authorization_never_reaches_another_host(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_authorization_never_reaches_another_host(start: StartMirror, upstream: Scripted) -> None:
     """Blobs redirect to a store that refuses Authorization: they come, and the store never saw any."""
     upstream.auth, upstream.accounts = "bearer", {"robot": "secret-pw"}
     image = upstream.add_image("library/app", "latest")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import socket
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from mirror.upstream.challenges import pull_scope
 from mirror.upstream.guard import Guard
 from mirror.upstream.transport import Connections, Timeouts, Transport
 from mirror.upstream.urls import parse_url
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Redirect, Scripted, Status
 
 LATEST = "/v2/app/manifests/latest"
@@ -41,7 +40,7 @@ def challenged(header: str) -> Status:
 )
 @pytest.mark.parametrize("auth", [None, "bearer"])
 async def test_a_passing_challenge_shuts_no_registry_out(
-    start: Callable[..., Any], upstream: Scripted, header: str, auth: str | None
+    start: StartMirror, upstream: Scripted, header: str, auth: str | None
 ) -> None:
     """It fails the requests that met it, with an upstream's error; the next one is sent as if there had been none."""
     upstream.add_image("library/app", "latest")
@@ -57,7 +56,7 @@ async def test_a_passing_challenge_shuts_no_registry_out(
 
 @pytest.mark.parametrize("header", ['Basic realm="Maintenance"', 'Bearer realm="http://127.0.0.1:1/token"', "Negotiate"])
 async def test_a_dead_token_service_never_stops_the_registry_from_being_asked(
-    start: Callable[..., Any], upstream: Scripted, header: str
+    start: StartMirror, upstream: Scripted, header: str
 ) -> None:
     """However often it fails: each request for something new reaches the registry."""
     mirror: Mirror = await start()
@@ -69,9 +68,7 @@ async def test_a_dead_token_service_never_stops_the_registry_from_being_asked(
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_kept_token_that_is_refused_is_replaced_at_once(
-    start: Callable[..., Any], upstream: Scripted, status: int
-) -> None:
+async def test_a_kept_token_that_is_refused_is_replaced_at_once(start: StartMirror, upstream: Scripted, status: int) -> None:
     """The registry is asked without it, and with a new one: nobody waits until it expires."""
     upstream.auth = "bearer"
     upstream.add_image("library/app", "one")
@@ -86,9 +83,7 @@ async def test_a_kept_token_that_is_refused_is_replaced_at_once(
     assert upstream.count("GET", "/token") == 2
 
 
-async def test_a_refusal_that_stays_is_asked_about_once_more_and_no_oftener(
-    start: Callable[..., Any], upstream: Scripted
-) -> None:
+async def test_a_refusal_that_stays_is_asked_about_once_more_and_no_oftener(start: StartMirror, upstream: Scripted) -> None:
     """403 to the remembered token, to none and to a new one: then that is the answer."""
     upstream.auth = "bearer"
     upstream.add_image("library/app", "one")
@@ -121,7 +116,7 @@ def test_no_more_than_pull_is_asked_for(scope: str | None, asked: str) -> None:
     assert pull_scope(scope, "library/app") == asked
 
 
-async def test_a_scope_belongs_to_the_repository_it_was_demanded_for(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_scope_belongs_to_the_repository_it_was_demanded_for(start: StartMirror, upstream: Scripted) -> None:
     """A registry that knows one repository by another name has its say for that one alone."""
     for name in ("library/a", "library/b"):
         upstream.add_image(name, "latest")
@@ -169,9 +164,7 @@ def test_urls_are_escaped_as_go_does(text: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("where", _NO_URLS)
-async def test_stale_is_served_whatever_a_redirect_or_a_realm_says(
-    start: Callable[..., Any], upstream: Scripted, where: str
-) -> None:
+async def test_stale_is_served_whatever_a_redirect_or_a_realm_says(start: StartMirror, upstream: Scripted, where: str) -> None:
     """A cached tag is there for its clients, and an uncached one is upstream's fault."""
     image = upstream.add_image("library/app", "latest")
     upstream.add_image("library/app", "other")
@@ -188,7 +181,7 @@ async def test_stale_is_served_whatever_a_redirect_or_a_realm_says(
         upstream.heal()
 
 
-async def test_a_manifest_may_be_redirected_to_another_registry(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_manifest_may_be_redirected_to_another_registry(start: StartMirror, upstream: Scripted) -> None:
     """Its challenge is answered with its own token, made without the first one's credentials."""
     upstream.auth, upstream.accounts = "bearer", {"robot": "secret-pw"}
     async with Scripted() as other:
@@ -207,7 +200,7 @@ async def test_a_manifest_may_be_redirected_to_another_registry(start: Callable[
 
 
 @pytest.mark.parametrize("status", [301, 307])
-async def test_a_realm_may_have_moved(start: Callable[..., Any], upstream: Scripted, status: int) -> None:
+async def test_a_realm_may_have_moved(start: StartMirror, upstream: Scripted, status: int) -> None:
     """Its redirect is followed; to another origin without the password."""
     upstream.auth = "bearer"
     upstream.add_image("library/app", "latest")
@@ -222,9 +215,7 @@ async def test_a_realm_may_have_moved(start: Callable[..., Any], upstream: Scrip
 
 
 @pytest.mark.parametrize("wants", ["basic", "the first one's realm"])
-async def test_credentials_go_to_the_endpoint_that_they_are_for(
-    start: Callable[..., Any], upstream: Scripted, wants: str
-) -> None:
+async def test_credentials_go_to_the_endpoint_that_they_are_for(start: StartMirror, upstream: Scripted, wants: str) -> None:
     """A second endpoint, a public mirror perhaps, gets neither them nor a token that was made with them."""
     upstream.auth, upstream.accounts = "bearer", {"robot": "secret-pw"}
     async with Scripted() as second:
@@ -250,7 +241,7 @@ async def test_credentials_go_to_the_endpoint_that_they_are_for(
     ],
 )
 async def test_a_token_service_that_breaks_is_not_the_registrys_failure(
-    start: Callable[..., Any], upstream: Scripted, answer: bytes
+    start: StartMirror, upstream: Scripted, answer: bytes
 ) -> None:
     """However it breaks: the registry is asked each time, and its circuit stays closed."""
 
@@ -271,7 +262,7 @@ async def test_a_token_service_that_breaks_is_not_the_registrys_failure(
     server.close()
 
 
-async def test_each_scope_is_a_parameter_of_its_own(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_each_scope_is_a_parameter_of_its_own(start: StartMirror, upstream: Scripted) -> None:
     """ "Token Authentication Specification": scope=a&scope=b."""
     upstream.add_image("library/app", "latest")
     mirror: Mirror = await start()

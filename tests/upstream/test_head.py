@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
 from mirror.names import Digest
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Fault, Headers, Scripted, Status
 
 LATEST = "/v2/app/manifests/latest"
@@ -21,7 +18,7 @@ _REFUSALS: list[Fault] = [
 
 
 @pytest.mark.parametrize("refusal", _REFUSALS, ids=str)
-async def test_an_uncached_tag_is_found_by_get(start: Callable[..., Any], upstream: Scripted, refusal: Fault) -> None:
+async def test_an_uncached_tag_is_found_by_get(start: StartMirror, upstream: Scripted, refusal: Fault) -> None:
     """A client's HEAD is answered; the next one does not try HEAD again, and the circuit stays closed."""
     for tag in ("latest", "next"):
         upstream.add_image("library/app", tag)
@@ -35,7 +32,7 @@ async def test_an_uncached_tag_is_found_by_get(start: Callable[..., Any], upstre
 
 
 @pytest.mark.parametrize("refusal", _REFUSALS, ids=str)
-async def test_a_cached_tag_follows_upstream_by_get(start: Callable[..., Any], upstream: Scripted, refusal: Fault) -> None:
+async def test_a_cached_tag_follows_upstream_by_get(start: StartMirror, upstream: Scripted, refusal: Fault) -> None:
     """It is neither dropped nor frozen on what it meant before."""
     upstream.add_image("library/app", "latest")
     mirror: Mirror = await start(tag_ttl=0)
@@ -45,7 +42,7 @@ async def test_a_cached_tag_follows_upstream_by_get(start: Callable[..., Any], u
     assert (await mirror.get(LATEST)).body == moved.body
 
 
-async def test_what_get_refuses_too_is_refused(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_what_get_refuses_too_is_refused(start: StartMirror, upstream: Scripted) -> None:
     """A missing tag is a 404 for HEAD and GET, by one request more; and HEAD is not distrusted for that."""
     upstream.add_image("library/app", "latest")
     mirror: Mirror = await start()
@@ -57,9 +54,7 @@ async def test_what_get_refuses_too_is_refused(start: Callable[..., Any], upstre
 
 @pytest.mark.parametrize("refusal", [None, Status(404), Status(403), Status(501), Headers({"Content-Length": "0"})], ids=str)
 @pytest.mark.parametrize("data", [b"", b"x" * 1000], ids=["empty", "some"])
-async def test_a_blobs_size_is_found_by_get(
-    start: Callable[..., Any], upstream: Scripted, data: bytes, refusal: Fault | None
-) -> None:
+async def test_a_blobs_size_is_found_by_get(start: StartMirror, upstream: Scripted, data: bytes, refusal: Fault | None) -> None:
     """That of an empty one too, which has no first byte to ask for."""
     blob = upstream.add_blob(data)
     assert blob == Digest.of(data)

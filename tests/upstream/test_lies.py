@@ -14,7 +14,7 @@ import pytest
 
 from mirror.manifests import OCI_MANIFEST
 from mirror.names import Digest
-from tests.support.mirrors import Mirror, until
+from tests.support.mirrors import Mirror, StartMirror, until
 from tests.support.scripted import Headers, Redirect, Scripted, Status
 
 LATEST = "/v2/app/manifests/latest"
@@ -47,7 +47,7 @@ async def server(answer: Callable[[asyncio.StreamWriter], Any]) -> AsyncIterator
 
 
 @pytest.mark.parametrize("head", ["", "Content-Length: 0\r\n", "Transfer-Encoding: chunked\r\n"])
-async def test_an_empty_body_is_no_blob(start: Callable[..., Any], head: str) -> None:
+async def test_an_empty_body_is_no_blob(start: StartMirror, head: str) -> None:
     """200 with nothing in it, as caches of expired blobs give: an error, not an empty file."""
 
     async def answer(writer: asyncio.StreamWriter) -> None:
@@ -113,7 +113,7 @@ async def test_redirects_without_end(mirror: Mirror, upstream: Scripted) -> None
 
 
 @pytest.mark.parametrize("kind", ["bearer", "basic"])
-async def test_challenges_without_end(start: Callable[..., Any], upstream: Scripted, kind: str) -> None:
+async def test_challenges_without_end(start: StartMirror, upstream: Scripted, kind: str) -> None:
     """Whatever credentials are given, 401 again: asked twice, then it is an answer."""
     upstream.add_image("library/app", "latest")
     challenge = f'Bearer realm="{upstream.url}/token",service="s"' if kind == "bearer" else 'Basic realm="r"'
@@ -127,9 +127,7 @@ async def test_challenges_without_end(start: Callable[..., Any], upstream: Scrip
     assert upstream.count("GET", "latest") <= 4
 
 
-async def test_a_realm_on_another_host_gets_the_credentials_and_nobody_else(
-    start: Callable[..., Any], upstream: Scripted
-) -> None:
+async def test_a_realm_on_another_host_gets_the_credentials_and_nobody_else(start: StartMirror, upstream: Scripted) -> None:
     """As with Docker Hub, the registry says where its tokens come from; the token goes back to the registry alone."""
     upstream.auth = "bearer"
     upstream.add_image("library/app", "latest")
@@ -146,7 +144,7 @@ async def test_a_realm_on_another_host_gets_the_credentials_and_nobody_else(
 
 
 @pytest.mark.parametrize("what", ["headers", "body"])
-async def test_an_upstream_that_drips(start: Callable[..., Any], what: str) -> None:
+async def test_an_upstream_that_drips(start: StartMirror, what: str) -> None:
     """A byte now and then keeps no client waiting: a manifest is there within the header timeout, or it is an error."""
 
     async def answer(writer: asyncio.StreamWriter) -> None:
@@ -182,7 +180,7 @@ async def test_an_upstream_that_drips(start: Callable[..., Any], what: str) -> N
     ],
     ids=["headers", "header", "negative", "two-lengths", "chunk", "999", "continue", "204", "304", "nothing"],
 )
-async def test_answers_that_break_the_protocol(start: Callable[..., Any], sent: bytes) -> None:
+async def test_answers_that_break_the_protocol(start: StartMirror, sent: bytes) -> None:
     """For manifests and for blobs an error that names upstream, and the mirror goes on."""
 
     async def answer(writer: asyncio.StreamWriter) -> None:
@@ -199,7 +197,7 @@ async def test_answers_that_break_the_protocol(start: Callable[..., Any], sent: 
         assert (await mirror.get("/healthz")).status == 200
 
 
-async def test_a_list_of_endless_pages(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_list_of_endless_pages(start: StartMirror, upstream: Scripted) -> None:
     """Each with a link to the next, each as large as it may be: cut short once all together are too much to hold, and told as a part."""
     page = b'{"name": "library/app", "tags": ["' + b"x" * (8 * 1024 * 1024) + b'"]}'
     for number in range(20):
@@ -212,7 +210,7 @@ async def test_a_list_of_endless_pages(start: Callable[..., Any], upstream: Scri
 
 
 @pytest.mark.parametrize("link", ["<" * 60_000, "<>;" * 20_000 + "rel"])
-async def test_a_link_that_takes_long_to_read(start: Callable[..., Any], upstream: Scripted, link: str) -> None:
+async def test_a_link_that_takes_long_to_read(start: StartMirror, upstream: Scripted, link: str) -> None:
     """Others are answered meanwhile: what it holds is no page, and is seen not to be one at a glance."""
     upstream.fail("/tags/list", Status(200, {"Link": link}, b'{"name": "library/app", "tags": ["a"]}'))
     mirror: Mirror = await start()
@@ -221,7 +219,7 @@ async def test_a_link_that_takes_long_to_read(start: Callable[..., Any], upstrea
 
 
 async def test_what_upstream_says_does_not_break_the_lines_of_the_log(
-    start: Callable[..., Any], caplog: pytest.LogCaptureFixture
+    start: StartMirror, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Control characters and line ends in an answer: the error is one line, here and for the client."""
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Scripted, Status
 
 TAGS = "/v2/app/tags/list"
@@ -44,9 +42,7 @@ ALL = [f"t{number:02}" for number in range(20)]
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "/harbor/project"])
-async def test_the_next_page_is_found_however_it_is_linked(
-    start: Callable[..., Any], paged: Scripted, link: str, prefix: str
-) -> None:
+async def test_the_next_page_is_found_however_it_is_linked(start: StartMirror, paged: Scripted, link: str, prefix: str) -> None:
     """An inner host name, no prefix, or another: path and query at the endpoint itself."""
     paged.link, paged.prefix = link, prefix
     mirror: Mirror = await start(endpoints=[paged.url + prefix])
@@ -54,7 +50,7 @@ async def test_the_next_page_is_found_however_it_is_linked(
     assert paged.count("GET", "tags/list") == 4
 
 
-async def test_a_long_list_is_whole(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_long_list_is_whole(start: StartMirror, upstream: Scripted) -> None:
     """Ten thousand tags by fifty and more."""
     upstream.page_size = 50
     for number in range(10_300):
@@ -67,7 +63,7 @@ async def test_a_long_list_is_whole(start: Callable[..., Any], upstream: Scripte
 @pytest.mark.parametrize(
     "failure", [Status(500), Status(404), Status(200, body=b"<html>"), Status(403)], ids=lambda one: str(one.status)
 )
-async def test_a_later_pages_failure_loses_no_earlier_page(start: Callable[..., Any], paged: Scripted, failure: Status) -> None:
+async def test_a_later_pages_failure_loses_no_earlier_page(start: StartMirror, paged: Scripted, failure: Status) -> None:
     """What came is given, marked as a part, and the list is asked for again."""
     mirror: Mirror = await start()
     paged.fail("tags/list", Status(0), failure)
@@ -76,7 +72,7 @@ async def test_a_later_pages_failure_loses_no_earlier_page(start: Callable[..., 
     assert await tags_of(mirror) == (ALL, "mirror; fwd=miss; stored")
 
 
-async def test_a_list_that_breaks_off_is_completed_with_what_was_known(start: Callable[..., Any], paged: Scripted) -> None:
+async def test_a_list_that_breaks_off_is_completed_with_what_was_known(start: StartMirror, paged: Scripted) -> None:
     """Tags that were there at the last time are not lost for it."""
     mirror: Mirror = await start(tag_ttl=0)
     assert (await tags_of(mirror))[0] == ALL
@@ -87,7 +83,7 @@ async def test_a_list_that_breaks_off_is_completed_with_what_was_known(start: Ca
 @pytest.mark.parametrize(
     "link", ["</v2/library/app/tags/list?n=5>", "<ftp://x/v2/y>", "<http://h:99999/v2/>", "</nowhere>", "<>"]
 )
-async def test_a_list_that_leads_nowhere_is_a_part(start: Callable[..., Any], paged: Scripted, link: str) -> None:
+async def test_a_list_that_leads_nowhere_is_a_part(start: StartMirror, paged: Scripted, link: str) -> None:
     """A circle, or a next page that is none: what came before is given."""
     paged.link = link
     mirror: Mirror = await start()
@@ -98,7 +94,7 @@ async def test_a_list_that_leads_nowhere_is_a_part(start: Callable[..., Any], pa
 
 
 @pytest.mark.parametrize("status", [403, 500])
-async def test_tags_that_came_by_are_not_told_as_all(start: Callable[..., Any], paged: Scripted, status: int) -> None:
+async def test_tags_that_came_by_are_not_told_as_all(start: StartMirror, paged: Scripted, status: int) -> None:
     """Where upstream refuses the list, those that are cached are a part of it."""
     mirror: Mirror = await start()
     await mirror.get("/v2/app/manifests/t07")

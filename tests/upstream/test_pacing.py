@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from mirror.errors import UpstreamLimited
 from mirror.upstream.health import Breaker
 from mirror.upstream.pacing import Pacer
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Scripted, Status
 
 
-async def test_images_of_a_registry_that_limits_all_come(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_images_of_a_registry_that_limits_all_come(start: StartMirror, upstream: Scripted) -> None:
     """Twelve at once where five manifests a second are allowed: those that are answered 429 wait for their turn, HEAD and GET alike."""
     upstream.manifests_per_second = 5
     images = [upstream.add_image(f"library/app{number}", "latest") for number in range(12)]
@@ -25,7 +23,7 @@ async def test_images_of_a_registry_that_limits_all_come(start: Callable[..., An
     assert upstream.count("GET") <= 60, "they do not hammer"
 
 
-async def test_a_limit_that_is_over_slows_nobody(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_limit_that_is_over_slows_nobody(start: StartMirror, upstream: Scripted) -> None:
     """Each answer speeds up what follows; nothing is remembered for ever."""
     now = 0.0
     pacer = Pacer("it", lambda: now)
@@ -61,7 +59,7 @@ async def test_a_turn_that_comes_too_late_is_told_at_once() -> None:
     assert await pacer.turn(0) == now
 
 
-async def test_a_pull_limit_stops_no_head(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_pull_limit_stops_no_head(start: StartMirror, upstream: Scripted) -> None:
     """Docker Hub counts GETs of manifests: what a tag means can still be asked."""
     image = upstream.add_image("library/app", "latest")
     upstream.add_image("library/other", "latest")
@@ -74,7 +72,7 @@ async def test_a_pull_limit_stops_no_head(start: Callable[..., Any], upstream: S
     assert (await mirror.head("/v2/app/manifests/latest")).headers["Docker-Content-Digest"] == str(image.digest)
 
 
-async def test_one_repository_that_always_fails_fails_alone(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_one_repository_that_always_fails_fails_alone(start: StartMirror, upstream: Scripted) -> None:
     """However often it is asked for: sixty others come."""
     for number in range(60):
         upstream.add_image(f"library/app{number}", "latest")
@@ -112,7 +110,7 @@ def test_a_circuit_opens_on_evidence_about_the_endpoint(failures: list[str | Non
     assert breaker.state == state
 
 
-async def test_a_long_list_has_its_time_for_each_page(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_long_list_has_its_time_for_each_page(start: StartMirror, upstream: Scripted) -> None:
     """Pages that together take longer than one request may: all tags come, and the endpoint is well."""
     upstream.page_size, upstream.page_seconds = 5, 0.4
     for number in range(30):

@@ -7,7 +7,6 @@ import base64
 import contextlib
 import os
 import ssl
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from mirror.upstream.guard import Guard
 from mirror.upstream.health import Breaker
 from mirror.upstream.transport import Connections, Timeouts, Transport
 from tests.support.certificates import Authority
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Cut, Delay, Headers, Redirect, Scripted, Status
 
 LATEST = "/v2/app/manifests/latest"
@@ -96,7 +95,7 @@ async def test_an_https_upstream_may_not_send_us_to_http() -> None:
         await transport.aclose()
 
 
-async def test_a_realm_is_checked_like_a_redirect(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_realm_is_checked_like_a_redirect(start: StartMirror, upstream: Scripted) -> None:
     """A token realm that is no web address gets no credentials."""
     upstream.auth, upstream.realm = "bearer", "ftp://127.0.0.1/token"
     upstream.add_image("library/app", "latest")
@@ -107,7 +106,7 @@ async def test_a_realm_is_checked_like_a_redirect(start: Callable[..., Any], ups
     assert upstream.count("GET", "/token") == 0
 
 
-async def test_endpoints_are_tried_in_order(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_endpoints_are_tried_in_order(start: StartMirror, upstream: Scripted) -> None:
     """A dead or failing one is passed over; a blob may come from any of them."""
     async with Scripted() as second:
         image = upstream.add_image("library/app", "latest")
@@ -120,7 +119,7 @@ async def test_endpoints_are_tried_in_order(start: Callable[..., Any], upstream:
         assert second.count("GET", str(image.config)) == 1
 
 
-async def test_a_tags_meaning_comes_from_the_first_endpoint_that_knows_it(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_a_tags_meaning_comes_from_the_first_endpoint_that_knows_it(start: StartMirror, upstream: Scripted) -> None:
     """The second, which may lag behind, is not asked."""
     async with Scripted() as second:
         image = upstream.add_image("library/app", "latest")
@@ -176,7 +175,7 @@ async def test_head_that_is_refused_or_says_too_little_becomes_get(mirror: Mirro
     assert head.headers["Content-Length"] == str(len(upstream.blobs[str(image.config)]))
 
 
-async def test_tags_and_referrers_follow_pages_and_the_tag_schema(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_tags_and_referrers_follow_pages_and_the_tag_schema(start: StartMirror, upstream: Scripted) -> None:
     """All of a list, however upstream gives it."""
     image = upstream.add_image("library/app", "v1")
     for number in range(2, 8):
@@ -228,7 +227,7 @@ def test_the_breaker() -> None:
 
 
 async def test_a_proxy_from_the_environment_is_used(
-    monkeypatch: pytest.MonkeyPatch, upstream: Scripted, start: Callable[..., Any]
+    monkeypatch: pytest.MonkeyPatch, upstream: Scripted, start: StartMirror
 ) -> None:
     """HTTP_PROXY and NO_PROXY mean what they always mean; redirects take the same way, though the proxy's own address is private."""
     monkeypatch.setenv("http_proxy", upstream.url)
@@ -265,7 +264,7 @@ async def test_a_host_without_an_address_is_told_in_words() -> None:
 @pytest.mark.parametrize("scheme", ["http://", ""])
 @pytest.mark.parametrize("registry", ["https://registry.invalid", "http://registry.invalid"])
 async def test_a_proxys_password_is_used_and_not_shown(
-    monkeypatch: pytest.MonkeyPatch, start: Callable[..., Any], scheme: str, registry: str
+    monkeypatch: pytest.MonkeyPatch, start: StartMirror, scheme: str, registry: str
 ) -> None:
     """It goes to the proxy; no client, page or metric ever sees it, whatever the proxy says."""
     heads: list[bytes] = []

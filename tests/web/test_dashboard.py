@@ -13,7 +13,7 @@ import string
 import subprocess
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from http.cookies import SimpleCookie
 from pathlib import Path
@@ -40,7 +40,7 @@ from tests.cache.test_inventory import pull, serve
 from tests.support.certificates import Authority
 from tests.support.filled import fill
 from tests.support.images import make_index
-from tests.support.mirrors import Mirror, MirrorProcess, until
+from tests.support.mirrors import Mirror, MirrorProcess, StartMirror, until
 from tests.support.scripted import Hold, Scripted
 
 HTML = {"Accept": "text/html,application/xhtml+xml"}
@@ -133,7 +133,7 @@ def test_the_trend_is_drawn_once_it_tells_something() -> None:
         assert "<path" not in young
 
 
-async def test_what_is_fetched_ahead_is_counted_apart(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_what_is_fetched_ahead_is_counted_apart(start: StartMirror, upstream: Scripted) -> None:
     """A prefetched layer that nobody asks for does not count as fetched for a client; one that a client reads meanwhile does."""
     mirror: Mirror = await start(prefetch=True)
     image = upstream.add_image("library/app", "1", layers=[os.urandom(200_000), os.urandom(300_000)])
@@ -161,7 +161,7 @@ def _fill(directory: Path) -> None:
         inventory.learn()
 
 
-async def test_the_first_screen_is_small_with_ten_thousand_images(start: Callable[..., Any]) -> None:
+async def test_the_first_screen_is_small_with_ten_thousand_images(start: StartMirror) -> None:
     """Page, script, style and picture together stay under 100 KB, uncompressed; the files may be kept for ever."""
     # Eviction would begin to clear away what is said to be there.
     mirror: Mirror = await start(max_size="2TiB")
@@ -313,7 +313,7 @@ async def test_the_session_is_kept_from_scripts_and_other_sites(dashboard: Mirro
     assert "Max-Age=0" in headers["Set-Cookie"]
 
 
-async def test_a_session_holds_in_every_process_and_over_restarts(start: Callable[..., Any], dashboard: Mirror) -> None:
+async def test_a_session_holds_in_every_process_and_over_restarts(start: StartMirror, dashboard: Mirror) -> None:
     """Whoever shares the cache directory knows the same token; another token ends it."""
     cookie = await log_in(dashboard)
     second: Mirror = await start()
@@ -322,7 +322,7 @@ async def test_a_session_holds_in_every_process_and_over_restarts(start: Callabl
     assert b'name="secret"' not in (await third.get(IMAGE, Cookie=cookie)).body
 
 
-async def test_over_tls_the_session_is_for_tls_alone(start: Callable[..., Any], tmp_path: Path) -> None:
+async def test_over_tls_the_session_is_for_tls_alone(start: StartMirror, tmp_path: Path) -> None:
     """And clients are told the https address."""
     authority = Authority(tmp_path / "tls")
     pair = {"tls_certificate": str(authority.certificate), "tls_key": str(authority.key)}
@@ -381,7 +381,7 @@ async def test_guessing_is_slow_and_the_right_token_always_gets_in(dashboard: Mi
     assert [status for status, _, _ in await asyncio.gather(*slow)] == [429] * 8
 
 
-async def test_a_session_that_was_logged_out_is_none(start: Callable[..., Any], dashboard: Mirror) -> None:
+async def test_a_session_that_was_logged_out_is_none(start: StartMirror, dashboard: Mirror) -> None:
     """Whoever kept its cookie changes nothing with it: not here, not in another process on the same cache, not after a restart. Other sessions go on."""
     cookie, other = await log_in(dashboard), await log_in(dashboard)
     second: Mirror = await start()
@@ -864,7 +864,7 @@ async def events(session: aiohttp.ClientSession) -> AsyncIterator[dict[str, str]
                 yield json.loads(line[6:])
 
 
-async def test_downloads_of_all_processes_are_shown(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_downloads_of_all_processes_are_shown(start: StartMirror, upstream: Scripted) -> None:
     """Two mirrors on one directory: each shows what the other downloads, with the readers of both, until it has landed."""
     one, two = await start(), await start()
     image = upstream.add_image("library/app", "1", layers=[os.urandom(1_000_000)])
@@ -933,7 +933,7 @@ async def test_listeners_are_few_and_cost_nothing_when_they_have_left(dashboard:
             await asyncio.sleep(0.05)
 
 
-async def test_who_listens_does_not_hold_up_the_end(start: Callable[..., Any]) -> None:
+async def test_who_listens_does_not_hold_up_the_end(start: StartMirror) -> None:
     """The stream ends cleanly, at once, although requests may take as long as they like to drain."""
     mirror: Mirror = await start(settings={"server": {"drain_timeout": 600}})
     async with aiohttp.ClientSession(mirror.url) as session:
