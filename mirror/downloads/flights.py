@@ -133,7 +133,13 @@ class FlightReader:
                         yield part
                 return
             if file is not None and spool is not file:
-                raise UpstreamCut("the download began anew: what was sent of it may have been wrong")
+                if file.have.covered_until(0) < position:
+                    raise UpstreamCut("the download began anew: what was sent of it may have been wrong")
+                # Given up by its leader, for want of room or for wrong bytes: what was sent is verified with the rest.
+                async with aclosing(self._without_disk(file, position, stop)) as rest:
+                    async for part in rest:
+                        yield part
+                return
             if end <= position:
                 return
             file = spool
