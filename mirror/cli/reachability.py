@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import socket
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 from yarl import URL
 
 from mirror.config import Settings
+from mirror.upstream.proxies import Proxies
 
 _PATIENCE = 3.0
 
 
 def warning(settings: Settings) -> str:
     """A sentence about registries none of whose endpoints takes a connection within 3 s, and what to try; empty where all do. Blocks."""
+    try:
+        proxies = Proxies()
+    except OSError:
+        # The start fails by it, and says so.
+        return ""
     with ThreadPoolExecutor(len(settings.registries)) as pool:
-        faults = pool.map(lambda item: _fault(item[1].endpoints), settings.registries.items())
+        faults = pool.map(lambda item: _fault(item[1].endpoints, proxies), settings.registries.items())
         found = {name: fault for name, fault in zip(settings.registries, faults, strict=True) if fault}
     if not found:
         return ""
@@ -28,11 +33,11 @@ def warning(settings: Settings) -> str:
     )
 
 
-def _fault(endpoints: tuple[str, ...]) -> str:
+def _fault(endpoints: tuple[str, ...], proxies: Proxies) -> str:
     fault = ""
     for endpoint in endpoints:
         url = URL(endpoint)
-        if url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(url.host or ""):
+        if proxies.of(url) is not None:
             return ""
         try:
             socket.create_connection((url.host or "", url.port or 443), _PATIENCE).close()

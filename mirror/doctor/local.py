@@ -29,7 +29,11 @@ _DOCKER_SOCKET = "/var/run/docker.sock"
 
 async def examine_mirror(settings: Settings, address: Address) -> list[Finding]:
     """Whether a mirror answers there, and what it says of itself. Never raises but CancelledError."""
-    transport = Transport(Timeouts(connect=2, header=4, stall=4, attempts=1), Connections(1, 1, 1))
+    try:
+        transport = Transport(Timeouts(connect=2, header=4, stall=4, attempts=1), Connections(1, 1, 1))
+    except OSError:
+        # A proxy that cannot be used: a finding of `upstreams`, and no mirror starts with it.
+        return []
     try:
         response = await transport.request("GET", URL(f"{address.url}/readyz"), {}, tls=_tls(settings, address))
         body = await read_bounded(response, 1024 * 1024, 4)

@@ -46,7 +46,14 @@ async def examine(settings: Settings) -> list[Finding]:
     """Never raises but CancelledError."""
     # A name server that does not answer holds a thread for as long as this says (resolv.conf(5)).
     os.environ.setdefault("RES_OPTIONS", "timeout:2 attempts:1")
-    transport = Transport(_TIMEOUTS, _ONE_EACH)
+    try:
+        transport = Transport(_TIMEOUTS, _ONE_EACH)
+    except OSError as error:
+        return [
+            problem(
+                "upstreams", str(error), "set the variable to an HTTP proxy's URL, or unset it; the mirror does not start with it"
+            )
+        ]
     skews: list[float] = []
     try:
         asked = [_registry(name, registry, transport, skews) for name, registry in settings.registries.items()]

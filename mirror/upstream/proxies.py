@@ -80,9 +80,10 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 def _address(text: str) -> _Address | None:
     try:
-        return ipaddress.ip_address(text.partition("%")[0])
+        address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None
+    return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
 
 
 def _value(environment: Mapping[str, str], name: str) -> str:

@@ -11,7 +11,7 @@ from mirror.errors import UpstreamInvalid
 
 _LONGEST = 16 * 1024
 _UNSAFE = re.compile(r"[^\x21-\x7e]+")
-_HOST = re.compile(r"(?<=//)[^/?#]+")
+_AUTHORITY = re.compile(r"^((?:[A-Za-z][A-Za-z0-9+.-]*:)?//)([^/?#]+)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -26,7 +26,9 @@ def parse_url(text: str, said_by: str, base: URL | None = None) -> URL:
     if not text or len(text) > _LONGEST or _CONTROL.search(text):
         raise UpstreamInvalid(f"{said_by} {problem}")
     try:
-        text = _HOST.sub(lambda match: match[0] if match[0].isascii() else match[0].encode("idna").decode(), text, 1)
+        text = _AUTHORITY.sub(
+            lambda match: match[0] if match[0].isascii() else match[1] + URL(f"//{match[2]}").raw_authority, text
+        )
         url = URL(_UNSAFE.sub(lambda match: quote(match[0], safe="", errors="surrogateescape"), text), encoded=True)
         if base is not None and not url.scheme:
             url = base.join(url)

@@ -156,6 +156,10 @@ def test_what_is_no_url_is_upstreams_error(text: str) -> None:
         ("//other/x", "http://other/x"),
         (" http://h/x ", "http://h/x"),
         ("https://münchen.example/x", "https://xn--mnchen-3ya.example/x"),
+        ("//münchen.example:81/ä", "http://xn--mnchen-3ya.example:81/%C3%A4"),
+        ("https://straße.example/", "https://xn--strae-oqa.example/"),
+        ("/x//ä/y", "http://base/x//%C3%A4/y"),
+        ("/x?to=http://ä/", "http://base/x?to=http://%C3%A4/"),
     ],
 )
 def test_urls_are_escaped_as_go_does(text: str, expected: str) -> None:

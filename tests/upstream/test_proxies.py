@@ -46,6 +46,8 @@ PROXY = {"HTTP_PROXY": "http://proxy:3128", "HTTPS_PROXY": "proxy:3129"}
         ("", "http://127.0.0.1:5000/", True),
         ("", "http://127.8.9.1/", True),
         ("", "http://[::1]/", True),
+        ("", "http://[::ffff:127.0.0.1]/", True),
+        ("10.0.0.0/8", "http://[::ffff:10.0.0.1]/", True),
         ("", "https://localhost/", True),
         ("", "http://registry/", False),
         ("", "https://registry/", False),
