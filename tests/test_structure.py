@@ -62,6 +62,7 @@ MAY_IMPORT = {
         "workers",
         "cache",
         "storage",
+        "upstream",
         "cli",
         "clients",
         "doctor",

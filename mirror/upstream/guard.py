@@ -43,11 +43,13 @@ class Guard:
 
     async def _check(self, via: Sequence[URL], url: URL) -> bool:
         """True where only public addresses may be connected to. Raises TargetRefused."""
-        if all(same_origin(one, self.base) for one in (*via, url)):
+        if not via:
             return False
         last = shown(via[-1])
         if url.user is not None or url.password is not None:
             raise TargetRefused(f"{last} points to a URL with user or password: {shown(url)}")
+        if all(same_origin(one, self.base) for one in (*via, url)):
+            return False
         if url.scheme == "http" and any(one.scheme == "https" for one in via):
             raise TargetRefused(f"{last} points from https to http: {shown(url)}")
         return not all([await self._is_private(one) for one in via])

@@ -85,10 +85,14 @@ async def test_a_public_upstream_may_not_send_us_to_a_private_address(target: st
 
 
 async def test_an_https_upstream_may_not_send_us_to_http() -> None:
-    """Not even to the same host."""
+    """Not even to the same host; nor to itself with a user and a password in the URL."""
     transport = Transport(Timeouts(1, 2, 1, 1), Connections(4, 8, 16))
     try:
-        for base, target in (("https://8.8.8.8", "http://8.8.8.8/x"), ("https://127.0.0.1:1", "http://127.0.0.1:1/x")):
+        for base, target in (
+            ("https://8.8.8.8", "http://8.8.8.8/x"),
+            ("https://127.0.0.1:1", "http://127.0.0.1:1/x"),
+            ("http://127.0.0.1:1", "http://user:word@127.0.0.1:1/x"),
+        ):
             with pytest.raises(TargetRefused):
                 await Guard(transport, URL(base), None).request("GET", [URL(base)], URL(target), {})
     finally:
