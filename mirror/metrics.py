@@ -134,6 +134,8 @@ def begin(registries: Iterable[str], cache: Path) -> None:
             for kind in ("blob", "manifest"):
                 counter.labels(registry, kind)
         prefetched.labels(registry)
+        for by in ("prefetch", "pull"):
+            ahead_bytes.labels(registry, by)
         verification_failures.labels(registry)
         stale_served.labels(registry)
     for kind in ("blob", "manifest"):
