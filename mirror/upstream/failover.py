@@ -103,7 +103,7 @@ def _told(errors: list[MirrorError]) -> MirrorError:
 
 
 def _weight(error: MirrorError) -> int:
-    for weight, kind in enumerate((Denied, UpstreamLimited, UpstreamInvalid, Unknown)):
-        if isinstance(error, kind):
-            return weight if not isinstance(error, Unknown) or error.certain else weight + 1
-    return 3 if not isinstance(error, Unknown) else 9
+    if isinstance(error, Unknown):
+        return 0 if error.certain else 1
+    kinds = (Denied, UpstreamLimited, UpstreamInvalid)
+    return next((weight for weight, kind in enumerate(kinds) if isinstance(error, kind)), len(kinds))
