@@ -155,6 +155,14 @@ class DockerRegistry:
         found = re.findall(rf'"{method} (\S*) HTTP/[\d.]+" (\d+)', self._log.read_text(errors="replace"))
         return sum(1 for path, status in found if fragment in path and status != "401")
 
+    def sent(self, digest: str) -> int:
+        """Bytes of a blob that it has sent, where its `level` is info."""
+        lines = [line for line in self._log.read_text(errors="replace").splitlines() if f"blobs/{digest}" in line]
+        found = [
+            re.search(r'"response completed".*http\.request\.method=GET.*http\.response\.written=(\d+)', line) for line in lines
+        ]
+        return sum(int(match[1]) for match in found if match)
+
 
 def run(*command: str, environment: dict[str, str] | None = None, seconds: float = 60) -> str:
     """Runs a command to its end; what it printed is in the failure when it fails."""
