@@ -148,7 +148,7 @@ class _RequestHandler(web.RequestHandler):
             response = error_response(MirrorError("the mirror failed to answer this; its log says why"))
         else:
             reason = (str(message or exc).splitlines() or ["?"])[0][:200]
-            log.info("refused a request from %s: %s", request.remote, reason)
+            log.info("refused a request from %s: %s", request.remote, reason, extra={"cause": reason})
             response = error_response(
                 RequestInvalid(
                     f"not a well-formed HTTP request, or beyond a limit: the request line and each header field may have {LONGEST_LINE}"

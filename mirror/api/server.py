@@ -86,7 +86,7 @@ class Api:
             response = await self._answer(context)
         except MirrorError as error:
             if isinstance(error, UpstreamError | Denied):
-                log.warning("%s %s: %s", request.method, request.raw_path[:300], error.message)
+                log.warning("%s %s: %s", request.method, request.raw_path[:300], error.message, extra={"cause": error.message})
             response = error_response(error)
         except asyncio.CancelledError:
             if self._access is not None:
@@ -101,7 +101,7 @@ class Api:
         if self._access is not None:
             self._note(context, response, seconds)
         if not context.complete:
-            log.info("%s %s: cut short: %s", request.method, request.raw_path[:300], context.cut)
+            log.info("%s %s: cut short: %s", request.method, request.raw_path[:300], context.cut, extra={"cause": context.cut})
         return response
 
     async def _answer(self, context: RequestContext) -> web.StreamResponse:

@@ -77,7 +77,7 @@ class Lists:
         except MirrorError as error:
             if known is None or (isinstance(error, Unknown) and error.certain):
                 raise
-            log.info("serving a stale list (%s): %s", key, error)
+            log.info("serving a stale list (%s): %s", key, error, extra={"cause": str(error)})
             return known["list"], STALE
         if not found.complete:
             missing = [entry for entry in known["list"] if entry not in found.entries] if known is not None else []

@@ -255,7 +255,7 @@ class Tags:
                 except MirrorError as error:
                     if isinstance(error, Unknown) and error.certain:
                         raise
-                    log.info("serving %s:%s stale: %s", repository, tag, error)
+                    log.info("serving %s:%s stale: %s", repository, tag, error, extra={"cause": str(error)})
             self._hold(repository, tag)
         metrics.stale_served.labels(repository.registry).inc()
         return record.descriptor, STALE

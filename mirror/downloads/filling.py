@@ -128,7 +128,7 @@ class Filling:
                 raise error
             # The others go on, and take over what it leaves.
             if not isinstance(error, UpstreamBusy):
-                log.info("one of %d connections failed: %s", len(self._workers) + 1, error)
+                log.info("one of %d connections failed: %s", len(self._workers) + 1, error, extra={"cause": str(error)})
             self._planner.concurrency.step_back(self._time(), len(self._workers))
 
     def _observe(self) -> None:

@@ -280,5 +280,5 @@ class Flight:
             await spool.commit()
         except StorageFull as error:
             # The readers have what they came for; only the cache has not.
-            log.warning("cannot keep %s: %s", self.digest, error)
+            log.warning("cannot keep %s: %s", self.digest, error, extra={"cause": str(error)})
         return True

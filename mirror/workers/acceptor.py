@@ -106,6 +106,7 @@ class Acceptor:
                 reason,
                 self._open(),
                 resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+                extra={"cause": reason},
             )
         self._pause(listener, _FULL_PAUSE, self._listen)
 
@@ -125,7 +126,7 @@ class Acceptor:
             return
         if self._full:
             self._full = False
-            log.warning("connections are taken again: %d are open", self._open())
+            log.warning("connections are taken again: %d are open", self._open(), extra={"cause": "enough descriptors"})
         connection.setblocking(False)
         task = self._loop.create_task(self._enter(connection))
         self._entering.add(task)

@@ -200,6 +200,7 @@ class _Parent:
             log.exception("a worker cannot go on")
         finally:
             with contextlib.suppress(OSError, ValueError):
+                logging.shutdown()
                 sys.stdout.flush()
                 sys.stderr.flush()
             # Not by an exception: what is above in the stack is the parent's affair.

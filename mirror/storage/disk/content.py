@@ -188,7 +188,7 @@ class Content:
             await self.make_room(len(manifest.body))
             await self._threads.run(self._blobs.put, manifest.digest, manifest.body)
         except (StorageFull, OSError) as error:
-            log.warning("cannot keep manifest %s: %s", manifest.digest, error)
+            log.warning("cannot keep manifest %s: %s", manifest.digest, error, extra={"cause": str(error)})
             return
         await self._catalog.write(Catalog.add_manifest, manifest.descriptor, children)
         await self._catalog.write(Catalog.hold, repository, manifest.digest)

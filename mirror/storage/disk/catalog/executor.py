@@ -23,8 +23,6 @@ _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 _RETRY = 5.0
 """Seconds until opening the catalog is tried again."""
-_REPEAT = 60.0
-"""Seconds for which the same complaint is only counted."""
 
 
 class CatalogExecutor:
@@ -35,7 +33,6 @@ class CatalogExecutor:
         self._folder = folder
         self._catalog: Catalog | None = None
         self._retry = 0.0
-        self._complaints: dict[str, tuple[float, int]] = {}
         try:
             self._catalog = Catalog(folder)
         except (sqlite3.Error, OSError) as error:
@@ -52,7 +49,7 @@ class CatalogExecutor:
         try:
             return await self._thread.run(self._call, method, *arguments)
         except (sqlite3.Error, OSError) as error:
-            self._complain("read", error)
+            log.warning("the catalog cannot be read: %s", error)
             return default
 
     async def do(self, method: Callable[[Catalog, *_Ts], _T], *arguments: *_Ts) -> _T:
@@ -69,7 +66,7 @@ class CatalogExecutor:
         try:
             await self._thread.run(self._call, method, *arguments)
         except (sqlite3.Error, OSError) as error:
-            self._complain("written", error)
+            log.warning("the catalog cannot be written: %s", error)
 
     async def aclose(self) -> None:
         """Closes the database, in its own thread."""
@@ -87,12 +84,3 @@ class CatalogExecutor:
             self._catalog = Catalog(self._folder)
             log.info("the catalog in %s can be used now", self._folder)
         return method(self._catalog, *arguments)
-
-    def _complain(self, what: str, error: Exception) -> None:
-        """Logs it, once a minute with the number of times that it was not."""
-        said, count = self._complaints.get(what, (-_REPEAT, 0))
-        if (now := time.monotonic()) < said + _REPEAT:
-            self._complaints[what] = said, count + 1
-            return
-        log.warning("the catalog cannot be %s: %s%s", what, error, f" ({count} times more meanwhile)" if count else "")
-        self._complaints[what] = now, 0
