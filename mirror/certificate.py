@@ -12,6 +12,7 @@ import ssl
 from datetime import datetime
 from pathlib import Path
 
+from mirror.regular_files import LARGEST_SECRET, read_file
 from mirror.tasks import BackgroundTask
 
 log = logging.getLogger(__name__)
@@ -24,13 +25,13 @@ def load(certificate: Path, key: Path) -> ssl.SSLContext:
     """A server's context of PEM files: the certificate with those between it and its root, and its key. Raises ValueError, saying what is wrong with which."""
     for file in (certificate, key):
         try:
-            file.read_bytes()
+            read_file(file, LARGEST_SECRET, follow=True)
         except OSError as error:
             raise ValueError(f"the file {file} cannot be read: {error.strerror}") from None
-    text = key.read_bytes()
+    text = read_file(key, LARGEST_SECRET, follow=True)
     if b"PRIVATE KEY-----" not in text:
         raise ValueError(f"the file {key} holds no private key in PEM")
-    if b"-----BEGIN CERTIFICATE-----" not in certificate.read_bytes():
+    if b"-----BEGIN CERTIFICATE-----" not in read_file(certificate, LARGEST_SECRET, follow=True):
         raise ValueError(f"the file {certificate} holds no certificate in PEM")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
@@ -56,7 +57,7 @@ def ends(certificate: Path) -> float | None:
     It is the field ``notAfter`` (RFC 5280, section 4.1.2.5), which the standard library tells of verified peers only.
     """
     try:
-        pem = certificate.read_text(errors="replace")
+        pem = read_file(certificate, LARGEST_SECRET, follow=True).decode(errors="replace")
         begin, end = pem.index("-----BEGIN CERTIFICATE-----"), pem.index("-----END CERTIFICATE-----")
         der = ssl.PEM_cert_to_DER_cert(pem[begin : end + len("-----END CERTIFICATE-----")])
         signed = _parts(_parts(der)[0][1])[0][1]

@@ -28,6 +28,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from mirror import certificate
 from mirror.names import is_registry_name
+from mirror.regular_files import LARGEST_SECRET, read_file
 from mirror.setting_errors import tell
 from mirror.setting_sources import ConfigError as ConfigError
 from mirror.setting_sources import from_file, merge
@@ -76,7 +77,7 @@ def default_cache_dir() -> Path:
 def _readable(file: Path) -> bytes:
     """What a file holds. Raises ValueError where it cannot be read."""
     try:
-        return file.read_bytes()
+        return read_file(file, LARGEST_SECRET, follow=True)
     except OSError as error:
         raise ValueError(f"the file {file} cannot be read: {error.strerror}") from None
 
@@ -300,7 +301,7 @@ class Registry(_Table):
         if self.username is None:
             return None
         if self.password_file is not None:
-            return self.username, self.password_file.read_text().rstrip("\r\n")
+            return self.username, read_file(self.password_file, LARGEST_SECRET, follow=True).decode().rstrip("\r\n")
         assert self.password is not None
         return self.username, self.password.get_secret_value()
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from mirror.regular_files import open_file
+
 BESIDE = ".writing-"
 """How the names of files begin that are being written, or were when their writer was killed."""
+
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)
+"""Errors of a file system without hard links."""
 
 
 def write_durably(path: Path, content: bytes, prepare: Callable[[int], None] | None = None) -> None:
@@ -30,6 +37,29 @@ def write_durably(path: Path, content: bytes, prepare: Callable[[int], None] | N
     sync_folder(path.parent)
 
 
+def create_durably(path: Path, content: bytes) -> bool:
+    """Writes a file that its owner alone can read. False where there is something of that name already. Blocks. Raises OSError."""
+    fd, beside = tempfile.mkstemp(dir=path.parent, prefix=BESIDE)
+    try:
+        with open(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(fd)
+        try:
+            os.link(beside, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            os.replace(beside, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside)
+    sync_folder(path.parent)
+    return True
+
+
 def rename_durably(fd: int, source: Path, target: Path) -> None:
     """Gives a written file, open as `fd`, its final name. Blocks. Raises OSError."""
     os.fsync(fd)
@@ -40,7 +70,8 @@ def rename_durably(fd: int, source: Path, target: Path) -> None:
 def replace(path: Path, content: bytes) -> None:
     """Replaces a file at once for all who read it, without waiting for the disk: for what is of no use after a crash. Raises OSError."""
     beside = path.with_name(f"{BESIDE}{path.name}")
-    beside.write_bytes(content)
+    with open(open_file(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode=0o644), "wb") as file:
+        file.write(content)
     os.replace(beside, path)
 
 

@@ -12,12 +12,14 @@ from typing import Any
 from mirror import certificate, durable
 from mirror.config import Settings
 from mirror.disk_probe import DiskProbe
+from mirror.regular_files import read_file
 from mirror.upstream import Upstreams
 from mirror.workers.context import WorkerContext
 
 Endpoints = dict[str, list[dict[str, Any]]]
 """By registry, what is known of its endpoints, in the order of the settings."""
 
+_LARGEST_FILE = 1024 * 1024
 _EXPIRES_SOON = 7 * 86400
 """Seconds before its end in which the certificate should have been renewed."""
 _STATES = {
@@ -102,7 +104,7 @@ def _heard(endpoint: dict[str, Any]) -> float:
 
 def _read(path: Path) -> Endpoints | None:
     try:
-        view: Endpoints = json.loads(path.read_text())
+        view: Endpoints = json.loads(read_file(path, _LARGEST_FILE))
     except (OSError, ValueError):
         return None
     return view

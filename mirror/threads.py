@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
@@ -19,7 +20,9 @@ class ThreadPool:
 
     async def run(self, work: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
         """Runs `work` in a thread. When cancelled, waits for its end first: a thread must never outlive the file it works on."""
-        future = asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        # In a copy of the caller's context, which says what locks it holds.
+        context = contextvars.copy_context()
+        future = asyncio.get_running_loop().run_in_executor(self._pool, context.run, work, *arguments)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:

@@ -58,7 +58,7 @@ async def wired(settings: Settings, share: int = 1) -> AsyncIterator[tuple[Cache
 async def _cache(settings: Settings, source: Callable[[str], Source]) -> AsyncIterator[Cache]:
     kept = settings.cache
     limits = Limits(kept.tag_ttl, kept.negative_ttl, kept.revalidate_timeout, kept.prefetch)
-    async with _store(settings) as found, Cache(found, found.inventory, kept.dir, source, limits) as cache:
+    async with _store(settings) as found, Cache(found, found.inventory, source, limits) as cache:
         yield cache
 
 

@@ -103,7 +103,7 @@ def test_all_faults_at_once_with_key_form_value_and_source(tmp_path: Path) -> No
     [
         ({"username": "u"}, "belong together"),
         ({"password": "hunter2"}, "belong together"),
-        ({"username": "u", "password": "hunter2", "password_file": "/dev/null"}, "exclude each other"),
+        ({"username": "u", "password": "hunter2", "password_file": __file__}, "exclude each other"),
         ({"username": "u", "password_file": "/nonexistent"}, "cannot be read"),
         ({"ca_file": "/nonexistent"}, "cannot be read"),
         ({"ca_file": __file__}, "certificates in PEM form"),

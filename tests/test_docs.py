@@ -17,7 +17,7 @@ from mirror import config, metrics
 from mirror.cli import main
 from mirror.clients import CLIENTS, Address
 from mirror.config import load
-from mirror.storage.disk.locks import Rank
+from mirror.locks import Lock
 from tests.support.certificates import Authority
 from tests.test_structure import MAY_IMPORT, SHARED
 
@@ -124,7 +124,7 @@ def test_the_guides_fit_on_a_page_and_name_files_and_settings_that_exist(guide: 
         usable = re.sub(r'"/etc/[^"]*\.pem"', f'"{authority.ca}"', snippet)
         usable = re.sub(r'"/[^"]*/tls\.crt"', f'"{authority.certificate}"', usable)
         usable = re.sub(r'"/[^"]*/tls\.key"', f'"{authority.key}"', usable)
-        tree = tomllib.loads(re.sub(r'"/(?:etc|run)/[^"]*"', '"/dev/null"', usable))
+        tree = tomllib.loads(re.sub(r'"/(?:etc|run)/[^"]*"', f'"{__file__}"', usable))
         assert load(None, {}, tree), number
     for line in re.findall(r"\bmirror (configure .*|doctor.*)", text):
         command, *arguments = shlex.split(re.split(r"[`|]|&&", line)[0])
@@ -234,9 +234,9 @@ def test_the_design_names_files_that_exist_and_every_part() -> None:
 
 
 def test_the_design_has_the_order_of_locks() -> None:
-    """As mirror/storage/disk/locks.py ranks them."""
+    """As mirror/locks.py lists them."""
     section = DESIGN.partition("## Locks")[2].partition("\n## ")[0]
-    assert re.findall(r"^\| ([A-Z]+) \|", section, re.MULTILINE) == [rank.name for rank in Rank]
+    assert re.findall(r"^\| ([A-Z]+) \|", section, re.MULTILINE) == [lock.name for lock in Lock]
 
 
 def test_commands_in_the_pages_have_the_options_that_they_are_given() -> None:

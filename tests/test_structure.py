@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent / "mirror"
-SHARED = {"names", "errors", "manifests", "metrics", "tasks", "backoff", "file_locks", "durable", "threads"}
+SHARED = {"names", "errors", "manifests", "metrics", "tasks", "backoff", "locks", "regular_files", "durable", "threads"}
 MAY_IMPORT = {
     "errors": set(),
     "names": {"errors"},
@@ -17,14 +18,15 @@ MAY_IMPORT = {
     "tasks": set(),
     "backoff": set(),
     "threads": set(),
-    "file_locks": set(),
-    "durable": set(),
-    "certificate": {"tasks"},
+    "regular_files": set(),
+    "locks": {"regular_files"},
+    "durable": {"regular_files"},
+    "certificate": {"regular_files", "tasks"},
     "units": set(),
     "setting_errors": set(),
     "settings_in_force": {"config", "units"},
     "setting_sources": set(),
-    "config": {"names", "certificate", "units", "setting_errors", "setting_sources"},
+    "config": {"names", "regular_files", "certificate", "units", "setting_errors", "setting_sources"},
     "clients": {"clients", ""},
     "upstream": SHARED | {"upstream", ""},
     "storage": SHARED | {"units", "storage"},
@@ -33,9 +35,9 @@ MAY_IMPORT = {
     "api": SHARED | {"units", "api", "cache", "downloads", "storage"},
     "web": SHARED | {"units", "clients", "api", "cache", "storage", "downloads", "web"},
     "doctor": SHARED | {"units", "config", "clients", "upstream", "doctor"},
-    "workers": {"config", "metrics", "file_locks", "workers"},
+    "workers": {"config", "metrics", "locks", "workers"},
     "disk_probe": set(),
-    "readiness": {"certificate", "disk_probe", "config", "durable", "upstream", "workers"},
+    "readiness": {"certificate", "disk_probe", "config", "durable", "regular_files", "upstream", "workers"},
     "wiring": {"config", "metrics", "errors", "cache", "storage", "upstream"},
     "app": {
         "disk_probe",
@@ -140,12 +142,23 @@ def test_modules_of_a_package_have_no_cycles(folder: str) -> None:
     assert left == {}
 
 
-def test_locks_and_durable_writes_have_one_module_each() -> None:
-    """mirror/file_locks.py takes all locks on files, mirror/durable.py and what it is made of force files to the disk."""
-    for path in modules():
-        text = path.read_text()
-        assert "import fcntl" not in text or path.name == "file_locks.py", path
-        assert "os.replace(" not in text or path.name == "durable.py", path
+ONE_MODULE = {
+    r"import fcntl|lockf\(": {"locks.py"},
+    r"os\.replace\(|os\.rename\(|mkstemp|os\.link\(": {"durable.py"},
+    # Those that try whether a disk can be written are about nothing else.
+    r"fsync\(": {"durable.py", "disk_probe.py", "doctor/disk.py", "storage/disk/files.py"},
+    r"O_NONBLOCK": {"regular_files.py"},
+    r"random\.": {"backoff.py"},
+    r"asyncio\.shield\(": {"tasks.py", "threads.py", "upstream/receiver.py", "web/pages.py"},
+}
+"""What one module does for all others: an expression that is found in it alone."""
+
+
+@pytest.mark.parametrize("expression", ONE_MODULE)
+def test_one_module_does_it_for_all(expression: str) -> None:
+    """Locks on files, durable writes, opening what is no regular file, backoff."""
+    found = {str(path.relative_to(ROOT)) for path in modules() if re.search(expression, path.read_text())}
+    assert found == ONE_MODULE[expression]
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 from mirror import metrics
@@ -82,14 +81,14 @@ class Limits:
 class Cache:
     """Everything that is kept, and everything that is on its way."""
 
-    def __init__(self, store: Store, inventory: Inventory, root: Path, source: Callable[[str], Source], limits: Limits) -> None:
-        """`source` gives a registry by its name. The store, and the directory that its processes share, are the caller's to close."""
+    def __init__(self, store: Store, inventory: Inventory, source: Callable[[str], Source], limits: Limits) -> None:
+        """`source` gives a registry by its name. The caller closes the store."""
         self.store = store
         self.inventory = inventory
         self._source = source
         self._negative = Negative(limits.negative_ttl)
         self._flights = Flights(store)
-        self.active = ActiveDownloads(root / "live", self._flights)
+        self.active = ActiveDownloads(store, self._flights)
         self._sizes: SingleFlight[Descriptor] = SingleFlight()
         self._learned_connections: dict[str, int] = {}
         self._too_large: dict[tuple[Repository, Digest], float] = {}

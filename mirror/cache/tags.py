@@ -20,7 +20,7 @@ from mirror.cache.outcome import HIT, STALE, VALIDATED, Outcome, miss
 from mirror.errors import Denied, ManifestUnknown, MirrorError, Unknown, UpstreamError, UpstreamInvalid
 from mirror.manifests import Descriptor, Manifest, media_type_of
 from mirror.names import Digest, Reference, Repository, Tag
-from mirror.storage.store import Store, TagRecord
+from mirror.storage.store import Question, Store, TagRecord
 from mirror.tasks import SingleFlight
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class Tags:
         return manifest, miss(joined)
 
     async def _fetch(self, repository: Repository, reference: Reference, since: float) -> Manifest:
-        async with self._store.lock(f"get {repository} {reference}"):
+        async with self._store.lock(Question.FETCH, f"get {repository} {reference}"):
             if (manifest := await self._fetched_elsewhere(repository, reference, since)) is not None:
                 return manifest
             return await self._fetch_now(repository, reference)
@@ -189,7 +189,7 @@ class Tags:
         return manifest
 
     async def _head(self, repository: Repository, reference: Reference, since: float) -> Descriptor:
-        async with self._store.lock(f"head {repository} {reference}"):
+        async with self._store.lock(Question.FETCH, f"head {repository} {reference}"):
             if isinstance(reference, Tag) and (record := await self._told_elsewhere(repository, reference, since)) is not None:
                 return record.descriptor
             return await self._head_now(repository, reference)
@@ -266,7 +266,7 @@ class Tags:
         self._held[repository, tag] = time.monotonic() + min(_HOLD, self._ttl)
 
     async def _check(self, repository: Repository, tag: Tag, record: TagRecord, since: float) -> Descriptor:
-        async with self._store.lock(f"check {repository} {tag}"):
+        async with self._store.lock(Question.CHECK, f"check {repository} {tag}"):
             if (told := await self._told_elsewhere(repository, tag, since)) is not None:
                 return told.descriptor
             return await self._check_now(repository, tag, record)

@@ -11,7 +11,7 @@ from pathlib import Path
 from mirror.config import Settings
 from mirror.doctor.findings import Finding, advice, ok, problem
 from mirror.doctor.waiting import within
-from mirror.file_locks import try_exclusive
+from mirror.locks import try_exclusive
 from mirror.units import format_size
 
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "fuse.glusterfs", "ceph", "virtiofs", "afs"}

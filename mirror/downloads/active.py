@@ -1,44 +1,30 @@
-"""The board of departures: what is being downloaded, by all processes that share the cache directory.
-
-Each process that has flights writes them about once a second into a small file of its own, ``live/<process>.json``, and removes it when nothing flies any more.
-Who looks reads all files. One that was not written lately is that of a process that has died, and is cleared away: which process lives cannot be told by its
-number, since those on one directory may be in different containers.
-"""
+"""What is being downloaded, by all processes that share a store. Each process announces its flights to the others about once a second (`Store.announce`)."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import os
-import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from mirror.downloads.flight import Flight
 from mirror.downloads.flights import Flights
+from mirror.storage.store import Store
 from mirror.tasks import BackgroundTask
-from mirror.threads import ThreadPool
 
 _INTERVAL = 1.0
 _SHOWN = 6.0
 """Seconds for which one that has ended is shown."""
-_SILENT = 10.0
-"""Seconds after which a file that is not written any more is not believed."""
-_DEAD = 60.0
-"""Seconds after which it is removed."""
 _MOST = 200
-"""Flights that a process tells of."""
-_LARGEST_FILE = 1024 * 1024
+"""Flights that a process announces."""
 _WEIGHT = 0.4
 """Of the newest observation in a rate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """One line of the board. Sizes in bytes, times in seconds since the epoch, the rate in bytes a second."""
+    """A blob that is being downloaded. Sizes in bytes, times in seconds since the epoch, the rate in bytes a second."""
 
     digest: str
     repository: str
@@ -70,7 +56,7 @@ class _Watched:
         self._rate: float | None = None
         self._seen = time.monotonic(), flight.progress.have
 
-    def look(self) -> Download:
+    def observe(self) -> Download:
         flight, now = self.flight, time.monotonic()
         state = flight.progress
         before, had = self._seen
@@ -97,44 +83,39 @@ class _Watched:
 
 
 class ActiveDownloads:
-    """Writes this process's flights, and reads everybody's."""
+    """Announces this process's flights, and reads everybody's."""
 
-    def __init__(self, folder: Path, flights: Flights) -> None:
-        self._folder = folder
-        self._file = folder / f"{os.getpid()}-{secrets.token_hex(4)}.json"
+    def __init__(self, store: Store, flights: Flights) -> None:
+        self._store = store
         self._flights = flights
-        self._disk = ThreadPool(1)
         self._watched: dict[Flight, _Watched] = {}
-        self._background_task = BackgroundTask(self._write)
+        self._background_task = BackgroundTask(self._announce)
 
     def start(self) -> None:
-        """Begins to write."""
+        """Begins to announce."""
         self._background_task.start()
 
     async def aclose(self) -> None:
-        """Stops writing; the file is gone."""
-        try:
-            await self._background_task.aclose()
-        finally:
-            self._disk.close()
+        """Stops, and takes the announcement back."""
+        await self._background_task.aclose()
 
     async def downloads(self) -> list[Download]:
-        """All that is being downloaded, or just was: the latest first."""
-        return await self._disk.run(read, self._folder)
+        """Returns all that is being downloaded, or just was: the latest first."""
+        return merged(await self._store.announcements())
 
-    async def _write(self) -> None:
+    async def _announce(self) -> None:
         try:
             while True:
                 await self._flights.begun.wait()
                 self._flights.begun.clear()
-                while lines := self._look():
-                    await self._disk.run(self._replace, lines)
+                while lines := self._observe():
+                    await self._store.announce([asdict(line) for line in lines])
                     await asyncio.sleep(_INTERVAL)
-                await self._disk.run(self._remove)
+                await self._store.announce(None)
         finally:
-            await self._disk.run(self._remove)
+            await self._store.announce(None)
 
-    def _look(self) -> list[Download]:
+    def _observe(self) -> list[Download]:
         active, now = self._flights.active, time.monotonic()
         for flight in active:
             if flight not in self._watched and len(self._watched) < _MOST:
@@ -145,33 +126,15 @@ class ActiveDownloads:
                 watched.ended = now if watched.ended is None else watched.ended
                 if now - watched.ended > _SHOWN:
                     del self._watched[flight]
-        return [watched.look() for watched in self._watched.values()]
-
-    def _replace(self, lines: list[Download]) -> None:
-        beside = self._file.with_suffix(".new")
-        # A disk that will not take it costs the picture, never a download.
-        with contextlib.suppress(OSError):
-            self._folder.mkdir(exist_ok=True)
-            beside.write_text(json.dumps({"written": time.time(), "downloads": [asdict(line) for line in lines]}))
-            beside.replace(self._file)
-
-    def _remove(self) -> None:
-        for path in (self._file, self._file.with_suffix(".new")):
-            with contextlib.suppress(OSError):
-                path.unlink()
+        return [watched.observe() for watched in self._watched.values()]
 
 
-def read(folder: Path) -> list[Download]:
-    """What the files say, each blob once: as whoever downloads it has it, with everybody's readers. Clears away those of the dead."""
+def merged(announcements: Iterable[Any]) -> list[Download]:
+    """Returns each blob once: as the process that downloads it has it, with everybody's readers. What makes no sense is passed over."""
     found: dict[str, Download] = {}
-    for path in sorted(folder.glob("*.*")):
-        with contextlib.suppress(OSError):
-            age = time.time() - path.stat().st_mtime
-            if age > _DEAD:
-                path.unlink()
-            elif age < _SILENT and path.suffix == ".json":
-                for line in _lines(path):
-                    found[line.digest] = _merged(found[line.digest], line) if line.digest in found else line
+    for announced in announcements:
+        for line in _lines(announced):
+            found[line.digest] = _merged(found[line.digest], line) if line.digest in found else line
     return sorted(found.values(), key=lambda line: (line.ended, -line.began, line.digest))
 
 
@@ -180,12 +143,10 @@ def _merged(one: Download, other: Download) -> Download:
     return Download(**{**asdict(best), "readers": one.readers + other.readers})
 
 
-def _lines(path: Path) -> list[Download]:
-    with open(path, "rb") as file:
-        text = file.read(_LARGEST_FILE)
+def _lines(announced: Any) -> list[Download]:
     try:
-        return [_line(line) for line in json.loads(text)["downloads"]]
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return [_line(line) for line in announced]
+    except (ValueError, TypeError, KeyError, OverflowError):
         return []
 
 

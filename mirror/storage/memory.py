@@ -14,7 +14,7 @@ from mirror.manifests import Manifest, children_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.extents import Extents
 from mirror.storage.slices import Part
-from mirror.storage.store import Collected, Deleted, Gone, Pin, Restore, State, Statistics, TagRecord, Verified
+from mirror.storage.store import Collected, Deleted, Gone, Pin, Question, Restore, State, Statistics, TagRecord, Verified
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -163,6 +163,7 @@ class MemoryStore:
         self._tags: dict[tuple[Repository, str], TagRecord] = {}
         self._pins: dict[tuple[Repository, Reference], Pin] = {}
         self._documents: dict[str, str] = {}
+        self._announced: Any = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -287,12 +288,6 @@ class MemoryStore:
         found |= {holder for (holder, _), record in self._tags.items() if record.descriptor.digest in self.content}
         return sorted(found, key=lambda repository: (repository.registry, repository.path))
 
-    async def holds(self, repository: Repository, digest: Digest) -> bool:
-        return any(
-            repository in holders and (manifest == digest or digest in self._children(manifest))
-            for manifest, holders in self._holdings.items()
-        )
-
     async def holder(self, digest: Digest) -> Repository | None:
         for manifest, holders in self._holdings.items():
             if manifest == digest or digest in self._children(manifest):
@@ -307,7 +302,7 @@ class MemoryStore:
         self._documents[key] = json.dumps(value)
 
     @asynccontextmanager
-    async def lock(self, key: str) -> AsyncIterator[None]:
+    async def lock(self, question: Question, key: str) -> AsyncIterator[None]:
         """There is no other process."""
         yield
 
@@ -393,6 +388,12 @@ class MemoryStore:
             yield found
 
     # ------------------------------------------------------------------ usage
+
+    async def announce(self, value: Any) -> None:
+        self._announced = value
+
+    async def announcements(self) -> list[Any]:
+        return [] if self._announced is None else [json.loads(json.dumps(self._announced))]
 
     def count_pull(self, repository: Repository, reference: Reference) -> None:
         self.pulls[repository, reference] = self.pulls.get((repository, reference), 0) + 1

@@ -82,6 +82,15 @@ class Collected:
     evicted: Gone
 
 
+class Question(Enum):
+    """What a process asks upstream while it holds a lock."""
+
+    CHECK = auto()
+    """Whether a tag has changed, and then for its new manifest."""
+    FETCH = auto()
+    """For a manifest, or for what a tag means."""
+
+
 class State(Enum):
     """What verifying has found."""
 
@@ -281,12 +290,8 @@ class Store(Protocol):
         """Every repository with a cached manifest, by name."""
         ...
 
-    async def holds(self, repository: Repository, digest: Digest) -> bool:
-        """True where a repository is known to have content: a manifest that it gave, or what a manifest names that it has."""
-        ...
-
     async def holder(self, digest: Digest) -> Repository | None:
-        """A repository of which `holds` is true."""
+        """Returns a repository that is known to have content: a manifest that it gave, or what a manifest names that it has. None where there is none."""
         ...
 
     async def document(self, key: str) -> dict[str, Any] | None:
@@ -297,8 +302,11 @@ class Store(Protocol):
         """Stores a JSON object: a list that upstream gave, and when."""
         ...
 
-    def lock(self, key: str) -> AbstractAsyncContextManager[None]:
-        """Held by one process at a time for each key. Within a process it does not exclude: SingleFlight does that."""
+    def lock(self, question: Question, key: str) -> AbstractAsyncContextManager[None]:
+        """Held by one process at a time for each key: who has it asks upstream. Within a process it does not exclude: SingleFlight does that.
+
+        A task that holds a FETCH waits for no other lock; one that holds a CHECK may wait for a FETCH. Raises AssertionError otherwise.
+        """
         ...
 
     def watch(self) -> AsyncGenerator[None, None]:
@@ -339,6 +347,14 @@ class Store(Protocol):
         ...
 
     # ------------------------------------------------------------------ usage
+
+    async def announce(self, value: Any) -> None:
+        """Tells the other processes something about this one, as a JSON value, for some seconds; None takes it back. A disk that fails costs only that."""
+        ...
+
+    async def announcements(self) -> list[Any]:
+        """Returns what all processes have announced lately, this one included."""
+        ...
 
     def count_pull(self, repository: Repository, reference: Reference) -> None:
         """Counts a client's request for a manifest. Written down from time to time."""

@@ -7,6 +7,9 @@ import logging
 import os
 from pathlib import Path
 
+from mirror.durable import sync_folder
+from mirror.regular_files import open_file
+
 log = logging.getLogger(__name__)
 
 NAME = "ended-sessions"
@@ -30,12 +33,8 @@ class EndedSessions:
         self._here = {one for one in self._here if not _expired(one, now)}
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self._folder / session, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-            descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            os.close(open_file(self._folder / session, os.O_WRONLY | os.O_CREAT))
+            sync_folder(self._folder)
             for one in os.listdir(self._folder):
                 if _expired(one, now):
                     with contextlib.suppress(OSError):

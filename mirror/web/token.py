@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
-import os
 import secrets
 from pathlib import Path
 
-from mirror.file_locks import wait_exclusive
+from mirror.durable import create_durably, write_durably
+from mirror.regular_files import PRIVATE, NoFile, read_file
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +41,24 @@ def token_in(folder: Path) -> tuple[str, bool]:
 
 def _kept(folder: Path) -> tuple[str, bool]:
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with open(descriptor, "r+b") as file:
-        wait_exclusive(descriptor)
-        os.fchmod(descriptor, 0o600)
-        known = file.read(_LARGEST).decode(errors="replace").strip()
-        if len(known) >= SHORTEST:
-            return known, False
-        made = secrets.token_urlsafe(24)
-        file.seek(0)
-        file.truncate()
-        file.write(f"{made}\n".encode())
-        file.flush()
-        os.fsync(descriptor)
+    path = folder / NAME
+    if (known := _known(path)) is not None:
+        path.chmod(PRIVATE)
+        return known, False
+    made = secrets.token_urlsafe(24)
+    if create_durably(path, f"{made}\n".encode()):
         return made, True
+    if (known := _known(path)) is not None:
+        # Another process was quicker.
+        return known, False
+    # It is empty, too short, or no regular file.
+    write_durably(path, f"{made}\n".encode())
+    return made, True
+
+
+def _known(path: Path) -> str | None:
+    with contextlib.suppress(NoFile):
+        known = read_file(path, _LARGEST).decode(errors="replace").strip()
+        if len(known) >= SHORTEST:
+            return known
+    return None

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from mirror import metrics
 from mirror.config import Server
-from mirror.file_locks import try_exclusive, try_shared
+from mirror.locks import try_exclusive, try_shared
 from mirror.workers.acceptor import listen
 from mirror.workers.context import WorkerContext
 

@@ -17,9 +17,10 @@ import pytest
 
 from mirror.cli.pull import this_platform
 from mirror.cli.tags import natural
-from mirror.downloads.active import read
+from mirror.downloads.active import merged
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST
 from mirror.names import Digest
+from mirror.storage.disk.announcements import Announcements
 from tests.support.commands import Commands, mirror
 from tests.support.images import make_index
 from tests.support.mirrors import Mirror, StartMirror, until
@@ -82,12 +83,12 @@ async def test_images_and_their_layers_come_side_by_side(commands: Commands, ups
     pulling = asyncio.create_task(commands("pull", "one:1", "two:1", MIRROR_UPSTREAM__STALL_TIMEOUT="60"))
     for hold in holds.values():
         await hold.reached.wait()
-    active = tmp_path / "cache" / "live"
-    await until(lambda: set(map(str, holds)) <= {line.digest for line in read(active) if not line.ended})
+    active = Announcements(tmp_path / "cache")
+    await until(lambda: set(map(str, holds)) <= {line.digest for line in merged(active.read()) if not line.ended})
     for hold in holds.values():
         hold.release.set()
     assert "2 images: 2 fetched" in await pulling
-    assert list(active.iterdir()) == []
+    assert list((tmp_path / "cache" / "live").iterdir()) == []
 
 
 async def test_a_changed_tag_is_fetched_though_it_is_fresh(commands: Commands, upstream: Scripted, tmp_path: Path) -> None:

@@ -1,16 +1,17 @@
-"""The board: what is being downloaded, from the files of all processes; and the month's history."""
+"""What is being downloaded, as all processes announce it; and the month's history."""
 
 from __future__ import annotations
 
-import json
-import os
+import math
 import sqlite3
 import time
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mirror.downloads.active import read
+import pytest
+
+from mirror.downloads.active import merged
 from mirror.storage.disk.catalog import history
 from mirror.storage.disk.catalog.schema import connect
 from mirror.storage.inventory import Day
@@ -29,44 +30,21 @@ LINE = {
 }
 
 
-def write(folder: Path, name: str, *lines: object) -> Path:
-    folder.mkdir(exist_ok=True)
-    path = folder / name
-    path.write_text(json.dumps({"downloads": lines}))
-    return path
-
-
-def test_a_blob_is_shown_as_its_leader_has_it(tmp_path: Path) -> None:
+def test_a_blob_is_shown_as_its_leader_has_it() -> None:
     """With everybody's readers; how long it will take is told by size and rate."""
-    write(tmp_path, "1.json", {**LINE, "leads": False, "have": 0, "readers": 2})
-    write(tmp_path, "2.json", LINE, {**LINE, "digest": "sha256:2", "size": None})
-    first, second = read(tmp_path)
+    first, second = merged(
+        [[{**LINE, "leads": False, "have": 0, "readers": 2}], [LINE, {**LINE, "digest": "sha256:2", "size": None}]]
+    )
     assert (first.readers, first.have, first.left) == (3, 50, 5.0)
     assert second.left is None
 
 
-def test_the_dead_are_not_believed_and_cleared_away(tmp_path: Path) -> None:
-    """A file that nobody writes any more is ignored after ten seconds and gone after a minute."""
-    silent, dead = write(tmp_path, "1.json", LINE), write(tmp_path, "2.json", LINE)
-    os.utime(silent, (time.time() - 20,) * 2)
-    os.utime(dead, (time.time() - 100,) * 2)
-    assert read(tmp_path) == []
-    assert silent.exists()
-    assert not dead.exists()
-    assert read(tmp_path / "none") == []
-
-
-def test_files_that_make_no_sense_are_passed_over(tmp_path: Path) -> None:
-    """Whatever they hold."""
-    write(tmp_path, "0.json", LINE)
-    for number, text in enumerate(
-        ("", "[]", "{", '{"downloads": 5}', '{"downloads": [{}]}', '{"downloads": [[]]}', "[" * 100_000)
-    ):
-        (tmp_path / f"{number + 1}.json").write_text(text)
-    write(tmp_path, "9.json", {**LINE, "have": "x"})
-    (tmp_path / "8.json").write_text(json.dumps({"downloads": [{**LINE, "have": float("inf")}]}))
-    (tmp_path / "7.json").write_bytes(b"\xff\xfe")
-    assert len(read(tmp_path)) == 1
+@pytest.mark.parametrize(
+    "announced", [5, None, {}, {"a": 1}, [5], [{}], [[]], [{**LINE, "have": "x"}], [{**LINE, "have": math.inf}]]
+)
+def test_what_makes_no_sense_is_passed_over(announced: object) -> None:
+    """Another version of the mirror may share the directory."""
+    assert len(merged([announced, [LINE]])) == 1
 
 
 def test_the_history_is_a_month_of_days_and_sizes(tmp_path: Path) -> None:

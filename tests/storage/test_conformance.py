@@ -19,7 +19,7 @@ from mirror.storage.disk.store import DiskStore
 from mirror.storage.memory import MemoryStore
 from mirror.storage.settings import Upkeep
 from mirror.storage.slices import FileSlice, Part, Reader
-from mirror.storage.store import Gone, State, Store, TagRecord
+from mirror.storage.store import Gone, Question, State, Store, TagRecord
 from tests.support.mirrors import until
 
 LIMIT = 1_000_000
@@ -96,7 +96,6 @@ async def test_what_is_not_there_is_absent(store: Store) -> None:
     assert await store.manifest_type(digest) is None
     assert await store.tag(APP, ONE) is None
     assert await store.holder(digest) is None
-    assert not await store.holds(APP, digest)
     assert await store.document("x") is None
     assert (await store.tags(APP), await store.repositories(), await store.pins()) == ([], [], [])
     assert await store.naming(digest, 0) == []
@@ -298,14 +297,11 @@ async def test_manifests_keep_their_bytes_and_say_who_has_them(store: Store) -> 
     assert await store.manifest_type(image.digest) == OCI_MANIFEST
     assert store.size(image.digest) == len(image.body)
     for digest in (image.digest, Digest.of(layer), Digest.of(b"{}")):
-        assert await store.holds(APP, digest)
-        assert not await store.holds(OTHER, digest)
         assert await store.holder(digest) == APP
     assert await store.naming(Digest.of(layer), 0.0) == [image.digest]
     assert await store.naming(Digest.of(layer), 2.0**40) == []
     assert await store.repositories() == [APP]
     await store.put_manifest(OTHER, image)
-    assert await store.holds(OTHER, Digest.of(layer))
     assert await store.repositories() == [APP, OTHER]
 
 
@@ -337,9 +333,9 @@ async def test_documents_are_values(store: Store) -> None:
 async def test_a_lock_is_free_after_its_holder(store: Store) -> None:
     """Also when that has failed; other keys are not held."""
     with pytest.raises(ZeroDivisionError):
-        async with store.lock("a"), store.lock("b"):
+        async with store.lock(Question.CHECK, "a"), store.lock(Question.FETCH, "b"):
             raise ZeroDivisionError
-    async with asyncio.timeout(5), store.lock("a"):
+    async with asyncio.timeout(5), store.lock(Question.CHECK, "a"), store.lock(Question.FETCH, "b"):
         pass
 
 

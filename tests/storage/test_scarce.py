@@ -14,8 +14,8 @@ import pytest
 
 from mirror.errors import CatalogFailed
 from mirror.names import Digest, Repository, Tag
+from mirror.regular_files import open_file
 from mirror.storage.disk import blobs
-from mirror.storage.disk.files import open_file
 from mirror.storage.disk.maintenance import reading
 from mirror.storage.disk.store import DiskStore
 from mirror.storage.settings import Upkeep

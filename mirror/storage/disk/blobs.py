@@ -13,7 +13,7 @@ by what it can't get, in this process or another.
 What has been verified is sealed: the fraction of its time of modification is made from its digest. Whatever writes to the file after that, or copies or restores
 it without its times, breaks the seal, and it is verified anew before anybody gets it.
 
-Only what is not there counts as absent: other errors are raised (see files.py).
+Only what is not there counts as absent: other errors are raised (see mirror/regular_files.py).
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirror import file_locks, metrics
+from mirror import metrics
 from mirror.durable import BESIDE, write_durably
 from mirror.errors import DigestInvalid
+from mirror.locks import try_exclusive, try_shared
 from mirror.names import Digest
-from mirror.storage.disk.files import NoFile, make_private_folder, open_file, status_of
+from mirror.regular_files import NoFile, open_file, status_of
+from mirror.storage.disk.files import make_private_folder
 from mirror.storage.slices import FileSlice, Part
 
 log = logging.getLogger(__name__)
@@ -98,7 +100,7 @@ class BlobStore:
         status = os.fstat(fd)
         with contextlib.suppress(OSError):
             # Fails only while eviction is unlinking it. What is open stays readable all the same.
-            file_locks.try_shared(fd)
+            try_shared(fd)
         return BlobFile(fd, status.st_size, self._is_sealed(status, digest))
 
     def size(self, digest: Digest) -> int | None:
@@ -172,7 +174,7 @@ class BlobStore:
         except OSError:
             return False
         try:
-            if not file_locks.try_exclusive(fd):
+            if not try_exclusive(fd):
                 return False
             os.unlink(path)
         except OSError:

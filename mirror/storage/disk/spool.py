@@ -17,11 +17,11 @@ import struct
 import time
 from pathlib import Path
 
-from mirror import file_locks
 from mirror.durable import rename_durably
+from mirror.locks import try_exclusive, try_shared, unlock
 from mirror.names import Digest
+from mirror.regular_files import open_file
 from mirror.storage.disk.blobs import BlobStore
-from mirror.storage.disk.files import open_file
 from mirror.storage.extents import Extents
 
 _RECORD = struct.Struct("<QQ")
@@ -62,7 +62,7 @@ class Spool:
         What an earlier leader left is taken over.
         """
         try:
-            if not file_locks.try_exclusive(self.fd):
+            if not try_exclusive(self.fd):
                 return False
         except OSError:
             return False
@@ -152,12 +152,12 @@ class Spool:
     def share(self) -> None:
         """Trades the lease for a reader's shared lock, which keeps the finished file from eviction while it is open."""
         with contextlib.suppress(OSError):
-            file_locks.try_shared(self.fd)
+            try_shared(self.fd)
 
     def release(self) -> None:
         """Gives up the lease; what has come stays for whoever goes on."""
         with contextlib.suppress(OSError):
-            file_locks.unlock(self.fd)
+            unlock(self.fd)
 
     def discard(self) -> None:
         """Throws the bytes away, as leader: followers see that the name is gone, without a verdict."""
@@ -195,7 +195,7 @@ def sweep(store: BlobStore, now: float | None = None, *, dry_run: bool = False) 
             elif path.suffix == ".part" and path.stat(follow_symlinks=False).st_mtime < oldest:
                 fd = open_file(path, os.O_RDWR)
                 try:
-                    if not file_locks.try_exclusive(fd):
+                    if not try_exclusive(fd):
                         continue
                     count, size = count + 1, size + os.fstat(fd).st_blocks * 512
                     if not dry_run:

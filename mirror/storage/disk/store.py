@@ -1,4 +1,4 @@
-"""The store on a disk: see mirror/storage/store.py for what it promises, blobs.py for its files, catalog/ for its database, locks.py for its locks.
+"""The store on a disk: see mirror/storage/store.py for what it promises, blobs.py for its files, catalog/ for its database, mirror/locks.py for its locks.
 
 A cached blob is opened in place, on the event loop. Everything else that touches the disk runs in threads: one for the catalog, one for the inventory, a pool
 for files.
@@ -14,8 +14,10 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from mirror.locks import KeyedFileLock, Lock
 from mirror.manifests import Manifest
 from mirror.names import Digest, Reference, Repository, Tag
+from mirror.storage.disk.announcements import Announcements
 from mirror.storage.disk.blobs import BlobStore, FileReader
 from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.deletion import delete
@@ -23,7 +25,6 @@ from mirror.storage.disk.catalog.executor import CatalogExecutor
 from mirror.storage.disk.catalog.inventory_executor import InventoryExecutor
 from mirror.storage.disk.catalog.usage import Usage
 from mirror.storage.disk.content import Content
-from mirror.storage.disk.locks import KeyedFileLock
 from mirror.storage.disk.maintenance import limit
 from mirror.storage.disk.maintenance.eviction import Eviction
 from mirror.storage.disk.maintenance.expiry import Expiry
@@ -33,7 +34,7 @@ from mirror.storage.disk.maintenance.scrub import Scrub
 from mirror.storage.disk.maintenance.verification import Verification
 from mirror.storage.disk.partial import DiskPartial
 from mirror.storage.settings import Upkeep
-from mirror.storage.store import Collected, Deleted, Pin, Restore, Statistics, TagRecord, Verified
+from mirror.storage.store import Collected, Deleted, Pin, Question, Restore, Statistics, TagRecord, Verified
 from mirror.tasks import BackgroundTask
 from mirror.threads import ThreadPool
 
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 
 _FLUSH = 5.0
 """Seconds between two times that uses are written down."""
+_LOCKS = {Question.CHECK: Lock.CHECK, Question.FETCH: Lock.FETCH}
 _WATCH = 1.0
 """Seconds after which `watch` tells of what another process has deleted."""
 
@@ -63,6 +65,7 @@ class DiskStore:
         self._mending = Mending(self.blobs, self.threads, self._catalog, self._eviction)
         self._usage = Usage(self._catalog)
         self._locks = KeyedFileLock(root / "catalog" / "asking.lock")
+        self._announcements = Announcements(root)
         self._stack = AsyncExitStack()
         self._stack.callback(self.threads.close)
         self._stack.push_async_callback(self._catalog.aclose)
@@ -148,9 +151,6 @@ class DiskStore:
         nothing: list[tuple[str, str]] = []
         return [Repository(*names) for names in sorted(await self._catalog.read(nothing, Catalog.repositories))]
 
-    async def holds(self, repository: Repository, digest: Digest) -> bool:
-        return await self._catalog.read(False, Catalog.holds, repository, digest)
-
     async def holder(self, digest: Digest) -> Repository | None:
         return await self._catalog.read(None, Catalog.holder, digest)
 
@@ -160,8 +160,8 @@ class DiskStore:
     async def set_document(self, key: str, value: dict[str, Any]) -> None:
         await self._catalog.write(Catalog.set_document, key, value)
 
-    def lock(self, key: str) -> AbstractAsyncContextManager[None]:
-        return self._locks.take(key)
+    def lock(self, question: Question, key: str) -> AbstractAsyncContextManager[None]:
+        return self._locks.take(_LOCKS[question], key)
 
     async def watch(self) -> AsyncGenerator[None, None]:
         seen: int | None = None
@@ -210,6 +210,12 @@ class DiskStore:
                 yield verdict
 
     # ------------------------------------------------------------------ usage
+
+    async def announce(self, value: Any) -> None:
+        await self.threads.run(self._announcements.write, value)
+
+    async def announcements(self) -> list[Any]:
+        return await self.threads.run(self._announcements.read)
 
     def count_pull(self, repository: Repository, reference: Reference) -> None:
         self._usage.pulled(repository, reference)

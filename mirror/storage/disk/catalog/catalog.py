@@ -280,16 +280,6 @@ class Catalog:
         ).fetchone()
         return Repository(*row) if row else None
 
-    def holds(self, repository: Repository, digest: Digest) -> bool:
-        """True where a repository is known to hold something, as `holder` finds it."""
-        return bool(
-            self._db.execute(
-                "SELECT EXISTS (SELECT 1 FROM holding LEFT JOIN child ON child.parent = holding.digest AND child.digest = ?1"
-                " WHERE registry = ?2 AND path = ?3 AND (holding.digest = ?1 OR child.digest = ?1))",
-                (str(digest), repository.registry, repository.path),
-            ).fetchone()[0]
-        )
-
     def deletions(self) -> int:
         """How many times images were deleted, by any process."""
         return self.removal.count()

@@ -8,8 +8,8 @@ import os
 import sqlite3
 from pathlib import Path
 
-from mirror import file_locks
-from mirror.storage.disk.files import open_file
+from mirror.locks import Lock, opening
+from mirror.regular_files import open_file
 
 log = logging.getLogger(__name__)
 
@@ -129,30 +129,21 @@ def open_database(folder: Path) -> tuple[sqlite3.Connection, int]:
     path = folder / _NAME
     lock = open_file(folder / "open.lock", os.O_RDWR | os.O_CREAT)
     try:
-        alone = _alone(lock)
-        if alone and (folder / _DAMAGED).exists():
-            _set_aside(path, "its last start found damage in it")
-            (folder / _DAMAGED).unlink()
-        try:
-            db = connect(path)
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError) or not alone:
-                raise
-            _set_aside(path, error)
-            db = connect(path)
-        file_locks.wait_shared(lock)
+        with opening(lock, Lock.DATABASE) as alone:
+            if alone and (folder / _DAMAGED).exists():
+                _set_aside(path, "its last start found damage in it")
+                (folder / _DAMAGED).unlink()
+            try:
+                db = connect(path)
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError) or not alone:
+                    raise
+                _set_aside(path, error)
+                db = connect(path)
     except BaseException:
         os.close(lock)
         raise
     return db, lock
-
-
-def _alone(lock: int) -> bool:
-    """Locks it for us alone where nobody else has it locked, otherwise beside the others."""
-    if file_locks.try_exclusive(lock):
-        return True
-    file_locks.wait_shared(lock)
-    return False
 
 
 def look_for_damage(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Keeps the cache within its size: blobs go in the order that policy.py gives, manifests only after everything that they name.
 
-Pinned content stays, and so does what somebody is reading, in whatever process (see locks.py). One process evicts at a time, and in short steps, so that the
+Pinned content stays, and so does what somebody is reading, in whatever process (see mirror/locks.py). One process evicts at a time, and in short steps, so that the
 catalog serves others meanwhile.
 
 Downloads count with what they have and what they are promised next (see partial.py), not with what upstream claims. Those that other processes lead count with
@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 
 from mirror import metrics
 from mirror.errors import DigestInvalid, StorageFull
+from mirror.locks import Lock, wait
 from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
-from mirror.storage.disk.locks import Rank, hold
 from mirror.storage.disk.maintenance.policy import Queue, evicted, next_victim, spared
 from mirror.storage.settings import Upkeep
 from mirror.units import format_size
@@ -120,7 +120,7 @@ class Eviction:
 
     def alone(self) -> contextlib.AbstractContextManager[None]:
         """Nobody else removes content meanwhile, in whatever process. In the catalog's thread, and before its transaction. Blocks."""
-        return hold(self._store.root / "catalog" / "eviction.lock", Rank.EVICTION)
+        return wait(self._store.root / "catalog" / "eviction.lock", Lock.EVICTION)
 
     def _evict(self, catalog: Catalog, this: _Pass) -> bool | None:
         """One step: True when there is room, False when there cannot be, None when there may be after more steps."""

@@ -11,12 +11,12 @@ import time
 from collections.abc import Awaitable
 from pathlib import Path
 
-from mirror import file_locks
+from mirror.locks import try_exclusive
 from mirror.names import Digest
+from mirror.regular_files import NoFile, open_file
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
-from mirror.storage.disk.files import NoFile, open_file
 from mirror.storage.disk.maintenance.eviction import Eviction
 from mirror.storage.disk.maintenance.expiry import Expiry
 from mirror.storage.disk.maintenance.mending import Mending
@@ -92,7 +92,7 @@ class _Untouched(BlobStore):
         except OSError:
             return False
         try:
-            return file_locks.try_exclusive(fd)
+            return try_exclusive(fd)
         except OSError:
             return False
         finally:

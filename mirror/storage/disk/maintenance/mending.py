@@ -7,13 +7,13 @@ import contextlib
 import logging
 
 from mirror.errors import UpstreamInvalid
+from mirror.locks import attempt
 from mirror.manifests import MAX_SIZE, Descriptor, children_of, media_type_of
 from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
 from mirror.storage.disk.catalog.schema import look_for_damage
-from mirror.storage.disk.locks import Rank, hold
 from mirror.storage.disk.maintenance.eviction import Eviction
 from mirror.storage.disk.spool import sweep
 from mirror.threads import ThreadPool
@@ -42,7 +42,7 @@ class Mending:
         await self._eviction.count()
         folder = self._blobs.root / "catalog"
         try:
-            with hold(folder / "mend.lock", Rank.MENDING, wait=False):
+            with attempt(folder / "mend.lock"):
                 await self._threads.run(sweep, self._blobs)
                 await self._threads.run(look_for_damage, folder)
                 await self.mend()

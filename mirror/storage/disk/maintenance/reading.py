@@ -13,8 +13,8 @@ import time
 
 from mirror import metrics
 from mirror.names import Digest
+from mirror.regular_files import open_file
 from mirror.storage.disk.blobs import ROTTEN, BlobStore
-from mirror.storage.disk.files import open_file
 from mirror.threads import ThreadPool
 
 log = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ import os
 import time
 
 from mirror.errors import MirrorError
+from mirror.locks import attempt
 from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
-from mirror.storage.disk.locks import Rank, hold
 from mirror.storage.disk.maintenance.reading import Reading
 from mirror.storage.store import Restore
 
@@ -46,7 +46,7 @@ class Scrub:
             await reading.start()
             while True:
                 try:
-                    held.enter_context(hold(self._store.root / "catalog" / "scrub.lock", Rank.SCRUB, wait=False))
+                    held.enter_context(attempt(self._store.root / "catalog" / "scrub.lock"))
                     break
                 except OSError:
                     await asyncio.sleep(_LONGEST_PAUSE)
