@@ -28,62 +28,82 @@ class Proxies:
         self._exceptions = _value(environment, "no_proxy").split(",")
 
     def of(self, url: URL) -> Proxy | None:
-        """The proxy for a URL; None where it is reached without one. The machine itself always is."""
+        """The proxy for a URL; None where it is reached without one."""
         proxy = self._proxies.get(url.scheme)
-        if proxy is None or is_excepted(self._exceptions, url.host or "", url.port or 0):
+        if proxy is None or is_excepted(self._exceptions, url.raw_host or "", url.port or 0):
             return None
         return proxy
 
 
 def is_excepted(exceptions: list[str], host: str, port: int) -> bool:
-    """True where a host is reached without a proxy.
+    """True where a host is reached without a proxy. Loopback addresses and ``localhost``, however it is spelled, always are.
 
     An exception is ``*`` for all, an address or a network (``10.0.0.0/8``), a name that stands for its subdomains too (``foo.com``), or for these alone
     (``.foo.com``, ``*.foo.com``); with ``:port``, for that port alone. Networks hold for addresses in URLs: no name is resolved for it.
     """
-    host = host.lower().rstrip(".")
-    address = _address(host)
-    if host == "localhost" or (address is not None and address.is_loopback):
+    host = host.lower()
+    address = _address(host.partition("%")[0])
+    if host.rstrip(".") == "localhost" or (address is not None and address.is_loopback):
         return True
     return any(_covers(one.strip().lower(), host, address, port) for one in exceptions)
 
 
 def _covers(exception: str, host: str, address: _Address | None, port: int) -> bool:
-    if exception in ("", "*"):
-        return exception == "*"
-    if "/" in exception:
-        try:
-            return address is not None and address in ipaddress.ip_network(exception, strict=False)
-        except ValueError:
-            return False
+    if exception == "*":
+        return True
+    if (network := _network(exception)) is not None:
+        return address is not None and address in network
     name, wanted = _split(exception)
-    if wanted and wanted != str(port):
+    if not name or wanted not in ("", str(port)):
         return False
-    if (literal := _address(name)) is not None:
-        return literal == address
-    if name.startswith(("*.", ".")):
-        return host.endswith(name.removeprefix("*"))
-    return host == name or host.endswith(f".{name}")
+    if address is not None:
+        return _address(name) == address
+    inner = name.removeprefix("*") if name.startswith("*.") else name
+    if inner.startswith("."):
+        return host.endswith(f".{_ascii(inner[1:])}")
+    return f".{host}".endswith(f".{_ascii(inner)}")
+
+
+def _network(text: str) -> _Network | None:
+    if not text.rpartition("/")[2].isdecimal():
+        # Python knows netmasks too.
+        return None
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return None
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= 96 and (mapped := network[0].ipv4_mapped) is not None:
+        return ipaddress.ip_network(f"{mapped}/{network.prefixlen - 96}")
+    return network
 
 
 def _split(exception: str) -> tuple[str, str]:
-    """Name or address, and port."""
+    """Name or address, and port, which is empty where there is none. An IPv6 address with a port is in brackets."""
     if exception.startswith("["):
-        name, _, rest = exception[1:].partition("]")
-        return name, rest.removeprefix(":")
-    name, _, port = exception.rpartition(":") if exception.count(":") == 1 else (exception, "", "")
+        name, bracket, port = exception[1:].partition("]:")
+        return (name, port) if bracket else (exception, "")
+    name, _, port = exception.partition(":") if exception.count(":") == 1 else (exception, "", "")
     return name, port
 
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def _address(text: str) -> _Address | None:
     try:
-        address = ipaddress.ip_address(text.partition("%")[0])
+        address = ipaddress.ip_address(text)
     except ValueError:
         return None
     return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
+
+
+def _ascii(name: str) -> str:
+    """A name in other scripts as it is in URLs, by IDNA."""
+    try:
+        return name if name.isascii() else URL.build(scheme="http", host=name).raw_host or name
+    except ValueError:
+        return name
 
 
 def _value(environment: Mapping[str, str], name: str) -> str:

@@ -284,7 +284,8 @@ class _Connection:
             self._left = 0
         else:
             self._left = int(length) if length is not None and "Transfer-Encoding" not in fields else None
-        self._keep = response.http_version == b"1.1" and "close" not in fields.get("Connection", "").lower()
+        options = ",".join(fields.getall("Connection", [])).lower().split(",")
+        self._keep = response.http_version == b"1.1" and "close" not in (option.strip() for option in options)
         early = bytearray()
         if self._left is not None:
             # What h11 holds already. The rest need not pass through it.

@@ -7,13 +7,15 @@ from pathlib import Path
 
 
 def trusting(ca_file: Path | str | None) -> ssl.SSLContext:
-    """A client's context: the system's roots, and beside them what is in a PEM file: a root, an intermediate or a server's own certificate.
+    """A client's context that trusts the system's certificates, and those in a PEM file.
 
-    Raises OSError, ssl.SSLError where the file cannot be read or holds none.
+    As in Go, what is trusted need not be a root: an intermediate or a server's own certificate will do. Raises OSError, ssl.SSLError where the file cannot be
+    read or holds no certificate.
     """
-    context = ssl.create_default_context(cafile=ca_file)
+    context = ssl.create_default_context()
     if ca_file is not None:
-        context.load_default_certs()
-        # As Go does: what is trusted need not be a root.
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.load_verify_locations(ca_file)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    # Python's default from 3.13 on: it refuses authorities without key identifiers, as many private ones are.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context

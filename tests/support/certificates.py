@@ -15,16 +15,17 @@ _LOOPBACK = ipaddress.ip_address("127.0.0.1")
 
 
 class Authority:
-    """`ca` is what clients must trust."""
+    """`ca` is what clients must trust; that of an authority with an `issuer` is an intermediate."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, issuer: Authority | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority of the tests")])
-        made = _builder(self._name, self._name, self._key.public_key())
-        made = made.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"authority of the tests {folder.name}")])
+        made = _builder(self._name, issuer._name if issuer else self._name, self._key.public_key())
+        made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         self.ca = folder / "ca.crt"
-        self.ca.write_bytes(made.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+        signed = made.sign(issuer._key if issuer else self._key, hashes.SHA256())
+        self.ca.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
         self.certificate, self.key = folder / "mirror.crt", folder / "mirror.key"
         self.serial = self.issue()
 
