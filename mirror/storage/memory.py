@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from mirror.errors import ManifestUnknown, Pinned, StorageFull
-from mirror.manifests import Manifest, children_of
+from mirror.manifests import Manifest, children_of, payload_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.extents import Extents
 from mirror.storage.slices import Part
@@ -245,7 +245,8 @@ class MemoryStore:
         return None if found is None else found.media_type
 
     async def put_manifest(self, repository: Repository, manifest: Manifest) -> None:
-        self.keep(manifest.digest, manifest.body)
+        named = Digest.of(manifest.body, manifest.digest.algorithm) == manifest.digest
+        self.keep(manifest.digest, manifest.body if named else payload_of(manifest.body) or b"")
         self._manifests[manifest.digest] = manifest
         self._holdings.setdefault(manifest.digest, set()).add(repository)
 

@@ -260,8 +260,10 @@ class Store(Protocol):
         ...
 
     async def put_manifest(self, repository: Repository, manifest: Manifest) -> None:
-        """Keeps a verified manifest, and that `repository` has it. Only in memory where the disk will not take it, and for signed schema 1,
-        whose digest names the bytes without signatures."""
+        """Keeps a verified manifest, and that `repository` has it; only in memory where the disk will not take it.
+
+        The digest of a signed schema 1 manifest names its content without the signatures, which are kept beside it.
+        """
         ...
 
     async def naming(self, blob: Digest, since: float) -> list[Digest]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mirror.errors import ManifestUnknown, Pinned, StorageFull
-from mirror.manifests import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
+from mirror.manifests import DOCKER_SCHEMA1_SIGNED, OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.disk.store import DiskStore
 from mirror.storage.memory import MemoryStore
@@ -21,6 +21,7 @@ from mirror.storage.settings import Upkeep
 from mirror.storage.slices import FileSlice, Part, Reader
 from mirror.storage.store import Gone, Question, State, Store, TagRecord
 from tests.support.mirrors import until
+from tests.support.schema1 import PAYLOAD, sign
 
 LIMIT = 1_000_000
 APP, OTHER = Repository("docker.io", "library/app"), Repository("ghcr.io", "other/app")
@@ -303,6 +304,17 @@ async def test_manifests_keep_their_bytes_and_say_who_has_them(store: Store) -> 
     assert await store.repositories() == [APP]
     await store.put_manifest(OTHER, image)
     assert await store.repositories() == [APP, OTHER]
+
+
+async def test_a_signed_manifest_is_kept_by_what_its_digest_names(store: Store) -> None:
+    """Schema 1: it comes back with its signatures, and is verified and counted as other manifests are."""
+    manifest = Manifest(DOCKER_SCHEMA1_SIGNED, Digest.of(PAYLOAD), sign(PAYLOAD))
+    await store.put_manifest(APP, manifest)
+    assert await store.manifest(manifest.digest) == manifest
+    assert await store.contents() == {manifest.digest: len(PAYLOAD)}
+    async with aclosing(store.verify(await store.contents(), remove=True)) as verdicts:
+        assert [found.state async for found in verdicts] == [State.WHOLE]
+    assert await store.holder(manifest.digest) == APP
 
 
 async def test_a_tag_means_what_was_set_last(store: Store) -> None:

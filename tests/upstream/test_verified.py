@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import base64
 import json
+import shutil
 from typing import Any
 
 import pytest
 
-from mirror.manifests import ACCEPT, DOCKER_LIST, DOCKER_MANIFEST, DOCKER_SCHEMA1_SIGNED, OCI_INDEX, OCI_MANIFEST, payload_of
+from mirror.manifests import (
+    ACCEPT,
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    DOCKER_SCHEMA1,
+    DOCKER_SCHEMA1_SIGNED,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    payload_of,
+)
 from mirror.names import Digest
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, StartMirror
+from tests.support.schema1 import PAYLOAD, base64url, sign
 from tests.support.scripted import Headers, Scripted
 
 WASM = "application/vnd.example.module.v3+json"
-
-
-def base64url(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).decode().rstrip("=")
-
-
-def sign(payload: bytes, **more: Any) -> bytes:
-    """A schema 1 manifest with a signature in it, as libtrust writes it: before the last brace."""
-    length = payload.rindex(b"\n}")
-    protected = {"formatLength": length, "formatTail": base64url(payload[length:]), "time": "2016-01-01T00:00:00Z"}
-    signature = {"header": {"alg": "ES256"}, "signature": "c2ln", "protected": base64url(json.dumps(protected).encode())}
-    return payload[:length] + b',\n   "signatures": ' + json.dumps([signature | more]).encode() + payload[length:]
-
-
-PAYLOAD = json.dumps(
-    {"schemaVersion": 1, "name": "library/app", "tag": "old", "architecture": "amd64", "fsLayers": [], "history": []}, indent=3
-).encode()
 
 
 @pytest.mark.parametrize("by_tag", [False, True])
@@ -91,8 +84,12 @@ async def test_unknown_types_without_a_digest_are_refused(mirror: Mirror, upstre
     assert (await mirror.get("/v2/app/manifests/latest")).status == 503
 
 
-async def test_signed_schema_1_is_named_by_its_payload(mirror: Mirror, upstream: Scripted) -> None:
-    """Served with its signatures, by tag and by the digest of what they sign; no file that its name does not verify is kept."""
+async def test_signed_schema_1_is_named_by_its_payload(start: StartMirror, upstream: Scripted) -> None:
+    """Served with its signatures, by tag and by the digest of what they sign, after a restart and without upstream too.
+
+    What is kept under its name is what the name verifies; where the signatures are lost, that alone is served.
+    """
+    mirror = await start()
     signed, digest = sign(PAYLOAD), Digest.of(PAYLOAD)
     for reference in ("old", str(digest)):
         upstream.manifests["library/app", reference] = DOCKER_SCHEMA1_SIGNED, signed
@@ -102,7 +99,18 @@ async def test_signed_schema_1_is_named_by_its_payload(mirror: Mirror, upstream:
         assert (answer.status, answer.body, answer.headers["Content-Type"]) == (200, signed, DOCKER_SCHEMA1_SIGNED)
         assert answer.headers["Docker-Content-Digest"] == str(digest)
     assert upstream.count("GET") == 1
-    assert not mirror.cached(digest)
+    assert (mirror.directory / "blobs" / "sha256" / digest.hex).read_bytes() == PAYLOAD
+    await mirror.stop()
+    await upstream.stop()
+    for expected, media_type in ((signed, DOCKER_SCHEMA1_SIGNED), (PAYLOAD, DOCKER_SCHEMA1)):
+        mirror = await start(mirror.directory)
+        for reference in ("old", str(digest)):
+            answer = await mirror.get(f"/v2/app/manifests/{reference}")
+            assert (answer.status, answer.body, answer.headers["Content-Type"]) == (200, expected, media_type)
+            head = await mirror.head(f"/v2/app/manifests/{reference}")
+            assert (head.status, head.headers["Docker-Content-Digest"]) == (200, str(digest))
+        await mirror.stop()
+        shutil.rmtree(mirror.directory / "catalog" / "documents")
 
 
 @pytest.mark.parametrize(

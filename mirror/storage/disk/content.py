@@ -13,7 +13,16 @@ import time
 from collections import OrderedDict
 
 from mirror.errors import StorageFull, StorageUnreadable, UpstreamInvalid
-from mirror.manifests import MAX_SIZE, Manifest, children_of, media_type_of
+from mirror.manifests import (
+    DOCKER_SCHEMA1,
+    DOCKER_SCHEMA1_SIGNED,
+    MAX_SIZE,
+    Descriptor,
+    Manifest,
+    children_of,
+    media_type_of,
+    payload_of,
+)
 from mirror.names import Digest, Repository
 from mirror.storage.disk.blobs import ROTTEN, BlobFile, BlobStore, FileReader
 from mirror.storage.disk.catalog.catalog import Catalog
@@ -164,7 +173,16 @@ class Content:
             except UpstreamInvalid:
                 return None
         self._uses[digest] = time.time()
+        if media_type == DOCKER_SCHEMA1_SIGNED:
+            media_type, body = await self._signed(digest, body)
         return self._warm(Manifest(media_type, digest, body))
+
+    async def _signed(self, digest: Digest, payload: bytes) -> tuple[str, bytes]:
+        """A schema 1 manifest with its signatures; without them where they are lost."""
+        found = await self._catalog.read(None, Catalog.document, _signed_key(digest))
+        text = found.get("signed") if found is not None else None
+        signed = text.encode("latin-1", "replace") if isinstance(text, str) else b""
+        return (DOCKER_SCHEMA1_SIGNED, signed) if payload_of(signed) == payload else (DOCKER_SCHEMA1, payload)
 
     def cool(self) -> None:
         """Forgets the manifests that are in memory; their files are there, or are not."""
@@ -180,17 +198,22 @@ class Content:
     async def put_manifest(self, repository: Repository, manifest: Manifest) -> None:
         """See `Store.put_manifest`."""
         self._warm(manifest)
-        if Digest.of(manifest.body, manifest.digest.algorithm) != manifest.digest:
-            # Signed schema 1: the digest names less than these bytes, so no file of them could be verified.
-            return
+        content = manifest.body
+        if Digest.of(content, manifest.digest.algorithm) != manifest.digest:
+            # Signed schema 1: the file holds what the digest names, so that it can be verified like any other.
+            if (payload := payload_of(content)) is None:
+                return
+            await self._catalog.write(Catalog.set_document, _signed_key(manifest.digest), {"signed": content.decode("latin-1")})
+            content = payload
         children = [digest for digests in children_of(manifest.body) for digest in digests]
         try:
-            await self.make_room(len(manifest.body))
-            await self._threads.run(self._blobs.put, manifest.digest, manifest.body)
+            await self.make_room(len(content))
+            await self._threads.run(self._blobs.put, manifest.digest, content)
         except (StorageFull, OSError) as error:
             log.warning("cannot keep manifest %s: %s", manifest.digest, error, extra={"cause": str(error)})
             return
-        await self._catalog.write(Catalog.add_manifest, manifest.descriptor, children)
+        kept = Descriptor(manifest.media_type, manifest.digest, len(content))
+        await self._catalog.write(Catalog.add_manifest, kept, children)
         await self._catalog.write(Catalog.hold, repository, manifest.digest)
         await self._eviction.count()
 
@@ -207,6 +230,10 @@ class Content:
         if self._uses:
             uses, self._uses = self._uses, {}
             await self._catalog.write(Catalog.touch, uses)
+
+
+def _signed_key(digest: Digest) -> str:
+    return f"signed {digest}"
 
 
 def _read_verified(file: BlobFile, digest: Digest) -> bytes | None:
