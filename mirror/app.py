@@ -69,6 +69,7 @@ async def running(settings: Settings, worker: WorkerContext | None = None, notes
         public = urlsplit(settings.server.public_url or "").hostname
         known_hosts = KnownHosts((*settings.server.hosts, *([public] if public else [])))
         api = Api(cache, targets, DEFAULT_REGISTRY, readiness.report, access, site.answer, known_hosts)
+        stack.push_async_callback(api.aclose)
         server, connections = api.server()
         runner = web.ServerRunner(server, shutdown_timeout=settings.server.drain_timeout)
         await runner.setup()

@@ -28,27 +28,35 @@ async def manifest(context: RequestContext, cache: Cache, repository: Repository
     of today takes all of the types, or ``*/*``. To convert an index for one that does not would change the digest.
     """
     request = context.request
-    found = cache.manifests.hot(repository, reference)
-    outcome = HIT
-    if found is None:
-        if request.method == "HEAD":
-            descriptor, outcome = await cache.manifests.resolve(repository, reference)
-            cache.store.count_pull(repository, reference)
-            context.count("manifest", outcome)
-            return _described(descriptor, outcome, request)
-        found, outcome = await cache.manifests.get(repository, reference)
+    outcome: Outcome | None = None
+    if request.method == "HEAD" and cache.manifests.hot(repository, reference) is None:
+        descriptor, outcome = await cache.manifests.resolve(repository, reference)
+        cache.store.count_pull(repository, reference)
+        context.count("manifest", outcome)
+        return _described(descriptor, outcome, request)
+
+    async def make() -> web.StreamResponse:
+        nonlocal outcome
+        found = cache.manifests.hot(repository, reference)
+        made_by = HIT
+        if found is None:
+            found, made_by = await cache.manifests.get(repository, reference)
+        outcome = outcome or made_by
+        return _manifest(request, found, outcome)
+
+    response = await context.keep(make)
+    assert outcome is not None
     cache.store.count_pull(repository, reference)
     context.count("manifest", outcome)
-    return _manifest(context, found, outcome)
+    if request.method == "GET" and isinstance(response, web.Response):
+        context.count_sent("manifest", response.content_length or 0)
+    return response
 
 
-def _manifest(context: RequestContext, found: Manifest, outcome: Outcome) -> web.StreamResponse:
-    request = context.request
+def _manifest(request: web.BaseRequest, found: Manifest, outcome: Outcome) -> web.StreamResponse:
     headers = _headers(found.media_type, found.digest, outcome)
     if matches(header(request, "If-None-Match"), headers["ETag"]):
         return _unmodified(headers)
-    if request.method == "GET":
-        context.count_sent("manifest", len(found.body))
     return web.Response(body=found.body, headers=headers)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from mirror import metrics
 from mirror.api.ranges import Multipart
 from mirror.api.sending import FileSender, pieces, read_slice, send_each
 from mirror.api.targets import Target
+from mirror.api.unread import Hold
 from mirror.cache.outcome import Outcome
 from mirror.errors import MirrorError, UpstreamCut
 from mirror.storage.slices import FileSlice, Part, Reader, SliceUnreadable
@@ -22,6 +23,7 @@ class RequestContext:
     """Filled in while the request is answered."""
 
     request: web.BaseRequest
+    hold: Hold
     target: Target | None = None
     outcome: Outcome | None = None
     sent: int = 0
@@ -32,6 +34,10 @@ class RequestContext:
     """Why it was."""
     kind: str = ""
     """``blob`` or ``manifest`` for a request for content."""
+
+    async def keep(self, make: Callable[[], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+        """The response that `make` returns, once there is room for its body in memory; see `Hold.keep`."""
+        return await self.hold.keep(make)
 
     def count(self, kind: str, outcome: Outcome) -> None:
         """Counts a request for content: `kind` is ``blob`` or ``manifest``."""

@@ -2,52 +2,96 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from aiohttp import web
 
 from mirror.api.context import RequestContext
-from mirror.api.responses import json_response
-from mirror.api.targets import Target
+from mirror.api.responses import list_response
+from mirror.api.targets import Resource, Target
 from mirror.cache.cache import Cache
-from mirror.cache.outcome import HIT
+from mirror.cache.outcome import HIT, Outcome
 from mirror.errors import PaginationInvalid
 from mirror.manifests import OCI_INDEX
 from mirror.names import Digest, Repository
+from mirror.tasks import SingleFlight
 
 _LARGEST_PAGE = 10_000
 
 
-async def tags(context: RequestContext, cache: Cache, target: Target, repository: Repository) -> web.StreamResponse:
-    """All tags that upstream has, a page at a time where `n` is given."""
-    found, context.outcome = await cache.lists.tags(repository)
-    page, headers = _page(found, target)
-    return json_response({"name": repository.path, "tags": page}, context.outcome, headers=headers)
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    body: bytes
+    outcome: Outcome
+    content_type: str
+    headers: dict[str, str]
 
 
-async def referrers(
-    context: RequestContext, cache: Cache, target: Target, repository: Repository, digest: Digest
-) -> web.StreamResponse:
-    """What refers to a manifest, as an index; filtered by `artifactType` here, so that one answer of upstream serves all filters."""
-    found, context.outcome = await cache.lists.referrers(repository, digest)
-    headers = {}
-    if (wanted := target.query.get("artifactType")) is not None:
-        found = [descriptor for descriptor in found if descriptor.get("artifactType") == wanted]
-        headers["OCI-Filters-Applied"] = "artifactType"
-    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}
-    return json_response(index, context.outcome, OCI_INDEX, headers)
+class Listing:
+    """Answers requests for lists. Clients that ask for the same at the same time share one answer: a list may have a million tags."""
+
+    def __init__(self, cache: Cache, default: str) -> None:
+        """`default` is the registry whose repositories the catalog names without it."""
+        self._cache = cache
+        self._default = default
+        self._answers: SingleFlight[_Answer] = SingleFlight()
+
+    async def aclose(self) -> None:
+        await self._answers.aclose()
+
+    async def answer(self, context: RequestContext, target: Target) -> web.StreamResponse:
+        """GET and HEAD of a list: `target` is of TAGS, REFERRERS or CATALOG. Raises MirrorError."""
+
+        async def make() -> web.StreamResponse:
+            key = target.resource, target.path, target.registry, target.repository, tuple(sorted(target.query.items()))
+            answer, joined = await self._answers.do(key, lambda: self._make(target))
+            outcome = answer.outcome
+            context.outcome = replace(outcome, collapsed=True) if joined and outcome.forward == "miss" else outcome
+            return list_response(answer.body, context.outcome, answer.content_type, answer.headers)
+
+        return await context.keep(make)
+
+    async def _make(self, target: Target) -> _Answer:
+        repository, reference = target.repository, target.reference
+        if repository is None:
+            return await self._catalog(target)
+        if target.resource is Resource.REFERRERS and isinstance(reference, Digest):
+            return await self._referrers(target, repository, reference)
+        return await self._tags(target, repository)
+
+    async def _tags(self, target: Target, repository: Repository) -> _Answer:
+        """All tags that upstream has, a page at a time where `n` is given."""
+        found, outcome = await self._cache.lists.tags(repository)
+        page, headers = _page(found, target)
+        return _Answer(await _json({"name": repository.path, "tags": page}), outcome, "application/json", headers)
+
+    async def _referrers(self, target: Target, repository: Repository, digest: Digest) -> _Answer:
+        """What refers to a manifest, as an index; filtered by `artifactType` here, so that one answer of upstream serves all filters."""
+        found, outcome = await self._cache.lists.referrers(repository, digest)
+        headers = {}
+        if (wanted := target.query.get("artifactType")) is not None:
+            found = [descriptor for descriptor in found if descriptor.get("artifactType") == wanted]
+            headers["OCI-Filters-Applied"] = "artifactType"
+        return _Answer(await _json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}), outcome, OCI_INDEX, headers)
+
+    async def _catalog(self, target: Target) -> _Answer:
+        """The repositories that have something cached, by the names under which they can be pulled from here."""
+        names = [
+            repository.path if repository.registry == (target.registry or self._default) else str(repository)
+            for repository in await self._cache.repositories()
+            if target.registry in (None, repository.registry)
+        ]
+        page, headers = _page(sorted(names), target)
+        return _Answer(await _json({"repositories": page}), HIT, "application/json", headers)
 
 
-async def catalog(context: RequestContext, cache: Cache, target: Target, default: str) -> web.StreamResponse:
-    """The repositories that have something cached, by the names under which they can be pulled from here."""
-    context.outcome = HIT
-    names = [
-        repository.path if repository.registry == (target.registry or default) else str(repository)
-        for repository in await cache.repositories()
-        if target.registry in (None, repository.registry)
-    ]
-    page, headers = _page(sorted(names), target)
-    return json_response({"repositories": page}, HIT, headers=headers)
+async def _json(document: dict[str, Any]) -> bytes:
+    # In a thread, since other requests go on meanwhile.
+    return await asyncio.to_thread(lambda: json.dumps(document, ensure_ascii=False).encode())
 
 
 def _page(names: list[str], target: Target) -> tuple[list[str], dict[str, str]]:

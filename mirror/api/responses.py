@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from collections.abc import Mapping
 
 from aiohttp import web
 
@@ -48,17 +48,15 @@ def etag(digest: Digest) -> str:
     return f'"{digest}"'
 
 
-def json_response(
-    document: Any, outcome: Outcome | None, content_type: str = "application/json", headers: dict[str, str] | None = None
-) -> web.Response:
-    """A document made here, with no outcome where the cache has no part in it. `content_type` has no parameters: registries send none."""
-    answer = web.Response(
-        body=json.dumps(document, ensure_ascii=False).encode(), headers={"Content-Type": content_type, **(headers or {})}
-    )
-    answer.headers[VERSION[0]] = VERSION[1]
-    if outcome is not None:
-        answer.headers["Cache-Status"] = cache_status(outcome)
-    return answer
+def base_response() -> web.Response:
+    """The answer to ``/v2/``: 200 for anyone. A 401 makes dockerd send the user's Hub credentials, then bypass the mirror."""
+    return web.Response(body=b"{}", headers={"Content-Type": "application/json", VERSION[0]: VERSION[1]})
+
+
+def list_response(body: bytes, outcome: Outcome, content_type: str, headers: Mapping[str, str]) -> web.Response:
+    """A list as JSON. `content_type` has no parameters: registries send none."""
+    fixed = {"Content-Type": content_type, VERSION[0]: VERSION[1], "Cache-Status": cache_status(outcome)}
+    return web.Response(body=body, headers={**fixed, **headers})
 
 
 def error_response(error: MirrorError) -> web.Response:

@@ -11,6 +11,8 @@ import errno
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
+from aiohttp import web
+
 from mirror.storage.slices import FileSlice, Part, SliceUnreadable
 
 _TURN = 4 * 1024 * 1024
@@ -18,6 +20,10 @@ _TURN = 4 * 1024 * 1024
 _READ = 256 * 1024
 _STUCK_AFTER = 300.0
 """Seconds after which a client that takes nothing at all is given up."""
+_PIECE = 64 * 1024
+"""Bytes of a body in memory that are handed to the transport at a time: it copies what the kernel does not take at once."""
+_PIECE_TIMEOUT = 60.0
+"""Seconds for a client to take a piece; what it does not read is held in memory."""
 
 
 class FileSender:
@@ -72,6 +78,30 @@ class FileSender:
 
     def close(self) -> None:
         os.close(self._socket)
+
+
+async def send_in_pieces(request: web.BaseRequest, response: web.StreamResponse, body: bytes) -> web.StreamResponse:
+    """Sends a response whose `body` is in memory and not copied. Ends the connection of a client that does not read it.
+
+    Returns the response that was sent. Raises ConnectionError where the client has left.
+    """
+    sent = web.StreamResponse(status=response.status, headers=response.headers)
+    sent.content_length = len(body)
+    writer = await sent.prepare(request)
+    if writer is None or request.method == "HEAD":
+        return sent
+    rest = memoryview(body)
+    try:
+        while rest:
+            async with asyncio.timeout(_PIECE_TIMEOUT):
+                await sent.write(rest[:_PIECE])
+                await writer.drain()
+            rest = rest[_PIECE:]
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError(f"the client has not read {len(rest)} bytes of an answer for {_PIECE_TIMEOUT:g} s") from None
+    return sent
 
 
 def read_slice(part: FileSlice) -> bytes:

@@ -12,15 +12,18 @@ from typing import Any
 
 from aiohttp import web
 
-from mirror.api import content, listing, monitoring
+from mirror.api import content, monitoring
 from mirror.api.access import AccessLog
 from mirror.api.connection import IDLE, LONGEST_LINE, MOST_HEADERS, Connection, Connections
 from mirror.api.context import RequestContext
 from mirror.api.hosts import KnownHosts
+from mirror.api.listing import Listing
 from mirror.api.repeat_reads import RepeatReads
-from mirror.api.responses import error_response, json_response
+from mirror.api.responses import base_response, error_response
+from mirror.api.sending import send_in_pieces
 from mirror.api.shortcuts import Shortcuts
 from mirror.api.targets import Resource, Target, Targets, refuse_write
+from mirror.api.unread import Hold, UnreadBodies, large_body
 from mirror.cache.cache import Cache
 from mirror.errors import Denied, MirrorError, UpstreamError
 from mirror.names import Digest
@@ -47,13 +50,18 @@ class Api:
         """`report` gives what /readyz tells: a JSON object with a list "degraded". `dashboard` answers whatever is none of this; it raises MirrorError."""
         self._cache = cache
         self._targets = targets
-        self._default = default
         self._report = report
         self._access = access
         self._dashboard = dashboard
         self._hosts = hosts
         self._shortcuts = Shortcuts(cache, access)
+        self._listing = Listing(cache, default)
         self._repeat_reads = RepeatReads()
+        self._unread = UnreadBodies()
+
+    async def aclose(self) -> None:
+        """Ends what requests have begun and nobody waits for any more."""
+        await self._listing.aclose()
 
     def server(self) -> tuple[web.Server, Connections]:
         """An aiohttp server, which is to be shut down at the end, and what makes its connections."""
@@ -73,15 +81,21 @@ class Api:
         return server, connections
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        response = await self.handle(request)
-        if (connection := Connection.of(request)) is not None:
-            await connection.finish(request, response)
+        hold = self._unread.hold(request.remote)
+        try:
+            response = await self.handle(request, hold)
+            if (body := large_body(response)) is not None:
+                response = await send_in_pieces(request, response, body)
+            if (connection := Connection.of(request)) is not None:
+                await connection.finish(request, response)
+        finally:
+            hold.release()
         return response
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def handle(self, request: web.BaseRequest, hold: Hold) -> web.StreamResponse:
         """Never raises but CancelledError."""
         began = asyncio.get_running_loop().time()
-        context = RequestContext(request)
+        context = RequestContext(request, hold)
         try:
             response = await self._answer(context)
         except MirrorError as error:
@@ -109,7 +123,9 @@ class Api:
         target = context.target = self._targets.parse(request.raw_path)
         if target.resource is Resource.PAGE:
             self._hosts.check(request, everywhere=target.path not in _MONITORING)
-            return await self._page(target, request)
+            if request.method not in ("GET", "HEAD"):
+                return await self._dashboard(request, target)
+            return await context.keep(lambda: self._page(target, request))
         self._hosts.check(request, everywhere=False)
         if request.method not in ("GET", "HEAD") or target.resource is Resource.UPLOAD:
             raise refuse_write(request.method)
@@ -125,24 +141,18 @@ class Api:
                     return response
                 case Resource.BLOB if isinstance(reference, Digest):
                     return await content.blob(context, self._cache, self._repeat_reads, repository, reference)
-                case Resource.TAGS:
-                    return await listing.tags(context, self._cache, target, repository)
-                case Resource.REFERRERS if isinstance(reference, Digest):
-                    return await listing.referrers(context, self._cache, target, repository, reference)
-        elif target.resource is Resource.CATALOG:
-            return await listing.catalog(context, self._cache, target, self._default)
-        # 200 for anyone: a 401 here makes dockerd send the user's Hub credentials, then bypass the mirror.
-        return json_response({}, None)
+        if target.resource in (Resource.TAGS, Resource.REFERRERS, Resource.CATALOG):
+            return await self._listing.answer(context, target)
+        return base_response()
 
     async def _page(self, target: Target, request: web.BaseRequest) -> web.StreamResponse:
-        if request.method in ("GET", "HEAD"):
-            match target.path:
-                case "/healthz":
-                    return monitoring.healthz()
-                case "/readyz":
-                    return monitoring.readyz(self._report())
-                case "/metrics":
-                    return monitoring.measurements()
+        match target.path:
+            case "/healthz":
+                return monitoring.healthz()
+            case "/readyz":
+                return monitoring.readyz(self._report())
+            case "/metrics":
+                return monitoring.measurements()
         return await self._dashboard(request, target)
 
     def _note(self, context: RequestContext, response: web.StreamResponse, seconds: float) -> None:

@@ -15,6 +15,7 @@ from mirror.api import connection as connection_module
 from mirror.api.connection import Connection
 from mirror.api.server import Api
 from mirror.api.shortcuts import Shortcuts
+from mirror.api.unread import Hold
 from tests.api.test_shortcuts import LATEST, answer, connection
 from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Scripted
@@ -26,9 +27,9 @@ def handled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     targets: list[str] = []
     handle = Api.handle
 
-    async def noted(api: Api, request: web.BaseRequest) -> web.StreamResponse:
+    async def noted(api: Api, request: web.BaseRequest, hold: Hold) -> web.StreamResponse:
         targets.append(request.raw_path)
-        return await handle(api, request)
+        return await handle(api, request, hold)
 
     monkeypatch.setattr(Api, "handle", noted)
     return targets
