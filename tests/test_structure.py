@@ -161,6 +161,26 @@ def test_one_module_does_it_for_all(expression: str) -> None:
     assert found == ONE_MODULE[expression]
 
 
+def closes(statement: ast.stmt) -> bool:
+    """True for ``await x.aclose()``, also in a loop."""
+    if isinstance(statement, ast.For):
+        return any(map(closes, statement.body))
+    match statement:
+        case ast.Expr(ast.Await(ast.Call(ast.Attribute(attr="aclose" | "close")))):
+            return True
+    return False
+
+
+def test_no_close_depends_on_another() -> None:
+    """Where one raises the rest must be closed all the same: `close_all` or an exit stack, never one after the other, nor a loop."""
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            for body in (value for _, value in ast.iter_fields(node) if isinstance(value, list)):
+                closing = [statement for statement in body if isinstance(statement, ast.stmt) and closes(statement)]
+                assert len(closing) < 2, f"{path}:{closing[0].lineno}"
+                assert not any(isinstance(statement, ast.For) for statement in closing), f"{path}:{closing[0].lineno}"
+
+
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_are_short_and_say_what_they_are(path: Path) -> None:
     """At most 400 lines, and a docstring at the top."""

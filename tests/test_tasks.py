@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from mirror.tasks import BackgroundTask
+from mirror.tasks import BackgroundTask, close_all
 
 
-async def test_a_chore_that_fails_is_told_of_and_can_be_begun_again(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_background_task_that_fails_is_logged_and_can_be_started_again(caplog: pytest.LogCaptureFixture) -> None:
     """Its failure is in the log at once, and neither closing nor beginning again raises it."""
     begun = 0
 
@@ -27,7 +27,7 @@ async def test_a_chore_that_fails_is_told_of_and_can_be_begun_again(caplog: pyte
     await background_task.aclose()
 
 
-async def test_a_chore_is_begun_once_and_has_ended_when_it_is_closed() -> None:
+async def test_a_background_task_runs_once_and_has_ended_when_it_is_closed() -> None:
     """However often it is started; what it does at its end is waited for."""
     told = []
 
@@ -46,3 +46,19 @@ async def test_a_chore_is_begun_once_and_has_ended_when_it_is_closed() -> None:
     await asyncio.sleep(0)
     await background_task.aclose()
     assert told == ["begun", "ended"]
+
+
+async def test_all_are_closed_whatever_one_of_them_raises() -> None:
+    """In order; the exception is raised in the end."""
+    closed = []
+
+    async def fail() -> None:
+        closed.append("first")
+        raise OSError("cannot close")
+
+    async def close() -> None:
+        closed.append("second")
+
+    with pytest.raises(OSError, match="cannot close"):
+        await close_all(fail, close)
+    assert closed == ["first", "second"]

@@ -7,6 +7,7 @@ from collections import deque
 from aiocache import SimpleMemoryCache
 
 from mirror.errors import Unknown
+from mirror.tasks import close_all
 
 _MOST = 10_000
 
@@ -36,5 +37,4 @@ class Negative:
 
     async def aclose(self) -> None:
         """Forgets all, and the timers with it."""
-        await self._known.clear()
-        await self._known.close()
+        await close_all(self._known.clear, self._known.close)

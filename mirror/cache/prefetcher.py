@@ -24,7 +24,7 @@ from mirror.downloads.flights import Flights
 from mirror.manifests import Descriptor, blobs_of
 from mirror.names import Digest, Repository
 from mirror.storage.store import Store
-from mirror.tasks import BackgroundTask, SingleFlight
+from mirror.tasks import BackgroundTask, SingleFlight, close_all
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +101,7 @@ class Prefetcher:
 
     async def aclose(self) -> None:
         """Gives up what has not begun."""
-        await self._images.aclose()
-        for registry in self._registries.values():
-            await registry.measuring.aclose()
+        await close_all(self._images.aclose, *(registry.measuring.aclose for registry in self._registries.values()))
 
     async def _find(self, repository: Repository, blob: Digest) -> None:
         for digest in await self._store.naming(blob, time.time() - _LATELY):

@@ -21,7 +21,7 @@ from mirror.errors import Denied, ManifestUnknown, MirrorError, Unknown, Upstrea
 from mirror.manifests import Descriptor, Manifest, media_type_of
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.store import Question, Store, TagRecord
-from mirror.tasks import SingleFlight
+from mirror.tasks import SingleFlight, close_all
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +62,7 @@ class Tags:
         self._manifests: SingleFlight[Manifest] = SingleFlight()
 
     async def aclose(self) -> None:
-        await self._descriptors.aclose()
-        await self._manifests.aclose()
+        await close_all(self._descriptors.aclose, self._manifests.aclose)
 
     # ------------------------------------------------------------------ by whatever reference
 

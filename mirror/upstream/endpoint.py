@@ -23,6 +23,7 @@ from mirror.errors import (
     UpstreamUnreachable,
 )
 from mirror.names import Digest, Repository
+from mirror.tasks import close_all
 from mirror.upstream.challenges import Challenge, choose, parse_challenges, pull_scope
 from mirror.upstream.guard import Guard
 from mirror.upstream.health import Breaker, Delivery, EndpointHealth
@@ -93,8 +94,7 @@ class Endpoint:
         self._limits: list[int | None] = [None, None]
 
     async def aclose(self) -> None:
-        await self._authenticator.aclose()
-        await self._anonymous.aclose()
+        await close_all(self._authenticator.aclose, self._anonymous.aclose)
 
     @property
     def health(self) -> EndpointHealth:

@@ -24,6 +24,7 @@ from mirror.errors import (
 )
 from mirror.manifests import ACCEPT, ACCEPT_ANY, MAX_SIZE, MEDIA_TYPES, Descriptor, Manifest, media_type_of, payload_of
 from mirror.names import Digest, Reference, Repository, Tag
+from mirror.tasks import close_all
 from mirror.upstream.blobs import Blob
 from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.failover import with_failover
@@ -75,8 +76,7 @@ class Registry:
         self._pulled_manifest = metrics.pulled_bytes.labels(name, "manifest")
 
     async def aclose(self) -> None:
-        for endpoint in self._endpoints:
-            await endpoint.aclose()
+        await close_all(*(endpoint.aclose for endpoint in self._endpoints))
 
     def health(self) -> list[EndpointHealth]:
         """One for each endpoint, in order."""
@@ -210,10 +210,8 @@ class Upstreams:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for registry in self._registries.values():
-            await registry.aclose()
         assert self._transport is not None
-        await self._transport.aclose()
+        await close_all(*(registry.aclose for registry in self._registries.values()), self._transport.aclose)
 
     def registry(self, name: str) -> Registry:
         """Raises RegistryUnknown."""

@@ -21,6 +21,7 @@ from yarl import URL
 
 from mirror import __version__
 from mirror.errors import TargetRefused, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
+from mirror.tasks import close_all
 from mirror.upstream import dialing
 from mirror.upstream.health import Delivery
 from mirror.upstream.proxies import Proxies
@@ -66,8 +67,7 @@ class Transport:
         self._tls = trusting(None)
 
     async def aclose(self) -> None:
-        await self._receiver.aclose()
-        await self._resolver.close()
+        await close_all(self._receiver.aclose, self._resolver.close)
 
     def active(self) -> int:
         """Connections that are fetching blobs now."""

@@ -16,7 +16,7 @@ from mirror.downloads.active import Download
 from mirror.errors import CatalogFailed, ManifestUnknown, MirrorError, NameUnknown
 from mirror.names import Reference, Repository, image_name
 from mirror.storage.inventory import ORDERS, Details, History, Image, Pulled, Totals, UnderWay, Variant
-from mirror.tasks import BackgroundTask, SingleFlight
+from mirror.tasks import BackgroundTask, SingleFlight, close_all
 from mirror.web import charts
 from mirror.web.actions import EVERY, PLATFORMS, Actions
 from mirror.web.context import PageContext
@@ -84,8 +84,7 @@ class Pages:
         self._background_task.start()
 
     async def aclose(self) -> None:
-        await self._background_task.aclose()
-        await self._renewals.aclose()
+        await close_all(self._background_task.aclose, self._renewals.aclose)
 
     def changed(self) -> None:
         """Makes the next page work out the figures anew."""

@@ -40,6 +40,7 @@ from mirror.errors import (
     Unsupported,
 )
 from mirror.names import Reference, Repository, is_registry_name, parse_reference
+from mirror.tasks import close_all
 from mirror.web.actions import EVERY, MOST, Actions
 from mirror.web.admin import COOKIE, LASTS, Admin, check_origin
 from mirror.web.context import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, PageContext, recognise
@@ -84,9 +85,7 @@ class Site:
 
     async def aclose(self) -> None:
         """Ends what listeners wait on, so that the mirror can stop."""
-        await self._live.aclose()
-        await self._actions.aclose()
-        await self._pages.aclose()
+        await close_all(self._live.aclose, self._actions.aclose, self._pages.aclose)
 
     async def answer(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """Raises MirrorError for who does not want HTML."""

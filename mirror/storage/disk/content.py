@@ -29,7 +29,7 @@ from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
 from mirror.storage.disk.maintenance.eviction import Eviction
 from mirror.storage.disk.partial import DiskPartial, Reservations
-from mirror.tasks import SingleFlight
+from mirror.tasks import SingleFlight, close_all
 from mirror.threads import ThreadPool
 
 log = logging.getLogger(__name__)
@@ -62,11 +62,10 @@ class Content:
 
     async def aclose(self) -> None:
         self._closing = True
-        try:
-            await self._checks.aclose()
-        finally:
-            self._checker.close()
-            await self.flush()
+        await close_all(self._checks.aclose, self._close_checker, self.flush)
+
+    async def _close_checker(self) -> None:
+        self._checker.close()
 
     # ------------------------------------------------------------------ blobs
 

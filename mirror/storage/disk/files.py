@@ -11,10 +11,12 @@ from mirror.regular_files import open_file
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a disk that can take no more."""
+PASSING = (*FULL, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
+"""Errors that say nothing of what is on a disk, and may be over at any time."""
 
 
 def make_private_folder(path: Path) -> None:
-    """Makes a folder that its owner alone can enter; one that was there becomes so. A full disk costs only the folder. Raises OSError."""
+    """Makes a folder that its owner alone can enter; one that was there becomes so. A disk that is full or read-only costs only the folder. Raises OSError."""
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = path.stat()
@@ -25,8 +27,8 @@ def make_private_folder(path: Path) -> None:
             raise
 
 
-def is_full(folder: Path) -> bool:
-    """True where not even a small file can be written for want of room. Blocks."""
+def fault_in_writing(folder: Path) -> int | None:
+    """Writes a small file and removes it. Returns the number of the error, None where there is none. Blocks."""
     path = folder / f".full-{os.getpid()}"
     try:
         fd = open_file(path, os.O_WRONLY | os.O_CREAT)
@@ -36,8 +38,8 @@ def is_full(folder: Path) -> bool:
         finally:
             os.close(fd)
     except OSError as error:
-        return error.errno in FULL
+        return error.errno
     finally:
         with contextlib.suppress(OSError):
             os.unlink(path)
-    return False
+    return None

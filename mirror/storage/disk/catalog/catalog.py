@@ -58,23 +58,25 @@ class Catalog:
     def __init__(self, folder: Path) -> None:
         """Opens the database, or sets an unreadable one aside and makes a new one. Raises OSError, sqlite3.Error."""
         make_private_folder(folder)
-        self._db, self._lock = open_database(folder)
-        self.queues = BlobQueues(self._db)
-        self.removal = Removal(self._db)
-        # Only lists that upstream gave, each replaceable: here diskcache may cull by itself. JSON, since a pickle on disk is code.
-        try:
-            self._documents = _documents(folder / "documents")
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise
-            log.warning("the lists that upstream gave cannot be read (%s): forgotten", error)
-            shutil.rmtree(folder / "documents")
-            self._documents = _documents(folder / "documents")
-
-    def close(self) -> None:
-        self._db.close()
-        self._documents.close()
-        os.close(self._lock)
+        with contextlib.ExitStack() as stack:
+            self._db, lock = open_database(folder)
+            # Closed last: then others may open the database alone.
+            stack.callback(os.close, lock)
+            stack.callback(self._db.close)
+            self.queues = BlobQueues(self._db)
+            self.removal = Removal(self._db)
+            # Only lists that upstream gave, each replaceable: here diskcache may cull by itself. JSON, since a pickle on disk is code.
+            try:
+                self._documents = _documents(folder / "documents")
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError):
+                    raise
+                log.warning("the lists that upstream gave cannot be read (%s): forgotten", error)
+                shutil.rmtree(folder / "documents")
+                self._documents = _documents(folder / "documents")
+            stack.callback(self._documents.close)
+            self.close = stack.pop_all().close
+            """Closes the databases, each also where another fails to close."""
 
     def copy(self, folder: Path) -> None:
         """Copies the database into another catalog's folder."""

@@ -5,6 +5,7 @@ On a full disk there may be no catalog at the start: it is tried again from time
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import time
@@ -70,11 +71,9 @@ class CatalogExecutor:
 
     async def aclose(self) -> None:
         """Closes the database, in its own thread."""
-        try:
+        with contextlib.closing(self._thread):
             if self._catalog is not None:
                 await self._thread.run(self._catalog.close)
-        finally:
-            self._thread.close()
 
     def _call(self, method: Callable[[Catalog, *_Ts], _T], *arguments: *_Ts) -> _T:
         if self._catalog is None:

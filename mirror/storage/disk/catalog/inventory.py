@@ -76,7 +76,11 @@ class Inventory:
         """Opens the catalog of a cache directory that is there. Raises OSError, sqlite3.Error."""
         self._store = BlobStore(root)
         self._db = connect(root / "catalog" / "content.sqlite")
-        self._db.execute(_VIEW)
+        try:
+            self._db.execute(_VIEW)
+        except BaseException:
+            self._db.close()
+            raise
 
     def close(self) -> None:
         self._db.close()

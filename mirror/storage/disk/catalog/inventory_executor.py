@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 from collections.abc import Callable, Iterable
@@ -13,7 +14,7 @@ from mirror.errors import CatalogFailed
 from mirror.names import Reference, Repository
 from mirror.storage.disk.catalog.inventory import Inventory
 from mirror.storage.inventory import Details, History, Page, Pulled, RepositoryPage, Totals, UnderWay
-from mirror.tasks import BackgroundTask
+from mirror.tasks import BackgroundTask, close_all
 from mirror.threads import ThreadPool
 
 log = logging.getLogger(__name__)
@@ -37,12 +38,12 @@ class InventoryExecutor:
         self._background_task.start()
 
     async def aclose(self) -> None:
-        try:
-            await self._background_task.aclose()
-            if self._inventory is not None:
-                await self._thread.run(self._inventory.close)
-        finally:
-            self._thread.close()
+        with contextlib.closing(self._thread):
+            await close_all(self._background_task.aclose, self._close_inventory)
+
+    async def _close_inventory(self) -> None:
+        if self._inventory is not None:
+            await self._thread.run(self._inventory.close)
 
     async def images(
         self,
