@@ -40,7 +40,7 @@ _TELL = 2.0
 
 @contextlib.asynccontextmanager
 async def running(settings: Settings, worker: WorkerContext | None = None, notes: Sequence[str] = ()) -> AsyncIterator[str]:
-    """Runs the mirror, or one worker of it; gives its URL. `notes` are sentences for /readyz. Raises OSError where it cannot listen or use its cache directory, sqlite3.Error likewise."""
+    """Runs the mirror, or one worker of it; gives its URL. `notes` are sentences for /readyz. Raises OSError where it cannot listen or use its cache directory, CatalogFailed likewise."""
     async with contextlib.AsyncExitStack() as stack:
         share = settings.server.workers if worker is not None else 1
         cache, upstreams = await stack.enter_async_context(wired(settings, share))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextlib.asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Cache]:
-    """A cache that can fetch, without server and work in the background. Raises OSError, sqlite3.Error where its directory cannot be used."""
+    """A cache that can fetch, without server and work in the background. Raises OSError, CatalogFailed where its directory cannot be used."""
     async with wired(settings) as (cache, _):
         # What a command downloads is seen on the dashboard too.
         cache.active.start()

@@ -123,8 +123,10 @@ def test_only_the_wiring_knows_the_disk(path: Path) -> None:
     elif "disk" not in place.parts and place.name != "offline.py":
         assert not {name for name in names if name.startswith("mirror.storage.disk")}
     if "disk" not in place.parts:
-        # The command line says which errors of a catalog end a command; the wiring's callers too.
-        assert not {name for name in names if name.startswith(("sqlite3", "diskcache"))} or place.parts[0] == "cli"
+        assert not {name for name in names if name.startswith(("sqlite3", "diskcache"))} or place.name == "offline.py"
+    if place.parts[0] in ("cache", "downloads"):
+        assert not {name for name in names if name.split(".")[0] in ("pathlib", "tempfile", "fcntl", "threading")}
+        assert not re.search(r"os\.(open|stat|unlink|replace|scandir|listdir|path)\b|\.execute\(", path.read_text())
 
 
 @pytest.mark.parametrize("folder", ["storage", "downloads", "cache", "upstream", "api"])

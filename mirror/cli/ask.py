@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import pwd
-import sqlite3
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -136,8 +135,6 @@ def _told(folder: Path) -> Iterator[None]:
     except BrokenPipeError:
         # Who read what this command prints has left: no fault of the cache's. It ends as others do then.
         raise
-    except sqlite3.Error as error:
-        fail(f"the catalog in {folder}/catalog cannot be used: {error}; run this as the user that the mirror runs as")
     except OSError as error:
         fail(f"the cache in {folder} cannot be used: {os_error_text(error)}; run this as the user that the mirror runs as")
     except KeyboardInterrupt:

@@ -9,7 +9,6 @@ import logging
 import resource
 import signal
 import socket
-import sqlite3
 import sys
 import threading
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from mirror.cli.options import cache_options, settings_to_serve
 from mirror.cli.shrinking import keep_from_emptying
 from mirror.cli.text import os_error_text
 from mirror.config import Settings
+from mirror.errors import CatalogFailed
 from mirror.units import format_size
 from mirror.workers import parent
 from mirror.workers.context import WorkerContext
@@ -95,8 +95,8 @@ def _work(settings: Settings, notes: list[str], started: Callable[[str], None], 
         asyncio.run(app.serve(settings, started, worker, notes))
     except OSError as error:
         return _cannot_start(settings, error)
-    except sqlite3.Error as error:
-        click.echo(f"mirror: cannot start: the catalog in {settings.cache.dir}/catalog: {error}", err=True)
+    except CatalogFailed as error:
+        click.echo(f"mirror: cannot start: {error.message}", err=True)
         return 1
     return 0
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
-
 from mirror.config import Settings
+from mirror.errors import CatalogFailed
 from mirror.storage.offline import noted_limit, read_inventory
 from mirror.units import format_size
 
@@ -24,7 +23,7 @@ def keep_from_emptying(settings: Settings) -> tuple[Settings, str]:
             return settings, ""
         with read_inventory(folder) as inventory:
             cached = inventory.totals().size
-    except (OSError, sqlite3.Error):
+    except (OSError, CatalogFailed):
         # The start itself reports what is wrong there.
         return settings, ""
     excess = cached - limit

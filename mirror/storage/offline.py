@@ -1,22 +1,29 @@
-"""What commands read of a cache directory without opening its store: they start in half the time, beside a running mirror or without one."""
+"""Reads a cache directory without opening its store, which takes a command half the time. A mirror may be running on it."""
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from mirror.errors import CatalogFailed
 from mirror.storage.disk.catalog.inventory import Inventory as Inventory
 from mirror.storage.disk.maintenance import limit
 
 
 @contextmanager
 def read_inventory(root: Path) -> Iterator[Inventory]:
-    """The inventory of a cache directory that is there, which blocks. Raises OSError, sqlite3.Error."""
-    with closing(Inventory(root)) as opened:
-        yield opened
+    """Opens the inventory of an existing cache directory, whose methods block. Raises CatalogFailed, also for what is asked of it meanwhile; OSError."""
+    try:
+        with closing(Inventory(root)) as opened:
+            yield opened
+    except sqlite3.Error as error:
+        raise CatalogFailed(
+            f"the catalog in {root}/catalog cannot be used: {error}; run this as the user that the mirror runs as"
+        ) from error
 
 
 def noted_limit(root: Path) -> int | None:
-    """The size in bytes that the directory's mirror was last started with; None where none has served it yet."""
+    """Returns the limit in bytes that the directory's mirror was last started with, None where there is none yet."""
     return limit.noted(root)

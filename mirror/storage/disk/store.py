@@ -54,7 +54,7 @@ class DiskStore:
     """Everything kept in one cache directory, which several processes may share."""
 
     def __init__(self, root: Path, upkeep: Upkeep) -> None:
-        """Opens the directory, making it where there is none. Raises OSError, sqlite3.Error where it cannot be used."""
+        """Opens the directory, making it where there is none. Raises OSError, CatalogFailed where it cannot be used."""
         self.blobs = BlobStore(root)
         self._catalog = CatalogExecutor(root / "catalog")
         self.threads = ThreadPool()
