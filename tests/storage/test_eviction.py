@@ -14,7 +14,7 @@ from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.spool import sweep
 from tests.support.mirrors import Mirror, StartMirror, until
 from tests.support.programs import missing, run
-from tests.support.scripted import Hold, Scripted
+from tests.support.scripted import Hold, Length, Scripted
 
 MIB = 1024 * 1024
 
@@ -79,16 +79,20 @@ async def test_manifests_go_after_the_blobs_they_name(start: StartMirror, upstre
     assert mirror.cached(image.digest)
 
 
-async def test_downloads_in_progress_count(start: StartMirror, upstream: Scripted) -> None:
-    """Their whole length is reserved at their start, so that several together cannot overrun the limit."""
-    mirror: Mirror = await start(max_size="4MiB")
+PATIENT = {"upstream": {"stall_timeout": 60}}
+"""A download that stands still stays as it is for the time of a test."""
+
+
+async def test_downloads_in_progress_count_with_what_they_have(start: StartMirror, upstream: Scripted) -> None:
+    """Two that have nearly all of their bytes drive out what is older, before either is finished: together they never overrun the limit."""
+    mirror: Mirror = await start(max_size="4MiB", settings=PATIENT)
     old = upstream.add_blob(os.urandom(MIB))
     await mirror.get(path(old))
     await mirror.until_cached(old)
     holds, tasks = [], []
     for _ in range(2):
         blob = upstream.add_blob(os.urandom(2 * MIB - 1000))
-        hold = Hold(1000)
+        hold = Hold(2 * MIB - 2000)
         upstream.fail(str(blob), hold)
         holds.append(hold)
         tasks.append(asyncio.create_task(mirror.get(path(blob))))
@@ -97,6 +101,36 @@ async def test_downloads_in_progress_count(start: StartMirror, upstream: Scripte
     for hold in holds:
         hold.release.set()
     assert all(answer.status == 200 and not answer.cut for answer in await asyncio.gather(*tasks))
+    assert upstream.count("GET", "blobs") == 3
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["one request", "joined by another registry"])
+async def test_what_upstream_claims_evicts_nothing(start: StartMirror, upstream: Scripted, joined: bool) -> None:
+    """A registry says that a blob fills nine tenths of the cache, and sends one byte of it: all that is cached stays, hot or not, as long as no more comes."""
+    async with Scripted() as other:
+        mirror: Mirror = await start(
+            max_size="10MiB", settings={**PATIENT, "registries": {"evil.example": {"endpoints": [other.url]}}}
+        )
+        hot = [upstream.add_blob(os.urandom(MIB // 5)) for _ in range(40)]
+        for blob in hot:
+            await mirror.get(path(blob))
+            await mirror.until_cached(blob)
+        claimed = other.add_blob(os.urandom(10))
+        hold = Hold(after=1)
+        other.fail(str(claimed), Length(9 * MIB) & hold)
+        reading = [asyncio.create_task(mirror.get(f"/v2/evil.example/any/blobs/{claimed}"))]
+        await hold.reached.wait()
+        if joined:
+            # docker.io does not have it.
+            assert (await mirror.get(path(claimed))).status == 404
+        # Something that makes room once more, for itself alone.
+        small = upstream.add_blob(os.urandom(1000))
+        await mirror.get(path(small))
+        await mirror.until_cached(small)
+        assert [blob for blob in hot if not mirror.cached(blob)] == []
+        assert other.count("GET", "blobs") == 1
+        reading[0].cancel()
+        hold.release.set()
 
 
 async def test_a_full_disk_never_fails_a_pull(start: StartMirror, upstream: Scripted, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import shutil
@@ -93,9 +92,6 @@ class Browser:
 
     def until_text(self, text: str, css: str = "body") -> None:
         self.until(lambda: text in self.text(css), f"{text!r} in {css}")
-
-    def picture(self, file: Path) -> None:
-        file.write_bytes(base64.b64decode(self._call("GET", "/screenshot", None)))
 
     # ------------------------------------------------------------------ doing
 

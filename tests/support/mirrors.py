@@ -88,7 +88,7 @@ class Mirror:
         return sorted(os.listdir(self.directory / "spool"))
 
     async def until_cached(self, digest: Digest) -> None:
-        """Waits for a download to land; for ten seconds."""
+        """Waits until a download is complete and kept; for ten seconds."""
         await until(lambda: self.cached(digest))
 
     async def mended(self) -> None:

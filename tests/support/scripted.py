@@ -8,7 +8,8 @@
         ...
         assert upstream.count("GET", str(image.layers[0])) == 2
 
-Faults apply to the next `times` requests whose path contains the fragment and whose method is GET (or `method`), in the order they were set.
+Faults apply to the next `times` requests whose path contains the fragment and whose method is GET (or `method`), in the order they were set. ``Length(10) &
+Hold(after=1)`` is both in one answer.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -28,11 +29,29 @@ from mirror.manifests import OCI_INDEX, OCI_MANIFEST
 from mirror.names import Digest
 
 _CHUNK = 64 * 1024
+_F = TypeVar("_F", bound="Fault")
 
 
 @dataclass
 class Fault:
     """Base: nothing is wrong."""
+
+    def __and__(self, other: Fault) -> Fault:
+        return Combined((self, other))
+
+    def of(self, kind: type[_F]) -> _F | None:
+        """This fault, or the one in it, that is of some kind."""
+        return self if isinstance(self, kind) else None
+
+
+@dataclass
+class Combined(Fault):
+    """Several faults in one answer: those that choose it (`Delay`, then `Status` or `Redirect`) come first, those of its body last."""
+
+    faults: tuple[Fault, ...]
+
+    def of(self, kind: type[_F]) -> _F | None:
+        return next((found for fault in self.faults if (found := fault.of(kind)) is not None), None)
 
 
 @dataclass
@@ -207,8 +226,8 @@ class Scripted:
     async def stop(self) -> None:
         """Gone: connections are refused."""
         for _, _, fault in self._faults:
-            if isinstance(fault, Hold):
-                fault.release.set()
+            if (hold := fault.of(Hold)) is not None:
+                hold.release.set()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -312,14 +331,14 @@ class Scripted:
         if (refused := self._unauthorized(request)) is not None:
             return refused
         fault = self._fault(request.method, request.path)
-        if isinstance(fault, Delay):
-            await asyncio.sleep(fault.seconds)
-        elif isinstance(fault, Status) and fault.status:
+        if (delay := fault.of(Delay)) is not None:
+            await asyncio.sleep(delay.seconds)
+        if (status := fault.of(Status)) is not None and status.status:
             return web.Response(
-                status=fault.status, headers={"Content-Type": "application/json", **fault.headers}, body=fault.body
+                status=status.status, headers={"Content-Type": "application/json", **status.headers}, body=status.body
             )
-        elif isinstance(fault, Redirect):
-            return web.Response(status=fault.status, headers={"Location": fault.location})
+        if (redirect := fault.of(Redirect)) is not None:
+            return web.Response(status=redirect.status, headers={"Location": redirect.location})
         path = request.path.removeprefix(self.prefix)
         if "/manifests/" in path and not self._allows():
             return web.Response(status=429, text='{"errors":[{"code":"TOOMANYREQUESTS"}]}')
@@ -365,8 +384,8 @@ class Scripted:
 
     def _token(self, request: web.BaseRequest) -> web.Response:
         fault = self._fault("GET", "/token")
-        if isinstance(fault, Status):
-            return web.Response(status=fault.status, headers=fault.headers, body=fault.body)
+        if (status := fault.of(Status)) is not None:
+            return web.Response(status=status.status, headers=status.headers, body=status.body)
         given = request.headers.get("Authorization", "").removeprefix("Basic ")
         if self.accounts and given not in {_basic(*account) for account in self.accounts.items()}:
             return web.Response(status=401)
@@ -383,11 +402,12 @@ class Scripted:
         if found is None:
             return web.Response(status=404, headers=self.extra_headers, text='{"errors":[{"code":"MANIFEST_UNKNOWN"}]}')
         media_type, body = found
-        if isinstance(fault, Corrupt):
-            body = body[: fault.at] + bytes([body[fault.at] ^ 1]) + body[fault.at + 1 :]
+        if (wrong := fault.of(Corrupt)) is not None:
+            body = body[: wrong.at] + bytes([body[wrong.at] ^ 1]) + body[wrong.at + 1 :]
         digest = reference if ":" in reference else str(Digest.of(found[1]))
         headers = {"Content-Type": media_type, "Docker-Content-Digest": digest, **self.extra_headers}
-        for name, value in (fault.headers if isinstance(fault, Headers) else {}).items():
+        other = fault.of(Headers)
+        for name, value in (other.headers if other is not None else {}).items():
             headers.pop(name, None)
             if value is not None:
                 headers[name] = value
@@ -400,15 +420,16 @@ class Scripted:
         start, stop, status = 0, len(data), 200
         headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": digest}
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
-        if match and self.ranges and not isinstance(fault, NoRange):
+        if match and self.ranges and fault.of(NoRange) is None:
             start, stop, status = int(match[1]), min(int(match[2] or len(data)) + 1, len(data)), 206
-            shift = 1 if isinstance(fault, WrongRange) else 0
+            shift = 1 if fault.of(WrongRange) is not None else 0
             headers["Content-Range"] = f"bytes {start + shift}-{stop - 1 + shift}/{len(data)}"
         response = web.StreamResponse(status=status, headers=headers)
-        if isinstance(fault, Chunked | Endless):
+        if fault.of(Chunked) is not None or fault.of(Endless) is not None:
             response.enable_chunked_encoding()
         else:
-            response.content_length = fault.claimed if isinstance(fault, Length) else stop - start
+            length = fault.of(Length)
+            response.content_length = stop - start if length is None else length.claimed
         await response.prepare(request)
         if request.method == "HEAD":
             return response
@@ -432,33 +453,36 @@ class Scripted:
         fault: Fault,
     ) -> None:
         position, first = start, start
-        rate = fault.per_second if isinstance(fault, Rate) else self.rate
+        steady, cut, hold = fault.of(Rate), fault.of(Cut), fault.of(Hold)
+        wrong, length = fault.of(Corrupt), fault.of(Length)
+        rate = self.rate if steady is None else steady.per_second
         began = asyncio.get_running_loop().time()
         while position < stop:
             if rate is not None:
                 await asyncio.sleep(began + (position - first) / rate - asyncio.get_running_loop().time())
             end = min(position + _CHUNK, stop)
-            if isinstance(fault, Cut | Hold):
-                end = min(end, max(first + fault.after, position))
+            for stops in (cut, hold):
+                if stops is not None:
+                    end = min(end, max(first + stops.after, position))
             piece = data[position:end]
-            if isinstance(fault, Corrupt) and position <= fault.at < end:
-                offset = fault.at - position
+            if wrong is not None and position <= wrong.at < end:
+                offset = wrong.at - position
                 piece = piece[:offset] + bytes([piece[offset] ^ 1]) + piece[offset + 1 :]
             if piece:
                 await response.write(piece)
                 self.sent[digest] = self.sent.get(digest, 0) + len(piece)
             position = end
-            if isinstance(fault, Cut) and position - first >= fault.after:
+            if cut is not None and position - first >= cut.after:
                 assert request.transport is not None
                 request.transport.close()
                 return
-            if isinstance(fault, Hold) and position - first >= fault.after:
-                fault.reached.set()
-                await fault.release.wait()
-                fault = Fault()
-        while isinstance(fault, Endless):
+            if hold is not None and position - first >= hold.after:
+                hold.reached.set()
+                await hold.release.wait()
+                hold = None
+        while fault.of(Endless) is not None:
             await response.write(bytes(_CHUNK))
-        if isinstance(fault, Length) and fault.claimed > stop - start:
+        if length is not None and length.claimed > stop - start:
             assert request.transport is not None
             request.transport.close()
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from yarl import URL
 
 from mirror.upstream.registry import is_own
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Scripted
 
 
 @pytest.mark.parametrize("path", ["", "/quay.io"])
 async def test_a_mirror_of_a_mirror_serves_the_right_registry(
-    start: Callable[..., Any], upstream: Scripted, tmp_path: Path, path: str
+    start: StartMirror, upstream: Scripted, tmp_path: Path, path: str
 ) -> None:
     """Two registries have another image by the same name: through two mirrors in a chain each is served as its own, path in the endpoint or not."""
     async with Scripted() as quay:
@@ -43,7 +41,7 @@ async def test_a_mirror_of_a_mirror_serves_the_right_registry(
         assert upstream.count("GET", "absent") == 0
 
 
-async def test_every_request_of_the_endpoint_and_no_other_says_it(start: Callable[..., Any], upstream: Scripted) -> None:
+async def test_every_request_of_the_endpoint_and_no_other_says_it(start: StartMirror, upstream: Scripted) -> None:
     """Pages after the first too; what it redirects to is signed as it is, and a token service is somebody else."""
     async with Scripted() as store:
         upstream.auth, upstream.page_size, upstream.redirect_blobs_to = "bearer", 1, store
