@@ -1,7 +1,7 @@
 """How many connections one blob is worth: more are added only while that raises the throughput.
 
-It starts with one. When the rest would take a while, their number is doubled, and what that brought is measured once all of them deliver: kept when it paid,
-taken back when it did not. On a clean fast link a second connection gains nothing, and one capped or lossy for each connection gains by every one.
+A download starts with one. While the rest would take a while, their number is doubled, and the throughput is measured once all of them deliver. A doubling that
+raises it is kept, one that does not is taken back. On a clean, fast link a second connection gains nothing; on a link that limits each connection, every one does.
 """
 
 from __future__ import annotations
@@ -9,28 +9,28 @@ from __future__ import annotations
 import math
 
 _WORTH = 1.0
-"""Seconds that the rest must still take for another connection to be worth opening."""
+"""Seconds that the rest of the blob must still take for another connection to be worth opening."""
 _SHORTEST = 0.25
-"""Seconds of measuring that tell anything."""
-_DOUBT = 1.0
-"""Seconds of measuring, or three times what the new connections took to answer, before a gain that does not show is given up."""
+"""Seconds that the shortest measurement takes."""
+_LONGEST = 1.0
+"""Seconds that the longest measurement takes, or three times what the new connections took to answer: without a gain by then, the step is taken back."""
 _PAYS = 0.3
-"""Share of the gain that as many more connections could bring at best, from which on they are kept."""
+"""Share of the greatest possible gain (twice the connections, twice the throughput) from which on a step is kept."""
 _PATIENCE = 3.0
 """Seconds that new connections get to deliver their first bytes."""
 _PAUSE = 8.0
-"""Seconds until a step that did not pay is tried again."""
+"""Seconds until a step that was taken back is tried again."""
 
 
 class AdaptiveConcurrency:
-    """Measures, climbs, steps back. Times are the event loop's, in seconds."""
+    """Adapts the number of connections to what they bring. Times are the event loop's, in seconds."""
 
     def __init__(self, most: int, start: int = 1, least: int = 1) -> None:
-        """`start` is how many paid for an earlier blob of the same registry: to be begun with as soon as the first bytes of `least` are here."""
+        """`start` is the number that an earlier blob of the same registry was worth; it is tried as soon as `least` connections deliver."""
         self.target = least
-        """Connections that there should be now."""
+        """The number of connections that there should be now."""
         self.learned_connections: int | None = None
-        """How many proved worth it; None as long as no more than `least` were tried."""
+        """The greatest number that raised the throughput; None while no more than `least` were tried."""
         self._most = most
         self._next = max(2 * least, min(start, most))
         self._before = least
@@ -41,7 +41,7 @@ class AdaptiveConcurrency:
         self._not_before = 0.0
 
     def observe(self, now: float, count: int, left: int, delivering: int) -> None:
-        """Takes note that of the blob `count` bytes are here, `left` are not, and `delivering` connections have brought some of theirs."""
+        """Measures: `count` bytes of the blob are here, `left` are not, and `delivering` connections have brought some of theirs."""
         if self._mark is None:
             if self._raised is None:
                 self._raised = now
@@ -57,7 +57,7 @@ class AdaptiveConcurrency:
         rate = (count - had) / elapsed
         if self._base is None or self.target == self._before:
             if rate <= 0:
-                # Nothing came: that is no base to measure a gain by.
+                # Nothing came: no gain can be measured against that.
                 self._mark = now, count
                 return
             self._consider(now, count, rate, left)
@@ -67,18 +67,18 @@ class AdaptiveConcurrency:
             self.learned_connections = self._before = self.target
             self._next = self.target * 2
             self._consider(now, count, rate, left)
-        elif elapsed >= max(_DOUBT, 3 * self._answered):
+        elif elapsed >= max(_LONGEST, 3 * self._answered):
             self.step_back(now, math.ceil(rate / self._base))
 
     def step_back(self, now: float, enough: int = 1) -> None:
-        """Takes the last step back, or down to `enough` where that is more; it is tried again only after a while."""
+        """Takes the last step back, or goes down to `enough` connections where that is more. The step is tried again after `_PAUSE`."""
         self.target = self._before = self.learned_connections = max(self._before, min(enough, self.target // 2))
         self._next = self.target * 2
         self._not_before = now + _PAUSE
         self._base, self._mark, self._raised = None, None, None
 
     def _consider(self, now: float, count: int, rate: float, left: int) -> None:
-        """The present number is known to bring `rate`: is it worth more?"""
+        """Raises the number where the rest of the blob, at `rate`, takes long enough for it."""
         self._base = rate
         self._mark = now, count
         following = min(self._next, self._most)

@@ -156,7 +156,7 @@ async def test_one_redirect_serves_all_segments_until_it_is_refused(start: Start
             assert upstream.count("GET") - asked == 1 + refusals
 
 
-async def test_a_straggler_is_asked_for_again_and_the_first_to_finish_wins(mirror: Mirror, upstream: Scripted) -> None:
+async def test_a_slow_connection_is_hedged_and_the_first_to_finish_wins(mirror: Mirror, upstream: Scripted) -> None:
     """A segment that would take minutes does not hold up the blob; what it costs is bounded."""
     upstream.rate = SLOW
     warm = upstream.add_blob(os.urandom(SIZE))
@@ -174,7 +174,7 @@ async def test_a_straggler_is_asked_for_again_and_the_first_to_finish_wins(mirro
     assert upstream.sent[str(blob)] <= 1.05 * size
 
 
-async def test_a_straggling_endpoint_is_left_for_another(start: StartMirror, upstream: Scripted) -> None:
+async def test_a_slow_endpoint_is_left_for_another(start: StartMirror, upstream: Scripted) -> None:
     """Blobs come from the endpoint that delivers, tags from the first in the order given."""
     async with Scripted() as other:
         upstream.rate, other.rate = 1.0 * MIB, 4 * SLOW
