@@ -151,7 +151,7 @@ def children_of(body: bytes) -> tuple[list[Digest], list[Digest]]:
 
 
 def embedded_in(body: bytes, digest: Digest) -> bytes | None:
-    """The content that a manifest embeds in its descriptor of `digest`, verified; None where it embeds none (image-spec 1.1, "Embedded Content")."""
+    """The content that a manifest embeds in its descriptor of `digest`, whose digest and size it has; None where it embeds none (image-spec 1.1, "Embedded Content")."""
     document = _readable(body)
     listed = [entry for name in ("layers", "manifests", "blobs") for entry, _ in _described(document.get(name))]
     for entry in (document.get("config"), document.get("subject"), *listed):
@@ -160,7 +160,7 @@ def embedded_in(body: bytes, digest: Digest) -> bytes | None:
                 data = base64.b64decode(entry["data"], validate=True)
             except ValueError:
                 continue
-            if Digest.of(data, digest.algorithm) == digest:
+            if len(data) == entry.get("size") and Digest.of(data, digest.algorithm) == digest:
                 return data
     return None
 

@@ -102,8 +102,15 @@ class Tags:
                 return manifest.descriptor, HIT
         elif (record := await self._record(repository, reference)) is not None:
             return await self._current(repository, reference, record, began)
-        await self._negative.check(_key(repository, reference))
-        descriptor, joined = await self._descriptors.do((repository, reference), lambda: self._head(repository, reference, began))
+        try:
+            await self._negative.check(_key(repository, reference))
+            descriptor, joined = await self._descriptors.do(
+                (repository, reference), lambda: self._head(repository, reference, began)
+            )
+        except (Unknown, Denied, UpstreamError):
+            if isinstance(reference, Tag) or (embedded := await self._embedded(repository, reference)) is None:
+                raise
+            return embedded.descriptor, HIT
         return descriptor, miss(joined)
 
     async def refresh(self, repository: Repository, tag: Tag) -> Descriptor:
@@ -127,9 +134,26 @@ class Tags:
     async def _by_digest(self, repository: Repository, digest: Digest) -> tuple[Manifest, Outcome]:
         if (manifest := await self._store.manifest(digest)) is not None:
             return manifest, HIT
-        await self._negative.check(_key(repository, digest))
-        manifest, joined = await self._manifests.do((repository, digest), lambda: self._fetch(repository, digest, 0.0))
+        try:
+            await self._negative.check(_key(repository, digest))
+            manifest, joined = await self._manifests.do((repository, digest), lambda: self._fetch(repository, digest, 0.0))
+        except (Unknown, Denied, UpstreamError):
+            if (embedded := await self._embedded(repository, digest)) is None:
+                raise
+            return embedded, HIT
         return manifest, miss(joined)
+
+    async def _embedded(self, repository: Repository, digest: Digest) -> Manifest | None:
+        """A manifest that a cached one carries, which is cached by itself then; None where there is none."""
+        if (data := await find_embedded(self._store, digest)) is None:
+            return None
+        try:
+            manifest = Manifest(media_type_of(data, None, verified=True), digest, data)
+        except UpstreamInvalid:
+            # A configuration, or a layer.
+            return None
+        await self._store.put_manifest(repository, manifest)
+        return manifest
 
     async def _by_tags(self, repository: Repository, digest: Digest) -> tuple[Manifest, Outcome]:
         """A manifest that upstream does not have by its digest, though HEAD of a tag named it: a replica that lags behind gives it by the tag.
@@ -175,13 +199,9 @@ class Tags:
     async def _fetch_now(self, repository: Repository, reference: Reference) -> Manifest:
         try:
             manifest = await self._source(repository.registry).get_manifest(repository, reference)
-        except (Unknown, Denied, UpstreamError) as error:
-            data = await find_embedded(self._store, reference) if isinstance(reference, Digest) else None
-            if data is None or not isinstance(reference, Digest):
-                if isinstance(error, Unknown):
-                    await self._unknown(repository, reference, error)
-                raise
-            manifest = Manifest(media_type_of(data, None, verified=True), reference, data)
+        except Unknown as error:
+            await self._unknown(repository, reference, error)
+            raise
         await self._store.put_manifest(repository, manifest)
         if isinstance(reference, Tag):
             await self._remember(repository, reference, manifest.descriptor)

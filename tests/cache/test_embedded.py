@@ -67,23 +67,59 @@ async def test_upstreams_blob_is_preferred(mirror: Mirror, upstream: Scripted) -
     await mirror.until_cached(digest)
 
 
-@pytest.mark.parametrize("embedded", [b"other bytes", b""])
-async def test_embedded_bytes_are_verified(mirror: Mirror, upstream: Scripted, embedded: bytes) -> None:
-    """What is not what its digest says is not served; nor is what is no base64."""
-    add(upstream, descriptor(DATA, embedded), {**descriptor(b"x"), "data": "%%%"}, {**descriptor(b"y"), "data": 7})
-    await mirror.get("/v2/app/manifests/1")
-    for data in (DATA, b"x", b"y"):
-        assert (await mirror.get(f"/v2/app/blobs/{Digest.of(data)}")).status == 404
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        descriptor(DATA, b"other bytes"),
+        descriptor(DATA, b""),
+        descriptor(DATA) | {"size": len(DATA) + 1},
+        descriptor(DATA) | {"size": str(len(DATA))},
+        descriptor(DATA) | {"data": "%%%"},
+        descriptor(DATA) | {"data": 7},
+        {key: value for key, value in descriptor(DATA).items() if key != "size"},
+    ],
+)
+async def test_embedded_bytes_are_verified(mirror: Mirror, upstream: Scripted, wrong: dict[str, object]) -> None:
+    """What has not the digest and the size that its descriptor says is not served, whoever embeds it; a descriptor that is right counts beside it."""
+    child = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": wrong, "layers": [wrong]}).encode()
+    digest = upstream.add_manifest("library/app", "1", child)
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [wrong, descriptor(child, None, OCI_MANIFEST)]}
+    upstream.add_manifest("library/app", "2", json.dumps(index).encode(), OCI_INDEX)
+    for reference in ("1", "2", str(digest)):
+        await mirror.get(f"/v2/app/manifests/{reference}")
+    for kind in ("blobs", "manifests"):
+        path = f"/v2/app/{kind}/{Digest.of(DATA)}"
+        assert ((await mirror.get(path)).status, (await mirror.head(path)).status) == (404, 404)
+    add(upstream, wrong, descriptor(DATA))
+    await mirror.get(f"/v2/app/manifests/{Digest.of(upstream.manifests['library/app', '1'][1])}")
+    assert (await mirror.get(f"/v2/app/blobs/{Digest.of(DATA)}")).body == DATA
 
 
-async def test_an_embedded_manifest_that_upstream_lacks(mirror: Mirror, upstream: Scripted) -> None:
-    """An index may embed its manifests: they are kept as others are."""
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+@pytest.mark.parametrize("trouble", ["unknown", "denied", "failing", "gone", "asked before"])
+async def test_an_embedded_manifest_that_upstream_does_not_give(
+    mirror: Mirror, upstream: Scripted, method: str, trouble: str
+) -> None:
+    """An index may embed its manifests: HEAD and GET have them whatever upstream says, also when it has just said no; then they are kept as others are."""
     child = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": descriptor(b"{}"), "layers": []}).encode()
+    digest = Digest.of(child)
+    path = f"/v2/app/manifests/{digest}"
     body = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [descriptor(child, None, OCI_MANIFEST)]}
     upstream.add_manifest("library/app", "1", json.dumps(body).encode(), OCI_INDEX)
+    if trouble == "asked before":
+        assert (await mirror.get(path)).status == 404
     await mirror.get("/v2/app/manifests/1")
+    if trouble in ("denied", "failing"):
+        for asked in ("HEAD", "GET"):
+            upstream.fail(str(digest), Status(403 if trouble == "denied" else 500), times=9, method=asked)
+    elif trouble == "gone":
+        await upstream.stop()
     for _ in range(2):
-        answer = await mirror.get(f"/v2/app/manifests/{Digest.of(child)}")
-        assert (answer.status, answer.body, answer.headers["Content-Type"]) == (200, child, OCI_MANIFEST)
-    assert mirror.cached(Digest.of(child))
-    assert upstream.count("GET", str(Digest.of(child))) == 1
+        answer = await mirror.get(path, method)
+        assert (answer.status, answer.headers["Content-Type"]) == (200, OCI_MANIFEST)
+        assert (answer.headers["Docker-Content-Digest"], answer.headers["Content-Length"]) == (str(digest), str(len(child)))
+        assert answer.body == (child if method == "GET" else b"")
+    assert mirror.cached(digest)
+    seen = upstream.count("GET") + upstream.count("HEAD")
+    await mirror.get(path)
+    assert upstream.count("GET") + upstream.count("HEAD") == seen
