@@ -230,6 +230,9 @@ def is_own(registry: str, url: URL) -> bool:
 def _descriptor(response: Response, reference: Reference) -> Descriptor | None:
     digest, size = _digest(response), length_of(response)
     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
+    if "Content-Encoding" in response.headers:
+        # The length would be that of the encoded document.
+        return None
     if digest is None or not size or media_type not in MEDIA_TYPES or size > MAX_SIZE:
         return None
     if isinstance(reference, Digest) and digest != reference:

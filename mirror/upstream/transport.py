@@ -8,6 +8,7 @@ import ipaddress
 import os
 import socket
 import ssl
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +30,8 @@ from mirror.upstream.receiver import Receiver, Response
 from mirror.upstream.trust import trusting
 
 REDIRECTS = (301, 302, 303, 307, 308)
+_GZIP = b"\x1f\x8b"
+"""RFC 1952, section 2.3.1."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -144,7 +147,7 @@ def _reason(error: BaseException) -> str:
 
 
 async def read_bounded(response: Response, limit: int, seconds: float) -> bytes:
-    """A small body whole. Raises UpstreamInvalid above `limit` bytes, UpstreamUnreachable when it breaks off, UpstreamTimeout after `seconds`."""
+    """A small body whole, decoded where it came with gzip though nobody asked for that. Raises UpstreamInvalid above `limit` bytes, UpstreamUnreachable when it breaks off, UpstreamTimeout after `seconds`."""
     where = shown(response.url)
     too_large = UpstreamInvalid(f"{where} sent a document of more than {limit} bytes")
     if (length_of(response) or 0) > limit:
@@ -157,11 +160,22 @@ async def read_bounded(response: Response, limit: int, seconds: float) -> bytes:
                 body += data
                 if len(body) > limit:
                     raise too_large
-        return bytes(body)
     except TimeoutError:
         raise UpstreamTimeout(f"{where} did not send all of a document in time") from None
     except (OSError, h11.RemoteProtocolError) as error:
         raise UpstreamUnreachable(f"{where} broke off within a document: {_brief(error)}") from None
+    if response.headers.get("Content-Encoding", "").strip().lower() not in ("gzip", "x-gzip") or not body.startswith(_GZIP):
+        return bytes(body)
+    decoder = zlib.decompressobj(wbits=31)
+    try:
+        decoded = decoder.decompress(body, limit + 1)
+    except zlib.error:
+        raise UpstreamInvalid(f"{where} sent a document that is not the gzip it says it is") from None
+    if len(decoded) > limit:
+        raise too_large
+    if not decoder.eof:
+        raise UpstreamUnreachable(f"{where} broke off within a document")
+    return decoded
 
 
 def length_of(response: Response) -> int | None:

@@ -100,6 +100,45 @@ async def test_content_that_is_encoded_all_the_same(mirror: Mirror, upstream: Sc
     assert not mirror.cached(other)
 
 
+@pytest.mark.parametrize("by_tag", [True, False])
+@pytest.mark.parametrize(
+    ("encode", "status"),
+    [
+        (gzip.compress, 200),
+        # It says so, but it is not.
+        (bytes, 200),
+        (lambda body: gzip.compress(body)[:-9], 503),
+        (lambda body: gzip.compress(body)[:20] + bytes(50), 503),
+        # 100 MB.
+        (lambda body: gzip.compress(body + bytes(100_000_000), 1), 503),
+    ],
+)
+async def test_documents_that_are_encoded_all_the_same(
+    mirror: Mirror, upstream: Scripted, encode: Callable[[bytes], bytes], status: int, by_tag: bool
+) -> None:
+    """As Go's clients do, the mirror decodes a manifest that came with gzip, within the bounds of a document; its HEAD's length is not the manifest's."""
+    image = upstream.add_image("library/app", "latest")
+    path = LATEST if by_tag else f"/v2/app/manifests/{image.digest}"
+    encoded = {"Content-Type": OCI_MANIFEST, "Content-Encoding": "gzip", "Docker-Content-Digest": str(image.digest)}
+    packed = encode(image.body)
+    for method in ("GET", "HEAD"):
+        upstream.fail("/manifests/", Status(200, encoded, packed), times=9, method=method)
+    head = await mirror.head(path)
+    assert head.status == status
+    answer = await mirror.get(path)
+    assert (answer.status, answer.headers.get("Content-Encoding")) == (status, None)
+    assert mirror.cached(image.digest) == (status == 200)
+    if status == 200:
+        assert (answer.body, head.headers["Content-Length"]) == (image.body, str(len(image.body)))
+
+
+async def test_a_list_that_is_encoded_all_the_same(mirror: Mirror, upstream: Scripted) -> None:
+    """Tags, as plain JSON."""
+    packed = gzip.compress(b'{"name": "library/app", "tags": ["1", "2"]}')
+    upstream.fail("/tags/list", Status(200, {"Content-Encoding": "gzip"}, packed))
+    assert json.loads((await mirror.get("/v2/app/tags/list")).body)["tags"] == ["1", "2"]
+
+
 async def test_redirects_without_end(mirror: Mirror, upstream: Scripted) -> None:
     """Each to another place: given up after a few."""
     upstream.add_image("library/app", "latest")
