@@ -49,7 +49,7 @@ async def running(settings: Settings, worker: WorkerContext | None = None, notes
         if access is not None:
             stack.callback(access.close)
         targets = Targets(settings.registries.keys(), DEFAULT_REGISTRY, ALIASES)
-        probe = DiskProbe(settings.cache.dir)
+        probe = DiskProbe(settings.cache.dir, settings.cache.min_free)
         stack.callback(probe.close)
         readiness = Readiness(settings, upstreams, worker, probe, notes)
         kept = settings.cache

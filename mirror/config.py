@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from mirror import certificate
+from mirror.disk_room import default_limit
 from mirror.names import is_registry_name
 from mirror.regular_files import LARGEST_SECRET, read_file
 from mirror.setting_errors import tell
@@ -36,7 +37,6 @@ from mirror.units import parse_cache_size, parse_duration, parse_endpoint, parse
 
 DEFAULT_REGISTRY = "docker.io"
 """What a bare name means: dockerd's ``registry-mirrors`` are asked for docker.io only."""
-
 ALIASES = dict.fromkeys(
     ("index.docker.io", "registry-1.docker.io", "registry.docker.io", "registry.hub.docker.com", "hub.docker.com"), "docker.io"
 )
@@ -53,7 +53,6 @@ DEFAULT_ENDPOINTS = {
 }
 
 _SHORTEST_TOKEN = 16
-
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Size = Annotated[int, BeforeValidator(parse_cache_size)]
@@ -98,7 +97,6 @@ class Server(_Table):
         description="what changes on the dashboard need, 16 characters or more; where none is set, one is made and kept in the cache directory's `admin-token`",
     )
     admin_token_file: Path | None = Field(None, description="a file that holds it")
-
     public_url: str | None = Field(
         None, description="URL under which clients reach the mirror by a name, such as `https://mirror.example.com` at a proxy"
     )
@@ -184,7 +182,10 @@ class Cache(_Table):
         default_factory=default_cache_dir,
         description="where everything is kept; default `/var/lib/mirror` for root, else `~/.cache/mirror`",
     )
-    max_size: Size = Field(50 * 1024**3, description="size that eviction keeps the cache within")
+    max_size: Size = Field(
+        default_factory=lambda found: default_limit(found.get("dir")),
+        description="size that eviction keeps the cache within; default a quarter of the disk that `cache.dir` is on",
+    )
     high_watermark: float = Field(0.95, gt=0, le=1, description="share of `max_size` above which eviction begins")
     low_watermark: float = Field(0.9, gt=0, le=1, description="share of `max_size` that eviction then goes down to")
     min_free: float = Field(

@@ -54,17 +54,17 @@ class Readiness:
                 durable.replace(self._file, json.dumps(self._own()).encode())
 
     def report(self) -> dict[str, Any]:
-        """A JSON object; ``degraded`` is a list of sentences."""
-        directory = self._settings.cache.dir
-        degraded = list(self._notes)
-        if (fault := self._probe.fault) is not None:
-            degraded.append(f"the cache directory {directory} cannot be written ({fault}): everything is fetched, nothing kept")
+        """A JSON object of sentences: ``mirror`` are faults of the mirror itself, ``degraded`` are these and those of endpoints."""
+        faults = list(self._notes)
+        if fault := self._probe.fault:
+            faults.append(fault)
         if (end := self._certificate_end()) is not None and end - time.time() < _EXPIRES_SOON:
             when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(end))
-            degraded.append(f"the mirror's own certificate {self._settings.server.tls_certificate} ends on {when}: renew it")
+            faults.append(f"the mirror's own certificate {self._settings.server.tls_certificate} ends on {when}: renew it")
         views = [self._own()]
         if self._file is not None:
             views += [view for path in self._file.parent.glob("endpoints-*.json") if (view := _read(path)) is not None]
+        degraded = list(faults)
         registries: Endpoints = {}
         for name, own in views[0].items():
             # What one worker has found out of an endpoint, the others find out when they ask it next.
@@ -73,7 +73,7 @@ class Readiness:
             for endpoint in latest:
                 if endpoint["state"] != "ok":
                     degraded.append(f"{name}: {endpoint['endpoint']} {_STATES[endpoint['state']]}: {endpoint['last_error']}")
-        return {"degraded": degraded, "registries": registries}
+        return {"degraded": degraded, "mirror": faults, "registries": registries}
 
     def _certificate_end(self) -> float | None:
         file = self._settings.server.tls_certificate

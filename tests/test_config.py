@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.config import DEFAULT_ENDPOINTS, ConfigError, load
+from mirror.disk_room import default_limit
 from mirror.units import format_size, parse_duration, parse_size
 
 
@@ -17,7 +18,7 @@ def test_no_settings_at_all() -> None:
     """The defaults serve docker.io and the other default registries on loopback."""
     settings = load(None, {}, {})
     assert settings.server.address == ("127.0.0.1", 5000)
-    assert settings.cache.max_size == 50 * 1024**3
+    assert settings.cache.max_size == default_limit(settings.cache.dir)
     assert settings.cache.tag_ttl == 300
     assert {name: registry.endpoints for name, registry in settings.registries.items()} == {
         k: (v,) for k, v in DEFAULT_ENDPOINTS.items()

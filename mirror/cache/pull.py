@@ -105,7 +105,7 @@ class Pulls:
             raise failure
 
     def missing(self, this: Pull) -> int:
-        """How many of its blobs are not in the cache; perhaps no longer, where it is too small for all that was pulled."""
+        """How many of its blobs are not in the cache: there was no room for them, or they had to make room since."""
         return sum(self._store.size(digest) is None for digest in this.blobs.keys() - this.embedded)
 
     async def _resolve(self, this: Pull) -> Manifest:

@@ -16,7 +16,9 @@ import click
 from mirror.cli.ask import images_of, on_cache
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import tell_json
-from mirror.errors import MirrorError
+from mirror.config import Settings
+from mirror.disk_room import measure
+from mirror.errors import MirrorError, StorageFull
 from mirror.units import format_size
 
 if TYPE_CHECKING:
@@ -82,22 +84,23 @@ def pull(
         # So that the figures know of it.
         pulls = [Pull(repository, reference, wanted) for repository, reference in named]
         faults: dict[str, str] = {}
+        full: set[str] = set()
 
         async def one(this: Pull) -> None:
             try:
                 await cache.pulls.pull(this)
             except MirrorError as error:
                 faults[str(this)] = error.message
+                if isinstance(error, StorageFull):
+                    full.add(str(this))
             if shown is None and not as_json:
                 click.echo(_line(_outcome(this, faults.get(str(this)))))
 
         async with _bars(pulls) if os.isatty(2) and not as_json else contextlib.nullcontext() as shown:
             await asyncio.gather(*(one(this) for this in pulls))
         for this in pulls:
-            if str(this) not in faults and (missing := cache.pulls.missing(this)):
-                faults[str(this)] = (
-                    f"{missing} of its blobs had to make room for others: cache.max_size is too small for all of these images"
-                )
+            if (str(this) not in faults or str(this) in full) and (missing := cache.pulls.missing(this)):
+                faults[str(this)] = _why_missing(settings, missing, (await cache.inventory.totals()).size)
         return [_outcome(this, faults.get(str(this))) for this in pulls]
 
     report = on_cache(settings, work)
@@ -113,6 +116,19 @@ def pull(
         counted = "1 image" if len(report) == 1 else f"{len(report)} images"
         click.echo(f"{counted}: {len(fetched)} fetched, {there} already there, {len(failed)} failed; {size} in all")
     sys.exit(1 if failed else 0)
+
+
+def _why_missing(settings: Settings, missing: int, cached: int) -> str:
+    """Why blobs are not kept: for want of room on the disk or within the limit, whichever leaves less. `cached` is in bytes."""
+    folder, limit = settings.cache.dir, settings.cache.max_size
+    room = measure(folder, settings.cache.min_free)
+    kept = f"{missing} of its blobs {'is' if missing == 1 else 'are'} not kept"
+    if room.free - room.reserve < limit - cached:
+        return (
+            f"{kept}: the disk of {folder} has {format_size(room.free)} free, of which cache.min_free leaves {format_size(room.reserve)} to others;"
+            " make room on it, or set cache.dir to a larger one"
+        )
+    return f"{kept}: they had to make room for others within cache.max_size ({format_size(limit)}); set a larger one, or pull fewer images"
 
 
 def this_platform() -> str:

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 @cache_options
 @click.option("--listen", metavar="HOST:PORT", help="Address and port to listen on.  [127.0.0.1:5000]")
 @click.option("--workers", "number", metavar="N|auto", help="Processes that serve together.  [1]")
-@click.option("--max-size", metavar="SIZE", help="Size to keep the cache within.  [50GiB]")
+@click.option("--max-size", metavar="SIZE", help="Size to keep the cache within.  [a quarter of the disk]")
 @click.option("--yes", is_flag=True, help="Remove what is cached beyond a smaller --max-size, even if it is more than half.")
 def serve(
     config: Path | None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
 import click
@@ -11,6 +10,7 @@ import click
 from mirror.cli.ask import inventory
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import tell_json
+from mirror.disk_room import measure
 from mirror.units import format_size
 
 
@@ -23,12 +23,21 @@ def stats(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]
     with inventory(settings) as asked:
         totals = asked.totals()
     traffic = totals.traffic
-    disk = os.statvfs(settings.cache.dir)
-    free, most = disk.f_bavail * disk.f_frsize, settings.cache.max_size
+    room, most = measure(settings.cache.dir, settings.cache.min_free), settings.cache.max_size
+    shortage = room.shortage(settings.cache.dir)
     if as_json:
         figures = dataclasses.asdict(totals)
         figures["traffic"]["saved"] = traffic.saved
-        tell_json({"directory": str(settings.cache.dir), "max_size": most, "disk_free": free, **figures})
+        tell_json(
+            {
+                "directory": str(settings.cache.dir),
+                "max_size": most,
+                "disk_size": room.total,
+                "disk_free": room.free,
+                "degraded": [shortage] if shortage else [],
+                **figures,
+            }
+        )
         return
     ratio = f", {traffic.hits / traffic.requests:.1%} of {traffic.requests} requests" if traffic.requests else ""
     lines = [
@@ -37,10 +46,12 @@ def stats(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]
         ("content", f"{totals.blobs} blobs and {totals.manifests} manifests"),
         ("size", f"{format_size(totals.size)} of {format_size(most)}, {totals.size / most:.1%}"),
         ("unfinished", f"{format_size(totals.unfinished)} of downloads in progress or interrupted"),
-        ("disk", f"{format_size(free)} free"),
+        ("disk", f"{format_size(room.free)} free of {format_size(room.total)}"),
         ("hits", f"{traffic.hits}{ratio}"),
         ("sent", f"{format_size(traffic.sent)} to clients"),
         ("fetched", f"{format_size(traffic.fetched)} from upstream"),
         ("saved", format_size(traffic.saved)),
     ]
+    if shortage:
+        lines.append(("degraded", shortage))
     click.echo("".join(f"{name:<12}{value}\n" for name, value in lines), nl=False)

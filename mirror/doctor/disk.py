@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mirror.config import Settings
+from mirror.disk_room import measure
 from mirror.doctor.findings import Finding, advice, ok, problem
 from mirror.doctor.waiting import within
 from mirror.locks import try_exclusive
@@ -35,7 +36,7 @@ def _examine(settings: Settings) -> list[Finding]:
     try:
         found = list(_write(folder))
         if not found:
-            found = [*_file_system(folder), *_room(folder, settings.cache.max_size)]
+            found = [*_file_system(folder), *_room(folder, settings.cache.max_size, settings.cache.min_free)]
     except OSError as error:
         cure = f"make {folder} and give it to the user that runs the mirror, or set cache.dir (--cache-dir) to another folder"
         found = [problem(_CHECK, f"the cache directory {folder} cannot be used: {error.strerror or error}", cure)]
@@ -106,29 +107,33 @@ def _kind(folder: Path) -> str:
     return kind
 
 
-def _room(folder: Path, max_size: int) -> Iterator[Finding]:
-    while not folder.exists():
-        folder = folder.parent
-    state = os.statvfs(folder)
-    free, whole = state.f_bavail * state.f_frsize, state.f_blocks * state.f_frsize
+def _room(folder: Path, max_size: int, min_free: float) -> Iterator[Finding]:
+    room = measure(folder, min_free)
     kept = sum(_sizes(folder / "blobs")) + sum(_sizes(folder / "spool"))
-    told = f"{format_size(kept)} cached of {format_size(max_size)} at most, {format_size(free)} of {format_size(whole)} free ({_kind(folder) or 'unknown file system'})"
-    if free < min(whole // 100, 64 * 1024 * 1024):
+    told = f"{format_size(kept)} cached of {format_size(max_size)} at most, {format_size(room.free)} of {format_size(room.total)} free ({_kind(folder) or 'unknown file system'})"
+    usable = kept + room.free - room.reserve
+    if room.free < min(room.total // 100, 64 * 1024 * 1024):
         yield problem(
             _CHECK,
             f"the disk of {folder} is full: {told}",
             "make cache.max_size smaller or the disk larger; until then blobs are passed through and not kept",
         )
-    elif kept + free < max_size:
+    elif room.is_low:
+        yield problem(
+            _CHECK,
+            room.shortage(folder),
+            f"delete other files on that disk, or set cache.dir to another one; now it holds {told}",
+        )
+    elif usable < max_size:
         yield advice(
             _CHECK,
             f"{folder} has no room for cache.max_size: {told}",
-            f"set cache.max_size to {format_size((kept + free) * 0.9).replace(' ', '')} or less, or make the disk larger",
+            f"set cache.max_size to {format_size(usable * 0.95).replace(' ', '')} or less, or make the disk larger",
         )
-    elif state.f_files and state.f_favail < 10_000:
+    elif room.inodes is not None and room.inodes < 10_000:
         yield problem(
             _CHECK,
-            f"the file system of {folder} has {state.f_favail} inodes left",
+            f"the file system of {folder} has {room.inodes} inodes left",
             "set cache.dir to another file system, or delete small files",
         )
     else:

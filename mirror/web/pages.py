@@ -63,7 +63,8 @@ class State:
     downloads: tuple[ImageDownload, ...]
     totals: Totals
     history: History
-    registries: Mapping[str, Any]
+    report: Mapping[str, Any]
+    """What /readyz says."""
     top: tuple[Pulled, ...] = ()
 
 
@@ -95,7 +96,7 @@ class Pages:
         shown = by_image(downloads, await self._images_under_way(downloads[: 2 * _MOST_DOWNLOADS]))
         failed = tuple(_failed(image, message) for image, message in self._actions.failures)
         totals, history, top = await self._current_figures()
-        return State((*failed, *shown), totals, history, self._site_info.report()["registries"], top)
+        return State((*failed, *shown), totals, history, self._site_info.report(), top)
 
     def parts(self, state: State, language: str) -> Mapping[str, str]:
         """Renders what moves by itself, by the names of the elements on the page."""
@@ -103,6 +104,7 @@ class Pages:
         trend = charts.trend(state.history, state.totals.size, time.time())
         page = self._templates.page
         return {
+            "faults": page("_faults.html", language, **shown),
             "figures": page("_figures.html", language, trend=trend, **shown),
             "downloads": page("_downloads.html", language, **shown),
             "traffic": page("_traffic.html", language, chart=charts.bars(state.history), **shown),

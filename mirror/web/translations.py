@@ -96,6 +96,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "upstreams": ("Upstreams", "上游"),
     "state_unknown": ("not visited yet", "尚未访问"),
     "state_ok": ("healthy", "正常"),
+    "degraded": ("degraded", "降级运行"),
     "state_failing": ("failing", "出错"),
     "state_open": ("down", "不可用"),
     "state_wrong": ("untrusted", "不可信"),

@@ -49,7 +49,7 @@ async def test_a_disk_that_is_too_small_or_full(tree: dict[str, Any], small_disk
     assert any("is in memory (tmpfs)" in finding.message for finding in found)
     (told,) = [finding for finding in found if "no room for cache.max_size" in finding.message]
     assert told.level == Level.ADVICE
-    assert "set cache.max_size to 3.6MiB or less" in told.cure
+    assert "set cache.max_size to 3.61MiB or less" in told.cure
     with contextlib.suppress(OSError), open(small_disk / "fill", "wb", buffering=0) as file:
         while file.write(b"x" * 4096):
             pass

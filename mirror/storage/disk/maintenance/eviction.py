@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mirror import metrics
+from mirror.disk_room import measure
 from mirror.errors import DigestInvalid, StorageFull
 from mirror.locks import Lock, wait
 from mirror.names import Digest
@@ -36,8 +37,6 @@ _PAUSE = 0.02
 """Seconds between two turns."""
 _ROOM_UNKNOWN: bool | None = True
 """Where the catalog fails, a download is tried: the file system will tell."""
-_MOST_SPARE = 64 * 1024 * 1024
-"""Bytes that stay free on the disk whatever `min_free` says; 1 % of a small one."""
 
 
 @dataclass
@@ -85,7 +84,8 @@ class Eviction:
                 # SQLite's lock is not fair: who waits for it looks every now and then, and must find it free.
                 await asyncio.sleep(_PAUSE)
             if not fits and need:
-                raise StorageFull(f"there is no room for {need} bytes")
+                where = "on the disk" if self._short_on_disk(need) > 0 else f"within the {self.max_size} bytes of cache.max_size"
+                raise StorageFull(f"there is no room for {need} bytes {where}")
 
     async def could_fit(self, size: int, name: str) -> bool:
         """True where a download of `size` bytes into the spool file `name` could be kept if everything went that may. Evicts nothing."""
@@ -105,15 +105,14 @@ class Eviction:
 
     def warn_of_the_disk(self) -> None:
         """Logs where the disk is too small for the limit. Blocks."""
-        state = os.statvfs(self._store.root)
-        total = state.f_blocks * state.f_frsize
-        if self.max_size > total - self._spare(state):
+        room = measure(self._store.root, self._min_free)
+        if self.max_size > room.total - room.reserve:
             log.warning(
                 "cache.max_size (%s) is more than the disk of %s can hold: it has %s, of which cache.min_free leaves %s free; the cache stays below that",
                 format_size(self.max_size),
                 self._store.root,
-                format_size(total),
-                format_size(int(self._spare(state))),
+                format_size(room.total),
+                format_size(room.reserve),
             )
 
     # ------------------------------------------------------------------ in the catalog's thread
@@ -224,12 +223,8 @@ class Eviction:
         """Bytes that the file system lacks for `need`, and for what is to stay free."""
         if not need:
             return 0
-        state = os.statvfs(self._store.root)
-        return int(need + self._spare(state) - state.f_bavail * state.f_frsize)
-
-    def _spare(self, state: os.statvfs_result) -> float:
-        total = state.f_blocks * state.f_frsize
-        return max(min(_MOST_SPARE, total // 100), self._min_free * total)
+        room = measure(self._store.root, self._min_free)
+        return need + room.reserve - room.free
 
 
 def _count(catalog: Catalog) -> None:
