@@ -6,7 +6,6 @@ All faults are reported at once, each with its key, the form expected and the va
 from __future__ import annotations
 
 import contextlib
-import os
 import ssl
 import types
 from collections.abc import Mapping
@@ -32,7 +31,7 @@ from mirror.names import is_registry_name
 from mirror.regular_files import LARGEST_SECRET, read_file
 from mirror.setting_errors import tell
 from mirror.setting_sources import ConfigError as ConfigError
-from mirror.setting_sources import from_file, merge
+from mirror.setting_sources import default_cache_dir, from_file, merge
 from mirror.units import parse_cache_size, parse_duration, parse_endpoint, parse_listen, parse_rate, parse_workers
 
 DEFAULT_REGISTRY = "docker.io"
@@ -58,19 +57,6 @@ Duration = Annotated[float, BeforeValidator(parse_duration)]
 Size = Annotated[int, BeforeValidator(parse_cache_size)]
 Rate = Annotated[int, BeforeValidator(parse_rate)]
 Workers = Annotated[int, BeforeValidator(parse_workers)]
-
-
-def default_cache_dir() -> Path:
-    """Return /var/lib/mirror where this user can write it, else the user's own cache folder (XDG base directory specification). Raises ConfigError."""
-    system = Path("/var/lib/mirror")
-    if os.geteuid() == 0 or os.access(system, os.W_OK):
-        return system
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mirror"
-    except RuntimeError:
-        raise ConfigError(
-            ["cache.dir: this user has no home directory for a cache; set --cache-dir DIR or MIRROR_CACHE__DIR"]
-        ) from None
 
 
 def _readable(file: Path) -> bytes:

@@ -1,7 +1,8 @@
-"""Where settings come from: a TOML file's tree, and how a later tree is laid over an earlier one."""
+"""Where settings come from: a TOML file's tree, how a later tree is laid over an earlier one, and a default that depends on the user."""
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -43,3 +44,16 @@ def merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
                 merge(below, value)
                 continue
         into[key] = value
+
+
+def default_cache_dir() -> Path:
+    """Return /var/lib/mirror where this user can write it, else the user's own cache folder (XDG base directory specification). Raises ConfigError."""
+    system = Path("/var/lib/mirror")
+    if os.geteuid() == 0 or os.access(system, os.W_OK):
+        return system
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mirror"
+    except RuntimeError:
+        raise ConfigError(
+            ["cache.dir: this user has no home directory for a cache; set --cache-dir DIR or MIRROR_CACHE__DIR"]
+        ) from None

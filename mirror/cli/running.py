@@ -16,7 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mirror import durable
-from mirror.config import DEFAULT_ENDPOINTS, ConfigError, Settings, default_cache_dir
+from mirror.config import DEFAULT_ENDPOINTS, ConfigError, Settings
+from mirror.setting_sources import default_cache_dir
 
 _NAME = "running.json"
 _SYSTEM = Path("/run/mirror")
