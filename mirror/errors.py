@@ -194,7 +194,7 @@ class UpstreamUnreachable(UpstreamError):
 
 
 class UpstreamFailed(UpstreamUnreachable):
-    """Answered, but with a failure of its own: 408 or 5xx. It may be that of one repository alone."""
+    """There was a connection, but no good answer: 408, 5xx, or none before the connection ended. It may be the failure of one repository alone."""
 
 
 class UpstreamTimeout(UpstreamError):

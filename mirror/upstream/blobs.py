@@ -20,7 +20,7 @@ from mirror.upstream.receiver import Response
 from mirror.upstream.streams import BlobStream
 from mirror.upstream.transport import Transport, length_of, shown
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", re.IGNORECASE)
 _AS_GOOD = 1.5
 """Times the best endpoint's time within which the order given decides."""
 
@@ -60,11 +60,10 @@ class Blob:
 
         async def ask(endpoint: Endpoint, deadline: float) -> Descriptor:
             url = endpoint.url(self._repository, f"blobs/{self._digest}")
-            response = await endpoint.send("HEAD", url, self._repository, {}, deadline, self._digest)
-            response.release()
-            size = length_of(response) if response.status == 200 else None
+            response = await endpoint.head(url, self._repository, {}, deadline, self._digest)
+            size = length_of(response) if response is not None else None
             if not size and not (size == 0 and self._empty):
-                # Some stores refuse HEAD, or do not say the length in it, or say 0. An empty blob has no first byte to ask for.
+                # Some stores do not say the length in it, or say 0. An empty blob has no first byte to ask for.
                 stream = await self._open(endpoint, 0, None if self._empty else 1, deadline)
                 await stream.aclose()
                 size = stream.size

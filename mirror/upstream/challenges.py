@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9_-]*)(?:\s+|$|(?=,))")
+_SCHEME = re.compile(r"[\s,]*([A-Za-z][A-Za-z0-9_-]*)(?:\s+|$|(?=,))")
+_TOKEN68 = re.compile(r"[A-Za-z0-9._~+/-]+=*(?=\s*(?:,|$))")
 _PARAMETER = re.compile(r'\s*,?\s*([A-Za-z][A-Za-z0-9_-]*)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*))')
 
 
@@ -28,6 +29,8 @@ def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
         while (match := _SCHEME.match(header, position)) is not None:
             scheme, position = match[1].lower(), match.end()
             parameters: dict[str, str] = {}
+            if (token68 := _TOKEN68.match(header, position)) is not None:
+                position = token68.end()
             while (parameter := _PARAMETER.match(header, position)) is not None:
                 quoted, token = parameter[2], parameter[3]
                 parameters[parameter[1].lower()] = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else token

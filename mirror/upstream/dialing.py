@@ -19,6 +19,10 @@ from mirror.upstream.receiver import Route
 _ANSWER = 4096
 
 
+class NoConnection(OSError):
+    """It was refused, or nothing is there."""
+
+
 class ConnectTimeout(OSError):
     """No connection in time."""
 
@@ -61,7 +65,10 @@ async def _connect(resolver: AbstractResolver, host: str, port: int, seconds: fl
 async def _connect_now(resolver: AbstractResolver, host: str, port: int) -> socket.socket:
     found = await resolver.resolve(host, port, socket.AF_UNSPEC)
     addresses = [(one["family"], socket.SOCK_STREAM, 0, "", _address(one["host"], port, one["family"])) for one in found]
-    return await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=0.25)
+    try:
+        return await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=0.25)
+    except OSError as error:
+        raise NoConnection(*error.args) from None
 
 
 async def _connect_proxy(resolver: AbstractResolver, host: str, port: int, seconds: float) -> socket.socket:

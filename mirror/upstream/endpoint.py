@@ -27,7 +27,7 @@ from mirror.tasks import close_all
 from mirror.upstream.challenges import Challenge, choose, parse_challenges, pull_scope
 from mirror.upstream.guard import Guard
 from mirror.upstream.health import Breaker, Delivery, EndpointHealth
-from mirror.upstream.pacing import Pacer
+from mirror.upstream.pacing import EndpointPacer
 from mirror.upstream.receiver import Response
 from mirror.upstream.tokens import Authenticator, Credentials
 from mirror.upstream.transport import REDIRECTS, Transport, retry_after, shown
@@ -45,6 +45,8 @@ _IMPATIENCE = 1.0
 """The same where there is another endpoint to ask."""
 _HEAD_DISTRUSTED = 3600.0
 """Seconds for which HEAD is not tried again, once it refused what GET gave."""
+_HEAD_DISTRUSTED_COUNTED = 60.0
+"""The same where GETs are counted as pulls, and HEADs are not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class Endpoint:
         self._anonymous = Authenticator(registry, None)
         self._challenges: OrderedDict[str, Challenge] = OrderedDict()
         self._signed: OrderedDict[tuple[Repository, Digest], _Signed] = OrderedDict()
-        self._pacers = {pull: Pacer(self.name) for pull in (False, True)}
+        self._pacers = {pull: EndpointPacer(self.name) for pull in (False, True)}
         """Pulls apart from the rest: Docker Hub counts GETs of manifests, and no HEAD."""
         self._heads_from = 0.0
         self._limits: list[int | None] = [None, None]
@@ -125,7 +127,23 @@ class Endpoint:
 
     def distrust_heads(self) -> None:
         """Takes note that a HEAD was refused, or said nothing, where GET was answered."""
-        self._heads_from = time.monotonic() + _HEAD_DISTRUSTED
+        counted = self._limits[0] is not None
+        self._heads_from = time.monotonic() + (_HEAD_DISTRUSTED_COUNTED if counted else _HEAD_DISTRUSTED)
+
+    async def head(
+        self, url: URL, repository: Repository, headers: dict[str, str], deadline: float, blob: Digest | None = None
+    ) -> Response | None:
+        """Sends a HEAD; None where it is refused, breaks off, or takes more than half of the time, which proves nothing of GET.
+
+        Registries and stores refuse HEAD for what they give to GET: Nexus by 404, URLs signed for GET by 403, others by 401, 405, 501, or not at all.
+        Raises UpstreamLimited, TokenServiceFailed, and UpstreamUnreachable where there is no connection.
+        """
+        try:
+            response = await self.send("HEAD", url, repository, headers, deadline, blob)
+        except (Denied, UpstreamFailed, UpstreamInvalid, UpstreamTimeout):
+            return None
+        response.release()
+        return response if response.status == 200 else None
 
     async def send(
         self, method: str, url: URL, repository: Repository, headers: dict[str, str], deadline: float, blob: Digest | None = None
@@ -136,9 +154,12 @@ class Endpoint:
         """
         pacer = self._pacers[method == "GET" and blob is None] if blob is None else None
         while True:
-            sent = await pacer.turn(min(_left(deadline), _PATIENCE if self.alone else _IMPATIENCE)) if pacer is not None else 0.0
+            patience = min(_left(deadline), _PATIENCE if self.alone else _IMPATIENCE)
+            sent = await pacer.turn(repository.path, patience) if pacer is not None else 0.0
+            # Where HEAD is not answered at all, there is to be time to ask by GET.
+            until = deadline if method == "GET" else deadline - _left(deadline) / 2
             try:
-                response = await self._send(method, url, repository, headers, deadline, blob)
+                response = await self._send(method, url, repository, headers, until, blob)
             except MirrorError as error:
                 metrics.upstream_errors.labels(*self._labels, _kind(error)).inc()
                 raise
@@ -149,9 +170,9 @@ class Endpoint:
             metrics.upstream_errors.labels(*self._labels, "limited").inc()
             self._note_limits(response)
             # Its turn is after those that wait already; where that is beyond its deadline, `turn` says so.
-            pacer.limited(sent, wait, self._limits[1] == 0)
+            pacer.limited(repository.path, sent, wait, self._limits[1] == 0)
         if pacer is not None:
-            pacer.answered()
+            pacer.answered(repository.path)
         self._note_limits(response)
         try:
             self._check(response, method)
@@ -216,8 +237,10 @@ class Endpoint:
             sent, reused, scope = dict(headers), False, ""
             if challenge is not None:
                 scope = pull_scope(challenge.scope, name)
+                # A token service that hangs leaves time to ask the registry without a token.
+                seconds = _left(deadline) if fresh else _left(deadline) / 2
                 try:
-                    value, reused = await authenticator.header(challenge, scope, self._guard, [*via, url], _left(deadline))
+                    value, reused = await authenticator.header(challenge, scope, self._guard, [*via, url], seconds)
                 except MirrorError:
                     self._challenges.pop(key, None)
                     if fresh:
@@ -254,8 +277,14 @@ class Endpoint:
             self._challenges.popitem(last=False)
 
     async def _once(self, via: Sequence[URL], method: str, url: URL, headers: dict[str, str], deadline: float) -> Response:
-        with metrics.upstream_seconds.labels(*self._labels, method).time():
-            return await self._guard.request(method, via, url, headers, _left(deadline))
+        try:
+            with metrics.upstream_seconds.labels(*self._labels, method).time():
+                return await self._guard.request(method, via, url, headers, _left(deadline))
+        except UpstreamUnreachable as error:
+            if same_origin(url, self.base):
+                raise
+            # Where a redirect leads is not this endpoint: nothing says that it cannot be reached for the next request.
+            raise UpstreamFailed(error.message) from None
 
     def _check(self, response: Response, method: str) -> None:
         """Raises what a status stands for. Not for HEAD: its refusal proves nothing, since registries and stores refuse it for what they give to GET."""

@@ -41,14 +41,18 @@ async def with_failover(
     """What the first endpoint that has it says. There within the header timeout.
 
     What one endpoint does not have, or refuses, the next is asked for. Of what is `mutable`, a tag or a list, the registry's own endpoint has the last word: what
-    it does not have is gone. `ask` is given an endpoint and the deadline, in the event loop's time. Raises Unknown, Denied, UpstreamError.
+    it does not have is gone. `ask` is given an endpoint and its deadline, in the event loop's time: one that does not answer leaves each endpoint after it an
+    equal share of the time. Raises Unknown, Denied, UpstreamError.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeouts.header
     left = list(endpoints)
     errors: list[MirrorError] = []
     for attempt in range(timeouts.attempts):
-        for endpoint in list(left):
+        for place, endpoint in enumerate(asking := list(left)):
+            now = loop.time()
+            if now >= deadline:
+                break
             if not endpoint.breaker.allows():
                 left.remove(endpoint)
                 errors.append(
@@ -58,7 +62,7 @@ async def with_failover(
                 )
                 continue
             try:
-                answer = await ask(endpoint, deadline)
+                answer = await ask(endpoint, now + (deadline - now) / (len(asking) - place))
             except TokenServiceFailed as error:
                 endpoint.breaker.succeeded()
                 errors.append(error)
@@ -97,13 +101,13 @@ def _latest_limit(errors: list[MirrorError]) -> float | None:
 
 
 def _told(errors: list[MirrorError]) -> MirrorError:
-    """Which of several endpoints' errors is told. "Unknown" is an answer only where all that could be asked gave it: otherwise nobody knows."""
+    """Which of several endpoints' errors is told. "Unknown" is an answer only where all of them gave it, and certain where all are: otherwise nobody knows."""
     lacking = [error for error in errors if not isinstance(error, Unknown)]
     return min(lacking or errors, key=_weight)
 
 
 def _weight(error: MirrorError) -> int:
     if isinstance(error, Unknown):
-        return 0 if error.certain else 1
+        return 1 if error.certain else 0
     kinds = (Denied, UpstreamLimited, UpstreamInvalid)
     return next((weight for weight, kind in enumerate(kinds) if isinstance(error, kind)), len(kinds))

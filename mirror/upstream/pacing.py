@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 
 from mirror.errors import UpstreamLimited
@@ -17,22 +18,28 @@ _RECOVERY = 0.95
 _FORGOTTEN_AFTER = 120.0
 """Seconds without a 429 after which requests are sent at once again."""
 _LONGEST_PAUSE = 300.0
+_LONGEST_PAUSE_OF_ALL = 60.0
+"""The same for all repositories of an endpoint: that is what a Retry-After of two of them is worth, however long it is."""
+_MOST_REPOSITORIES = 1000
 _EXHAUSTED_FOR = 30.0
 
 
 class Pacer:
-    """Spaces out the requests of one kind to one endpoint, once it has answered 429: like TCP, it slows down by halves and speeds up in small steps."""
+    """Spaces out requests, once one was answered 429: like TCP, it slows down by halves and speeds up in small steps."""
 
-    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """`name` is the endpoint's, for errors."""
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic, longest_pause: float = _LONGEST_PAUSE) -> None:
+        """`name` is the endpoint's, for errors; `longest_pause`, in seconds, is what counts of a longer Retry-After."""
         self._name = name
         self._clock = clock
+        self._longest_pause = longest_pause
         self._interval = 0.0
         """Seconds between two requests; 0 for no limit."""
         self._next = 0.0
         self._paused_until = 0.0
         self._limited_at = -math.inf
         self._slowed_at = -math.inf
+        self._doubling = True
+        """False from an answer on until the next 429: every other request answered is as fast as it gets."""
 
     async def turn(self, patience: float) -> float:
         """Waits for this request's turn, for `patience` seconds at most; gives the time at which it is sent, for `answered` and `limited`.
@@ -66,13 +73,64 @@ class Pacer:
         if sent > self._slowed_at:
             # Those that were sent before the last change say nothing of it.
             self._slowed_at = now
-            self._interval = min(max(2 * self._interval, _FIRST_INTERVAL), _LONGEST_INTERVAL)
-        self._paused_until = max(self._paused_until, now + min(max(retry_after, self._interval), _LONGEST_PAUSE))
+            if self._doubling or not self._interval:
+                self._interval = min(max(2 * self._interval, _FIRST_INTERVAL), _LONGEST_INTERVAL)
+            self._doubling = True
+        self._paused_until = max(self._paused_until, now + min(max(retry_after, self._interval), self._longest_pause))
         self._next = max(self._next, self._paused_until)
+
+    @property
+    def idle(self) -> bool:
+        """True when it slows nothing."""
+        return not self._interval
 
     def answered(self) -> None:
         """Takes note of an answer other than 429."""
+        self._doubling = False
         if self._interval:
             self._interval *= _RECOVERY
             if self._interval < _NONE_BELOW:
                 self._interval = 0.0
+
+
+class EndpointPacer:
+    """Paces the requests of one kind to one endpoint.
+
+    A 429 slows down the repository that got it. It slows down all of them where it is about the endpoint: when two repositories got one and none was answered
+    in between, or when the endpoint says that a quota is used up.
+    """
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """`name` is the endpoint's, for errors."""
+        self._name = name
+        self._clock = clock
+        self._all = Pacer(name, clock, _LONGEST_PAUSE_OF_ALL)
+        self._repositories: OrderedDict[str, Pacer] = OrderedDict()
+        self._limited: set[str] = set()
+        """Repositories that were answered 429 since any was answered otherwise."""
+
+    async def turn(self, repository: str, patience: float) -> float:
+        """As Pacer.turn. Raises UpstreamLimited."""
+        began = self._clock()
+        if (own := self._repositories.get(repository)) is not None:
+            await own.turn(patience)
+        return await self._all.turn(patience - (self._clock() - began))
+
+    def limited(self, repository: str, sent: float, retry_after: float | None, exhausted: bool) -> None:
+        """Takes note of a 429, as Pacer.limited does."""
+        own = self._repositories.setdefault(repository, Pacer(self._name, self._clock))
+        own.limited(sent, retry_after, exhausted)
+        if len(self._repositories) > _MOST_REPOSITORIES:
+            self._repositories.popitem(last=False)
+        self._limited.add(repository)
+        if exhausted or len(self._limited) > 1:
+            self._all.limited(sent, retry_after, exhausted)
+
+    def answered(self, repository: str) -> None:
+        """Takes note of an answer other than 429."""
+        self._limited.clear()
+        self._all.answered()
+        if (own := self._repositories.get(repository)) is not None:
+            own.answered()
+            if own.idle:
+                del self._repositories[repository]

@@ -46,7 +46,7 @@ async def read_pages(
     entries: Callable[[dict[str, Any]], list[Any]],
     unknown: Callable[[bytes], Unknown],
 ) -> Listing:
-    """All pages from `url` on; `entries` takes a page apart, `unknown` makes the error of a 404's body.
+    """All pages from `url` on; `entries` takes a page apart, or raises UpstreamInvalid; `unknown` makes the error of a 404's body.
 
     The first page's failure is raised: Unknown, Denied, UpstreamError. A later one's loses nothing of what came before. Each page has `seconds` of its own.
     """
@@ -55,12 +55,12 @@ async def read_pages(
     while True:
         try:
             page, size, link, said_by = await _page(endpoint, repository, url, headers, deadline, seconds, left, unknown)
+            found += entries(page)
         except MirrorError as error:
             if len(seen) == 1:
                 raise
             log.warning("a list of %s broke off at page %d: %s", repository, len(seen), error.message)
             return Listing(found, False)
-        found += entries(page)
         left -= size
         if link is None:
             return Listing(found, True)

@@ -73,7 +73,8 @@ class Receiver:
     async def send(self, method: str, url: URL, headers: Mapping[str, str], route: Route) -> Response:
         """Sends a GET or HEAD and waits for the response's head. The caller closes the response, and sets the time limit.
 
-        Raises OSError (ssl.SSLError included) where there is no connection, and h11.RemoteProtocolError where the answer is not HTTP.
+        Raises what `route` raises where there is no connection, OSError (ssl.SSLError included) where it ended without an answer, and
+        h11.RemoteProtocolError where the answer is not HTTP.
         """
         self._prune()
         host = url.host_subcomponent or ""
@@ -268,7 +269,7 @@ class _Connection:
         assert head is not None
         self._socket.sendall(head)
         connection.send(h11.EndOfMessage())
-        while not isinstance(response := self._event(), h11.Response):
+        while not isinstance(response := self._event(in_head=True), h11.Response):
             if not isinstance(response, h11.InformationalResponse):
                 raise h11.RemoteProtocolError("the connection was closed without an answer")
         fields: CIMultiDict[str] = CIMultiDict()
@@ -355,9 +356,11 @@ class _Connection:
         self._keep = self._keep and self._h11.their_state is h11.DONE and not self._h11.trailing_data[0]
         return 0
 
-    def _event(self) -> object:
+    def _event(self, *, in_head: bool = False) -> object:
         while (event := self._h11.next_event()) is h11.NEED_DATA:
             data = self._socket.recv(_HEAD)
+            if in_head and not data:
+                raise ConnectionResetError("the other side closed the connection without an answer")
             self.answered = self.answered or bool(data)
             self._h11.receive_data(data)
         return event

@@ -6,6 +6,7 @@ knows it. Whatever is asked, an answer begins, or an error is there, within the 
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
@@ -39,6 +40,13 @@ _T = TypeVar("_T")
 
 _HOSTS = {"docker.io": "registry-1.docker.io"}
 """Of registries whose name is not their host's."""
+
+
+_GONE = {
+    *("MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_BLOB_UNKNOWN"),
+    *("NOT_FOUND", "TAG_EXPIRED", "TAG_INVALID", "NAME_INVALID"),
+}
+"""The specification's codes, Harbor's and Quay's, and what registries say of names that cannot be."""
 
 
 class RegistrySettings(Protocol):
@@ -88,18 +96,14 @@ class Registry:
         """What a reference means. Asked with HEAD, which Docker Hub does not count as a pull. Raises ManifestUnknown, Denied, UpstreamError."""
 
         async def ask(endpoint: Endpoint, deadline: float) -> Descriptor:
-            refused = ""
-            if endpoint.heads:
+            trusted = endpoint.heads
+            if trusted:
                 url = endpoint.url(repository, f"manifests/{reference}")
-                response = await endpoint.send("HEAD", url, repository, {"Accept": ACCEPT}, deadline)
-                response.release()
-                described = _descriptor(response, reference) if response.status == 200 else None
-                if described is not None:
+                response = await endpoint.head(url, repository, {"Accept": ACCEPT}, deadline)
+                if response is not None and (described := _descriptor(response, reference)) is not None:
                     return described
-                refused = str(response.status)
-            # A HEAD's no, or a HEAD that says too little, proves nothing (Nexus: 404; URLs signed for GET: 403; others 405, 501, or a length of 0).
             manifest = await self._get(endpoint, repository, reference, deadline)
-            if refused:
+            if trusted:
                 endpoint.distrust_heads()
             return manifest.descriptor
 
@@ -120,7 +124,7 @@ class Registry:
         try:
             if response.status not in (200, 404):
                 raise UpstreamInvalid(f"{shown(url)} answered {response.status}")
-            body = await read_bounded(response, MAX_SIZE, self._transport.timeouts.header)
+            body = await read_bounded(response, MAX_SIZE, self._time_for_body(endpoint, deadline))
             if response.status == 404:
                 raise _no_manifest(repository, reference, body)
         finally:
@@ -135,6 +139,11 @@ class Registry:
             raise DigestMismatch(f"{shown(url)} sent bytes with the digest {actual}, not {wanted}")
         return Manifest(media_type_of(body, response.headers.get("Content-Type"), verified=wanted is not None), actual, body)
 
+    def _time_for_body(self, endpoint: Endpoint, deadline: float) -> float:
+        """Seconds that a document may take once its headers are here; less where there is another endpoint to ask in time."""
+        header = self._transport.timeouts.header
+        return header if endpoint.alone else max(deadline - asyncio.get_running_loop().time(), header / 4)
+
     def blob(self, repository: Repository, digest: Digest) -> Blob:
         """A blob, to be asked for its size and its bytes."""
         return Blob(self.name, self._endpoints, self._transport, repository, digest)
@@ -145,8 +154,7 @@ class Registry:
         """All tags, over all pages. Raises NameUnknown, Denied, UpstreamError."""
 
         def tags(page: dict[str, Any]) -> list[Any]:
-            found = page.get("tags")
-            return [tag for tag in (found if isinstance(found, list) else ()) if _is_tag(tag)]
+            return [tag for tag in _listed(page, "tags", "name") if _is_tag(tag)]
 
         async def ask(endpoint: Endpoint, deadline: float) -> Listing:
             return await self._pages(endpoint, repository, "tags/list", {}, deadline, tags)
@@ -158,20 +166,22 @@ class Registry:
         (distribution-spec 1.1, "Referrers Tag Schema"). Raises Denied, UpstreamError."""
 
         def manifests(page: dict[str, Any]) -> list[Any]:
-            found = page.get("manifests")
-            return [entry for entry in (found if isinstance(found, list) else ()) if isinstance(entry, dict)]
+            return [entry for entry in _listed(page, "manifests", "schemaVersion") if isinstance(entry, dict)]
 
         async def ask(endpoint: Endpoint, deadline: float) -> Listing:
             try:
                 return await self._pages(endpoint, repository, f"referrers/{digest}", {"Accept": ACCEPT}, deadline, manifests)
             except (NameUnknown, UpstreamInvalid):
-                try:
-                    index = await self._get(endpoint, repository, Tag(f"{digest.algorithm}-{digest.hex}"), deadline)
-                except ManifestUnknown:
-                    return Listing([], True)
+                # "<ref>: the digest", both parts with a limit on their length.
+                index = await self._get(endpoint, repository, Tag(f"{digest.algorithm[:32]}-{digest.hex[:64]}"), deadline)
                 return Listing(manifests(json.loads(index.body)), True)
 
-        return await self._ask(ask, repository, mutable=True)
+        try:
+            return await self._ask(ask, repository, mutable=True)
+        except ManifestUnknown as error:
+            if not error.certain:
+                raise
+            return Listing([], True)
 
     async def _pages(
         self,
@@ -254,6 +264,16 @@ def _is_tag(value: Any) -> bool:
         return False
 
 
+def _listed(page: dict[str, Any], key: str, beside: str) -> list[Any]:
+    """What a page lists under `key`; nothing where it has null, or `beside` alone. Raises UpstreamInvalid for another document."""
+    found = page.get(key)
+    if isinstance(found, list):
+        return found
+    if found is None and (key in page or beside in page):
+        return []
+    raise UpstreamInvalid(f"upstream sent a document without {key} for a list")
+
+
 def _no_manifest(repository: Repository, reference: Reference, body: bytes) -> ManifestUnknown:
     error = ManifestUnknown(f"{repository.registry} has no manifest {reference} in {repository.path}")
     error.certain = _is_registrys(body)
@@ -261,9 +281,14 @@ def _no_manifest(repository: Repository, reference: Reference, body: bytes) -> M
 
 
 def _is_registrys(body: bytes) -> bool:
-    """True for an error body as registries send it (distribution-spec 1.1, "Error Codes"): an ingress in front of one says 404 as well, while it restarts."""
+    """True for an error body in which a registry says that something is not there (distribution-spec 1.1, "Error Codes").
+
+    An ingress in front of one says 404 as well, while it restarts.
+    """
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
         return False
-    return isinstance(document, dict) and isinstance(document.get("errors"), list) and bool(document["errors"])
+    errors = document.get("errors") if isinstance(document, dict) else None
+    codes = [error.get("code") for error in errors if isinstance(error, dict)] if isinstance(errors, list) else []
+    return any(isinstance(code, str) and code.upper() in _GONE for code in codes)

@@ -5,8 +5,10 @@ Distribution's "Token Authentication Specification"; Docker Hub's realm is on an
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +28,7 @@ Credentials = Callable[[], tuple[str, str] | None]
 
 _DEFAULT_LIFE = 60.0
 _SHORTEST_LIFE = 1.0
+_LONGEST_LIFE = 86400.0
 _LARGEST_TOKEN = 256 * 1024
 _MOST_REDIRECTS = 5
 
@@ -49,7 +52,7 @@ class Authenticator:
     ) -> tuple[str, bool]:
         """The value for Authorization, and whether it is one that was used before.
 
-        `via` is where the challenge came from. Raises Denied where there are no credentials, or wrong ones, and UpstreamError.
+        `via` is where the challenge came from; `timeout` is in seconds. Raises Denied where there are no credentials, or wrong ones, and UpstreamError.
         """
         if challenge.scheme == "basic":
             return _basic(self._known("asks for user and password")), False
@@ -57,7 +60,14 @@ class Authenticator:
         token = await self._tokens.get(key)
         if token is not None:
             return f"Bearer {token}", True
-        token, _ = await self._fetching.do(key, lambda: self._fetch(key, challenge, scope, guard, via, timeout))
+        try:
+            # Whoever joins a request that is under way has no more time for it than for one of its own.
+            async with asyncio.timeout(timeout):
+                token, _ = await self._fetching.do(
+                    key, lambda: asyncio.wait_for(self._fetch(key, challenge, scope, guard, via, timeout), timeout)
+                )
+        except TimeoutError:
+            raise TokenServiceFailed(f"{self._registry}'s token service did not answer in time") from None
         return f"Bearer {token}", False
 
     async def forget(self, challenge: Challenge, scope: str) -> None:
@@ -135,12 +145,15 @@ def _parse(body: bytes, where: str) -> tuple[str, float]:
     try:
         document: Any = json.loads(body)
         token = document.get("token") or document.get("access_token")
-        life = float(document.get("expires_in") or _DEFAULT_LIFE)
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, AttributeError, RecursionError):
         raise UpstreamInvalid(f"{where} sent something that is not a token") from None
     if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
         raise UpstreamInvalid(f"{where} sent no usable token")
-    return token, min(life, 86400.0)
+    try:
+        life = float(document.get("expires_in") or _DEFAULT_LIFE)
+    except (ValueError, TypeError, OverflowError):
+        life = _DEFAULT_LIFE
+    return token, _DEFAULT_LIFE if math.isnan(life) else min(life, _LONGEST_LIFE)
 
 
 def _basic(credentials: tuple[str, str]) -> str:

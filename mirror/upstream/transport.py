@@ -21,7 +21,7 @@ from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
 from mirror import __version__
-from mirror.errors import TargetRefused, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
+from mirror.errors import TargetRefused, UpstreamFailed, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
 from mirror.tasks import close_all
 from mirror.upstream import dialing
 from mirror.upstream.health import Delivery
@@ -32,6 +32,8 @@ from mirror.upstream.trust import trusting
 REDIRECTS = (301, 302, 303, 307, 308)
 _GZIP = b"\x1f\x8b"
 """RFC 1952, section 2.3.1."""
+_MOST_DIGITS = 18
+"""Of a length in bytes: more does not fit into 63 bits."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -88,7 +90,7 @@ class Transport:
     ) -> Response:
         """Sends a GET or HEAD, without following anything, and waits for the response's head. The caller releases or closes it.
 
-        Raises UpstreamUnreachable, UpstreamTimeout, UpstreamInvalid, TargetRefused.
+        Raises UpstreamUnreachable, UpstreamFailed where a connection ended without an answer, UpstreamTimeout, UpstreamInvalid, TargetRefused.
         """
         context = (tls or self._tls) if url.scheme == "https" else None
         if (proxy := self._proxies.of(url)) is not None:
@@ -110,7 +112,7 @@ class Transport:
         try:
             async with asyncio.timeout(self.timeouts.connect):
                 found = await self._resolver.resolve(host, url.port or 443)
-        except (OSError, TimeoutError):
+        except (OSError, TimeoutError, ValueError):
             return False
         return bool(found) and not any(_public(result["host"]) for result in found)
 
@@ -135,8 +137,10 @@ def _translated(url: URL, public_only: bool) -> Iterator[None]:
         raise UpstreamUnreachable(f"no TLS connection with {where}: {_brief(error)}") from None
     except dialing.ProxyUnreachable as error:
         raise UpstreamUnreachable(f"no connection with {where}: {error}") from None
-    except OSError as error:
+    except dialing.NoConnection as error:
         raise UpstreamUnreachable(f"no connection with {where}: {_reason(error)}") from None
+    except OSError as error:
+        raise UpstreamFailed(f"{where} gave no answer: {_reason(error)}") from None
     except (h11.ProtocolError, ValueError) as error:
         raise UpstreamInvalid(f"{where} answered with something that is not HTTP: {_brief(error)}") from None
 
@@ -147,7 +151,7 @@ def _reason(error: BaseException) -> str:
 
 
 async def read_bounded(response: Response, limit: int, seconds: float) -> bytes:
-    """A small body whole, decoded where it came with gzip though nobody asked for that. Raises UpstreamInvalid above `limit` bytes, UpstreamUnreachable when it breaks off, UpstreamTimeout after `seconds`."""
+    """A small body whole, decoded where it came with gzip though nobody asked for that. Raises UpstreamInvalid above `limit` bytes, UpstreamFailed when it breaks off, UpstreamTimeout after `seconds`."""
     where = shown(response.url)
     too_large = UpstreamInvalid(f"{where} sent a document of more than {limit} bytes")
     if (length_of(response) or 0) > limit:
@@ -163,7 +167,7 @@ async def read_bounded(response: Response, limit: int, seconds: float) -> bytes:
     except TimeoutError:
         raise UpstreamTimeout(f"{where} did not send all of a document in time") from None
     except (OSError, h11.RemoteProtocolError) as error:
-        raise UpstreamUnreachable(f"{where} broke off within a document: {_brief(error)}") from None
+        raise UpstreamFailed(f"{where} broke off within a document: {_brief(error)}") from None
     if response.headers.get("Content-Encoding", "").strip().lower() not in ("gzip", "x-gzip") or not body.startswith(_GZIP):
         return bytes(body)
     decoder = zlib.decompressobj(wbits=31)
@@ -174,14 +178,14 @@ async def read_bounded(response: Response, limit: int, seconds: float) -> bytes:
     if len(decoded) > limit:
         raise too_large
     if not decoder.eof:
-        raise UpstreamUnreachable(f"{where} broke off within a document")
+        raise UpstreamFailed(f"{where} broke off within a document")
     return decoded
 
 
 def length_of(response: Response) -> int | None:
-    """What Content-Length says, in bytes; None where it says nothing that is a number."""
+    """What Content-Length says, in bytes; None where it says nothing that is a number, or more than can be."""
     value = response.headers.get("Content-Length", "")
-    return int(value) if value.isascii() and value.isdigit() else None
+    return int(value) if value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS else None
 
 
 def retry_after(response: Response) -> float | None:
@@ -191,7 +195,7 @@ def retry_after(response: Response) -> float | None:
         return float(value[:9])
     try:
         return max((parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds(), 0.0)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

@@ -298,7 +298,12 @@ async def test_a_digest_that_was_deleted_upstream_is_not_told_again(start: Start
 
 
 @pytest.mark.parametrize(
-    "body", [b"404 page not found", b"", b"<html>", b"[]", b"{}", b'{"errors": []}', b'{"errors": "no"}', b"[" * 100_000]
+    "body",
+    [
+        *(b"404 page not found", b"", b"<html>", b"[]", b"{}", b'{"errors": []}', b'{"errors": "no"}', b"[" * 100_000),
+        *(b'{"errors": [null, "x", {}]}', b'{"errors": [{"status": 404, "message": "File not found."}]}'),
+        *(b'{"errors": [{"code": "UNKNOWN"}]}', b'{"errors": [{"code": "DENIED"}]}', b'{"errors": [{"code": ["NAME_UNKNOWN"]}]}'),
+    ],
 )
 async def test_a_404_that_is_no_registrys_takes_no_tag_away(start: StartMirror, upstream: Scripted, body: bytes) -> None:
     """An ingress says it while the registry behind it restarts: the tag is served stale, and checked again."""
@@ -348,6 +353,29 @@ async def test_gone_is_what_all_endpoints_say_is_gone(start: StartMirror, upstre
                 break
             await asyncio.sleep(0.1)
         assert answer.status == 404
+
+
+@pytest.mark.parametrize("code", ["MANIFEST_UNKNOWN", "NAME_UNKNOWN", "NOT_FOUND", "TAG_EXPIRED"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_gone_in_a_registrys_words(start: StartMirror, upstream: Scripted, code: str, method: str) -> None:
+    """The specification's, Harbor's and Quay's: then the tag is gone here too."""
+    upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start(tag_ttl=0)
+    assert (await mirror.get(LATEST)).status == 200
+    upstream.fail("latest", Status(404, body=b'{"errors": [{"code": "%s"}]}' % code.encode()), times=20, method="*")
+    assert (await mirror.get(LATEST, method)).status == 404
+
+
+async def test_one_endpoints_word_does_not_make_anothers_certain(start: StartMirror, upstream: Scripted) -> None:
+    """An ingress says 404 where the tag came from, and a mirror beside it never had it: nobody has said that it is gone."""
+    async with Scripted() as second:
+        image = upstream.add_image("library/app", "latest")
+        mirror: Mirror = await start(endpoints=[upstream.url, second.url], tag_ttl=0)
+        assert (await mirror.get(LATEST)).status == 200
+        upstream.fail("library", Status(404, {"Content-Type": "text/plain"}, b"404 page not found"), times=20, method="*")
+        answer = await mirror.get(LATEST)
+        assert (answer.status, answer.body) == (200, image.body)
+        assert second.count("GET", "latest") == 1
 
 
 async def until_fresh(mirror: Mirror, method: str, digest: str) -> None:

@@ -20,6 +20,8 @@ import contextlib
 import json
 import os
 import re
+import socket
+import struct
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -101,6 +103,19 @@ class Delay(Fault):
 
 
 @dataclass
+class Raw(Fault):
+    """These bytes are all that comes, then the connection ends: by a reset, or in an orderly way."""
+
+    data: bytes = b""
+    reset: bool = False
+
+
+@dataclass
+class Silence(Fault):
+    """No answer comes, until the client gives up."""
+
+
+@dataclass
 class NoRange(Fault):
     """A Range is ignored and answered 200."""
 
@@ -177,7 +192,8 @@ class Scripted:
         """None, ``bearer`` or ``basic``."""
         self.accounts: dict[str, str] = {}
         """For Basic and for the token service; empty: anybody may have a token."""
-        self.token_life = 60
+        self.token_life: Any = 60
+        """Seconds, or whatever a token service says instead."""
         self.realm: str | None = None
         """Another realm than this server's own."""
         self.redirect_blobs_to: Scripted | None = None
@@ -291,7 +307,7 @@ class Scripted:
     # ------------------------------------------------------------------ faults and counts
 
     def fail(self, fragment: str, *faults: Fault, times: int = 1, method: str = "GET") -> None:
-        """Sets faults for the next requests, each for `times` of them."""
+        """Sets faults for the next requests, each for `times` of them; the `method` ``*`` stands for all."""
         for fault in faults:
             self._faults += [(fragment, method, fault)] * times
 
@@ -305,7 +321,7 @@ class Scripted:
 
     def _fault(self, method: str, path: str) -> Fault:
         for index, (fragment, wanted, fault) in enumerate(self._faults):
-            if wanted == method and fragment in path:
+            if wanted in (method, "*") and fragment in path:
                 del self._faults[index]
                 return fault
         return Fault()
@@ -325,7 +341,7 @@ class Scripted:
             )
         )
         if request.path == "/token":
-            return self._token(request)
+            return await self._token(request)
         if self.refuses_authorization and "Authorization" in headers:
             return web.Response(status=400, text="two kinds of authentication")
         if (refused := self._unauthorized(request)) is not None:
@@ -337,6 +353,10 @@ class Scripted:
             return web.Response(
                 status=status.status, headers={"Content-Type": "application/json", **status.headers}, body=status.body
             )
+        if (raw := fault.of(Raw)) is not None:
+            return await _raw(request, raw)
+        if fault.of(Silence) is not None:
+            await asyncio.Event().wait()
         if (redirect := fault.of(Redirect)) is not None:
             return web.Response(status=redirect.status, headers={"Location": redirect.location})
         path = request.path.removeprefix(self.prefix)
@@ -382,9 +402,13 @@ class Scripted:
                 return web.Response(status=401, headers={"WWW-Authenticate": challenge})
         return None
 
-    def _token(self, request: web.BaseRequest) -> web.Response:
+    async def _token(self, request: web.BaseRequest) -> web.Response:
         fault = self._fault("GET", "/token")
-        if (status := fault.of(Status)) is not None:
+        if (raw := fault.of(Raw)) is not None:
+            return await _raw(request, raw)
+        if fault.of(Silence) is not None:
+            await asyncio.Event().wait()
+        if (status := fault.of(Status)) is not None and status.status:
             return web.Response(status=status.status, headers=status.headers, body=status.body)
         given = request.headers.get("Authorization", "").removeprefix("Basic ")
         if self.accounts and given not in {_basic(*account) for account in self.accounts.items()}:
@@ -513,6 +537,17 @@ class Scripted:
                 }
                 found.append(entry)
         return web.json_response({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}, content_type=OCI_INDEX)
+
+
+async def _raw(request: web.BaseRequest, fault: Raw) -> web.Response:
+    """Ends the connection after some bytes; what is returned goes nowhere."""
+    assert request.transport is not None
+    if fault.reset:
+        request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    request.transport.write(fault.data)
+    request.transport.close()
+    await asyncio.sleep(0)
+    return web.Response()
 
 
 def _basic(user: str, password: str) -> str:

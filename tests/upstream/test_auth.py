@@ -30,6 +30,14 @@ def registry(upstream: Scripted, **more: Any) -> dict[str, Any]:
         ('Bearer realm="https://a/t,x",service="say \\"hi\\""', [Challenge("bearer", "https://a/t,x", 'say "hi"')]),
         ('Basic realm="r", Bearer realm="https://b"', [Challenge("basic", "r"), Challenge("bearer", "https://b")]),
         ("Negotiate, Basic realm=r", [Challenge("negotiate"), Challenge("basic", "r")]),
+        (
+            'Negotiate YII/+x==, bearer REALM = "https://b" ,service=s',
+            [Challenge("negotiate"), Challenge("bearer", "https://b", "s")],
+        ),
+        ("NTLM TlRM/A, Basic realm=r", [Challenge("ntlm"), Challenge("basic", "r")]),
+        (', ,Bearer realm="https://b",,', [Challenge("bearer", "https://b")]),
+        ('Bearer realm="https://b" service="s" scope=""', [Challenge("bearer", "https://b", "s", "")]),
+        ("Basic", [Challenge("basic")]),
         ("", []),
         ('Bearer realm="unclosed', [Challenge("bearer")]),
     ],
@@ -138,11 +146,9 @@ async def test_a_token_service_in_trouble(start: StartMirror, upstream: Scripted
     "body",
     [
         b"",
-        b'{"token": "x", "expires_in": 1' + b"0" * 400 + b"}",
         b"[]",
         b'{"token": 5}',
         b'{"token": "a\\nb"}',
-        b'{"token": "x", "expires_in": "soon"}',
         b"<html>",
     ],
 )
@@ -153,6 +159,18 @@ async def test_tokens_that_are_none(start: StartMirror, upstream: Scripted, body
     mirror: Mirror = await start()
     upstream.fail("/token", Status(200, body=body), times=10)
     assert (await mirror.get(LATEST)).status == 503
+
+
+@pytest.mark.parametrize("life", [0, -5, 1e300, 10**400, float("nan"), float("inf"), "300", "soon", "", None, [], True], ids=repr)
+async def test_a_token_is_used_however_long_it_is_said_to_live(start: StartMirror, upstream: Scripted, life: Any) -> None:
+    """What is no number of seconds counts as the 60 s that are meant without one; one that has expired already is used once."""
+    upstream.auth, upstream.token_life = "bearer", life
+    upstream.add_image("library/app", "latest")
+    upstream.add_image("library/app", "other")
+    mirror: Mirror = await start()
+    assert (await mirror.get(LATEST)).status == 200
+    assert (await mirror.get("/v2/app/manifests/other")).status == 200
+    assert upstream.count("GET", "/token") == (2 if life in (-5, True) else 1)
 
 
 async def test_authorization_never_reaches_another_host(start: StartMirror, upstream: Scripted) -> None:

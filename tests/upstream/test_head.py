@@ -6,11 +6,18 @@ import pytest
 
 from mirror.names import Digest
 from tests.support.mirrors import Mirror, StartMirror
-from tests.support.scripted import Fault, Headers, Scripted, Status
+from tests.support.scripted import Fault, Headers, Raw, Redirect, Scripted, Silence, Status
 
 LATEST = "/v2/app/manifests/latest"
 _REFUSALS: list[Fault] = [
-    *(Status(status) for status in (400, 403, 404, 405, 408, 500, 501, 502)),
+    *(Status(status) for status in (400, 401, 403, 404, 405, 408, 410, 500, 501, 502)),
+    Status(401, {"WWW-Authenticate": 'Basic realm="x"'}),
+    Raw(),
+    Raw(reset=True),
+    Raw(b"HTTP/1.1 200\r\nContent-Length: x\r\n\r\n"),
+    Redirect("/elsewhere"),
+    Redirect("http://127.0.0.1:1/"),
+    Silence(),
     Headers({"Content-Length": "0"}),
     Headers({"Docker-Content-Digest": None}),
     Headers({"Content-Type": "text/html"}),
@@ -52,7 +59,7 @@ async def test_what_get_refuses_too_is_refused(start: StartMirror, upstream: Scr
     assert (upstream.count("HEAD"), upstream.count("GET")) == (2, 1)
 
 
-@pytest.mark.parametrize("refusal", [None, Status(404), Status(403), Status(501), Headers({"Content-Length": "0"})], ids=str)
+@pytest.mark.parametrize("refusal", [None, *_REFUSALS], ids=str)
 @pytest.mark.parametrize("data", [b"", b"x" * 1000], ids=["empty", "some"])
 async def test_a_blobs_size_is_found_by_get(start: StartMirror, upstream: Scripted, data: bytes, refusal: Fault | None) -> None:
     """That of an empty one too, which has no first byte to ask for."""

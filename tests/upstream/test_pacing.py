@@ -10,7 +10,7 @@ from mirror.errors import UpstreamLimited
 from mirror.upstream.health import Breaker
 from mirror.upstream.pacing import Pacer
 from tests.support.mirrors import Mirror, StartMirror
-from tests.support.scripted import Scripted, Status
+from tests.support.scripted import Fault, Raw, Redirect, Scripted, Silence, Status
 
 
 async def test_images_of_a_registry_that_limits_all_come(start: StartMirror, upstream: Scripted) -> None:
@@ -72,18 +72,41 @@ async def test_a_pull_limit_stops_no_head(start: StartMirror, upstream: Scripted
     assert (await mirror.head("/v2/app/manifests/latest")).headers["Docker-Content-Digest"] == str(image.digest)
 
 
-async def test_one_repository_that_always_fails_fails_alone(start: StartMirror, upstream: Scripted) -> None:
-    """However often it is asked for: sixty others come."""
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(Status(500), Status(503, {"Retry-After": "3600"}), Status(429), Status(429, {"Retry-After": "3600"})),
+        *(Raw(), Raw(reset=True), Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"), Silence()),
+        *(Redirect("http://127.0.0.1:1/"), Status(401, {"WWW-Authenticate": 'Bearer realm="http://127.0.0.1:1/"'})),
+    ],
+    ids=str,
+)
+async def test_one_repository_that_always_fails_fails_alone(start: StartMirror, upstream: Scripted, fault: Fault) -> None:
+    """However often it is asked for, and however it fails: sixty others come, and before anybody has asked for them it has failed alone for a while."""
     for number in range(60):
         upstream.add_image(f"library/app{number}", "latest")
-    for method in ("GET", "HEAD"):
-        upstream.fail("library/bad/", Status(500), times=1000, method=method)
-    mirror: Mirror = await start()
+    upstream.fail("library/bad/", fault, times=1000, method="*")
+    mirror: Mirror = await start(settings={"upstream": {"header_timeout": 1}})
+    for path in ("/v2/bad/manifests/latest", "/v2/bad/manifests/other", "/v2/bad/tags/list"):
+        assert (await mirror.get(path)).status in (403, 503)
     asked = [path for number in range(60) for path in (f"/v2/app{number}/manifests/latest", "/v2/bad/manifests/latest")]
     answers = []
-    for start_at in range(0, len(asked), 10):
-        answers += await asyncio.gather(*map(mirror.get, asked[start_at : start_at + 10]))
-    assert [answer.status for answer in answers] == [200, 503] * 60
+    for start_at in range(0, len(asked), 40):
+        answers += await asyncio.gather(*map(mirror.get, asked[start_at : start_at + 40]))
+    assert [answer.status for answer in answers[::2]] == [200] * 60
+    assert {answer.status for answer in answers[1::2]} <= {403, 503}
+    assert upstream.count("GET", "library/app") == 60
+
+
+async def test_a_blob_whose_store_cannot_be_reached_fails_alone(start: StartMirror, upstream: Scripted) -> None:
+    """The redirect's target is not the registry: that is asked on, for manifests and for other blobs."""
+    image = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start()
+    upstream.fail(str(image.layers[0]), Redirect("http://127.0.0.1:1/"), times=1000, method="*")
+    for _ in range(4):
+        assert (await mirror.get(f"/v2/app/blobs/{image.layers[0]}")).status == 503
+    assert (await mirror.get(f"/v2/app/blobs/{image.config}")).status == 200
+    assert (await mirror.get("/v2/app/manifests/latest")).status == 200
 
 
 @pytest.mark.parametrize(
