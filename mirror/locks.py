@@ -10,6 +10,7 @@ EVICTION  catalog/eviction.lock   by the process that removes content; SQLite's 
 MENDING   catalog/mend.lock       by the process that repairs after a start
 SCRUB     catalog/scrub.lock      by the process that scrubs
 LEAD      spool/….part            by the process that writes a download
+READERS   spool/….sources         shared by the processes that read a download along; tried by the one that writes it
 CONTENT   blobs/…                 shared by readers; exclusive by the process that removes it
 METRICS   (outside of it)         shared by the workers that write figures into a folder; exclusive by the process that clears it away
 ========  ======================  ============================================================================================
@@ -50,8 +51,9 @@ class Lock(IntEnum):
     MENDING = 5
     SCRUB = 6
     LEAD = 7
-    CONTENT = 8
-    METRICS = 9
+    READERS = 8
+    CONTENT = 9
+    METRICS = 10
 
 
 WAITED_FOR = (Lock.CHECK, Lock.FETCH, Lock.DATABASE, Lock.EVICTION)

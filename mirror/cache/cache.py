@@ -87,7 +87,7 @@ class Cache:
         self.inventory = inventory
         self._source = source
         self._negative = Negative(limits.negative_ttl)
-        self._flights = Flights(store)
+        self._flights = Flights(store, self._context)
         self.active = ActiveDownloads(store, self._flights)
         self._sizes: SingleFlight[Descriptor] = SingleFlight()
         self._learned_connections: dict[str, int] = {}
@@ -171,7 +171,7 @@ class Cache:
         flight, reader, joined = await self._join(repository, digest, self._context(repository, digest))
         before = flight.progress.have
         try:
-            while not await self._flights.ended(digest, _LOOK):
+            while not await self._flights.ended(flight, _LOOK):
                 yield flight.progress
         finally:
             await reader.aclose()
@@ -184,12 +184,20 @@ class Cache:
 
     async def _join(self, repository: Repository, digest: Digest, context: DownloadContext) -> tuple[Flight, FlightReader, bool]:
         """A place in a blob's flight, once its size is known; the caller closes the reader. Raises MirrorError."""
+        claimed: int | None = None
         while True:
-            flight, joined = self._flights.join(digest, context)
+            flight, joined = self._flights.join(digest, context, claimed)
             reader = FlightReader(flight, context)
             try:
                 await reader.open()
-            except (StorageFull, SizeDisputed):
+            except SizeDisputed as error:
+                await reader.aclose()
+                if claimed is not None:
+                    # The registry has changed its mind.
+                    raise
+                claimed = error.size
+                continue
+            except StorageFull:
                 await reader.aclose()
                 raise
             except MirrorError as error:
@@ -233,7 +241,7 @@ class Cache:
             raise
 
     async def _direct(self, digest: Digest, context: DownloadContext, size: int | None = None) -> Reader:
-        reader = DirectReader(digest, context.source, self._flights.disprove, size)
+        reader = DirectReader(digest, context.source, size)
         await reader.open()
         return reader
 

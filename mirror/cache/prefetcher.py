@@ -146,7 +146,7 @@ class Prefetcher:
     async def _end(self, registry: _Registry, flight: Flight, size: int) -> None:
         """Waits for the end of a flight, and gives it up where the blob is larger than its descriptor says, unless a client reads it."""
         try:
-            while not await self._flights.ended(flight.digest, _TICK):
+            while not await self._flights.ended(flight, _TICK):
                 progress = flight.progress
                 if max(progress.have, progress.size or 0) > size and self._flights.give_up(flight):
                     log.warning(

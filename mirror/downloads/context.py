@@ -1,4 +1,4 @@
-"""Where a flight sets out from: what it needs to know of the world, so that flights and upstreams never meet."""
+"""What a download needs to know of the repository that it fetches from. It reaches upstream only through `Source`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,9 @@ from mirror.names import Repository
 
 @dataclass(frozen=True, slots=True)
 class DownloadContext:
-    """For whom to fetch, and from where."""
+    """One repository that is asked for a blob."""
 
     repository: Repository
-    """Whose blob it is, as the client that began it said."""
     source: Source
     learned_connections: dict[str, int]
-    """By registry, how many connections an earlier blob was worth."""
-
-    @property
-    def origin(self) -> str:
-        """The registry's name, for metrics."""
-        return self.repository.registry
+    """By registry, the number of connections at which an earlier blob came fastest. Shared by all downloads, which update it."""

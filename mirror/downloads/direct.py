@@ -7,7 +7,7 @@ a spool file) is verified before its last bytes are sent. A range from the middl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 class DirectReader:
     """One client's own download."""
 
-    def __init__(self, digest: Digest, source: Source, proven: Callable[[Digest, int], None], size: int | None = None) -> None:
-        """`proven` is called with the size once the whole blob has come and is what its digest says. `size` is what upstream has told already."""
+    def __init__(self, digest: Digest, source: Source, size: int | None = None) -> None:
+        """`size` is what upstream has told already."""
         self.size = size
-        self._proven = proven
         self._digest = digest
         self._source = source
         self._whole: Download | None = None
@@ -55,8 +54,6 @@ class DirectReader:
         async with aclosing(stream(self._digest, download, stop, hasher)) as parts:
             async for part in parts:
                 yield part
-        if end is None and download.position == download.size:
-            self._proven(self._digest, download.position)
 
     async def aclose(self) -> None:
         if self._whole is not None:

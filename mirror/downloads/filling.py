@@ -41,6 +41,10 @@ class Watcher(Protocol):
         """There are new bytes."""
         ...
 
+    def exchange(self, spool: Partial) -> None:
+        """Called from time to time: tells the processes that follow what this one knows, and takes note of what they tell."""
+        ...
+
 
 class Filling:
     """The leader's work on one spool file."""
@@ -49,15 +53,16 @@ class Filling:
         self._spool = spool
         self._context = context
         self._suppliers = suppliers
-        suppliers.size = spool.size
+        if spool.size is not None:
+            suppliers.size = spool.size
         self._watcher = watcher
         self._verifier = Verifier(spool, digest)
         self._answered = False
         self._workers: set[asyncio.Task[None]] = set()
         self._extras: set[asyncio.Task[None]] = set()
         self._time = asyncio.get_running_loop().time
-        learned = context.learned_connections.get(context.origin, 1)
-        self._planner = Planner(suppliers.connections, learned, self._time())
+        learned = context.learned_connections.get(context.repository.registry, 1)
+        self._planner = Planner(suppliers.connections, learned, self._time(), spool.have.total)
 
     async def run(self) -> bool:
         """Fetches what is missing. False when the digest of the whole is another. Raises MirrorError, OSError."""
@@ -74,7 +79,7 @@ class Filling:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             if (learned := self._planner.concurrency.learned_connections) is not None:
-                self._context.learned_connections[self._context.origin] = learned
+                self._context.learned_connections[self._context.repository.registry] = learned
 
     def want(self, position: int, stop: int | None) -> None:
         """A reader waits for the bytes at `position`: they are fetched out of order where the download does not come to them soon."""
@@ -132,6 +137,7 @@ class Filling:
             self._planner.concurrency.step_back(self._time(), len(self._workers))
 
     def _observe(self) -> None:
+        self._watcher.exchange(self._spool)
         state, now = self._state, self._time()
         if (gives_up := self._planner.give_up(state, now)) is not None:
             raise UpstreamStalled(f"only {gives_up.count} bytes came in {gives_up.seconds:g} s")

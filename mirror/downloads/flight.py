@@ -11,13 +11,16 @@ whole is served as soon as its bytes are here: lazy pullers read a layer's last 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mirror import metrics
 from mirror.downloads.context import DownloadContext
 from mirror.downloads.filling import Filling
 from mirror.downloads.notifier import Notifier
+from mirror.downloads.planner import LEAST_PROGRESS, Window
 from mirror.downloads.suppliers import Supplier, Suppliers
 from mirror.errors import (
     DigestMismatch,
@@ -28,7 +31,7 @@ from mirror.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from mirror.names import Digest
+from mirror.names import Digest, Repository
 from mirror.storage.store import Partial, Store
 
 log = logging.getLogger(__name__)
@@ -36,7 +39,12 @@ log = logging.getLogger(__name__)
 WITHHELD = 64 * 1024
 """Bytes at a blob's end that wait for its verification."""
 _FOLLOW_INTERVAL = 0.02
+_NAMED_WITHIN = 0.5
+"""Seconds within which a process that has taken the lead says what it downloads from."""
 _MOST_DISCARDS = 3
+"""Downloads given up by other processes, one after the other, from which on they are not waited for."""
+HELD_AFTER = 20.0
+"""Seconds in which another process must bring `LEAST_PROGRESS` bytes of another registry's download for it to be waited for."""
 PATIENCE = 25.0
 """Seconds that a reader waits for its registry's first answer. containerd gives up after 30 s without headers."""
 
@@ -54,21 +62,33 @@ class Progress:
 class Flight:
     """One download in this process; in other processes that want the same blob, its followers."""
 
-    def __init__(self, digest: Digest, store: Store, context: DownloadContext) -> None:
+    def __init__(
+        self,
+        digest: Digest,
+        store: Store,
+        context: DownloadContext,
+        context_of: Callable[[Repository, Digest], DownloadContext],
+        claimed: int | None = None,
+    ) -> None:
+        """`context_of` is for repositories that other processes name. `claimed` is the size that `context`'s registry says, where another download goes by
+        another one."""
         self.digest = digest
+        self.claimed = claimed
         self.repository = context.repository
         self.size: int | None = None
         self.error: MirrorError | None = None
         self._store = store
         self._context = context
-        self.suppliers = Suppliers(context)
-        self._asking: set[asyncio.Task[None]] = set()
+        self._context_of = context_of
+        self.suppliers = Suppliers(context, claimed)
+        self._asking: dict[Supplier, asyncio.Task[None]] = {}
         self._spool: Partial | None = None
         self._spools: list[Partial] = []
         self.verified = False
         """True once the whole blob is here and is what its digest says."""
         self._running = True
         self._readers = 0
+        self._attended = False
         self.was_read = False
         """True once somebody has begun to read it."""
         self._filling: Filling | None = None
@@ -85,9 +105,7 @@ class Flight:
         return supplier
 
     def _ask(self, supplier: Supplier) -> None:
-        task = asyncio.create_task(supplier.ask())
-        self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
+        self._asking[supplier] = asyncio.create_task(supplier.ask())
 
     async def headers(self, supplier: Supplier) -> int | None:
         """Waits until a registry has told its readers the size of the blob, or it is verified. The size; None where the registry does not say.
@@ -171,7 +189,7 @@ class Flight:
             self.error = UpstreamInvalid("the download failed for a reason that the mirror's log tells")
         finally:
             self._running = False
-            for task in self._asking:
+            for task in self._asking.values():
                 task.cancel()
             self.suppliers.end()
             self._notifier.ring_now()
@@ -188,18 +206,13 @@ class Flight:
 
     async def _attempt(self) -> bool:
         """Leads or follows one spool file to its end. False when that file turned out not to be the one: try again."""
-        spool = self._store.partial(self.digest)
+        spool = self._store.partial(self.digest, self.claimed)
         self._spools.append(spool)
-        while not spool.lead():
-            spool.follow()
-            if spool.size is not None:
-                self._show(spool)
-            if not spool.current:
-                break
-            if not self.suppliers.first.answered.is_set() and not self._asking:
-                # Another process downloads, and perhaps for the readers of another registry.
-                self._ask(self.suppliers.first)
-            await asyncio.sleep(_FOLLOW_INTERVAL)
+        try:
+            if not await self._until_led(spool):
+                return False
+        finally:
+            spool.attend(False)
         if not spool.current:
             spool.follow()
             return self._ended_elsewhere(spool)
@@ -210,6 +223,60 @@ class Flight:
             return True
         return await self._lead(spool)
 
+    async def _until_led(self, spool: Partial) -> bool:
+        """Follows another process until it has ended the download, or dropped the lead, which is ours then. False where it must not be waited for."""
+        first, time = self.suppliers.first, asyncio.get_running_loop().time
+        began, progress = time(), Window(time(), spool.have.total)
+        while not spool.lead():
+            spool.follow()
+            self._exchange_as_follower(spool)
+            named = spool.leader is not None or time() - began >= _NAMED_WITHIN
+            if named and spool.leader != first.repository and not first.answered.is_set() and first not in self._asking:
+                # The leader's registry may be another one: what it says is not for the readers here.
+                self._ask(first)
+            if spool.size is not None and (spool.leader == first.repository or first.answered.is_set()):
+                if first.promised and first.size not in (None, spool.size) and self._separate():
+                    return False
+                self._show(spool)
+            if not spool.current:
+                break
+            gained = progress.gained(time(), spool.have.total, HELD_AFTER)
+            if gained is not None and gained < LEAST_PROGRESS and self._is_held(spool) and self._separate():
+                log.warning(
+                    "the process that downloads %s has brought %d bytes in %g s: not waiting for it",
+                    self.digest,
+                    gained,
+                    HELD_AFTER,
+                )
+                return False
+            await asyncio.sleep(_FOLLOW_INTERVAL)
+        return True
+
+    def _exchange_as_follower(self, spool: Partial) -> None:
+        spool.attend(self._readers > 0)
+        for repository, size in spool.take_sources():
+            if (supplier := self.suppliers.get(repository)) is not None:
+                supplier.hear(size)
+        self._tell_sources(spool)
+
+    def _tell_sources(self, spool: Partial) -> None:
+        for supplier in self.suppliers:
+            if supplier.promised and supplier.usable:
+                spool.add_source(supplier.repository, supplier.size)
+
+    def _is_held(self, spool: Partial) -> bool:
+        """True where readers wait for another registry than their own, and bytes are missing."""
+        return self._readers > 0 and spool.leader != self.suppliers.first.repository and spool.have.total != spool.size
+
+    def _separate(self) -> bool:
+        """Gives up the shared download for a separate one, of the size that this flight's own registry says. False where there is none to give up for."""
+        first = self.suppliers.first
+        if self.claimed is not None or not first.promised or first.size is None:
+            return False
+        self.claimed = first.size
+        self.suppliers.claim(first.size)
+        return True
+
     def _ended_elsewhere(self, spool: Partial) -> bool:
         """The file has gone from its name. True when that was because it is finished; otherwise there is another to try."""
         if spool.verified:
@@ -217,7 +284,7 @@ class Flight:
             self._show(spool)
             return True
         self._discards += 1
-        if self._discards > _MOST_DISCARDS:
+        if self._discards > _MOST_DISCARDS and not self._separate():
             raise UpstreamInvalid(f"the download of {self.digest} was given up by another process")
         return False
 
@@ -234,8 +301,19 @@ class Flight:
 
     @property
     def wanted(self) -> bool:
-        """True where somebody reads."""
-        return self._readers > 0
+        """True where somebody reads, in whatever process."""
+        return self._readers > 0 or self._attended
+
+    def exchange(self, spool: Partial) -> None:
+        """Takes the repositories of the processes that follow as sources, and their readers as readers."""
+        self._attended = spool.attended
+        self.was_read = self.was_read or self._attended
+        for repository, size in spool.take_sources():
+            # The other process may know registries that this one does not.
+            with contextlib.suppress(MirrorError):
+                supplier, _ = self.suppliers.join(self._context_of(repository, self.digest))
+                supplier.hear(size)
+        self._tell_sources(spool)
 
     def answered(self, spool: Partial) -> None:
         """Upstream has answered."""
@@ -246,6 +324,7 @@ class Flight:
         self._notifier.ring()
 
     async def _lead(self, spool: Partial) -> bool:
+        spool.announce(self._context.repository)
         self._filling = Filling(spool, self.digest, self._context, self.suppliers, self)
         # Counted where it is led: who reads along downloads nothing.
         metrics.flights.inc()
@@ -256,7 +335,7 @@ class Flight:
             # Wrong bytes are not kept. Those of an earlier life may be the wrong ones (a power cut): then once more from nothing.
             again = spool.inherited
             if isinstance(error, DigestMismatch):
-                metrics.verification_failures.labels(self._context.origin).inc()
+                metrics.verification_failures.labels(self._context.repository.registry).inc()
                 again = again or self.suppliers.reject()
             spool.discard()
             if again:
@@ -272,6 +351,7 @@ class Flight:
             raise
         finally:
             self._filling = None
+            self._attended = False
             metrics.flights.dec()
         self.verified = True
         self._show(spool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from mirror.downloads.context import DownloadContext
@@ -17,72 +17,84 @@ from mirror.storage.store import Partial, Store
 
 
 class Flights:
-    """At most one flight a digest."""
+    """At most one flight of each blob; where registries disagree on its size, at most one more for each size."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, context_of: Callable[[Repository, Digest], DownloadContext]) -> None:
+        """`context_of` is for the repositories that other processes name."""
         self._store = store
-        self._flights: dict[Digest, tuple[Flight, asyncio.Task[None]]] = {}
+        self._context_of = context_of
+        self._flights: dict[tuple[Digest, int | None], Flight] = {}
+        self._tasks: dict[Flight, asyncio.Task[None]] = {}
         self.begun = asyncio.Event()
-        """Set whenever one begins, for who wants to watch."""
+        """Set whenever a flight begins."""
 
-    def join(self, digest: Digest, context: DownloadContext) -> tuple[Flight, bool]:
-        """The flight of a blob, begun where there is none. True with one that was there already."""
-        if (known := self._flights.get(digest)) is not None and known[0].error is None:
-            return known[0], True
-        flight = Flight(digest, self._store, context)
-        task = asyncio.create_task(self._fly(flight), name=f"flight {digest}")
-        self._flights[digest] = flight, task
+    def join(self, digest: Digest, context: DownloadContext, claimed: int | None = None) -> tuple[Flight, bool]:
+        """The flight of a blob, begun where there is none. True with one that was there already.
+
+        `claimed` is the size that the registry of `context` says, after SizeDisputed: all who were told that size share one flight.
+        """
+        known = self._flights.get((digest, claimed))
+        if known is not None and known.error is None:
+            return known, True
+        flight = Flight(digest, self._store, context, self._context_of, claimed)
+        self._flights[digest, claimed] = flight
+        self._tasks[flight] = asyncio.create_task(self._run(flight, claimed), name=f"flight {digest}")
         self.begun.set()
         return flight, False
 
     @property
     def active(self) -> list[Flight]:
-        """Those that have not ended."""
-        return [flight for flight, _ in self._flights.values()]
+        """The flights that have not ended."""
+        return list(self._tasks)
 
-    async def ended(self, digest: Digest, seconds: float | None = None) -> bool:
-        """Waits until there is no flight of a blob any more, however it ended. False where there still is one after so many seconds."""
-        if (known := self._flights.get(digest)) is not None:
-            await asyncio.wait([known[1]], timeout=seconds)
-            return known[1].done()
+    async def ended(self, flight: Flight, seconds: float | None = None) -> bool:
+        """Waits until a flight has ended, successfully or not. False where it has not after so many seconds."""
+        if (task := self._tasks.get(flight)) is not None:
+            await asyncio.wait([task], timeout=seconds)
+            return task.done()
         return True
 
     def size(self, digest: Digest, repository: Repository) -> int | None:
-        """The size in bytes of a blob that is on its way, where that repository has told it already, or it is verified."""
-        known = self._flights.get(digest)
-        if known is None or known[0].error is not None:
+        """The size in bytes of a blob that is being downloaded, where that repository has told it already, or it is verified."""
+        flight = self._flights.get((digest, None))
+        if flight is None or flight.error is not None:
             return None
-        supplier = known[0].suppliers.get(repository)
-        return known[0].size if known[0].verified else None if supplier is None else supplier.size
+        supplier = flight.suppliers.get(repository)
+        return flight.size if flight.verified else None if supplier is None else supplier.size
 
     def give_up(self, flight: Flight) -> bool:
         """Ends a flight that nobody reads; what it has stays in the spool, to be gone on with. False where somebody does, or it has ended."""
-        known = self._flights.get(flight.digest)
-        if known is None or known[0] is not flight or flight.wanted:
+        if flight not in self._tasks or flight.wanted:
             return False
-        # Nobody joins it any more.
-        flight.error = UpstreamUnreachable("the download was given up: nobody had asked for it")
-        known[1].cancel()
+        self._end(flight, UpstreamUnreachable("the download was given up: nobody had asked for it"))
         return True
 
-    def disprove(self, digest: Digest, size: int) -> None:
-        """The blob is known to be of `size` bytes: ends a flight that goes by a registry which says another size."""
-        known = self._flights.get(digest)
-        if known is not None and not known[0].verified and known[0].size not in (None, size):
-            known[0].error = UpstreamInvalid(f"{known[0].repository.registry} says {known[0].size} bytes of a blob of {size}")
-            known[1].cancel()
+    def _disprove_others(self, verified: Flight) -> None:
+        """Ends the flights of the same blob that go by another size."""
+        for flight in self.active:
+            if flight.digest == verified.digest and not flight.verified and flight.size not in (None, verified.size):
+                registry = flight.repository.registry
+                self._end(flight, UpstreamInvalid(f"{registry} says {flight.size} bytes of a blob of {verified.size}"))
 
-    async def _fly(self, flight: Flight) -> None:
+    def _end(self, flight: Flight, error: MirrorError) -> None:
+        # With an error, nobody joins it any more.
+        flight.error = error
+        self._tasks[flight].cancel()
+
+    async def _run(self, flight: Flight, claimed: int | None) -> None:
         try:
             await flight.run()
         finally:
             # Without a pause after its end: it must not be joined once its files are closed.
-            if (known := self._flights.get(flight.digest)) is not None and known[0] is flight:
-                del self._flights[flight.digest]
+            del self._tasks[flight]
+            if self._flights.get((flight.digest, claimed)) is flight:
+                del self._flights[flight.digest, claimed]
+        if flight.verified:
+            self._disprove_others(flight)
 
     async def aclose(self) -> None:
         """Ends all flights; what they have stays in the spool, to be gone on with."""
-        tasks = [task for _, task in self._flights.values()]
+        tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

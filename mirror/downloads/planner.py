@@ -103,11 +103,29 @@ class GiveUp:
     seconds: float
 
 
+class Window:
+    """Measures progress, one stretch of time after the other."""
+
+    def __init__(self, now: float, total: int) -> None:
+        self._since, self._had = now, total
+
+    def restart(self, now: float, total: int) -> None:
+        self._since, self._had = now, total
+
+    def gained(self, now: float, total: int, seconds: float) -> int | None:
+        """Bytes that came in the `seconds` that end now, which ends the stretch; None within one."""
+        if now - self._since < seconds:
+            return None
+        gained = total - self._had
+        self.restart(now, total)
+        return gained
+
+
 class Planner:
     """The plan of one download. The segments in it are changed by whoever fetches them."""
 
-    def __init__(self, most_connections: int, learned_connections: int, now: float) -> None:
-        """`learned_connections` is how many an earlier blob of the same registry was worth."""
+    def __init__(self, most_connections: int, learned_connections: int, now: float, here: int = 0) -> None:
+        """`learned_connections` is how many an earlier blob of the same registry was worth; `here` is how many bytes an earlier download has left."""
         self.segments = Segments()
         self.concurrency = AdaptiveConcurrency(most_connections, learned_connections)
         self.repeated = 0
@@ -117,9 +135,9 @@ class Planner:
         self._splits: set[int] = set()
         self._finished: deque[float] = deque(maxlen=8)
         self._looked = 0.0
-        self._window = now, 0
+        self._window = Window(now, here)
         self._window_wanted = False
-        self._recent: deque[tuple[float, int]] = deque([(now, 0)], maxlen=3)
+        self._recent: deque[tuple[float, int]] = deque([(now, here)], maxlen=3)
 
     # ------------------------------------------------------------------ workers
 
@@ -250,17 +268,13 @@ class Planner:
 
     def give_up(self, state: State, now: float) -> GiveUp | None:
         """Judges the progress of all connections together, once a window."""
-        total = state.have.total
-        since, had = self._window
-        if state.wanted != self._window_wanted:
+        if state.wanted and not self._window_wanted:
             # Whoever has come may wait for as long as the others could.
-            since, had = now, total
-        elif now - since >= (seconds := WINDOW_READ if state.wanted else WINDOW_UNREAD):
-            if total - had < LEAST_PROGRESS:
-                return GiveUp(total - had, seconds)
-            since, had = now, total
-        self._window, self._window_wanted = (since, had), state.wanted
-        return None
+            self._window.restart(now, state.have.total)
+        self._window_wanted = state.wanted
+        seconds = WINDOW_READ if state.wanted else WINDOW_UNREAD
+        gained = self._window.gained(now, state.have.total, seconds)
+        return GiveUp(gained, seconds) if gained is not None and gained < LEAST_PROGRESS else None
 
     def detour(self, state: State, position: int, stop: int | None, now: float) -> Detour | None:
         """A reader waits for the bytes at `position`: a detour where no connection will come to them soon."""

@@ -4,6 +4,9 @@ The bytes of a download are shared by all its readers; trust and fate are not. W
 is told to the readers who asked that registry for it, and to no others. A repository whose readers join a download that another one began is asked for the blob
 at once, by HEAD: one request tells its readers everything they need, and costs next to nothing where the download is healthy. From then on it is one more source
 of the same download, which is turned to when the others fail, disagree, or are slow.
+
+So it is across processes too. Each notes beside the download which of its repositories have the blob (`Partial.add_source`), and whichever process leads takes
+them all as sources. See flight.py.
 """
 
 from __future__ import annotations
@@ -44,6 +47,12 @@ class Supplier:
         self.promised, self.error, self.failures = True, None, 0
         self.size = self.size if size is None else size
 
+    def hear(self, size: int | None) -> None:
+        """Takes the word of another process: the repository has said that it has the blob, of so many bytes."""
+        if not self.promised and self.usable:
+            self.promise(size)
+            self.answered.set()
+
     def fail(self, error: MirrorError) -> None:
         self.failures += 1
         if not self.promised:
@@ -79,10 +88,12 @@ class _SupplierStream:
 class Suppliers:
     """All suppliers of one download, as one source of it."""
 
-    def __init__(self, first: DownloadContext) -> None:
+    def __init__(self, first: DownloadContext, claimed: int | None = None) -> None:
+        """`claimed` is the size that the download goes by from the beginning, if any."""
         self.first = Supplier(first)
+        self._claimed = claimed
         self._all: dict[Repository, Supplier] = {first.repository: self.first}
-        self.size: int | None = None
+        self.size = claimed
         """Bytes of the blob that the download goes by; suppliers that claim another size are not used."""
         self.preferred: Supplier | None = None
         """One that was faster than the others."""
@@ -112,9 +123,13 @@ class Suppliers:
         for supplier in self:
             supplier.answered.set()
 
+    def claim(self, size: int) -> None:
+        """The download goes by this size from now on, however often it begins again."""
+        self.size = self._claimed = size
+
     def restart(self) -> None:
         """The download begins again from nothing."""
-        self.size = None
+        self.size = self._claimed
         self._givers.clear()
 
     def idle(self, now: float, seconds: float) -> Supplier | None:

@@ -12,28 +12,15 @@ from typing import TYPE_CHECKING, Any, Self
 from mirror.errors import ManifestUnknown, Pinned, StorageFull
 from mirror.manifests import Manifest, children_of, payload_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
-from mirror.storage.extents import Extents
+from mirror.storage.memory_partial import MemoryDownload, MemoryPartial
 from mirror.storage.slices import Part
 from mirror.storage.store import Collected, Deleted, Gone, Pin, Question, Restore, State, Statistics, TagRecord, Verified
 
 if TYPE_CHECKING:
-    from hashlib import _Hash
     from types import TracebackType
 
 _ORPHANED = 3600.0
 """Seconds without use after which a blob of no image goes, as on the disk."""
-
-
-class _Download:
-    """What all partials of one blob share."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-        self.have = Extents()
-        self.size: int | None = None
-        self.verified = False
-        self.current = True
-        self.leader: MemoryPartial | None = None
 
 
 class MemoryReader:
@@ -51,110 +38,13 @@ class MemoryReader:
         pass
 
 
-class MemoryPartial:
-    """Implements `mirror.storage.store.Partial`."""
-
-    def __init__(self, store: MemoryStore, digest: Digest) -> None:
-        self.digest = digest
-        self.inherited = False
-        self._store = store
-        self._download = store.downloads.setdefault(digest, _Download())
-
-    @property
-    def have(self) -> Extents:
-        return self._download.have
-
-    @property
-    def size(self) -> int | None:
-        return self._download.size
-
-    @property
-    def verified(self) -> bool:
-        return self._download.verified
-
-    @property
-    def current(self) -> bool:
-        return self._download.current
-
-    def lead(self) -> bool:
-        if self._download.leader not in (None, self):
-            return False
-        if self.current:
-            self._download.leader = self
-            self.inherited = self.have.total > 0
-        return True
-
-    def follow(self) -> None:
-        pass
-
-    def finished(self) -> bool:
-        content = self._store.content.get(self.digest)
-        if content is None:
-            return False
-        self.discard()
-        self._download = _Download()
-        self._download.data, self._download.size = bytearray(content), len(content)
-        self._download.verified, self._download.current = True, False
-        return True
-
-    def restart(self) -> None:
-        self._download.data.clear()
-        self._download.have, self._download.size = Extents(), None
-        self.inherited = False
-
-    async def set_size(self, size: int) -> None:
-        if size > self._store.could_hold(self.digest):
-            raise StorageFull(f"there can be no room for {size} bytes")
-        self._download.size = size
-
-    async def write(self, offset: int, data: bytes | memoryview, hasher: _Hash | None = None) -> None:
-        download = self._download
-        if (grown := offset + len(data) - len(download.data)) > 0:
-            download.data.extend(bytes(grown))
-        download.data[offset : offset + len(data)] = data
-        if hasher is not None:
-            hasher.update(data)
-        download.have.add(offset, offset + len(data))
-        self._store.make_room(f"{len(data)} bytes of {self.digest}")
-
-    async def hash(self, hasher: _Hash, start: int, end: int) -> int:
-        part = bytes(self._download.data[start:end])
-        hasher.update(part)
-        return start + len(part)
-
-    def slice(self, start: int, end: int) -> bytes:
-        return bytes(self._download.data[start:end])
-
-    async def commit(self) -> None:
-        self._download.verified = True
-        self._end()
-        self._store.keep(self.digest, bytes(self._download.data))
-        self._store.make_room(str(self.digest))
-
-    def release(self) -> None:
-        if self._download.leader is self:
-            self._download.leader = None
-
-    def discard(self) -> None:
-        self._end()
-
-    def close(self) -> None:
-        self.release()
-
-    def _end(self) -> None:
-        self._download.current = False
-        self.release()
-        if self._store.downloads.get(self.digest) is self._download:
-            del self._store.downloads[self.digest]
-
-
 class MemoryStore:
     """Implements `mirror.storage.store.Store`. The least recently used blob goes first."""
 
     def __init__(self, max_size: int = 2**40) -> None:
         self.content: dict[Digest, bytes] = {}
         """The least recently used first."""
-        self.downloads: dict[Digest, _Download] = {}
+        self.downloads: dict[tuple[Digest, int | None], MemoryDownload] = {}
         self.pulls: dict[tuple[Repository, Reference], int] = {}
         self._limit = max_size
         self._used: dict[Digest, float] = {}
@@ -196,7 +86,7 @@ class MemoryStore:
 
     def could_hold(self, digest: Digest) -> int:
         """How many bytes of a download could be kept if everything else went that may."""
-        others = sum(download.have.total for other, download in self.downloads.items() if other != digest)
+        others = sum(download.have.total for (other, _), download in self.downloads.items() if other != digest)
         return self._limit - others - sum(len(self.content[kept]) for kept in self._pinned() if kept in self.content)
 
     def _total(self) -> int:
@@ -228,8 +118,8 @@ class MemoryStore:
         """True where what is kept is not what its digest says."""
         return digest in self.content and Digest.of(self.content[digest], digest.algorithm) != digest
 
-    def partial(self, digest: Digest) -> MemoryPartial:
-        return MemoryPartial(self, digest)
+    def partial(self, digest: Digest, claimed: int | None = None) -> MemoryPartial:
+        return MemoryPartial(self, digest, claimed)
 
     def hot_manifest(self, digest: Digest) -> Manifest | None:
         return self._manifests.get(digest)

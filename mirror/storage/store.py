@@ -153,6 +153,32 @@ class Partial(Protocol):
         """False once it is over for everybody: committed (`verified` tells), discarded, or cleared away."""
         ...
 
+    @property
+    def leader(self) -> Repository | None:
+        """The repository that the leader downloads from first; None where that is not known."""
+        ...
+
+    def announce(self, leader: Repository) -> None:
+        """Tells the other processes, as leader, which repository it downloads from first. Forgets what `add_source` has noted before."""
+        ...
+
+    def add_source(self, repository: Repository, size: int | None) -> None:
+        """Tells the other processes, as leader or follower, that a repository says it has the blob, of `size` bytes; once for each repository."""
+        ...
+
+    def take_sources(self) -> list[tuple[Repository, int | None]]:
+        """What `add_source` has noted since the last call, in this process or another."""
+        ...
+
+    def attend(self, reading: bool) -> None:
+        """Tells the leader, as follower, whether somebody reads in this process. Until `close` at the longest."""
+        ...
+
+    @property
+    def attended(self) -> bool:
+        """True, for the leader, where somebody reads in another process."""
+        ...
+
     def lead(self) -> bool:
         """Tries to take the lead, with the bytes of an earlier leader. Where it is over (see `current`), the answer means nothing."""
         ...
@@ -243,8 +269,9 @@ class Store(Protocol):
         """Begins to verify a cached blob anew; nobody waits. What is damaged is removed, so that it is fetched again."""
         ...
 
-    def partial(self, digest: Digest) -> Partial:
-        """The download of a blob, begun where there is none. Raises OSError."""
+    def partial(self, digest: Digest, claimed: int | None = None) -> Partial:
+        """The download of a blob, begun where there is none. With `claimed`, a separate one of the same blob, for those whose registry says that it
+        has so many bytes while the other download goes by another size. Raises OSError."""
         ...
 
     def hot_manifest(self, digest: Digest) -> Manifest | None:

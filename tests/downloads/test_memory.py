@@ -8,15 +8,16 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from mirror.downloads import flight as flight_module
 from mirror.downloads import planner
 from mirror.downloads.context import DownloadContext
-from mirror.downloads.direct import DirectReader
 from mirror.downloads.flight import Flight
 from mirror.downloads.flights import FlightReader, Flights
-from mirror.errors import BlobUnknown, MirrorError, SizeDisputed, UpstreamInvalid, UpstreamStalled
+from mirror.errors import BlobUnknown, MirrorError, RegistryUnknown, SizeDisputed, UpstreamInvalid, UpstreamStalled
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 from mirror.storage.memory import MemoryStore
+from mirror.storage.store import Partial
 
 MIB = 1024 * 1024
 CHUNK = 64 * 1024
@@ -84,9 +85,14 @@ async def store() -> AsyncIterator[MemoryStore]:
 
 @pytest.fixture
 async def flights(store: MemoryStore) -> AsyncIterator[Flights]:
-    made = Flights(store)
+    made = Flights(store, unknown)
     yield made
     await made.aclose()
+
+
+def unknown(repository: Repository, digest: Digest) -> DownloadContext:
+    """For tests in which no other process names a repository."""
+    raise RegistryUnknown.named(repository.registry)
 
 
 def context(source: Source, registry: str = "one.example") -> DownloadContext:
@@ -119,7 +125,7 @@ async def test_what_is_read_is_kept(store: MemoryStore, flights: Flights) -> Non
     flight, joined = flights.join(digest, context(source))
     assert not joined
     assert await read(await reader(flight, context(source))) == source.data
-    await flights.ended(digest)
+    await flights.ended(flight)
     assert store.size(digest) == 3 * MIB
     assert (source.opened, source.described) == ([(0, None)], 0)
 
@@ -143,7 +149,7 @@ async def test_a_download_that_hardly_moves_ends_and_is_gone_on_with(
     source = Source(os.urandom(3 * MIB), gated=MIB)
     digest = Digest.of(source.data)
     flight, _ = flights.join(digest, context(source))
-    await flights.ended(digest)
+    await flights.ended(flight)
     assert isinstance(flight.error, UpstreamStalled)
     source.gate.set()
     flight, joined = flights.join(digest, context(source))
@@ -177,7 +183,7 @@ async def test_a_second_registry_is_asked_for_its_word_and_then_for_the_bytes(fl
 
 
 async def test_a_size_that_is_disproved_ends_the_download_that_went_by_it(store: MemoryStore, flights: Flights) -> None:
-    """Readers of the registry that disagrees get the blob from there, unkept; once it is verified, the next download goes by the right size."""
+    """Readers of the registry that disagrees share a download of their own; once that is verified, it is kept, and the other has ended."""
     data = os.urandom(MIB)
     liar, honest = Source(data + b"more", gated=CHUNK), Source(data)
     digest = Digest.of(data)
@@ -185,16 +191,15 @@ async def test_a_size_that_is_disproved_ends_the_download_that_went_by_it(store:
     theirs = asyncio.create_task(read(await reader(flight, context(liar))))
     with pytest.raises(SizeDisputed):
         await reader(flight, context(honest, "two.example"))
-    direct = DirectReader(digest, honest, flights.disprove)
-    await direct.open()
-    assert b"".join([part async for part in direct.parts(0, MIB) if isinstance(part, bytes)]) == data
+    asked = context(honest, "two.example")
+    second, _ = flights.join(digest, asked, MIB)
+    assert flights.join(digest, asked, MIB) == (second, True)
+    assert await asyncio.gather(*[read(await reader(second, asked)) for _ in range(3)]) == [data] * 3
     with pytest.raises(UpstreamInvalid):
         await theirs
-    flight, joined = flights.join(digest, context(honest, "two.example"))
-    assert not joined
-    assert await read(await reader(flight, context(honest, "two.example"))) == data
-    await flights.ended(digest)
+    await flights.ended(second)
     assert store.size(digest) == MIB
+    assert (honest.described, len(honest.opened)) == (1, 1)
 
 
 async def test_a_refusal_is_told_to_its_own_readers(flights: Flights) -> None:
@@ -208,3 +213,72 @@ async def test_a_refusal_is_told_to_its_own_readers(flights: Flights) -> None:
     source.gate.set()
     assert await whole == source.data
     assert (refusing.described, refusing.opened) == (1, [])
+
+
+async def test_a_process_that_does_not_bring_another_registrys_download_on_is_not_waited_for(
+    store: MemoryStore, flights: Flights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stopped, or knows nothing of this registry: the readers here share one download of their own, however many they are."""
+    monkeypatch.setattr(flight_module, "HELD_AFTER", 0.2)
+    source = Source(os.urandom(MIB))
+    digest = Digest.of(source.data)
+    held = store.partial(digest)
+    assert held.lead()
+    held.announce(Repository("two.example", "app"))
+    await held.set_size(MIB)
+    flight, _ = flights.join(digest, context(source))
+    readers = [await reader(flight, context(source)) for _ in range(3)]
+    assert await asyncio.gather(*map(read, readers)) == [source.data] * 3
+    assert (source.described, source.opened) == (1, [(0, None)])
+    assert held.take_sources() == [(Repository("one.example", "app"), MIB)]
+    held.close()
+
+
+async def test_a_process_that_brings_the_same_registrys_download_on_slowly_is_waited_for(
+    store: MemoryStore, flights: Flights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another connection to the same registry would only make it slower."""
+    monkeypatch.setattr(flight_module, "HELD_AFTER", 0.0)
+    source = Source(os.urandom(MIB))
+    held = store.partial(Digest.of(source.data))
+    assert held.lead()
+    asked = context(source)
+    held.announce(asked.repository)
+    await held.set_size(MIB)
+    held.add_source(asked.repository, MIB)
+    flight, _ = flights.join(held.digest, asked)
+    reading = asyncio.create_task(read(await reader(flight, asked)))
+    for offset in range(0, MIB, CHUNK):
+        await held.write(offset, source.data[offset : offset + CHUNK])
+        await asyncio.sleep(0.03)
+    assert (source.described, source.opened) == (0, [])
+    await held.commit()
+    assert await reading == source.data
+    held.close()
+
+
+async def test_a_download_that_other_processes_give_up_again_and_again_is_not_waited_for(
+    store: MemoryStore, flights: Flights
+) -> None:
+    """Their registry fails; what this one has is downloaded separately."""
+    source = Source(os.urandom(MIB))
+    digest = Digest.of(source.data)
+
+    def lead() -> Partial:
+        made = store.partial(digest)
+        assert made.lead()
+        made.announce(Repository("two.example", "app"))
+        return made
+
+    leaders = [lead()]
+    flight, _ = flights.join(digest, context(source))
+    reading = asyncio.create_task(read(await reader(flight, context(source))))
+    for _ in range(10):
+        # At once, so that nobody else has the lead between.
+        leaders[-1].discard()
+        leaders.append(lead())
+        await asyncio.sleep(0.05)
+    assert await reading == source.data
+    assert (source.described, source.opened) == (1, [(0, None)])
+    for leader in leaders:
+        leader.close()

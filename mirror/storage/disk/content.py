@@ -117,9 +117,9 @@ class Content:
         if not await self._checker.run(self._blobs.verify, digest, lambda: self._closing):
             await self._catalog.write(Catalog.forget, [digest])
 
-    def partial(self, digest: Digest) -> DiskPartial:
+    def partial(self, digest: Digest, claimed: int | None) -> DiskPartial:
         """See `Store.partial`."""
-        return DiskPartial(self._blobs, digest, self._threads, self._reservations, self.committed)
+        return DiskPartial(self._blobs, digest, self._threads, self._reservations, self.committed, claimed)
 
     async def committed(self, digest: Digest, size: int) -> None:
         """Enters a finished blob into the catalog, and sees to the size of the whole."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from mirror.errors import StorageFull
-from mirror.names import Digest
+from mirror.names import Digest, Repository
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.files import FULL
 from mirror.storage.disk.spool import Spool
@@ -77,6 +77,7 @@ class DiskPartial:
         threads: ThreadPool,
         reservations: Reservations,
         committed: Callable[[Digest, int], Awaitable[None]],
+        claimed: int | None = None,
     ) -> None:
         """`committed` enters a finished blob into the catalog. Raises OSError."""
         self.digest = digest
@@ -84,8 +85,8 @@ class DiskPartial:
         self._threads = threads
         self._reservations = reservations
         self._committed = committed
-        self._spool = Spool(blobs, digest)
-        self._name = f"{digest.algorithm}-{digest.hex}.part"
+        self._spool = Spool(blobs, digest, claimed)
+        self._name = self._spool.name
         self._leads = False
 
     @property
@@ -140,6 +141,26 @@ class DiskPartial:
         self._spool.restart()
         if self._leads:
             self._reservations.reserved[self._name] = 0
+
+    @property
+    def leader(self) -> Repository | None:
+        return self._spool.sources.leader
+
+    @property
+    def attended(self) -> bool:
+        return self._spool.sources.attended
+
+    def announce(self, leader: Repository) -> None:
+        self._spool.sources.announce(leader)
+
+    def attend(self, reading: bool) -> None:
+        self._spool.sources.attend(reading)
+
+    def add_source(self, repository: Repository, size: int | None) -> None:
+        self._spool.sources.add(repository, size)
+
+    def take_sources(self) -> list[tuple[Repository, int | None]]:
+        return self._spool.sources.take()
 
     async def set_size(self, size: int) -> None:
         await self._reservations.check(self._name, size)

@@ -1,6 +1,8 @@
 """A download in progress, on disk, where it survives the process and is shared with others.
 
-Two files in ``spool/``: ``<algorithm>-<hex>.part`` holds the bytes at their final offsets, ``….have`` is the journal of which of them are there.
+Two files in ``spool/``: ``<algorithm>-<hex>.part`` holds the bytes at their final offsets, ``….have`` is the journal of which of them are there. A third,
+``….sources``, names the repositories that have the blob (see sources.py). A download that goes by one of several sizes has that size in its name:
+``<algorithm>-<hex>.<size>.part``.
 
 Whoever holds the exclusive ``flock`` on the ``.part`` file *leads*: it alone writes. Other processes *follow*: they read the same bytes, guided by the journal.
 The kernel drops the lock when its holder dies, however it dies, so there is never a lease to expire.
@@ -22,12 +24,15 @@ from mirror.locks import try_exclusive, try_shared, unlock
 from mirror.names import Digest
 from mirror.regular_files import open_file
 from mirror.storage.disk.blobs import BlobStore
+from mirror.storage.disk.sources import Sources
 from mirror.storage.extents import Extents
 
 _RECORD = struct.Struct("<QQ")
 _MAGIC = int.from_bytes(b"mirror-1", "little")
 _UNKNOWN = 2**64 - 1
 _VERIFIED = (_UNKNOWN, _UNKNOWN)
+_BESIDE = (".have", ".sources")
+"""What is of no use without the bytes."""
 _ABANDONED_AFTER = 7 * 24 * 3600.0
 _WRITTEN_AFTER = 3600.0
 """Seconds after which nobody can still be writing a small file."""
@@ -36,8 +41,8 @@ _WRITTEN_AFTER = 3600.0
 class Spool:
     """One process's view of one download. Not thread-safe but for `write`."""
 
-    def __init__(self, store: BlobStore, digest: Digest) -> None:
-        """Opens the files, making them where they are not. Raises OSError."""
+    def __init__(self, store: BlobStore, digest: Digest, claimed: int | None = None) -> None:
+        """Opens the files, making them where they are not. `claimed` is the size in their name, None for none. Raises OSError."""
         self.digest = digest
         self.have = Extents()
         self.size: int | None = None
@@ -46,14 +51,17 @@ class Spool:
         self.inherited = False
         """True when some of the bytes were fetched by an earlier leader."""
         self._store = store
-        base = f"{store.spool}/{digest.algorithm}-{digest.hex}"
-        self._part_path, self._have_path = f"{base}.part", f"{base}.have"
+        self.name = f"{digest.algorithm}-{digest.hex}{'' if claimed is None else f'.{claimed}'}.part"
+        self._part_path = f"{store.spool}/{self.name}"
+        base = self._part_path.removesuffix(".part")
+        self._have_path, self._sources_path = f"{base}.have", f"{base}.sources"
         self.fd = open_file(self._part_path, os.O_RDWR | os.O_CREAT)
         try:
             self._journal = open_file(self._have_path, os.O_RDWR | os.O_CREAT)
         except OSError:
             os.close(self.fd)
             raise
+        self.sources = Sources(self._sources_path)
         self._read_to = 0
 
     def lead(self) -> bool:
@@ -145,8 +153,9 @@ class Spool:
         self._append(*_VERIFIED)
         self._store.seal(self.fd, self.digest)
         rename_durably(self.fd, Path(self._part_path), Path(self._store.path(self.digest)))
-        with contextlib.suppress(OSError):
-            os.unlink(self._have_path)
+        for path in (self._have_path, self._sources_path):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
         self.share()
 
     def share(self) -> None:
@@ -161,7 +170,7 @@ class Spool:
 
     def discard(self) -> None:
         """Throws the bytes away, as leader: followers see that the name is gone, without a verdict."""
-        for path in (self._part_path, self._have_path):
+        for path in (self._part_path, self._have_path, self._sources_path):
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
@@ -169,6 +178,7 @@ class Spool:
         """Lets go of the files, and of the lease with them."""
         os.close(self.fd)
         os.close(self._journal)
+        self.sources.close()
 
     def _append(self, first: int, second: int) -> None:
         os.pwrite(self._journal, _RECORD.pack(first, second), self._read_to)
@@ -176,7 +186,7 @@ class Spool:
 
 
 def sweep(store: BlobStore, now: float | None = None, *, dry_run: bool = False) -> tuple[int, int]:
-    """Clears from the spool what no download will go on with: journals without bytes, and parts untouched for a week. How many those are, and their bytes.
+    """Clears from the spool what no download will go on with: what has lost its bytes, and parts untouched for a week. How many those are, and their bytes.
 
     With them goes what was being written beside the blobs when a process was killed.
     """
@@ -189,7 +199,7 @@ def sweep(store: BlobStore, now: float | None = None, *, dry_run: bool = False) 
                 path.unlink()
     for path in store.spool.iterdir():
         with contextlib.suppress(OSError):
-            if path.suffix == ".have" and not path.with_suffix(".part").exists():
+            if path.suffix in _BESIDE and not path.with_suffix(".part").exists():
                 if not dry_run:
                     path.unlink()
             elif path.suffix == ".part" and path.stat(follow_symlinks=False).st_mtime < oldest:
@@ -200,7 +210,8 @@ def sweep(store: BlobStore, now: float | None = None, *, dry_run: bool = False) 
                     count, size = count + 1, size + os.fstat(fd).st_blocks * 512
                     if not dry_run:
                         path.unlink()
-                        path.with_suffix(".have").unlink(missing_ok=True)
+                        for suffix in _BESIDE:
+                            path.with_suffix(suffix).unlink(missing_ok=True)
                 finally:
                     os.close(fd)
     return count, size

@@ -111,8 +111,8 @@ class DiskStore:
     def verify_behind(self, digest: Digest) -> None:
         self._content.verify_behind(digest)
 
-    def partial(self, digest: Digest) -> DiskPartial:
-        return self._content.partial(digest)
+    def partial(self, digest: Digest, claimed: int | None = None) -> DiskPartial:
+        return self._content.partial(digest, claimed)
 
     def hot_manifest(self, digest: Digest) -> Manifest | None:
         return self._content.hot_manifest(digest)

@@ -1,0 +1,120 @@
+"""Which repositories have the blob of a download in progress: the file ``spool/….sources``, by which the processes on one cache directory tell each other.
+
+Processes append lines, each by one write(2) with O_APPEND, so that lines are never torn:
+
+- ``lead REGISTRY PATH``: this repository's download begins here. The lines before it no longer count.
+- ``has REGISTRY PATH SIZE``: the repository says that it has the blob, of so many bytes; ``-`` where it does not say how many.
+
+A follower with readers holds a shared ``flock`` on the file, by which the leader knows that somebody waits for the bytes. A file that cannot be opened, read or
+written costs the exchange, never the download.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from mirror.errors import NameInvalid
+from mirror.locks import try_exclusive, try_shared, unlock
+from mirror.names import Repository, is_registry_name
+from mirror.regular_files import open_file
+
+_LARGEST = 1024 * 1024
+"""Bytes of the file that are read."""
+
+
+class Sources:
+    """One process's view of the file."""
+
+    def __init__(self, path: str) -> None:
+        self.leader: Repository | None = None
+        """The repository that the leader downloads from first; None where that is not known."""
+        self._fd = -1
+        with contextlib.suppress(OSError):
+            self._fd = open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        self._read_to = 0
+        self._known: dict[Repository, int | None] = {}
+        self._new: list[tuple[Repository, int | None]] = []
+        self._attends = False
+
+    def announce(self, leader: Repository) -> None:
+        """Names the leader, and forgets what was noted before. For the leader."""
+        # A line of a writer whose disk was full may have no end.
+        self._append(f"\nlead {leader.registry} {leader.path}\n")
+        self._read()
+
+    def add(self, repository: Repository, size: int | None) -> None:
+        """Notes that a repository has the blob, unless that is noted already, as far as `take` has read; or no leader is known yet."""
+        if repository not in self._known and self.leader is not None:
+            self._append(f"has {repository.registry} {repository.path} {'-' if size is None else size}\n")
+
+    def take(self) -> list[tuple[Repository, int | None]]:
+        """The repositories noted since the last call, by whichever process, with the sizes that they claim."""
+        self._read()
+        new, self._new = self._new, []
+        return new
+
+    def attend(self, reading: bool) -> None:
+        """Shows the leader whether this process has readers. For a follower."""
+        if reading == self._attends or self._fd < 0:
+            return
+        with contextlib.suppress(OSError):
+            if reading:
+                # Not while the leader looks: then at the next call.
+                self._attends = try_shared(self._fd)
+            else:
+                unlock(self._fd)
+                self._attends = False
+
+    @property
+    def attended(self) -> bool:
+        """True where a follower has readers. For the leader."""
+        with contextlib.suppress(OSError):
+            if self._fd >= 0:
+                if not try_exclusive(self._fd):
+                    return True
+                unlock(self._fd)
+                self._attends = False
+        return False
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _append(self, line: str) -> None:
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                os.write(self._fd, line.encode())
+
+    def _read(self) -> None:
+        if self._fd < 0:
+            return
+        with contextlib.suppress(OSError):
+            text = os.pread(self._fd, max(_LARGEST - self._read_to, 0), self._read_to)
+            whole = text[: text.rfind(b"\n") + 1]
+            self._read_to += len(whole)
+            for line in whole.decode(errors="replace").splitlines():
+                self._take_in(line.split(" "))
+
+    def _take_in(self, words: list[str]) -> None:
+        match words:
+            case ["lead", registry, path] if (repository := _repository(registry, path)) is not None:
+                self.leader = repository
+                self._known.clear()
+                self._new.clear()
+            case ["has", registry, path, size] if (
+                self.leader is not None and (repository := _repository(registry, path)) is not None
+            ):
+                if size == "-" or (size.isascii() and size.isdigit() and len(size) < 20):
+                    self._known[repository] = None if size == "-" else int(size)
+                    self._new.append((repository, self._known[repository]))
+
+
+def _repository(registry: str, path: str) -> Repository | None:
+    if not is_registry_name(registry):
+        return None
+    try:
+        return Repository.parse(registry, path)
+    except NameInvalid:
+        return None
