@@ -34,7 +34,9 @@ _GZIP = b"\x1f\x8b"
 """RFC 1952, section 2.3.1."""
 _MOST_DIGITS = 18
 """Of a length in bytes: more does not fit into 63 bits."""
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""RFC 4291, section 2.4: what is outside of it is local, or leads to an IPv4 address by ways of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class Transport:
     async def is_private(self, url: URL) -> bool:
         """True where none of a host's addresses is public. One that cannot be resolved counts as public, which allows less."""
         host = url.host or ""
-        if _is_literal(url):
+        if _literal(host) is not None:
             return not _public(host)
         try:
             async with asyncio.timeout(self.timeouts.connect):
@@ -121,7 +123,8 @@ class Transport:
 def _translated(url: URL, public_only: bool) -> Iterator[None]:
     """Makes errors of ours of what goes wrong with a request. Raises as Transport.request does."""
     where = shown(url)
-    if public_only and _is_literal(url) and not _public(url.host or ""):
+    host = url.host or ""
+    if public_only and _literal(host) is not None and not _public(host):
         raise TargetRefused(f"an upstream with a public address points to {where}, which is not public")
     try:
         yield
@@ -230,23 +233,26 @@ class _PublicOnly(AbstractResolver):
         """The resolver behind it is closed by the transport."""
 
 
-def _is_literal(url: URL) -> bool:
+def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a host is, in any spelling that resolvers take (``127.1``, ``0x7f000001``); None for a name."""
     try:
-        ipaddress.ip_address((url.host or "").partition("%")[0])
+        return ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return False
-    return True
+        pass
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host))
+    except (OSError, ValueError):
+        return None
 
 
-def _public(address: str) -> bool:
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(parsed, ipaddress.IPv6Address):
-        embedded = parsed.ipv4_mapped or parsed.sixtofour
-        if parsed in _NAT64:
-            embedded = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
-        if embedded is not None:
-            parsed = embedded
-    return parsed.is_global and not parsed.is_multicast
+def _public(host: str) -> bool:
+    """True for a public address; False for any other, and for a name."""
+    address = _literal(host)
+    if isinstance(address, ipaddress.IPv6Address):
+        embedded = address.ipv4_mapped or address.sixtofour
+        if address in _NAT64:
+            embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if embedded is None and address not in _GLOBAL_UNICAST:
+            return False
+        address = embedded or address
+    return address is not None and address.is_global and not address.is_multicast

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import socket
-from typing import Any
 
 import pytest
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from mirror.errors import UpstreamInvalid
 from mirror.upstream.challenges import pull_scope
-from mirror.upstream.guard import Guard
-from mirror.upstream.transport import Connections, Timeouts, Transport
 from mirror.upstream.urls import parse_url
 from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Redirect, Scripted, Status
@@ -276,42 +271,3 @@ async def test_each_scope_is_a_parameter_of_its_own(start: StartMirror, upstream
     assert [asked.query for asked in upstream.asked if asked.path == "/token"] == [
         "scope=repository:a:pull&scope=repository:b:pull"
     ]
-
-
-class _Resolver(AbstractResolver):
-    """Names with several addresses."""
-
-    async def resolve(self, host: str, port: int = 0, family: Any = 0) -> list[ResolveResult]:
-        addresses = {"both": ["93.184.216.34", "127.0.0.1"], "inner": ["127.0.0.1"], "public": ["93.184.216.34"]}[host]
-        return [ResolveResult(hostname=host, host=one, port=port, family=socket.AF_INET, proto=0, flags=0) for one in addresses]
-
-    async def close(self) -> None:
-        pass
-
-
-@pytest.mark.parametrize(
-    ("base", "via", "target", "public_only"),
-    [
-        ("http://both", [], "http://both/v2/", False),
-        ("http://both", ["http://both/v2/"], "http://both/token", False),
-        ("http://both", ["http://both/v2/"], "http://inner/x", True),
-        ("http://inner", ["http://inner/v2/"], "http://inner:81/x", False),
-        ("http://inner", ["http://inner/v2/", "http://public/x"], "http://inner:81/x", True),
-        ("http://public", ["http://public/v2/"], "http://inner/x", True),
-    ],
-)
-async def test_each_host_on_the_way_is_judged(
-    monkeypatch: pytest.MonkeyPatch, base: str, via: list[str], target: str, public_only: bool
-) -> None:
-    """An endpoint may point to itself; one with a public address among its own may not lead inside, nor may a public host between."""
-    transport = Transport(Timeouts(1, 2, 1, 1), Connections(1, 1, 1))
-    monkeypatch.setattr(transport, "_resolver", _Resolver())
-    asked: list[bool] = []
-
-    async def request(*_: Any, public_only: bool, **__: Any) -> None:
-        asked.append(public_only)
-
-    monkeypatch.setattr(transport, "request", request)
-    await Guard(transport, URL(base), None).request("GET", [URL(one) for one in via], URL(target), {})
-    assert asked == [public_only]
-    await transport.aclose()
