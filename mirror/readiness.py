@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,6 @@ _EXPIRES_SOON = 7 * 86400
 """Seconds before its end in which the certificate should have been renewed."""
 _STATES = {
     "failing": "has failed, and is still asked",
-    "open": "is left alone for some seconds after failures, a minute at most",
     "wrong": "is asked last for blobs, because it sent wrong bytes",
 }
 
@@ -72,7 +72,7 @@ class Readiness:
             registries[name] = latest
             for endpoint in latest:
                 if endpoint["state"] != "ok":
-                    degraded.append(f"{name}: {endpoint['endpoint']} {_STATES[endpoint['state']]}: {endpoint['last_error']}")
+                    degraded.append(f"{name}: {endpoint['endpoint']} {_state(endpoint)}: {endpoint['last_error']}")
         return {"degraded": degraded, "mirror": faults, "registries": registries}
 
     def _certificate_end(self) -> float | None:
@@ -89,6 +89,7 @@ class Readiness:
                     "last_heard_of": endpoint.heard or None,
                     "seconds_to_first_byte": endpoint.latency,
                     "bytes_per_second": endpoint.throughput,
+                    "asked_again": endpoint.asked_again,
                     "pulls": endpoint.pulls,
                     "pulls_left": endpoint.pulls_left,
                 }
@@ -96,6 +97,13 @@ class Readiness:
             ]
             for name in self._settings.registries
         }
+
+
+def _state(endpoint: dict[str, Any]) -> str:
+    if endpoint["state"] != "down":
+        return _STATES[endpoint["state"]]
+    seconds = math.ceil((endpoint["asked_again"] or 0.0) - time.time())
+    return f"is left alone for {seconds} s after failures" if seconds > 0 else "is down, and is asked again by the next request"
 
 
 def _heard(endpoint: dict[str, Any]) -> float:

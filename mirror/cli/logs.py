@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 
 _INTERVAL = 60.0
 """Seconds from a message's first line to the line with the count."""
+_SECONDS = re.compile(r"\b\d+(\.\d+)? s\b")
+"""In a cause, where they count down."""
 _MOST_MESSAGES = 256
 """Messages that are remembered at a time: of more, the oldest has its count written early."""
 
@@ -48,7 +51,8 @@ class _Identity:
     @classmethod
     def of(cls, record: logging.LogRecord, text: str) -> _Identity:
         cause = getattr(record, "cause", None)
-        return cls(record.name, record.levelno, text if cause is None else (record.msg, cause), _fault(record))
+        what: object = text if cause is None else (record.msg, _SECONDS.sub("", str(cause)))
+        return cls(record.name, record.levelno, what, _fault(record))
 
 
 @dataclass(slots=True)

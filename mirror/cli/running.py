@@ -7,8 +7,11 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
+import ssl
+import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +76,20 @@ def find(cache_dir: str | None, environ: Mapping[str, str]) -> Running | None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             return _read(place / _NAME)
     return None
+
+
+def degraded(settings: Settings) -> list[str] | None:
+    """What the mirror of these settings says is wrong with it (/readyz); None where none answers within 2 s. Blocks."""
+    # It is on this machine, where its address need not be one that its certificate is for; nothing secret is sent.
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    # No proxy is asked: urllib would take one from the environment.
+    handlers = urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    try:
+        with urllib.request.build_opener(*handlers).open(f"{settings.server.own_url}/readyz", timeout=2) as response:
+            return [str(sentence) for sentence in json.load(response)["degraded"]]
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
+        return None
 
 
 def _read(file: Path) -> Running:

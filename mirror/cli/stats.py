@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import click
 
+from mirror.cli import running
 from mirror.cli.ask import inventory
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import tell_json
@@ -24,7 +26,11 @@ def stats(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]
         totals = asked.totals()
     traffic = totals.traffic
     room, most = measure(settings.cache.dir, settings.cache.min_free), settings.cache.max_size
-    shortage = room.shortage(settings.cache.dir)
+    running_here = running.find(cache_dir, os.environ) if config is None else None
+    sentences = running.degraded(settings) if running_here is not None else None
+    if sentences is None:
+        shortage = room.shortage(settings.cache.dir)
+        sentences = [shortage] if shortage else []
     if as_json:
         figures = dataclasses.asdict(totals)
         figures["traffic"]["saved"] = traffic.saved
@@ -34,7 +40,7 @@ def stats(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]
                 "max_size": most,
                 "disk_size": room.total,
                 "disk_free": room.free,
-                "degraded": [shortage] if shortage else [],
+                "degraded": sentences,
                 **figures,
             }
         )
@@ -52,6 +58,5 @@ def stats(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]
         ("fetched", f"{format_size(traffic.fetched)} from upstream"),
         ("saved", format_size(traffic.saved)),
     ]
-    if shortage:
-        lines.append(("degraded", shortage))
+    lines += [("degraded", sentence) for sentence in sentences]
     click.echo("".join(f"{name:<12}{value}\n" for name, value in lines), nl=False)

@@ -104,7 +104,10 @@ class Endpoint:
         state, error = self.breaker.state, self.breaker.last_error
         if state == "ok" and delivery.wrong:
             state, error = "wrong", "it sent a blob that was not what its digest says, and is asked for blobs last"
-        return EndpointHealth(self.name, state, error, delivery.latency, delivery.throughput, self.breaker.heard, *self._limits)
+        pause = self.breaker.pause_left
+        again = None if pause is None else time.time() + pause
+        heard = self.breaker.heard
+        return EndpointHealth(self.name, state, error, delivery.latency, delivery.throughput, heard, again, *self._limits)
 
     def url(self, repository: Repository, rest: str) -> URL:
         """The URL of a resource of a repository."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -57,7 +58,7 @@ async def with_failover(
                 left.remove(endpoint)
                 errors.append(
                     UpstreamUnreachable(
-                        f"{endpoint.name} is left alone for a while after failures: {endpoint.breaker.last_error}"
+                        f"{endpoint.name} is left alone for {math.ceil(endpoint.breaker.pause_left or 1)} s after failures: {endpoint.breaker.last_error}"
                     )
                 )
                 continue

@@ -24,7 +24,7 @@ _TYPICAL = 8 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class EndpointHealth:
-    """For /readyz. `state` is ``ok``, ``failing`` (but still asked), ``open`` (left alone for a while) or ``wrong`` (asked for blobs last, because it lied).
+    """For /readyz. `state` is ``ok``, ``failing`` (but still asked), ``down`` (left alone until `asked_again`) or ``wrong`` (asked for blobs last, because it lied).
 
     `latency` is the time until a blob's response headers, in seconds; `throughput` that of one connection, in bytes per second. `pulls_left` of `pulls` is what
     upstream still allows, where it says so.
@@ -37,6 +37,8 @@ class EndpointHealth:
     throughput: float | None
     heard: float
     """When it was last heard of, in seconds since the epoch."""
+    asked_again: float | None
+    """When one that is down may be asked again, in seconds since the epoch."""
     pulls: int | None
     pulls_left: int | None
 
@@ -65,7 +67,12 @@ class Breaker:
 
     @property
     def state(self) -> str:
-        return "ok" if not self._evidence else "failing" if self._evidence < _FAILURES else "open"
+        return "ok" if not self._evidence else "failing" if self._evidence < _FAILURES else "down"
+
+    @property
+    def pause_left(self) -> float | None:
+        """Seconds until it may be asked again, 0 where it may now; None while it is not down."""
+        return max(0.0, self._closed_again - self._clock()) if self.state == "down" else None
 
     def allows(self) -> bool:
         """True when the endpoint may be asked now. An open breaker lets one request through, and the next only after a pause."""
@@ -95,7 +102,7 @@ class Breaker:
     def _note(self) -> None:
         self.heard = time.time()
         if self._told is not None:
-            self._told(self.state != "open")
+            self._told(self.state != "down")
 
     def _pause(self) -> float:
         return float(min(_FIRST_PAUSE * 2 ** min(max(self._evidence - _FAILURES, 0), 10), _LONGEST_PAUSE))

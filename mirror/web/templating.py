@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -70,6 +71,7 @@ class Templates:
         bound = {
             "t": partial(text, language),
             "explain": partial(explain, language),
+            "now": time.time,
             "ago": lambda moment: filters.ago(moment, language),
             "span": lambda seconds: filters.span(seconds, language),
         }

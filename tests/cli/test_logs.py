@@ -123,17 +123,21 @@ def test_different_messages_are_never_left_out(lines: _Lines, log: Callable[[Cou
 
 
 def test_one_cause_under_many_names_is_one_message(lines: _Lines, log: Callable[[CountRepeats], logging.Logger]) -> None:
-    """The names may differ where the caller says what the cause is; another cause is another message. The last name is told with the count."""
+    """The names may differ where the caller says what the cause is, and seconds that count down in it; another cause is another message. The last name is told with the count."""
     handler = CountRepeats(lines, interval=3600)
     logger = log(handler)
     for number in range(100):
         logger.warning("cannot keep %d: %s", number, "disk full", extra={"cause": "disk full"})
     logger.warning("cannot keep %d: %s", 7, "read-only", extra={"cause": "read-only"})
+    for seconds in (3, 2):
+        logger.warning("cannot keep %d: %s", 7, f"wait {seconds} s", extra={"cause": f"wait {seconds} s"})
     handler.close()
     assert [line.removeprefix("WARNING test.repeats cannot keep ") for line in lines.lines] == [
         "0: disk full",
         "7: read-only",
+        "7: wait 3 s",
         "99: disk full (99 more like this in 1 s)",
+        "7: wait 2 s (1 more like this in 1 s)",
     ]
 
 

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import socket
 import struct
 import subprocess
@@ -333,3 +334,23 @@ def test_wrong_commands_and_the_version() -> None:
     told = mirror("--version").stdout
     if (Path(__file__).parents[2] / ".git").exists():
         assert "(commit " in told
+
+
+def test_for_how_long_an_upstream_is_left_alone_is_told_everywhere(tmp_path: Path) -> None:
+    """In seconds: in the client's error, /readyz, `stats` and `doctor`."""
+    with MirrorProcess(tmp_path / "cache", {"docker.io": "http://127.0.0.1:1"}, SERVER__ACCESS_LOG="false") as running:
+        told = re.compile(r"left alone for \d+ s after failures")
+        body = ""
+        while not told.search(body):
+            try:
+                urllib.request.urlopen(f"{running.url}/v2/app/manifests/1")
+            except urllib.error.HTTPError as error:
+                with error:
+                    body = error.read().decode()
+        flags = ("--cache-dir", str(tmp_path / "cache"))
+        said = re.compile(r"left alone for \d+ s after failures|is down, and is asked again by the next request")
+        with urllib.request.urlopen(f"{running.url}/readyz") as response:
+            assert said.search(response.read().decode())
+        assert said.search(mirror("stats", *flags).stdout)
+        assert said.search(json.loads(mirror("stats", *flags, "--json").stdout)["degraded"][0])
+        assert said.search(mirror("doctor", *flags).stdout)

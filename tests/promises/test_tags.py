@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
@@ -123,7 +124,11 @@ async def test_an_upstream_known_to_be_down_is_not_waited_for(start: StartMirror
     assert upstream.count("GET") <= 8
     ready = (await mirror.get("/readyz")).body.decode()
     assert '"degraded"' in ready
-    assert '"state": "open"' in ready
+    assert '"state": "down"' in ready
+    assert re.search(r"is left alone for \d+ s after failures: \S", ready), ready
+    assert re.search(r"is left alone for \d+ s after failures: \S", answer.body.decode()), answer.body
+    page = (await mirror.get("/", Accept="text/html")).body.decode()
+    assert re.search(r"left alone for \d+.s after failures|asked again by the next request", page), page
 
 
 async def test_a_tag_that_is_gone_is_gone_but_its_content_stays(start: StartMirror, upstream: Scripted) -> None:

@@ -114,10 +114,10 @@ async def test_a_blob_whose_store_cannot_be_reached_fails_alone(start: StartMirr
     [
         (["a", "a", "a", "a"], "failing"),
         (["a", "b"], "failing"),
-        (["a", "b", "c"], "open"),
+        (["a", "b", "c"], "down"),
         ([None, None], "failing"),
-        ([None, None, None], "open"),
-        (["a", None, "b"], "open"),
+        ([None, None, None], "down"),
+        (["a", None, "b"], "down"),
         (["a", "b", "ok", "c"], "failing"),
         ([None, None, "ok", None], "failing"),
     ],

@@ -181,8 +181,9 @@ def test_the_breaker() -> None:
         breaker.failed("x")
         assert breaker.allows()
     breaker.failed("x")
-    assert (breaker.state, breaker.allows()) == ("open", False)
+    assert (breaker.state, breaker.allows()) == ("down", False)
     for pause in (1, 2, 4, 8, 16, 32, 60, 60):
+        assert breaker.pause_left == pytest.approx(pause)
         now += pause - 0.01
         assert not breaker.allows()
         now += 0.02

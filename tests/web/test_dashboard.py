@@ -608,7 +608,8 @@ def test_no_text_is_taken_for_markup(tmp_path: Path) -> None:
     failed = ImageDownload(HOSTILE, "", None, 1, None, 0, 0.0, 0, None, True, HOSTILE)
     endpoint = {
         "endpoint": HOSTILE,
-        "state": "open",
+        "state": "down",
+        "asked_again": 1.0,
         "last_error": HOSTILE,
         "seconds_to_first_byte": None,
         "bytes_per_second": None,
@@ -751,7 +752,7 @@ async def test_errors_are_told_in_the_language_of_the_page(dashboard: Mirror) ->
         ("that is not the admin token, and there were many wrong ones from this address", "错误次数较多"),
         ("https://x.example answered 502", "上游服务器出错"),
         ("docker.io does not let anyone pull owner/secret, or has no such repository", "需要账号"),
-        ("docker.io is left alone for a while after failures: Connection refused", "拒绝连接"),
+        ("docker.io is left alone for 20 s after failures: Connection refused", "拒绝连接"),
         (
             "no TLS connection with https://x.example: certificate verify failed: unable to get local issuer certificate",
             "证书不可信",
