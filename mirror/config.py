@@ -229,7 +229,7 @@ class Upstream(_Table):
     connections_per_endpoint: int = Field(
         32, ge=1, description="most connections to one endpoint beyond which none is added; a blob's first is always allowed"
     )
-    connections: int = Field(64, ge=1, description="the same over all endpoints")
+    connections: int = Field(64, ge=1, description="the same over all endpoints, each of which has an equal share")
 
 
 class Log(_Table):

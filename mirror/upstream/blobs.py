@@ -11,11 +11,12 @@ import re
 from collections.abc import Sequence
 
 from mirror import metrics
-from mirror.errors import BlobUnknown, MirrorError, UpstreamBusy, UpstreamInvalid
+from mirror.errors import BlobUnknown, MirrorError, UpstreamBusy, UpstreamInvalid, UpstreamLimited
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.failover import with_failover
+from mirror.upstream.health import MOST_ACTIVE
 from mirror.upstream.receiver import Response
 from mirror.upstream.streams import BlobStream
 from mirror.upstream.transport import Transport, length_of, shown
@@ -83,9 +84,8 @@ class Blob:
         """
         ranked = self._ranked(start, spare=spare, avoid=avoid)
         if spare:
-            bounds = self._transport.connections
-            ranked = [endpoint for endpoint in ranked if endpoint.delivery.active < bounds.per_endpoint]
-            if not ranked or self._transport.active() >= bounds.in_all:
+            ranked = [endpoint for endpoint in ranked if self._transport.allows_spare(endpoint.delivery)]
+            if not ranked:
                 raise UpstreamBusy(f"{self._registry}: as many connections as allowed are open")
         return await with_failover(
             self._registry,
@@ -122,7 +122,14 @@ class Blob:
                 cost *= delivery.active + 1
             elif cost <= best * _AS_GOOD or not best:
                 cost = 0.0
-            return endpoint in self._refused, delivery.wrong, endpoint.name == avoid, start > 0 and delivery.unranged, cost
+            return (
+                endpoint in self._refused,
+                delivery.full,
+                delivery.wrong,
+                endpoint.name == avoid,
+                start > 0 and delivery.unranged,
+                cost,
+            )
 
         return sorted(self._endpoints, key=key)
 
@@ -132,7 +139,11 @@ class Blob:
         if start > 0 or stop is not None:
             # Closed where possible: some registries answer 416 to an open one.
             headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
-        lease = endpoint.delivery.lease()
+        try:
+            async with asyncio.timeout_at(deadline):
+                lease = await endpoint.delivery.lease()
+        except TimeoutError:
+            raise UpstreamLimited(f"{endpoint.name}: {MOST_ACTIVE} downloads are under way, the most from one endpoint") from None
         asked = asyncio.get_running_loop().time()
         try:
             response = await endpoint.send("GET", url, self._repository, headers, deadline, self._digest)

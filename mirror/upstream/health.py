@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ _FAILURES = 3
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 
+MOST_ACTIVE = 512
+"""Connections that fetch blobs from one endpoint at once: each needs a thread of its own, and there are 1,024 for all endpoints (receiver.py)."""
 
 _WEIGHT = 0.3
 """Of the newest observation in the mean."""
@@ -133,6 +136,7 @@ class Delivery:
         self._mean: float | None = None
         self._clock = clock
         self._leases: set[Lease] = set()
+        self._slots = asyncio.Semaphore(MOST_ACTIVE)
         self._judged = 0.0
         self._wrong_until = 0.0
         self._unranged_until = 0.0
@@ -156,8 +160,14 @@ class Delivery:
         throughput = self.throughput
         return None if throughput is None else (self.latency or 0.0) + _TYPICAL / max(throughput, 1.0)
 
-    def lease(self) -> Lease:
-        """Counts a connection in."""
+    @property
+    def full(self) -> bool:
+        """True while the next `lease` would wait."""
+        return self._slots.locked()
+
+    async def lease(self) -> Lease:
+        """Counts a connection in, once there are fewer than `MOST_ACTIVE`."""
+        await self._slots.acquire()
         lease = Lease(self)
         self._leases.add(lease)
         return lease
@@ -171,6 +181,7 @@ class Delivery:
         """Counts a connection out, and takes its throughput into the mean."""
         if lease in self._leases:
             self._leases.discard(lease)
+            self._slots.release()
             if lease.began is not None and lease.taken >= _JUDGED_FROM:
                 self._judged = self._clock()
                 self._mean = _mean(self._mean, lease.taken / max(self._judged - lease.began, 1e-6))

@@ -76,9 +76,15 @@ class Transport:
     async def aclose(self) -> None:
         await close_all(self._receiver.aclose, self._resolver.close)
 
-    def active(self) -> int:
-        """Connections that are fetching blobs now."""
-        return sum(delivery.active for delivery in self.deliveries)
+    def allows_spare(self, delivery: Delivery) -> bool:
+        """True where an endpoint may have one more connection that a blob can do without.
+
+        The bound over all endpoints is theirs in equal shares: one that takes long over its downloads takes nothing from the share of another.
+        """
+        bounds = self.connections
+        active = [one.active for one in self.deliveries if one.active or one is delivery]
+        fair = delivery.active < bounds.in_all // len(active)
+        return delivery.active < bounds.per_endpoint and (fair or sum(active) < bounds.in_all)
 
     async def request(
         self,
