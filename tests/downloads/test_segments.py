@@ -92,8 +92,8 @@ async def test_the_bounds_hold_for_all_blobs_together(
     open_at_once = []
     original = Delivery.lease
 
-    def lease(delivery: Delivery) -> Lease:
-        made = original(delivery)
+    async def lease(delivery: Delivery) -> Lease:
+        made = await original(delivery)
         open_at_once.append(delivery.active)
         return made
 
