@@ -75,7 +75,11 @@ class MemoryStore:
         self._used[digest] = time.time()
 
     def make_room(self, what: str) -> None:
-        """Evicts until all is within the limit. Raises StorageFull where it cannot be."""
+        """Evicts until all is within the limit, what is left of downloads that nobody leads first. Raises StorageFull where it cannot be."""
+        for key, download in list(self.downloads.items()):
+            if self._total() > self._limit and download.leader is None:
+                download.current = False
+                del self.downloads[key]
         kept = self._pinned()
         for digest in [digest for digest in self.content if digest not in kept and digest not in self._manifests]:
             if self._total() <= self._limit:

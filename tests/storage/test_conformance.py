@@ -244,6 +244,22 @@ async def test_a_claim_evicts_nothing(store: Store) -> None:
     partial.close()
 
 
+async def test_what_nobody_goes_on_downloading_goes_before_content(store: Store) -> None:
+    """Half a blob of a registry that fails may never become a whole one. What is led stays."""
+    kept = await put(store, os.urandom(200_000))
+    given_up, led = [store.partial(Digest.of(name)) for name in (b"given up", b"led")]
+    for partial in (given_up, led):
+        assert partial.lead()
+        await partial.set_size(500_000)
+        await partial.write(0, bytes(300_000))
+    given_up.release()
+    await put(store, os.urandom(400_000))
+    assert store.size(kept) is not None
+    assert (given_up.current, led.current) == (False, True)
+    for partial in (given_up, led):
+        partial.close()
+
+
 @pytest.mark.parametrize("size", [LIMIT + 1, 10**15])
 async def test_what_can_never_be_kept_is_refused_at_once(store: Store, size: int) -> None:
     """Larger than everything, or than what is not pinned: nothing is evicted for it."""

@@ -203,15 +203,40 @@ def sweep(store: BlobStore, now: float | None = None, *, dry_run: bool = False) 
                 if not dry_run:
                     path.unlink()
             elif path.suffix == ".part" and path.stat(follow_symlinks=False).st_mtime < oldest:
-                fd = open_file(path, os.O_RDWR)
-                try:
-                    if not try_exclusive(fd):
-                        continue
-                    count, size = count + 1, size + os.fstat(fd).st_blocks * 512
-                    if not dry_run:
-                        path.unlink()
-                        for suffix in _BESIDE:
-                            path.with_suffix(suffix).unlink(missing_ok=True)
-                finally:
-                    os.close(fd)
+                freed = _remove_unled(path, dry_run=dry_run)
+                if freed is not None:
+                    count, size = count + 1, size + freed
     return count, size
+
+
+def make_room(store: BlobStore, need: int) -> int:
+    """Removes downloads that no process leads, those untouched for longest first, until `need` bytes are free or none is left. The bytes freed.
+
+    Who still reads of them can go on doing so.
+    """
+    found = []
+    for path in store.spool.glob("*.part"):
+        with contextlib.suppress(OSError):
+            found.append((path.stat(follow_symlinks=False).st_mtime, path))
+    freed = 0
+    for _, path in sorted(found):
+        if freed >= need:
+            break
+        with contextlib.suppress(OSError):
+            freed += _remove_unled(path) or 0
+    return freed
+
+
+def _remove_unled(path: Path, *, dry_run: bool = False) -> int | None:
+    """Removes a download, or with `dry_run` only says what that would free, in bytes. None where a process leads it. Raises OSError."""
+    fd = open_file(path, os.O_RDWR)
+    try:
+        if not try_exclusive(fd):
+            return None
+        if not dry_run:
+            path.unlink()
+            for suffix in _BESIDE:
+                path.with_suffix(suffix).unlink(missing_ok=True)
+        return os.fstat(fd).st_blocks * 512
+    finally:
+        os.close(fd)

@@ -3,6 +3,8 @@
 Pinned content stays, and so does what somebody is reading, in whatever process (see mirror/locks.py). One process evicts at a time, and in short steps, so that the
 catalog serves others meanwhile.
 
+Before content goes what is left of downloads that no process goes on with: it may never become content.
+
 Downloads count with what they have and what they are promised next (see partial.py), not with what upstream claims. Those that other processes lead count with
 what they have: together they may exceed the limit by one step each, until the next call.
 """
@@ -22,6 +24,7 @@ from mirror.disk_room import measure
 from mirror.errors import DigestInvalid, StorageFull
 from mirror.locks import Lock, wait
 from mirror.names import Digest
+from mirror.storage.disk import spool
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
@@ -128,6 +131,8 @@ class Eviction:
         with self.alone(), catalog.changing():
             # Counted again: another process may have made room while this one waited.
             over, must = self._over(catalog, this)
+            if over > 0 and spool.make_room(self._store, over):
+                over, must = self._over(catalog, this)
             cached, _ = catalog.totals()
             if over <= 0 or must > cached:
                 # Where not even an empty cache would do, it need not be emptied.
