@@ -209,7 +209,7 @@ def sweep(store: BlobStore, now: float | None = None, *, dry_run: bool = False) 
     return count, size
 
 
-def make_room(store: BlobStore, need: int) -> int:
+def make_room(store: BlobStore, need: float) -> int:
     """Removes downloads that no process leads, those untouched for longest first, until `need` bytes are free or none is left. The bytes freed.
 
     Who still reads of them can go on doing so.
