@@ -33,9 +33,10 @@ _KEPT_BUFFERS = 16
 """To touch new memory costs as much as to fill it."""
 _HEAD = 64 * 1024
 """Bytes read at once of a response's head, and the longest head: signed URLs in Location are long."""
-_GATHER = 0.01
-"""Seconds in which a slow body's next bytes are gathered: each hand-over costs as much as receiving 100 kB."""
-_SMALL = BUFFER // 8
+_GATHER = 0.05
+"""Seconds, at most, in which a slow body's next bytes are gathered: each hand-over costs as much as receiving 100 kB."""
+_ENOUGH = BUFFER // 4
+"""Bytes that are not gathered on."""
 _IDLE = 60.0
 """Seconds that an unused connection is kept."""
 _MOST_IDLE = 16
@@ -251,7 +252,8 @@ class _Connection:
         self._early = b""
         """Bytes of the body that came with the head."""
         self._keep = True
-        self._slow = False
+        self._flowing = False
+        """True from the second bytes of a body on."""
 
     def start_tls(self, context: ssl.SSLContext, host: str) -> None:
         """Raises OSError."""
@@ -263,7 +265,7 @@ class _Connection:
     def exchange(self, request: h11.Request) -> tuple[int, CIMultiDictProxy[str]]:
         """Sends a request without a body and reads the head of the response. Raises OSError, h11.RemoteProtocolError."""
         self._check()
-        self.answered, self._slow = False, False
+        self.answered, self._flowing = False, False
         self._h11 = connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD)
         head = connection.send(request)
         assert head is not None
@@ -324,15 +326,15 @@ class _Connection:
         if self._left is None:
             return self._fill_by_h11(buffer)
         count = self._receive(buffer)
-        if self._slow and count < len(buffer) and self._left:
-            time.sleep(_GATHER)
+        if self._flowing and self._left and count < _ENOUGH:
+            self._gather(min(self._left, _ENOUGH - count))
+        self._flowing = True
         try:
             while self._left and count < len(buffer) and self._readable():
                 count += self._receive(buffer[count:])
         except OSError:
             # What came before the break is good; the next call meets it again.
             pass
-        self._slow = count < _SMALL
         return count
 
     def _receive(self, buffer: memoryview) -> int:
@@ -355,6 +357,18 @@ class _Connection:
         self._left = 0
         self._keep = self._keep and self._h11.their_state is h11.DONE and not self._h11.trailing_data[0]
         return 0
+
+    def _gather(self, wanted: int) -> None:
+        """Waits until so many bytes can be received at once, or as many as fit well into the kernel's buffer: for 50 ms at most."""
+        # A third of it: a sender is never held up, and the kernel need not make its window smaller (tcp(7), SO_RCVLOWAT).
+        room = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 3
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, max(min(wanted, room), 1))
+        try:
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN)
+            poll.poll(_GATHER * 1000)
+        finally:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     def _event(self, *, in_head: bool = False) -> object:
         while (event := self._h11.next_event()) is h11.NEED_DATA:
