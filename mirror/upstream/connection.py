@@ -1,0 +1,190 @@
+"""One HTTP/1.1 connection to upstream, whose methods block: for the threads of `mirror.upstream.receiver`."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import ssl
+import struct
+from collections.abc import Hashable
+
+import h11
+from multidict import CIMultiDict, CIMultiDictProxy
+
+_HEAD = 64 * 1024
+"""Bytes read at once of a response's head, and the longest head: signed URLs in Location are long."""
+_GATHER = 0.05
+"""Seconds, at most, in which a slow body's next bytes are gathered: each hand-over costs as much as receiving 100 kB."""
+_ENOUGH = 256 * 1024
+"""Bytes that are not gathered on."""
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Connection:
+    """One connection. Its methods block; one thread at a time uses them, but for `abort`."""
+
+    def __init__(self, key: Hashable, connected: socket.socket) -> None:
+        connected.setblocking(True)
+        self.key = key
+        self.answered = False
+        """True when some of the last response has come."""
+        self._socket = connected
+        self._aborted = False
+        self._h11 = h11.Connection(h11.CLIENT)
+        self._left: int | None = 0
+        """Bytes of the body to come; None where its end is found by h11."""
+        self._early = b""
+        """Bytes of the body that came with the head."""
+        self._keep = True
+        self._flowing = False
+        """True from the second bytes of a body on."""
+
+    def start_tls(self, context: ssl.SSLContext, host: str) -> None:
+        """Raises OSError."""
+        self._socket = context.wrap_socket(self._socket, server_hostname=host, do_handshake_on_connect=False)
+        self._check()
+        assert isinstance(self._socket, ssl.SSLSocket)
+        self._socket.do_handshake()
+
+    def exchange(self, request: h11.Request) -> tuple[int, CIMultiDictProxy[str]]:
+        """Sends a request without a body and reads the head of the response. Raises OSError, h11.RemoteProtocolError."""
+        self._check()
+        self.answered, self._flowing = False, False
+        self._h11 = connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD)
+        head = connection.send(request)
+        assert head is not None
+        self._socket.sendall(head)
+        connection.send(h11.EndOfMessage())
+        while not isinstance(response := self._event(in_head=True), h11.Response):
+            if not isinstance(response, h11.InformationalResponse):
+                raise h11.RemoteProtocolError("the connection was closed without an answer")
+        fields: CIMultiDict[str] = CIMultiDict()
+        for name, value in response.headers:
+            fields.add(name.decode("ascii"), value.decode("latin-1"))
+        self._frame(request.method != b"HEAD", response, fields)
+        return response.status_code, CIMultiDictProxy(fields)
+
+    def _frame(self, has_body: bool, response: h11.Response, fields: CIMultiDict[str]) -> None:
+        """Finds out how the body ends (RFC 9112, section 6.3)."""
+        length = fields.get("Content-Length")
+        if not has_body or response.status_code in (204, 304):
+            self._left = 0
+        else:
+            self._left = int(length) if length is not None and "Transfer-Encoding" not in fields else None
+        options = ",".join(fields.getall("Connection", [])).lower().split(",")
+        self._keep = response.http_version == b"1.1" and "close" not in (option.strip() for option in options)
+        early = bytearray()
+        if self._left is not None:
+            # What h11 holds already. The rest need not pass through it.
+            while isinstance(event := self._h11.next_event(), h11.Data):
+                early += event.data
+            self._left -= len(early)
+            if self._h11.trailing_data[0]:
+                self._keep = False
+        self._early = bytes(early)
+
+    @property
+    def complete(self) -> bool:
+        return self._left == 0 and not self._early
+
+    def skip(self) -> None:
+        """Passes over what has come of the body."""
+        self._early = b""
+
+    @property
+    def reusable(self) -> bool:
+        return self.complete and self._keep and not self._aborted
+
+    @property
+    def quiet(self) -> bool:
+        """True when an idle connection is still open, and nothing has come on it that nobody asked for."""
+        return not self._readable()
+
+    def fill(self, buffer: memoryview) -> int:
+        """Receives some of the body; waits for it. 0 at its end. Raises OSError, h11.RemoteProtocolError."""
+        if self._early:
+            count = min(len(self._early), len(buffer))
+            buffer[:count] = self._early[:count]
+            self._early = self._early[count:]
+            return count
+        if self._left is None:
+            return self._fill_by_h11(buffer)
+        count = self._receive(buffer)
+        if self._flowing and self._left and count < _ENOUGH:
+            self._gather(min(self._left, _ENOUGH - count))
+        self._flowing = True
+        try:
+            while self._left and count < len(buffer) and self._readable():
+                count += self._receive(buffer[count:])
+        except OSError:
+            # What came before the break is good; the next call meets it again.
+            pass
+        return count
+
+    def _receive(self, buffer: memoryview) -> int:
+        assert self._left is not None
+        if not self._left:
+            return 0
+        count = self._socket.recv_into(buffer[: self._left])
+        if not count:
+            raise ConnectionResetError("the other side closed the connection")
+        self._left -= count
+        return count
+
+    def _fill_by_h11(self, buffer: memoryview) -> int:
+        event = self._event()
+        if isinstance(event, h11.Data):
+            count = min(len(event.data), len(buffer))
+            buffer[:count] = event.data[:count]
+            self._early = bytes(event.data[count:])
+            return count
+        self._left = 0
+        self._keep = self._keep and self._h11.their_state is h11.DONE and not self._h11.trailing_data[0]
+        return 0
+
+    def _gather(self, wanted: int) -> None:
+        """Waits until so many bytes can be received at once, or as many as fit well into the kernel's buffer: for 50 ms at most."""
+        # A third of it: a sender is never held up, and the kernel need not make its window smaller (tcp(7), SO_RCVLOWAT).
+        room = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 3
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, max(min(wanted, room), 1))
+        try:
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN)
+            poll.poll(_GATHER * 1000)
+        finally:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+    def _event(self, *, in_head: bool = False) -> object:
+        while (event := self._h11.next_event()) is h11.NEED_DATA:
+            data = self._socket.recv(_HEAD)
+            if in_head and not data:
+                raise ConnectionResetError("the other side closed the connection without an answer")
+            self.answered = self.answered or bool(data)
+            self._h11.receive_data(data)
+        return event
+
+    def _readable(self) -> bool:
+        if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+            return True
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _check(self) -> None:
+        if self._aborted:
+            raise ConnectionAbortedError("the request was given up")
+
+    def abort(self) -> None:
+        """Ends the connection at once; a thread that waits on it wakes up. May be called from any thread."""
+        self._aborted = True
+        with contextlib.suppress(OSError):
+            # Not SSLSocket's own: that takes the TLS state away from under the thread that uses it.
+            socket.socket.shutdown(self._socket, socket.SHUT_RD)
+
+    def close(self) -> None:
+        """Only when no thread uses it any more. What is still to come of a body is refused at once, with a reset."""
+        with contextlib.suppress(OSError):
+            if not self.complete:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self._socket.close()
