@@ -11,6 +11,7 @@ blobs and in bytes, so that one that is slow, or whose manifests promise too muc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import defaultdict
@@ -21,6 +22,7 @@ from mirror.downloads.concurrency import AdaptiveConcurrency
 from mirror.downloads.context import DownloadContext
 from mirror.downloads.flight import Flight
 from mirror.downloads.flights import Flights
+from mirror.errors import MirrorError
 from mirror.manifests import Descriptor, blobs_of
 from mirror.names import Digest, Repository
 from mirror.storage.store import Store
@@ -71,7 +73,7 @@ class _Registry:
 
     async def _measure(self) -> None:
         """Lets more of them go side by side where that pays, as long as some wait."""
-        climb, count = self.concurrency, 0
+        concurrency, count = self.concurrency, 0
         while self.waiting:
             await asyncio.sleep(_TICK)
             for flight, seen in self.under_way.items():
@@ -80,9 +82,9 @@ class _Registry:
                 # What a client waits for may come over more and more connections of its own.
                 count += max(0, progress.have - seen) if not progress.readers else 0
             delivering = sum(have > 0 for have in self.under_way.values())
-            climb.observe(asyncio.get_running_loop().time(), count, _PLENTY, delivering)
+            concurrency.observe(asyncio.get_running_loop().time(), count, _PLENTY, delivering)
             self.room.set()
-        self.concurrency = _concurrency(climb.learned_connections or 1)
+        self.concurrency = _concurrency(concurrency.learned_connections or 1)
 
 
 class Prefetcher:
@@ -146,12 +148,17 @@ class Prefetcher:
     async def _end(self, registry: _Registry, flight: Flight, size: int) -> None:
         """Waits for the end of a flight, and gives it up where the blob is larger than its descriptor says, unless a client reads it."""
         try:
-            while not await self._flights.ended(flight, _TICK):
+            with contextlib.suppress(MirrorError):
+                # Upstream tells the size before it sends the bytes.
+                await flight.headers(flight.suppliers.first)
+            while True:
                 progress = flight.progress
                 if max(progress.have, progress.size or 0) > size and self._flights.give_up(flight):
                     log.warning(
                         "prefetching of %s ended: it is larger than the %d bytes that its manifest says", flight.digest, size
                     )
+                if await self._flights.ended(flight, _TICK):
+                    break
             if not flight.was_read:
                 metrics.ahead_bytes.labels(flight.repository.registry, "prefetch").inc(flight.progress.have)
         finally:

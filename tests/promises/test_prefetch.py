@@ -8,11 +8,12 @@ import os
 
 import pytest
 
+from mirror.cache import prefetcher
 from mirror.downloads.concurrency import AdaptiveConcurrency
 from mirror.manifests import OCI_MANIFEST
 from mirror.names import Digest
 from tests.support.mirrors import Mirror, StartMirror, until
-from tests.support.scripted import Chunked, Fault, Hold, Scripted, Status
+from tests.support.scripted import Chunked, Fault, Hold, Length, Scripted, Status
 
 
 @pytest.fixture
@@ -96,10 +97,10 @@ async def test_more_come_side_by_side_where_each_connection_is_slow(mirror: Mirr
 
 def test_nothing_that_comes_is_no_reason_for_more() -> None:
     """Clients may read all that is fetched ahead, so that none of it is counted: that proves nothing of more side by side."""
-    climb = AdaptiveConcurrency(12, least=4)
+    concurrency = AdaptiveConcurrency(12, least=4)
     for tick in range(100):
-        climb.observe(tick / 10, 0, 10**12, 4)
-    assert (climb.target, climb.learned_connections) == (4, None)
+        concurrency.observe(tick / 10, 0, 10**12, 4)
+    assert (concurrency.target, concurrency.learned_connections) == (4, None)
 
 
 async def test_a_layer_that_cannot_be_had_harms_nobody(mirror: Mirror, upstream: Scripted) -> None:
@@ -158,6 +159,24 @@ async def test_no_descriptor_is_believed(mirror: Mirror, upstream: Scripted, fau
     assert not mirror.cached(large)
     upstream.rate = None
     assert (await mirror.get(path(large))).body == data
+
+
+async def test_a_length_that_is_too_large_ends_prefetching_before_the_bytes(
+    start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers of "10 bytes" whose Content-Length is another: each is given up at once, without a look at how much has come meanwhile."""
+    monkeypatch.setattr(prefetcher, "_TICK", 3600.0)
+    mirror = await start(prefetch=True, settings={"upstream": {"stall_timeout": 60}})
+    small = upstream.add_blob(os.urandom(1000))
+    large = [upstream.add_blob(os.urandom(MIB)) for _ in range(20)]
+    for blob in large:
+        upstream.fail(str(blob), Length(2**30) & Hold(after=1000))
+    describe(upstream, {small: 1000, **dict.fromkeys(large, 10)})
+    await mirror.get("/v2/app/manifests/latest")
+    await mirror.get(path(small))
+    await until(lambda: all(upstream.count("GET", str(blob)) == 1 for blob in large))
+    assert sum(upstream.sent.values()) <= 1000 + 1000 * len(large)
+    assert not any(mirror.cached(blob) for blob in large)
 
 
 async def test_each_registry_has_a_budget(mirror: Mirror, upstream: Scripted) -> None:
