@@ -80,4 +80,6 @@ def error_response(error: MirrorError) -> web.Response:
     elif isinstance(error, UpstreamError | ClientBusy):
         headers["Retry-After"] = str(_RETRY_AFTER)
     body = {"errors": [{"code": error.code, "message": error.message, "detail": None}]}
-    return web.Response(status=error.status, body=json.dumps(body, ensure_ascii=False).encode(), headers=headers)
+    return web.Response(
+        status=error.status, body=json.dumps(body, ensure_ascii=False).encode(errors="backslashreplace"), headers=headers
+    )

@@ -17,7 +17,7 @@ from mirror import metrics
 from mirror.cache.embedded import find_embedded
 from mirror.cache.negative import Negative
 from mirror.cache.outcome import HIT, STALE, VALIDATED, Outcome, miss
-from mirror.errors import Denied, ManifestUnknown, MirrorError, Unknown, UpstreamError, UpstreamInvalid
+from mirror.errors import Denied, MirrorError, Unknown, UpstreamError, UpstreamFailed, UpstreamInvalid
 from mirror.manifests import Descriptor, Manifest, media_type_of
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.store import Question, Store, TagRecord
@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 _MOST_IN_MEMORY = 50_000
 _HOLD = 30.0
 """Seconds that a tag whose check failed is served stale without asking again, unless its `ttl` is shorter."""
+
+
+_OF_ITS_DIGEST = (Unknown, Denied, UpstreamInvalid, UpstreamFailed)
+"""Errors by which a manifest is refused under its digest. They say nothing of its tag, which may be given."""
 
 
 class ManifestSource(Protocol):
@@ -80,8 +84,8 @@ class Tags:
         if isinstance(reference, Digest):
             try:
                 return await self._by_digest(repository, reference)
-            except Unknown:
-                return await self._by_tags(repository, reference)
+            except _OF_ITS_DIGEST as error:
+                return await self._by_tags(repository, reference, error)
         began = self._clock()
         record = await self._record(repository, reference)
         if record is None:
@@ -89,8 +93,8 @@ class Tags:
         descriptor, outcome = await self._current(repository, reference, record, began)
         try:
             manifest, fetched = await self._by_digest(repository, descriptor.digest)
-        except Unknown:
-            # Known by HEAD only, and gone from upstream since: what does the tag mean now?
+        except _OF_ITS_DIGEST:
+            # Known by HEAD only, and gone from upstream since, or not to be had by its digest: what does the tag mean now?
             return await self._first(repository, reference, self._clock())
         return manifest, outcome if fetched is HIT else fetched
 
@@ -155,19 +159,20 @@ class Tags:
         await self._store.put_manifest(repository, manifest)
         return manifest
 
-    async def _by_tags(self, repository: Repository, digest: Digest) -> tuple[Manifest, Outcome]:
-        """A manifest that upstream does not have by its digest, though HEAD of a tag named it: a replica that lags behind gives it by the tag.
+    async def _by_tags(self, repository: Repository, digest: Digest, error: MirrorError) -> tuple[Manifest, Outcome]:
+        """A manifest that upstream does not give by its digest, though HEAD of a tag named it: a replica that lags behind gives it by the tag.
 
-        Where it does not, the tag is asked about anew. Raises Unknown.
+        Where it does not, the tag is asked about anew. Raises `error` where no tag was known to mean it.
         """
         for place, record in list(self._memory.items()):
             if place[0] == repository and record.descriptor.digest == digest:
-                del self._memory[place]
-                await self._store.drop_tag(*place)
+                if isinstance(error, Unknown) and error.certain:
+                    del self._memory[place]
+                    await self._store.drop_tag(*place)
                 manifest, outcome = await self._first(*place, self._clock())
                 if manifest.digest == digest:
                     return manifest, outcome
-        raise ManifestUnknown(f"{repository.registry} has no manifest {digest} in {repository.path}")
+        raise error
 
     async def _first(self, repository: Repository, tag: Tag, since: float) -> tuple[Manifest, Outcome]:
         await self._negative.check(_key(repository, tag))
@@ -301,7 +306,7 @@ class Tags:
             # The old one can still be served: it is given up only once the new one is here.
             try:
                 await self._by_digest(repository, found.digest)
-            except Unknown:
+            except _OF_ITS_DIGEST:
                 # A replica that lags behind has a tag before its manifest. That digest's no is not the tag's, of which GET tells.
                 found = await self._got(source, repository, tag)
         await self._remember(repository, tag, found)

@@ -15,6 +15,7 @@ from yarl import URL
 from mirror.errors import MirrorError, Unknown, UpstreamInvalid
 from mirror.names import Repository
 from mirror.upstream.endpoint import Endpoint
+from mirror.upstream.receiver import Response
 from mirror.upstream.transport import read_bounded, shown
 from mirror.upstream.urls import parse_url
 
@@ -24,7 +25,8 @@ _LARGEST = 32 * 1024 * 1024
 """Bytes of all pages."""
 _MOST = 4000
 """Quay pages by 50, GHCR was seen with a thousand pages."""
-_LINK = re.compile(r'<([^<>]*)>\s*;[^,<]*\brel\s*=\s*"?next"?')
+_LINK = re.compile(r'<([^<>]*)>((?:[^<"]|"[^"<]*")*)')
+_REL = re.compile(r""";\s*rel\s*=\s*["']?([^"';,]*)""", re.IGNORECASE)
 """Every piece of a header is looked at once: one of 64 KiB may be made to be looked at for long."""
 
 
@@ -104,8 +106,20 @@ async def _page(
         page = None
     if not isinstance(page, dict):
         raise UpstreamInvalid(f"{shown(url)} sent something that is not a JSON object")
-    link = _LINK.search(response.headers.get("Link", ""))
-    return page, len(body), None if link is None else link[1], response.url
+    return page, len(body), _next_link(response), response.url
+
+
+def _next_link(response: Response) -> str | None:
+    """The target of the first link to a next page; of a link that does not say what it leads to; None where there is none.
+
+    A Link that cannot be read is one to "": there are further pages, which cannot be found.
+    """
+    header = ",".join(response.headers.getall("Link", []))
+    found = [(match[1], _REL.search(match[2])) for match in _LINK.finditer(header)]
+    for target, relation in found:
+        if relation is None or "next" in relation[1].lower().split():
+            return target
+    return "" if header.strip() and not found else None
 
 
 def _next(endpoint: Endpoint, link: str, said_by: URL) -> URL:

@@ -166,7 +166,7 @@ class Registry:
         (distribution-spec 1.1, "Referrers Tag Schema"). Raises Denied, UpstreamError."""
 
         def manifests(page: dict[str, Any]) -> list[Any]:
-            return [entry for entry in _listed(page, "manifests", "schemaVersion") if isinstance(entry, dict)]
+            return [entry for entry in _listed(page, "manifests", "schemaVersion") if _is_descriptor(entry)]
 
         async def ask(endpoint: Endpoint, deadline: float) -> Listing:
             try:
@@ -261,6 +261,15 @@ def _is_tag(value: Any) -> bool:
     try:
         return isinstance(value, str) and bool(Tag.parse(value))
     except Invalid:
+        return False
+
+
+def _is_descriptor(value: Any) -> bool:
+    """True for a descriptor (image-spec 1.1, "descriptor.md") that can be passed on: JSON may hold halves of characters, numbers that are none, and any depth."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        return isinstance(value["mediaType"], str) and isinstance(value["size"], int) and bool(Digest.parse(value["digest"]))
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError, DigestInvalid):
         return False
 
 

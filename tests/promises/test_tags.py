@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.mirrors import Mirror, StartMirror, until
-from tests.support.scripted import Corrupt, Cut, Delay, Headers, Scripted, Status
+from tests.support.scripted import Corrupt, Cut, Delay, Fault, Headers, Scripted, Status
 
 LATEST = "/v2/app/manifests/latest"
 
@@ -272,23 +272,40 @@ async def test_a_digest_that_lags_behind_its_tag_takes_nothing_away(start: Start
     await until_fresh(mirror, method, str(new.digest))
 
 
-async def test_a_tag_whose_get_works_is_there_though_its_digest_is_not(start: StartMirror, upstream: Scripted) -> None:
+_MISSING = Status(404, body=b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}')
+_BY_TAG_ALONE = [
+    _MISSING,
+    *(Status(status, body=b"no") for status in (400, 403, 404, 410, 500)),
+    Status(200, body=b"<html>"),
+    Corrupt(5),
+]
+"""What a GET by digest may get where one by tag is answered."""
+
+
+@pytest.mark.parametrize("fault", _BY_TAG_ALONE, ids=str)
+async def test_a_tag_whose_get_works_is_there_though_its_digest_is_not(
+    start: StartMirror, upstream: Scripted, fault: Fault
+) -> None:
     """GET by tag has the last word on what HEAD said of it."""
     upstream.add_image("library/app", "latest")
     mirror: Mirror = await start(tag_ttl=0)
     assert (await mirror.get(LATEST)).status == 200
     new = upstream.add_image("library/app", "latest")
-    upstream.fail(str(new.digest), Status(404, body=b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}'), times=10)
+    upstream.fail(str(new.digest), fault, times=10)
     assert (await mirror.get(LATEST)).body == new.body
 
 
-async def test_a_digest_that_only_head_knows_comes_by_its_tag(start: StartMirror, upstream: Scripted) -> None:
+@pytest.mark.parametrize("fault", _BY_TAG_ALONE, ids=str)
+@pytest.mark.parametrize("asks", ["digest", "tag"])
+async def test_a_digest_that_only_head_knows_comes_by_its_tag(
+    start: StartMirror, upstream: Scripted, asks: str, fault: Fault
+) -> None:
     """As dockerd asks: HEAD of the tag, then GET of the digest, which a lagging replica does not have as yet. Where the tag's GET gives it, it is served."""
     image = upstream.add_image("library/app", "latest")
-    upstream.fail(str(image.digest), Status(404, body=b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}'), times=10)
+    upstream.fail(str(image.digest), fault, times=10)
     mirror: Mirror = await start(negative_ttl="1m")
     assert (await mirror.head(LATEST)).headers["Docker-Content-Digest"] == str(image.digest)
-    assert (await mirror.get(f"/v2/app/manifests/{image.digest}")).body == image.body
+    assert (await mirror.get(f"/v2/app/manifests/{image.digest if asks == 'digest' else 'latest'}")).body == image.body
 
 
 async def test_a_digest_that_was_deleted_upstream_is_not_told_again(start: StartMirror, upstream: Scripted) -> None:

@@ -521,7 +521,7 @@ class Scripted:
                 tags = tags[: self.page_size]
                 query = f"last={tags[-1]}"
                 link = self.link.format(rest=f"{repository}/tags/list?{query}", query=query)
-                headers["Link"] = f'{link}; rel="next"'
+                headers["Link"] = link if ";" in link else f'{link}; rel="next"'
         return web.json_response({"name": repository, "tags": tags}, headers=headers)
 
     def _referrers(self, repository: str, digest: str) -> web.Response:

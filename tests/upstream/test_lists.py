@@ -39,6 +39,11 @@ ALL = [f"t{number:02}" for number in range(20)]
         "</other/prefix/v2/{rest}>",
         "<list?{query}>",
         "<?{query}>",
+        "</v2/{rest}>; rel=next",
+        "</v2/{rest}>;REL='Next'",
+        '</v2/{rest}>; title="a, b; c"; rel="last next"',
+        "</v2/{rest}>;",
+        '</v2/x>; rel=first, </v2/y>; rel="prev", </v2/{rest}>; rel="next"',
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "/harbor/project"])
@@ -81,7 +86,11 @@ async def test_a_list_that_breaks_off_is_completed_with_what_was_known(start: St
 
 
 @pytest.mark.parametrize(
-    "link", ["</v2/library/app/tags/list?n=5>", "<ftp://x/v2/y>", "<http://h:99999/v2/>", "</nowhere>", "<>"]
+    "link",
+    [
+        *("</v2/library/app/tags/list?n=5>", "<ftp://x/v2/y>", "<http://h:99999/v2/>", "</nowhere>", "<>", "</v2/%zz?%>"),
+        *("/v2/library/app/tags/list; rel=next", "</v2/unclosed; rel=next", "<<>>; rel=next"),
+    ],
 )
 async def test_a_list_that_leads_nowhere_is_a_part(start: StartMirror, paged: Scripted, link: str) -> None:
     """A circle, or a next page that is none: what came before is given."""
