@@ -41,6 +41,8 @@ WITHHELD = 64 * 1024
 _FOLLOW_INTERVAL = 0.02
 _NAMED_WITHIN = 0.5
 """Seconds within which a process that has taken the lead says what it downloads from."""
+_MOST_WANTED = 64
+"""Readers in other processes whose bytes are fetched out of order."""
 _MOST_DISCARDS = 3
 """Downloads given up by other processes, one after the other, from which on they are not waited for."""
 HELD_AFTER = 20.0
@@ -89,6 +91,12 @@ class Flight:
         self._running = True
         self._readers = 0
         self._attended = False
+        self._followed: Partial | None = None
+        """What another process leads."""
+        self._told: set[int] = set()
+        """Positions of readers that it was told of."""
+        self._wanted_elsewhere: list[tuple[int, int]] = []
+        """Bytes that readers in other processes wait for."""
         self.was_read = False
         """True once somebody has begun to read it."""
         self._filling: Filling | None = None
@@ -162,7 +170,15 @@ class Flight:
                 raise self.error
             if self._filling is not None:
                 self._filling.want(position, stop)
+            elif spool is not None and spool is self._followed:
+                self._want_elsewhere(spool, position, stop)
             await self._notifier.wait()
+
+    def _want_elsewhere(self, spool: Partial, position: int, stop: int | None) -> None:
+        """Tells the process that leads which bytes a reader here waits for, unless they are those that come next."""
+        if stop is not None and position not in self._told and position > spool.have.covered_until(0):
+            self._told.add(position)
+            spool.want(position, stop)
 
     @property
     def progress(self) -> Progress:
@@ -208,10 +224,13 @@ class Flight:
         """Leads or follows one spool file to its end. False when that file turned out not to be the one: try again."""
         spool = self._store.partial(self.digest, self.claimed)
         self._spools.append(spool)
+        self._followed = spool
+        self._told.clear()
         try:
             if not await self._until_led(spool):
                 return False
         finally:
+            self._followed = None
             spool.attend(False)
         if not spool.current:
             spool.follow()
@@ -305,7 +324,7 @@ class Flight:
         return self._readers > 0 or self._attended
 
     def exchange(self, spool: Partial) -> None:
-        """Takes the repositories of the processes that follow as sources, and their readers as readers."""
+        """Takes the repositories of the processes that follow as sources, and their readers as readers of this one."""
         self._attended = spool.attended
         self.was_read = self.was_read or self._attended
         for repository, size in spool.take_sources():
@@ -314,6 +333,12 @@ class Flight:
                 supplier, _ = self.suppliers.join(self._context_of(repository, self.digest))
                 supplier.hear(size)
         self._tell_sources(spool)
+        self._wanted_elsewhere += spool.take_wanted()
+        missing = [(start, stop) for start, stop in self._wanted_elsewhere if spool.have.covered_until(start) <= start < stop]
+        self._wanted_elsewhere = missing[-_MOST_WANTED:]
+        for start, stop in self._wanted_elsewhere:
+            if self._filling is not None:
+                self._filling.want(start, stop)
 
     def answered(self, spool: Partial) -> None:
         """Upstream has answered."""
@@ -352,6 +377,7 @@ class Flight:
         finally:
             self._filling = None
             self._attended = False
+            self._wanted_elsewhere.clear()
             metrics.flights.dec()
         self.verified = True
         self._show(spool)

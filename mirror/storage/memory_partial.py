@@ -35,6 +35,7 @@ class MemoryDownload:
         self.leader: MemoryPartial | None = None
         self.repository: Repository | None = None
         self.sources: list[tuple[Repository, int | None]] = []
+        self.wanted: list[tuple[int, int]] = []
         self.attending: set[MemoryPartial] = set()
 
 
@@ -141,7 +142,7 @@ class MemoryPartial:
         return len(self._download.attending - {self}) > 0
 
     def announce(self, leader: Repository) -> None:
-        self._download.repository, self._download.sources = leader, []
+        self._download.repository, self._download.sources, self._download.wanted = leader, [], []
 
     def attend(self, reading: bool) -> None:
         (self._download.attending.add if reading else self._download.attending.discard)(self)
@@ -156,6 +157,13 @@ class MemoryPartial:
         new = self._noted[self._taken :]
         self._taken += len(new)
         return new
+
+    def want(self, start: int, stop: int) -> None:
+        self._download.wanted.append((start, stop))
+
+    def take_wanted(self) -> list[tuple[int, int]]:
+        wanted, self._download.wanted = self._download.wanted, []
+        return wanted
 
     def _end(self) -> None:
         self._download.current = False

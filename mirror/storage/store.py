@@ -170,6 +170,14 @@ class Partial(Protocol):
         """What `add_source` has noted since the last call, in this process or another."""
         ...
 
+    def want(self, start: int, stop: int) -> None:
+        """Tells the leader, as follower, that a reader waits for the bytes ``[start, stop)``."""
+        ...
+
+    def take_wanted(self) -> list[tuple[int, int]]:
+        """What `want` has told since the last call, as far as `take_sources` has read."""
+        ...
+
     def attend(self, reading: bool) -> None:
         """Tells the leader, as follower, whether somebody reads in this process. Until `close` at the longest."""
         ...

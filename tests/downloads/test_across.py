@@ -158,3 +158,22 @@ async def test_clients_of_the_right_registry_share_one_download_while_another_cl
         assert upstream.count("HEAD", str(blob)) <= 2
         await mirrors[1].until_cached(blob)
         theirs.close()
+
+
+async def test_the_end_of_a_blob_that_another_process_downloads_does_not_wait_for_the_rest(
+    mirrors: tuple[Mirror, Mirror], upstream: Scripted
+) -> None:
+    """Lazy pullers read a layer's last bytes first: the process that leads fetches them out of order, once."""
+    one, two = mirrors
+    blob = upstream.add_blob(data := os.urandom(24 * MIB))
+    hold = Hold(MIB)
+    upstream.fail(str(blob), hold)
+    whole = asyncio.create_task(one.get(of_healthy(blob)))
+    await hold.reached.wait()
+    ends = await asyncio.gather(*(two.get(of_healthy(blob), Range="bytes=-1000") for _ in range(3)))
+    assert [(end.status, end.body) for end in ends] == [(206, data[-1000:])] * 3
+    assert not hold.release.is_set()
+    hold.release.set()
+    assert (await whole).body == data
+    assert upstream.sent[str(blob)] < 1.1 * len(data)
+    assert upstream.count("HEAD") == 0

@@ -79,6 +79,21 @@ async def test_the_leader_knows_whether_somebody_reads_elsewhere(store: Store, p
     assert not leader.attended
 
 
+async def test_the_leader_is_told_which_bytes_are_waited_for(partials: tuple[Partial, Partial]) -> None:
+    """Once; a new leader is told anew."""
+    leader, follower = partials
+    follower.want(100, 200)
+    leader.take_sources()
+    assert leader.take_wanted() == [(100, 200)]
+    assert leader.take_wanted() == []
+    follower.want(300, 400)
+    leader.release()
+    assert follower.lead()
+    follower.announce(TWO)
+    follower.take_sources()
+    assert follower.take_wanted() == []
+
+
 async def test_a_download_of_another_size_is_a_separate_one(store: Store) -> None:
     """Both may be led at once; the content is there when one of them is committed."""
     shared, separate = store.partial(DIGEST), store.partial(DIGEST, 4)

@@ -162,6 +162,12 @@ class DiskPartial:
     def take_sources(self) -> list[tuple[Repository, int | None]]:
         return self._spool.sources.take()
 
+    def want(self, start: int, stop: int) -> None:
+        self._spool.sources.want(start, stop)
+
+    def take_wanted(self) -> list[tuple[int, int]]:
+        return self._spool.sources.take_wanted()
+
     async def set_size(self, size: int) -> None:
         await self._reservations.check(self._name, size)
         self._spool.set_size(size)

@@ -1,9 +1,10 @@
-"""Which repositories have the blob of a download in progress: the file ``spool/….sources``, by which the processes on one cache directory tell each other.
+"""What the processes that share a download tell each other: which repositories have the blob, and which bytes are waited for. The file ``spool/….sources``.
 
 Processes append lines, each by one write(2) with O_APPEND, so that lines are never torn:
 
 - ``lead REGISTRY PATH``: this repository's download begins here. The lines before it no longer count.
 - ``has REGISTRY PATH SIZE``: the repository says that it has the blob, of so many bytes; ``-`` where it does not say how many.
+- ``wants START STOP``: a reader waits for these bytes, far from those that come next.
 
 A follower with readers holds a shared ``flock`` on the file, by which the leader knows that somebody waits for the bytes. A file that cannot be opened, read or
 written costs the exchange, never the download.
@@ -35,6 +36,7 @@ class Sources:
         self._read_to = 0
         self._known: dict[Repository, int | None] = {}
         self._new: list[tuple[Repository, int | None]] = []
+        self._wanted: list[tuple[int, int]] = []
         self._attends = False
 
     def announce(self, leader: Repository) -> None:
@@ -53,6 +55,17 @@ class Sources:
         self._read()
         new, self._new = self._new, []
         return new
+
+    def want(self, start: int, stop: int) -> None:
+        """Notes that a reader waits for the bytes ``[start, stop)``."""
+        # The rest of the file is for sources.
+        if self._read_to < _LARGEST // 2:
+            self._append(f"wants {start} {stop}\n")
+
+    def take_wanted(self) -> list[tuple[int, int]]:
+        """What `want` has noted since the last call, in whichever process, as far as `take` has read."""
+        wanted, self._wanted = self._wanted, []
+        return wanted
 
     def attend(self, reading: bool) -> None:
         """Shows the leader whether this process has readers. For a follower."""
@@ -103,12 +116,19 @@ class Sources:
                 self.leader = repository
                 self._known.clear()
                 self._new.clear()
+                self._wanted.clear()
+            case ["wants", start, stop] if _is_number(start) and _is_number(stop):
+                self._wanted.append((int(start), int(stop)))
             case ["has", registry, path, size] if (
                 self.leader is not None and (repository := _repository(registry, path)) is not None
             ):
-                if size == "-" or (size.isascii() and size.isdigit() and len(size) < 20):
+                if size == "-" or _is_number(size):
                     self._known[repository] = None if size == "-" else int(size)
                     self._new.append((repository, self._known[repository]))
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 20
 
 
 def _repository(registry: str, path: str) -> Repository | None:
