@@ -74,6 +74,9 @@ async def running(settings: Settings, worker: WorkerContext | None = None, notes
         runner = web.ServerRunner(server, shutdown_timeout=settings.server.drain_timeout)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
+        stuck = BackgroundTask(connections.end_stuck)
+        stuck.start()
+        stack.push_async_callback(stuck.aclose)
         # Before the draining: those who watch the dashboard would be waited for.
         stack.push_async_callback(site.aclose)
         tls = certificate.context if certificate is not None else None

@@ -9,6 +9,7 @@
     │   ├── DigestInvalid
     │   ├── PaginationInvalid
     │   └── RequestInvalid         any other part of it: target, header, encoding
+    │       └── HeadTooLarge       its request line and header fields are too long (431)
     ├── RangeNotSatisfiable        the range lies outside the blob (416)
     ├── Unknown                    there is no such thing (404)
     │   ├── RegistryUnknown        not in the configuration
@@ -85,6 +86,12 @@ class PaginationInvalid(Invalid):
 
 class RequestInvalid(Invalid):
     code = "UNSUPPORTED"
+
+
+class HeadTooLarge(RequestInvalid):
+    """431 (RFC 6585, section 5)."""
+
+    status = 431
 
 
 class RangeNotSatisfiable(MirrorError):

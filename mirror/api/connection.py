@@ -2,19 +2,27 @@
 
 `Connection` is the protocol that the transport knows; aiohttp's is inside it, and is used by the methods of `asyncio.Protocol` alone. Whether aiohttp is
 idle follows from what was passed in and what `Connection.finish` was told, never from aiohttp's own state.
+
+aiohttp bounds each header field and their number, but a head within these bounds may have megabytes. So heads are bounded as a whole, and what all connections
+hold of requests that are not answered yet is bounded too. A client that does not read loses its connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
+from collections import Counter, deque
 from typing import Any
 
 from aiohttp import web
 
-from mirror.api.responses import error_response
+from mirror.api.client_network import client_network
+from mirror.api.framing import LONGEST_HEAD, Framing, HeadTooLong
+from mirror.api.hosts import is_loopback
+from mirror.api.responses import error_response, raw_response
 from mirror.api.shortcuts import Shortcuts, is_plain
-from mirror.errors import MirrorError, RequestInvalid
+from mirror.errors import ClientBusy, HeadTooLarge, MirrorError, RequestInvalid
 
 log = logging.getLogger(__name__)
 
@@ -25,24 +33,67 @@ IDLE = 300.0
 """Seconds until a connection is closed on which no request comes, or none to its end. Longer than clients and proxies keep one that they do not use (Go: 90 s),
 since what they send just then would be lost."""
 
+_STUCK_AFTER = 300.0
+"""Seconds after which a connection is ended whose client reads nothing of what was written to it."""
+_CHECK_INTERVAL = 15.0
+"""Seconds between two looks at whether a client reads."""
+_MOST_PENDING = 64 * 1024
+"""Bytes of requests that are read while an earlier one is answered; the rest waits in the kernel."""
+_PENDING_PER_CLIENT = 8 * 1024 * 1024
+_PENDING_IN_ALL = 64 * 1024 * 1024
+"""Bytes of unanswered requests on all connections of a client, and on all there are, from which on none may have more than `_SMALL`."""
+_SMALL = 16 * 1024
+_LAST_WORDS = 2.0
+"""Seconds for a client to read why it is refused, before its connection is closed."""
 _LARGEST_BUFFER = 16 * 1024
 """Bytes that a client may have left unread and still be answered from the bytes of its request; aiohttp waits until it has read them. (Over TLS there are
 some from the handshake on.)"""
 
 
+class PendingRequests:
+    """Counts the bytes of requests that are not answered yet, for each client and in all."""
+
+    def __init__(self, per_client: int = _PENDING_PER_CLIENT, in_all: int = _PENDING_IN_ALL) -> None:
+        self._per_client = per_client
+        self._in_all = in_all
+        self._clients: Counter[str] = Counter()
+        self.total = 0
+
+    def add(self, client: str, size: int) -> None:
+        """Counts `size` bytes more; less where it is negative."""
+        self.total += size
+        self._clients[client] += size
+        if not self._clients[client]:
+            del self._clients[client]
+
+    def too_many(self, client: str) -> bool:
+        """True where a client's bytes are beyond its bound, or all are beyond theirs."""
+        return self.total > self._in_all or self._clients[client] > self._per_client
+
+
 class Connection(asyncio.Protocol):
     """Answers what `shortcuts` knows; `inner` answers the rest."""
 
-    def __init__(self, inner: asyncio.Protocol, shortcuts: Shortcuts) -> None:
+    def __init__(self, inner: asyncio.Protocol, shortcuts: Shortcuts, held: PendingRequests) -> None:
+        """`held` counts what is pending on all connections."""
         self._inner = inner
         self._shortcuts = shortcuts
+        self._held = held
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._client = ""
-        self._at_boundary = True
-        """The next bytes begin a request: each request so far has come whole, and by itself."""
-        self._unanswered = 0
-        """Requests that were passed in and whose responses the transport does not have yet."""
+        self._client = self._network = ""
+        self.loopback = False
+        self._framing = Framing()
+        self._unanswered: deque[int] = deque()
+        """Sizes of the heads of requests that were passed in and whose responses the transport does not have yet."""
+        self._pending = 0
+        """Their sum, with a head that has not come to its end."""
+        self._last = False
+        """aiohttp closes the connection after the response that it has given."""
+        self._reading_paused = self._writing_paused = False
+        self._refused = False
+        self._unread, self._unread_since = 0, 0.0
+        """Bytes that the client has not read, and the time at which there were as many for the first time."""
         self._pass_on_at = self._loop.time() + IDLE / 2
         """When a request must be passed on even if it is known: aiohttp closes a connection on which it has seen none for `IDLE`."""
         self.request: bytes | None = None
@@ -57,31 +108,64 @@ class Connection(asyncio.Protocol):
 
     async def finish(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Writes what is left of a response, and notes that it is complete. Raises ConnectionError where the client has left."""
+        if self._framing.endless and not response.prepared:
+            # Where the next request begins is not known.
+            response.force_close()
         await response.prepare(request)
         await response.write_eof()
         self.request = None
-        if response.keep_alive:
-            self._unanswered -= 1
-            self._pass_on_at = self._loop.time() + IDLE / 2
+        self._last = self._last or not response.keep_alive
+        if self._unanswered:
+            self._hold(-self._unanswered.popleft())
+        self._pass_on_at = self._loop.time() + IDLE / 2
+        if self._reading_paused and (self._pending <= _MOST_PENDING or self._last) and self._transport is not None:
+            self._reading_paused = False
+            self._transport.resume_reading()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         peer = transport.get_extra_info("peername")
         self._client = str(peer[0]) if isinstance(peer, tuple) else ""
+        self._network = client_network(self._client)
+        self.loopback = is_loopback(transport.get_extra_info("sockname"))
         self._inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         self.request = None
-        if self._at_boundary:
-            idle = self._unanswered == 0
-            if idle and self._answered(data):
-                return
-            self._at_boundary = is_plain(data)
-            self._unanswered += 1
-            if idle and self._at_boundary:
+        if self._refused:
+            return
+        if self._last:
+            self._inner.data_received(data)
+            return
+        idle = not self._unanswered
+        if idle and self._framing.at_boundary and self._answered(data):
+            return
+        if self._framing.at_boundary and is_plain(data) and len(data) <= _SMALL:
+            self._unanswered.append(len(data))
+            self._hold(len(data))
+            if idle:
                 self.request = data
+        else:
+            before = self._framing.pending
+            try:
+                sizes = self._framing.feed(data)
+            except HeadTooLong:
+                self._refuse(HeadTooLarge(f"the request line and all header fields may have {LONGEST_HEAD} bytes together"))
+                return
+            self._hold(len(data) if self._framing.endless and not sizes else sum(sizes) + self._framing.pending - before)
+            self._unanswered.extend(sizes)
+            if self._pending > _SMALL and self._held.too_many(self._network):
+                self._refuse(ClientBusy("too many bytes of unanswered requests are held: wait for their answers"))
+                return
         self._inner.data_received(data)
+        if self._unanswered and self._pending > _MOST_PENDING and self._transport is not None:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def _hold(self, size: int) -> None:
+        self._pending += size
+        self._held.add(self._network, size)
 
     def _answered(self, data: bytes) -> bool:
         transport = self._transport
@@ -92,23 +176,54 @@ class Connection(asyncio.Protocol):
             or self._loop.time() > self._pass_on_at
         ):
             return False
-        answer = self._shortcuts.answer(data, self._client)
+        answer = self._shortcuts.answer(data, self.loopback, self._client)
         if answer is None:
             return False
         transport.write(answer)
         return True
+
+    def _refuse(self, error: MirrorError) -> None:
+        """Answers in place of aiohttp, where nothing else is being answered, and closes the connection."""
+        log.info("refused a request from %s: %s", self._client, error.message)
+        self._refused = True
+        transport = self._transport
+        if transport is None:
+            return
+        if self._unanswered:
+            transport.abort()
+            return
+        transport.write(raw_response(error))
+        # What is unread when a socket is closed resets the connection, and the answer with it.
+        self._loop.call_later(_LAST_WORDS, transport.close)
+
+    def end_if_stuck(self, now: float) -> None:
+        """Ends the connection where the client has read nothing for `_STUCK_AFTER`. To be called from time to time."""
+        transport = self._transport
+        unread = 0
+        if transport is not None and (self._writing_paused or transport.is_closing()):
+            # Nobody writes now: it can only become less.
+            unread = transport.get_write_buffer_size()
+        if not unread or unread != self._unread:
+            self._unread, self._unread_since = unread, now
+        elif now - self._unread_since >= _STUCK_AFTER and transport is not None:
+            log.info("%s has read nothing for %g s: its connection is ended", self._client, _STUCK_AFTER)
+            transport.abort()
 
     def eof_received(self) -> bool | None:
         return self._inner.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._hold(-self._pending)
         self._inner.connection_lost(exc)
 
     def pause_writing(self) -> None:
+        self._writing_paused = True
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
+        self._writing_paused = False
+        self._unread = 0
         self._inner.resume_writing()
 
 
@@ -120,6 +235,8 @@ class Connections:
         self._server = server
         self._shortcuts = shortcuts
         self._options = options
+        self._held = PendingRequests()
+        self._made: weakref.WeakSet[Connection] = weakref.WeakSet()
 
     def __call__(self) -> Connection:
         try:
@@ -127,10 +244,20 @@ class Connections:
         except TypeError:
             # This aiohttp makes its handlers otherwise: its own way of making them is always right.
             inner = self._server()
-        return Connection(inner, self._shortcuts)
+        connection = Connection(inner, self._shortcuts, self._held)
+        self._made.add(connection)
+        return connection
 
     def __len__(self) -> int:
         return len(self._server.connections)
+
+    async def end_stuck(self) -> None:
+        """Ends connections whose clients read nothing, until it is cancelled."""
+        while True:
+            await asyncio.sleep(_CHECK_INTERVAL)
+            now = asyncio.get_running_loop().time()
+            for connection in list(self._made):
+                connection.end_if_stuck(now)
 
 
 class _RequestHandler(web.RequestHandler):

@@ -9,53 +9,67 @@ Over TLS a browser checks the name by itself.
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Iterable
 
 from aiohttp import web
 
+from mirror.api.targets import target_authority
 from mirror.errors import HostUnknown
 
 _PRIVATE = (".localhost", ".local", ".internal", ".home.arpa", ".lan", ".test", ".svc", ".cluster.local")
 """Domains that public DNS does not delegate (RFC 6761, RFC 6762, RFC 8375, ICANN's .internal), and those that clusters and home routers use."""
+_HOST = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*)\]|(?P<name>[^\[\]:@/]*))(?::\d*)?")
+"""The value of a Host header: uri-host [ ":" port ] (RFC 9110, section 7.2)."""
 
 
 class KnownHosts:
-    """The machine's name, and `names`."""
+    """The names that the mirror answers to: addresses, the machine's name, `names`."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = {name.lower() for name in (*names, socket.gethostname(), socket.getfqdn())}
 
     def check(self, request: web.BaseRequest, *, everywhere: bool) -> None:
-        """Refuses a request under a name that is not known, `everywhere` or on loopback addresses only. Raises HostUnknown."""
-        host = request.headers.get("Host", "")
-        if self._knows(host):
+        """Refuses a request under a name that is not known, `everywhere` or on loopback addresses only. Raises HostUnknown.
+
+        The target's own authority counts as well, where it has one (RFC 9112, section 3.2.2).
+        """
+        named = [request.headers.get("Host", "")]
+        if (authority := target_authority(request.raw_path)) is not None:
+            named.append(authority)
+        unknown = next((host for host in named if not self._knows(host)), None)
+        if unknown is None:
             return
         transport = request.transport
         if transport is None or transport.get_extra_info("sslcontext") is not None:
             return
-        if everywhere or _is_loopback(transport.get_extra_info("sockname")):
+        if everywhere or is_loopback(transport.get_extra_info("sockname")):
             raise HostUnknown(
-                f"this mirror does not answer to the name {host[:100]!r}: use its address, or set server.public_url (or server.hosts) to the"
+                f"this mirror does not answer to the name {unknown[:100]!r}: use its address, or set server.public_url (or server.hosts) to the"
                 " name under which it is reached"
             )
 
     def _knows(self, host: str) -> bool:
-        name = host.strip().lower()
-        if name.startswith("["):
-            return True
-        name = name.rpartition(":")[0] if ":" in name else name
-        name = name.removesuffix(".")
-        if "." not in name or name in self._names or name.endswith(_PRIVATE):
-            return True
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
+        match = _HOST.fullmatch(host.strip().lower())
+        if match is None:
             return False
-        return True
+        if match["ipv6"] is not None:
+            return _is_address(match["ipv6"].partition("%")[0])
+        name = match["name"].removesuffix(".")
+        return "." not in name or name in self._names or name.endswith(_PRIVATE) or _is_address(name)
 
 
-def _is_loopback(address: object) -> bool:
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(address: object) -> bool:
+    """Whether a socket's address, as `getsockname` gives it, is this machine's own."""
     if not isinstance(address, tuple):
         return False
     found = ipaddress.ip_address(str(address[0]).partition("%")[0])

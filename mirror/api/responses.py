@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from http import HTTPStatus
 
 from aiohttp import web
 
@@ -83,3 +84,13 @@ def error_response(error: MirrorError) -> web.Response:
     return web.Response(
         status=error.status, body=json.dumps(body, ensure_ascii=False).encode(errors="backslashreplace"), headers=headers
     )
+
+
+def raw_response(error: MirrorError) -> bytes:
+    """`error_response` as bytes, for a connection that is closed after it."""
+    response = error_response(error)
+    body = response.body
+    assert isinstance(body, bytes)
+    lines = [f"{name}: {value}" for name, value in response.headers.items()]
+    head = "\r\n".join([f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *lines, "Connection: close"])
+    return f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body

@@ -137,7 +137,7 @@ class Api:
                     connection = Connection.of(request)
                     if connection is not None and connection.request is not None:
                         agent = request.headers.get("User-Agent", "")[:200]
-                        self._shortcuts.remember(connection.request, response, repository, reference, agent)
+                        self._shortcuts.remember(connection.request, connection.loopback, response, repository, reference, agent)
                     return response
                 case Resource.BLOB if isinstance(reference, Digest):
                     return await content.blob(context, self._cache, self._repeat_reads, repository, reference)

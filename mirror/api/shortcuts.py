@@ -84,14 +84,14 @@ class Shortcuts:
         self._cache = cache
         self._access = access
         self._clock = clock
-        self._answers: dict[bytes, _Answer] = {}
+        self._answers: dict[tuple[bytes, bool], _Answer] = {}
         self._second = 0
         self._date = b""
 
     def remember(
-        self, data: bytes, response: web.StreamResponse, repository: Repository, reference: Reference, agent: str
+        self, data: bytes, loopback: bool, response: web.StreamResponse, repository: Repository, reference: Reference, agent: str
     ) -> None:
-        """`data` is a plain request for a manifest, and `response` what it is answered with: kept where it is a hit that memory alone made."""
+        """Keeps `response`, to a plain request `data` for a manifest, if memory alone made it. On `loopback` other hosts are known than on the network."""
         manifest = self._cache.manifests.hot(repository, reference)
         if manifest is None or response.status != 200 or response.headers["Cache-Status"] != _HIT or not data.startswith(b"GET "):
             return
@@ -102,17 +102,17 @@ class Shortcuts:
         lines = [f"{name}: {value}" for name, value in response.headers.items()]
         lines += [f"Content-Length: {len(manifest.body)}", f"Server: {SERVER_SOFTWARE}", "Date: "]
         head = "\r\n".join(["HTTP/1.1 200 OK", *lines]).encode()
-        self._answers[data] = _Answer(self._cache, repository, reference, manifest, head, agent)
+        self._answers[data, loopback] = _Answer(self._cache, repository, reference, manifest, head, agent)
 
-    def answer(self, data: bytes, client: str) -> bytes | None:
+    def answer(self, data: bytes, loopback: bool, client: str) -> bytes | None:
         """The bytes to send for a request; None where it must go the long way."""
-        found = self._answers.get(data)
+        found = self._answers.get((data, loopback))
         if found is None:
             return None
         began = self._clock()
         response = found.bytes(self._now())
         if response is None:
-            del self._answers[data]
+            del self._answers[data, loopback]
             return None
         found.count(self._access, client, self._clock() - began)
         return response

@@ -1,4 +1,4 @@
-"""What a request's target means: which resource, of which repository, in which registry.
+"""Parses request targets: which resource is meant, of which repository, in which registry.
 
 Clients name the registry in four ways (docs/clients.md has the table):
 
@@ -12,6 +12,7 @@ Resources: OCI distribution-spec 1.1, "Endpoints".
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from enum import Enum
@@ -23,6 +24,8 @@ from mirror.names import Digest, Reference, Repository, is_registry_name, looks_
 
 _LONGEST_KEPT = 512
 _MOST_FIELDS = 20
+_TRAILING_DOT = re.compile(r"([^:]+)\.(|:\d+)")
+"""A host name from the root of DNS on, with or without a port."""
 
 
 class Resource(Enum):
@@ -38,41 +41,41 @@ class Resource(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A parsed target. `repository` is None for BASE, CATALOG and PAGE; `reference` where the resource has none."""
+    """A parsed target. `repository` is None for BASE, CATALOG and PAGE; `reference` is None for resources without one."""
 
     resource: Resource
     path: str
     registry: str | None = None
-    """As the client named it; None where it did not."""
+    """The registry that the client named; None if it named none."""
     repository: Repository | None = None
     reference: Reference | None = None
     query: dict[str, str] = field(default_factory=dict)
 
 
 class Targets:
-    """Parses request targets for the registries there are."""
+    """Parses request targets; remembers short ones."""
 
     def __init__(self, registries: Collection[str], default: str, aliases: dict[str, str]) -> None:
-        """`aliases` are other names of registries: index.docker.io and the like."""
+        """`registries` are those that are configured; `default` is meant where a client names none; `aliases` are other names, such as index.docker.io."""
         self._registries = registries
         self._default = default
         self._aliases = aliases
         self._cached: Callable[[str], Target] = lru_cache(4096)(self._parse)
 
     def parse(self, target: str) -> Target:
-        """Parses the request line's target as it came, in origin or absolute form. Raises Invalid, Unknown."""
+        """Parses the target of a request line, in origin or absolute form (RFC 9112, section 3.2). Raises Invalid, Unknown."""
         return self._cached(target) if len(target) <= _LONGEST_KEPT else self._parse(target)
 
     def _parse(self, target: str) -> Target:
         if not target.startswith("/"):
-            # Absolute form (RFC 9112, section 3.2.2): scheme and authority are not looked at.
-            _, scheme, rest = target.partition("://")
-            slash = rest.find("/")
-            if not scheme or slash < 0:
+            authority = target_authority(target)
+            if authority is None:
                 raise RequestInvalid("the request's target is not a path")
-            target = rest[slash:]
+            rest = target.partition("://")[2][len(authority) :]
+            target = rest if rest.startswith("/") else f"/{rest}"
         raw_path, _, raw_query = target.partition("?")
-        segments = [_decoded(segment) for segment in raw_path[1:].split("/")]
+        # A mirror's URL that ends in a slash makes "//v2/".
+        segments = [_decoded(segment) for segment in raw_path.lstrip("/").split("/")]
         query = _query(raw_query)
         path = "/" + "/".join(segments)
         if segments[0] == "v2":
@@ -84,6 +87,12 @@ class Targets:
     def _api(self, path: str, registry: str | None, rest: list[str], query: dict[str, str]) -> Target:
         if registry is None and (namespace := query.get("ns")):
             registry = self._known(namespace)
+        if registry is None and rest[-1:] in (["_catalog"], [""]) and looks_like_registry(rest[0]):
+            # Its base or catalog, with the registry's name where repositories have it.
+            registry, rest = self._known(rest[0]), rest[1:]
+        if rest[:1] == ["v2"] and rest[1:] in ([], [""], ["_catalog"]):
+            # A mirror's URL that ends in /v2 already.
+            rest = rest[1:]
         match rest:
             case [] | [""]:
                 return Target(Resource.BASE, path, registry, query=query)
@@ -112,32 +121,51 @@ class Targets:
     ) -> Target:
         if registry is None and looks_like_registry(name[0]):
             registry, name = self._known(name[0]), _without_version(name[1:])
-        elif registry is not None and len(name) > 1 and self._canonical(name[0]) == registry:
+        if registry is not None and len(name) > 1 and self._canonical(name[0]) == registry:
             # buildkit sends `ns` and also keeps a mirror's path, which comes after /v2/.
             name = _without_version(name[1:])
         registry = registry or self._default
-        if registry == "docker.io" and len(name) == 1:
-            name = ["library", *name]
+        if registry == "docker.io":
+            if len(name) > 2 and name[0] in ("v1", "v2"):
+                # Docker Hub's names have two parts: this is the end of a URL such as https://index.docker.io/v1/.
+                name = name[1:]
+            if len(name) == 1:
+                name = ["library", *name]
         return Target(resource, path, registry, Repository.parse(registry, "/".join(name)), reference, query)
 
     def _canonical(self, name: str) -> str:
-        """A registry's name as it is set: without the port that https has anyhow, and for other names of it its own."""
-        name = name.lower()
-        if name not in self._registries:
-            name = name.removesuffix(":443")
-        return self._aliases.get(name, name)
+        """The name under which a registry is configured. `name` may be in any case, an alias, or a URL; it may have the default port or a trailing dot."""
+        scheme, _, rest = name.strip().lower().rpartition("://")
+        host, _, path = rest.partition("/")
+        if path.strip("/") not in ("", "v1", "v2"):
+            return name
+        if host not in self._registries:
+            host = host.removesuffix(":80" if scheme == "http" else ":443")
+        if (match := _TRAILING_DOT.fullmatch(host)) is not None:
+            host = match[1] + match[2]
+        return self._aliases.get(host, host)
 
     def _known(self, name: str) -> str:
         canonical = self._canonical(name)
         if canonical in self._registries:
             return canonical
         if not is_registry_name(canonical):
-            raise RegistryUnknown("the registry's name (ns, or the first part of the path) is not a host name")
+            raise RegistryUnknown(
+                f"{name[:100]!r}, which is in the place of a registry's name (ns, or the path's first part), is not a host name"
+            )
         raise RegistryUnknown.named(canonical)
 
 
+def target_authority(target: str) -> str | None:
+    """The authority of a request target in absolute form (RFC 9112, section 3.2.2), such as ``mirror.lan:5000``; None for other forms."""
+    if target.startswith("/"):
+        return None
+    scheme, separator, rest = target.partition("://")
+    return re.split("[/?#]", rest, maxsplit=1)[0] if separator and scheme.lower() in ("http", "https") else None
+
+
 def _without_version(name: list[str]) -> list[str]:
-    """A repository's name without the ``v2`` of a registry's whole URL, put where its name alone was meant to be."""
+    """A repository's name without a leading ``v2``: some write a registry's URL with it where its name is expected."""
     return name[1:] if len(name) > 1 and name[0] == "v2" else name
 
 
@@ -163,5 +191,5 @@ def _query(raw: str) -> dict[str, str]:
 
 
 def refuse_write(method: str) -> Unsupported:
-    """The answer to pushes and deletes."""
+    """The error for pushes and deletes."""
     return Unsupported(f"{method} is not supported: this is a pull-through mirror; push to the registry itself")

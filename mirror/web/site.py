@@ -245,6 +245,9 @@ async def _form(request: web.BaseRequest) -> dict[str, str]:
 async def _fields(request: web.BaseRequest) -> list[tuple[str, str]]:
     """Reads what a form sent, or a script: a JSON object counts too, and a list in it for several fields. Raises RequestInvalid."""
     body = bytearray()
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+        # RFC 9110, section 10.1.1: the client waits for this before it sends the body.
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     try:
         async with asyncio.timeout(_PATIENCE):
             while len(body) <= _LARGEST_FORM and (data := await request.content.readany()):

@@ -12,7 +12,7 @@ from aiohttp import web
 
 import mirror.api
 from mirror.api import connection as connection_module
-from mirror.api.connection import Connection
+from mirror.api.connection import Connection, PendingRequests
 from mirror.api.server import Api
 from mirror.api.shortcuts import Shortcuts
 from mirror.api.unread import Hold
@@ -109,7 +109,7 @@ class Known(Shortcuts):
     def __init__(self) -> None:
         pass
 
-    def answer(self, data: bytes, client: str) -> bytes | None:
+    def answer(self, data: bytes, loopback: bool, client: str) -> bytes | None:
         return b"answer" if data == LATEST else None
 
 
@@ -144,7 +144,7 @@ OTHER = b"GET /other HTTP/1.1\r\n\r\n"
 async def test_any_protocol_can_be_inside(received: list[bytes], passed_on: list[bytes]) -> None:
     """What is known is answered while nothing else is; everything else is passed on as it came. No more is asked of aiohttp than of this protocol."""
     inner, transport = Inner(), Transport()
-    made = Connection(inner, Known())
+    made = Connection(inner, Known(), PendingRequests())
     made.connection_made(transport)
     for data in received:
         made.data_received(data)

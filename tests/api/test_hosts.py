@@ -39,6 +39,32 @@ async def test_names_that_are_set_are_answered(start: StartMirror, upstream: Scr
     assert (await mirror.get("/", Host="other.example.com")).status == 421
 
 
+KNOWN = [
+    "", "127.0.0.1", "127.0.0.1.", "127.0.0.1:5000", "192.0.2.7:80", "[::1]", "[::1]:5000", "[fe80::1%25eth0]:5000", "localhost", "LOCALHOST.:5000", "mirror", "mirror:5000",
+    "mirror.lan", "mirror.home.arpa:1", "mirror.kube.svc.cluster.local", "2130706433", "cache.example.com", "CACHE.example.com.:443", " cache.example.com ",
+]  # fmt: skip
+FOREIGN = [
+    "evil.example", "EVIL.example.:5000", "[evil.example]", "[::1].evil.example", "[::1", "127.0.0.1@evil.example", "user:1@evil.example:80",
+    "127.0.0.1:evil.example", "evil.example:127.0.0.1", "127.0.0.1, evil.example", "localhost..", "127.0.0.1.evil.example", "cache.example.com.evil.example",
+    "evil.example/", "evil.example\\localhost", "evilcache.example.com", "::1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("host", "known"), [*((host, True) for host in KNOWN), *((host, False) for host in FOREIGN)])
+@pytest.mark.parametrize("form", ["Host", "target"])
+def test_the_forms_of_names(host: str, known: bool, form: str) -> None:
+    """With ports, brackets, a trailing dot, in any case, in the Host header or the target's authority: both must be known."""
+    request = Mock(headers={"Host": host if form == "Host" else "localhost"})
+    request.raw_path = "/" if form == "Host" else f"http://{host}/"
+    request.transport.get_extra_info = {"sockname": ("127.0.0.1", 5000)}.get
+    hosts = KnownHosts(("cache.example.com",))
+    if known:
+        hosts.check(request, everywhere=True)
+    else:
+        with pytest.raises(HostUnknown):
+            hosts.check(request, everywhere=True)
+
+
 @pytest.mark.parametrize(("everywhere", "address", "tls", "refused"), [
     (True, "192.0.2.1", None, True),
     (False, "192.0.2.1", None, False),
@@ -49,7 +75,7 @@ async def test_names_that_are_set_are_answered(start: StartMirror, upstream: Scr
 ])  # fmt: skip
 def test_where_a_foreign_name_is_refused(everywhere: bool, address: str, tls: object, refused: bool) -> None:
     """The registry's API on the network is open under any name, the dashboard is not; over TLS the browser checks the name."""
-    request = Mock(headers={"Host": "evil.example"})
+    request = Mock(headers={"Host": "evil.example"}, raw_path="/")
     request.transport.get_extra_info = {"sockname": (address, 5000), "sslcontext": tls}.get
     hosts = KnownHosts(())
     if refused:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlencode
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,6 +36,21 @@ TARGETS = Targets({"docker.io": 1, "ghcr.io": 1, "localhost:5001": 1}.keys(), "d
         ("/v2/ghcr.io:443/owner/img/manifests/3", "ghcr.io", "owner/img"),
         ("/v2/docker.io/v2/library/alpine/manifests/3", "docker.io", "library/alpine"),
         ("/v2/docker.io/v2/library/alpine/manifests/3?ns=docker.io:443", "docker.io", "library/alpine"),
+        ("/v2/docker.io/v2/alpine/manifests/3", "docker.io", "library/alpine"),
+        ("/v2/v2/library/alpine/manifests/3", "docker.io", "library/alpine"),
+        ("/docker.io/v2/v2/library/alpine/manifests/3", "docker.io", "library/alpine"),
+        ("/v2/index.docker.io/v1/library/alpine/manifests/3", "docker.io", "library/alpine"),
+        ("/v2/v2/img/manifests/3", "docker.io", "v2/img"),
+        ("/ghcr.io/v2/v2/owner/img/manifests/3", "ghcr.io", "v2/owner/img"),
+        ("/registry.hub.docker.com/v2/library/alpine/manifests/3", "docker.io", "library/alpine"),
+        ("/v2/hub.docker.com/library/alpine/manifests/3", "docker.io", "library/alpine"),
+        ("/v2/registry-1.docker.io/alpine/manifests/3", "docker.io", "library/alpine"),
+        ("/docker.io/v2/registry-1.docker.io/alpine/manifests/3", "docker.io", "library/alpine"),
+        ("/v2/docker.io/docker.io/library/alpine/manifests/3", "docker.io", "library/alpine"),
+        ("//v2/library/alpine/manifests/3", "docker.io", "library/alpine"),
+        ("/v2/GHCR.IO/owner/img/manifests/3", "ghcr.io", "owner/img"),
+        ("/GHCR.io:443/v2/owner/img/manifests/3", "ghcr.io", "owner/img"),
+        ("/v2/ghcr.io./owner/img/manifests/3", "ghcr.io", "owner/img"),
         ("/v2/owner/v2/manifests/3", "docker.io", "owner/v2"),
         ("/v2/localhost:5001/a/b/c/manifests/3", "localhost:5001", "a/b/c"),
         ("/v2/localhost%3A5001/a/manifests/3", "localhost:5001", "a"),
@@ -48,6 +65,51 @@ def test_every_way_a_client_asks(target: str, registry: str, path: str) -> None:
     """Bare names, ``?ns=``, the registry as first component, the registry before ``/v2/``, and what real clients mix of them."""
     parsed = TARGETS.parse(target)
     assert (parsed.resource, parsed.repository, parsed.reference) == (Resource.MANIFEST, Repository(registry, path), Tag("3"))
+
+
+@pytest.mark.parametrize(
+    ("namespace", "registry"),
+    [
+        ("docker.io", "docker.io"),
+        ("DOCKER.IO", "docker.io"),
+        ("docker.io:443", "docker.io"),
+        ("Docker.io:443", "docker.io"),
+        ("docker.io.", "docker.io"),
+        ("docker.io.:443", "docker.io"),
+        ("docker.io/", "docker.io"),
+        (" docker.io ", "docker.io"),
+        ("https://docker.io", "docker.io"),
+        ("https://docker.io/", "docker.io"),
+        ("https://docker.io/v2/", "docker.io"),
+        ("https://docker.io:443/v2", "docker.io"),
+        ("http://docker.io:80", "docker.io"),
+        ("HTTPS://Index.Docker.io/v1/", "docker.io"),
+        ("registry-1.docker.io:443", "docker.io"),
+        ("registry.hub.docker.com", "docker.io"),
+        ("registry.docker.io", "docker.io"),
+        ("http://localhost:5001", "localhost:5001"),
+        ("localhost:5001/v2", "localhost:5001"),
+        ("", "docker.io"),
+        ("docker.io:80", None),
+        ("https://docker.io:5000", None),
+        ("docker.io/library", None),
+        ("https://docker.io/../ghcr.io", None),
+        ("https://evil.example@docker.io", None),
+        ("docker.io@evil.example", None),
+        ("localhost", None),
+        ("..", None),
+        (".", None),
+        ("://", None),
+    ],
+)
+def test_the_forms_of_a_namespace(namespace: str, registry: str | None) -> None:
+    """What is a registry's name or URL, in any case, is taken as what it means; anything else is no registry."""
+    target = f"/v2/owner/img/manifests/3?{urlencode({'ns': namespace})}"
+    if registry is None:
+        with pytest.raises(RegistryUnknown):
+            TARGETS.parse(target)
+    else:
+        assert TARGETS.parse(target).repository == Repository(registry, "owner/img")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +133,16 @@ def test_a_registry_that_is_not_configured_is_a_key_that_is_missing(target: str)
         ("/v2", Resource.BASE, None),
         ("/v2/", Resource.BASE, None),
         ("/ghcr.io/v2/", Resource.BASE, None),
+        ("/v2/ghcr.io/", Resource.BASE, None),
+        ("/v2/ghcr.io/v2/", Resource.BASE, None),
+        ("/ghcr.io/v2/v2/", Resource.BASE, None),
+        ("/v2/v2/", Resource.BASE, None),
+        ("//v2/", Resource.BASE, None),
+        ("http://mirror.lan/v2/", Resource.BASE, None),
+        ("http://mirror.lan", Resource.PAGE, None),
         ("/v2/_catalog", Resource.CATALOG, None),
+        ("/v2/ghcr.io/_catalog", Resource.CATALOG, None),
+        ("/v2/v2/_catalog", Resource.CATALOG, None),
         (f"/v2/a/b/blobs/{DIGEST}", Resource.BLOB, Digest("sha256", "a" * 64)),
         (f"/v2/a/b/blobs/{DIGEST.replace(':', '%3a')}", Resource.BLOB, Digest("sha256", "a" * 64)),
         ("/v2/a/b/tags/list", Resource.TAGS, None),

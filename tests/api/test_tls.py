@@ -145,8 +145,8 @@ async def test_hot_manifests_take_the_fast_path_over_tls(
     answered: list[bytes] = []
     answer = Shortcuts.answer
 
-    def noted(shortcuts: Shortcuts, data: bytes, client: str) -> bytes | None:
-        if (found := answer(shortcuts, data, client)) is not None:
+    def noted(shortcuts: Shortcuts, data: bytes, loopback: bool, client: str) -> bytes | None:
+        if (found := answer(shortcuts, data, loopback, client)) is not None:
             answered.append(found)
         return found
 

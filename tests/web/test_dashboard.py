@@ -669,11 +669,11 @@ async def test_an_address_goes_into_a_script_only_when_it_is_one(dashboard: Mirr
     """The Host header's alone, letter by letter; another host that a proxy may claim does not count."""
     for host in ("$(reboot)", "a;b", "a b", "a'b", '"', "`x`", "mirror.lan:port", "-x", "", "a/b", "a@b", "x\\y", "a\tb"):
         answer = await dashboard.get("/setup/docker.sh", Host=host)
-        assert answer.status == 400, host
+        assert answer.status in (400, 421), host
         page = await dashboard.get("/setup", Host=host, **HTML)
-        assert page.status in (200, 400)
+        assert page.status in (200, 400, 421)
         assert b"registry-mirrors" not in page.body
-        assert (await dashboard.get("/", Host=host, **HTML)).status in (200, 400)
+        assert (await dashboard.get("/", Host=host, **HTML)).status in (200, 400, 421)
     forwarded = {"X_Forwarded_Host": "evil.example", "X_Forwarded_Proto": "evil", "Forwarded": "host=evil.example"}
     for client in CLIENTS:
         script = await dashboard.get(f"/setup/{client}.sh", Host="Mirror.LAN:5000", **forwarded)
