@@ -34,6 +34,8 @@ _LEAST, _MOST = 4, 12
 """Blobs of one registry that are prefetched side by side: so few that most of the bounds on spare connections stay for large blobs."""
 _MOST_WAITING = 256
 """Blobs of one registry that may wait to be prefetched."""
+_MOST_OF_IMAGE = 1024
+"""Blobs of an image that is prefetched: one request for a layer causes no more requests upstream than this."""
 _BUDGET = 16 * 1024**3
 """Bytes of one registry that may be under way or wait to be prefetched."""
 _TICK = 0.1
@@ -57,8 +59,8 @@ class _Registry:
         self.measuring = BackgroundTask(self._measure)
 
     def admits(self, descriptor: Descriptor) -> bool:
-        """True where one more blob is within the budget. One without a size (schema 1) never is."""
-        return descriptor.size > 0 and self.waiting < _MOST_WAITING and self.promised + descriptor.size <= _BUDGET
+        """True where one more blob is within the budget."""
+        return self.waiting < _MOST_WAITING and self.promised + descriptor.size <= _BUDGET
 
     async def slot(self) -> None:
         """Waits until one more may be under way."""
@@ -117,9 +119,19 @@ class Prefetcher:
                 self._images.start(("image", digest), lambda wanted=wanted: self._image(repository, wanted.values()))  # type: ignore[misc]
 
     async def _image(self, repository: Repository, wanted: Iterable[Descriptor]) -> None:
+        # Schema 1 says no sizes: then nothing is prefetched.
+        missing = [one for one in wanted if 0 < one.size <= _BUDGET and self._store.size(one.digest) is None]
+        if len(missing) > _MOST_OF_IMAGE or sum(one.size for one in missing) > (await self._store.statistics()).limit:
+            # What comes in would drive out what has just come in, before the client asks for it.
+            log.info(
+                "nothing of an image of %s is prefetched: %d blobs, or more bytes than the cache may hold",
+                repository,
+                len(missing),
+            )
+            return
         registry = self._registries[repository.registry]
         async with asyncio.TaskGroup() as group:
-            for descriptor in wanted:
+            for descriptor in missing:
                 if not registry.admits(descriptor):
                     continue
                 registry.promised += descriptor.size

@@ -208,3 +208,32 @@ async def test_a_registry_that_drips_holds_up_no_other(start: StartMirror, upstr
         assert not any(hold.release.is_set() for hold in holds)
         for hold in holds:
             hold.release.set()
+
+
+async def test_an_image_that_the_cache_cannot_hold_is_left_to_its_clients(start: StartMirror, upstream: Scripted) -> None:
+    """Its layers would drive out each other, and all else, before anybody asks for them."""
+    mirror = await start(prefetch=True, max_size="4MiB")
+    hot = upstream.add_blob(os.urandom(MIB))
+    await mirror.get(path(hot))
+    await mirror.until_cached(hot)
+    image = upstream.add_image("library/app", "latest", [os.urandom(MIB) for _ in range(6)])
+    await mirror.get("/v2/app/manifests/latest")
+    await mirror.get(path(image.layers[0]))
+    await mirror.until_cached(image.layers[0])
+    await asyncio.sleep(0.3)
+    assert upstream.count("GET", "blobs") == 2
+    assert mirror.cached(hot)
+
+
+async def test_one_request_causes_a_bounded_number_of_others(
+    start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest may name as many blobs as fit into four megabytes."""
+    monkeypatch.setattr(prefetcher, "_MOST_OF_IMAGE", 5)
+    mirror = await start(prefetch=True)
+    image = upstream.add_image("library/app", "latest", [os.urandom(1000) for _ in range(8)])
+    await mirror.get("/v2/app/manifests/latest")
+    await mirror.get(path(image.layers[0]))
+    await mirror.until_cached(image.layers[0])
+    await asyncio.sleep(0.3)
+    assert upstream.count("GET", "blobs") == 1
