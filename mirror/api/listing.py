@@ -91,15 +91,7 @@ class Listing:
 
 async def _json(document: dict[str, Any]) -> bytes:
     # In a thread, since other requests go on meanwhile.
-    return await asyncio.to_thread(_encoded, document)
-
-
-def _encoded(document: dict[str, Any]) -> bytes:
-    try:
-        return json.dumps(document, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        # Half of a surrogate pair can be written in JSON, but not in UTF-8.
-        return json.dumps(document).encode()
+    return await asyncio.to_thread(lambda: json.dumps(document, ensure_ascii=False).encode())
 
 
 def _page(names: list[str], target: Target) -> tuple[list[str], dict[str, str]]:
