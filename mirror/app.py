@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -39,12 +39,15 @@ _TELL = 2.0
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, worker: WorkerContext | None = None, notes: Sequence[str] = ()) -> AsyncIterator[str]:
-    """Runs the mirror, or one worker of it; gives its URL. `notes` are sentences for /readyz. Raises OSError where it cannot listen or use its cache directory, CatalogFailed likewise."""
+async def running(
+    settings: Settings, worker: WorkerContext | None = None, notes: Sequence[str] = (), reload: Callable[[], None] | None = None
+) -> AsyncIterator[str]:
+    """Runs the mirror, or one worker of it; gives its URL. At SIGHUP it calls `reload`, and reads its certificate anew. `notes` are sentences for /readyz. Raises OSError where it cannot listen or use its cache directory, CatalogFailed likewise."""
     async with contextlib.AsyncExitStack() as stack:
         share = settings.server.workers if worker is not None else 1
         cache, upstreams = await stack.enter_async_context(wired(settings, share))
         certificate = await stack.enter_async_context(_certificate(settings))
+        stack.enter_context(_hangup(reload, certificate))
         access = AccessLog() if settings.server.access_log else None
         if access is not None:
             stack.callback(access.close)
@@ -96,7 +99,7 @@ async def running(settings: Settings, worker: WorkerContext | None = None, notes
 
 @contextlib.asynccontextmanager
 async def _certificate(settings: Settings) -> AsyncIterator[Certificate | None]:
-    """The certificate to serve with, where there is one; SIGHUP makes it look at its files at once."""
+    """The certificate to serve with, where there is one."""
     file, key = settings.server.tls_certificate, settings.server.tls_key
     if file is None or key is None:
         yield None
@@ -107,13 +110,30 @@ async def _certificate(settings: Settings) -> AsyncIterator[Certificate | None]:
         # It was well when the settings were read.
         raise OSError(str(error)) from None
     certificate.start()
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, certificate.refresh)
     try:
         yield certificate
     finally:
-        loop.remove_signal_handler(signal.SIGHUP)
         await certificate.aclose()
+
+
+@contextlib.contextmanager
+def _hangup(reload: Callable[[], None] | None, certificate: Certificate | None) -> Iterator[None]:
+    if reload is None and certificate is None:
+        yield
+        return
+
+    def handle() -> None:
+        if reload is not None:
+            reload()
+        if certificate is not None:
+            certificate.refresh()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, handle)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
 
 
 def admin_token(settings: Settings) -> tuple[str, bool]:
@@ -137,11 +157,15 @@ async def _tell_others(readiness: Readiness) -> None:
 
 
 async def serve(
-    settings: Settings, started: Callable[[str], None], worker: WorkerContext | None = None, notes: Sequence[str] = ()
+    settings: Settings,
+    started: Callable[[str], None],
+    reload: Callable[[], None],
+    worker: WorkerContext | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Runs until SIGTERM or SIGINT, then drains: no new connections, current requests end within the bound, downloads stay resumable.
 
-    `started` is called with the URL once requests are taken. A worker ends as well when its parent is gone. Raises as `running` does.
+    `started` is called with the URL once requests are taken. SIGHUP calls `reload`. A worker ends as well when its parent is gone. Raises as `running` does.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -155,7 +179,7 @@ async def serve(
 
     if worker is not None:
         loop.add_reader(worker.orphaned, orphaned)
-    async with running(settings, worker, notes) as url:
+    async with running(settings, worker, notes, reload) as url:
         started(url)
         await stop.wait()
         if worker is not None:

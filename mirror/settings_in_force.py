@@ -23,6 +23,23 @@ def in_force(settings: Settings) -> dict[str, str]:
     return found
 
 
+def changed(before: Settings, after: Settings) -> list[str]:
+    """The keys of settings that differ, those of secrets too; ``registries."NAME"`` for one that was added or removed."""
+    found = [
+        f"{table}.{name}"
+        for table in ("server", "cache", "upstream", "log")
+        for name in type(getattr(before, table)).model_fields
+        if getattr(getattr(before, table), name) != getattr(getattr(after, table), name)
+    ]
+    for name in dict.fromkeys((*before.registries, *after.registries)):
+        old, new = before.registries.get(name), after.registries.get(name)
+        if old is None or new is None:
+            found.append(f'registries."{name}"')
+        else:
+            found += [f'registries."{name}".{key}' for key in type(old).model_fields if getattr(old, key) != getattr(new, key)]
+    return found
+
+
 def _shown(prefix: str, table: BaseModel) -> dict[str, str]:
     return {f"{prefix}.{name}": _text(getattr(table, name), field) for name, field in type(table).model_fields.items()}
 

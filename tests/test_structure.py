@@ -58,6 +58,7 @@ MAY_IMPORT = {
     | {
         "units",
         "setting_errors",
+        "settings_in_force",
         "setting_sources",
         "config",
         "disk_room",

@@ -63,10 +63,14 @@ def settings_to_serve(
     listen: str | None,
     max_size: str | None,
     workers: str | None,
-) -> Settings:
-    """Those of the mirror itself, which is told its size, or takes the default."""
-    with _listed():
+) -> tuple[Settings, Callable[[], Settings]]:
+    """Those of the mirror itself, which is told its size, or takes the default; and a function that reads them again, which raises ConfigError."""
+
+    def read() -> Settings:
         return load(config, os.environ, _flags(cache_dir, upstreams, listen, max_size, workers))
+
+    with _listed():
+        return read(), read
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ import click
 from mirror import app
 from mirror.cli import logs, reachability, running
 from mirror.cli.options import cache_options, settings_to_serve
+from mirror.cli.reload import Reload
 from mirror.cli.shrinking import keep_from_emptying
 from mirror.cli.text import os_error_text
 from mirror.config import Settings
@@ -49,7 +50,8 @@ def serve(
 
     No setting is required. Flags win over the environment (MIRROR_SERVER__LISTEN and the like), which wins over the file.
     """
-    settings = settings_to_serve(config, cache_dir, upstreams, listen, max_size, number)
+    settings, read = settings_to_serve(config, cache_dir, upstreams, listen, max_size, number)
+    reload = Reload(settings, read)
     logs.set_up(settings.log.level, settings.log.format)
     settings, kept_limit = (settings, "") if yes else keep_from_emptying(settings)
     notes = [kept_limit] if kept_limit else []
@@ -57,9 +59,8 @@ def serve(
         # A socket and a file for each client add up.
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    if settings.server.tls_certificate is not None:
-        # "Look at the certificate": it may well come before there is somebody who listens for it, and must not end the start.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # "Read the settings again": it may well come before there is somebody who listens for it, and must not end the start.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     noting = contextlib.ExitStack()
 
     def tell(url: str, look: bool = False) -> None:
@@ -74,13 +75,14 @@ def serve(
             )
         folder = parent.prepare() if settings.server.workers > 1 else None
         if folder is None:
-            status = _work(settings, notes, lambda url: tell(url, look=sys.stderr.isatty()))
+            status = _work(settings, notes, lambda url: tell(url, look=sys.stderr.isatty()), reload)
         else:
             status = parent.run(
                 settings.server,
                 folder,
-                lambda worker: _work(settings, notes, lambda _: worker.ready(), worker),
+                lambda worker: _work(settings, notes, lambda _: worker.ready(), reload.silently, worker),
                 tell,
+                reload,
             )
     except OSError as error:
         status = _cannot_start(settings, error)
@@ -89,10 +91,16 @@ def serve(
     sys.exit(status)
 
 
-def _work(settings: Settings, notes: list[str], started: Callable[[str], None], worker: WorkerContext | None = None) -> int:
+def _work(
+    settings: Settings,
+    notes: list[str],
+    started: Callable[[str], None],
+    reload: Callable[[], None],
+    worker: WorkerContext | None = None,
+) -> int:
     """Serves until it is stopped, and returns the exit status."""
     try:
-        asyncio.run(app.serve(settings, started, worker, notes))
+        asyncio.run(app.serve(settings, started, reload, worker, notes))
     except OSError as error:
         return _cannot_start(settings, error)
     except CatalogFailed as error:

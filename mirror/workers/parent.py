@@ -95,10 +95,16 @@ def _hold(folder: Path, take: Callable[[int], bool]) -> int:
     return fd
 
 
-def run(server: Server, folder: Path, work: Callable[[WorkerContext], int], started: Callable[[str], None]) -> int:
+def run(
+    server: Server,
+    folder: Path,
+    work: Callable[[WorkerContext], int],
+    started: Callable[[str], None],
+    reload: Callable[[], None],
+) -> int:
     """Serves with workers until SIGTERM or SIGINT; the exit status.
 
-    `work` is what a worker does, and gives its exit status; `started` is called with the URL when all are ready. Raises OSError where it cannot listen.
+    `work` is what a worker does, and gives its exit status; `started` is called with the URL when all are ready, `reload` at SIGHUP, which workers get too. Raises OSError where it cannot listen.
     """
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, _hold(folder, try_shared))
@@ -109,13 +115,19 @@ def run(server: Server, folder: Path, work: Callable[[WorkerContext], int], star
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         # What is there now is never garbage: not to be touched, so that workers share its memory.
         gc.freeze()
-        return _Parent(server, folder, work, listeners).run(lambda: started(server.url(*listeners[0].getsockname()[:2])))
+        return _Parent(server, folder, work, listeners, reload).run(lambda: started(server.url(*listeners[0].getsockname()[:2])))
 
 
 class _Parent:
     def __init__(
-        self, server: Server, folder: Path, work: Callable[[WorkerContext], int], listeners: tuple[socket.socket, ...]
+        self,
+        server: Server,
+        folder: Path,
+        work: Callable[[WorkerContext], int],
+        listeners: tuple[socket.socket, ...],
+        reload: Callable[[], None],
     ) -> None:
+        self._reload = reload
         self._server = server
         self._folder = folder
         self._work = work
@@ -144,9 +156,9 @@ class _Parent:
                 log.info("stopping: current requests have %g s to end", self._server.drain_timeout)
                 self._drain()
                 return 0
-            if signalled is not None and signalled.si_signo == signal.SIGHUP and not self._reload():
-                self._drain()
-                return 0
+            if signalled is not None and signalled.si_signo == signal.SIGHUP:
+                self._reload()
+                self._signal(signal.SIGHUP)
             self._hear()
             self._end_hung()
             died = self._reap()
@@ -249,13 +261,6 @@ class _Parent:
             self._due[number] = time.monotonic() + pause
             log.warning("worker %d (process %d) %s after %.1f s", number, worker.pid, ended[1], lived)
         return died
-
-    def _reload(self) -> bool:
-        """Has the workers look at the certificate. False where there is none: then SIGHUP means what it means to most programs."""
-        if self._server.tls_certificate is None:
-            return False
-        self._signal(signal.SIGHUP)
-        return True
 
     def _signal(self, signum: signal.Signals) -> None:
         for worker in self._workers.values():

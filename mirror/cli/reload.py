@@ -1,0 +1,61 @@
+"""SIGHUP to ``mirror serve``: reads the settings again, takes those that need no restart, and logs which do."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable
+
+from mirror.cli import logs
+from mirror.config import ConfigError, Settings
+from mirror.settings_in_force import changed
+
+log = logging.getLogger(__name__)
+
+_TAKEN = ("log.level", "log.format")
+
+
+class Reload:
+    """Called at SIGHUP. When the terminal that the mirror was started from is closed, stops the mirror instead."""
+
+    def __init__(self, settings: Settings, load: Callable[[], Settings]) -> None:
+        """`load` gives the settings as they are now, or raises ConfigError."""
+        self._in_force = settings
+        self._load = load
+        self._on_terminal = os.isatty(0)
+
+    def __call__(self) -> None:
+        """Takes the settings, and logs what was taken and what was not."""
+        if self._on_terminal and not os.isatty(0):
+            # It was hung up (tty_ioctl(4)): SIGHUP means what it means to most programs.
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        try:
+            names = self._take()
+        except ConfigError as error:
+            log.error("SIGHUP: the settings cannot be used, and those before stay in force: %s", "; ".join(error.faults))
+            return
+        taken = [name for name in names if name in _TAKEN]
+        left = [name for name in names if name not in _TAKEN]
+        log.info(
+            "SIGHUP: %s; files of passwords and certificates are read anew",
+            f"taken: {', '.join(taken)}" if taken else "no other setting has changed" if left else "no setting has changed",
+        )
+        if left:
+            log.warning("SIGHUP: a restart is needed for what has changed of %s", ", ".join(left))
+
+    def silently(self) -> None:
+        """Takes the settings, in a worker: its parent logs."""
+        with contextlib.suppress(ConfigError):
+            self._take()
+
+    def _take(self) -> list[str]:
+        """The keys of the settings that have changed since they were taken. Raises ConfigError."""
+        found = self._load()
+        names = changed(self._in_force, found)
+        if found.log != self._in_force.log:
+            logs.set_up(found.log.level, found.log.format)
+            self._in_force = self._in_force.model_copy(update={"log": found.log})
+        return names

@@ -1,0 +1,112 @@
+"""SIGHUP: which settings are taken, which need a restart, and what is logged (mirror/cli/reload.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pty
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from mirror.config import load
+from mirror.settings_in_force import changed
+from tests.support.mirrors import MirrorProcess, until
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_sighup_takes_what_it_can_and_says_what_it_cannot(tmp_path: Path, workers: str) -> None:
+    """The log's level, in every process, logged once; each other setting that has changed by its name, secrets without their value; faults change nothing."""
+    file = tmp_path / "mirror.toml"
+    file.write_text('[log]\nlevel = "warning"\n')
+    with MirrorProcess(
+        tmp_path / "cache", {"docker.io": "http://127.0.0.1:1"}, "--config", str(file), "--workers", workers
+    ) as mirror:
+        file.write_text(
+            '[log]\nlevel = "info"\n[cache]\ntag_ttl = "9m"\n[server]\nadmin_token = "0123456789abcdef-secret"\n[registries."lan:5000"]\nendpoints = ["http://lan:5000"]\n'
+        )
+        os.kill(mirror.pid, signal.SIGHUP)
+        await until(lambda: "a restart is needed" in mirror.log)
+        assert mirror.log.count("SIGHUP: taken: log.level") == 1
+        (told,) = [line for line in mirror.log.splitlines() if "a restart is needed" in line]
+        assert told.endswith('what has changed of server.admin_token, cache.tag_ttl, registries."lan:5000"')
+        assert "secret" not in mirror.log
+        # Every process has the level now: they log what "info" is for.
+
+        def refused() -> None:
+            with contextlib.suppress(urllib.error.HTTPError):
+                urllib.request.urlopen(urllib.request.Request(f"{mirror.url}/v2/", headers={"X" * 40_000: "1"}), timeout=10)
+
+        await until(lambda: refused() or "INFO mirror.api.connection: refused a request" in mirror.log)
+        file.write_text('[cache]\ntag_ttl = "soon"\n')
+        os.kill(mirror.pid, signal.SIGHUP)
+        await until(lambda: "the settings cannot be used" in mirror.log)
+        assert mirror.log.count("the settings cannot be used") == 1
+        assert f"cache.tag_ttl (in {file})" in mirror.log
+        assert await asyncio.to_thread(mirror.terminate) == 0
+
+
+def test_which_settings_have_changed() -> None:
+    """By name, secrets by their value."""
+
+    def one(**registry: str) -> dict[str, dict[str, dict[str, str]]]:
+        return {"registries": {"docker.io": {"username": "x", **registry}}}
+
+    before = load(None, {}, one(password="a"))
+    assert changed(before, load(None, {}, one(password="a"))) == []
+    assert changed(before, load(None, {}, one(password="b"))) == ['registries."docker.io".password']
+    after = load(None, {}, {**one(password="a"), "log": {"level": "debug"}, "cache": {"prefetch": "false"}})
+    assert changed(before, after) == ["cache.prefetch", "log.level"]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_terminal_that_is_closed_ends_the_mirror(tmp_path: Path, workers: str) -> None:
+    """As it ends other programs; without a terminal SIGHUP means to read the settings again."""
+    ours, its = pty.openpty()
+    log = tmp_path / "log"
+    with open(log, "wb") as file:
+        running = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                _IN_A_SESSION,
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--cache-dir",
+                str(tmp_path / "c"),
+                "--workers",
+                workers,
+            ],
+            stdin=its,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        os.close(its)
+        while b"listening on" not in log.read_bytes():
+            assert running.poll() is None, log.read_text()
+        os.close(ours)
+        assert running.wait(40) == 0
+        assert "stopping" in log.read_text()
+    finally:
+        running.kill()
+        running.wait(10)
+
+
+_IN_A_SESSION = """
+import fcntl, runpy, sys, termios
+if "_IN" not in __import__("os").environ:
+    __import__("os").environ["_IN"] = "1"
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+sys.argv[0] = "mirror"
+runpy.run_module("mirror", run_name="__main__", alter_sys=True)
+"""
+"""The terminal on standard input becomes the session's own, as a login makes it."""
