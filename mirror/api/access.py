@@ -1,4 +1,4 @@
-"""The access log: one JSON line a request, on standard output; on a terminal a short one for people.
+"""The access log: one JSON line a request, on standard output; on a terminal a short one for people, without health checks.
 
 Lines are made and written by a thread of its own, so that neither a slow terminal nor a full pipe ever holds up a request; when it falls far behind, lines
 are dropped and counted.
@@ -21,6 +21,9 @@ _PAUSE = 0.2
 _ATOMIC = 4096
 """Bytes that several workers may write to one pipe without getting into each other's lines (PIPE_BUF, pipe(7))."""
 
+_HEALTH = ("/healthz", "/readyz", "/metrics", "/v2/")
+"""What is asked every few seconds by those who watch the mirror, and by clients before each pull."""
+
 
 class AccessLog:
     """Writes what `note` is given, field by field."""
@@ -39,6 +42,7 @@ class AccessLog:
         method: str,
         repository: str,
         reference: str,
+        path: str,
         status: int,
         size: int,
         seconds: float,
@@ -46,9 +50,11 @@ class AccessLog:
         agent: str,
         complete: bool,
     ) -> None:
-        """Notes one request: `size` in bytes of body sent; `complete` is False where it was cut short."""
+        """Notes one request: of a `repository`, or else of a `path`; `size` in bytes of body sent; `complete` is False where it was cut short."""
         if self._waiting.qsize() < _MOST_WAITING:
-            self._waiting.put((time.time(), client, method, repository, reference, status, size, seconds, cache, agent, complete))
+            self._waiting.put(
+                (time.time(), client, method, repository, reference, path, status, size, seconds, cache, agent, complete)
+            )
         else:
             self._dropped += 1
 
@@ -104,19 +110,24 @@ def _time(moment: float) -> str:
 
 
 def _line(entry: tuple[Any, ...]) -> str:
-    moment, client, method, repository, reference, status, size, seconds, cache, agent, complete = entry
+    moment, client, method, repository, reference, path, status, size, seconds, cache, agent, complete = entry
     return (
         f'{{"time":"{_time(moment)}","client":{json.dumps(client)},"method":{json.dumps(method)},"repository":{json.dumps(repository)},'
-        f'"reference":{json.dumps(reference)},"status":{status},"bytes":{size},"duration":{seconds:.6f},"cache":{json.dumps(cache)},'
+        f'"reference":{json.dumps(reference)},"path":{json.dumps(path)},"status":{status},"bytes":{size},"duration":{seconds:.6f},"cache":{json.dumps(cache)},'
         f'"agent":{json.dumps(agent)},"complete":{"true" if complete else "false"}}}\n'
     )
 
 
 def _short_line(entry: tuple[Any, ...]) -> str:
-    moment, client, method, repository, reference, status, size, seconds, cache, _, complete = entry
-    name = repository + (f"@{reference[:19]}" if reference.startswith("sha") else f":{reference}" if reference else "")
+    moment, client, method, repository, reference, path, status, size, seconds, cache, _, complete = entry
+    if path in _HEALTH and status == 200:
+        return ""
+    name = path or repository + (f"@{reference[:19]}" if reference.startswith("sha") else f":{reference}" if reference else "")
     result = cache.removeprefix("mirror; ").partition(";")[0]
     rest = "" if complete else ", cut short"
-    line = f"{time.strftime('%H:%M:%S', time.localtime(moment))} {client} {method} {name or '-'} {status} {format_size(size)} in {seconds:.2f} s {result}{rest}"
+    line = (
+        f"{time.strftime('%H:%M:%S', time.localtime(moment))} {client} {method} {name or '-'} {status} {format_size(size)} in {seconds:.2f} s {result}".rstrip()
+        + rest
+    )
     # What clients send must not control a terminal.
     return "".join(one if one.isprintable() else "?" for one in line) + "\n"

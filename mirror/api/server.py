@@ -164,8 +164,9 @@ class Api:
         self._access.note(
             request.remote or "",
             request.method,
-            str(target.repository or target.path) if target else request.raw_path[:300],
+            str(target.repository) if target and target.repository else "",
             str(target.reference) if target and target.reference else "",
+            "" if target and target.repository else target.path[:300] if target else request.raw_path[:300],
             response.status,
             size,
             seconds,

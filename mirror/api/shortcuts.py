@@ -74,7 +74,7 @@ class _Answer:
         times.observe(seconds)
         if access is not None:
             repository, reference, agent = self._note
-            access.note(client, "GET", repository, reference, 200, size, seconds, _HIT, agent, True)
+            access.note(client, "GET", repository, reference, "", 200, size, seconds, _HIT, agent, True)
 
 
 class Shortcuts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import io
 import json
 import os
 import pty
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import aiohttp
 
+from mirror.api.access import AccessLog
 from mirror.config import DEFAULT_ENDPOINTS
 from tests.support.mirrors import MirrorProcess
 from tests.support.programs import free_port
@@ -198,6 +200,38 @@ async def test_the_access_log_has_a_line_for_each_request(upstream: Scripted, tm
         assert line["duration"] >= 0
         assert line["agent"] == 'a"b\tc'
         assert line["complete"] is True
+
+
+def test_health_checks_are_logged_by_their_path(tmp_path: Path) -> None:
+    """They have no repository: who counts lines by it counts pulls."""
+    with MirrorProcess(tmp_path / "cache", {}) as running:
+        paths = ["/healthz", "/readyz", "/metrics", "/v2/", "/"]
+        for path in paths:
+            with urllib.request.urlopen(f"{running.url}{path}") as response:
+                response.read()
+        assert running.terminate() == 0
+        lines = [json.loads(line) for line in running.log.splitlines() if line.startswith("{")]
+    assert [(line["path"], line["repository"], line["reference"], line["status"]) for line in lines] == [
+        (path, "", "", 200) for path in paths
+    ]
+
+
+def test_on_a_terminal_lines_are_short_and_of_no_health_checks() -> None:
+    """A failing one is shown."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    log = AccessLog(terminal)
+    for path, status in (("/healthz", 200), ("/v2/", 200), ("/metrics", 200), ("/readyz", 421)):
+        log.note("::1", "GET", "", "", path, status, 20, 0.01, "", "", True)
+    log.note("::1", "GET", "docker.io/library/app", "7", "", 200, 2048, 0.5, "mirror; hit", "", True)
+    log.close()
+    first, second = terminal.getvalue().splitlines()
+    assert first.endswith("::1 GET /readyz 421 20 B in 0.01 s")
+    assert second.endswith("::1 GET docker.io/library/app:7 200 2 KiB in 0.50 s hit")
 
 
 def test_json_logs(tmp_path: Path) -> None:
