@@ -15,6 +15,17 @@ from aiohttp import web
 
 from mirror.storage.slices import FileSlice, Part, SliceUnreadable
 
+_NETWORK = (
+    errno.EHOSTUNREACH,
+    errno.EHOSTDOWN,
+    errno.ENETUNREACH,
+    errno.ENETDOWN,
+    errno.ENETRESET,
+    errno.ENOBUFS,
+    errno.ENOTCONN,
+    errno.EBADF,
+)
+"""Errors of a socket that are no ConnectionError."""
 _TURN = 4 * 1024 * 1024
 """Bytes after which other connections get their turn."""
 _READ = 256 * 1024
@@ -51,8 +62,7 @@ class FileSender:
                 return
             except OSError as error:
                 if not done.done():
-                    # No socket fails with EIO (send(2)): it is the file.
-                    done.set_exception(SliceUnreadable(str(error), position) if error.errno == errno.EIO else error)
+                    done.set_exception(error if _is_of_the_socket(error) else SliceUnreadable(str(error), position))
                 return
             if position == end and not done.done():
                 done.set_result(None)
@@ -136,3 +146,8 @@ def pieces(part: FileSlice) -> list[FileSlice]:
         FileSlice(part.fd, offset, min(_READ, part.offset + part.length - offset))
         for offset in range(part.offset, part.offset + part.length, _READ)
     ]
+
+
+def _is_of_the_socket(error: OSError) -> bool:
+    """False for an error of sendfile(2) that comes from the file: its disk fails, or its server has gone."""
+    return isinstance(error, ConnectionError | TimeoutError) or error.errno in _NETWORK

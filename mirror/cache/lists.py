@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+from mirror.cache.freshness import is_fresh
 from mirror.cache.outcome import HIT, PARTIAL, STALE, Outcome, miss
 from mirror.errors import MirrorError, Unknown
 from mirror.names import Digest, Repository
@@ -70,7 +71,7 @@ class Lists:
 
     async def _list(self, key: str, ask: Callable[[], Awaitable[Listing]]) -> tuple[list[Any], Outcome]:
         known = await self._store.document(key)
-        if known is not None and 0 <= self._clock() - known["asked"] < self._ttl:
+        if known is not None and is_fresh(known["asked"], self._ttl, self._clock()):
             return known["list"], HIT
         try:
             found, joined = await self._asking.do(key, lambda: self._ask(key, ask))

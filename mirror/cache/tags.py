@@ -15,6 +15,7 @@ from typing import Protocol
 
 from mirror import metrics
 from mirror.cache.embedded import find_embedded
+from mirror.cache.freshness import is_fresh
 from mirror.cache.negative import Negative
 from mirror.cache.outcome import HIT, STALE, VALIDATED, Outcome, miss
 from mirror.errors import Denied, MirrorError, Unknown, UpstreamError, UpstreamFailed, UpstreamInvalid
@@ -240,8 +241,7 @@ class Tags:
     # ------------------------------------------------------------------ freshness
 
     def _fresh(self, record: TagRecord) -> bool:
-        # A clock that was set back must not make a tag fresh for ever.
-        return 0 <= self._clock() - record.checked < self._ttl
+        return is_fresh(record.checked, self._ttl, self._clock())
 
     async def _record(self, repository: Repository, tag: Tag) -> TagRecord | None:
         record = self._memory.get((repository, tag))

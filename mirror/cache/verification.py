@@ -61,6 +61,10 @@ class Verification:
         this.here, this.count = this.total, len(contents)
 
     async def _repaired(self, found: Verified, repair: bool) -> Damage:
+        if found.state is State.UNREADABLE:
+            return Damage(
+                found.digest, found.size, found.holder, f"the disk does not give it now ({found.fault}); it was left as it is"
+            )
         if not repair:
             return Damage(found.digest, found.size, found.holder, "it was to be left as it is")
         if found.holder is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from mirror.cache.freshness import is_fresh
 from mirror.cli.ask import inventory
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import ago, moment, table, tell_json
@@ -65,7 +66,7 @@ def ls(
 
 def state(image: Image, ttl: float) -> str:
     """What is worth knowing of an image in a word or two."""
-    words = ["fresh" if image.fresh(ttl) else "stale"]
+    words = ["fresh" if is_fresh(image.checked, ttl) else "stale"]
     words += ["pinned"] if image.pinned else []
     words += ["incomplete"] if image.missing else []
     return ", ".join(words)
@@ -87,6 +88,6 @@ def describe(image: Image, ttl: float) -> dict[str, Any]:
         "checked": moment(image.checked),
         "pulls": image.pulls,
         "pulled": moment(image.pulled),
-        "fresh": image.fresh(ttl),
+        "fresh": is_fresh(image.checked, ttl),
         "pinned": image.pinned,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
@@ -13,7 +14,10 @@ from mirror.downloads.flight import Flight
 from mirror.downloads.parts import Part
 from mirror.errors import MirrorError, SizeDisputed, StorageFull, UpstreamCut, UpstreamInvalid, UpstreamUnreachable
 from mirror.names import Digest, Repository
+from mirror.storage.slices import SliceUnreadable
 from mirror.storage.store import Partial, Store
+
+log = logging.getLogger(__name__)
 
 
 class Flights:
@@ -152,7 +156,17 @@ class FlightReader:
             if end <= position:
                 return
             file = spool
-            yield spool.slice(position, end)
+            try:
+                yield spool.slice(position, end)
+            except SliceUnreadable as error:
+                # Written, and not to be read: beginning in the middle it cannot be verified here, but the client verifies the whole.
+                log.error(
+                    "%s cannot be read from byte %d on while it is downloaded (%s)", self._flight.digest, error.position, error
+                )
+                async with aclosing(self._without_disk(None, error.position, stop)) as rest:
+                    async for part in rest:
+                        yield part
+                return
             position = end
 
     def _without_disk(self, file: Partial | None, position: int, stop: int | None) -> AsyncGenerator[Part, None]:

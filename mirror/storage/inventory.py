@@ -5,7 +5,6 @@ An *image* is a tag whose manifest is cached, or a cached manifest that a reposi
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -40,10 +39,6 @@ class Image:
     pulled: float | None
     """When a client last asked for it by this name; None where none has since this is counted."""
     pinned: bool
-
-    def fresh(self, ttl: float, now: float | None = None) -> bool:
-        """True while upstream need not be asked what it means: for ever for a digest, for a tag during `ttl` seconds."""
-        return self.checked is None or 0 <= (time.time() if now is None else now) - self.checked < ttl
 
     def __str__(self) -> str:
         return image_name(self.repository, self.reference)

@@ -97,6 +97,8 @@ class State(Enum):
     WHOLE = auto()
     DAMAGED = auto()
     MISSING = auto()
+    UNREADABLE = auto()
+    """It may be whole: the disk does not give it now. Nothing is removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,8 @@ class Verified:
     state: State
     holder: Repository | None = None
     is_manifest: bool = False
+    fault: str = ""
+    """Why it is UNREADABLE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +154,7 @@ class Partial(Protocol):
 
     @property
     def current(self) -> bool:
-        """False once it is over for everybody: committed (`verified` tells), discarded, or cleared away."""
+        """False once it is over for everybody: committed (`verified` tells), discarded, or cleared away. Raises OSError where that cannot be told."""
         ...
 
     @property
@@ -188,7 +192,7 @@ class Partial(Protocol):
         ...
 
     def lead(self) -> bool:
-        """Tries to take the lead, with the bytes of an earlier leader. Where it is over (see `current`), the answer means nothing."""
+        """Tries to take the lead, with the bytes of an earlier leader. Where it is over (see `current`), the answer means nothing. Raises OSError."""
         ...
 
     def follow(self) -> None:

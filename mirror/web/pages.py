@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from mirror.cache.cache import Cache
+from mirror.cache.freshness import is_fresh
 from mirror.clients import CLIENTS, Address, Client
 from mirror.downloads.active import Download
 from mirror.errors import CatalogFailed, ManifestUnknown, MirrorError, NameUnknown
@@ -220,7 +221,7 @@ class Pages:
         now = time.time()
 
         def fresh(image: Image) -> bool:
-            return image.fresh(self._site_info.tag_ttl, now)
+            return is_fresh(image.checked, self._site_info.tag_ttl, now)
 
         return {"fresh": fresh}
 

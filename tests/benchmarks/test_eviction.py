@@ -8,10 +8,11 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 import pytest
 
-from benchmarks.eviction.__main__ import BAR, BEHIND_LRU, OWN, SIZES, compare, main, play
+from benchmarks.eviction.__main__ import BAR, BEHIND_LRU, OWN, SIZES, main, play
 from benchmarks.eviction.policies import POLICIES
 from benchmarks.eviction.traces import SKEWED, WORKLOADS, Figures, Request, Workload, read, read_names, returning, synthetic
 
@@ -42,7 +43,7 @@ def test_no_policy_holds_more_than_it_may(policy: str) -> None:
     cache = POLICIES[policy](capacity)
     for number, (blob, size) in enumerate(SHORT):
         cache.request(blob, size)
-        if number % 1000 == 999:
+        if number % 2500 == 2499:
             assert sum(size for blob, size in sizes.items() if copy.deepcopy(cache).request(blob, size)) <= capacity
 
 
@@ -57,15 +58,23 @@ def test_extremes(policy: str) -> None:
     assert play(policy, 0, SHORT) == (0.0, 0.0)
 
 
-def test_the_mirrors_policy_reaches_its_bar_and_the_page_has_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
-    """On the skewed traces: the ratio to LRU's byte hits at 10 %, and every policy's row of the table in docs/eviction.md, in this order."""
-    table = compare("skewed", [synthetic(SKEWED, seed) for seed in range(5)])
+def test_the_mirrors_policy_reaches_its_bar_and_the_page_has_the_figures() -> None:
+    """On the skewed traces: the ratio to LRU's byte hits at 10 %; and in the table of docs/eviction.md, in this order, all that is said of LRU and of the
+    mirror's policy, and of the others at 10 %. (All of it would take half a minute.)"""
+    traces = [synthetic(SKEWED, seed) for seed in range(5)]
     tenth = SIZES.index(0.1)
-    assert table[OWN][tenth][0] >= BAR * table["LRU"][tenth][0]
     section = PAGE.partition("## Made-up traffic")[2].partition("\n## ")[0]
     rows = [re.findall(r"\d+\.\d", line)[: len(SIZES)] for line in section.splitlines() if re.search(r"\d+\.\d \|", line)]
-    assert rows == [[f"{by_bytes:.1%}"[:-1] for by_bytes, _ in row] for row in table.values()]
-    assert capsys.readouterr().out
+    assert len(rows) == len(POLICIES)
+    for policy, row in zip(POLICIES, rows, strict=True):
+        for place in range(len(SIZES)) if policy in (OWN, "LRU") else [tenth]:
+            assert row[place] == f"{median_of(policy, SIZES[place], traces):.1%}"[:-1], policy
+    assert float(rows[list(POLICIES).index(OWN)][tenth]) >= BAR * float(rows[list(POLICIES).index("LRU")][tenth])
+
+
+def median_of(policy: str, size: float, traces: Sequence[Sequence[Request]]) -> float:
+    """The byte hit ratio of a policy in a cache of some share of what each trace asks for."""
+    return median(play(policy, int(size * Figures.of(trace).working_set), trace)[0] for trace in traces)
 
 
 def behind_lru(policy: str, trace: Sequence[Request], sizes: Sequence[float] = SIZES) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mirror.cache.freshness import is_fresh
 from mirror.names import Digest, Repository, Tag
 from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.inventory import Inventory
@@ -75,8 +76,8 @@ async def test_an_image_is_listed_with_what_is_cached_of_it(mirror: Mirror, upst
     assert found.shared == 0
     assert not found.pinned
     assert began - 1 <= found.fetched <= time.time()
-    assert found.checked is not None and found.fresh(300)
-    assert not found.fresh(300, found.checked + 301)
+    assert found.checked is not None and is_fresh(found.checked, 300)
+    assert not is_fresh(found.checked, 300, found.checked + 301)
     await until(lambda: ask.images().images[0].pulls == 1, 15)
     pulled = ask.images().images[0].pulled
     assert pulled is not None and began <= pulled <= time.time()
@@ -155,7 +156,7 @@ async def test_a_tag_that_moves_leaves_an_untagged_image(start: StartMirror, ups
     with closing(Inventory(mirror.directory)) as ask:
         assert [str(image) for image in ask.images().images] == ["docker.io/library/app:1", f"docker.io/library/app@{old.digest}"]
         assert ask.images(old.digest[:20]).total == 1
-        assert ask.images().images[1].fresh(0)
+        assert is_fresh(ask.images().images[1].checked, 0)
 
 
 async def test_what_goes_is_gone_from_the_inventory(mirror: Mirror, upstream: Scripted, ask: Inventory) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from mirror.durable import rename_durably
 from mirror.locks import try_exclusive, try_shared, unlock
 from mirror.names import Digest
-from mirror.regular_files import open_file
+from mirror.regular_files import open_file, status_of
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.sources import Sources
 from mirror.storage.extents import Extents
@@ -65,14 +65,11 @@ class Spool:
         self._read_to = 0
 
     def lead(self) -> bool:
-        """Tries to take the lease; True when it is ours, or when there is nothing left to lead (see `current`).
+        """Tries to take the lease. True when it is ours, or when there is nothing left to lead (see `current`).
 
-        What an earlier leader left is taken over.
+        What an earlier leader left is taken over. Raises OSError, also where the file system has no locks.
         """
-        try:
-            if not try_exclusive(self.fd):
-                return False
-        except OSError:
+        if not try_exclusive(self.fd):
             return False
         self.follow()
         if not self.current:
@@ -90,12 +87,9 @@ class Spool:
 
     @property
     def current(self) -> bool:
-        """False once the files have gone from their names: published, discarded, or cleared away by somebody."""
-        try:
-            named = os.stat(self._part_path)
-        except OSError:
-            return False
-        return os.path.samestat(named, os.fstat(self.fd))
+        """False once the files have gone from their names: published, discarded, or cleared away by somebody. Raises OSError where that cannot be told."""
+        named = status_of(self._part_path)
+        return named is not None and os.path.samestat(named, os.fstat(self.fd))
 
     def follow(self) -> None:
         """Reads what the leader has added to the journal. A torn or senseless record ends the reading before it."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sqlite3
 import time
@@ -23,19 +24,26 @@ from mirror.manifests import INDEXES, MAX_SIZE, blobs_of, entries_of, platform_o
 from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
 
+log = logging.getLogger(__name__)
+
 _BATCH = 200
 """Manifests that are learnt in one transaction, so that nobody waits long for its end."""
 
 
 def learn(db: sqlite3.Connection, store: BlobStore) -> int:
-    """Reads the manifests that have not been read yet. How many. Raises OSError, sqlite3.Error."""
+    """Reads the manifests that have not been read yet, and returns how many those were. What the disk does not give is left for later. Raises sqlite3.Error."""
     unread = [row[0] for row in db.execute("SELECT digest FROM item WHERE manifest AND fetched IS NULL")]
     for start in range(0, len(unread), _BATCH):
         with db:
             db.execute("BEGIN IMMEDIATE")
             for digest in unread[start : start + _BATCH]:
-                with contextlib.suppress(DigestInvalid):
+                try:
                     _learn_one(db, store, Digest.parse(digest))
+                except DigestInvalid:
+                    continue
+                except OSError as error:
+                    # It is tried again with the next question; meanwhile it is known by its name.
+                    log.warning("manifest %s, or its configuration, cannot be read: %s", digest, error)
     return len(unread)
 
 

@@ -74,9 +74,15 @@ class Mending:
         sizes = catalog.content()
         gone = []
         for digest in digests:
-            size = self._blobs.size(digest)
+            try:
+                size = self._blobs.size(digest)
+            except OSError as error:
+                log.warning("%s cannot be read, and stays in the catalog: %s", digest, error)
+                continue
             if size is not None and size != sizes.get(digest):
-                self._blobs.remove(digest)
+                if not self._blobs.remove(digest):
+                    # Somebody reads it, or it cannot be opened now.
+                    continue
                 size = None
             if size is None:
                 gone.append(digest)

@@ -26,6 +26,8 @@ _SHORTEST_PAUSE = 0.1
 """Seconds between two files, however small they are: each costs some 2 ms of this process, whatever its size."""
 _LONGEST_PAUSE = 60.0
 """Seconds until it is looked again for what is due."""
+_POSTPONED = 3600.0
+"""Seconds until it reads again what could not be read, and says nothing of whether it is whole."""
 
 
 class Scrub:
@@ -67,13 +69,29 @@ class Scrub:
             # Evicted a moment ago, or deleted by hand.
             await self._catalog.write(Catalog.forget, [digest])
             return
+        except OSError as error:
+            await self._postpone(digest, error)
+            return
         try:
-            if await reading.intact(fd, digest, size):
+            try:
+                intact = await reading.intact(fd, digest, size)
+            except OSError as error:
+                await self._postpone(digest, error)
+                return
+            if intact:
                 await self._catalog.write(Catalog.set_verified, [digest], time.time())
                 return
             self._store.remove_damaged(fd, digest)
         finally:
             os.close(fd)
+        await self._repair(digest)
+
+    async def _postpone(self, digest: Digest, error: OSError) -> None:
+        """Leaves what cannot be read now for an hour: the rest is not to wait for it."""
+        log.warning("%s cannot be scrubbed now: %s", digest, error)
+        await self._catalog.write(Catalog.set_verified, [digest], time.time() - self._interval + _POSTPONED)
+
+    async def _repair(self, digest: Digest) -> None:
         holder = await self._catalog.read(None, Catalog.holder, digest)
         is_manifest = await self._catalog.read(None, Catalog.manifest_type, digest) is not None
         await self._catalog.write(Catalog.forget, [digest])

@@ -34,13 +34,17 @@ class Verification:
         return {**found, **known}
 
     async def verify(self, contents: Mapping[Digest, int], remove: bool) -> AsyncGenerator[Verified, None]:
-        """See `Store.verify`. Raises OSError where a file cannot be read for want of something else than the disk."""
+        """See `Store.verify`."""
         whole: list[Digest] = []
         with contextlib.closing(Reading(self._blobs)) as reading:
             await reading.start()
             try:
                 for digest, size in contents.items():
-                    state = await self._look(reading, digest, size, remove)
+                    try:
+                        state = await self._state(reading, digest, size, remove)
+                    except OSError as error:
+                        yield Verified(digest, size, State.UNREADABLE, fault=error.strerror or str(error))
+                        continue
                     if state is State.MISSING and digest not in await self._catalog.do(Catalog.content):
                         # Evicted, or deleted, since.
                         continue
@@ -54,7 +58,7 @@ class Verification:
             finally:
                 await self._note(whole)
 
-    async def _look(self, reading: Reading, digest: Digest, size: int, remove: bool) -> State:
+    async def _state(self, reading: Reading, digest: Digest, size: int, remove: bool) -> State:
         try:
             fd = await reading.open(digest)
         except FileNotFoundError:
