@@ -1,4 +1,4 @@
-"""What is being downloaded, by all processes that share a store. Each process announces its flights to the others about once a second (`Store.announce`)."""
+"""What is being downloaded, by all processes that share a store. Each process writes its flights into its status about once a second (`Store.set_status`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _INTERVAL = 1.0
 _SHOWN = 6.0
 """Seconds for which one that has ended is shown."""
 _MOST = 200
-"""Flights that a process announces."""
+"""Flights in a process's status."""
 _WEIGHT = 0.4
 """Of the newest observation in a rate."""
 
@@ -83,37 +83,37 @@ class _Watched:
 
 
 class ActiveDownloads:
-    """Announces this process's flights, and reads everybody's."""
+    """Writes this process's flights into its status, and reads everybody's."""
 
     def __init__(self, store: Store, flights: Flights) -> None:
         self._store = store
         self._flights = flights
         self._watched: dict[Flight, _Watched] = {}
-        self._background_task = BackgroundTask(self._announce)
+        self._background_task = BackgroundTask(self._write)
 
     def start(self) -> None:
-        """Begins to announce."""
+        """Begins to write."""
         self._background_task.start()
 
     async def aclose(self) -> None:
-        """Stops, and takes the announcement back."""
+        """Stops, and removes the status."""
         await self._background_task.aclose()
 
     async def downloads(self) -> list[Download]:
         """Returns all that is being downloaded, or just was: the latest first."""
-        return merged(await self._store.announcements())
+        return merged(await self._store.statuses())
 
-    async def _announce(self) -> None:
+    async def _write(self) -> None:
         try:
             while True:
                 await self._flights.begun.wait()
                 self._flights.begun.clear()
                 while lines := self._observe():
-                    await self._store.announce([asdict(line) for line in lines])
+                    await self._store.set_status([asdict(line) for line in lines])
                     await asyncio.sleep(_INTERVAL)
-                await self._store.announce(None)
+                await self._store.set_status(None)
         finally:
-            await self._store.announce(None)
+            await self._store.set_status(None)
 
     def _observe(self) -> list[Download]:
         active, now = self._flights.active, time.monotonic()
@@ -129,11 +129,11 @@ class ActiveDownloads:
         return [watched.observe() for watched in self._watched.values()]
 
 
-def merged(announcements: Iterable[Any]) -> list[Download]:
+def merged(statuses: Iterable[Any]) -> list[Download]:
     """Returns each blob once: as the process that downloads it has it, with everybody's readers. What makes no sense is passed over."""
     found: dict[str, Download] = {}
-    for announced in announcements:
-        for line in _lines(announced):
+    for status in statuses:
+        for line in _lines(status):
             found[line.digest] = _merged(found[line.digest], line) if line.digest in found else line
     return sorted(found.values(), key=lambda line: (line.ended, -line.began, line.digest))
 
@@ -143,9 +143,9 @@ def _merged(one: Download, other: Download) -> Download:
     return Download(**{**asdict(best), "readers": one.readers + other.readers})
 
 
-def _lines(announced: Any) -> list[Download]:
+def _lines(status: Any) -> list[Download]:
     try:
-        return [_line(line) for line in announced]
+        return [_line(line) for line in status]
     except (ValueError, TypeError, KeyError, OverflowError):
         return []
 

@@ -16,7 +16,7 @@ from mirror.downloads.flight import WITHHELD
 from mirror.downloads.parts import Part
 from mirror.errors import DigestMismatch, UpstreamInvalid
 from mirror.names import Digest
-from mirror.storage.store import Partial
+from mirror.storage.partial import Partial
 
 if TYPE_CHECKING:
     from hashlib import _Hash

@@ -15,7 +15,7 @@ from mirror.downloads.suppliers import Supplier, Suppliers
 from mirror.downloads.verifier import Verifier
 from mirror.errors import MirrorError, RangeIgnored, StorageFull, UpstreamBusy, UpstreamInvalid, UpstreamStalled
 from mirror.names import Digest
-from mirror.storage.store import Partial
+from mirror.storage.partial import Partial
 
 log = logging.getLogger(__name__)
 

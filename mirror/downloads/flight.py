@@ -32,7 +32,8 @@ from mirror.errors import (
     UpstreamUnreachable,
 )
 from mirror.names import Digest, Repository
-from mirror.storage.store import Partial, Store
+from mirror.storage.partial import Partial
+from mirror.storage.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ from mirror.downloads.flight import Flight
 from mirror.downloads.parts import Part
 from mirror.errors import MirrorError, SizeDisputed, StorageFull, UpstreamCut, UpstreamInvalid, UpstreamUnreachable
 from mirror.names import Digest, Repository
+from mirror.storage.partial import Partial
 from mirror.storage.slices import SliceUnreadable
-from mirror.storage.store import Partial, Store
+from mirror.storage.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mirror.names import Digest
-from mirror.storage.store import Partial
+from mirror.storage.partial import Partial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

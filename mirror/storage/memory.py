@@ -53,7 +53,7 @@ class MemoryStore:
         self._tags: dict[tuple[Repository, str], TagRecord] = {}
         self._pins: dict[tuple[Repository, Reference], Pin] = {}
         self._documents: dict[str, str] = {}
-        self._announced: Any = None
+        self._status: Any = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -284,11 +284,11 @@ class MemoryStore:
 
     # ------------------------------------------------------------------ usage
 
-    async def announce(self, value: Any) -> None:
-        self._announced = value
+    async def set_status(self, value: Any) -> None:
+        self._status = value
 
-    async def announcements(self) -> list[Any]:
-        return [] if self._announced is None else [json.loads(json.dumps(self._announced))]
+    async def statuses(self) -> list[Any]:
+        return [] if self._status is None else [json.loads(json.dumps(self._status))]
 
     def count_pull(self, repository: Repository, reference: Reference) -> None:
         self.pulls[repository, reference] = self.pulls.get((repository, reference), 0) + 1

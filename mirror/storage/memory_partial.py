@@ -40,7 +40,7 @@ class MemoryDownload:
 
 
 class MemoryPartial:
-    """Implements `mirror.storage.store.Partial`."""
+    """Implements `mirror.storage.partial.Partial`."""
 
     def __init__(self, store: Room, digest: Digest, claimed: int | None) -> None:
         self.digest = digest

@@ -20,7 +20,7 @@ from mirror.cli.tags import natural
 from mirror.downloads.active import merged
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST
 from mirror.names import Digest
-from mirror.storage.disk.announcements import Announcements
+from mirror.storage.disk.statuses import Statuses
 from tests.support.commands import Commands, mirror
 from tests.support.images import make_index
 from tests.support.mirrors import Mirror, StartMirror, until
@@ -83,7 +83,7 @@ async def test_images_and_their_layers_come_side_by_side(commands: Commands, ups
     pulling = asyncio.create_task(commands("pull", "one:1", "two:1", MIRROR_UPSTREAM__STALL_TIMEOUT="60"))
     for hold in holds.values():
         await hold.reached.wait()
-    active = Announcements(tmp_path / "cache")
+    active = Statuses(tmp_path / "cache")
     await until(lambda: set(map(str, holds)) <= {line.digest for line in merged(active.read()) if not line.ended})
     for hold in holds.values():
         hold.release.set()

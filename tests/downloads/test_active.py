@@ -1,4 +1,4 @@
-"""What is being downloaded, as all processes announce it; and the month's history."""
+"""What is being downloaded, as the statuses of all processes say; and the month's history."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def test_a_blob_is_shown_as_its_leader_has_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "announced", [5, None, {}, {"a": 1}, [5], [{}], [[]], [{**LINE, "have": "x"}], [{**LINE, "have": math.inf}]]
+    "status", [5, None, {}, {"a": 1}, [5], [{}], [[]], [{**LINE, "have": "x"}], [{**LINE, "have": math.inf}]]
 )
-def test_what_makes_no_sense_is_passed_over(announced: object) -> None:
+def test_what_makes_no_sense_is_passed_over(status: object) -> None:
     """Another version of the mirror may share the directory."""
-    assert len(merged([announced, [LINE]])) == 1
+    assert len(merged([status, [LINE]])) == 1
 
 
 def test_the_history_is_a_month_of_days_and_sizes(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from mirror.errors import BlobUnknown, MirrorError, RegistryUnknown, SizeDispute
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 from mirror.storage.memory import MemoryStore
-from mirror.storage.store import Partial
+from mirror.storage.partial import Partial
 
 MIB = 1024 * 1024
 CHUNK = 64 * 1024

@@ -10,8 +10,9 @@ import pytest
 from mirror.names import Digest, Repository
 from mirror.storage.disk.store import DiskStore
 from mirror.storage.memory import MemoryStore
+from mirror.storage.partial import Partial
 from mirror.storage.settings import Upkeep
-from mirror.storage.store import Partial, Store
+from mirror.storage.store import Store
 
 ONE, TWO, THREE = (Repository(name, "library/app") for name in ("docker.io", "ghcr.io", "host.lan:5000"))
 DIGEST = Digest.of(b"blob")

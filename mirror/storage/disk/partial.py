@@ -68,7 +68,7 @@ class Reservations:
 
 
 class DiskPartial:
-    """Implements `mirror.storage.store.Partial`."""
+    """Implements `mirror.storage.partial.Partial`."""
 
     def __init__(
         self,

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Self
 from mirror.locks import KeyedFileLock, Lock
 from mirror.manifests import Manifest
 from mirror.names import Digest, Reference, Repository, Tag
-from mirror.storage.disk.announcements import Announcements
 from mirror.storage.disk.blobs import BlobStore, FileReader
 from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.deletion import delete
@@ -33,6 +32,7 @@ from mirror.storage.disk.maintenance.mending import Mending
 from mirror.storage.disk.maintenance.scrub import Scrub
 from mirror.storage.disk.maintenance.verification import Verification
 from mirror.storage.disk.partial import DiskPartial
+from mirror.storage.disk.statuses import Statuses
 from mirror.storage.settings import Upkeep
 from mirror.storage.store import Collected, Deleted, Pin, Question, Restore, Statistics, TagRecord, Verified
 from mirror.tasks import BackgroundTask
@@ -65,7 +65,7 @@ class DiskStore:
         self._mending = Mending(self.blobs, self.threads, self._catalog, self._eviction)
         self._usage = Usage(self._catalog)
         self._locks = KeyedFileLock(root / "catalog" / "asking.lock")
-        self._announcements = Announcements(root)
+        self._statuses = Statuses(root)
         self._stack = AsyncExitStack()
         self._stack.callback(self.threads.close)
         self._stack.push_async_callback(self._catalog.aclose)
@@ -211,11 +211,11 @@ class DiskStore:
 
     # ------------------------------------------------------------------ usage
 
-    async def announce(self, value: Any) -> None:
-        await self.threads.run(self._announcements.write, value)
+    async def set_status(self, value: Any) -> None:
+        await self.threads.run(self._statuses.write, value)
 
-    async def announcements(self) -> list[Any]:
-        return await self.threads.run(self._announcements.read)
+    async def statuses(self) -> list[Any]:
+        return await self.threads.run(self._statuses.read)
 
     def count_pull(self, repository: Repository, reference: Reference) -> None:
         self._usage.pulled(repository, reference)

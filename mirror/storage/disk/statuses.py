@@ -26,7 +26,7 @@ _LARGEST = 1024 * 1024
 """Bytes that are read of a file."""
 
 
-class Announcements:
+class Statuses:
     """This process's file, and everybody's. All methods block."""
 
     def __init__(self, root: Path) -> None:
