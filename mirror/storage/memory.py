@@ -134,10 +134,6 @@ class MemoryStore:
             self._used[digest] = time.time()
         return found
 
-    async def manifest_type(self, digest: Digest) -> str | None:
-        found = self._manifests.get(digest)
-        return None if found is None else found.media_type
-
     async def put_manifest(self, repository: Repository, manifest: Manifest) -> None:
         named = Digest.of(manifest.body, manifest.digest.algorithm) == manifest.digest
         self.keep(manifest.digest, manifest.body if named else payload_of(manifest.body) or b"")

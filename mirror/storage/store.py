@@ -169,10 +169,6 @@ class Store(Protocol):
         """A cached manifest, verified anew when it comes from the disk; None where it is not cached or cannot be read."""
         ...
 
-    async def manifest_type(self, digest: Digest) -> str | None:
-        """The media type of a cached manifest; None where there is none of that digest."""
-        ...
-
     async def put_manifest(self, repository: Repository, manifest: Manifest) -> None:
         """Keeps a verified manifest, and that `repository` has it; only in memory where the disk will not take it.
 

@@ -94,7 +94,6 @@ async def test_what_is_not_there_is_absent(store: Store) -> None:
     assert store.size(digest) is None
     assert store.hot_manifest(digest) is None
     assert await store.manifest(digest) is None
-    assert await store.manifest_type(digest) is None
     assert await store.tag(APP, ONE) is None
     assert await store.holder(digest) is None
     assert await store.document("x") is None
@@ -311,7 +310,6 @@ async def test_manifests_keep_their_bytes_and_say_who_has_them(store: Store) -> 
     image = await put_image(store, APP, ONE, layer)
     assert await store.manifest(image.digest) == image
     assert store.hot_manifest(image.digest) == image
-    assert await store.manifest_type(image.digest) == OCI_MANIFEST
     assert store.size(image.digest) == len(image.body)
     for digest in (image.digest, Digest.of(layer), Digest.of(b"{}")):
         assert await store.holder(digest) == APP

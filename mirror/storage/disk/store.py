@@ -120,9 +120,6 @@ class DiskStore:
     async def manifest(self, digest: Digest) -> Manifest | None:
         return await self._content.manifest(digest)
 
-    async def manifest_type(self, digest: Digest) -> str | None:
-        return await self._catalog.read(None, Catalog.manifest_type, digest)
-
     async def put_manifest(self, repository: Repository, manifest: Manifest) -> None:
         await self._content.put_manifest(repository, manifest)
 
