@@ -48,6 +48,8 @@ _MOST_DISCARDS = 3
 """Downloads given up by other processes, one after the other, from which on they are not waited for."""
 HELD_AFTER = 20.0
 """Seconds in which another process must bring `LEAST_PROGRESS` bytes of another registry's download for it to be waited for."""
+FROZEN_AFTER = 60.0
+"""Seconds without a byte after which another process is not waited for, whatever it downloads from: it may be stopped."""
 PATIENCE = 25.0
 """Seconds that a reader waits for its registry's first answer. containerd gives up after 30 s without headers."""
 
@@ -94,8 +96,6 @@ class Flight:
         self._attended = False
         self._followed: Partial | None = None
         """What another process leads."""
-        self._told: set[int] = set()
-        """Positions of readers that it was told of."""
         self._wanted_elsewhere: list[tuple[int, int]] = []
         """Bytes that readers in other processes wait for."""
         self.was_read = False
@@ -171,15 +171,10 @@ class Flight:
                 raise self.error
             if self._filling is not None:
                 self._filling.want(position, stop)
-            elif spool is not None and spool is self._followed:
-                self._want_elsewhere(spool, position, stop)
+            elif spool is not None and spool is self._followed and stop is not None and position > spool.have.covered_until(0):
+                # The bytes that come next need not be asked for.
+                spool.want(position, stop)
             await self._notifier.wait()
-
-    def _want_elsewhere(self, spool: Partial, position: int, stop: int | None) -> None:
-        """Tells the process that leads which bytes a reader here waits for, unless they are those that come next."""
-        if stop is not None and position not in self._told and position > spool.have.covered_until(0):
-            self._told.add(position)
-            spool.want(position, stop)
 
     @property
     def progress(self) -> Progress:
@@ -226,7 +221,6 @@ class Flight:
         spool = self._store.partial(self.digest, self.claimed)
         self._spools.append(spool)
         self._followed = spool
-        self._told.clear()
         try:
             if not await self._until_led(spool):
                 return False
@@ -246,7 +240,7 @@ class Flight:
     async def _until_led(self, spool: Partial) -> bool:
         """Follows another process until it has ended the download, or dropped the lead, which is ours then. False where it must not be waited for."""
         first, time = self.suppliers.first, asyncio.get_running_loop().time
-        began, progress = time(), Window(time(), spool.have.total)
+        began, slow, frozen = time(), Window(time(), spool.have.total), Window(time(), spool.have.total)
         while not spool.lead():
             spool.follow()
             self._exchange_as_follower(spool)
@@ -260,15 +254,15 @@ class Flight:
                 self._show(spool)
             if not spool.current:
                 break
-            gained = progress.gained(time(), spool.have.total, HELD_AFTER)
-            if gained is not None and gained < LEAST_PROGRESS and self._is_held(spool) and self._separate():
-                log.warning(
-                    "the process that downloads %s has brought %d bytes in %g s: not waiting for it",
-                    self.digest,
-                    gained,
-                    HELD_AFTER,
-                )
-                return False
+            gained = slow.gained(time(), spool.have.total, HELD_AFTER)
+            held = gained is not None and gained < LEAST_PROGRESS and spool.leader != first.repository
+            held = frozen.gained(time(), spool.have.total, FROZEN_AFTER) == 0 or (held and spool.have.total != spool.size)
+            if held and self._readers:
+                if self._separate():
+                    log.warning("another process does not get on with the download of %s: not waiting for it", self.digest)
+                    return False
+                if first not in self._asking:
+                    self._ask(first)
             await asyncio.sleep(_FOLLOW_INTERVAL)
         return True
 
@@ -283,10 +277,6 @@ class Flight:
         for supplier in self.suppliers:
             if supplier.promised and supplier.usable:
                 spool.add_source(supplier.repository, supplier.size)
-
-    def _is_held(self, spool: Partial) -> bool:
-        """True where readers wait for another registry than their own, and bytes are missing."""
-        return self._readers > 0 and spool.leader != self.suppliers.first.repository and spool.have.total != spool.size
 
     def _separate(self) -> bool:
         """Gives up the shared download for a separate one, of the size that this flight's own registry says. False where there is none to give up for."""

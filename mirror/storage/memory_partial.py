@@ -50,6 +50,7 @@ class MemoryPartial:
         self._download = store.downloads.setdefault(self._key, MemoryDownload())
         self._noted = self._download.sources
         self._taken = 0
+        self._told: list[tuple[int, int]] = []
 
     @property
     def have(self) -> Extents:
@@ -154,12 +155,15 @@ class MemoryPartial:
     def take_sources(self) -> list[tuple[Repository, int | None]]:
         if self._noted is not self._download.sources:
             self._noted, self._taken = self._download.sources, 0
+            self._told.clear()
         new = self._noted[self._taken :]
         self._taken += len(new)
         return new
 
     def want(self, start: int, stop: int) -> None:
-        self._download.wanted.append((start, stop))
+        if not any(first <= start < last for first, last in self._told):
+            self._told.append((start, stop))
+            self._download.wanted.append((start, stop))
 
     def take_wanted(self) -> list[tuple[int, int]]:
         wanted, self._download.wanted = self._download.wanted, []

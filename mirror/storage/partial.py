@@ -64,7 +64,7 @@ class Partial(Protocol):
         ...
 
     def want(self, start: int, stop: int) -> None:
-        """Tells the leader, as follower, that a reader waits for the bytes ``[start, stop)``."""
+        """Tells the leader, as follower, that a reader waits for the bytes ``[start, stop)``; once for each leader and stretch."""
         ...
 
     def take_wanted(self) -> list[tuple[int, int]]:

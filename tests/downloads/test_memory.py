@@ -282,3 +282,45 @@ async def test_a_download_that_other_processes_give_up_again_and_again_is_not_wa
     assert (source.described, source.opened) == (1, [(0, None)])
     for leader in leaders:
         leader.close()
+
+
+@pytest.mark.parametrize("answered", [False, True])
+async def test_a_process_that_is_stopped_is_not_waited_for(
+    store: MemoryStore, flights: Flights, monkeypatch: pytest.MonkeyPatch, answered: bool
+) -> None:
+    """It downloads from the same repository, and brings nothing any more: the readers here share one download of their own."""
+    monkeypatch.setattr(flight_module, "FROZEN_AFTER", 0.2)
+    source = Source(os.urandom(MIB))
+    asked = context(source)
+    stopped = store.partial(Digest.of(source.data))
+    assert stopped.lead()
+    stopped.announce(asked.repository)
+    if answered:
+        await stopped.set_size(MIB)
+        stopped.add_source(asked.repository, MIB)
+    flight, _ = flights.join(stopped.digest, asked)
+    parts = await asyncio.gather(*(reader(flight, asked) for _ in range(3)))
+    assert await asyncio.gather(*map(read, parts)) == [source.data] * 3
+    assert (source.described, source.opened) == (0 if answered else 1, [(0, None)])
+    stopped.close()
+
+
+async def test_a_process_that_is_stopped_before_it_has_verified_is_not_waited_for(
+    store: MemoryStore, flights: Flights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All bytes are here: who has read them gets the last ones, which are withheld, from upstream."""
+    monkeypatch.setattr(flight_module, "FROZEN_AFTER", 0.2)
+    source = Source(os.urandom(MIB))
+    asked = context(source)
+    stopped = store.partial(Digest.of(source.data))
+    assert stopped.lead()
+    stopped.announce(asked.repository)
+    await stopped.set_size(MIB)
+    stopped.add_source(asked.repository, MIB)
+    await stopped.write(0, source.data)
+    flight, _ = flights.join(stopped.digest, asked)
+    assert await read(await reader(flight, asked)) == source.data
+    await flights.ended(flight)
+    assert store.size(stopped.digest) == MIB
+    assert sorted(source.opened) == [(0, None), (MIB - flight_module.WITHHELD, MIB)]
+    stopped.close()

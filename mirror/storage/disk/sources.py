@@ -37,6 +37,7 @@ class Sources:
         self._known: dict[Repository, int | None] = {}
         self._new: list[tuple[Repository, int | None]] = []
         self._wanted: list[tuple[int, int]] = []
+        self._told: list[tuple[int, int]] = []
         self._attends = False
 
     def announce(self, leader: Repository) -> None:
@@ -57,9 +58,10 @@ class Sources:
         return new
 
     def want(self, start: int, stop: int) -> None:
-        """Notes that a reader waits for the bytes ``[start, stop)``."""
+        """Notes that a reader waits for the bytes ``[start, stop)``, unless this process has told the same leader of bytes that include the first of them."""
         # The rest of the file is for sources.
-        if self._read_to < _LARGEST // 2:
+        if self._read_to < _LARGEST // 2 and not any(first <= start < last for first, last in self._told):
+            self._told.append((start, stop))
             self._append(f"wants {start} {stop}\n")
 
     def take_wanted(self) -> list[tuple[int, int]]:
@@ -117,6 +119,7 @@ class Sources:
                 self._known.clear()
                 self._new.clear()
                 self._wanted.clear()
+                self._told.clear()
             case ["wants", start, stop] if _is_number(start) and _is_number(stop):
                 self._wanted.append((int(start), int(stop)))
             case ["has", registry, path, size] if (
