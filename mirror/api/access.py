@@ -33,6 +33,8 @@ class AccessLog:
         self._line = _short_line if stream.isatty() else _line
         self._waiting: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
         self._dropped = 0
+        self.running = True
+        """False once the stream takes no more lines."""
         self._thread = threading.Thread(target=self._write, name="access log", daemon=True)
         self._thread.start()
 
@@ -51,12 +53,19 @@ class AccessLog:
         complete: bool,
     ) -> None:
         """Notes one request: of a `repository`, or else of a `path`; `size` in bytes of body sent; `complete` is False where it was cut short."""
-        if self._waiting.qsize() < _MOST_WAITING:
+        if not self.running:
+            return
+        if self.waiting < _MOST_WAITING:
             self._waiting.put(
                 (time.time(), client, method, repository, reference, path, status, size, seconds, cache, agent, complete)
             )
         else:
             self._dropped += 1
+
+    @property
+    def waiting(self) -> int:
+        """Lines that are not written yet."""
+        return self._waiting.qsize()
 
     def close(self) -> None:
         """Writes what is waiting, for a second at most."""
@@ -85,6 +94,7 @@ class AccessLog:
                     self._stream.flush()
             except (OSError, ValueError):
                 # Nobody reads it any more. Requests go on.
+                self.running = False
                 self._waiting = SimpleQueue()
                 return
             if open_:

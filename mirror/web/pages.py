@@ -150,7 +150,7 @@ class Pages:
         )
 
     def settings(self, context: PageContext) -> str:
-        return self._page("settings.html", context, ends=self._site_info.certificate_ends(), now=time.time())
+        return self._page("settings.html", context, ends=self._site_info.certificate_ends())
 
     def setup(self, context: PageContext) -> str:
         name = context.query.get("client", "")
