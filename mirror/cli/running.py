@@ -20,9 +20,11 @@ from urllib.parse import urlsplit
 
 from mirror import durable
 from mirror.config import DEFAULT_ENDPOINTS, ConfigError, Settings
+from mirror.regular_files import read_file
 from mirror.setting_sources import default_cache_dir
 
 _NAME = "running.json"
+_LARGEST = 1024 * 1024
 _SYSTEM = Path("/run/mirror")
 _OVERRIDE = "MIRROR_RUN_FOLDER"
 
@@ -59,7 +61,7 @@ def noted(settings: Settings, config: Path | None, url: str) -> Iterator[None]:
     finally:
         for place in places:
             with contextlib.suppress(OSError, ValueError):
-                if json.loads((place / _NAME).read_bytes()).get("pid") == os.getpid():
+                if json.loads(read_file(place / _NAME, _LARGEST)).get("pid") == os.getpid():
                     (place / _NAME).unlink()
 
 
@@ -94,7 +96,7 @@ def degraded(settings: Settings) -> list[str] | None:
 
 def _read(file: Path) -> Running:
     """Raises OSError, ValueError and the like where there is none, or none to be trusted."""
-    record = json.loads(file.read_bytes())
+    record = json.loads(read_file(file, _LARGEST))
     directory = Path(record["cache_dir"])
     if file.stat().st_uid not in (0, os.geteuid(), directory.stat().st_uid):
         raise PermissionError

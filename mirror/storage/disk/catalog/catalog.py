@@ -377,7 +377,12 @@ class Catalog:
 
 def _documents(folder: Path) -> diskcache.Cache:
     return diskcache.Cache(
-        str(folder), disk=diskcache.JSONDisk, eviction_policy="least-recently-stored", size_limit=_DOCUMENTS_LIMIT
+        str(folder),
+        disk=diskcache.JSONDisk,
+        # All in its database: it would open files of its own as they come, be it a FIFO.
+        disk_min_file_size=_DOCUMENTS_LIMIT,
+        eviction_policy="least-recently-stored",
+        size_limit=_DOCUMENTS_LIMIT,
     )
 
 

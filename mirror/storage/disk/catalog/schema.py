@@ -9,7 +9,7 @@ import sqlite3
 from pathlib import Path
 
 from mirror.locks import Lock, opening
-from mirror.regular_files import open_file
+from mirror.regular_files import open_file, status_of
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def open_database(folder: Path) -> tuple[sqlite3.Connection, int]:
     lock = open_file(folder / "open.lock", os.O_RDWR | os.O_CREAT)
     try:
         with opening(lock, Lock.DATABASE) as alone:
-            if alone and (folder / _DAMAGED).exists():
+            if alone and status_of(folder / _DAMAGED) is not None:
                 _set_aside(path, "its last start found damage in it")
                 (folder / _DAMAGED).unlink()
             try:

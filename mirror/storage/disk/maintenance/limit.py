@@ -1,6 +1,5 @@
-"""How large a cache directory may become, as its mirror was last started with: for commands that nobody tells it.
-
-They would take the default, and throw away what a mirror with `--max-size` keeps.
+"""The limit that a directory's mirror was last started with, for commands that are given none: by the default they would remove what a mirror with
+`--max-size` keeps.
 """
 
 from __future__ import annotations
@@ -9,19 +8,20 @@ import contextlib
 from pathlib import Path
 
 from mirror.durable import write_durably
+from mirror.regular_files import read_file
 
 
 def note(root: Path, max_size: int) -> None:
-    """Writes it down, in bytes. A directory that cannot be written costs only that."""
+    """Writes the limit down, in bytes. Does nothing where the directory cannot be written."""
     if noted(root) != max_size:
         with contextlib.suppress(OSError):
             write_durably(_file(root), f"{max_size}\n".encode())
 
 
 def noted(root: Path) -> int | None:
-    """In bytes; None where no mirror has served this directory yet, or what is there makes no sense."""
+    """Returns the limit in bytes; None where no mirror has served this directory yet, or the file makes no sense."""
     try:
-        return int(_file(root).read_text(errors="replace")[:30])
+        return int(read_file(_file(root), 30))
     except (OSError, ValueError):
         return None
 
