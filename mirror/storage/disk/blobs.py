@@ -80,6 +80,9 @@ class FileReader:
 class BlobStore:
     """The folder of finished content."""
 
+    dry_run = False
+    """True where files stay, and only what would be removed is told."""
+
     def __init__(self, root: Path) -> None:
         """Makes the folders; a full disk is no reason not to start. Raises OSError."""
         self.root = root

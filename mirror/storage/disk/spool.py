@@ -203,8 +203,8 @@ def sweep(store: BlobStore, now: float | None = None, *, dry_run: bool = False) 
     return count, size
 
 
-def make_room(store: BlobStore, need: float) -> int:
-    """Removes downloads that no process leads, those untouched for longest first, until `need` bytes are free or none is left. The bytes freed.
+def make_room(store: BlobStore, need: float, *, dry_run: bool = False) -> int:
+    """Removes downloads that no process leads, those untouched for longest first, until `need` bytes are free or none is left. The bytes freed, or, with `dry_run`, those that would be.
 
     Who still reads of them can go on doing so.
     """
@@ -217,7 +217,7 @@ def make_room(store: BlobStore, need: float) -> int:
         if freed >= need:
             break
         with contextlib.suppress(OSError):
-            freed += _remove_unled(path) or 0
+            freed += _remove_unled(path, dry_run=dry_run) or 0
     return freed
 
 

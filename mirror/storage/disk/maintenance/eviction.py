@@ -56,6 +56,8 @@ class _Pass:
     passed: dict[Digest, int] = field(default_factory=dict)
     """Blobs that would have gone but for that, with sizes in bytes: all of them in the main queue now."""
     passed_bytes: int = 0
+    spared_spool: int = 0
+    """Bytes of downloads that a dry run has left, and that would have gone."""
 
 
 class Eviction:
@@ -131,7 +133,8 @@ class Eviction:
         with self.alone(), catalog.changing():
             # Counted again: another process may have made room while this one waited.
             over, must = self._over(catalog, this)
-            if over > 0 and spool.make_room(self._store, over):
+            if over > 0 and (cleared := spool.make_room(self._store, over, dry_run=self._store.dry_run)):
+                this.spared_spool += cleared if self._store.dry_run else 0
                 over, must = self._over(catalog, this)
             cached, _ = catalog.totals()
             if over <= 0 or must > cached:
@@ -220,7 +223,7 @@ class Eviction:
                     with contextlib.suppress(FileNotFoundError):
                         status = entry.stat(follow_symlinks=False)
                         spooled += min(status.st_size, status.st_blocks * 512)
-        total = cached + spooled + this.need
+        total = cached + spooled - this.spared_spool + this.need
         must = max(total - self.max_size, self._short_on_disk(this.need))
         return max(total - this.mark, must), must
 

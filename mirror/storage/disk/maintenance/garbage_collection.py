@@ -84,6 +84,8 @@ class GarbageCollection:
 class _Untouched(BlobStore):
     """Says what it would remove."""
 
+    dry_run = True
+
     def remove(self, digest: Digest) -> bool:
         try:
             fd = open_file(self.path(digest), os.O_RDONLY)
