@@ -1,4 +1,7 @@
-"""The command line. A command's module is imported when it is called: most need neither the server nor an HTTP client, and should answer at once."""
+"""The command line.
+
+A command's module is imported only when that command runs, because most commands need neither the server nor an HTTP client and should start fast.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,9 @@ COMMANDS = {
     "configure": "configure",
     "doctor": "doctor",
 }
-"""Commands and their modules, in the order of the help text."""
+"""Each command and its module, in the order of `mirror --help`."""
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+"""Exit status after Ctrl-C: 128 plus the number of SIGINT, as in shells."""
 
 
 class _Commands(click.Group):
@@ -59,10 +62,10 @@ class _Commands(click.Group):
             click.echo("mirror: interrupted", err=True)
             sys.exit(INTERRUPTED)
         except BrokenPipeError:
-            # The reader of a pipe has closed it, as in `mirror ls | head`: click ends silently.
+            # The reader closed the pipe, as in `mirror ls | head`. click exits silently.
             raise
         except OSError as error:
-            # Commands report faults of the cache and of files themselves, so this one is standard output's.
+            # Commands report errors of the cache and of files themselves, so this is one of standard output.
             click.echo(f"mirror: the output cannot be written: {error.strerror}", err=True)
             sys.exit(1)
 

@@ -1,4 +1,7 @@
-"""How commands reach the cache: its inventory, which only reads, or the cache itself. What goes wrong ends them with status 1, and says why."""
+"""How commands open the cache: the read-only inventory, the store, or the whole cache.
+
+An error ends the command with exit status 1 and a message.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 import click
 
 from mirror.cli import INTERRUPTED, logs
-from mirror.cli.text import os_error_text, tell_json
+from mirror.cli.text import os_error_text, print_json
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
 from mirror.errors import Invalid, MirrorError
 from mirror.names import Reference, Repository, parse_image, parse_repository
@@ -30,7 +33,7 @@ _O = TypeVar("_O")
 
 
 def images_of(names: Iterable[str]) -> list[tuple[Repository, Reference]]:
-    """Images as people write them. A name that is none is wrong use: status 2."""
+    """Parses image names as people write them. Raises click.UsageError (exit status 2)."""
     try:
         return [parse_image(name, DEFAULT_REGISTRY, ALIASES) for name in names]
     except Invalid as error:
@@ -38,7 +41,7 @@ def images_of(names: Iterable[str]) -> list[tuple[Repository, Reference]]:
 
 
 def repository_of(name: str) -> Repository:
-    """A repository as people write it; otherwise wrong use."""
+    """Parses a repository name as people write it. Raises click.UsageError (exit status 2)."""
     try:
         return parse_repository(name, DEFAULT_REGISTRY, ALIASES)
     except Invalid as error:
@@ -47,33 +50,31 @@ def repository_of(name: str) -> Repository:
 
 @contextlib.contextmanager
 def inventory(settings: Settings) -> Iterator[Inventory]:
-    """The inventory of a cache that is there."""
-    cache_there(settings)
+    """Opens the inventory of an existing cache; exits where there is none."""
+    require_cache(settings)
     become_owner(settings.cache.dir)
-    with _told(settings.cache.dir), read_inventory(settings.cache.dir) as opened:
+    with _reporting(settings.cache.dir), read_inventory(settings.cache.dir) as opened:
         yield opened
 
 
-def cache_there(settings: Settings) -> None:
-    """For commands that have nothing to do where there is no cache: a mistyped directory is not to become one."""
+def require_cache(settings: Settings) -> None:
+    """Exits where the directory holds no cache, so that a mistyped name does not create one."""
     folder = settings.cache.dir
-    with _told(folder):
+    with _reporting(folder):
         if not (folder / "catalog" / "content.sqlite").exists():
-            fail(
-                f"there is no cache in {folder}: name another directory with --cache-dir, or by the mirror's settings with --config"
-            )
+            fail(f"there is no cache in {folder}: give its directory with --cache-dir, or the mirror's settings with --config")
 
 
 def on_cache(settings: Settings, work: Callable[[Cache], Awaitable[_T]]) -> _T:
-    """What `work` makes of the cache, which is made where there is none."""
-    # A third of a second that those who only look need not wait for.
+    """Opens the cache, creating it if necessary, and returns what `work` returns."""
+    # Importing this takes a third of a second, which commands that only read do without.
     from mirror import wiring
 
     return _on(settings, wiring.opened, work)
 
 
 def on_store(settings: Settings, work: Callable[[Store], Awaitable[_T]]) -> _T:
-    """As `on_cache`, for work that asks no upstream."""
+    """Like `on_cache`, for work that needs no upstream."""
     from mirror import wiring
 
     return _on(settings, wiring.store, work)
@@ -89,24 +90,24 @@ def _on(
         async with opened(settings) as one:
             return await work(one)
 
-    with _told(settings.cache.dir):
+    with _reporting(settings.cache.dir):
         return asyncio.run(run())
 
 
 def yield_to_others() -> None:
-    """The lowest priority, for commands that have time: those who pull have not."""
+    """Runs at the lowest CPU priority, so that pulls are not slowed down."""
     with contextlib.suppress(OSError):
         os.nice(19)
 
 
 def run_when_idle() -> None:
-    """Even less than that (sched(7), SCHED_IDLE): for what works long, and holds next to nothing that others wait for."""
+    """Runs only on idle CPUs (sched(7), SCHED_IDLE). For long work that holds no lock others wait for."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def become_owner(folder: Path) -> None:
-    """As root in a directory of another user, goes on as that user: what root leaves there, a mirror that is not root could not write."""
+    """If run by root on another user's directory, switches to that user: files created by root could not be written by the mirror."""
     with contextlib.suppress(OSError):
         found = folder.stat()
         if os.geteuid() != 0 or found.st_uid == 0:
@@ -118,22 +119,22 @@ def become_owner(folder: Path) -> None:
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
-    """Reports a failure and exits. Under ``--json`` standard output gets ``{"error": message}`` as well."""
+    """Prints an error and exits. With ``--json``, also prints ``{"error": message}`` on standard output."""
     context = click.get_current_context(silent=True)
     if context is not None and context.params.get("as_json"):
-        tell_json({"error": message})
+        print_json({"error": message})
     click.echo(f"mirror: {message}", err=True)
     sys.exit(status)
 
 
 @contextlib.contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def _reporting(folder: Path) -> Iterator[None]:
     try:
         yield
     except MirrorError as error:
         fail(error.message)
     except BrokenPipeError:
-        # Who read what this command prints has left: no fault of the cache's. It ends as others do then.
+        # The reader of the output is gone; this is no error of the cache.
         raise
     except OSError as error:
         fail(f"the cache in {folder} cannot be used: {os_error_text(error)}; run this as the user that the mirror runs as")

@@ -1,4 +1,4 @@
-"""Progress bars on a terminal: one for each piece of work that is under way, and one for all."""
+"""Progress bars on a terminal: one for each active task, and one for the total."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mirror.tasks import BackgroundTask
 from mirror.units import format_size
 
 _MOST = 10
-"""Pieces that are shown at a time."""
+"""Tasks shown at once."""
 _INTERVAL = 0.1
 
 
 class Work(Protocol):
-    """What has a bar, named as it says of itself. Sizes in bytes."""
+    """A task with a bar. `str` of it is the label; sizes are in bytes."""
 
     @property
     def total(self) -> int: ...
@@ -29,7 +29,7 @@ class Work(Protocol):
 
 
 class _Speed(ProgressColumn):
-    """Bytes a second in the units of the size beside it: rich's own column has decimal ones."""
+    """Bytes per second in binary units, like the size beside it; rich's own column uses decimal ones."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -37,10 +37,10 @@ class _Speed(ProgressColumn):
 
 
 class Bars:
-    """Shown on standard error as long as this is open."""
+    """An async context manager that shows the bars on standard error while it is open."""
 
-    def __init__(self, pieces: Sequence[Work]) -> None:
-        self._pieces = pieces
+    def __init__(self, tasks: Sequence[Work]) -> None:
+        self._tasks = tasks
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -49,9 +49,9 @@ class Bars:
             TimeRemainingColumn(),
             console=Console(file=sys.stderr),
         )
-        self._whole = self._bars.add_task("all" if len(pieces) > 1 else str(pieces[0]), total=None)
+        self._total = self._bars.add_task("all" if len(tasks) > 1 else str(tasks[0]), total=None)
         self._rows: dict[int, TaskID] = {}
-        self._background_task = BackgroundTask(self._look_on)
+        self._background_task = BackgroundTask(self._refresh_forever)
 
     async def __aenter__(self) -> Bars:
         self._bars.start()
@@ -60,23 +60,23 @@ class Bars:
 
     async def __aexit__(self, *_: object) -> None:
         await self._background_task.aclose()
-        self._look()
+        self._refresh()
         self._bars.stop()
 
-    async def _look_on(self) -> None:
+    async def _refresh_forever(self) -> None:
         while True:
-            self._look()
+            self._refresh()
             await asyncio.sleep(_INTERVAL)
 
-    def _look(self) -> None:
-        under_way = [number for number, this in enumerate(self._pieces) if this.total and this.here < this.total][:_MOST]
-        under_way = under_way if len(self._pieces) > 1 else []
-        for number in self._rows.keys() - set(under_way):
+    def _refresh(self) -> None:
+        active = [number for number, this in enumerate(self._tasks) if this.total and this.here < this.total][:_MOST]
+        active = active if len(self._tasks) > 1 else []
+        for number in self._rows.keys() - set(active):
             self._bars.remove_task(self._rows.pop(number))
-        for number in under_way:
-            this = self._pieces[number]
+        for number in active:
+            this = self._tasks[number]
             if number not in self._rows:
                 self._rows[number] = self._bars.add_task(str(this))
             self._bars.update(self._rows[number], completed=this.here, total=this.total)
-        known = sum(this.total for this in self._pieces)
-        self._bars.update(self._whole, completed=sum(this.here for this in self._pieces), total=known or None)
+        known = sum(this.total for this in self._tasks)
+        self._bars.update(self._total, completed=sum(this.here for this in self._tasks), total=known or None)

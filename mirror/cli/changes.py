@@ -1,6 +1,6 @@
-"""Changes to files of other programs, written so that they can be taken back byte for byte.
+"""Changes to other programs' configuration files that can be undone byte for byte.
 
-Beside a changed file lie ``NAME.before-mirror``, what it was before, where it was there, and ``NAME.mirror-undo``, a record of what was done. Both are gone after undoing.
+Beside a changed file, ``NAME.before-mirror`` holds the original content, if there was any, and ``NAME.mirror-undo`` records what was done. Undoing removes both.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _SECRET = re.compile(r"((?:password|passwd|token|secret|auth|identity)[a-z_]*[\"
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A file as it is and as it is to be; None where there is none."""
+    """A file's current and new content; None where there is no file."""
 
     path: Path
     now: bytes | None
     before: bytes | None
-    """As it was before this program first changed it: a second change starts from there, so that no earlier mirror stays behind."""
+    """The content before this program first changed the file. A second change starts from it, so that an earlier mirror is not left in."""
     after: bytes
 
     @property
@@ -38,13 +38,13 @@ class Change:
         return self.now != self.after
 
     def diff(self) -> str:
-        """In the unified form. What looks like a secret of the file is not shown: the output may well be passed on."""
+        """Returns a unified diff with values that look like secrets masked, since the output may be shared."""
         old, new = ((text or b"").decode(errors="replace").splitlines(keepends=True) for text in (self.now, self.after))
         lines = difflib.unified_diff(old, new, "/dev/null" if self.now is None else str(self.path), str(self.path))
         return "".join(_SECRET.sub(r"\1…", line.rstrip("\n")) + "\n" for line in lines)
 
     def write(self) -> None:
-        """Backup, record, file, in this order, so that what a crash leaves can be undone. Raises OSError."""
+        """Writes the backup, the record and the file, in this order, so that a crash can be undone. Raises OSError."""
         made = _make_folders(self.path.parent)
         known = _read_record(self.path)
         if known is not None:
@@ -57,7 +57,7 @@ class Change:
 
 
 def prepare(file: File, path: Path) -> Change:
-    """What is to be done to `path`, where `file` is wanted. Raises Conflict, OSError."""
+    """Returns the change that makes `path` what `file` asks for. Raises Conflict, OSError."""
     now = before = _read(path)
     if _is_ours(path, now):
         before = _read(_beside(path, _BACKUP))
@@ -69,14 +69,14 @@ def prepare(file: File, path: Path) -> Change:
 
 
 def changed(pattern: Path) -> list[Path]:
-    """The files that were changed by this program, of those that match; ``*`` stands for a registry."""
+    """Returns the matching files that this program has changed; ``*`` stands for a registry."""
     root = Path(pattern.anchor)
     found = root.glob(str(pattern.relative_to(root)) + _RECORD)
     return sorted(path.with_name(path.name.removesuffix(_RECORD)) for path in found)
 
 
 def undo(paths: list[Path]) -> None:
-    """Makes files what they were, or none of them. Raises Conflict where one was changed by somebody else since, OSError."""
+    """Restores all files, or none. Raises Conflict if one has been changed since by somebody else, OSError."""
     for path in paths:
         if not _is_ours(path, _read(path)):
             raise Conflict(f"{path} has been changed since: compare it with {path.name}{_BACKUP} and restore it by hand")
@@ -93,12 +93,12 @@ def undo(paths: list[Path]) -> None:
         _beside(path, _RECORD).unlink()
     for folder in sorted(folders, key=len, reverse=True):
         with contextlib.suppress(OSError):
-            # Only when nothing else has come into it.
+            # Fails if it holds anything else.
             Path(folder).rmdir()
 
 
 def _is_ours(path: Path, now: bytes | None) -> bool:
-    """True where `now` is what was written last, or, after a crash just before that, what was to be changed."""
+    """Returns whether `now` is what was last written, or the original content after a crash just before that."""
     record = _read_record(path)
     if record is None:
         return False
@@ -129,14 +129,14 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def _make_folders(folder: Path) -> list[str]:
-    """Makes a folder and those above it; the ones that were made, the outermost first."""
+    """Creates a folder and its parents. Returns those that were created, the outermost first."""
     missing = [above for above in (folder, *folder.parents) if not above.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return [str(made) for made in reversed(missing)]
 
 
 def _replace(path: Path, data: bytes, like: Path | None) -> None:
-    """Writes beside and renames; owner and mode are those of `like`, where it is there. A symbolic link stays one."""
+    """Replaces a file atomically. Owner and mode are those of `like` if it exists. A symbolic link stays one."""
     target = Path(os.path.realpath(path))
 
     def take_over(descriptor: int) -> None:

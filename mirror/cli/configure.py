@@ -1,8 +1,7 @@
-"""``mirror configure CLIENT``: tells a client of this machine to ask the mirror."""
+"""``mirror configure CLIENT``: configures a client on this machine to pull through the mirror."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -13,33 +12,34 @@ import click
 from mirror.cli import changes
 from mirror.cli.changes import Change
 from mirror.cli.options import cache_options, settings_or_exit
+from mirror.cli.text import print_json
 from mirror.clients import CLIENTS, Address, Client, Conflict, client_here
 
 
 @click.command(short_help="Point a client of this machine at the mirror.")
 @click.argument("client", type=click.Choice(list(CLIENTS)))
-@click.option("--write", is_flag=True, help="Write what is shown otherwise, and keep what was there.")
-@click.option("--undo", is_flag=True, help="Make the files again what they were before --write, byte for byte.")
+@click.option("--write", is_flag=True, help="Write the changes, keeping a backup. Without it they are only shown.")
+@click.option("--undo", is_flag=True, help="Restore the files as they were before --write.")
 @click.option(
     "--mirror",
     "url",
     metavar="URL",
-    help="The mirror's address, as this client reaches it.  [that of the settings, or http://127.0.0.1:5000]",
+    help="The mirror's address as this client reaches it.  [from the settings, or http://127.0.0.1:5000]",
 )
 @click.option(
     "--root",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Look for the client's files under this folder, such as an image's.",
+    help="Look for the client's files under this folder, such as a machine image's root.",
 )
 @click.option(
     "--file",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="PATH",
-    help="Where the client's file is, if not in its usual place.",
+    help="The client's file, if it is not in its usual place.",
 )
 @cache_options
-@click.option("--json", "as_json", is_flag=True, help="Tell it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def configure(
     client: str,
     write: bool,
@@ -52,9 +52,10 @@ def configure(
     upstreams: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Shows what is to be changed so that CLIENT pulls through the mirror; writes it with --write, takes it back with --undo.
+    """Shows the changes that make CLIENT pull through the mirror. --write makes them, --undo reverts them.
 
-    The settings tell the mirror's address and its registries. What the files hold already stays. The exit status is 0 when it is done, 1 when it cannot be, 2 when it is asked for wrongly.
+    The mirror's address and registries come from the settings. Other content of the files stays. The exit status is 0 on success, 1 on failure, and 2 on wrong
+    usage.
     """
     if write and undo:
         raise click.UsageError("--write and --undo exclude each other")
@@ -67,14 +68,14 @@ def configure(
         raise click.BadParameter(str(error), param_hint="--mirror") from None
     chosen = client_here(client) if root is None and file is None else CLIENTS[client]
     if file is not None and len(chosen.plan(address, ["*"])) > 1:
-        raise click.UsageError(f"{client} has several files: use --root, under which they are looked for")
+        raise click.UsageError(f"{client} has several files: use --root instead")
     report = (
         _undo(chosen, address, root, file) if undo else _change(chosen, address, list(settings.registries), root, file, write)
     )
     if as_json:
-        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        print_json(report)
     else:
-        _tell(report, chosen, write, undo)
+        _print_report(report, chosen, write, undo)
     sys.exit(0 if report["done"] else 1)
 
 
@@ -102,14 +103,14 @@ def _change(
         try:
             change.write()
         except OSError as error:
-            faults.append(f"{change.path} cannot be written: {error.strerror}; what was written before it, --undo takes back")
+            faults.append(f"{change.path} cannot be written: {error.strerror}; --undo reverts what was written before")
             break
     files = [{"path": str(change.path), "changed": change.needed, "diff": change.diff()} for change in found]
     return _report(client, address, files, faults)
 
 
 def _undo(client: Client, address: Address, root: Path | None, file: Path | None) -> dict[str, Any]:
-    # "*": also for registries that are no longer in the settings.
+    # "*" also covers registries that are no longer in the settings.
     paths = [path for wanted in client.plan(address, ["*"]) for path in changes.changed(_place(wanted.path, root, file))]
     faults = []
     try:
@@ -119,7 +120,7 @@ def _undo(client: Client, address: Address, root: Path | None, file: Path | None
     except OSError as error:
         faults.append(f"{error.filename} cannot be restored: {error.strerror}")
     if not paths:
-        faults.append(f"no file of {client.title} was changed by this program: there is nothing to take back")
+        faults.append(f"no file of {client.title} was changed by this program: there is nothing to undo")
     files = [{"path": str(path), "changed": True, "exists": path.exists()} for path in paths]
     return {**_report(client, address, files, faults), "then": client.then_undone or client.then}
 
@@ -135,7 +136,7 @@ def _report(client: Client, address: Address, files: list[dict[str, Any]], fault
     }
 
 
-def _tell(report: dict[str, Any], client: Client, write: bool, undo: bool) -> None:
+def _print_report(report: dict[str, Any], client: Client, write: bool, undo: bool) -> None:
     touched = [file for file in report["files"] if file["changed"]]
     if not undo:
         click.echo("".join(file["diff"] for file in touched), nl=False)
@@ -147,10 +148,10 @@ def _tell(report: dict[str, Any], client: Client, write: bool, undo: bool) -> No
         for each in touched:
             click.echo(f"{'restored' if each['exists'] else 'deleted'} {each['path']}")
     if not touched:
-        click.echo(f"{client.title}: asks {report['mirror']} already, for {client.registries}")
+        click.echo(f"{client.title} already uses {report['mirror']} for {client.registries}")
     elif write or undo:
         click.echo(f"Done. {client.next_step(undo)}")
     else:
         click.echo(
-            f"This makes {client.title} ask {report['mirror']} for {client.registries}. Nothing was written: --write does it."
+            f"With these changes {client.title} uses {report['mirror']} for {client.registries}. Nothing was written: run it again with --write."
         )

@@ -1,16 +1,16 @@
-"""``mirror doctor``: what is wrong on this machine, and what to do about it."""
+"""``mirror doctor``: diagnoses this machine."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
 import click
 
 from mirror.cli.options import cache_options, settings_of
+from mirror.cli.text import print_json
 from mirror.clients import Address
 from mirror.config import ConfigError
 from mirror.doctor import Finding, Level, examine, ok, problem
@@ -18,14 +18,14 @@ from mirror.doctor import Finding, Level, examine, ok, problem
 _COLOURS = {Level.OK: "green", Level.ADVICE: "yellow", Level.PROBLEM: "red"}
 
 
-@click.command(short_help="What is wrong here, and what to do about it.")
+@click.command(short_help="Diagnose this machine.")
 @cache_options
-@click.option("--mirror", "url", metavar="URL", help="Where the mirror should be.  [the address of the settings]")
-@click.option("--json", "as_json", is_flag=True, help="Tell it as JSON.")
+@click.option("--mirror", "url", metavar="URL", help="The mirror's address.  [from the settings]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], url: str | None, as_json: bool) -> None:
-    """Looks at settings, disk, clock, DNS, TLS, every upstream, Docker Hub's limit, the mirror and the clients of this machine.
+    """Checks settings, disk, clock, DNS, TLS, every upstream, Docker Hub's limit, the mirror, and the clients on this machine.
 
-    Each finding says what to do. It takes some ten seconds at most; the exit status is 0 when there is no problem, and 1 when there is.
+    Each finding says what to do. It takes about ten seconds at most. The exit status is 1 if there is a problem.
     """
     try:
         settings = settings_of(config, cache_dir, upstreams)
@@ -36,26 +36,22 @@ def doctor(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...
             address = Address.parse(url if url is not None else settings.server.own_url)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--mirror") from None
-        found = [ok("settings", f"they can be used; {len(settings.registries)} registries")]
+        found = [ok("settings", f"valid, with {len(settings.registries)} registries")]
         found += asyncio.run(examine(settings, address))
     well = not any(finding.level is Level.PROBLEM for finding in found)
     if as_json:
-        click.echo(
-            json.dumps(
-                {"well": well, "findings": [dataclasses.asdict(finding) for finding in found]}, indent=2, ensure_ascii=False
-            )
-        )
+        print_json({"well": well, "findings": [dataclasses.asdict(finding) for finding in found]})
     else:
-        _tell(found, well)
+        _print_findings(found, well)
     sys.exit(0 if well else 1)
 
 
-def _tell(found: list[Finding], well: bool) -> None:
+def _print_findings(found: list[Finding], well: bool) -> None:
     wide = max(len(finding.check) for finding in found)
     for finding, following in zip(found, [*found[1:], None], strict=True):
         click.echo(f"{click.style(f'{finding.level:<8}', fg=_COLOURS[finding.level])} {finding.check:<{wide}}  {finding.message}")
-        # Neighbours may have the same cure: it is printed once, after the last of them.
+        # Several findings in a row may have the same cure, which is printed after the last of them.
         if finding.cure and (following is None or following.cure != finding.cure):
             click.echo(f"{'':{wide + 9}}  → {finding.cure}")
     if well:
-        click.echo("All is well.")
+        click.echo("No problems found.")

@@ -1,4 +1,4 @@
-"""``mirror gc``: makes room."""
+"""``mirror gc``: removes what is not needed."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mirror.cli.ask import cache_there, on_store, yield_to_others
+from mirror.cli.ask import on_store, require_cache, yield_to_others
 from mirror.cli.options import cache_options, settings_or_exit
-from mirror.cli.text import table, tell_json
+from mirror.cli.text import print_json, table
 from mirror.units import format_size
 
 if TYPE_CHECKING:
     from mirror.storage.store import Collected, Store
 
 _REASONS = {
-    "expired": "unused for longer than cache.expire says",
-    "orphans": "of no image",
-    "unfinished": "downloads given up a week ago",
-    "evicted": "too much for cache.max_size",
+    "expired": "unused for longer than cache.expire",
+    "orphans": "belongs to no image",
+    "unfinished": "abandoned downloads, a week old",
+    "evicted": "exceeds cache.max_size",
 }
 
 
-@click.command(short_help="Remove what has expired or is too much.")
+@click.command(short_help="Remove what has expired or exceeds the limit.")
 @cache_options
-@click.option("--dry-run", is_flag=True, help="Tell what would be removed, and leave it.")
-@click.option("--json", "as_json", is_flag=True, help="Tell it as JSON.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def gc(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
-    """Removes at once what a running mirror removes by and by: what has expired, what belongs to no image, and what is too much.
+    """Removes at once what a running mirror removes over time: what has expired, what belongs to no image, and what exceeds cache.max_size.
 
-    What is pinned stays, and what is being read.
+    Pinned content and content that is being read stay.
     """
     settings = settings_or_exit(config, cache_dir, upstreams)
-    cache_there(settings)
+    require_cache(settings)
     yield_to_others()
 
     async def work(store: Store) -> Collected:
@@ -42,7 +42,7 @@ def gc(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], d
 
     done = dataclasses.asdict(on_store(settings, work))
     if as_json:
-        tell_json({"dry_run": dry_run, **done})
+        print_json({"dry_run": dry_run, **done})
         return
     rows = [(what, str(done[name]["count"]), format_size(done[name]["size"])) for name, what in _REASONS.items()]
-    click.echo(table(("WOULD GO" if dry_run else "GONE", "COUNT", "SIZE"), rows, ("COUNT", "SIZE")), nl=False)
+    click.echo(table(("WOULD BE REMOVED" if dry_run else "REMOVED", "COUNT", "SIZE"), rows, ("COUNT", "SIZE")), nl=False)

@@ -1,4 +1,4 @@
-"""``mirror ls``: the cached images."""
+"""``mirror ls``: lists cached images."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ import click
 from mirror.cache.freshness import is_fresh
 from mirror.cli.ask import inventory
 from mirror.cli.options import cache_options, settings_or_exit
-from mirror.cli.text import ago, moment, table, tell_json
+from mirror.cli.text import ago, moment, print_json, table
 from mirror.storage.inventory import ORDERS, Image
 from mirror.units import format_size
 
 
-@click.command(short_help="List what is cached.")
+@click.command(short_help="List cached images.")
 @click.argument("search", nargs=-1)
 @cache_options
 @click.option(
-    "--sort", type=click.Choice(ORDERS), default="name", help="By name; or the last pulled, last fetched or largest first."
+    "--sort",
+    type=click.Choice(ORDERS),
+    default="name",
+    help="Sort by name, or with the most recently pulled, most recently fetched or largest first.",
 )
-@click.option("--limit", type=click.IntRange(1, 10**9), metavar="N", help="Show N at most.")
-@click.option("--json", "as_json", is_flag=True, help="Tell it as JSON.")
+@click.option("--limit", type=click.IntRange(1, 10**9), metavar="N", help="Show at most N images.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def ls(
     search: tuple[str, ...],
     config: Path | None,
@@ -32,16 +35,16 @@ def ls(
     limit: int | None,
     as_json: bool,
 ) -> None:
-    """Lists the cached images: those whose names have every word of SEARCH in them, or whose digest begins with it.
+    """Lists cached images whose name contains every word of SEARCH, or whose digest begins with it.
 
-    SIZE is what is cached of an image, SHARED how much of that others have too.
+    SIZE is how much of an image is cached; SHARED is the part of it that other images share.
     """
     settings = settings_or_exit(config, cache_dir, upstreams)
     with inventory(settings) as asked:
         page = asked.images(" ".join(search), sort, 0, limit)
     ttl = settings.cache.tag_ttl
     if as_json:
-        tell_json({"total": page.total, "images": [describe(image, ttl) for image in page.images]})
+        print_json({"total": page.total, "images": [describe(image, ttl) for image in page.images]})
         return
     rows = [
         (
@@ -65,7 +68,7 @@ def ls(
 
 
 def state(image: Image, ttl: float) -> str:
-    """What is worth knowing of an image in a word or two."""
+    """Returns an image's state in a few words."""
     words = ["fresh" if is_fresh(image.checked, ttl) else "stale"]
     words += ["pinned"] if image.pinned else []
     words += ["incomplete"] if image.missing else []
@@ -73,7 +76,7 @@ def state(image: Image, ttl: float) -> str:
 
 
 def describe(image: Image, ttl: float) -> dict[str, Any]:
-    """For programs."""
+    """Returns what ``--json`` prints of an image."""
     return {
         "image": str(image),
         "registry": image.repository.registry,

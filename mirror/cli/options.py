@@ -1,4 +1,4 @@
-"""The flags that commands share, and the settings that they lead to."""
+"""The flags that commands share, and how they become settings."""
 
 from __future__ import annotations
 
@@ -27,18 +27,20 @@ def cache_options(command: _Command) -> _Command:
             "upstreams",
             multiple=True,
             metavar="REGISTRY=URL",
-            help="An endpoint of a registry; the same registry again adds one.",
+            help="An endpoint of a registry; repeat it to add endpoints.",
         ),
-        click.option("--cache-dir", metavar="DIR", help="Where everything is kept.  [/var/lib/mirror, or ~/.cache/mirror]"),
-        click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings, as TOML."),
+        click.option("--cache-dir", metavar="DIR", help="The cache directory.  [/var/lib/mirror, or ~/.cache/mirror]"),
+        click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="A settings file (TOML)."),
     ):
         command = option(command)
     return command
 
 
 def settings_of(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]) -> Settings:
-    """The settings of file, environment and flags, and, where no file is named, those of the running mirror. The size of the cache is
-    the one that this mirror keeps; without one, where nothing sets it, the one that the last mirror kept. Raises ConfigError."""
+    """Returns the settings from file, environment and flags; without a file, on top of the running mirror's.
+
+    The cache's size is the running mirror's, or, if nothing sets it, the last mirror's. Raises ConfigError.
+    """
     found = running.find(cache_dir, os.environ) if config is None else None
     if found is None:
         settings = load(config, os.environ, _flags(cache_dir, upstreams))
@@ -51,7 +53,7 @@ def settings_of(config: Path | None, cache_dir: str | None, upstreams: tuple[str
 
 
 def settings_or_exit(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]) -> Settings:
-    """The same. Where they cannot be used, lists every fault and ends with status 2."""
+    """Like `settings_of`, but prints every fault and exits with status 2."""
     with _listed():
         return settings_of(config, cache_dir, upstreams)
 
@@ -64,7 +66,7 @@ def settings_to_serve(
     max_size: str | None,
     workers: str | None,
 ) -> tuple[Settings, Callable[[], Settings]]:
-    """Those of the mirror itself, which is told its size, or takes the default; and a function that reads them again, which raises ConfigError."""
+    """Returns the settings of the mirror itself, and a function that reads them again, which raises ConfigError. Prints faults and exits with status 2."""
 
     def read() -> Settings:
         return load(config, os.environ, _flags(cache_dir, upstreams, listen, max_size, workers))

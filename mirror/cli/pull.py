@@ -1,4 +1,4 @@
-"""``mirror pull``: images into the cache before anybody asks for them."""
+"""``mirror pull``: downloads images before clients ask for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import click
 
 from mirror.cli.ask import images_of, on_cache
 from mirror.cli.options import cache_options, settings_or_exit
-from mirror.cli.text import tell_json
+from mirror.cli.text import print_json
 from mirror.config import Settings
 from mirror.disk_room import measure
 from mirror.errors import MirrorError, StorageFull
@@ -35,10 +35,10 @@ _MACHINES = {
     "i686": "386",
     "loongarch64": "loong64",
 }
-"""Names of ``uname -m`` to those of images (image-spec 1.1, "image-index.md": GOARCH), where they differ."""
+"""Machine names of ``uname -m`` and of images (image-spec 1.1, "image-index.md": GOARCH), where they differ."""
 
 
-@click.command(short_help="Fetch images ahead.")
+@click.command(short_help="Download images in advance.")
 @click.argument("images", nargs=-1, metavar="[IMAGE...]")
 @cache_options
 @click.option(
@@ -47,13 +47,17 @@ _MACHINES = {
     "lists",
     multiple=True,
     metavar="FILE",
-    help="Images from a file, one a line, # for comments; - is standard input.",
+    help="Read image names from a file, one per line, with # comments; - is standard input.",
 )
 @click.option(
-    "--platform", "platforms", multiple=True, metavar="PLATFORM", help="Such as linux/arm64; repeatable.  [this machine's]"
+    "--platform",
+    "platforms",
+    multiple=True,
+    metavar="PLATFORM",
+    help="A platform such as linux/arm64; repeatable.  [this machine's]",
 )
-@click.option("--all-platforms", is_flag=True, help="Everything that an index lists, attestations too.")
-@click.option("--json", "as_json", is_flag=True, help="Tell the outcome as JSON.")
+@click.option("--all-platforms", is_flag=True, help="Everything that an index lists, including attestations.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def pull(
     images: tuple[str, ...],
     config: Path | None,
@@ -64,14 +68,14 @@ def pull(
     all_platforms: bool,
     as_json: bool,
 ) -> None:
-    """Fetches images into the cache, with all that a client needs to pull them while upstream is away.
+    """Downloads images into the cache, with everything that a client needs to pull them while upstream is unreachable.
 
-    Upstream is asked what each tag means now, and only what is missing is fetched. Interrupted, it goes on where it stopped when it is run again, as
-    downloads do that failed. Beside a running mirror, each blob is fetched once by the two of them. The exit status is 1 where an image is not there whole.
+    Tags are checked with upstream, and only missing content is downloaded. After an interruption or a failed download, run it again to continue. Beside a
+    running mirror, each blob is downloaded only once. The exit status is 1 if an image is incomplete.
     """
     names = [*images, *(name for file in lists for name in _listed(file))]
     if not names:
-        raise click.UsageError("name images, or a file of them with --file")
+        raise click.UsageError("give image names, or a file of them with --file")
     if platforms and all_platforms:
         raise click.UsageError("--platform and --all-platforms exclude each other")
     named = dict.fromkeys(images_of(names))
@@ -81,7 +85,6 @@ def pull(
     async def work(cache: Cache) -> list[dict[str, Any]]:
         from mirror.cache.pull import Pull
 
-        # So that the figures know of it.
         pulls = [Pull(repository, reference, wanted) for repository, reference in named]
         faults: dict[str, str] = {}
         full: set[str] = set()
@@ -104,14 +107,14 @@ def pull(
         return [_outcome(this, faults.get(str(this))) for this in pulls]
 
     report = on_cache(settings, work)
-    failed = [told for told in report if told["fault"]]
+    failed = [outcome for outcome in report if outcome["fault"]]
     if as_json:
-        tell_json(report)
+        print_json(report)
     else:
-        for told in failed:
-            click.echo(f"mirror: {told['image']}: {told['fault']}", err=True)
-        fetched = [told for told in report if not told["fault"] and told["fetched"]]
-        size = format_size(sum(told["fetched"] for told in report))
+        for outcome in failed:
+            click.echo(f"mirror: {outcome['image']}: {outcome['fault']}", err=True)
+        fetched = [outcome for outcome in report if not outcome["fault"] and outcome["fetched"]]
+        size = format_size(sum(outcome["fetched"] for outcome in report))
         there = len(report) - len(fetched) - len(failed)
         counted = "1 image" if len(report) == 1 else f"{len(report)} images"
         click.echo(f"{counted}: {len(fetched)} fetched, {there} already there, {len(failed)} failed; {size} in all")
@@ -132,7 +135,7 @@ def _why_missing(settings: Settings, missing: int, cached: int) -> str:
 
 
 def this_platform() -> str:
-    """The platform of this machine's containers."""
+    """Returns the platform of this machine's containers."""
     architecture = machine.machine().lower()
     return f"linux/{_MACHINES.get(architecture, architecture)}"
 
@@ -147,9 +150,9 @@ def _platform(text: str) -> str:
 
 
 def _listed(file: str) -> list[str]:
-    """The names in a file, each checked here, so that what is wrong is told with its line."""
+    """Returns the image names in a file. Raises click.UsageError with the line number of a wrong one."""
     try:
-        # Standard input may be closed, which opening it tells; and editors on Windows begin a text with a byte order mark.
+        # Opening fails if standard input is closed. Editors on Windows begin a file with a byte order mark.
         with open(0 if file == "-" else file, encoding="utf-8-sig", closefd=file != "-") as opened:
             text = opened.read()
     except (OSError, UnicodeDecodeError) as error:
@@ -177,11 +180,13 @@ def _outcome(this: Pull, fault: str | None) -> dict[str, Any]:
     }
 
 
-def _line(told: dict[str, Any]) -> str:
-    if told["fault"]:
-        return f"{told['image']}: failed"
-    fetched = f"fetched {format_size(told['fetched'])} of {format_size(told['size'])}" if told["fetched"] else "already there"
-    return f"{told['image']}: {fetched}{', though upstream could not be asked' if told['unchecked'] else ''}"
+def _line(outcome: dict[str, Any]) -> str:
+    if outcome["fault"]:
+        return f"{outcome['image']}: failed"
+    fetched = (
+        f"fetched {format_size(outcome['fetched'])} of {format_size(outcome['size'])}" if outcome["fetched"] else "already there"
+    )
+    return f"{outcome['image']}: {fetched}{', though upstream could not be asked' if outcome['unchecked'] else ''}"
 
 
 def _bars(pulls: list[Pull]) -> contextlib.AbstractAsyncContextManager[object]:

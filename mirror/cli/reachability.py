@@ -1,4 +1,4 @@
-"""Whether upstreams can be reached at the start: for people at a terminal, who would otherwise learn it from their first pull."""
+"""Checks at the start whether upstreams can be reached, for people at a terminal, who would otherwise learn it from their first pull."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _PATIENCE = 3.0
 
 
 def warning(settings: Settings) -> str:
-    """A sentence about registries none of whose endpoints takes a connection within 3 s, and what to try; empty where all do. Blocks."""
+    """Returns a sentence about the registries without an endpoint that accepts a connection within 3 s, and what to try; empty if there are none. Blocks."""
     try:
         proxies = Proxies()
     except OSError:
-        # The start fails by it, and says so.
+        # The start fails for the same reason, and says so.
         return ""
     with ThreadPoolExecutor(len(settings.registries)) as pool:
         faults = pool.map(lambda item: _fault(item[1].endpoints, proxies), settings.registries.items())

@@ -1,7 +1,7 @@
-"""What the running mirror was told, for commands that are not told again: its cache directory, its settings file, its address and its upstreams.
+"""Records how the running mirror was started, so that commands need not be given the same options: cache directory, settings file, address, upstreams.
 
-``running.json`` lies in the cache directory and in a folder that every user's commands find: ``/run/mirror`` for root and for the systemd unit, otherwise
-``$XDG_RUNTIME_DIR/mirror``; MIRROR_RUN_FOLDER names another one. It holds no secrets: a password is found by the settings file, or not at all.
+``running.json`` is written to the cache directory and to a folder where commands look for it: ``/run/mirror`` for root and for the systemd unit, otherwise
+``$XDG_RUNTIME_DIR/mirror``; MIRROR_RUN_FOLDER names another one. It holds no secrets: passwords come from the settings file only.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Running:
 
 @contextlib.contextmanager
 def noted(settings: Settings, config: Path | None, url: str) -> Iterator[None]:
-    """Notes a mirror that answers at `url`, as long as this is open. A folder that cannot be written costs only that."""
+    """Keeps a record of the mirror at `url` while this is open. A folder that cannot be written is skipped."""
     record = {
         "pid": os.getpid(),
         "cache_dir": str(settings.cache.dir),
@@ -66,7 +66,7 @@ def noted(settings: Settings, config: Path | None, url: str) -> Iterator[None]:
 
 
 def find(cache_dir: str | None, environ: Mapping[str, str]) -> Running | None:
-    """The mirror that runs on `cache_dir`, or, where neither a flag nor the environment names one, on this machine."""
+    """Returns the mirror that runs on `cache_dir`, or, if neither a flag nor the environment gives one, on this machine."""
     named = cache_dir or environ.get("MIRROR_CACHE__DIR")
     if named is not None:
         places = [Path(named).expanduser()]
@@ -95,12 +95,12 @@ def degraded(settings: Settings) -> list[str] | None:
 
 
 def _read(file: Path) -> Running:
-    """Raises OSError, ValueError and the like where there is none, or none to be trusted."""
+    """Raises OSError, ValueError, KeyError, TypeError or AttributeError if there is no record, or none to be trusted."""
     record = json.loads(read_file(file, _LARGEST))
     directory = Path(record["cache_dir"])
     if file.stat().st_uid not in (0, os.geteuid(), directory.stat().st_uid):
         raise PermissionError
-    # A process of another user refuses the signal, and lives.
+    # Another user's process refuses the signal, but exists.
     with contextlib.suppress(PermissionError):
         os.kill(int(record["pid"]), 0)
     config = None if record["config"] is None else Path(record["config"])
@@ -110,7 +110,7 @@ def _read(file: Path) -> Running:
 
 
 def _run_folders(environ: Mapping[str, str]) -> list[Path]:
-    """Where to write, the first, and where to look."""
+    """Returns the folders to look in; the first is the one to write to."""
     if _OVERRIDE in environ:
         return [Path(environ[_OVERRIDE])] if environ[_OVERRIDE] else []
     own = [Path(environ["XDG_RUNTIME_DIR"]) / "mirror"] if "XDG_RUNTIME_DIR" in environ else []

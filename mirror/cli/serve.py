@@ -1,4 +1,4 @@
-"""``mirror serve``."""
+"""``mirror serve``: runs the mirror."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 @click.command(short_help="Run the mirror.")
 @cache_options
 @click.option("--listen", metavar="HOST:PORT", help="Address and port to listen on.  [127.0.0.1:5000]")
-@click.option("--workers", "number", metavar="N|auto", help="Processes that serve together.  [1]")
-@click.option("--max-size", metavar="SIZE", help="Size to keep the cache within.  [a quarter of the disk]")
-@click.option("--yes", is_flag=True, help="Remove what is cached beyond a smaller --max-size, even if it is more than half.")
+@click.option("--workers", "number", metavar="N|auto", help="Number of worker processes.  [1]")
+@click.option("--max-size", metavar="SIZE", help="Size limit of the cache.  [a quarter of the disk]")
+@click.option("--yes", is_flag=True, help="Allow a smaller --max-size to remove more than half of the cache.")
 def serve(
     config: Path | None,
     listen: str | None,
@@ -46,9 +46,9 @@ def serve(
     yes: bool,
     upstreams: tuple[str, ...],
 ) -> None:
-    """Runs the mirror until it gets SIGTERM or Ctrl-C.
+    """Runs the mirror until SIGTERM or Ctrl-C.
 
-    No setting is required. Flags win over the environment (MIRROR_SERVER__LISTEN and the like), which wins over the file.
+    All settings are optional. Flags override the environment (such as MIRROR_SERVER__LISTEN), which overrides the file.
     """
     settings, read = settings_to_serve(config, cache_dir, upstreams, listen, max_size, number)
     reload = Reload(settings, read)
@@ -56,16 +56,16 @@ def serve(
     settings, kept_limit = (settings, "") if yes else keep_from_emptying(settings)
     notes = [kept_limit] if kept_limit else []
     with contextlib.suppress(OSError, ValueError):
-        # A socket and a file for each client add up.
+        # Each client may take a socket and a file.
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    # "Read the settings again": it may well come before there is somebody who listens for it, and must not end the start.
+    # It may arrive before the mirror handles it, and must not end the start.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     noting = contextlib.ExitStack()
 
-    def tell(url: str, look: bool = False) -> None:
+    def announce(url: str, check: bool = False) -> None:
         noting.enter_context(running.noted(settings, config, url))
-        _tell(settings, notes, url, look)
+        _print_start(settings, notes, url, check)
 
     try:
         token, made = app.admin_token(settings)
@@ -75,13 +75,13 @@ def serve(
             )
         folder = parent.prepare() if settings.server.workers > 1 else None
         if folder is None:
-            status = _work(settings, notes, lambda url: tell(url, look=sys.stderr.isatty()), reload)
+            status = _work(settings, notes, lambda url: announce(url, check=sys.stderr.isatty()), reload)
         else:
             status = parent.run(
                 settings.server,
                 folder,
                 lambda worker: _work(settings, notes, lambda _: worker.ready(), reload.silently, worker),
-                tell,
+                announce,
                 reload,
             )
     except OSError as error:
@@ -98,7 +98,7 @@ def _work(
     reload: Callable[[], None],
     worker: WorkerContext | None = None,
 ) -> int:
-    """Serves until it is stopped, and returns the exit status."""
+    """Serves until stopped. Returns the exit status."""
     try:
         asyncio.run(app.serve(settings, started, reload, worker, notes))
     except OSError as error:
@@ -119,7 +119,7 @@ def _reason(settings: Settings, error: OSError) -> str:
     if isinstance(error, socket.gaierror):
         return f"the host of server.listen cannot be resolved ({listen}): {error.strerror}"
     if error.errno == errno.EADDRINUSE:
-        return f"another program listens on {listen} (ss -ltnp names it): stop it, or choose another address with --listen"
+        return f"another program listens on {listen} (ss -ltnp shows which): stop it, or choose another address with --listen"
     if error.errno == errno.EADDRNOTAVAIL:
         return f"this machine does not have the address of server.listen ({listen}): 0.0.0.0 stands for all that it has"
     if error.errno == errno.EACCES and not error.filename:
@@ -127,8 +127,8 @@ def _reason(settings: Settings, error: OSError) -> str:
     return f"{os_error_text(error)}; the cache directory is {settings.cache.dir} (--cache-dir), the address {listen} (--listen)"
 
 
-def _tell(settings: Settings, notes: list[str], url: str, look: bool = False) -> None:
-    """Prints where the mirror is and how to use it; with `look`, then also which upstreams cannot be reached."""
+def _print_start(settings: Settings, notes: list[str], url: str, check: bool = False) -> None:
+    """Prints where the mirror is and how to use it; with `check`, then also which upstreams cannot be reached."""
     shown = url.replace("0.0.0.0", "<this machine>").replace("[::]", "<this machine>")
     _print(
         f"listening on {url}",
@@ -139,18 +139,18 @@ def _tell(settings: Settings, notes: list[str], url: str, look: bool = False) ->
     )
     for note in notes:
         log.warning("%s", note)
-    if look:
-        threading.Thread(target=_look, args=(settings,), name="reachability", daemon=True).start()
+    if check:
+        threading.Thread(target=_check_upstreams, args=(settings,), name="reachability", daemon=True).start()
 
 
-def _look(settings: Settings) -> None:
-    told = reachability.warning(settings)
-    if told:
-        _print(told)
+def _check_upstreams(settings: Settings) -> None:
+    warning = reachability.warning(settings)
+    if warning:
+        _print(warning)
 
 
 def _print(*lines: str) -> None:
     for line in lines:
-        # The reader of a pipe may have closed it: no reason not to serve.
+        # The reader may have closed the pipe, which is no reason not to serve.
         with contextlib.suppress(OSError):
             click.echo(line, err=True)

@@ -1,4 +1,4 @@
-"""``mirror show IMAGE``: what a cached image is made of."""
+"""``mirror show IMAGE``: shows a cached image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from mirror.cli.ask import fail, images_of, inventory
 from mirror.cli.ls import describe, state
 from mirror.cli.options import cache_options, settings_or_exit
-from mirror.cli.text import ago, table, tell_json
+from mirror.cli.text import ago, print_json, table
 from mirror.names import image_name
 from mirror.storage.inventory import Details, Variant
 from mirror.units import format_size
@@ -17,26 +17,26 @@ from mirror.units import format_size
 _MOST_NEIGHBOURS = 20
 
 
-@click.command(short_help="Platforms and layers of a cached image.")
+@click.command(short_help="Show a cached image's platforms and layers.")
 @click.argument("image")
 @cache_options
-@click.option("--json", "as_json", is_flag=True, help="Tell it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(image: str, config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], as_json: bool) -> None:
-    """Shows a cached IMAGE: its platforms, its layers, which other images share them, whether it is fresh and whether pinned."""
+    """Shows the platforms and layers of a cached IMAGE, the images that share them, and whether it is fresh and pinned."""
     ((repository, reference),) = images_of([image])
     settings = settings_or_exit(config, cache_dir, upstreams)
     with inventory(settings) as asked:
         found = asked.image(repository, reference)
     if found is None:
-        fail(f"{image_name(repository, reference)} is not cached; mirror ls lists what is, mirror pull fetches it")
+        fail(f"{image_name(repository, reference)} is not cached: mirror ls lists cached images, mirror pull downloads this one")
     ttl = settings.cache.tag_ttl
     if as_json:
-        _tell_json(found, ttl)
+        _print_json(found, ttl)
     else:
-        _tell(found, ttl)
+        _print_details(found, ttl)
 
 
-def _tell(found: Details, ttl: float) -> None:
+def _print_details(found: Details, ttl: float) -> None:
     image = found.image
     checked = "" if image.checked is None else f", checked {ago(image.checked)}"
     lines = [
@@ -77,7 +77,7 @@ def _status(variant: Variant) -> str:
     return f"{format_size(variant.size)}, {'complete' if variant.complete else lacks}"
 
 
-def _tell_json(found: Details, ttl: float) -> None:
+def _print_json(found: Details, ttl: float) -> None:
     variants = [
         {
             "digest": str(variant.digest),
@@ -99,4 +99,4 @@ def _tell_json(found: Details, ttl: float) -> None:
         for variant in found.variants
     ]
     shares = [{"image": other.image, "digest": str(other.digest), "size": other.size} for other in found.neighbours]
-    tell_json({**describe(found.image, ttl), "media_type": found.media_type, "variants": variants, "shares": shares})
+    print_json({**describe(found.image, ttl), "media_type": found.media_type, "variants": variants, "shares": shares})

@@ -1,4 +1,4 @@
-"""``mirror stats``: the cache in figures."""
+"""``mirror stats``: prints the cache's size and traffic."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import click
 from mirror.cli import running
 from mirror.cli.ask import inventory
 from mirror.cli.options import cache_options, settings_or_exit
-from mirror.cli.text import tell_json
+from mirror.cli.text import print_json
 from mirror.disk_room import measure
 from mirror.units import format_size
 
 
-@click.command(short_help="Size, hits, and what they have saved.")
+@click.command(short_help="Print size, hits, and traffic saved.")
 @cache_options
-@click.option("--json", "as_json", is_flag=True, help="Tell it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def stats(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], as_json: bool) -> None:
-    """Tells what is cached, how much of its limit that takes, and what it has saved since the cache was made."""
+    """Prints how much is cached, how much of the limit that is, what is wrong, and the traffic saved since the cache was created."""
     settings = settings_or_exit(config, cache_dir, upstreams)
     with inventory(settings) as asked:
         totals = asked.totals()
@@ -34,7 +34,7 @@ def stats(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]
     if as_json:
         figures = dataclasses.asdict(totals)
         figures["traffic"]["saved"] = traffic.saved
-        tell_json(
+        print_json(
             {
                 "directory": str(settings.cache.dir),
                 "max_size": most,

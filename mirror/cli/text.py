@@ -1,4 +1,4 @@
-"""What commands print: tables, ages, times."""
+"""Formats what commands print: tables, ages, times, errors, JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNITS = ((86400 * 365, "year"), (86400 * 30, "month"), (86400 * 7, "week"), (86
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> str:
-    """Columns as wide as they must be; those named in `right` are aligned there."""
+    """Formats rows as columns; those named in `right` are right-aligned."""
     wide = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = []
     for row in (header, *rows):
@@ -28,7 +28,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[
 
 
 def ago(when: float | None) -> str:
-    """How long ago that was; `when` in seconds since the epoch."""
+    """Formats how long ago `when` was, in seconds since the epoch."""
     if when is None:
         return "never"
     seconds = max(0.0, time.time() - when)
@@ -40,18 +40,18 @@ def ago(when: float | None) -> str:
 
 
 def moment(when: float | None) -> str | None:
-    """For programs: RFC 3339, in UTC."""
+    """Formats seconds since the epoch for programs: RFC 3339, in UTC."""
     return None if when is None else datetime.fromtimestamp(when, UTC).isoformat(timespec="seconds")
 
 
 def os_error_text(error: OSError) -> str:
-    """What an OSError means to a person, with its file: neither a number nor Python's form."""
+    """Describes an OSError and its file to a person, without the error number."""
     text = {errno.EEXIST: "a file is where a folder is needed", errno.ENOTDIR: "a file is where a folder is needed"}.get(
         error.errno or 0, os.strerror(error.errno) if error.errno else str(error)
     )
     return f"{error.filename}: {text}" if error.filename else text
 
 
-def tell_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     """Prints a value as JSON."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))

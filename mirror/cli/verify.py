@@ -1,4 +1,4 @@
-"""``mirror verify``: reads everything again."""
+"""``mirror verify``: verifies all cached content."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mirror.cli.ask import cache_there, on_cache, run_when_idle
+from mirror.cli.ask import on_cache, require_cache, run_when_idle
 from mirror.cli.options import cache_options, settings_or_exit
-from mirror.cli.text import tell_json
+from mirror.cli.text import print_json
 from mirror.units import format_size
 
 if TYPE_CHECKING:
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from mirror.cache.verification import Verifying
 
 
-@click.command(short_help="Read everything again, repair what is damaged.")
+@click.command(short_help="Verify all content, and repair what is damaged.")
 @cache_options
-@click.option("--no-repair", is_flag=True, help="Only look: leave what is damaged as it is.")
-@click.option("--json", "as_json", is_flag=True, help="Tell it as JSON.")
+@click.option("--no-repair", is_flag=True, help="Report damage, and change nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], no_repair: bool, as_json: bool) -> None:
-    """Reads everything that is cached, and compares it with its digest. What is damaged or missing is removed, and fetched again from upstream.
+    """Reads all cached content and compares it with its digest. Damaged or missing content is removed and downloaded again.
 
-    It yields to whatever else the machine does, and leaves the page cache alone. The exit status is 1 where something could not be repaired.
+    Runs only when the machine is idle, and does not fill the page cache. The exit status is 1 if something could not be repaired.
     """
     settings = settings_or_exit(config, cache_dir, upstreams)
-    cache_there(settings)
+    require_cache(settings)
     run_when_idle()
 
     async def work(cache: Cache) -> Verifying:
@@ -55,12 +55,12 @@ def verify(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...
             }
             for damage in done.damaged
         ]
-        tell_json({"checked": done.count, "bytes": done.total, "damaged": damaged})
+        print_json({"checked": done.count, "bytes": done.total, "damaged": damaged})
     else:
         for damage in done.damaged:
             where = f" of {damage.holder}" if damage.holder else ""
-            told = f"not repaired: {damage.fault}" if damage.fault else "fetched again"
-            click.echo(f"{damage.digest}{where} is damaged; {told}")
+            outcome = f"not repaired: {damage.fault}" if damage.fault else "downloaded again"
+            click.echo(f"{damage.digest}{where} is damaged; {outcome}")
         click.echo(
             f"{done.count} files with {format_size(done.total)} verified: {len(done.damaged)} damaged, {len(done.damaged) - len(lost)} repaired"
         )

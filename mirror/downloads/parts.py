@@ -1,4 +1,4 @@
-"""The parts that readers yield: see mirror/storage/slices.py."""
+"""The pieces that readers give: see mirror/storage/slices.py."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""Suppliers: the repositories that readers of one download have asked for the blob.
+"""Whose word a download goes by: the repositories that were asked for the blob.
 
-All readers share the bytes of the download. What a registry says of the blob (that it has it, its size, a refusal) is told only to the readers that asked that
-registry. When a reader of another repository joins a download, that repository is asked for the blob by HEAD at once: this one request tells its readers all
-they need. From then on it is one more source of the download, used when the others fail, disagree or are slow.
+The bytes of a download are shared by all its readers; trust and fate are not. What a registry says of a blob (that it has it, how long it is, that it refuses)
+is told to the readers who asked that registry for it, and to no others. A repository whose readers join a download that another one began is asked for the blob
+at once, by HEAD: one request tells its readers everything they need, and costs next to nothing where the download is healthy. From then on it is one more source
+of the same download, which is turned to when the others fail, disagree, or are slow.
 
-The same holds across processes: each process notes beside the download which of its repositories have the blob (`Partial.add_source`), and the process that
-leads takes them all as sources. See flight.py.
+So it is across processes too. Each notes beside the download which of its repositories have the blob (`Partial.add_source`), and whichever process leads takes
+them all as sources. See flight.py.
 """
 
 from __future__ import annotations
@@ -27,27 +28,27 @@ class Supplier:
         self.repository = context.repository
         self.source = context.source
         self.size: int | None = None
-        """The size of the blob in bytes, as this registry claims."""
+        """Bytes of the blob, as this registry claims."""
         self.error: MirrorError | None = None
-        """Its error, unless it has ever said that it has the blob."""
+        """What it answered instead of the blob, if it has answered nothing else."""
         self.answered = asyncio.Event()
-        """Set when its readers can be told `size` or `error`, or need neither."""
+        """Set once its readers can be told `size` or `error`, or no longer need either."""
         self.promised = False
-        """True when it has said that it has the blob."""
+        """True once it has said that it has the blob."""
         self.usable = True
-        """False when its bytes were wrong, or it claims another size than the download's."""
+        """False once its bytes were wrong, or where its size is not the download's."""
         self.failures = 0
         self.streams = 0
-        """The number of its open connections."""
+        """How many of its connections are open."""
         self.tried = float("-inf")
-        """The time at which it was last tried because the others were slow, in seconds of the event loop."""
+        """When it was last turned to because the others were slow, in the event loop's time."""
 
     def promise(self, size: int | None) -> None:
         self.promised, self.error, self.failures = True, None, 0
         self.size = self.size if size is None else size
 
     def hear(self, size: int | None) -> None:
-        """Notes what another process has been told: that the repository has the blob, and its size in bytes."""
+        """Takes the word of another process: the repository has said that it has the blob, of so many bytes."""
         if not self.promised and self.usable:
             self.promise(size)
             self.answered.set()
@@ -59,7 +60,7 @@ class Supplier:
             self.answered.set()
 
     async def ask(self) -> None:
-        """Asks whether it has the blob, and for its size. Does not raise: the answer is in `size` or `error`."""
+        """Asks whether it has the blob, and how long that is. Does not raise: the answer is in `size` and `error`."""
         try:
             self.promise((await self.source.describe()).size)
         except MirrorError as error:
@@ -68,7 +69,7 @@ class Supplier:
 
 
 class _SupplierStream:
-    """A stream that its supplier counts while it is open."""
+    """A stream that is counted while it is open."""
 
     def __init__(self, stream: Stream, supplier: Supplier) -> None:
         self.size, self.start, self.endpoint = stream.size, stream.start, stream.endpoint
@@ -85,23 +86,23 @@ class _SupplierStream:
 
 
 class Suppliers:
-    """All suppliers of one download, as one `Source`."""
+    """All suppliers of one download, as one source of it."""
 
     def __init__(self, first: DownloadContext, claimed: int | None = None) -> None:
-        """`claimed` is the size in bytes that the download has from the beginning, if any."""
+        """`claimed` is the size that the download goes by from the beginning, if any."""
         self.first = Supplier(first)
         self._claimed = claimed
         self._all: dict[Repository, Supplier] = {first.repository: self.first}
         self.size = claimed
-        """The size of the download in bytes. Suppliers that claim another size are not used."""
+        """Bytes of the blob that the download goes by; suppliers that claim another size are not used."""
         self.preferred: Supplier | None = None
-        """A supplier that was faster than the others."""
+        """One that was faster than the others."""
         self._shown = False
         self._givers: set[Supplier] = set()
         self._chosen: Supplier | None = None
 
     def join(self, context: DownloadContext) -> tuple[Supplier, bool]:
-        """Returns the supplier of a reader; True with a new one, which has to be asked."""
+        """The supplier of a reader. True where it is a new one, which is still to be asked."""
         if (known := self._all.get(context.repository)) is not None:
             return known, False
         supplier = self._all[context.repository] = Supplier(context)
@@ -111,35 +112,35 @@ class Suppliers:
         return self._all.get(repository)
 
     def show(self) -> None:
-        """Call this when the download has begun: the suppliers that have the blob may tell their readers."""
+        """The download has begun: the readers of who has promised the blob may hear of it."""
         self._shown = True
         for supplier in self:
             if supplier.promised:
                 supplier.answered.set()
 
     def end(self) -> None:
-        """Call this when the download has ended: no reader waits for an answer any more."""
+        """The download has ended: nobody need wait for an answer any more."""
         for supplier in self:
             supplier.answered.set()
 
     def claim(self, size: int) -> None:
-        """Sets the size of the download in bytes, for all further attempts too."""
+        """The download goes by this size from now on, however often it begins again."""
         self.size = self._claimed = size
 
     def restart(self) -> None:
-        """Call this when the download begins anew."""
+        """The download begins again from nothing."""
         self.size = self._claimed
         self._givers.clear()
 
     def idle(self, now: float, seconds: float) -> Supplier | None:
-        """Returns an unused supplier that has the blob in the size of the download and was not tried for so many seconds."""
+        """One that has promised the blob, as long as the download takes it to be, and was not turned to for so many seconds."""
         for supplier in self._usable() if len(self._all) > 1 else ():
             if supplier.promised and not supplier.streams and not supplier.failures and now - supplier.tried > seconds:
                 return supplier
         return None
 
     def only(self, supplier: Supplier) -> Source:
-        """Returns a source that asks only `supplier`."""
+        """A source that asks nobody but `supplier`."""
         return _Only(self, supplier)
 
     # ------------------------------------------------------------------ as a source
@@ -153,9 +154,9 @@ class Suppliers:
         return any(supplier.source.ranges for supplier in self._usable())
 
     async def open(self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None) -> Stream:
-        """Opens the blob at the first supplier that gives it: the preferred one, then the others in the order of joining, those that have failed last.
+        """Opens it at the preferred supplier, or in the order in which they came; those that failed come last. Where it cannot, at the next.
 
-        Raises what a supplier raised: an error that may pass (UpstreamError) rather than one that will not.
+        Raises what upstream raises: rather what may pass than what will not.
         """
         found: MirrorError | None = None
         for supplier in sorted(self._usable(), key=lambda s: (s.failures > 0, s is not self.preferred, s.failures)):
@@ -167,7 +168,7 @@ class Suppliers:
         raise found or UpstreamInvalid("no registry that was asked for the blob has it as its digest says")
 
     async def open_at(self, supplier: Supplier, start: int, stop: int | None, *, spare: bool, avoid: str | None) -> Stream:
-        """Opens the blob at one supplier. Raises what upstream raises, and UpstreamInvalid where the supplier claims another size than the download's."""
+        """Opens it at one supplier. Raises what upstream raises, and UpstreamInvalid where it claims another size than the download's."""
         try:
             stream = await supplier.source.open(start, stop, spare=spare, avoid=avoid)
         except UpstreamBusy as error:
@@ -194,7 +195,7 @@ class Suppliers:
     def reject(self) -> bool:
         givers, self._givers = self._givers, set()
         if len(givers) > 1:
-            # It is not known whose bytes were wrong. The next attempt uses one supplier only.
+            # Nobody knows whose bytes were wrong: from now on one supplier gives them all.
             self._chosen = next(supplier for supplier in self if supplier in givers)
             return True
         for giver in givers:
@@ -207,7 +208,7 @@ class Suppliers:
         return any(True for _ in self._usable())
 
     def _usable(self) -> Iterator[Supplier]:
-        """Yields the suppliers that may be asked for bytes: the first, and those that have the blob in the size of the download."""
+        """Those that may be asked for bytes: the first, and those that have promised the blob, as long as the download takes it to be."""
         return (
             supplier
             for supplier in self

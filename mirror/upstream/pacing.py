@@ -52,12 +52,12 @@ class Pacer:
             if now - self._limited_at > _FORGOTTEN_AFTER:
                 self._interval = 0.0
             turn = max(now, self._paused_until, self._next if self._interval else 0.0)
-            if turn <= now:
-                self._next = now + self._interval
-                return now
             if turn > began + patience:
                 left = turn - now
                 raise UpstreamLimited(f"{self._name} has answered 429: it is asked again in {left:.0f} s", left)
+            if turn <= now:
+                self._next = now + self._interval
+                return now
             self._next = turn + self._interval
             await asyncio.sleep(turn - now)
             if self._clock() >= self._paused_until:

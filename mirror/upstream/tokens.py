@@ -15,15 +15,13 @@ from typing import Any
 from aiocache import SimpleMemoryCache
 from yarl import URL
 
-from mirror.errors import Denied, TokenServiceFailed, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
+from mirror.errors import Denied, TokenServiceFailed, UpstreamInvalid, UpstreamLimited, UpstreamTimeout, UpstreamUnreachable
 from mirror.tasks import SingleFlight
 from mirror.upstream.challenges import Challenge
 from mirror.upstream.guard import Guard
-from mirror.upstream.pacing import EndpointPacer
 from mirror.upstream.receiver import Response
-from mirror.upstream.redirects import follow
-from mirror.upstream.transport import read_bounded, retry_after, shown
-from mirror.upstream.urls import may_get_credentials, parse_url
+from mirror.upstream.transport import REDIRECTS, read_bounded, retry_after, shown
+from mirror.upstream.urls import parse_url, same_origin
 
 Credentials = Callable[[], tuple[str, str] | None]
 """User and password, asked for at each use, so that a changed password file counts at once. May raise OSError."""
@@ -32,6 +30,7 @@ _DEFAULT_LIFE = 60.0
 _SHORTEST_LIFE = 1.0
 _LONGEST_LIFE = 86400.0
 _LARGEST_TOKEN = 256 * 1024
+_MOST_REDIRECTS = 5
 
 
 class Authenticator:
@@ -43,7 +42,6 @@ class Authenticator:
         self._credentials = credentials
         self._tokens = SimpleMemoryCache(timeout=None)
         self._fetching: SingleFlight[str] = SingleFlight()
-        self._pacer = EndpointPacer(f"{registry}'s token service")
 
     async def aclose(self) -> None:
         await self._fetching.aclose()
@@ -96,15 +94,15 @@ class Authenticator:
         credentials = self._read()
         headers = {"Authorization": _basic(credentials)} if credentials is not None else {}
         where = shown(url)
-        response = await self._ask(guard, via, url, headers, scope, timeout)
+        response = await self._ask(guard, via, url, headers, timeout)
         try:
             if response.status in (400, 401, 403):
                 advice = (
                     "check the username and password set for it" if credentials else "this needs credentials, and none are set"
                 )
                 raise Denied(f"{self._registry}'s token service ({where}) answered {response.status}: {advice}")
-            if response.status >= 500:
-                raise TokenServiceFailed(f"{self._registry}'s token service ({where}) answered {response.status}")
+            if response.status == 429:
+                raise UpstreamLimited(f"{where} answered 429: too many requests", retry_after(response))
             if response.status != 200:
                 raise UpstreamInvalid(f"{where} answered {response.status} instead of a token")
             body = await read_bounded(response, _LARGEST_TOKEN, timeout)
@@ -119,31 +117,24 @@ class Authenticator:
             await self._tokens.set(key, token, ttl=life)
         return token
 
-    async def _ask(
-        self, guard: Guard, via: Sequence[URL], url: URL, headers: dict[str, str], scope: str, seconds: float
-    ) -> Response:
-        """Asks a realm, which may have moved, and again after a 429. Credentials stay with its host.
-
-        Raises TokenServiceFailed, UpstreamLimited, TargetRefused, UpstreamInvalid.
-        """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
-
-        async def send(to: URL) -> Response:
-            return await guard.request("GET", way, to, headers if may_get_credentials(url, to) else {}, deadline - loop.time())
-
-        while True:
-            sent = await self._pacer.turn(scope, deadline - loop.time())
-            way = list(via)
+    async def _ask(self, guard: Guard, via: Sequence[URL], url: URL, headers: dict[str, str], timeout: float) -> Response:
+        """Asks a realm, which may have moved. Credentials stay with its origin. Raises TokenServiceFailed, TargetRefused, UpstreamInvalid."""
+        realm, via = url, list(via)
+        for _ in range(_MOST_REDIRECTS):
             try:
-                response = await follow(url, way, send)
+                response = await guard.request("GET", via, url, headers if same_origin(url, realm) else {}, timeout)
             except (UpstreamUnreachable, UpstreamTimeout) as error:
                 raise TokenServiceFailed(f"{self._registry}'s token service cannot be asked: {error.message}") from None
-            if response.status != 429:
-                self._pacer.answered(scope)
+            if response.status not in REDIRECTS:
+                if response.status >= 500:
+                    response.release()
+                    raise TokenServiceFailed(f"{self._registry}'s token service ({shown(url)}) answered {response.status}")
                 return response
+            location = response.headers.get("Location", "")
             response.release()
-            self._pacer.limited(scope, sent, retry_after(response), exhausted=False)
+            via.append(url)
+            url = parse_url(location, shown(url), url)
+        raise TokenServiceFailed(f"{self._registry}'s token service ({shown(realm)}) redirects too often")
 
 
 def _key(challenge: Challenge, scope: str) -> str:

@@ -42,10 +42,10 @@ def test_showing_changes_nothing_writing_does_and_undoing_restores_every_byte(cl
     before = tree(tmp_path)
     shown = invoke(client, "--root", str(tmp_path))
     assert (shown.exit_code, tree(tmp_path)) == (0, before)
-    assert "+" in shown.stdout and "--write does it" in shown.stdout
+    assert "+" in shown.stdout and "run it again with --write" in shown.stdout
     written = invoke(client, "--root", str(tmp_path), "--write")
     assert written.exit_code == 0, written.output
-    assert written.stdout.rpartition("Done")[0] == shown.stdout.rpartition("This makes")[0]
+    assert written.stdout.rpartition("Done")[0] == shown.stdout.rpartition("With these changes")[0]
     assert CLIENTS[client].then in written.stdout
     after = tree(tmp_path)
     assert b"127.0.0.1:5000" in b"".join(data or b"" for data in after.values())
@@ -57,7 +57,7 @@ def test_showing_changes_nothing_writing_does_and_undoing_restores_every_byte(cl
     assert not present or (tmp_path / name).stat().st_mode & 0o777 == 0o640
     again = invoke(client, "--root", str(tmp_path), "--undo")
     assert again.exit_code == 1
-    assert "nothing to take back" in again.stderr
+    assert "nothing to undo" in again.stderr
 
 
 def test_another_mirror_replaces_the_first_and_undoing_still_restores_the_original(tmp_path: Path) -> None:

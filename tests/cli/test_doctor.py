@@ -19,7 +19,7 @@ async def test_all_is_well(mirror: Mirror, upstream: Scripted, tmp_path: Path) -
     nowhere = {"PATH": str(tmp_path), "MIRROR_CACHE__MAX_SIZE": "1MiB"}
     done = await commands.run("doctor", **nowhere)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("All is well.\n")
+    assert done.stdout.endswith("No problems found.\n")
     found = json.loads((await commands.run("doctor", "--json", **nowhere)).stdout)
     assert found["well"]
     assert {"settings", "disk", "clock", "mirror", *DEFAULT_ENDPOINTS} <= {finding["check"] for finding in found["findings"]}
@@ -48,7 +48,7 @@ def test_problems_end_with_status_1(tmp_path: Path) -> None:
     assert f"none of {len(DEFAULT_ENDPOINTS)} registries can be reached; docker.io: " in done.stdout
     assert "a mirror without a network needs nothing more" in done.stdout
     assert done.stdout.count("curl -v http://127.0.0.1:1/v2/") == 1, "every registry has the same cure"
-    assert "All is well" not in done.stdout
+    assert "No problems found" not in done.stdout
 
 
 def test_a_proxy_that_cannot_be_used_is_a_finding(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ async def test_wrong_use_is_status_2_and_says_where(commands: Commands, tmp_path
     file = tmp_path / "images.txt"
     file.write_text("app:1\nhttps://app\n")
     for arguments, told in (
-        ((), "name images"),
+        ((), "give image names"),
         (("-f", str(file)), "images.txt, line 2: 'https://app' is a URL"),
         (("-f", str(tmp_path / "absent")), "cannot be read"),
         (("app", "--platform", "x y"), "a platform such as"),
@@ -369,12 +369,12 @@ async def test_tags_are_upstreams_and_stale_when_it_is_away(commands: Commands, 
     assert len(upstream.asked) == asked
     done = await commands.run("tags", "redis", "--filter", "nothing")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "no tag of docker.io/library/redis fits 'nothing'" in done.stderr
+    assert "no tag of docker.io/library/redis matches 'nothing'" in done.stderr
     await upstream.stop()
     done = await commands.run("tags", "redis", "--json", MIRROR_CACHE__TAG_TTL="0")
     assert json.loads(done.stdout)["stale"]
     assert len(json.loads(done.stdout)["tags"]) == 6
-    assert "upstream cannot be asked now" in done.stderr
+    assert "upstream cannot be reached" in done.stderr
     assert (await commands.run("tags", "never")).returncode == 1
     assert (await commands.run("tags", "redis:7")).returncode == 2
 

@@ -209,8 +209,8 @@ class Scripted:
         self.extra_headers: dict[str, str] = {}
         self.rate: float | None = None
         """Bytes per second of each body, where no fault says otherwise."""
-        self.limit: tuple[str, float] | None = None
-        """A fragment of paths and how many requests for them a second are allowed; those beyond that are answered 429, without Retry-After."""
+        self.manifests_per_second: float | None = None
+        """Requests for manifests beyond that are answered 429, without Retry-After."""
         self._allowance = 1.0
         self._allowed_at = 0.0
         self.ranges = True
@@ -340,8 +340,6 @@ class Scripted:
                 headers.get("Accept"),
             )
         )
-        if self.limit is not None and self.limit[0] in request.path and not self._allows(self.limit[1]):
-            return web.Response(status=429, text='{"errors":[{"code":"TOOMANYREQUESTS"}]}')
         if request.path == "/token":
             return await self._token(request)
         if self.refuses_authorization and "Authorization" in headers:
@@ -362,6 +360,8 @@ class Scripted:
         if (redirect := fault.of(Redirect)) is not None:
             return web.Response(status=redirect.status, headers={"Location": redirect.location})
         path = request.path.removeprefix(self.prefix)
+        if "/manifests/" in path and not self._allows():
+            return web.Response(status=429, text='{"errors":[{"code":"TOOMANYREQUESTS"}]}')
         if path in ("/v2/", "/v2"):
             return web.Response(text="{}", headers=self.extra_headers)
         if match := re.fullmatch(r"/v2/(.+)/manifests/([^/]+)", path):
@@ -377,9 +377,11 @@ class Scripted:
             return self._referrers(match[1], match[2])
         return web.Response(status=404, text="no such route")
 
-    def _allows(self, per_second: float) -> bool:
+    def _allows(self) -> bool:
+        if self.manifests_per_second is None:
+            return True
         now = asyncio.get_running_loop().time()
-        self._allowance = min(1.0, self._allowance + (now - self._allowed_at) * per_second)
+        self._allowance = min(1.0, self._allowance + (now - self._allowed_at) * self.manifests_per_second)
         self._allowed_at = now
         if self._allowance < 1.0:
             return False

@@ -131,7 +131,7 @@ async def test_a_token_service_in_trouble(start: StartMirror, upstream: Scripted
     upstream.auth = "bearer"
     upstream.add_image("library/app", "latest")
     mirror: Mirror = await start()
-    upstream.fail("/token", Status(status, {"Retry-After": "1"}), times=10)
+    upstream.fail("/token", Status(status, {"Retry-After": "100"}), times=10)
     assert (await mirror.get(LATEST)).status == expected
     upstream.heal()
     for _ in range(50):

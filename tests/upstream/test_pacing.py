@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
 import pytest
 
@@ -16,50 +15,12 @@ from tests.support.scripted import Fault, Raw, Redirect, Scripted, Silence, Stat
 
 async def test_images_of_a_registry_that_limits_all_come(start: StartMirror, upstream: Scripted) -> None:
     """Twelve at once where five manifests a second are allowed: those that are answered 429 wait for their turn, HEAD and GET alike."""
-    upstream.limit = "/manifests/", 5
+    upstream.manifests_per_second = 5
     images = [upstream.add_image(f"library/app{number}", "latest") for number in range(12)]
     mirror: Mirror = await start(settings={"upstream": {"header_timeout": 20}})
     answers = await asyncio.gather(*(mirror.get(f"/v2/app{number}/manifests/latest") for number in range(12)))
     assert [answer.body for answer in answers] == [image.body for image in images]
     assert upstream.count("GET") <= 60, "they do not hammer"
-
-
-async def test_blobs_of_a_registry_that_limits_all_come(start: StartMirror, upstream: Scripted) -> None:
-    """As manifests do; HEAD too, and those that are fetched ahead."""
-    upstream.limit = "/blobs/", 5
-    image = upstream.add_image("library/app", "latest", [b"%d" % number for number in range(12)])
-    mirror: Mirror = await start(settings={"upstream": {"header_timeout": 20}})
-    await mirror.get("/v2/app/manifests/latest")
-    assert (await mirror.head(f"/v2/app/blobs/{image.config}")).status == 200
-    answers = await asyncio.gather(*(mirror.get(f"/v2/app/blobs/{layer}") for layer in image.layers))
-    assert [answer.body for answer in answers] == [b"%d" % number for number in range(12)]
-    assert upstream.count("GET", "/blobs/") <= 60, "they do not hammer"
-
-
-async def test_a_connection_that_a_blob_can_do_without_does_not_wait(start: StartMirror, upstream: Scripted) -> None:
-    """A blob over several connections, of which the registry allows one: it comes over that one, and the others are given up at once."""
-    blob = upstream.add_blob(os.urandom(48 * 1024 * 1024))
-    upstream.rate = 8 * 1024 * 1024
-    mirror: Mirror = await start()
-    upstream.fail(f"blobs/{blob}", Status(0))
-    upstream.fail(f"blobs/{blob}", Status(429, {"Retry-After": "60"}), times=50)
-    answer = await mirror.get(f"/v2/app/blobs/{blob}")
-    assert (answer.status, answer.digest()) == (200, blob)
-    assert upstream.count("GET") == 2
-
-
-async def test_a_token_service_that_limits_is_asked_again(start: StartMirror, upstream: Scripted) -> None:
-    """After what it asked for, and within the client's patience; of the scopes of many repositories at once, too."""
-    upstream.auth, upstream.limit = "bearer", ("/token", 5)
-    images = [upstream.add_image(f"library/app{number}", "latest") for number in range(8)]
-    mirror: Mirror = await start(settings={"upstream": {"header_timeout": 20}})
-    answers = await asyncio.gather(*(mirror.get(f"/v2/app{number}/manifests/latest") for number in range(8)))
-    assert [answer.body for answer in answers] == [image.body for image in images]
-    assert upstream.count("GET", "/token") <= 40
-    upstream.limit = None
-    upstream.revoke_tokens()
-    upstream.fail("/token", Status(429, {"Retry-After": "1"}))
-    assert (await mirror.get(f"/v2/app0/blobs/{images[0].config}")).status == 200
 
 
 async def test_a_limit_that_is_over_slows_nobody(start: StartMirror, upstream: Scripted) -> None:
