@@ -32,7 +32,7 @@ class Images:
         self._background_task = BackgroundTask(self._watch)
 
     def start(self) -> None:
-        """Begins to notice what other processes delete."""
+        """Begins to notice what other processes change."""
         self._background_task.start()
 
     async def aclose(self) -> None:
@@ -64,6 +64,6 @@ class Images:
         return deleted
 
     async def _watch(self) -> None:
-        async with aclosing(self._store.watch()) as deletions:
-            async for _ in deletions:
-                self._manifests.forget()
+        async with aclosing(self._store.watch()) as changes:
+            async for change in changes:
+                self._manifests.forget(None if change.deleted else change.tags)

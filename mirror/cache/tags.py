@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from mirror import metrics
@@ -130,9 +130,14 @@ class Tags:
         await self._by_digest(repository, found.digest)
         return found
 
-    def forget(self) -> None:
-        """Forgets what tags mean; the catalog knows."""
-        self._memory.clear()
+    def forget(self, tags: Iterable[tuple[Repository, Tag]] | None = None) -> None:
+        """Forgets what tags mean, or some of them; the store knows."""
+        if tags is None:
+            self._memory.clear()
+            return
+        for tag in tags:
+            self._memory.pop(tag, None)
+            self._held.pop(tag, None)
 
     # ------------------------------------------------------------------ upstream
 

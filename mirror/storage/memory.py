@@ -14,7 +14,7 @@ from mirror.manifests import Manifest, children_of, payload_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.memory_partial import MemoryDownload, MemoryPartial
 from mirror.storage.slices import Part
-from mirror.storage.store import Collected, Deleted, Gone, Pin, Question, Restore, State, Statistics, TagRecord, Verified
+from mirror.storage.store import Change, Collected, Deleted, Gone, Pin, Question, Restore, State, Statistics, TagRecord, Verified
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -197,10 +197,10 @@ class MemoryStore:
         """There is no other process."""
         yield
 
-    async def watch(self) -> AsyncGenerator[None, None]:
+    async def watch(self) -> AsyncGenerator[Change, None]:
         """There is no other process."""
         await asyncio.Event().wait()
-        yield
+        yield Change(False, ())
 
     # ------------------------------------------------------------------ what people do
 

@@ -43,6 +43,14 @@ class TagRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """What another process has changed. With `deleted`, images or tags have gone, whichever; `tags` were checked, and may mean something else."""
+
+    deleted: bool
+    tags: tuple[tuple[Repository, Tag], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Pin:
     """An image that is never evicted. `digest` is what it last meant, None while that is unknown; `since` in seconds since the epoch."""
 
@@ -221,8 +229,8 @@ class Store(Protocol):
         """
         ...
 
-    def watch(self) -> AsyncGenerator[None, None]:
-        """Yields after another process has deleted images: what is remembered of tags may be wrong then. Never ends."""
+    def watch(self) -> AsyncGenerator[Change, None]:
+        """Yields what other processes have changed, about a second after that: what is remembered of it is wrong. Never ends. For one caller."""
         ...
 
     # ------------------------------------------------------------------ what people do

@@ -216,3 +216,18 @@ async def test_a_catalog_that_fails_is_told(mirror: Mirror, upstream: Scripted) 
         executor._catalog._db.execute("PRAGMA query_only = 1")
         with pytest.raises(CatalogFailed, match="readonly"):
             await cache.images.pin(APP, Digest.of(b"x"))
+
+
+async def test_a_tag_that_another_process_has_checked_is_not_served_as_before(mirror: Mirror, upstream: Scripted) -> None:
+    """Though it is fresh here: what somebody has refreshed is served by all workers a second later, without another request to upstream."""
+    old = upstream.add_image("library/app", "1")
+    for _ in range(2):
+        assert (await mirror.get("/v2/app/manifests/1")).body == old.body
+    new = upstream.add_image("library/app", "1", layers=[b"new"])
+    async with beside(mirror, upstream) as cache:
+        assert (await cache.images.refresh(APP, ONE)).now == new.digest
+    asked = upstream.count("HEAD"), upstream.count("GET")
+    async with asyncio.timeout(10):
+        while (await mirror.get("/v2/app/manifests/1")).body != new.body:
+            await asyncio.sleep(0.05)
+    assert (upstream.count("HEAD"), upstream.count("GET")) == asked

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -15,11 +16,13 @@ import pytest
 from mirror.errors import ManifestUnknown, Pinned, StorageFull
 from mirror.manifests import DOCKER_SCHEMA1_SIGNED, OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
+from mirror.storage.disk import store as disk_store
 from mirror.storage.disk.store import DiskStore
 from mirror.storage.memory import MemoryStore
+from mirror.storage.partial import Partial
 from mirror.storage.settings import Upkeep
 from mirror.storage.slices import FileSlice, Part, Reader
-from mirror.storage.store import Gone, Question, State, Store, TagRecord
+from mirror.storage.store import Change, Gone, Question, State, Store, TagRecord
 from tests.support.mirrors import until
 from tests.support.schema1 import PAYLOAD, sign
 
@@ -454,3 +457,76 @@ async def test_damage_is_not_served_once_it_is_looked_for(store: Store, damage: 
     reader = await store.open(sound)
     assert reader is not None
     await reader.aclose()
+
+
+# ---------------------------------------------------------------------- processes
+
+
+async def test_work_in_the_background_begins_and_ends(store: Store) -> None:
+    """With nothing to do; the store is closed while it goes on."""
+
+    async def restored(*_: object) -> None:
+        raise AssertionError("nothing is damaged")
+
+    digest = await put(store, b"kept")
+    store.start(restored)
+    store.start_counting()
+    store.count_pull(APP, ONE)
+    await asyncio.sleep(0)
+    assert store.size(digest) == 4
+
+
+async def test_a_status_is_there_until_it_is_removed(store: Store) -> None:
+    """As JSON gives it back: it is for other processes."""
+    assert await store.statuses() == []
+    await store.set_status({"a": (1, 2)})
+    assert await store.statuses() == [{"a": [1, 2]}]
+    await store.set_status([])
+    assert await store.statuses() == [[]]
+    await store.set_status(None)
+    assert await store.statuses() == []
+
+
+async def test_a_store_yields_no_change_of_its_own(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it writes."""
+    monkeypatch.setattr(disk_store, "_WATCH", 0.01)
+    changes = store.watch()
+    waiting = asyncio.ensure_future(anext(changes))
+    image = await put_image(store, APP, ONE, b"layer")
+    await store.set_tag(APP, TWO, TagRecord(image.descriptor, 5.0))
+    await store.drop_tag(APP, TWO)
+    await store.delete(APP, ONE)
+    done, _ = await asyncio.wait([waiting], timeout=0.1)
+    assert not done
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await changes.aclose()
+
+
+async def test_a_store_on_the_disk_yields_what_others_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tags that were set, by name; and that something was dropped or deleted. Its own writes in between count for nothing."""
+    monkeypatch.setattr(disk_store, "_WATCH", 0.01)
+    async with DiskStore(tmp_path, Upkeep(LIMIT)) as one, DiskStore(tmp_path, Upkeep(LIMIT)) as two, asyncio.timeout(20):
+        changes = one.watch()
+        image = await put_image(two, APP, ONE, b"layer")
+        assert await anext(changes) == Change(False, ((APP, ONE),))
+        await one.set_tag(APP, TWO, TagRecord(image.descriptor, 6.0))
+        await one.drop_tag(APP, TWO)
+        await two.set_tag(APP, ONE, TagRecord(image.descriptor, 7.0))
+        assert await anext(changes) == Change(False, ((APP, ONE),))
+        await two.set_tag(APP, TWO, TagRecord(image.descriptor, 7.0))
+        await two.drop_tag(APP, TWO)
+        assert (await anext(changes)).deleted
+        await two.delete(APP, ONE)
+        assert await anext(changes) == Change(True, ())
+        await changes.aclose()
+
+
+async def test_every_method_of_a_store_is_called_here() -> None:
+    """Or in test_sources.py, which runs on both stores too: the suite is as wide as the interface."""
+    text = Path(__file__).read_text() + Path(__file__).with_name("test_sources.py").read_text()
+    for protocol, name in ((Store, "store"), (Partial, "partial")):
+        for method in vars(protocol):
+            if not method.startswith("_"):
+                assert re.search(rf"\.{method}\b", text), f"{name}.{method}"

@@ -34,7 +34,7 @@ from mirror.storage.disk.maintenance.verification import Verification
 from mirror.storage.disk.partial import DiskPartial
 from mirror.storage.disk.statuses import Statuses
 from mirror.storage.settings import Upkeep
-from mirror.storage.store import Collected, Deleted, Pin, Question, Restore, Statistics, TagRecord, Verified
+from mirror.storage.store import Change, Collected, Deleted, Pin, Question, Restore, Statistics, TagRecord, Verified
 from mirror.tasks import BackgroundTask
 from mirror.threads import ThreadPool
 
@@ -160,15 +160,14 @@ class DiskStore:
     def lock(self, question: Question, key: str) -> AbstractAsyncContextManager[None]:
         return self._locks.take(_LOCKS[question], key)
 
-    async def watch(self) -> AsyncGenerator[None, None]:
-        seen: int | None = None
+    async def watch(self) -> AsyncGenerator[Change, None]:
         while True:
-            count = await self._catalog.read(seen, Catalog.deletions)
-            if seen is not None and count != seen:
-                self._content.cool()
-                yield
-            seen = count
             await asyncio.sleep(_WATCH)
+            change = await self._catalog.read(None, Catalog.changes)
+            if change is not None:
+                if change.deleted:
+                    self._content.cool()
+                yield change
 
     # ------------------------------------------------------------------ what people do
 

@@ -10,7 +10,7 @@ holding     which repository has been seen to hold which manifest
 pin         which images are never evicted
 pull        how often clients asked for a tag or digest, and when last
 traffic     what clients asked for and got, by day
-removals    how many times images were deleted: what other processes have in memory is older than that
+removals    how many times images were deleted or tags dropped: what other processes have in memory is older than that
 sample      how large the cache was, a few times an hour
 item, part  what images are made of, see composition.py
 ==========  ====================================================================================================
@@ -39,11 +39,13 @@ from mirror.errors import DigestInvalid
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Reference, Repository, Tag, parse_reference
 from mirror.storage.disk.catalog import history
+from mirror.storage.disk.catalog.changes import Changes
 from mirror.storage.disk.catalog.queues import BlobQueues
 from mirror.storage.disk.catalog.removal import Removal
 from mirror.storage.disk.catalog.schema import MANIFESTS, open_database
 from mirror.storage.disk.files import make_private_folder
 from mirror.storage.disk.maintenance.policy import MOST_FREQUENT, queue_of_new
+from mirror.storage.store import Change
 from mirror.storage.store import Pin as Pin
 from mirror.storage.store import TagRecord as TagRecord
 
@@ -65,6 +67,7 @@ class Catalog:
             stack.callback(self._db.close)
             self.queues = BlobQueues(self._db)
             self.removal = Removal(self._db)
+            self.changed = Changes(self._db)
             # Only lists that upstream gave, each replaceable: here diskcache may cull by itself. JSON, since a pickle on disk is code.
             try:
                 self._documents = _documents(folder / "documents")
@@ -247,12 +250,17 @@ class Catalog:
                 "INSERT OR REPLACE INTO tag VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (repository.registry, repository.path, tag, str(found.digest), found.media_type, found.size, record.checked),
             )
+        self.changed.checked_here(repository, tag, record.checked)
 
     def drop_tag(self, repository: Repository, tag: str) -> None:
         with self._db:
-            self._db.execute(
+            gone = self._db.execute(
                 "DELETE FROM tag WHERE registry = ? AND path = ? AND tag = ?", (repository.registry, repository.path, tag)
             )
+            if gone.rowcount:
+                # No row is left for other processes to find.
+                self._db.execute("UPDATE removals SET count = count + 1")
+                self.changed.deleted_here()
 
     def hold(self, repository: Repository, digest: Digest) -> None:
         """Notes that a repository holds a manifest."""
@@ -282,9 +290,9 @@ class Catalog:
         ).fetchone()
         return Repository(*row) if row else None
 
-    def deletions(self) -> int:
-        """How many times images were deleted, by any process."""
-        return self.removal.count()
+    def changes(self) -> Change | None:
+        """Returns what other processes have written since the last call, None where it is nothing that is remembered elsewhere."""
+        return self.changed.take()
 
     # ------------------------------------------------------------------ pins
 

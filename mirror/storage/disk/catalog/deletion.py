@@ -23,4 +23,5 @@ def delete(catalog: Catalog, blobs: BlobStore, repository: Repository, reference
             digest = Digest.parse(name)
             blobs.unlink(digest)
             catalog.drop(digest)
+        catalog.changed.deleted_here()
     return Deleted(named.digest, named.tags, sum(gone.values()), kept)

@@ -39,8 +39,6 @@ class Removal:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        self._version = -1
-        self._count = 0
 
     def find(self, repository: Repository, reference: Reference) -> Named | None:
         """What is to be deleted; None where nothing is known by that name."""
@@ -89,11 +87,3 @@ class Removal:
         kept = {row[0] for row in rows}
         gone = {name: size for name, size in family.items() if name not in kept}
         return gone, sum(family.values()) - sum(gone.values())
-
-    def count(self) -> int:
-        """How many times something was deleted, by any process. Costs next to nothing as long as no other process has written."""
-        (version,) = self._db.execute("PRAGMA data_version").fetchone()
-        if version != self._version:
-            self._version = version
-            (self._count,) = self._db.execute("SELECT count FROM removals").fetchone()
-        return self._count

@@ -88,6 +88,7 @@ CREATE TABLE IF NOT EXISTS part (root INTEGER NOT NULL, item INTEGER NOT NULL, P
 CREATE INDEX IF NOT EXISTS part_item ON part (item);
 CREATE INDEX IF NOT EXISTS child_digest ON child (digest);
 CREATE INDEX IF NOT EXISTS tag_digest ON tag (digest);
+CREATE INDEX IF NOT EXISTS tag_checked ON tag (checked);
 INSERT INTO item (digest, size, manifest)
     SELECT digest, size, media_type IS NOT NULL FROM content WHERE NOT EXISTS (SELECT 1 FROM item LIMIT 1);
 DELETE FROM item WHERE size IS NULL AND NOT EXISTS (SELECT 1 FROM part WHERE part.item = item.id);
