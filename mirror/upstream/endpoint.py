@@ -90,8 +90,8 @@ class Endpoint:
         self._anonymous = Authenticator(registry, None)
         self._challenges: OrderedDict[str, Challenge] = OrderedDict()
         self._signed: OrderedDict[tuple[Repository, Digest], _Signed] = OrderedDict()
-        self._pacers = {pull: EndpointPacer(self.name) for pull in (False, True)}
-        """Pulls apart from the rest: Docker Hub counts GETs of manifests, and no HEAD."""
+        self._pacers = {kind: EndpointPacer(self.name) for kind in ("blob", "GET", "HEAD")}
+        """GETs of manifests apart from HEADs, which Docker Hub does not count as pulls; blobs apart from both."""
         self._heads_from = 0.0
         self._limits: list[int | None] = [None, None]
 
@@ -155,10 +155,10 @@ class Endpoint:
 
         `deadline` is in the event loop's time. The redirect of a `blob` is used again for its other ranges. Raises Denied, UpstreamError.
         """
-        pacer = self._pacers[method == "GET" and blob is None] if blob is None else None
+        pacer = self._pacers[method if blob is None else "blob"]
         while True:
             patience = min(_left(deadline), _PATIENCE if self.alone else _IMPATIENCE)
-            sent = await pacer.turn(repository.path, patience) if pacer is not None else 0.0
+            sent = await pacer.turn(repository.path, patience)
             # Where HEAD is not answered at all, there is to be time to ask by GET.
             until = deadline if method == "GET" else deadline - _left(deadline) / 2
             try:
@@ -166,7 +166,7 @@ class Endpoint:
             except MirrorError as error:
                 metrics.upstream_errors.labels(*self._labels, _kind(error)).inc()
                 raise
-            if response.status != 429 or pacer is None:
+            if response.status != 429:
                 break
             wait = retry_after(response)
             response.release()
@@ -174,8 +174,7 @@ class Endpoint:
             self._note_limits(response)
             # Its turn is after those that wait already; where that is beyond its deadline, `turn` says so.
             pacer.limited(repository.path, sent, wait, self._limits[1] == 0)
-        if pacer is not None:
-            pacer.answered(repository.path)
+        pacer.answered(repository.path)
         self._note_limits(response)
         try:
             self._check(response, method)
@@ -292,8 +291,6 @@ class Endpoint:
     def _check(self, response: Response, method: str) -> None:
         """Raises what a status stands for. Not for HEAD: its refusal proves nothing, since registries and stores refuse it for what they give to GET."""
         where, status = shown(response.url), response.status
-        if status == 429:
-            raise UpstreamLimited(f"{where} answered 429: too many requests", retry_after(response))
         if method == "HEAD":
             return
         if status in (401, 403, 451):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections import OrderedDict
@@ -35,34 +36,47 @@ class Pacer:
         self._interval = 0.0
         """Seconds between two requests; 0 for no limit."""
         self._next = 0.0
+        self._waiting: list[object] = []
+        self._changed = asyncio.Event()
         self._paused_until = 0.0
         self._limited_at = -math.inf
         self._slowed_at = -math.inf
+        self._answered_at = 0.0
+        """The interval at the last answer."""
         self._doubling = True
         """False from an answer on until the next 429: every other request answered is as fast as it gets."""
 
     async def turn(self, patience: float) -> float:
         """Waits for this request's turn, for `patience` seconds at most; gives the time at which it is sent, for `answered` and `limited`.
 
-        Raises UpstreamLimited at once where the turn would come later.
+        Raises UpstreamLimited: at once where nobody's turn comes before, otherwise when the patience is at its end, since others' answers may speed things up.
         """
         began = self._clock()
-        while True:
-            now = self._clock()
-            if now - self._limited_at > _FORGOTTEN_AFTER:
-                self._interval = 0.0
-            turn = max(now, self._paused_until, self._next if self._interval else 0.0)
-            if turn > began + patience:
-                left = turn - now
-                raise UpstreamLimited(f"{self._name} has answered 429: it is asked again in {left:.0f} s", left)
-            if turn <= now:
-                self._next = now + self._interval
-                return now
-            self._next = turn + self._interval
-            await asyncio.sleep(turn - now)
-            if self._clock() >= self._paused_until:
-                return self._clock()
-            # A 429 came meanwhile, and moved everybody's turn.
+        self._waiting.append(me := object())
+        try:
+            while True:
+                now = self._clock()
+                if now - self._limited_at > _FORGOTTEN_AFTER:
+                    self._interval = 0.0
+                first = max(now, self._paused_until, self._next if self._interval else 0.0)
+                turn = first + self._waiting.index(me) * self._interval
+                if first > began + patience or (turn > now and now >= began + patience):
+                    left = turn - now
+                    raise UpstreamLimited(f"{self._name} has answered 429: it is asked again in {left:.0f} s", left)
+                if turn <= now:
+                    self._next = now + self._interval
+                    return now
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(turn, began + patience) - now):
+                        await self._changed.wait()
+        finally:
+            self._waiting.remove(me)
+            self._note_change()
+
+    def _note_change(self) -> None:
+        """Has those who wait look again when their turn is."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def limited(self, sent: float, retry_after: float | None, exhausted: bool) -> None:
         """Takes note of a 429 to a request that was sent then. `exhausted` is a quota that is used up, which waiting a little does not mend."""
@@ -78,6 +92,7 @@ class Pacer:
             self._doubling = True
         self._paused_until = max(self._paused_until, now + min(max(retry_after, self._interval), self._longest_pause))
         self._next = max(self._next, self._paused_until)
+        self._note_change()
 
     @property
     def idle(self) -> bool:
@@ -86,11 +101,15 @@ class Pacer:
 
     def answered(self) -> None:
         """Takes note of an answer other than 429."""
-        self._doubling = False
         if self._interval:
-            self._interval *= _RECOVERY
+            # After several 429s in a row the interval says how long that took, and little of how often one may ask.
+            self._interval = min(self._interval, max(2 * self._answered_at, _FIRST_INTERVAL)) * _RECOVERY
             if self._interval < _NONE_BELOW:
                 self._interval = 0.0
+            self._next = min(self._next, self._clock() + self._interval)
+            self._note_change()
+        self._answered_at = self._interval
+        self._doubling = False
 
 
 class EndpointPacer:
@@ -100,11 +119,12 @@ class EndpointPacer:
     in between, or when the endpoint says that a quota is used up.
     """
 
-    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """`name` is the endpoint's, for errors."""
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic, longest_pause: float = _LONGEST_PAUSE) -> None:
+        """As Pacer's; a pause of all repositories is 60 s at most."""
         self._name = name
         self._clock = clock
-        self._all = Pacer(name, clock, _LONGEST_PAUSE_OF_ALL)
+        self._longest_pause = longest_pause
+        self._all = Pacer(name, clock, min(longest_pause, _LONGEST_PAUSE_OF_ALL))
         self._repositories: OrderedDict[str, Pacer] = OrderedDict()
         self._limited: set[str] = set()
         """Repositories that were answered 429 since any was answered otherwise."""
@@ -118,7 +138,7 @@ class EndpointPacer:
 
     def limited(self, repository: str, sent: float, retry_after: float | None, exhausted: bool) -> None:
         """Takes note of a 429, as Pacer.limited does."""
-        own = self._repositories.setdefault(repository, Pacer(self._name, self._clock))
+        own = self._repositories.setdefault(repository, Pacer(self._name, self._clock, self._longest_pause))
         own.limited(sent, retry_after, exhausted)
         if len(self._repositories) > _MOST_REPOSITORIES:
             self._repositories.popitem(last=False)

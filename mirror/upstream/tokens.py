@@ -15,10 +15,11 @@ from typing import Any
 from aiocache import SimpleMemoryCache
 from yarl import URL
 
-from mirror.errors import Denied, TokenServiceFailed, UpstreamInvalid, UpstreamLimited, UpstreamTimeout, UpstreamUnreachable
+from mirror.errors import Denied, TokenServiceFailed, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
 from mirror.tasks import SingleFlight
 from mirror.upstream.challenges import Challenge
 from mirror.upstream.guard import Guard
+from mirror.upstream.pacing import EndpointPacer
 from mirror.upstream.receiver import Response
 from mirror.upstream.transport import REDIRECTS, read_bounded, retry_after, shown
 from mirror.upstream.urls import parse_url, same_origin
@@ -31,6 +32,9 @@ _SHORTEST_LIFE = 1.0
 _LONGEST_LIFE = 86400.0
 _LARGEST_TOKEN = 256 * 1024
 _MOST_REDIRECTS = 5
+_MOST_REALMS = 100
+_LONGEST_PAUSE = 2.0
+"""Seconds of a token service's Retry-After that are waited for: as long as it is not asked, nothing of the registry can be had."""
 
 
 class Authenticator:
@@ -42,6 +46,8 @@ class Authenticator:
         self._credentials = credentials
         self._tokens = SimpleMemoryCache(timeout=None)
         self._fetching: SingleFlight[str] = SingleFlight()
+        self._pacers: dict[URL, EndpointPacer] = {}
+        """By the realm's origin."""
 
     async def aclose(self) -> None:
         await self._fetching.aclose()
@@ -94,15 +100,13 @@ class Authenticator:
         credentials = self._read()
         headers = {"Authorization": _basic(credentials)} if credentials is not None else {}
         where = shown(url)
-        response = await self._ask(guard, via, url, headers, timeout)
+        response = await self._paced(scope, guard, via, url, headers, timeout)
         try:
             if response.status in (400, 401, 403):
                 advice = (
                     "check the username and password set for it" if credentials else "this needs credentials, and none are set"
                 )
                 raise Denied(f"{self._registry}'s token service ({where}) answered {response.status}: {advice}")
-            if response.status == 429:
-                raise UpstreamLimited(f"{where} answered 429: too many requests", retry_after(response))
             if response.status != 200:
                 raise UpstreamInvalid(f"{where} answered {response.status} instead of a token")
             body = await read_bounded(response, _LARGEST_TOKEN, timeout)
@@ -116,6 +120,26 @@ class Authenticator:
         if life >= _SHORTEST_LIFE:
             await self._tokens.set(key, token, ttl=life)
         return token
+
+    async def _paced(
+        self, scope: str, guard: Guard, via: Sequence[URL], url: URL, headers: dict[str, str], timeout: float
+    ) -> Response:
+        """Asks a realm, again after a 429, for as long as `timeout`. Raises UpstreamLimited where its turn would be later, and as `_ask` does."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        if len(self._pacers) > _MOST_REALMS:
+            self._pacers.clear()
+        name = f"{self._registry}'s token service ({shown(url.origin())})"
+        pacer = self._pacers.setdefault(url.origin(), EndpointPacer(name, longest_pause=_LONGEST_PAUSE))
+        while True:
+            sent = await pacer.turn(scope, deadline - loop.time())
+            response = await self._ask(guard, via, url, headers, max(deadline - loop.time(), 0.0))
+            if response.status != 429:
+                pacer.answered(scope)
+                return response
+            wait = retry_after(response)
+            response.release()
+            pacer.limited(scope, sent, wait, False)
 
     async def _ask(self, guard: Guard, via: Sequence[URL], url: URL, headers: dict[str, str], timeout: float) -> Response:
         """Asks a realm, which may have moved. Credentials stay with its origin. Raises TokenServiceFailed, TargetRefused, UpstreamInvalid."""

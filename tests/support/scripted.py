@@ -211,8 +211,9 @@ class Scripted:
         """Bytes per second of each body, where no fault says otherwise."""
         self.manifests_per_second: float | None = None
         """Requests for manifests beyond that are answered 429, without Retry-After."""
-        self._allowance = 1.0
-        self._allowed_at = 0.0
+        self.tokens_per_second: float | None = None
+        """The same for tokens."""
+        self._allowances: dict[str, tuple[float, float]] = {}
         self.ranges = True
         self.bodies = 0
         self.most_bodies = 0
@@ -360,7 +361,7 @@ class Scripted:
         if (redirect := fault.of(Redirect)) is not None:
             return web.Response(status=redirect.status, headers={"Location": redirect.location})
         path = request.path.removeprefix(self.prefix)
-        if "/manifests/" in path and not self._allows():
+        if "/manifests/" in path and not self._allows("manifests", self.manifests_per_second):
             return web.Response(status=429, text='{"errors":[{"code":"TOOMANYREQUESTS"}]}')
         if path in ("/v2/", "/v2"):
             return web.Response(text="{}", headers=self.extra_headers)
@@ -377,16 +378,15 @@ class Scripted:
             return self._referrers(match[1], match[2])
         return web.Response(status=404, text="no such route")
 
-    def _allows(self) -> bool:
-        if self.manifests_per_second is None:
+    def _allows(self, kind: str, per_second: float | None) -> bool:
+        if per_second is None:
             return True
         now = asyncio.get_running_loop().time()
-        self._allowance = min(1.0, self._allowance + (now - self._allowed_at) * self.manifests_per_second)
-        self._allowed_at = now
-        if self._allowance < 1.0:
-            return False
-        self._allowance -= 1.0
-        return True
+        before, since = self._allowances.get(kind, (1.0, now))
+        allowance = min(1.0, before + (now - since) * per_second)
+        allowed = allowance >= 1.0
+        self._allowances[kind] = allowance - allowed, now
+        return allowed
 
     def _unauthorized(self, request: web.BaseRequest) -> web.Response | None:
         given = request.headers.get("Authorization", "")
@@ -410,6 +410,8 @@ class Scripted:
             await asyncio.Event().wait()
         if (status := fault.of(Status)) is not None and status.status:
             return web.Response(status=status.status, headers=status.headers, body=status.body)
+        if not self._allows("tokens", self.tokens_per_second):
+            return web.Response(status=429, headers={"Retry-After": "142.918µs"}, text="toomanyrequests")
         given = request.headers.get("Authorization", "").removeprefix("Basic ")
         if self.accounts and given not in {_basic(*account) for account in self.accounts.items()}:
             return web.Response(status=401)

@@ -23,6 +23,40 @@ async def test_images_of_a_registry_that_limits_all_come(start: StartMirror, ups
     assert upstream.count("GET") <= 60, "they do not hammer"
 
 
+async def test_tokens_of_a_service_that_limits_all_come(start: StartMirror, upstream: Scripted) -> None:
+    """As ghcr.io's does, with a Retry-After that is none: each repository's token waits for its turn."""
+    upstream.auth, upstream.tokens_per_second = "bearer", 5
+    images = [upstream.add_image(f"library/app{number}", "latest") for number in range(12)]
+    mirror: Mirror = await start(settings={"upstream": {"header_timeout": 20}})
+    answers = await asyncio.gather(*(mirror.get(f"/v2/app{number}/manifests/latest") for number in range(12)))
+    assert [answer.body for answer in answers] == [image.body for image in images]
+    assert upstream.count("GET", "/token") <= 40
+
+
+@pytest.mark.parametrize("kind", ["HEAD", "tags/list"])
+async def test_what_else_is_limited_waits_too(start: StartMirror, upstream: Scripted, kind: str) -> None:
+    """HEADs and lists that were answered 429 come in the end, like GETs."""
+    for number in range(8):
+        upstream.add_image(f"library/app{number}", "latest")
+    upstream.fail("library/", Status(429), times=12, method="HEAD" if kind == "HEAD" else "GET")
+    mirror: Mirror = await start(settings={"upstream": {"header_timeout": 20}})
+    method, path = ("HEAD", "manifests/latest") if kind == "HEAD" else ("GET", kind)
+    answers = await asyncio.gather(*(mirror.get(f"/v2/app{number}/{path}", method) for number in range(8)))
+    assert [answer.status for answer in answers] == [200] * 8
+    assert len(upstream.asked) == 12 + 8
+
+
+async def test_blobs_that_are_limited_all_come(start: StartMirror, upstream: Scripted) -> None:
+    """A blob's 429 is waited for by its download."""
+    images = [upstream.add_image(f"library/app{number}", "latest") for number in range(8)]
+    upstream.fail("/blobs/", Status(429), times=12)
+    mirror: Mirror = await start(settings={"upstream": {"header_timeout": 20}})
+    answers = await asyncio.gather(
+        *(mirror.get(f"/v2/app{number}/blobs/{image.layers[0]}") for number, image in enumerate(images))
+    )
+    assert [answer.status for answer in answers] == [200] * 8
+
+
 async def test_a_limit_that_is_over_slows_nobody(start: StartMirror, upstream: Scripted) -> None:
     """Each answer speeds up what follows; nothing is remembered for ever."""
     now = 0.0
