@@ -20,6 +20,7 @@ from mirror.errors import (
     NameUnknown,
     RangeNotSatisfiable,
     TooManyGuesses,
+    Unknown,
     Unsupported,
     UpstreamError,
     UpstreamLimited,
@@ -62,10 +63,12 @@ def list_response(body: bytes, outcome: Outcome, content_type: str, headers: Map
 
 def error_response(error: MirrorError) -> web.Response:
     """An error as the OCI distribution-spec 1.1 ("Error Codes") has it."""
+    # Who asks may be a mirror too, which must not take a doubtful 404 for a registry's word.
+    code = error.code if not isinstance(error, Unknown) or error.certain else MirrorError.code
     headers = {
         "Content-Type": "application/json",
         VERSION[0]: VERSION[1],
-        "Cache-Status": f"mirror; fwd={'miss' if isinstance(error, _OF_UPSTREAM) else 'bypass'}; detail={error.code}",
+        "Cache-Status": f"mirror; fwd={'miss' if isinstance(error, _OF_UPSTREAM) else 'bypass'}; detail={code}",
         "X-Content-Type-Options": "nosniff",
     }
     if isinstance(error, RangeNotSatisfiable):
@@ -80,7 +83,7 @@ def error_response(error: MirrorError) -> web.Response:
         headers["WWW-Authenticate"] = 'Bearer realm="the mirror\'s admin token"'
     elif isinstance(error, UpstreamError | ClientBusy):
         headers["Retry-After"] = str(_RETRY_AFTER)
-    body = {"errors": [{"code": error.code, "message": error.message, "detail": None}]}
+    body = {"errors": [{"code": code, "message": error.message, "detail": None}]}
     return web.Response(
         status=error.status, body=json.dumps(body, ensure_ascii=False).encode(errors="backslashreplace"), headers=headers
     )

@@ -42,11 +42,10 @@ _HOSTS = {"docker.io": "registry-1.docker.io"}
 """Of registries whose name is not their host's."""
 
 
-_GONE = {
-    *("MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_BLOB_UNKNOWN"),
-    *("NOT_FOUND", "TAG_EXPIRED", "TAG_INVALID", "NAME_INVALID"),
-}
-"""The specification's codes, Harbor's and Quay's, and what registries say of names that cannot be."""
+_GONE = {"MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_BLOB_UNKNOWN", "NOT_FOUND", "TAG_EXPIRED", "TAG_INVALID"}
+"""The specification's codes, Harbor's and Quay's, and what registries say of tags that cannot be."""
+_NO_NAME = {"NAME_UNKNOWN", "NAME_INVALID"}
+"""Codes that count at the registry's own endpoint alone: a mirror says so of every repository where it does not know the registry that ``ns`` names."""
 
 
 class RegistrySettings(Protocol):
@@ -126,7 +125,7 @@ class Registry:
                 raise UpstreamInvalid(f"{shown(url)} answered {response.status}")
             body = await read_bounded(response, MAX_SIZE, self._time_for_body(endpoint, deadline))
             if response.status == 404:
-                raise _no_manifest(repository, reference, body)
+                raise _no_manifest(endpoint, repository, reference, body)
         finally:
             response.release()
         self._pulled_manifest.inc(len(body))
@@ -194,7 +193,7 @@ class Registry:
     ) -> Listing:
         def unknown(body: bytes) -> NameUnknown:
             error = NameUnknown(f"{self.name} has no repository {repository.path}")
-            error.certain = _is_registrys(body)
+            error.certain = _is_gone(endpoint, body)
             return error
 
         url, seconds = endpoint.url(repository, rest), self._transport.timeouts.header
@@ -283,13 +282,13 @@ def _listed(page: dict[str, Any], key: str, beside: str) -> list[Any]:
     raise UpstreamInvalid(f"upstream sent a document without {key} for a list")
 
 
-def _no_manifest(repository: Repository, reference: Reference, body: bytes) -> ManifestUnknown:
+def _no_manifest(endpoint: Endpoint, repository: Repository, reference: Reference, body: bytes) -> ManifestUnknown:
     error = ManifestUnknown(f"{repository.registry} has no manifest {reference} in {repository.path}")
-    error.certain = _is_registrys(body)
+    error.certain = _is_gone(endpoint, body)
     return error
 
 
-def _is_registrys(body: bytes) -> bool:
+def _is_gone(endpoint: Endpoint, body: bytes) -> bool:
     """True for an error body in which a registry says that something is not there (distribution-spec 1.1, "Error Codes").
 
     An ingress in front of one says 404 as well, while it restarts.
@@ -300,4 +299,5 @@ def _is_registrys(body: bytes) -> bool:
         return False
     errors = document.get("errors") if isinstance(document, dict) else None
     codes = [error.get("code") for error in errors if isinstance(error, dict)] if isinstance(errors, list) else []
-    return any(isinstance(code, str) and code.upper() in _GONE for code in codes)
+    said = _GONE | _NO_NAME if endpoint.own else _GONE
+    return any(isinstance(code, str) and code.upper() in said for code in codes)

@@ -377,7 +377,7 @@ async def test_gone_is_what_all_endpoints_say_is_gone(start: StartMirror, upstre
         assert answer.status == 404
 
 
-@pytest.mark.parametrize("code", ["MANIFEST_UNKNOWN", "NAME_UNKNOWN", "NOT_FOUND", "TAG_EXPIRED"])
+@pytest.mark.parametrize("code", ["MANIFEST_UNKNOWN", "NOT_FOUND", "TAG_EXPIRED"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_gone_in_a_registrys_words(start: StartMirror, upstream: Scripted, code: str, method: str) -> None:
     """The specification's, Harbor's and Quay's: then the tag is gone here too."""
