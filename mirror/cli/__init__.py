@@ -5,6 +5,7 @@ A command's module is imported only when that command runs, because most command
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import subprocess
@@ -30,6 +31,7 @@ COMMANDS = {
     "verify": "verify",
     "configure": "configure",
     "doctor": "doctor",
+    "man": "man",
 }
 """Each command and its module, in the order of `mirror --help`."""
 INTERRUPTED = 130
@@ -78,8 +80,10 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 
 def _commit() -> str:
-    """The commit of the checkout that this program runs from; empty for an installed one."""
+    """Returns the commit that this program was built from (see setup.py), or that of the checkout it runs from; empty if neither is known."""
     source = Path(__file__).parents[2]
+    with contextlib.suppress(OSError):
+        return (Path(__file__).parents[1] / "COMMIT").read_text().strip()
     if not (source / ".git").exists():
         return ""
     command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--exclude=*"]

@@ -31,12 +31,12 @@ def test_the_image_builds_runs_without_root_and_stops_in_time(dockerd: Dockerd, 
     """A real build on a base that is made here; the container serves and is healthy with a read-only root and no capabilities, as nobody in particular."""
     write_base_image(tmp_path / "base.tar")
     dockerd.docker("import", str(tmp_path / "base.tar"), "base")
-    build = f"build --network host --build-arg BASE=base -f {DEPLOY}/Dockerfile -t mirror {ROOT}"
+    build = f"build --network host --build-arg BASE=base --build-arg COMMIT=abc1234 -f {DEPLOY}/Dockerfile -t mirror {ROOT}"
     dockerd.docker(*build.split(), seconds=500)
     image, base = (json.loads(dockerd.docker("image", "inspect", name))[0] for name in ("mirror", "base"))
     assert image["Config"]["User"] == "10001:10001"
     assert image["Size"] - base["Size"] < 80_000_000
-    assert "mirror, version" in dockerd.docker("run", "--rm", "--network", "host", "mirror", "--version")
+    assert "(commit abc1234)" in dockerd.docker("run", "--rm", "--network", "host", "mirror", "--version")
     assert (
         "pip" not in dockerd.docker("run", "--rm", "--network", "none", "--entrypoint", "ls", "mirror", "/opt/mirror/bin").split()
     )
