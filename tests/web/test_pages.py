@@ -1,0 +1,221 @@
+"""What the pages show. In a browser: tests/e2e/test_dashboard.py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import ssl
+import subprocess
+import time
+from pathlib import Path
+
+from mirror.certificate import ends
+from mirror.downloads.active import Download
+from mirror.manifests import OCI_INDEX, OCI_MANIFEST
+from mirror.storage.disk.catalog.inventory import Inventory
+from mirror.storage.inventory import Day, History, Totals, Traffic, UnderWay
+from mirror.web import charts
+from mirror.web.downloads import by_image
+from mirror.web.pages import Pages, SiteInfo, State
+from mirror.web.templating import Templates
+from tests.cache.test_inventory import pull, serve
+from tests.support.dashboard import HOSTILE, HTML, IMAGE, log_in, token
+from tests.support.filled import fill
+from tests.support.images import make_index
+from tests.support.mirrors import Mirror, StartMirror, until
+from tests.support.scripted import Scripted
+
+
+async def test_an_upstream_that_nobody_has_asked_is_not_called_healthy(mirror: Mirror, upstream: Scripted) -> None:
+    """What is not known is not said; after an answer it is, and when that was."""
+    upstream.add_image("library/app", "1")
+    page = (await mirror.get("/", **HTML)).body
+    assert b"not visited yet" in page
+    unknown = page.count(b"<li>")
+    assert unknown > 1
+    assert b"healthy" not in page
+    await mirror.get("/v2/app/manifests/1")
+    async with asyncio.timeout(20):
+        # A page has the state of a moment ago.
+        while b"healthy" not in (page := (await mirror.get("/", **HTML)).body):
+            await asyncio.sleep(0.1)
+    assert page.count(b"<li>") == unknown
+    assert b"answered" in page
+
+
+def test_the_trend_is_drawn_once_it_tells_something() -> None:
+    """From the size an hour ago or earlier to the size now, the highest at the top; before that it says when it will be."""
+    totals = Totals(0, 0, 0, 0, 4096, 0, 0, Traffic(0, 0, 0, 0))
+    pages = Pages(None, None, SiteInfo("1", (), 8192, 1.0, dict), Templates("1"))  # type: ignore[arg-type]
+
+    def figures(*samples: tuple[float, int]) -> str:
+        sizes = tuple((int(time.time() - ago), size) for ago, size in samples)
+        return pages.parts(State((), totals, History(sizes, ()), {"mirror": [], "registries": {}}), "en")["figures"]
+
+    drawn = figures((7200, 1024), (3600, 2048))
+    assert re.search(r"Size of the cache lately: 1\sKiB on 20\d\d-[^,]*, 4\sKiB now", drawn)
+    line = re.search(r'<path class="line" d="M0\.0 ([\d.]+)L120\.0 ([\d.]+)L240\.0 ([\d.]+)"', drawn)
+    assert line is not None, drawn
+    heights = [float(height) for height in line.groups()]
+    assert heights == sorted(heights, reverse=True)
+    assert len(set(heights)) == 3
+    for young in (figures(), figures((600, 1024))):
+        assert "The trend shows here after an hour" in young
+        assert "<path" not in young
+
+
+async def test_what_is_fetched_ahead_is_counted_apart(start: StartMirror, upstream: Scripted) -> None:
+    """A prefetched layer that nobody asks for does not count as fetched for a client; one that a client reads meanwhile does."""
+    mirror: Mirror = await start(prefetch=True)
+    image = upstream.add_image("library/app", "1", layers=[os.urandom(200_000), os.urandom(300_000)])
+    before = await mirror.metric("mirror_fetched_ahead_bytes_total")
+    await mirror.get("/v2/app/manifests/1")
+    await mirror.get(f"/v2/app/blobs/{image.layers[0]}")
+    async with asyncio.timeout(20):
+        while await mirror.metric("mirror_fetched_ahead_bytes_total") < before + 300_000:
+            await asyncio.sleep(0.01)
+    await until(lambda: not mirror.spooled())
+    await mirror.stop()
+    with contextlib.closing(Inventory(mirror.directory)) as inventory:
+        totals, history = inventory.totals(), inventory.history()
+    traffic, today = totals.traffic, history.days[-1]
+    assert (traffic.prefetched, traffic.pulled) == (today.prefetched, 0)
+    assert 300_000 <= today.ahead < 301_000
+    assert today.fetched - today.ahead == today.passed == today.sent
+    assert (today.cached, traffic.saved) == (0, 0)
+
+
+def _fill(directory: Path) -> None:
+    fill(directory, 10_000)
+    # All of them at once have to be read first: minutes, on a busy machine.
+    with contextlib.closing(Inventory(directory)) as inventory:
+        inventory.learn()
+
+
+async def test_the_first_screen_is_small_with_ten_thousand_images(start: StartMirror) -> None:
+    """Page, script, style and picture together stay under 100 KB, uncompressed; the files may be kept for ever."""
+    # Eviction would begin to clear away what is said to be there.
+    mirror: Mirror = await start(max_size="2TiB")
+    await mirror.mended()
+    await asyncio.to_thread(_fill, mirror.directory)
+    async with asyncio.timeout(60):
+        # A page has the figures of a moment ago at once, and has new ones made.
+        while b">10,000<" not in (page := await mirror.get("/", **HTML)).body:
+            await asyncio.sleep(0.2)
+    assert page.body.count(b'<th scope="row">') == 25
+    total = len(page.body)
+    for url in sorted(set(re.findall(r'(?:src|href)="(/web/[^"]+)"', page.body.decode()))):
+        asset = await mirror.get(url)
+        assert (asset.status, asset.headers["Cache-Control"]) == (200, "public, max-age=31536000, immutable")
+        total += len(asset.body)
+    assert total < 100_000
+    for path in (
+        "/?page=40&order=size",
+        "/?page=400&order=size&q=app",
+        "/?page=400&view=images",
+        "/repository/docker.io/library/app-7",
+    ):
+        last = await mirror.get(path, **HTML)
+        assert (last.status, len(last.body) < 60_000) == (200, True)
+        assert b"Page 40 of 40" in last.body or b"Page 400 of 400" in last.body or b"10 images" in last.body
+
+
+def test_when_a_certificate_ends_is_read_from_its_file(tmp_path: Path) -> None:
+    """As OpenSSL reads it, before and after 2050, where the form of dates changes; of what is no certificate nothing is said."""
+    for days in (1, 3000, 20_000):
+        file = tmp_path / "mirror.crt"
+        made = f"openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=x -days {days} -out {file} -keyout {tmp_path / 'mirror.key'}"
+        subprocess.run(made.split(), check=True, capture_output=True)
+        told = subprocess.run(["openssl", "x509", "-enddate", "-noout", "-in", file], check=True, capture_output=True, text=True)
+        assert ends(file) == ssl.cert_time_to_seconds(told.stdout.strip().removeprefix("notAfter="))
+    whole = file.read_text()
+    for text in ("", "-----BEGIN CERTIFICATE-----", whole[:200], whole.replace("MII", "AAA")):
+        file.write_text(text)
+        assert ends(file) is None
+    assert ends(tmp_path / "none") is None
+
+
+async def test_the_settings_are_for_the_admin(dashboard: Mirror) -> None:
+    """All that are in force, as they would be written, and none that is secret."""
+    refused = await dashboard.get("/settings", **HTML)
+    assert (refused.status, b"cache.max_size" in refused.body) == (401, False)
+    page = (await dashboard.get("/settings", Cookie=await log_in(dashboard), **HTML)).body.decode()
+    for text in ("cache.max_size", "9.54 MiB/s", "30 d", "5 m", "server.listen"):
+        assert text in page
+    assert token(dashboard) not in page
+
+
+async def test_an_images_platforms_are_tabs(mirror: Mirror, upstream: Scripted) -> None:
+    """Each a link, so that no script is needed; what is cached comes first, and only one platform's layers are on the page."""
+    made = make_index(5)
+    serve(upstream, "library/app", "1", made)
+    await pull(mirror, "library/app", "1", made, "arm64")
+    async with asyncio.timeout(20):
+        # A file is there a moment before the catalog knows it.
+        while '<span class="badge good">complete</span>' not in (page := (await mirror.get(IMAGE, **HTML)).body.decode()):
+            await asyncio.sleep(0.05)
+    tabs = re.findall(r'href="(/image/[^"]*\?platform=[^"]*)#platform"[^>]*>([^<]*)<', page)
+    assert [label for _, label in tabs] == ["arm64", "amd64"]
+    assert page.count("layer 0") >= 1
+    assert "/bin/true" in page
+    other = (await mirror.get(tabs[1][0].replace("%2F", "/"), **HTML)).body.decode()
+    assert '<span class="badge ">not cached</span>' in other
+    assert "layer 0" not in other
+    for command in ("docker pull app:1", "podman pull docker.io/library/app:1", "FROM app:1@sha256:"):
+        assert command in page
+    assert (await mirror.get(f"{IMAGE}?platform=nothing", **HTML)).status == 200
+
+
+async def test_an_image_of_ten_thousand_platforms_is_a_page_like_others(mirror: Mirror, upstream: Scripted) -> None:
+    """What an index lists beyond what anybody would read is counted only, and so is what is for no platform."""
+    entries = [
+        {
+            "mediaType": OCI_MANIFEST,
+            "digest": f"sha256:{number:064x}",
+            "size": 1,
+            "platform": {"os": HOSTILE if number % 2 else "linux", "architecture": str(number)},
+        }
+        for number in range(10_000)
+    ]
+    body = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
+    upstream.add_manifest("library/app", "1", body, OCI_INDEX)
+    assert (await mirror.get("/v2/app/manifests/1")).status == 200
+    page = await mirror.get(IMAGE, **HTML)
+    assert b"and 4,960 more and 5,000 attestations" in page.body
+    assert len(page.body) < 200_000
+    assert b"<script>alert" not in page.body
+
+
+def test_the_days_stand_on_an_axis_with_round_figures() -> None:
+    """Heights fit the axis; what was fetched ahead is no part of what clients got."""
+    days = (Day("2025-01-01", 9, 9, 0, 0), Day("2025-01-02", 9, 9, 5 * 2**30, 11 * 2**30, 2**30, 2**30))
+    chart = charts.bars(History((), days))
+    assert chart is not None
+    assert (chart.top, chart.sent, chart.cached, chart.ahead) == (12 * 2**30, 11 * 2**30, 8 * 2**30, 2 * 2**30)
+    bar = chart.bars[1]
+    assert (bar.passed, bar.cached, bar.ahead) == ((90.0, 30.0), (10.0, 80.0), (100.0, 20.0))
+    assert charts.bars(History((), days[:1])) is None
+    for most in (1, 3, 1023, 1025, 10**9, 10**13):
+        assert most <= charts.axis_end(most) <= 2 * most
+
+
+def test_downloads_are_shown_by_image() -> None:
+    """One line for all blobs of an image, with what is cached of it already; a blob that nothing is known of has a line of its own."""
+    name = "docker.io/library/app"
+
+    def download(digest: str, size: int | None, have: int, readers: int = 1, ended: bool = False, error: str = "") -> Download:
+        return Download(digest, name, size, have, 10.0, readers, 0.0, True, ended, error)
+
+    image = UnderWay(f"{name}:1", "linux/amd64", {"a": 100, "b": 200, "c": 300, "d": 1}, frozenset(("c", "a")))
+    known = {(name, digest): image for digest in "abc"}
+    lines = by_image([download("b", None, 50), download("x", 7, 7, ended=True), download("a", 110, 110, ended=True)], known)
+    assert [line.name for line in lines] == [f"{name}:1", name]
+    whole, alone = lines
+    assert (whole.size, whole.have, whole.blobs, whole.rate, whole.readers) == (611, 460, 2, 10.0, 1)
+    assert (whole.ended, whole.left, whole.link) == (False, None, f"{name}:1")
+    assert (alone.ended, alone.link, alone.size) == (True, "", 7)
+    assert by_image([download("b", 200, 50)], known)[0].left == 15
+    assert by_image([download("b", 200, 50), download("a", 100, 0, 0, True, "gone")], known)[0].error == "gone"
