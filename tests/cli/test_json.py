@@ -1,0 +1,88 @@
+"""What commands print with ``--json`` has the keys that docs/json.md lists, and no others."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from click import Context
+
+from mirror.cli import main
+from tests.support.commands import Commands
+from tests.support.scripted import Scripted
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
+
+
+def documented() -> dict[str, set[str]]:
+    """The keys of each command."""
+    sections = re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", DOCUMENT, re.MULTILINE | re.DOTALL)
+    found = {
+        name: {key for row in re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE) for key in re.findall(r"`(.*?)`", row)}
+        for name, text in sections
+    }
+    image = {key.removeprefix("images[].") for key in found["ls"] if key.startswith("images[].")}
+    return {**found, "show": found["show"] | image}
+
+
+def keys(value: Any, path: str = "") -> Iterator[str]:
+    """Those of a document, in the same notation. An empty list has none."""
+    if isinstance(value, dict):
+        for key, below in value.items():
+            yield from keys(below, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for below in value:
+            yield from keys(below, f"{path}[]")
+    else:
+        yield path
+
+
+async def test_documents_have_the_documented_keys(upstream: Scripted, tmp_path: Path) -> None:
+    """Each command in each of its outcomes: a pinned image, a shared layer, damage that can and that cannot be repaired, a client's file."""
+    commands = Commands(tmp_path / "cache", upstream)
+    base = os.urandom(5000)
+    image = upstream.add_image("library/app", "1", layers=[base, os.urandom(1000)])
+    upstream.add_image("library/other", "1", layers=[base])
+    found: dict[str, set[str]] = {}
+
+    async def run(*arguments: str, status: int = 0) -> Any:
+        document = await commands.json(*arguments, status=status)
+        found.setdefault(arguments[0], set()).update(keys(document))
+        return document
+
+    await run("pull", "app:1", "other:1", "--platform", "linux/amd64")
+    await run("pin", "app:1")
+    for command in (["ls"], ["show", "app:1"], ["tags", "app"], ["gc", "--dry-run"], ["unpin", "app:1"]):
+        await run(*command)
+    (tmp_path / "cache" / "blobs" / "sha256" / image.config.hex).write_bytes(b"damaged")
+    await run("verify")
+    await run("stats")
+    root = ["--root", str(tmp_path / "root")]
+    for command in (
+        ["configure", "docker", *root],
+        ["configure", "docker", *root, "--write"],
+        ["configure", "docker", *root, "--undo"],
+    ):
+        await run(*command)
+    await run("configure", "docker", *root, "--undo", status=1)
+    doctor = await commands.run("doctor", "--json", "--mirror", "http://127.0.0.1:1")
+    found["doctor"] = set(keys(json.loads(doctor.stdout)))
+    await run("rm", "other:1")
+    await run("rm", "nothing:1", status=1)
+    expected = documented()
+    # There is none on a disk that has room.
+    assert found["stats"] | {"degraded[]"} == expected.pop("stats")
+    assert found.pop("stats")
+    assert found == expected
+    context = Context(main)
+    with_json = {
+        name
+        for name in main.list_commands(context)
+        if (known := main.get_command(context, name)) and any("--json" in one.opts for one in known.params)
+    }
+    assert with_json == documented().keys()
+    assert set(await commands.json("show", "nothing:2", status=1)) == {"error"}
