@@ -53,7 +53,7 @@ async def read_pages(
     The first page's failure is raised: Unknown, Denied, UpstreamError. A later one's loses nothing of what came before. Each page has `seconds` of its own.
     """
     found: list[Any] = []
-    left, seen = _LARGEST, {url}
+    left, seen, first = _LARGEST, {url}, url
     while True:
         try:
             page, size, link, said_by = await _page(endpoint, repository, url, headers, deadline, seconds, left, unknown)
@@ -67,7 +67,7 @@ async def read_pages(
         if link is None:
             return Listing(found, True)
         try:
-            url = _next(endpoint, link, said_by)
+            url = _next(endpoint, first, link, said_by)
         except UpstreamInvalid as error:
             log.warning("a list of %s breaks off: %s", repository, error.message)
             return Listing(found, False)
@@ -122,10 +122,14 @@ def _next_link(response: Response) -> str | None:
     return "" if header.strip() and not found else None
 
 
-def _next(endpoint: Endpoint, link: str, said_by: URL) -> URL:
-    """The next page, at the endpoint itself: registries behind a proxy link to their inner name, or leave the proxy's prefix out. Raises UpstreamInvalid."""
+def _next(endpoint: Endpoint, first: URL, link: str, said_by: URL) -> URL:
+    """The next page: the first one's path with the link's query. Raises UpstreamInvalid where the link has none, or is no URL.
+
+    Pages differ in their query alone; registries behind a proxy or a redirect link to an inner host, leave the proxy's prefix out, or know the repository by
+    another name.
+    """
     url = parse_url(link, shown(said_by), said_by)
-    before, slash, rest = url.raw_path_qs.partition("/v2/")
-    if not slash or "?" in before:
+    if not url.raw_query_string:
         raise UpstreamInvalid(f"{shown(said_by)} links to a next page that is no registry's")
-    return endpoint.resolve(rest)
+    below = first.raw_path.removeprefix(f"{endpoint.base.raw_path.rstrip('/')}/v2/")
+    return endpoint.resolve(f"{below}?{url.raw_query_string}")
