@@ -100,6 +100,8 @@ async def test_a_refusal_that_stays_is_asked_about_once_more_and_no_oftener(star
         ("repository:library/app:pull,push,delete", "repository:library/app:pull"),
         ("repository:library/app:*", "repository:library/app:pull"),
         ("repository:library/app:push", "repository:library/app:pull"),
+        ("repository:other/app:push", "repository:library/app:pull"),
+        ("repository:a:pull repository:b:delete", "repository:a:pull"),
         ("registry:catalog:*", "repository:library/app:pull"),
         ("repository:a:pull repository:b:pull,push", "repository:a:pull repository:b:pull"),
         ("repository(plugin):library/app:pull", "repository(plugin):library/app:pull"),
