@@ -153,7 +153,7 @@ ONE_MODULE = {
     # Those that try whether a disk can be written are about nothing else.
     r"fsync\(": {"durable.py", "disk_probe.py", "doctor/disk.py", "storage/disk/files.py"},
     r"O_NONBLOCK": {"regular_files.py"},
-    r"random\.": {"backoff.py"},
+    r"random\.|\b2(\.0)? ?\*\* ?\w*\(?\w*fail": {"backoff.py"},
     r"asyncio\.shield\(": {"tasks.py", "threads.py", "upstream/receiver.py", "web/pages.py"},
 }
 """What one module does for all others: an expression that is found in it alone."""

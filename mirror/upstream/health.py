@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mirror.backoff import doubled
+
 _FAILURES = 3
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
@@ -108,7 +110,7 @@ class Breaker:
             self._told(self.state != "down")
 
     def _pause(self) -> float:
-        return float(min(_FIRST_PAUSE * 2 ** min(max(self._evidence - _FAILURES, 0), 10), _LONGEST_PAUSE))
+        return doubled(_FIRST_PAUSE, max(self._evidence - _FAILURES, 0), _LONGEST_PAUSE)
 
 
 class Lease:

@@ -16,6 +16,7 @@ from mirror.errors import CatalogFailed
 from mirror.names import Digest, Repository, Tag
 from mirror.regular_files import open_file
 from mirror.storage.disk import blobs
+from mirror.storage.disk.catalog import catalog
 from mirror.storage.disk.maintenance import reading
 from mirror.storage.disk.store import DiskStore
 from mirror.storage.settings import Upkeep
@@ -226,3 +227,61 @@ async def test_some_of_the_disk_stays_free(start: StartMirror, upstream: Scripte
     got = await mirror.get(path(large))
     assert (got.digest(), got.cache) == (large, "mirror; fwd=miss; detail=not-stored")
     assert await mirror.metric("mirror_evictions_total") > 0
+
+
+async def test_a_read_only_disk(start: StartMirror, upstream: Scripted, small: Path) -> None:
+    """The mirror starts, serves what is cached and passes the rest through; pins are refused in words, and are there again with a disk that takes bytes."""
+    image = upstream.add_image("library/app", "latest", layers=[os.urandom(MIB)])
+    other = upstream.add_blob(os.urandom(MIB))
+    directory = small / "cache"
+    mirror: Mirror = await start(directory=directory, min_free=0)
+    await mirror.get(BY_TAG)
+    await mirror.get(path(image.layers[0]))
+    await mirror.until_cached(image.layers[0])
+    await mirror.stop()
+    async with DiskStore(directory, Upkeep(2**40)) as store:
+        assert await store.pin(APP, LATEST)
+    run("mount", "-o", "remount,ro", str(small))
+    mirror = await start(directory=directory, min_free=0)
+    assert (await mirror.get(BY_TAG)).body == image.body
+    got = await mirror.get(path(image.layers[0]))
+    assert (got.digest(), got.cache) == (image.layers[0], "mirror; hit")
+    assert (await mirror.get(path(other))).cache == "mirror; fwd=miss; detail=not-stored"
+    await mirror.stop()
+    async with DiskStore(directory, Upkeep(2**40)) as store:
+        with pytest.raises(CatalogFailed, match=str(directory)):
+            await store.unpin(APP, LATEST)
+    run("mount", "-o", "remount,rw", str(small))
+    async with DiskStore(directory, Upkeep(2**40)) as store:
+        assert [pin.reference for pin in await store.pins()] == [LATEST]
+
+
+async def test_a_closed_store_leaves_no_descriptor_open(tmp_path: Path) -> None:
+    """So that its disk can be unmounted."""
+    async with DiskStore(tmp_path, Upkeep(2**40)) as store:
+        await store.set_document("tags", {"asked": 1.0, "list": []})
+        await store.inventory.totals()
+    open_files = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+    assert not [name for name in open_files if name.startswith(str(tmp_path))]
+
+
+def test_a_catalog_that_cannot_be_opened_leaves_no_descriptor_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tried every five seconds for as long as the disk is full."""
+
+    def full(_: Path) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(catalog, "_documents", full)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with pytest.raises(sqlite3.OperationalError):
+            catalog.Catalog(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_what_an_older_mirror_wrote_is_cleared_away(start: StartMirror, tmp_path: Path) -> None:
+    """The directory looks like an OCI image layout no more: it is none."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "oci-layout").write_text("{}")
+    mirror: Mirror = await start(tmp_path / "cache")
+    await until(lambda: not (mirror.directory / "oci-layout").exists())

@@ -384,7 +384,7 @@ class Catalog:
 
 
 def _documents(folder: Path) -> diskcache.Cache:
-    return diskcache.Cache(
+    cache = diskcache.Cache(
         str(folder),
         disk=diskcache.JSONDisk,
         # All in its database: it would open files of its own as they come, be it a FIFO.
@@ -392,6 +392,9 @@ def _documents(folder: Path) -> diskcache.Cache:
         eviction_policy="least-recently-stored",
         size_limit=_DOCUMENTS_LIMIT,
     )
+    # It has a connection for each thread: this one's would be left open. The catalog's thread opens its own.
+    cache.close()
+    return cache
 
 
 def _sized(rows: Iterable[tuple[str, int]]) -> Iterator[tuple[Digest, int]]:

@@ -44,6 +44,8 @@ class Mending:
         try:
             with attempt(folder / "mend.lock"):
                 await self._threads.run(sweep, self._blobs)
+                # Written by mirrors up to 0.1, though the directory is no OCI image layout: it has no index.json.
+                (self._blobs.root / "oci-layout").unlink(missing_ok=True)
                 await self._threads.run(look_for_damage, folder)
                 await self.mend()
                 await self._eviction.make_room(0)
