@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 _TOO_LARGE_FOR = 300.0
 """Seconds for which a blob is remembered as larger than the cache."""
 _MOST_TOO_LARGE = 1000
-_LOOK = 0.1
+_INTERVAL = 0.1
 """Seconds between two looks at how far a download is."""
 
 
@@ -171,7 +171,7 @@ class Cache:
         flight, reader, joined = await self._join(repository, digest, self._context(repository, digest))
         before = flight.progress.have
         try:
-            while not await self._flights.ended(flight, _LOOK):
+            while not await self._flights.ended(flight, _INTERVAL):
                 yield flight.progress
         finally:
             await reader.aclose()

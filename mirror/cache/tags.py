@@ -194,13 +194,13 @@ class Tags:
     async def _fetched_elsewhere(self, repository: Repository, reference: Reference, since: float) -> Manifest | None:
         """What another process has fetched meanwhile; of a tag, what it has asked for `since`."""
         if isinstance(reference, Tag):
-            record = await self._told_elsewhere(repository, reference, since)
+            record = await self._stored_since(repository, reference, since)
             if record is None:
                 return None
             reference = record.descriptor.digest
         return await self._store.manifest(reference)
 
-    async def _told_elsewhere(self, repository: Repository, tag: Tag, since: float) -> TagRecord | None:
+    async def _stored_since(self, repository: Repository, tag: Tag, since: float) -> TagRecord | None:
         stored = await self._store.tag(repository, tag)
         if stored is None or not since <= stored.checked <= self._clock():
             return None
@@ -220,7 +220,7 @@ class Tags:
 
     async def _head(self, repository: Repository, reference: Reference, since: float) -> Descriptor:
         async with self._store.lock(Question.FETCH, f"head {repository} {reference}"):
-            if isinstance(reference, Tag) and (record := await self._told_elsewhere(repository, reference, since)) is not None:
+            if isinstance(reference, Tag) and (record := await self._stored_since(repository, reference, since)) is not None:
                 return record.descriptor
             return await self._head_now(repository, reference)
 
@@ -296,8 +296,8 @@ class Tags:
 
     async def _check(self, repository: Repository, tag: Tag, record: TagRecord, since: float) -> Descriptor:
         async with self._store.lock(Question.CHECK, f"check {repository} {tag}"):
-            if (told := await self._told_elsewhere(repository, tag, since)) is not None:
-                return told.descriptor
+            if (stored := await self._stored_since(repository, tag, since)) is not None:
+                return stored.descriptor
             return await self._check_now(repository, tag, record)
 
     async def _check_now(self, repository: Repository, tag: Tag, record: TagRecord) -> Descriptor:

@@ -271,7 +271,7 @@ def test_a_catalog_that_cannot_be_opened_leaves_no_descriptor_open(tmp_path: Pat
     def full(_: Path) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(catalog, "_documents", full)
+    monkeypatch.setattr(catalog, "Documents", full)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         with pytest.raises(sqlite3.OperationalError):

@@ -188,7 +188,7 @@ class DiskStore:
         return deleted
 
     def _delete(self, catalog: Catalog, repository: Repository, reference: Reference, force: bool) -> Deleted:
-        with self._eviction.alone():
+        with self._eviction.exclusive():
             return delete(catalog, self.blobs, repository, reference, force)
 
     async def collect(self, *, dry_run: bool = False) -> Collected:

@@ -25,21 +25,18 @@ import contextlib
 import logging
 import math
 import os
-import shutil
 import sqlite3
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import diskcache
 
 from mirror.errors import DigestInvalid
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Reference, Repository, Tag, parse_reference
 from mirror.storage.disk.catalog import history
 from mirror.storage.disk.catalog.changes import Changes
+from mirror.storage.disk.catalog.documents import Documents
 from mirror.storage.disk.catalog.queues import BlobQueues
 from mirror.storage.disk.catalog.removal import Removal
 from mirror.storage.disk.catalog.schema import MANIFESTS, open_database
@@ -50,8 +47,6 @@ from mirror.storage.store import Pin as Pin
 from mirror.storage.store import TagRecord as TagRecord
 
 log = logging.getLogger(__name__)
-
-_DOCUMENTS_LIMIT = 256 * 1024 * 1024
 
 
 class Catalog:
@@ -68,15 +63,7 @@ class Catalog:
             self.queues = BlobQueues(self._db)
             self.removal = Removal(self._db)
             self.changed = Changes(self._db)
-            # Only lists that upstream gave, each replaceable: here diskcache may cull by itself. JSON, since a pickle on disk is code.
-            try:
-                self._documents = _documents(folder / "documents")
-            except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):
-                    raise
-                log.warning("the lists that upstream gave cannot be read (%s): forgotten", error)
-                shutil.rmtree(folder / "documents")
-                self._documents = _documents(folder / "documents")
+            self._documents = Documents(folder / "documents")
             stack.callback(self._documents.close)
             self.close = stack.pop_all().close
             """Closes the databases, each also where another fails to close."""
@@ -371,30 +358,11 @@ class Catalog:
     # ------------------------------------------------------------------ documents
 
     def document(self, key: str) -> dict[str, Any] | None:
-        """What was stored under `key`: a list that upstream gave, and when."""
-        try:
-            found = self._documents.get(key)
-        except (ValueError, zlib.error):
-            # Rotten on the disk.
-            return None
-        return found if isinstance(found, dict) else None
+        """See `Store.document`."""
+        return self._documents.get(key)
 
     def set_document(self, key: str, value: dict[str, Any]) -> None:
         self._documents.set(key, value)
-
-
-def _documents(folder: Path) -> diskcache.Cache:
-    cache = diskcache.Cache(
-        str(folder),
-        disk=diskcache.JSONDisk,
-        # All in its database: it would open files of its own as they come, be it a FIFO.
-        disk_min_file_size=_DOCUMENTS_LIMIT,
-        eviction_policy="least-recently-stored",
-        size_limit=_DOCUMENTS_LIMIT,
-    )
-    # It has a connection for each thread: this one's would be left open. The catalog's thread opens its own.
-    cache.close()
-    return cache
 
 
 def _sized(rows: Iterable[tuple[str, int]]) -> Iterator[tuple[Digest, int]]:

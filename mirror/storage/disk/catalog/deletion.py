@@ -18,7 +18,7 @@ def delete(catalog: Catalog, blobs: BlobStore, repository: Repository, reference
         if named.pinned and not force:
             raise Pinned(f"{image_name(repository, reference)} is pinned: unpin it first, or force it")
         catalog.removal.forget_names(repository, reference, named)
-        gone, kept = catalog.removal.alone(repository, named.digest)
+        gone, kept = catalog.removal.exclusive_content(repository, named.digest)
         for name in gone:
             digest = Digest.parse(name)
             blobs.unlink(digest)

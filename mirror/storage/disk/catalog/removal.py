@@ -80,7 +80,7 @@ class Removal:
         )
         self._db.execute("UPDATE removals SET count = count + 1")
 
-    def alone(self, repository: Repository, digest: Digest) -> tuple[dict[str, int], int]:
+    def exclusive_content(self, repository: Repository, digest: Digest) -> tuple[dict[str, int], int]:
         """The content of a manifest whose names in `repository` are forgotten: what no other image has, with sizes in bytes; and the bytes of the rest."""
         family = dict(self._db.execute(_FAMILY, (str(digest),)).fetchall())
         rows = self._db.execute(_KEPT, (json.dumps(list(family)), repository.registry, repository.path))

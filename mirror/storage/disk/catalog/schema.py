@@ -130,14 +130,14 @@ def open_database(folder: Path) -> tuple[sqlite3.Connection, int]:
     path = folder / _NAME
     lock = open_file(folder / "open.lock", os.O_RDWR | os.O_CREAT)
     try:
-        with opening(lock, Lock.DATABASE) as alone:
-            if alone and status_of(folder / _DAMAGED) is not None:
+        with opening(lock, Lock.DATABASE) as exclusive:
+            if exclusive and status_of(folder / _DAMAGED) is not None:
                 _set_aside(path, "its last start found damage in it")
                 (folder / _DAMAGED).unlink()
             try:
                 db = connect(path)
             except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError) or not alone:
+                if isinstance(error, sqlite3.OperationalError) or not exclusive:
                     raise
                 _set_aside(path, error)
                 db = connect(path)
@@ -147,7 +147,7 @@ def open_database(folder: Path) -> tuple[sqlite3.Connection, int]:
     return db, lock
 
 
-def look_for_damage(folder: Path) -> None:
+def check_for_damage(folder: Path) -> None:
     """Reads the whole database; one that is damaged is made anew at the next start. Blocks on the disk. Raises OSError."""
     try:
         with contextlib.closing(sqlite3.connect(folder / _NAME)) as db:

@@ -24,7 +24,7 @@ class Usage:
     def __init__(self, catalog: CatalogExecutor) -> None:
         self._catalog = catalog
         self._pulls: dict[tuple[Repository, Reference], tuple[int, float]] = {}
-        self._told = _traffic()
+        self._written = _traffic()
         self._sampled = -math.inf
         self._background_task = BackgroundTask(self._write)
 
@@ -42,8 +42,8 @@ class Usage:
         if self._pulls:
             pulls, self._pulls = self._pulls, {}
             await self._catalog.write(Catalog.count_pulls, pulls)
-        counted, before = _traffic(), self._told
-        self._told = counted
+        counted, before = _traffic(), self._written
+        self._written = counted
         new = {
             key: [count - old for count, old in zip(counts, before.get(key, [0] * 4), strict=True)]
             for key, counts in counted.items()

@@ -122,7 +122,7 @@ class Eviction:
 
     # ------------------------------------------------------------------ in the catalog's thread
 
-    def alone(self) -> contextlib.AbstractContextManager[None]:
+    def exclusive(self) -> contextlib.AbstractContextManager[None]:
         """Nobody else removes content meanwhile, in whatever process. In the catalog's thread, and before its transaction. Blocks."""
         return wait(self._store.root / "catalog" / "eviction.lock", Lock.EVICTION)
 
@@ -130,7 +130,7 @@ class Eviction:
         """One step: True when there is room, False when there cannot be, None when there may be after more steps."""
         if self._over(catalog, this)[0] <= 0:
             return True
-        with self.alone(), catalog.changing():
+        with self.exclusive(), catalog.changing():
             # Counted again: another process may have made room while this one waited.
             over, must = self._over(catalog, this)
             if over > 0 and (cleared := spool.make_room(self._store, over, dry_run=self._store.dry_run)):
@@ -193,7 +193,7 @@ class Eviction:
     def _remove(self, catalog: Catalog, digests: list[Digest]) -> list[Digest]:
         """One step; what is left to be tried, nothing where no more can go."""
         gone: set[Digest] = set()
-        with self.alone(), catalog.changing():
+        with self.exclusive(), catalog.changing():
             pinned, sizes = catalog.pinned(), catalog.content()
             left = [digest for digest in digests if digest in sizes and digest not in pinned]
             deadline = time.monotonic() + _TURN

@@ -13,7 +13,7 @@ from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
-from mirror.storage.disk.catalog.schema import look_for_damage
+from mirror.storage.disk.catalog.schema import check_for_damage
 from mirror.storage.disk.maintenance.eviction import Eviction
 from mirror.storage.disk.spool import sweep
 from mirror.threads import ThreadPool
@@ -46,7 +46,7 @@ class Mending:
                 await self._threads.run(sweep, self._blobs)
                 # Written by mirrors up to 0.1, though the directory is no OCI image layout: it has no index.json.
                 (self._blobs.root / "oci-layout").unlink(missing_ok=True)
-                await self._threads.run(look_for_damage, folder)
+                await self._threads.run(check_for_damage, folder)
                 await self.mend()
                 await self._eviction.make_room(0)
         except BlockingIOError:
@@ -66,7 +66,7 @@ class Mending:
             await self._catalog.write(self._drop, lost[start : start + _BATCH])
         new = [digest for digest in found if digest not in known]
         for start in range(0, len(new), _BATCH):
-            entries = await self._threads.run(self._look_into, new[start : start + _BATCH])
+            entries = await self._threads.run(self._describe, new[start : start + _BATCH])
             await self._catalog.write(Catalog.take_in, entries)
         if lost or new:
             log.info("mended the catalog: %d files taken in, %d rows dropped", len(new), len(lost))
@@ -90,7 +90,7 @@ class Mending:
                 gone.append(digest)
         catalog.forget(gone)
 
-    def _look_into(self, digests: list[Digest]) -> list[tuple[Descriptor, list[Digest]]]:
+    def _describe(self, digests: list[Digest]) -> list[tuple[Descriptor, list[Digest]]]:
         """What files without a row are: blobs have no media type here, manifests have children."""
         entries = []
         for digest in digests:
