@@ -13,7 +13,7 @@ from mirror.cli import changes
 from mirror.cli.changes import Change
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import print_json
-from mirror.clients import CLIENTS, Address, Client, Conflict, client_here
+from mirror.clients import CLIENTS, Address, Client, Conflict, client_here, runs_systemd
 
 
 @click.command(short_help="Point a client of this machine at the mirror.")
@@ -66,16 +66,19 @@ def configure(
         address = Address.parse(url if url is not None else settings.server.own_url)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--mirror") from None
-    chosen = client_here(client) if root is None and file is None else CLIENTS[client]
+    here = root is None and file is None
+    chosen = client_here(client) if here else CLIENTS[client]
+    systemd = runs_systemd() if here else None
     if file is not None and len(chosen.plan(address, ["*"])) > 1:
         raise click.UsageError(f"{client} has several files: use --root instead")
     report = (
         _undo(chosen, address, root, file) if undo else _change(chosen, address, list(settings.registries), root, file, write)
     )
+    report["then"] = chosen.command(undo, systemd is not False)
     if as_json:
         print_json(report)
     else:
-        _print_report(report, chosen, write, undo)
+        _print_report(report, chosen, write, undo, systemd)
     sys.exit(0 if report["done"] else 1)
 
 
@@ -122,7 +125,7 @@ def _undo(client: Client, address: Address, root: Path | None, file: Path | None
     if not paths:
         faults.append(f"no file of {client.title} was changed by this program: there is nothing to undo")
     files = [{"path": str(path), "changed": True, "exists": path.exists()} for path in paths]
-    return {**_report(client, address, files, faults), "then": client.then_undone or client.then}
+    return _report(client, address, files, faults)
 
 
 def _report(client: Client, address: Address, files: list[dict[str, Any]], faults: list[str]) -> dict[str, Any]:
@@ -132,11 +135,10 @@ def _report(client: Client, address: Address, files: list[dict[str, Any]], fault
         "done": not faults,
         "files": files,
         "faults": faults,
-        "then": client.then,
     }
 
 
-def _print_report(report: dict[str, Any], client: Client, write: bool, undo: bool) -> None:
+def _print_report(report: dict[str, Any], client: Client, write: bool, undo: bool, systemd: bool | None) -> None:
     touched = [file for file in report["files"] if file["changed"]]
     if not undo:
         click.echo("".join(file["diff"] for file in touched), nl=False)
@@ -150,7 +152,7 @@ def _print_report(report: dict[str, Any], client: Client, write: bool, undo: boo
     if not touched:
         click.echo(f"{client.title} already uses {report['mirror']} for {client.registries}")
     elif write or undo:
-        click.echo(f"Done. {client.next_step(undo)}")
+        click.echo(f"Done. {client.next_step(undo, systemd)}")
     else:
         click.echo(
             f"With these changes {client.title} uses {report['mirror']} for {client.registries}. Nothing was written: run it again with --write."

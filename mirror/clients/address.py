@@ -1,4 +1,4 @@
-"""A mirror's address, as its clients are told it."""
+"""A mirror's address as it is written into clients' settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Address:
 
     url: str
     authority: str
-    """Host, and port where there is one: what stands in an image's name."""
+    """Host, and port if there is one, as in an image's name."""
     secure: bool
     """https rather than http."""
     loopback: bool

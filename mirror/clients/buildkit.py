@@ -1,4 +1,4 @@
-"""buildkit: buildkitd.toml. Its mirrors are hosts without a scheme; that one is asked by http is told in a table of the mirror's own."""
+"""buildkit: buildkitd.toml. Mirrors are hosts without a scheme; a table for the mirror itself says that it uses http."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""dockerd: ``registry-mirrors`` in daemon.json, which it asks for Docker Hub's images only.
+"""dockerd: ``registry-mirrors`` in daemon.json, used for Docker Hub's images only.
 
-Where that file is, and what makes dockerd read it, depends on how Docker was installed: `installed_here` finds out.
+Where that file is, and what makes dockerd read it, depends on how Docker was installed; see `installed_here`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ CLIENT = Client(
 
 
 def installed_here(root: Path, home: Path, uid: int) -> Client:
-    """Docker as it is installed under `root` for the user `uid`: Docker Desktop, rootless, a snap, or the usual package."""
+    """Returns Docker as it is installed under `root` for the user `uid`: Docker Desktop, rootless, a snap, or a package."""
 
     def at(title: str, path: Path, then: str, then_undone: str, note: str = _BUILDS) -> Client:
         return dataclasses.replace(

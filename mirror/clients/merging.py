@@ -1,7 +1,7 @@
-"""Changes to TOML, YAML and JSON that leave the rest of a file as it is: its comments, order and, but for JSON, its layout.
+"""Changes TOML, YAML and JSON while keeping the rest of a file: comments, order and, except for JSON, layout.
 
-A change is a function on dicts and lists. It is made twice, on the document that keeps the layout and on plain data, and the two must agree in the end: a file
-is never written that says something else than was meant.
+A change is a function on dicts and lists. It is applied twice, to a document that keeps the layout and to plain data. The results must agree, so that no file
+is written with another meaning than intended.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ruamel.yaml.error import YAMLError
 from mirror.clients.files import Conflict
 
 Change = Callable[[MutableMapping[str, Any]], None]
-"""May raise Conflict; TypeError, AttributeError and the like where the data has another shape than it should."""
+"""May raise Conflict, and TypeError, AttributeError, KeyError or ValueError if the data has an unexpected shape."""
 
 _SHAPE = (TypeError, AttributeError, KeyError, ValueError)
 _UNSAFE = "is laid out in a way that cannot be changed safely: add by hand what is shown for an empty file"
@@ -94,15 +94,15 @@ def change_json(text: str, change: Change) -> str:
 
 
 def put_first(values: list[Any], value: str) -> None:
-    """Moves `value` to the front of a list, or puts it there. Raises AttributeError where it is no list."""
+    """Puts `value` at the front of a list, moving it if it is present. Raises AttributeError if `values` is not a list."""
     if value in values:
         values.remove(value)
     values.insert(0, value)
 
 
 def _wanted(plain: dict[str, Any], change: Change) -> bool:
-    """Makes the change on plain data; False when there was nothing to change. Raises Conflict."""
-    # The order counts too: the first of several mirrors is asked first.
+    """Applies the change to plain data. Returns whether it changed anything. Raises Conflict."""
+    # The order matters too: mirrors are tried in order.
     before = repr(plain)
     try:
         change(plain)

@@ -1,6 +1,6 @@
-"""What is wrong on this machine, and what to do about it: settings, disk, clock, upstreams, the mirror itself, and the clients beside it.
+"""Diagnoses this machine: settings, disk, clock, upstreams, the mirror itself, and the clients beside it.
 
-Everything is asked at once, and each question has its time: an examination ends within some twelve seconds, with no network at all as well.
+All checks run at once and have time limits: an examination takes about twelve seconds at most, even without a network.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["Finding", "Level", "advice", "examine", "ok", "problem"]
 
 
 async def examine(settings: Settings, address: Address, root: Path = Path("/")) -> list[Finding]:
-    """All findings, in the order in which they are best read. Never raises but CancelledError.
+    """Returns all findings, in reading order. Raises only CancelledError.
 
-    `address` is where the mirror should be; the clients' files are looked for under `root`.
+    `address` is the mirror's; the clients' files are read under `root`.
     """
     parts = await asyncio.gather(
         disk.examine(settings),

@@ -1,4 +1,4 @@
-"""The cache's disk: can it be written, lasts what is written, is there room for what the settings promise, and do files of secrets keep them?"""
+"""Checks the cache's disk: whether it can be written and has room for the size limit, and whether files with secrets are private."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _PATIENCE = 10.0
 
 
 async def examine(settings: Settings) -> list[Finding]:
-    """Writes and removes a small file in the cache directory. Never raises but CancelledError."""
+    """Returns findings about the disk; writes and removes a small file. Raises only CancelledError."""
     try:
         return await within(_PATIENCE, _examine, settings)
     except TimeoutError:
-        told = f"the disk of {settings.cache.dir} has not written a small file and counted the cache within {_PATIENCE:g} s"
-        return [problem(_CHECK, told, "look at the kernel's log (dmesg), and at the server where it is a network's file system")]
+        message = f"the disk of {settings.cache.dir} did not write a small file and list the cache within {_PATIENCE:g} s"
+        return [problem(_CHECK, message, "check the kernel's log (dmesg), and the file server if there is one")]
 
 
 def _examine(settings: Settings) -> list[Finding]:
@@ -38,17 +38,17 @@ def _examine(settings: Settings) -> list[Finding]:
         if not found:
             found = [*_file_system(folder), *_room(folder, settings.cache.max_size, settings.cache.min_free)]
     except OSError as error:
-        cure = f"make {folder} and give it to the user that runs the mirror, or set cache.dir (--cache-dir) to another folder"
+        cure = f"create {folder} and make it writable for the user that runs the mirror, or set cache.dir (--cache-dir) to another folder"
         found = [problem(_CHECK, f"the cache directory {folder} cannot be used: {error.strerror or error}", cure)]
     return [*found, *_secrets(settings)]
 
 
 def _write(folder: Path) -> Iterator[Finding]:
-    """Nothing where a file can be locked, written, forced to the disk and renamed. Raises OSError."""
+    """Yields a finding for what a file in the folder cannot do: be locked, written, synced, renamed. Raises OSError."""
     if not folder.exists():
         above = next(parent for parent in folder.parents if parent.exists())
         if not os.access(above, os.W_OK):
-            raise PermissionError(13, f"it is not there, and this user cannot make it in {above}")
+            raise PermissionError(13, f"it does not exist, and this user cannot create it in {above}")
         folder = above
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as name:
         first, second = Path(name) / "1", Path(name) / "2"
@@ -59,7 +59,7 @@ def _write(folder: Path) -> Iterator[Finding]:
                 yield problem(
                     _CHECK,
                     f"files in {folder} cannot be locked: {error.strerror}",
-                    "set cache.dir to a local disk: downloads are shared by locks",
+                    "set cache.dir to a local disk: locks coordinate downloads",
                 )
             file.write(b"x" * 65536)
             file.flush()
@@ -71,9 +71,7 @@ def _write(folder: Path) -> Iterator[Finding]:
         finally:
             os.close(descriptor)
         if second.stat().st_size != 65536:
-            yield problem(
-                _CHECK, f"what is written to {folder} does not stay", "look at the kernel's log (dmesg) for faults of the disk"
-            )
+            yield problem(_CHECK, f"what is written to {folder} is lost", "check the kernel's log (dmesg) for disk errors")
 
 
 def _file_system(folder: Path) -> Iterator[Finding]:
@@ -81,21 +79,21 @@ def _file_system(folder: Path) -> Iterator[Finding]:
     if kind in _NETWORK:
         yield advice(
             _CHECK,
-            f"{folder} is on a network's file system ({kind})",
-            "set cache.dir to a local disk: a hit is as fast as the disk, and locks hold there",
+            f"{folder} is on a network file system ({kind})",
+            "set cache.dir to a local disk: hits are as fast as the disk, and locks are reliable",
         )
     elif kind in ("tmpfs", "ramfs"):
         yield advice(
-            _CHECK, f"{folder} is in memory ({kind})", "set cache.dir to a disk, or everything is fetched again after a restart"
+            _CHECK, f"{folder} is in memory ({kind})", "set cache.dir to a disk, or everything is downloaded again after a reboot"
         )
     elif kind == "overlay":
         yield advice(
-            _CHECK, f"{folder} is in a container's own layer", "mount a volume there, or the cache goes with the container"
+            _CHECK, f"{folder} is in a container's own layer", "mount a volume there, or the cache is lost with the container"
         )
 
 
 def _kind(folder: Path) -> str:
-    """The type of the file system; empty where it cannot be told (proc(5), mountinfo)."""
+    """Returns the type of the file system (proc(5), mountinfo); empty if unknown."""
     best, kind = "", ""
     path = f"{os.path.realpath(folder)}/"
     with contextlib.suppress(OSError):
@@ -110,25 +108,25 @@ def _kind(folder: Path) -> str:
 def _room(folder: Path, max_size: int, min_free: float) -> Iterator[Finding]:
     room = measure(folder, min_free)
     kept = sum(_sizes(folder / "blobs")) + sum(_sizes(folder / "spool"))
-    told = f"{format_size(kept)} cached of {format_size(max_size)} at most, {format_size(room.free)} of {format_size(room.total)} free ({_kind(folder) or 'unknown file system'})"
+    usage = f"{format_size(kept)} cached of {format_size(max_size)} at most, {format_size(room.free)} of {format_size(room.total)} free ({_kind(folder) or 'unknown file system'})"
     usable = kept + room.free - room.reserve
     if room.free < min(room.total // 100, 64 * 1024 * 1024):
         yield problem(
             _CHECK,
-            f"the disk of {folder} is full: {told}",
-            "make cache.max_size smaller or the disk larger; until then blobs are passed through and not kept",
+            f"the disk of {folder} is full: {usage}",
+            "reduce cache.max_size or enlarge the disk; until then blobs are passed through and not kept",
         )
     elif room.is_low:
         yield problem(
             _CHECK,
             room.shortage(folder),
-            f"delete other files on that disk, or set cache.dir to another one; now it holds {told}",
+            f"delete other files on that disk, or set cache.dir to another one; now it holds {usage}",
         )
     elif usable < max_size:
         yield advice(
             _CHECK,
-            f"{folder} has no room for cache.max_size: {told}",
-            f"set cache.max_size to {format_size(usable * 0.95).replace(' ', '')} or less, or make the disk larger",
+            f"{folder} has no room for cache.max_size: {usage}",
+            f"set cache.max_size to {format_size(usable * 0.95).replace(' ', '')} or less, or enlarge the disk",
         )
     elif room.inodes is not None and room.inodes < 10_000:
         yield problem(
@@ -137,11 +135,11 @@ def _room(folder: Path, max_size: int, min_free: float) -> Iterator[Finding]:
             "set cache.dir to another file system, or delete small files",
         )
     else:
-        yield ok(_CHECK, f"{folder}: {told}")
+        yield ok(_CHECK, f"{folder}: {usage}")
 
 
 def _sizes(folder: Path) -> Iterator[int]:
-    """Bytes that each file takes up: those of downloads in progress are longer than what is there."""
+    """Yields the allocated size of each file: those of downloads in progress are sparse."""
     for above, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(OSError):
@@ -155,6 +153,6 @@ def _secrets(settings: Settings) -> Iterator[Finding]:
                 if registry.password_file.stat().st_mode & 0o004:
                     yield advice(
                         "settings",
-                        f"everybody on this machine can read {name}'s password in {registry.password_file}",
-                        f"chmod o-r {registry.password_file}, its group that of the mirror's user",
+                        f"every user of this machine can read {name}'s password in {registry.password_file}",
+                        f"chmod o-r {registry.password_file}; its group should be that of the mirror's user",
                     )

@@ -1,4 +1,4 @@
-"""What an examination finds."""
+"""The results of an examination."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from enum import StrEnum
 class Level(StrEnum):
     OK = "ok"
     ADVICE = "advice"
-    """It works, and could be better."""
+    """It works, but could be better."""
     PROBLEM = "problem"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`check` names what was examined; `cure` is what to do, empty where nothing is to be done."""
+    """`check` names what was examined; `cure` is what to do, empty if nothing."""
 
     level: Level
     check: str

@@ -1,4 +1,4 @@
-"""What runs on this machine: the mirror, and clients that should ask it."""
+"""Checks what runs on this machine: the mirror, and the clients that should use it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from yarl import URL
 
-from mirror.clients import CLIENTS, Address, Client, Conflict, client_here
+from mirror.clients import CLIENTS, Address, Client, Conflict, client_here, runs_systemd
 from mirror.config import Settings
 from mirror.doctor.findings import Finding, advice, ok, problem
 from mirror.doctor.waiting import within
@@ -28,20 +28,18 @@ _DOCKER_SOCKET = "/var/run/docker.sock"
 
 
 async def examine_mirror(settings: Settings, address: Address) -> list[Finding]:
-    """Whether a mirror answers there, and what it says of itself. Never raises but CancelledError."""
+    """Checks whether a mirror answers at the address, and what it reports as degraded. Raises only CancelledError."""
     try:
         transport = Transport(Timeouts(connect=2, header=4, stall=4, attempts=1), Connections(1, 1, 1))
     except OSError:
-        # A proxy that cannot be used: a finding of `upstreams`, and no mirror starts with it.
+        # The proxy variables are invalid, which upstreams.py reports.
         return []
     try:
         response = await transport.request("GET", URL(f"{address.url}/readyz"), {}, tls=_tls(settings, address))
         body = await read_bounded(response, 1024 * 1024, 4)
     except MirrorError as error:
-        cure = (
-            f"start it: mirror serve --listen {settings.server.listen}, or systemctl start mirror; --mirror names one elsewhere"
-        )
-        return [problem("mirror", f"none answers at {address.url}: {error.message}", cure)]
+        cure = f"start it: mirror serve --listen {settings.server.listen}{', or systemctl start mirror' if runs_systemd() else ''}; for another machine's, give --mirror"
+        return [problem("mirror", f"no mirror answers at {address.url}: {error.message}", cure)]
     finally:
         await transport.aclose()
     try:
@@ -52,16 +50,18 @@ async def examine_mirror(settings: Settings, address: Address) -> list[Finding]:
             problem(
                 "mirror",
                 f"another program answers at {address.url}",
-                "give the mirror another address with server.listen (--listen), or stop that program",
+                "choose another address with server.listen (--listen), or stop that program",
             )
         ]
     if degraded:
-        return [advice("mirror", line, "what is cached is served; the other findings may tell the cause") for line in degraded]
-    return [ok("mirror", f"it answers at {address.url}, and nothing of it is degraded")]
+        return [
+            advice("mirror", line, "cached content is still served; the other findings may explain this") for line in degraded
+        ]
+    return [ok("mirror", f"it answers at {address.url}, and is not degraded")]
 
 
 def _summed_up(lines: list[str], registries: list[str]) -> list[str]:
-    """The lines of /readyz; those about several registries as one, which the findings about upstreams explain."""
+    """Returns the lines of /readyz, those about several registries summed up as one; the findings about upstreams have the details."""
     named = {line: line.partition(": ")[0] for line in lines if line.partition(": ")[0] in registries}
     if len(named) < 2:
         return lines
@@ -70,7 +70,7 @@ def _summed_up(lines: list[str], registries: list[str]) -> list[str]:
 
 
 def _tls(settings: Settings, address: Address) -> ssl.SSLContext | None:
-    """The very certificate of the settings is trusted for the mirror of the settings, whose address here need not be a name that it is for."""
+    """Returns a context that trusts exactly the mirror's own certificate, without checking its host name; None for another mirror."""
     own = settings.server.tls_certificate
     if own is None or address.url != settings.server.own_url:
         return None
@@ -81,11 +81,11 @@ def _tls(settings: Settings, address: Address) -> ssl.SSLContext | None:
 
 
 async def examine_clients(settings: Settings, address: Address, root: Path) -> list[Finding]:
-    """Whether the clients that are installed ask the mirror; their files are looked for under `root`. Never raises but CancelledError."""
+    """Checks whether installed clients use the mirror; their files are read under `root`. Raises only CancelledError."""
     try:
         return await within(_PATIENCE, _examine_clients, settings, address, root)
     except TimeoutError:
-        return [problem("clients", f"their files could not be read within {_PATIENCE:g} s", "look at the disk that /etc is on")]
+        return [problem("clients", f"their files could not be read within {_PATIENCE:g} s", "check the disk that /etc is on")]
 
 
 def _examine_clients(settings: Settings, address: Address, root: Path) -> list[Finding]:
@@ -105,24 +105,26 @@ def _client(client: Client, settings: Settings, address: Address, root: Path) ->
             if file.merge(text) != text:
                 missing.append(str(path))
         except Conflict as conflict:
-            yield problem(client.name, f"{path} {conflict}", f"change it by hand, then: mirror configure {client.name}")
+            yield problem(client.name, f"{path} {conflict}", f"change it by hand, then run mirror configure {client.name}")
             return
         except (OSError, UnicodeDecodeError) as error:
-            yield advice(client.name, f"{path} cannot be read: {error}", "ask again as root")
+            yield advice(client.name, f"{path} cannot be read: {error}", "run mirror doctor as root")
             return
     if missing:
         cure = (
-            f"mirror configure {client.name} --mirror {address.url} --write; not needed where it asks the mirror by another name"
+            f"mirror configure {client.name} --mirror {address.url} --write; ignore this if it uses the mirror under another name"
         )
-        yield advice(client.name, f"installed here, and not told of {address.url} in {missing[0]}", cure)
+        yield advice(client.name, f"installed here, but {missing[0]} does not name {address.url}", cure)
     elif client.name == "docker" and (mirrors := _docker_mirrors()) is not None and address.url not in mirrors:
-        yield problem("docker", "dockerd has not read its settings since they name the mirror", client.then)
+        yield problem(
+            "docker", "dockerd has not read its settings since the mirror was added", client.command(systemd=runs_systemd())
+        )
     else:
-        yield ok(client.name, f"it asks {address.url}")
+        yield ok(client.name, f"it uses {address.url}")
 
 
 def _docker_mirrors() -> list[str] | None:
-    """The mirrors that a running dockerd knows; None where none can be asked (Docker Engine API, GET /info)."""
+    """Returns the mirrors that the running dockerd knows (Docker Engine API, GET /info); None if it cannot be asked."""
     connection = http.client.HTTPConnection("localhost", timeout=3)
     try:
         connection.sock = socket.socket(socket.AF_UNIX)

@@ -1,4 +1,4 @@
-"""Upstreams: can their names be resolved, do they answer, by a TLS that holds, do they take the credentials, is our clock theirs, and what does Docker Hub still allow?"""
+"""Checks upstreams: name resolution, TLS, latency, credentials, the clock, and Docker Hub's remaining pulls."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 from yarl import URL
 
 from mirror import metrics
+from mirror.clients import runs_systemd
 from mirror.config import DEFAULT_REGISTRY, Registry, Settings
 from mirror.doctor.findings import Finding, Level, advice, ok, problem
 from mirror.doctor.waiting import within
@@ -33,17 +34,18 @@ _TIMEOUTS = Timeouts(connect=3, header=5, stall=5, attempts=1)
 _ONE_EACH = Connections(per_blob=1, per_endpoint=1, in_all=64)
 _RESOLVE = 4.0
 _REGISTRY = 12.0
-"""Seconds for all that is asked of one registry."""
+"""Seconds for all requests to one registry."""
 _SLOW = 2.0
+_SPANS = ((86400, "days"), (3600, "hours"), (60, "minutes"))
 _ALL_AWAY = 3
-"""Findings alike from which on they are told as one."""
+"""Number of similar findings from which they are reported as one."""
 _URL_OR_HOST = re.compile(r"https?://[^\s;,]+|(?<=the host )\S+")
 _PREVIEW = Repository.parse("docker.io", "ratelimitpreview/test")
-"""What Docker keeps for looking at the limit ("Docker Hub usage and limits"); a HEAD of it is not counted."""
+"""The repository that Docker provides for checking the limit ("Docker Hub usage and limits"); HEAD is not counted."""
 
 
 async def examine(settings: Settings) -> list[Finding]:
-    """Never raises but CancelledError."""
+    """Returns findings about every registry. Raises only CancelledError."""
     # A name server that does not answer holds a thread for as long as this says (resolv.conf(5)).
     os.environ.setdefault("RES_OPTIONS", "timeout:2 attempts:1")
     try:
@@ -51,7 +53,9 @@ async def examine(settings: Settings) -> list[Finding]:
     except OSError as error:
         return [
             problem(
-                "upstreams", str(error), "set the variable to an HTTP proxy's URL, or unset it; the mirror does not start with it"
+                "upstreams",
+                str(error),
+                "set the variable to an HTTP proxy's URL, or unset it; the mirror does not start otherwise",
             )
         ]
     skews: list[float] = []
@@ -60,27 +64,27 @@ async def examine(settings: Settings) -> list[Finding]:
         parts = await asyncio.gather(*asked)
     finally:
         await transport.aclose()
-    return [*_told_once([finding for part in parts for finding in part]), *_clock(skews)]
+    return [*_summed_up([finding for part in parts for finding in part]), *_clock(skews)]
 
 
-def _told_once(found: list[Finding]) -> list[Finding]:
-    """One finding in place of those that differ in the host alone, where no registry answers: the network is away then, not each of them."""
+def _summed_up(found: list[Finding]) -> list[Finding]:
+    """Replaces findings that differ only in the host by one if no registry answers, because then the network is down."""
     if any(finding.level is Level.OK for finding in found):
         return found
     alike: dict[str, list[Finding]] = {}
     for finding in found:
         alike.setdefault(_URL_OR_HOST.sub("", finding.message), []).append(finding)
-    told: list[Finding] = []
+    summary: list[Finding] = []
     for group in alike.values():
         first = group[0]
         if len(group) < _ALL_AWAY:
-            told += group
+            summary += group
             continue
         names = len({finding.check for finding in group})
         message = f"none of {names} registries can be reached; {first.check}: {first.message}"
-        cure = f"a mirror without a network needs nothing more: what is cached is served. Otherwise {first.cure}"
-        told.append(problem("upstreams", message, cure))
-    return told
+        cure = f"without a network this is as intended: cached content is served. Otherwise {first.cure}"
+        summary.append(problem("upstreams", message, cure))
+    return summary
 
 
 async def _registry(name: str, registry: Registry, transport: Transport, skews: list[float]) -> list[Finding]:
@@ -105,8 +109,8 @@ async def _registry(name: str, registry: Registry, transport: Transport, skews: 
         found.append(
             problem(
                 name,
-                f"it has not answered everything within {_REGISTRY:g} s",
-                "look at the line, and at the proxy if there is one",
+                f"it did not answer all requests within {_REGISTRY:g} s",
+                "check the connection, and the proxy if there is one",
             )
         )
     return found
@@ -115,7 +119,7 @@ async def _registry(name: str, registry: Registry, transport: Transport, skews: 
 async def _endpoint(
     name: str, registry: Registry, base: URL, transport: Transport, tls: ssl.SSLContext | None, skews: list[float]
 ) -> Finding:
-    """Asks for the API's root as `docker login` does, with credentials where they are set."""
+    """Requests the API's root as `docker login` does, with credentials if they are set."""
     host = base.host or ""
     through = Proxies().of(base)
     proxy = str(through.url) if through is not None else None
@@ -125,7 +129,7 @@ async def _endpoint(
             return problem(
                 name,
                 f"the host {host} cannot be resolved: {fault}",
-                "look at /etc/resolv.conf and the name server, or at the endpoint's spelling; behind a proxy set HTTPS_PROXY",
+                "check /etc/resolv.conf and the name server, and the endpoint's spelling; behind a proxy, set HTTPS_PROXY",
             )
     guard, authenticator = Guard(transport, base, tls), Authenticator(name, registry.credentials)
     url = URL(f"{str(base).rstrip('/')}/v2/")
@@ -140,20 +144,20 @@ async def _endpoint(
             if challenge is None:
                 return problem(
                     name,
-                    f"{base} asks for credentials in a way that this mirror does not know",
-                    "take another endpoint, or leave the credentials out",
+                    f"{base} asks for credentials by a scheme that this mirror does not support",
+                    "use another endpoint, or remove the credentials",
                 )
             header, _ = await authenticator.header(challenge, "", guard, [url], _TIMEOUTS.header)
             response = await guard.request("GET", (), url, {"Authorization": header}, _TIMEOUTS.header)
             response.release()
         elif response.status == 401:
-            # Anybody may ask for most images; which ones, only a pull shows.
+            # Most images are public; only a pull shows which.
             return _latency(name, base, seconds, proxy, "without credentials")
     except Denied as error:
         return problem(
             name,
             error.message,
-            f'look at username and password_file under [registries."{name}"]; with two-factor authentication an access token is needed',
+            f'check username and password_file under [registries."{name}"]; with two-factor authentication, use an access token',
         )
     except MirrorError as error:
         return problem(name, error.message, _cure(error, base, proxy))
@@ -163,37 +167,37 @@ async def _endpoint(
         return problem(
             name,
             f"{base} answered {response.status} to the credentials",
-            f'look at username and password_file under [registries."{name}"]',
+            f'check username and password_file under [registries."{name}"]',
         )
     if response.status != 200:
         return problem(
             name,
             f"{base} answered {response.status} to a request for /v2/",
-            "is this a registry's address? A portal or a proxy between answers like this as well",
+            "check that this is a registry's address; a captive portal or a proxy may answer like this too",
         )
     return _latency(name, base, seconds, proxy, "with credentials" if registry.username is not None else "open to anybody")
 
 
 def _latency(name: str, base: URL, seconds: float, proxy: str | None, how: str) -> Finding:
-    by = f", by way of the proxy {URL(proxy).host}" if proxy else ""
-    told = f"{base} answers in {seconds * 1000:.0f} ms, {how}{by}"
+    by = f", through the proxy {URL(proxy).host}" if proxy else ""
+    message = f"{base} answers in {seconds * 1000:.0f} ms, {how}{by}"
     return (
-        ok(name, told)
+        ok(name, message)
         if seconds < _SLOW
-        else advice(name, told, "a mirror of this registry that is nearer may be set as its first endpoint")
+        else advice(name, message, "a nearer mirror of this registry can be set as its first endpoint")
     )
 
 
 def _cure(error: MirrorError, base: URL, proxy: str | None) -> str:
     if "TLS" in error.message or "ertificate" in error.message:
-        return "a registry of your own: set ca_file; a proxy that opens TLS: add its certificate to the system's; and look at the clock"
+        return "for a private registry, set ca_file; behind a proxy that intercepts TLS, add its certificate to the system's; check the clock"
     if proxy:
-        return "look at the proxy in HTTPS_PROXY; NO_PROXY takes hosts out of it"
-    return f"try: curl -v {base}/v2/ ; a firewall, a missing proxy (HTTPS_PROXY) or the registry itself may be the cause. What is cached is served"
+        return "check the proxy in HTTPS_PROXY; NO_PROXY exempts hosts from it"
+    return f"try: curl -v {base}/v2/ ; a firewall, a missing proxy (HTTPS_PROXY) or the registry itself may be the cause. Cached content is served"
 
 
 async def _resolve(host: str) -> str:
-    """What is wrong with a name; empty where nothing is."""
+    """Resolves a host name. Returns what is wrong; empty if nothing is."""
     try:
         ipaddress.ip_address(host.partition("%")[0])
         return ""
@@ -209,19 +213,19 @@ async def _resolve(host: str) -> str:
 
 
 async def _limit(name: str, registry: Registry) -> list[Finding]:
-    """What Docker Hub still allows, by the mirror's own way of asking."""
+    """Checks Docker Hub's remaining pulls, with a request as the mirror makes it."""
     async with Upstreams({name: registry}, _TIMEOUTS, _ONE_EACH) as upstreams:
         try:
             await upstreams.registry(name).head_manifest(_PREVIEW, Tag("latest"))
         except ManifestUnknown:
-            # A mirror of Docker Hub need not have it.
+            # A mirror of Docker Hub may not have it.
             return []
         except (Denied, UpstreamError) as error:
             return [
                 problem(
                     name,
-                    f"an image cannot be asked for: {error.message}",
-                    "look at the credentials, and at whether the endpoint is a registry's",
+                    f"an image cannot be requested: {error.message}",
+                    "check the credentials, and that the endpoint is a registry",
                 )
             ]
     found = []
@@ -231,18 +235,18 @@ async def _limit(name: str, registry: Registry) -> list[Finding]:
             metrics.REGISTRY.get_sample_value(f"mirror_upstream_ratelimit_{what}", labels) for what in ("remaining", "limit")
         )
         if left is not None and limit:
-            told = f"{left:.0f} of {limit:.0f} pulls are left in this window of six hours"
+            message = f"{left:.0f} of {limit:.0f} pulls are left in this window of six hours"
             cure = (
                 "set username and password_file, which doubles the limit"
                 if registry.username is None
-                else "wait; what is cached is served meanwhile"
+                else "wait; cached content is served meanwhile"
             )
-            found.append(ok(name, told) if left >= 0.1 * limit else problem(name, told, cure))
+            found.append(ok(name, message) if left >= 0.1 * limit else problem(name, message, cure))
     return found
 
 
 def _skew(response: Response) -> Iterator[float]:
-    """Seconds by which our clock is ahead, by an answer that was made just now (RFC 9110, section 6.6.1)."""
+    """Yields the seconds by which this machine's clock is ahead of a response's Date (RFC 9110, section 6.6.1)."""
     try:
         yield time.time() - parsedate_to_datetime(response.headers["Date"]).timestamp()
     except (KeyError, ValueError, TypeError):
@@ -252,14 +256,20 @@ def _skew(response: Response) -> Iterator[float]:
 def _clock(skews: list[float]) -> Iterator[Finding]:
     if not skews:
         return
-    # The least: one registry's own clock may be wrong, all of them are not.
+    # The smallest: one registry's clock may be wrong, but not all of them.
     skew = min(skews, key=abs)
     if abs(skew) < 30:
-        yield ok("clock", "it is as upstream's")
+        yield ok("clock", "it agrees with upstream's")
     else:
-        where = f"it is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} upstream's"
+        where = f"it is {_span(abs(skew))} {'ahead of' if skew > 0 else 'behind'} upstream's"
         yield problem(
             "clock",
             where,
-            "switch time synchronization on (timedatectl set-ntp true): tokens and certificates hold for a time only",
+            f"enable time synchronization{' (timedatectl set-ntp true)' if runs_systemd() else ', such as chrony'}, since tokens and certificates expire",
         )
+
+
+def _span(seconds: float) -> str:
+    """A duration in the largest unit of which there are two."""
+    length, unit = next(((length, unit) for length, unit in _SPANS if seconds >= 2 * length), (1, "s"))
+    return f"{seconds / length:.0f} {unit}"

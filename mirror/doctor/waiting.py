@@ -1,4 +1,4 @@
-"""Work that may hang, such as a name server or a network's file system: nobody waits for it longer than is said, not even the program's end."""
+"""Runs blocking work that may hang, such as a name server or a network file system, with a time limit that holds at exit too."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _Ts = TypeVarTuple("_Ts")
 
 
 async def within(seconds: float, work: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
-    """Runs `work` in a thread of its own. Raises what it raises, and TimeoutError when it takes longer; the thread is left to itself then."""
+    """Returns what `work` returns, run in a thread of its own. Raises what it raises, and TimeoutError after `seconds`; the thread is then abandoned."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[_T] = loop.create_future()
 
-    def tell(result: _T | None, error: BaseException | None) -> None:
+    def settle(result: _T | None, error: BaseException | None) -> None:
         if done.done():
             return
         if error is not None:
@@ -32,12 +32,12 @@ async def within(seconds: float, work: Callable[[*_Ts], _T], *arguments: *_Ts) -
         except Exception as raised:
             error = raised
         try:
-            loop.call_soon_threadsafe(tell, result, error)
+            loop.call_soon_threadsafe(settle, result, error)
         except RuntimeError:
-            # Too late: the loop is closed.
+            # The loop is closed already.
             return
 
-    # asyncio's own threads are waited for when the program ends.
+    # A daemon thread, because Python waits for asyncio's own threads at exit.
     threading.Thread(target=run, name=f"within {seconds:g} s", daemon=True).start()
     async with asyncio.timeout(seconds):
         return await done

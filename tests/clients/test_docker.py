@@ -56,3 +56,16 @@ def test_what_is_said_afterwards_is_true_for_each_client() -> None:
         for undone in (False, True):
             assert ("crio" in client.next_step(undone)) == (name == "podman")
     assert CLIENTS["containerd"].next_step() == CLIENTS["containerd"].next_step(undone=True)
+
+
+def test_a_machine_without_systemd_gets_no_systemctl() -> None:
+    """The command that works there, or what to do by hand; where the machine is not known, both."""
+    for client in CLIENTS.values():
+        for undone in (False, True):
+            assert "systemctl re" not in client.command(undone, systemd=False), client.name
+    docker, containerd = CLIENTS["docker"], CLIENTS["containerd"]
+    assert docker.command(systemd=False) == "kill -HUP $(cat /var/run/docker.pid)"
+    assert docker.command(undone=True, systemd=False) == "restart docker (by hand: systemd does not run here)"
+    assert containerd.next_step(systemd=False) == "Now: restart containerd (by hand: systemd does not run here)."
+    assert "systemctl reload docker (without systemd: kill -HUP" in docker.next_step()
+    assert "without systemd" not in docker.next_step(systemd=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from mirror.clients import CLIENTS, Address
+from mirror.clients import CLIENTS, Address, runs_systemd
 from mirror.doctor import local
 from mirror.doctor.findings import Level
 from tests.doctor.conftest import one, settings
@@ -116,7 +116,7 @@ async def test_a_real_dockerd_that_has_read_its_settings_or_not(
         told = one(await local.examine_clients(settings(tree), LAN, tmp_path), "docker")
         assert told.level == Level.PROBLEM
         assert "has not read its settings" in told.message
-        assert told.cure == CLIENTS["docker"].then
+        assert told.cure == CLIENTS["docker"].command(systemd=runs_systemd())
     finally:
         await asyncio.to_thread(daemon.stop)
     daemon = await asyncio.to_thread(Dockerd, "", path)
