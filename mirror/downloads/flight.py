@@ -358,8 +358,11 @@ class Flight:
                 self.suppliers.restart()
                 return False
             raise
-        except (StorageFull, OSError):
+        except (StorageFull, OSError) as error:
             spool.discard()
+            if isinstance(error, StorageFull) and spool.size is None and self.suppliers.disbelieve():
+                # Only the claim was too large: another registry says otherwise.
+                return False
             raise
         except BaseException:
             if not spool.have.total:

@@ -132,6 +132,15 @@ class Suppliers:
         self.size = self._claimed
         self._givers.clear()
 
+    def disbelieve(self) -> bool:
+        """Gives up the suppliers that claim the size of the download, which is too large, and begins anew. False where no other is left."""
+        for supplier in self:
+            if supplier.size == self.size:
+                supplier.usable = False
+                supplier.answered.set()
+        self.restart()
+        return any(True for _ in self._usable())
+
     def idle(self, now: float, seconds: float) -> Supplier | None:
         """One that has promised the blob, as long as the download takes it to be, and was not turned to for so many seconds."""
         for supplier in self._usable() if len(self._all) > 1 else ():
@@ -159,7 +168,11 @@ class Suppliers:
         Raises what upstream raises: rather what may pass than what will not.
         """
         found: MirrorError | None = None
-        for supplier in sorted(self._usable(), key=lambda s: (s.failures > 0, s is not self.preferred, s.failures)):
+        tried: set[Supplier] = set()
+        while left := [supplier for supplier in self._usable() if supplier not in tried]:
+            # Others may have joined while one was tried.
+            supplier = min(left, key=lambda s: (s.failures > 0, s is not self.preferred, s.failures))
+            tried.add(supplier)
             try:
                 return await self.open_at(supplier, start, stop, spare=spare, avoid=avoid)
             except MirrorError as error:

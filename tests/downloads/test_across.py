@@ -56,6 +56,7 @@ async def test_a_registry_that_leads_in_one_process_holds_no_other_registrys_cli
     assert upstream.count("GET", str(blob)) <= 2
     assert upstream.sent[str(blob)] <= 1.2 * SIZE
     assert upstream.count("HEAD", str(blob)) <= 1
+    await two.until_cached(blob)
     other.heal()
     assert outcome(await asyncio.wait_for(theirs, 40), data) in CASES[name].first
 

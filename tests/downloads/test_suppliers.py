@@ -60,6 +60,7 @@ CASES = {
     "wrong bytes": Case(lambda: Corrupt(5), {"cut"}, {200}),
     "says more": Case(lambda: Length(SIZE * 2), {"cut", 503}, {"cut"}),
     "says less": Case(lambda: Length(SIZE // 2), {"cut", 503}, {"cut", 503}),
+    "says more than can be cached": Case(lambda: Delay(0.5) & Length(2**50), {"cut", 503}, {200, "cut", 503}),
 }
 
 
@@ -97,6 +98,7 @@ async def test_a_registry_that_was_asked_first_holds_no_other_registrys_clients(
     assert upstream.count("GET", str(blob)) <= 2
     assert upstream.sent[str(blob)] <= 1.2 * SIZE
     assert upstream.count("HEAD", str(blob)) <= 1
+    await mirror.until_cached(blob)
     other.heal()
     assert outcome(await asyncio.wait_for(theirs, 40), data) in case.first
 
