@@ -106,7 +106,10 @@ class Tags:
             if (manifest := await self._store.manifest(reference)) is not None:
                 return manifest.descriptor, HIT
         elif (record := await self._record(repository, reference)) is not None:
-            return await self._current(repository, reference, record, began)
+            descriptor, outcome = await self._current(repository, reference, record, began)
+            # A HEAD may have told a wrong size, or type.
+            cached = await self._store.manifest(descriptor.digest)
+            return cached.descriptor if cached is not None else descriptor, outcome
         try:
             await self._negative.check(_key(repository, reference))
             descriptor, joined = await self._descriptors.do(

@@ -251,14 +251,15 @@ class Endpoint:
                     continue
                 sent["Authorization"] = value
             response = await self._once(via, method, url, sent, deadline)
-            if response.status not in (401, 403):
+            # An old token may be answered 400, too.
+            if response.status not in (401, 403) and not (response.status == 400 and reused):
                 if challenge is not None:
                     self._remember(key, challenge)
                 return response
             if challenge is not None:
                 self._challenges.pop(key, None)
                 await authenticator.forget(challenge, scope)
-            if response.status == 403:
+            if response.status != 401:
                 if challenge is None or (fresh and not reused):
                     return response
                 response.release()

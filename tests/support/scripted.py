@@ -221,6 +221,7 @@ class Scripted:
         self._faults: list[tuple[str, str, Fault]] = []
         self._tokens: dict[str, str] = {}
         self._runner: web.ServerRunner | None = None
+        self._stopping = asyncio.Event()
         self.port = 0
 
     # ------------------------------------------------------------------ running
@@ -234,6 +235,7 @@ class Scripted:
 
     async def start(self) -> None:
         """Listens, on the same port as before where it was stopped."""
+        self._stopping.clear()
         self._runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
@@ -242,6 +244,7 @@ class Scripted:
 
     async def stop(self) -> None:
         """Gone: connections are refused."""
+        self._stopping.set()
         for _, _, fault in self._faults:
             if (hold := fault.of(Hold)) is not None:
                 hold.release.set()
@@ -357,7 +360,7 @@ class Scripted:
         if (raw := fault.of(Raw)) is not None:
             return await _raw(request, raw)
         if fault.of(Silence) is not None:
-            await asyncio.Event().wait()
+            await self._stopping.wait()
         if (redirect := fault.of(Redirect)) is not None:
             return web.Response(status=redirect.status, headers={"Location": redirect.location})
         path = request.path.removeprefix(self.prefix)
@@ -407,7 +410,7 @@ class Scripted:
         if (raw := fault.of(Raw)) is not None:
             return await _raw(request, raw)
         if fault.of(Silence) is not None:
-            await asyncio.Event().wait()
+            await self._stopping.wait()
         if (status := fault.of(Status)) is not None and status.status:
             return web.Response(status=status.status, headers=status.headers, body=status.body)
         if not self._allows("tokens", self.tokens_per_second):

@@ -12,7 +12,7 @@ from mirror.errors import UpstreamInvalid
 from mirror.upstream.challenges import pull_scope
 from mirror.upstream.urls import parse_url
 from tests.support.mirrors import Mirror, StartMirror
-from tests.support.scripted import Redirect, Scripted, Status
+from tests.support.scripted import Fault, Raw, Redirect, Scripted, Silence, Status
 
 LATEST = "/v2/app/manifests/latest"
 BASIC = base64.b64encode(b"robot:secret-pw").decode()
@@ -62,7 +62,7 @@ async def test_a_dead_token_service_never_stops_the_registry_from_being_asked(
         assert upstream.count("GET", "manifests/") > before
 
 
-@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("status", [400, 401, 403])
 async def test_a_kept_token_that_is_refused_is_replaced_at_once(start: StartMirror, upstream: Scripted, status: int) -> None:
     """The registry is asked without it, and with a new one: nobody waits until it expires."""
     upstream.auth = "bearer"
@@ -73,7 +73,7 @@ async def test_a_kept_token_that_is_refused_is_replaced_at_once(start: StartMirr
     if status == 401:
         upstream.revoke_tokens()
     else:
-        upstream.fail("two", Status(403))
+        upstream.fail("two", Status(status))
     assert (await mirror.get("/v2/app/manifests/two")).status == 200
     assert upstream.count("GET", "/token") == 2
 
@@ -261,6 +261,48 @@ async def test_a_token_service_that_breaks_is_not_the_registrys_failure(
         assert upstream.count("GET", "manifests/") > before
     assert b'"state": "ok"' in (await mirror.get("/readyz")).body
     server.close()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(Status(status) for status in (400, 401, 403, 404, 405, 429, 500, 503)),
+        *(
+            Status(200, body=body)
+            for body in (b"", b"{}", b"[]", b"null", b"<html>", b'{"token": ""}', b'{"token": null, "access_token": 5}')
+        ),
+        *(
+            Status(429, {"Retry-After": "3600"}),
+            Status(302, {"Location": "/token"}),
+            Status(302),
+            Raw(),
+            Raw(reset=True),
+            Silence(),
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("remembered", [False, True])
+async def test_a_token_service_that_fails_stops_nothing(
+    start: StartMirror, upstream: Scripted, fault: Fault, remembered: bool
+) -> None:
+    """Nor where its challenge is remembered: the registry is asked each time, its circuit stays closed, and all is well when the service is."""
+    upstream.auth, upstream.token_life = "bearer", -5
+    for number in range(5):
+        upstream.add_image(f"library/app{number}", "latest")
+    mirror: Mirror = await start(settings={"upstream": {"header_timeout": 0.5}})
+    if remembered:
+        for number in range(5):
+            assert (await mirror.get(f"/v2/app{number}/manifests/latest")).status == 200
+    upstream.fail("/token", fault, times=1000)
+    for number in range(5):
+        before = upstream.count("GET", f"app{number}/")
+        assert (await mirror.get(f"/v2/app{number}/manifests/other")).status in (403, 503)
+        assert upstream.count("GET", f"app{number}/") > before
+    assert b'"state": "ok"' in (await mirror.get("/readyz")).body
+    upstream.auth = None
+    upstream.add_image("library/open", "latest")
+    assert (await mirror.get("/v2/open/manifests/latest")).status == 200
 
 
 async def test_each_scope_is_a_parameter_of_its_own(start: StartMirror, upstream: Scripted) -> None:

@@ -49,6 +49,16 @@ async def test_a_cached_tag_follows_upstream_by_get(start: StartMirror, upstream
     assert (await mirror.get(LATEST)).body == moved.body
 
 
+async def test_a_size_that_head_told_wrongly_is_set_right(start: StartMirror, upstream: Scripted) -> None:
+    """Clients check what they get by it: once the manifest is here, its own size is told."""
+    image = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start()
+    upstream.fail("latest", Headers({"Content-Length": "5"}), method="HEAD")
+    await mirror.head(LATEST)
+    assert (await mirror.get(f"/v2/app/manifests/{image.digest}")).body == image.body
+    assert (await mirror.head(LATEST)).headers["Content-Length"] == str(len(image.body))
+
+
 async def test_what_get_refuses_too_is_refused(start: StartMirror, upstream: Scripted) -> None:
     """A missing tag is a 404 for HEAD and GET, by one request more; and HEAD is not distrusted for that."""
     upstream.add_image("library/app", "latest")
