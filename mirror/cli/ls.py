@@ -44,7 +44,7 @@ def ls(
         page = asked.images(" ".join(search), sort, 0, limit)
     ttl = settings.cache.tag_ttl
     if as_json:
-        print_json({"total": page.total, "images": [describe(image, ttl) for image in page.images]})
+        print_json({"total": page.total, "images": [describe(image, ttl) for image in page.entries]})
         return
     rows = [
         (
@@ -56,7 +56,7 @@ def ls(
             ago(image.pulled),
             state(image, ttl),
         )
-        for image in page.images
+        for image in page.entries
     ]
     if not rows:
         words = " ".join(search)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Reference, Repository, image_name
 from mirror.storage.image_config import ImageConfig
 
+_T = TypeVar("_T")
 ORDERS = ("name", "pulled", "fetched", "size")
 """How images can be sorted: by name; the last pulled, the last fetched or the largest first."""
 
@@ -45,10 +46,10 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """Some images, and how many there are in all."""
+class Page(Generic[_T]):
+    """Some entries of a list, and how many there are in all."""
 
-    images: tuple[Image, ...]
+    entries: tuple[_T, ...]
     total: int
 
 
@@ -123,6 +124,21 @@ class Traffic:
         """Bytes that upstream did not have to send for clients. What was pulled ahead on purpose was not sent for them."""
         return max(0, self.sent - (self.fetched - self.pulled))
 
+    @property
+    def ahead(self) -> int:
+        """Bytes fetched that no client waited for."""
+        return min(self.fetched, self.prefetched + self.pulled)
+
+    @property
+    def passed(self) -> int:
+        """Bytes that clients waited for while upstream sent them."""
+        return min(self.sent, self.fetched - self.ahead)
+
+    @property
+    def cached(self) -> int:
+        """Bytes that clients got from the cache."""
+        return self.sent - self.passed
+
 
 @dataclass(frozen=True, slots=True)
 class Totals:
@@ -159,14 +175,6 @@ class RepositoryLine:
 
 
 @dataclass(frozen=True, slots=True)
-class RepositoryPage:
-    """Some repositories, and how many there are in all."""
-
-    lines: tuple[RepositoryLine, ...]
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
 class Pulled:
     """An image that clients have asked for, by the name that they used; it may be gone from the cache."""
 
@@ -187,34 +195,11 @@ class UnderWay:
     """Those of them that are in the cache."""
 
 
-@dataclass(frozen=True, slots=True)
-class Day:
-    """The traffic of one day (UTC), in bytes."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Day(Traffic):
+    """The traffic of one day (UTC)."""
 
     date: str
-    requests: int
-    hits: int
-    fetched: int
-    sent: int
-    prefetched: int = 0
-    """How many of the bytes fetched came before a client asked for them."""
-    pulled: int = 0
-    """How many of the bytes fetched were fetched by ``mirror pull`` or from the dashboard."""
-
-    @property
-    def ahead(self) -> int:
-        """Bytes fetched that no client waited for."""
-        return min(self.fetched, self.prefetched + self.pulled)
-
-    @property
-    def passed(self) -> int:
-        """Bytes that clients waited for while upstream sent them."""
-        return min(self.sent, self.fetched - self.ahead)
-
-    @property
-    def cached(self) -> int:
-        """Bytes that clients got from the cache."""
-        return self.sent - self.passed
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +221,7 @@ class Inventory(Protocol):
         start: int = 0,
         count: int | None = None,
         repository: Repository | None = None,
-    ) -> Page:
+    ) -> Page[Image]:
         """The images from `start` on, `count` of them at most; of one repository, or of all.
 
         Every word of `search` must be part of ``registry/path:tag``, or begin the digest; in whatever case. `order` is one of ORDERS.
@@ -247,7 +232,7 @@ class Inventory(Protocol):
         """What an image is made of, by a tag or a digest; None where it is not cached."""
         ...
 
-    async def repositories(self, order: str = "name", start: int = 0, count: int = 50) -> RepositoryPage:
+    async def repositories(self, order: str = "name", start: int = 0, count: int = 50) -> Page[RepositoryLine]:
         """The repositories from `start` on, `count` of them at most; `order` is one of ORDERS."""
         ...
 

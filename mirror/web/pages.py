@@ -142,7 +142,7 @@ class Pages:
             more_variants=len(variants) - _MOST_VARIANTS,
             attestations=attestations,
             shown=_chosen(variants[:_MOST_VARIANTS], context.query.get("platform", "")),
-            others=[other for other in others.images if other.reference != details.image.reference][:_MORE_TAGS],
+            others=[other for other in others.entries if other.reference != details.image.reference][:_MORE_TAGS],
             tags=others.total,
             every=EVERY,
             most=_MOST_PARTS,

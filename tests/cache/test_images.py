@@ -49,7 +49,7 @@ def beside(mirror: Mirror, upstream: Scripted) -> contextlib.AbstractAsyncContex
 
 def listed(mirror: Mirror) -> list[str]:
     with closing(Inventory(mirror.directory)) as inventory:
-        return [str(image) for image in inventory.images().images]
+        return [str(image) for image in inventory.images().entries]
 
 
 async def test_deleting_leaves_what_other_images_have(mirror: Mirror, upstream: Scripted) -> None:

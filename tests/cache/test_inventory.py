@@ -64,10 +64,10 @@ async def test_an_image_is_listed_with_what_is_cached_of_it(mirror: Mirror, upst
     serve(upstream, "library/app", "1", image)
     began = time.time()
     await pull(mirror, "app", "1", image)
-    await until(lambda: ask.images().images[0].missing == 0)
+    await until(lambda: ask.images().entries[0].missing == 0)
     page = ask.images()
     assert page.total == 1
-    (found,) = page.images
+    (found,) = page.entries
     assert str(found) == "docker.io/library/app:1"
     assert (found.repository, found.reference, str(found.digest)) == (APP, Tag("1"), image.digest)
     assert found.platforms == ("linux/amd64",)
@@ -78,8 +78,8 @@ async def test_an_image_is_listed_with_what_is_cached_of_it(mirror: Mirror, upst
     assert began - 1 <= found.fetched <= time.time()
     assert found.checked is not None and is_fresh(found.checked, 300)
     assert not is_fresh(found.checked, 300, found.checked + 301)
-    await until(lambda: ask.images().images[0].pulls == 1, 15)
-    pulled = ask.images().images[0].pulled
+    await until(lambda: ask.images().entries[0].pulls == 1, 15)
+    pulled = ask.images().entries[0].pulled
     assert pulled is not None and began <= pulled <= time.time()
 
 
@@ -88,12 +88,12 @@ async def test_a_manifest_without_its_blobs_is_incomplete(mirror: Mirror, upstre
     image = make_image(1)
     serve(upstream, "library/app", "1", image)
     await mirror.get("/v2/app/manifests/1")
-    (found,) = ask.images().images
+    (found,) = ask.images().entries
     assert (found.size, found.missing, found.platforms) == (len(image.manifests[0][1]), 4, ())
     config = next(name for name, data in image.blobs.items() if data.startswith(b'{"architecture"'))
     await mirror.get(f"/v2/app/blobs/{config}")
-    await until(lambda: ask.images().images[0].platforms == ("linux/amd64",))
-    assert ask.images().images[0].missing == 3
+    await until(lambda: ask.images().entries[0].platforms == ("linux/amd64",))
+    assert ask.images().entries[0].missing == 3
 
 
 async def test_sharing_is_seen_from_both_sides(mirror: Mirror, upstream: Scripted, ask: Inventory) -> None:
@@ -107,8 +107,8 @@ async def test_sharing_is_seen_from_both_sides(mirror: Mirror, upstream: Scripte
         for blob in (*made.layers, made.config):
             await mirror.get(f"/v2/{name}/blobs/{blob}")
             await mirror.until_cached(blob)
-    await until(lambda: not any(image.missing for image in ask.images().images))
-    found = {str(image): image for image in ask.images().images}
+    await until(lambda: not any(image.missing for image in ask.images().entries))
+    found = {str(image): image for image in ask.images().entries}
     assert sorted(found) == [f"docker.io/library/{name}:{tag}" for name in ("one", "two") for tag in ("latest", "same")]
     assert {image.shared for image in found.values()} == {5000}
     details = ask.image(Repository("docker.io", "library/one"), Tag("latest"))
@@ -124,7 +124,7 @@ async def test_an_image_is_taken_apart(mirror: Mirror, upstream: Scripted, ask: 
     image = make_index(1)
     serve(upstream, "library/app", "1", image)
     await pull(mirror, "app", "1", image)
-    await until(lambda: ask.images().images[0].missing == 0)
+    await until(lambda: ask.images().entries[0].missing == 0)
     details = ask.image(APP, Tag("1"))
     assert details is not None
     assert [(part.platform, part.cached, part.complete) for part in details.variants] == [
@@ -154,9 +154,12 @@ async def test_a_tag_that_moves_leaves_an_untagged_image(start: StartMirror, ups
     serve(upstream, "library/app", "1", new)
     await pull(mirror, "app", "1", new)
     with closing(Inventory(mirror.directory)) as ask:
-        assert [str(image) for image in ask.images().images] == ["docker.io/library/app:1", f"docker.io/library/app@{old.digest}"]
+        assert [str(image) for image in ask.images().entries] == [
+            "docker.io/library/app:1",
+            f"docker.io/library/app@{old.digest}",
+        ]
         assert ask.images(old.digest[:20]).total == 1
-        assert is_fresh(ask.images().images[1].checked, 0)
+        assert is_fresh(ask.images().entries[1].checked, 0)
 
 
 async def test_what_goes_is_gone_from_the_inventory(mirror: Mirror, upstream: Scripted, ask: Inventory) -> None:
@@ -164,20 +167,20 @@ async def test_what_goes_is_gone_from_the_inventory(mirror: Mirror, upstream: Sc
     image = make_index(1)
     serve(upstream, "library/app", "1", image)
     await pull(mirror, "app", "1", image)
-    await until(lambda: ask.images().images[0].missing == 0)
+    await until(lambda: ask.images().entries[0].missing == 0)
     before = ask.images()
     one = make_image(1)
     with closing(Catalog(mirror.directory / "catalog")) as catalog:
         layer = Digest.parse(next(iter(one.blobs)))
         catalog.forget([layer])
-        (found,) = ask.images().images
+        (found,) = ask.images().entries
         assert found.missing == 1
-        assert before.images[0].size - found.size == len(one.blobs[str(layer)])
+        assert before.entries[0].size - found.size == len(one.blobs[str(layer)])
         catalog.add(layer, len(one.blobs[str(layer)]))
-        assert ask.images().images[0].size == before.images[0].size
+        assert ask.images().entries[0].size == before.entries[0].size
         catalog.forget([Digest.parse(one.digest)])
-        assert ask.images().images[0].platforms == ()
-        assert ask.images().images[0].size == len(image.manifests[-1][1])
+        assert ask.images().entries[0].platforms == ()
+        assert ask.images().entries[0].size == len(image.manifests[-1][1])
         catalog.forget([Digest.parse(image.digest)])
         assert ask.images().total == 0
         assert ask.totals().images == 0
@@ -189,7 +192,7 @@ async def test_pins_are_shown(mirror: Mirror, upstream: Scripted, ask: Inventory
     await mirror.get("/v2/app/manifests/1")
     with closing(Catalog(mirror.directory / "catalog")) as catalog:
         catalog.pin(APP, Tag("1"))
-    assert ask.images().images[0].pinned
+    assert ask.images().entries[0].pinned
     assert ask.totals().pinned == 1
 
 
@@ -217,12 +220,12 @@ def test_pages_searches_and_orders(tmp_path: Path) -> None:
     fill(tmp_path, 40)
     with closing(Inventory(tmp_path)) as ask:
         whole = ask.images()
-        assert [str(image) for image in whole.images] == sorted(each(40))
+        assert [str(image) for image in whole.entries] == sorted(each(40))
         assert whole.total == 40
-        assert ask.images(start=10, count=7).images == whole.images[10:17]
+        assert ask.images(start=10, count=7).entries == whole.entries[10:17]
         assert ask.images(start=100, count=7) == type(whole)((), 40)
-        assert [str(image) for image in ask.images("APP-2 1.3").images] == ["docker.io/library/app-2:1.3"]
-        assert ask.images("app-2 1.3 " * 50).images == ask.images("1.3 app-2").images != ()
+        assert [str(image) for image in ask.images("APP-2 1.3").entries] == ["docker.io/library/app-2:1.3"]
+        assert ask.images("app-2 1.3 " * 50).entries == ask.images("1.3 app-2").entries != ()
         assert ask.images("app-2 nothing").total == 0
         assert ask.images("100% _ '").total == 0
         keys: dict[str, Callable[[Image], Any]] = {
@@ -231,10 +234,10 @@ def test_pages_searches_and_orders(tmp_path: Path) -> None:
             "size": lambda image: image.size,
         }
         for order, key in keys.items():
-            values = [key(image) for image in ask.images(order=order).images]
+            values = [key(image) for image in ask.images(order=order).entries]
             assert values == sorted(values, reverse=True), order
         assert set(keys) | {"name"} == set(ORDERS)
-        for image in whole.images:
+        for image in whole.entries:
             assert image.platforms == PLATFORMS[:1]
             assert 0 < image.shared < image.size
             assert image.missing == 0
@@ -261,7 +264,7 @@ def test_files_that_make_no_sense_do_no_harm(tmp_path: Path) -> None:
     (folder / digests[0].split(":")[1]).unlink()
     (folder / digests[1].split(":")[1]).write_bytes(b'{"manifests": [1, {"digest": 5}, {"platform": {"os": ["x"]}}]')
     with closing(Inventory(tmp_path)) as ask:
-        assert len(ask.images().images) == 2
+        assert len(ask.images().entries) == 2
         details = ask.image(Repository("docker.io", "library/app-0"), Tag("1.1"))
         assert details is not None
         assert details.variants == ()

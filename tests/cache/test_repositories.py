@@ -36,14 +36,14 @@ async def test_repositories_are_listed_with_their_tags_and_what_they_take_togeth
         for order in ORDERS:
             page = inventory.repositories(order)
             assert page.total == 2
-            lines = {str(line.repository): line for line in page.lines}
+            lines = {str(line.repository): line for line in page.entries}
             app = lines["docker.io/library/app"]
             assert (app.images, sorted(app.names), app.pulls, app.pinned) == (2, [":1", ":2"], 2, 0)
             assert 5700 < app.size < 5000 * 2
-        assert inventory.repositories("size").lines[0].repository == APP
+        assert inventory.repositories("size").entries[0].repository == APP
         assert inventory.repositories("name", 2, 2).total == 2
-        assert inventory.repositories("name", 1, 1).lines[0].repository.path == "team/other"
-        assert [image.reference for image in inventory.images(repository=APP).images] == [Tag("1"), Tag("2")]
+        assert inventory.repositories("name", 1, 1).entries[0].repository.path == "team/other"
+        assert [image.reference for image in inventory.images(repository=APP).entries] == [Tag("1"), Tag("2")]
         assert {pulled.image for pulled in inventory.most_pulled(2)} < {
             f"docker.io/{name}" for name in ("library/app:1", "library/app:2", "team/other:1")
         }
@@ -54,8 +54,8 @@ def test_a_page_of_many_repositories_names_some_tags_of_each(tmp_path: Path) -> 
     fill(tmp_path, 40)
     with closing(Inventory(tmp_path)) as inventory:
         page = inventory.repositories("pulled", 1, 2)
-        assert (page.total, len(page.lines)) == (4, 2)
-        for line in page.lines:
+        assert (page.total, len(page.entries)) == (4, 2)
+        for line in page.entries:
             assert (line.images, len(line.names), line.platforms) == (10, 6, ("linux/amd64",))
 
 

@@ -63,6 +63,6 @@ def test_the_history_is_a_month_of_days_and_sizes(tmp_path: Path) -> None:
     assert 2 <= len(found.sizes) <= 3
     assert {size for _, size in found.sizes} == {1000}
     assert len(found.days) == 30
-    assert found.days[-1] == Day(today, 4, 3, 100, 400)
+    assert found.days[-1] == Day(4, 3, 100, 400, date=today)
     assert found.days[0].requests == 0
     assert isinstance(db, sqlite3.Connection)

@@ -257,11 +257,11 @@ async def test_one_unreadable_manifest_keeps_no_image_from_being_listed(
         db.execute("DELETE FROM part")
     only(disk, images[1].digest)
     disk.error = errno.EACCES
-    sizes = [image.size > 300_000 for image in (await store.inventory.images()).images]
+    sizes = [image.size > 300_000 for image in (await store.inventory.images()).entries]
     assert sizes == [True, False, True]
     assert (await store.inventory.totals()).images == 3
     disk.error = None
-    assert all(image.size > 300_000 for image in (await store.inventory.images()).images)
+    assert all(image.size > 300_000 for image in (await store.inventory.images()).entries)
 
 
 async def test_what_cannot_be_read_stays_in_the_catalog(unreadable: tuple[DiskStore, list[Image], Disk]) -> None:

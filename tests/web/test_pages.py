@@ -191,7 +191,7 @@ async def test_an_image_of_ten_thousand_platforms_is_a_page_like_others(mirror: 
 
 def test_the_days_stand_on_an_axis_with_round_figures() -> None:
     """Heights fit the axis; what was fetched ahead is no part of what clients got."""
-    days = (Day("2025-01-01", 9, 9, 0, 0), Day("2025-01-02", 9, 9, 5 * 2**30, 11 * 2**30, 2**30, 2**30))
+    days = (Day(9, 9, 0, 0, date="2025-01-01"), Day(9, 9, 5 * 2**30, 11 * 2**30, 2**30, 2**30, date="2025-01-02"))
     chart = charts.bars(History((), days))
     assert chart is not None
     assert (chart.top, chart.sent, chart.cached, chart.ahead) == (12 * 2**30, 11 * 2**30, 8 * 2**30, 2 * 2**30)

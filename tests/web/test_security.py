@@ -78,7 +78,7 @@ def test_no_text_is_taken_for_markup(tmp_path: Path) -> None:
     state = State(
         (download, failed),
         totals,
-        History((), (Day("2025-01-01", 1, 1, 1, 1),)),
+        History((), (Day(1, 1, 1, 1, date="2025-01-01"),)),
         {"mirror": [HOSTILE], "registries": {HOSTILE: [endpoint]}},
         (Pulled(f"{HOSTILE}@{HOSTILE}", 1, 1.0),),
     )

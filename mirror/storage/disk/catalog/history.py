@@ -32,5 +32,5 @@ def read(db: sqlite3.Connection, now: float) -> History:
         f"SELECT day, {TRAFFIC} FROM traffic WHERE day >= ? GROUP BY day",  # noqa: S608
         (dates[0],),
     )
-    known = {row[0]: Day(*row) for row in rows}
-    return History(tuple(sizes), tuple(known.get(date, Day(date, 0, 0, 0, 0)) for date in dates))
+    known = {date: Day(*counts, date=date) for date, *counts in rows}
+    return History(tuple(sizes), tuple(known.get(date, Day(0, 0, 0, 0, date=date)) for date in dates))

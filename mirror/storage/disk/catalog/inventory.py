@@ -32,7 +32,7 @@ from mirror.storage.inventory import (
     Neighbour,
     Page,
     Pulled,
-    RepositoryPage,
+    RepositoryLine,
     Totals,
     Traffic,
     UnderWay,
@@ -96,7 +96,7 @@ class Inventory:
         start: int = 0,
         count: int | None = None,
         repository: Repository | None = None,
-    ) -> Page:
+    ) -> Page[Image]:
         """The images from `start` on, `count` of them at most; of one repository, or of all.
 
         Every word of `search` must be part of ``registry/path:tag``, or begin the digest; in whatever case. `order` is one of ORDERS.
@@ -126,11 +126,11 @@ class Inventory:
             variants = [self._variant(image.digest, next(iter(image.platforms), None))]
         return Details(image, media_type[0] if media_type else "", tuple(variants), self._neighbours(rows[0][5]))
 
-    def repositories(self, order: str = "name", start: int = 0, count: int = 50) -> RepositoryPage:
+    def repositories(self, order: str = "name", start: int = 0, count: int = 50) -> Page[RepositoryLine]:
         """The repositories from `start` on, `count` of them at most; `order` is one of ORDERS."""
         assert order in ORDERS, order
         self.learn()
-        return repositories.page(self._db, order, start, count)
+        return repositories.read_page(self._db, order, start, count)
 
     def most_pulled(self, count: int) -> tuple[Pulled, ...]:
         """The images that clients have asked for most often."""

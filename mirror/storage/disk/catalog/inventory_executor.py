@@ -13,7 +13,7 @@ from typing import TypeVar
 from mirror.errors import CatalogFailed
 from mirror.names import Reference, Repository
 from mirror.storage.disk.catalog.inventory import Inventory
-from mirror.storage.inventory import Details, History, Page, Pulled, RepositoryPage, Totals, UnderWay
+from mirror.storage.inventory import Details, History, Image, Page, Pulled, RepositoryLine, Totals, UnderWay
 from mirror.tasks import BackgroundTask, close_all
 from mirror.threads import ThreadPool
 
@@ -52,13 +52,13 @@ class InventoryExecutor:
         start: int = 0,
         count: int | None = None,
         repository: Repository | None = None,
-    ) -> Page:
+    ) -> Page[Image]:
         return await self._ask(lambda inventory: inventory.images(search, order, start, count, repository))
 
     async def image(self, repository: Repository, reference: Reference) -> Details | None:
         return await self._ask(lambda inventory: inventory.image(repository, reference))
 
-    async def repositories(self, order: str = "name", start: int = 0, count: int = 50) -> RepositoryPage:
+    async def repositories(self, order: str = "name", start: int = 0, count: int = 50) -> Page[RepositoryLine]:
         return await self._ask(lambda inventory: inventory.repositories(order, start, count))
 
     async def most_pulled(self, count: int) -> tuple[Pulled, ...]:

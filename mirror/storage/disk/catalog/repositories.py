@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from mirror.manifests import blobs_of
 from mirror.names import Digest, Repository
-from mirror.storage.inventory import Pulled, RepositoryLine, RepositoryPage, UnderWay
+from mirror.storage.inventory import Page, Pulled, RepositoryLine, UnderWay
 
 _SHOWN = 6
 """Tags of a repository that its line names."""
@@ -46,12 +46,12 @@ ORDER BY coalesce(pull.last, 0) DESC, checked DESC LIMIT 1
 """
 
 
-def page(db: sqlite3.Connection, order: str, start: int, count: int) -> RepositoryPage:
+def read_page(db: sqlite3.Connection, order: str, start: int, count: int) -> Page[RepositoryLine]:
     """The repositories from `start` on, `count` of them at most; `order` is one of inventory.ORDERS."""
     rows = db.execute(_PAGE, (order, count, start)).fetchall()
     if not rows:
         total = db.execute("SELECT count(*) FROM (SELECT 1 FROM image GROUP BY registry, path)").fetchone()[0] if start else 0
-        return RepositoryPage((), total)
+        return Page((), total)
     images: list[list[str]] = []
     roots = []
     for place, row in enumerate(rows):
@@ -75,7 +75,7 @@ def page(db: sqlite3.Connection, order: str, start: int, count: int) -> Reposito
                 pulled,
             )
         )
-    return RepositoryPage(tuple(lines), rows[0][-1])
+    return Page(tuple(lines), rows[0][-1])
 
 
 def most_pulled(db: sqlite3.Connection, count: int) -> tuple[Pulled, ...]:
