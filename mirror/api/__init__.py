@@ -1,1 +1,1 @@
-"""HTTP in: what clients ask, and how they are answered. Knows names, errors and the cache; of upstreams nothing."""
+"""The HTTP API for clients. It uses the cache and knows nothing of upstreams."""

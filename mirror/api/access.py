@@ -1,7 +1,6 @@
-"""The access log: one JSON line a request, on standard output; on a terminal a short one for people, without health checks.
+"""The access log: one line of JSON for each request, on standard output; on a terminal, a short line for people, without health checks.
 
-Lines are made and written by a thread of its own, so that neither a slow terminal nor a full pipe ever holds up a request; when it falls far behind, lines
-are dropped and counted.
+A thread formats and writes the lines, so that neither a slow terminal nor a full pipe delays a request. If it falls far behind, lines are dropped and counted.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from mirror.units import format_size
 _MOST_WAITING = 100_000
 _PAUSE = 0.2
 _ATOMIC = 4096
-"""Bytes that several workers may write to one pipe without getting into each other's lines (PIPE_BUF, pipe(7))."""
+"""Bytes that a process can write to a pipe in one piece, so that workers do not write into each other's lines (PIPE_BUF, pipe(7))."""
 
 _HEALTH = ("/healthz", "/readyz", "/metrics", "/v2/")
 """What is asked every few seconds by those who watch the mirror, and by clients before each pull."""
 
 
 class AccessLog:
-    """Writes what `note` is given, field by field."""
+    """Writes the requests that are passed to `note`."""
 
     def __init__(self, stream: TextIO = sys.stdout) -> None:
         self._stream = stream
@@ -68,7 +67,7 @@ class AccessLog:
         return self._waiting.qsize()
 
     def close(self) -> None:
-        """Writes what is waiting, for a second at most."""
+        """Writes the lines that are left, for a second at most."""
         self._waiting.put(None)
         self._thread.join(1.0)
 
@@ -93,17 +92,17 @@ class AccessLog:
                     self._stream.write(piece)
                     self._stream.flush()
             except (OSError, ValueError):
-                # Nobody reads it any more. Requests go on.
+                # Nothing reads the log any more. Requests go on.
                 self.running = False
                 self._waiting = SimpleQueue()
                 return
             if open_:
-                # In batches: under load a write a line would cost as much as the request.
+                # Lines are written in batches: one write for each would cost as much as a request.
                 time.sleep(_PAUSE)
 
 
 def _pieces(lines: list[str]) -> Iterator[str]:
-    """Whole lines, as many together as can be written at once. They are ASCII."""
+    """Joins lines, which are ASCII, into pieces of up to `_ATOMIC` bytes."""
     piece: list[str] = []
     size = 0
     for line in lines:

@@ -18,7 +18,7 @@ from mirror.names import Digest, Reference, Repository
 from mirror.storage.slices import Part
 
 _SMALL = 64 * 1024
-"""Bytes up to which a blob goes out in one piece with its headers."""
+"""Bytes up to which a blob is sent in one piece with its headers."""
 
 
 async def manifest(context: RequestContext, cache: Cache, repository: Repository, reference: Reference) -> web.StreamResponse:
@@ -71,7 +71,7 @@ async def blob(
         return _described(descriptor, outcome, request)
     reader, outcome = await cache.blob(repository, digest)
     if outcome is HIT and "Range" not in request.headers and repeat_reads.is_repeat(request.remote, digest):
-        # In the background: the bytes may well be right, and a client does not wait for gigabytes to be hashed.
+        # In the background: the bytes are probably right, and hashing gigabytes takes longer than clients wait.
         cache.store.verify_behind(digest)
     try:
         context.count("blob", outcome)
@@ -81,7 +81,7 @@ async def blob(
             return _unmodified(headers)
         size = reader.size
         if size is None:
-            # Nobody knows where it ends: no range can be promised, and only the chunked coding can show its end.
+            # Without a size, ranges cannot be served, and only the chunked coding can mark the end.
             response = web.StreamResponse(headers=headers)
             await stream_body(context, response, reader, [(0, None)])
             return response

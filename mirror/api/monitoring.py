@@ -1,4 +1,4 @@
-"""What is not part of the registry's API: health and metrics."""
+"""Health and metrics."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mirror import metrics
 
 
 def healthz() -> web.Response:
-    """The process is alive: that it answers is all there is to say."""
+    """Says that the process answers requests."""
     return _page(b'{"status":"alive"}', "application/json")
 
 
 def readyz(report: dict[str, Any]) -> web.Response:
-    """It can serve; and what of it is degraded.
+    """Says that the mirror can serve, and what is degraded.
 
-    An upstream that is down does not make it unready: what is cached is served, and a balancer that took the mirror out would fail those pulls too.
+    An upstream that is down does not make it unready: cached content is served, and without the mirror those pulls would fail too.
     """
     status = "degraded" if report["degraded"] else "ready"
     return _page(json.dumps({"status": status, **report}, indent=1).encode(), "application/json")

@@ -1,7 +1,7 @@
-"""Clients that ask again for a blob which they have just been given whole: they may have found it wrong.
+"""Detects clients that ask again for a blob they were sent whole a moment ago: it may have been damaged.
 
-No client tells a registry that a digest did not match; it fails, and is started again by somebody, or by itself (kubelet within five minutes). A disk that has
-rotted would give it the same bytes for ever. So the blob is verified in the background, and the request after that gets it anew if it was damaged.
+Clients do not report that a digest did not match. They fail and try again (kubelet within five minutes), and a damaged file would give them the same bytes for
+ever. So the blob is verified in the background; if it is damaged, it is removed, and the next request fetches it again.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Callable, Hashable
 from mirror.names import Digest
 
 _WITHIN = 600.0
-"""Seconds after which asking again is no more than asking again."""
+"""Seconds after which asking again is no sign of damage."""
 _INTERVAL = 3600.0
-"""Seconds for which a blob is not verified again: many clients may have one address."""
+"""Seconds in which a blob is verified at most once: many clients may share one address."""
 _MOST = 10_000
 
 
 class RepeatReads:
-    """Remembers who was given what from the cache; what a process remembers of it is bounded."""
+    """Remembers which clients were sent which blobs, and which blobs were verified; bounded."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -28,11 +28,11 @@ class RepeatReads:
         self._verified: OrderedDict[Hashable, float] = OrderedDict()
 
     def given(self, client: str | None, digest: Digest) -> None:
-        """A client has been given a blob whole."""
+        """Notes that a client was sent a whole blob."""
         self._note(self._given, (client, digest))
 
     def is_repeat(self, client: str | None, digest: Digest) -> bool:
-        """Whether a blob that is asked for whole should be verified: the client was given it a moment ago, and it was not verified for `_INTERVAL`."""
+        """True if a blob that a client asks for should be verified: it was sent to the client within `_WITHIN`, and not verified within `_INTERVAL`."""
         now = self._clock()
         if (
             now - self._given.get((client, digest), -_WITHIN) >= _WITHIN

@@ -1,4 +1,4 @@
-"""What answers have in common: headers, OCI error bodies, Cache-Status."""
+"""Parts that responses have in common: headers, OCI error bodies, Cache-Status."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VERSION = ("Docker-Distribution-Api-Version", "registry/2.0")
 IMMUTABLE = "public, max-age=31536000, immutable"
 _RETRY_AFTER = 5
 _OF_UPSTREAM = (UpstreamError, ManifestUnknown, BlobUnknown, NameUnknown, Denied)
-"""Errors that are what upstream said, or that it said nothing."""
+"""Errors of upstream, or what it said."""
 
 
 def cache_status(outcome: Outcome) -> str:

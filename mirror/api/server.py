@@ -1,6 +1,6 @@
-"""The way in: takes each request, finds whose it is, and sees that every answer, an error too, is a registry's.
+"""Dispatches requests to the registry's API, monitoring and the dashboard; turns errors into responses.
 
-It is aiohttp's bare `web.Server`: its router would have to be told that names contain slashes, and costs a third of a hit's time.
+It uses aiohttp's low-level `web.Server`: the router takes a third of a hit's time, and repository names contain slashes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Api:
         dashboard: Dashboard,
         hosts: KnownHosts,
     ) -> None:
-        """`report` gives what /readyz tells: a JSON object with a list "degraded". `dashboard` answers whatever is none of this; it raises MirrorError."""
+        """`report` returns the JSON object of /readyz, with a list "degraded". `dashboard` answers requests for other paths; it raises MirrorError."""
         self._cache = cache
         self._targets = targets
         self._report = report
@@ -60,14 +60,14 @@ class Api:
         self._unread = UnreadBodies()
 
     async def aclose(self) -> None:
-        """Ends what requests have begun and nobody waits for any more."""
+        """Ends work that was started for requests."""
         await self._listing.aclose()
 
     def server(self) -> tuple[web.Server, Connections]:
-        """An aiohttp server, which is to be shut down at the end, and what makes its connections."""
-        # A client that leaves ends its own waiting; downloads belong to the process and go on.
+        """An aiohttp server, which the caller shuts down, and the factory of its connections."""
+        # When a client leaves, its handler is cancelled; downloads belong to the process and go on.
         server = web.Server(self._serve, handler_cancellation=True, access_log=None)
-        # No body is unpacked: nobody has to send one packed, and 400 kB can be made to become 400 MB, for which everybody would wait.
+        # Compressed bodies are not decompressed: 400 kB can become 400 MB, and no client has to send one.
         connections = Connections(
             server,
             self._shortcuts,
@@ -93,7 +93,7 @@ class Api:
         return response
 
     async def handle(self, request: web.BaseRequest, hold: Hold) -> web.StreamResponse:
-        """Never raises but CancelledError."""
+        """Answers a request. Raises nothing but CancelledError."""
         began = asyncio.get_running_loop().time()
         context = RequestContext(request, hold)
         try:

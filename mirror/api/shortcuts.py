@@ -1,7 +1,7 @@
-"""The shortest way of a hit: a request whose bytes are those of an earlier one, for a manifest that is in memory and fresh, is answered before it is even parsed.
+"""Fast path for manifests in memory: a request with the same bytes as an earlier one is answered without being parsed.
 
-Clients of one kind send the same bytes each time, and nothing in a request can mean something else the second time; what can change is asked anew at each:
-whether the tag is fresh, and whether the manifest is the same. It saves two thirds of a hit's time, most of which is aiohttp's parsing and building.
+Clients of one kind send the same bytes each time, and equal requests mean the same. Whether the tag is still fresh and the manifest unchanged is checked each
+time. This saves two thirds of a hit's time, most of which aiohttp spends on parsing requests and building responses.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _LONGEST_REQUEST = 4 * 1024
 _LARGEST_BODY = 16 * 1024
 _MOST = 1024
 _HIT = cache_status(HIT)
-_TELLING = (b"\ncontent-length", b"\ntransfer-encoding", b"\nconnection", b"\nupgrade", b"\nexpect")
-"""Headers of requests that have a body, or want something of the connection."""
+_NOT_PLAIN = (b"\ncontent-length", b"\ntransfer-encoding", b"\nconnection", b"\nupgrade", b"\nexpect")
+"""Header fields of requests that have a body or change the state of the connection."""
 
 
 def is_plain(data: bytes) -> bool:
-    """True where these bytes are one whole GET or HEAD over HTTP/1.1, without a body, after which the connection stays as it is."""
+    """True if these bytes are exactly one GET or HEAD request of HTTP/1.1, without a body, that leaves the connection open."""
     if not data.endswith(b"\r\n\r\n") or not data.startswith((b"GET ", b"HEAD ")) or data.count(b"\r\n\r\n") != 1:
         return False
     lines = data.lower()
-    return lines.partition(b"\r\n")[0].endswith(b" http/1.1") and not any(header in lines for header in _TELLING)
+    return lines.partition(b"\r\n")[0].endswith(b" http/1.1") and not any(header in lines for header in _NOT_PLAIN)
 
 
 class _Answer:
@@ -59,13 +59,13 @@ class _Answer:
         )
 
     def bytes(self, date: bytes) -> bytes | None:
-        """The response; None when it may no longer be given."""
+        """The response; None if the tag is no longer fresh or the manifest has changed."""
         if self._cache.manifests.hot(self._repository, self._reference) is not self._manifest:
             return None
         return b"".join((self._head, date, self._body))
 
     def count(self, access: AccessLog | None, client: str, seconds: float) -> None:
-        """Counts and logs that it was given."""
+        """Counts and logs a request that was answered."""
         size = len(self._manifest.body)
         requests, hits, pushed, times = self._counters
         requests.inc()
@@ -78,7 +78,7 @@ class _Answer:
 
 
 class Shortcuts:
-    """Answers by the bytes of their requests. Bounded: when it is full, all are forgotten."""
+    """Remembers answers by the bytes of their requests. When it is full, it forgets all."""
 
     def __init__(self, cache: Cache, access: AccessLog | None, clock: Callable[[], float] = time.perf_counter) -> None:
         self._cache = cache
@@ -105,7 +105,7 @@ class Shortcuts:
         self._answers[data, loopback] = _Answer(self._cache, repository, reference, manifest, head, agent)
 
     def answer(self, data: bytes, loopback: bool, client: str) -> bytes | None:
-        """The bytes to send for a request; None where it must go the long way."""
+        """The bytes of the response to a request; None if the request has to be parsed."""
         found = self._answers.get((data, loopback))
         if found is None:
             return None

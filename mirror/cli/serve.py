@@ -80,7 +80,7 @@ def serve(
             status = parent.run(
                 settings.server,
                 folder,
-                lambda worker: _work(settings, notes, lambda _: worker.ready(), reload.silently, worker),
+                lambda worker: _work(settings, notes, lambda _: None, reload.silently, worker),
                 announce,
                 reload,
             )

@@ -1,7 +1,7 @@
-"""Who may change anything: whoever has the admin token, by a form and a cookie, or in a header.
+"""Authentication: changes need the admin token, in a header, or a session and a form of the dashboard's own pages.
 
-A session is a signed cookie, so that it holds in every process that knows the token, and over restarts; another token ends them all, and logging out ends one.
-A form is accepted only from the page itself: by a secret that only the page knows, and by where the browser says that it comes from.
+A session is a signed cookie: it is valid in every process that knows the token, and after restarts. Logging out ends one session, another token ends all.
+A form must carry a secret that only the session's own pages know, and must come from the mirror's origin.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 import secrets
 import time
 from collections import Counter, OrderedDict
@@ -17,6 +16,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from mirror.api.client_network import client_network
 from mirror.errors import AdminNeeded, Refused, TooManyGuesses
 from mirror.web.sessions import EndedSessions
 
@@ -24,12 +24,12 @@ COOKIE = "mirror_admin"
 LASTS = 12 * 3600
 """Seconds of a session."""
 _GUESSES = 5
-"""Wrong tokens from one address after which further ones are answered slowly, for `_WAIT` seconds."""
+"""Wrong tokens from one client that are answered at once within `_WAIT` seconds; further ones are answered after `_DELAY`."""
 _WAIT = 60.0
 _DELAY = 2.0
-"""Seconds by which the answer to a wrong token is then delayed."""
+"""Seconds."""
 _MOST_DELAYED = 8
-"""Answers to one address that are delayed at a time: what they hold is bounded."""
+"""Answers to one client that are delayed at the same time."""
 _MOST_GUESSERS = 10_000
 
 
@@ -45,7 +45,7 @@ class Admin:
         self._delayed: Counter[str] = Counter()
 
     def session(self, request: web.BaseRequest) -> str | None:
-        """The session of a request; None where it has none, or one that is forged, expired or logged out."""
+        """The session of a request; None if it has none, or one that is forged, expired or logged out."""
         given = request.cookies.get(COOKIE, "")
         expires, _, rest = given.partition(".")
         nonce, _, signature = rest.partition(".")
@@ -56,25 +56,25 @@ class Admin:
         return given if _name(given) not in self._ended else None
 
     async def begin(self, request: web.BaseRequest, token: str) -> str:
-        """A new session for whoever knows the token. Raises AdminNeeded, TooManyGuesses."""
+        """Starts a session for a client that knows the token. Raises AdminNeeded, TooManyGuesses."""
         await self._check(request, token)
         body = f"{int(self._clock()) + LASTS}.{secrets.token_hex(8)}"
         return f"{body}.{self._signed(f'session {body}')}"
 
     def end(self, request: web.BaseRequest) -> None:
-        """Ends the session of a request, wherever else its cookie may be."""
+        """Ends the session of a request: copies of its cookie are worth nothing from then on."""
         if (session := self.session(request)) is not None:
             self._ended.add(_name(session), self._clock())
 
     def form_secret(self, session: str) -> str:
-        """What the forms of a session carry, and no other site can know."""
+        """The secret that the forms of a session carry; no other site can know it."""
         return self._signed(f"form {session}")
 
     async def allow(self, request: web.BaseRequest, form_secret: str) -> None:
-        """Lets a change pass: with the token in the header, or from a form of a session. Raises AdminNeeded, Refused, TooManyGuesses."""
+        """Returns if a change is allowed: by the token in the header, or by a form of a session. Raises AdminNeeded, Refused, TooManyGuesses."""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            # No browser sends this by itself: there is nothing to be forged.
+            # Browsers do not send this by themselves, so no other site can forge it.
             await self._check(request, token.strip())
             return
         session = self.session(request)
@@ -85,30 +85,30 @@ class Admin:
             raise Refused("this form is of another session: load the page again")
 
     async def _check(self, request: web.BaseRequest, token: str) -> None:
-        """Lets the right token pass at once, however many wrong ones came from the same address: a proxy's, or a whole network's. Raises AdminNeeded,
+        """Returns at once for the right token, however many wrong ones came from the same address, which may be a proxy's. Raises AdminNeeded,
         TooManyGuesses."""
         if hmac.compare_digest(token.encode(errors="replace"), self._token):
             return
-        place = _place(request.remote)
+        client = client_network(request.remote)
         now = self._clock()
-        count, since = self._guesses.get(place, (0, now))
+        count, since = self._guesses.get(client, (0, now))
         if now - since >= _WAIT:
             count, since = 0, now
-        self._guesses[place] = count + 1, since
-        self._guesses.move_to_end(place)
+        self._guesses[client] = count + 1, since
+        self._guesses.move_to_end(client)
         if len(self._guesses) > _MOST_GUESSERS:
             self._guesses.popitem(last=False)
         if count < _GUESSES:
             raise AdminNeeded("that is not the admin token")
-        if self._delayed[place] >= _MOST_DELAYED:
+        if self._delayed[client] >= _MOST_DELAYED:
             raise TooManyGuesses("too many wrong tokens from this address at the same time", _DELAY)
-        self._delayed[place] += 1
+        self._delayed[client] += 1
         try:
             await asyncio.sleep(_DELAY)
         finally:
-            self._delayed[place] -= 1
-            if not self._delayed[place]:
-                del self._delayed[place]
+            self._delayed[client] -= 1
+            if not self._delayed[client]:
+                del self._delayed[client]
         raise TooManyGuesses("that is not the admin token, and there were many wrong ones from this address", _DELAY)
 
     def _signed(self, text: str) -> str:
@@ -119,9 +119,9 @@ class Admin:
 
 
 def check_origin(request: web.BaseRequest) -> None:
-    """Lets a form's answer pass that this mirror's own page sent. Raises Refused.
+    """Returns if a form was sent by one of the mirror's own pages. Raises Refused.
 
-    Browsers say so in Sec-Fetch-Site over https and on the machine itself (Fetch Metadata), and elsewhere in Origin (Fetch, section 3.2).
+    Browsers send Sec-Fetch-Site over https and on loopback (Fetch Metadata), and Origin elsewhere (Fetch, section 3.2).
     """
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     if site is not None:
@@ -137,12 +137,3 @@ def check_origin(request: web.BaseRequest) -> None:
 def _name(session: str) -> str:
     """A session without its signature."""
     return session.rpartition(".")[0]
-
-
-def _place(remote: str | None) -> str:
-    """Whose guesses are counted together: an address's, or its network's, of which one machine has all (RFC 6177)."""
-    try:
-        address = ipaddress.ip_address(remote or "")
-    except ValueError:
-        return remote or ""
-    return str(address) if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))

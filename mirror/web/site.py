@@ -10,11 +10,11 @@
     GET   /repository/NAME        the images of a repository; NAME is registry/path (?order= &page=)
     GET   /settings               the settings in force, with the admin token
     GET   /setup, /setup/CLIENT.sh
-    GET   /events                 what moves, as server-sent events
+    GET   /events                 live updates of the overview, as server-sent events
     GET, POST  /login;  POST /logout
     GET   /web/…                  script, style, picture
 
-?lang= and ?theme= on a page are kept in a cookie.
+``?lang=`` and ``?theme=`` on a page are stored in a cookie.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ _HTML = "text/html; charset=utf-8"
 _FOR_EVER = "public, max-age=31536000, immutable"
 _YEAR = 365 * 86400
 _LARGEST_FORM = 16 * 1024
-_PATIENCE = 10.0
+_FORM_TIMEOUT = 10.0
+"""Seconds for a form to arrive."""
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'"
@@ -71,7 +72,7 @@ _SAFETY = {
 
 
 class Site:
-    """Answers what is not the registry's API."""
+    """Answers requests for the dashboard."""
 
     def __init__(self, cache: Cache, admin: Admin, site_info: SiteInfo) -> None:
         self._admin = admin
@@ -84,15 +85,17 @@ class Site:
         self._pages.start()
 
     async def aclose(self) -> None:
-        """Ends what listeners wait on, so that the mirror can stop."""
+        """Ends event streams and fetches, so that the mirror can stop."""
         await close_all(self._live.aclose, self._actions.aclose, self._pages.aclose)
 
     async def answer(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
-        """Raises MirrorError for who does not want HTML."""
+        """Answers with a page or, where an error occurs, a page about it. Raises MirrorError if the client does not accept HTML."""
         try:
             return await self._answer(request, target)
         except MirrorError as error:
-            return self._fault(request, target, error)
+            if not _wants_html(request):
+                raise
+            return self._error_page(request, target, error)
 
     async def _answer(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         first, _, rest = target.path[1:].partition("/")
@@ -110,14 +113,14 @@ class Site:
             case "GET" | "HEAD", "web", _:
                 return self._asset(target.path)
             case "GET" | "HEAD", _, _:
-                return await self._look(request, target, first, rest)
+                return await self._get(request, target, first, rest)
             case _, ("" | "repository" | "settings" | "setup" | "events" | "web"), _:
                 raise Unsupported(f"{request.method} is not supported here")
             case _, ("image" | "images" | "login"), _:
                 raise Unsupported(f"{request.method} is not supported here", "GET, HEAD, POST")
-        raise _nothing_here()
+        raise _no_route()
 
-    async def _look(self, request: web.BaseRequest, target: Target, first: str, rest: str) -> web.StreamResponse:
+    async def _get(self, request: web.BaseRequest, target: Target, first: str, rest: str) -> web.StreamResponse:
         context = recognise(request, target, self._admin)
         if first == "setup" and rest.endswith(".sh"):
             return self._script(context, rest.removesuffix(".sh"))
@@ -143,7 +146,7 @@ class Site:
             case "login", "":
                 page = self._pages.login(context, _local(context.query.get("to", "")))
             case _:
-                raise _nothing_here()
+                raise _no_route()
         return _page(page)
 
     async def _change(self, request: web.BaseRequest, target: Target, name: str) -> web.StreamResponse:
@@ -186,7 +189,7 @@ class Site:
     def _script(self, context: PageContext, name: str) -> web.Response:
         client = CLIENTS.get(name)
         if client is None:
-            raise _nothing_here()
+            raise _no_route()
         if context.address is None:
             raise RequestInvalid("the Host header is not an address that could be put into a configuration")
         script = self._pages.script(client, context.address)
@@ -195,13 +198,11 @@ class Site:
     def _asset(self, path: str) -> web.Response:
         asset = self._templates.assets.get(path)
         if asset is None:
-            raise _nothing_here()
+            raise _no_route()
         headers = {**_SAFETY, "Cache-Control": _FOR_EVER, "Content-Type": asset.content_type}
         return web.Response(body=asset.body, headers=headers)
 
-    def _fault(self, request: web.BaseRequest, target: Target, error: MirrorError) -> web.Response:
-        if not _wants_html(request):
-            raise error
+    def _error_page(self, request: web.BaseRequest, target: Target, error: MirrorError) -> web.Response:
         context = recognise(request, target, self._admin)
         image = (
             target.path.removeprefix("/image/")
@@ -215,12 +216,12 @@ def _page(page: str, error: MirrorError | None = None) -> web.Response:
     headers = {**_SAFETY, "Content-Type": _HTML, "Vary": "Accept-Language, Cookie"}
     if error is None:
         return web.Response(text=page, headers=headers)
-    told = {
+    of_error = {
         name: value
         for name, value in error_response(error).headers.items()
         if name in ("Allow", "Retry-After", "WWW-Authenticate")
     }
-    return web.Response(status=error.status, text=page, headers={**headers, **told})
+    return web.Response(status=error.status, text=page, headers={**headers, **of_error})
 
 
 def _redirect(to: str, cookies: Mapping[str, str] | None = None, lasts: int = _YEAR, secure: bool = False) -> web.Response:
@@ -231,25 +232,25 @@ def _redirect(to: str, cookies: Mapping[str, str] | None = None, lasts: int = _Y
 
 
 def _switched(request: web.BaseRequest, context: PageContext) -> web.Response | None:
-    """Keeps the language or theme that a link asks for, and leads back to the page without it."""
+    """Stores the language or theme that a link asks for, and redirects to the page itself; None if the link asks for none."""
     wanted = {LANGUAGE_COOKIE: context.query.get("lang"), THEME_COOKIE: context.query.get("theme")}
     cookies = {name: value for name, value in wanted.items() if value is not None and value in (*LANGUAGES, *THEMES)}
     return _redirect(context.here(lang=None, theme=None), cookies) if cookies else None
 
 
 async def _form(request: web.BaseRequest) -> dict[str, str]:
-    """Reads a form; of a field that comes several times, the last one. Raises RequestInvalid."""
+    """Reads a form. Of a field that occurs several times, the last one counts. Raises RequestInvalid."""
     return dict(await _fields(request))
 
 
 async def _fields(request: web.BaseRequest) -> list[tuple[str, str]]:
-    """Reads what a form sent, or a script: a JSON object counts too, and a list in it for several fields. Raises RequestInvalid."""
+    """Reads the fields of a form, or of a JSON object, in which a list stands for several fields of one name. Raises RequestInvalid."""
     body = bytearray()
     if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
         # RFC 9110, section 10.1.1: the client waits for this before it sends the body.
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(_FORM_TIMEOUT):
             while len(body) <= _LARGEST_FORM and (data := await request.content.readany()):
                 body += data
         if len(body) > _LARGEST_FORM:
@@ -284,12 +285,12 @@ def _wants_html(request: web.BaseRequest) -> bool:
 
 
 def _local(path: str) -> str:
-    """A path of this site to lead to, and nothing else: a second slash would begin another host's name."""
+    """Returns `path` if it is a path of this site, else "/". After two slashes would come another host's name."""
     good = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() and path.isascii()
     return path if good and len(path) < 1000 else "/"
 
 
-def _nothing_here() -> RouteUnknown:
+def _no_route() -> RouteUnknown:
     return RouteUnknown(
         "there is nothing here: the registry's API is under /v2/, the dashboard is at /, and there are /healthz, /readyz and /metrics"
     )

@@ -1,4 +1,4 @@
-"""A worker's place among the others."""
+"""What a worker needs to serve with others."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """What a worker is given by the parent."""
+    """Made by the parent for each worker."""
 
     number: int
-    """From 0; a worker that takes a dead one's place takes its number."""
+    """From 0; the replacement of a dead worker gets its number."""
     folder: Path
-    """Of files that all workers read."""
+    """For files that all workers read."""
     listeners: tuple[socket.socket, ...]
     counts: memoryview[int]
-    """How many connections each worker has, in memory that they share."""
+    """How many connections each worker has, in shared memory."""
     orphaned: int
-    """A descriptor that becomes readable when the parent is gone."""
-    ready: Callable[[], None]
-    """To be called once requests are taken."""
+    """A descriptor that becomes readable when the parent ends."""
     alive: Callable[[], None]
-    """To be called every few seconds from then on."""
+    """To be called every few seconds from the moment that requests are served: the first call says so, the others that the worker does not hang."""

@@ -1,6 +1,6 @@
-"""The process that binds the address, starts workers, and starts another one for each that dies.
+"""The parent process: binds the address, forks the workers, and replaces each one that dies or hangs.
 
-It serves nobody and runs no event loop: that it is simple is why it can fork.
+It serves no requests and has no threads or event loop, so forking is safe.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from mirror import metrics
@@ -28,37 +28,35 @@ from mirror.workers.context import WorkerContext
 
 log = logging.getLogger(__name__)
 
-_NOBODY = 2**62
-"""Connections of a worker that is not there: nobody shall hold back in its favour."""
+_ABSENT = 2**62
+"""The number of connections of a worker that does not run: no other worker waits for it to take one."""
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SHORT_LIVED = 10.0
-"""Seconds below which a worker's life was too short for another to begin at once."""
+"""Seconds; a worker that lived shorter is replaced after a pause, which doubles each time."""
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
 _MOST_STILLBORN = 10
-"""Workers in a row that died before they were ready, after which, where no other one serves, there is no hope."""
-_LOOK = 0.02
+"""Workers in a row that died before they served; after so many the parent gives up, unless another worker serves."""
+_START_INTERVAL = 0.02
+"""Seconds between checks while workers start."""
 _WATCH = 10.0
-"""Seconds between two looks at whether all are well."""
+"""Seconds between checks otherwise."""
 _HUNG = 60.0
-"""Seconds without a sign of life after which a worker is killed: what it downloads others wait for, and take over when it is dead."""
+"""Seconds without a sign of life after which a worker is killed. Other workers wait for its downloads, and take them over when it is dead."""
 _GRACE = 10.0
 """Seconds beyond the time for draining after which workers are killed."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Worker:
     pid: int
-    news: int
-    """A descriptor from which a byte comes when it is ready."""
-    began: float = field(default_factory=time.monotonic)
-    ready: bool = False
+    began: float
 
 
 def prepare() -> Path:
-    """A fresh folder for what workers share. Where there is none yet it is made, and the program begins again, in this process.
+    """Returns an empty folder for files that workers share. The first call makes it and starts the program anew, in this process. Raises OSError.
 
-    How metrics are counted is chosen when they are imported (prometheus_client, "Multiprocess Mode"), which is before any settings are read. Raises OSError.
+    prometheus_client decides when it is imported how it counts ("Multiprocess Mode"), which is before the settings are read.
     """
     prefix = f"{metrics.FOLDER}{os.getpid()}-"
     folder = Path(os.environ.get(metrics.VARIABLE, ""))
@@ -72,22 +70,22 @@ def prepare() -> Path:
 
 
 def _clear_away() -> None:
-    """Removes what parents left behind that were killed."""
+    """Removes folders that killed parents left behind."""
     for left in Path(tempfile.gettempdir()).glob(f"{metrics.FOLDER}*-*"):
         pid = left.name.removeprefix(metrics.FOLDER).partition("-")[0]
-        # This process has none yet: in a container, whose first process always is number 1, that is the one before it.
+        # A folder with this process's own number belongs to an earlier one: the first process of a container is always number 1.
         if pid == str(os.getpid()) or not Path(f"/proc/{pid}").exists():
-            # In another container that shares this folder it may live all the same; and workers outlive it while they drain.
+            # The owner may still live, in another container that shares this folder; and workers outlive their parent while they drain.
             with contextlib.suppress(OSError):
                 os.close(_hold(left, try_exclusive))
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _hold(folder: Path, take: Callable[[int], bool]) -> int:
-    """Locks a folder as long as the descriptor is open in any process. Raises OSError where others hold it."""
+def _hold(folder: Path, lock: Callable[[int], bool]) -> int:
+    """Locks a folder for as long as the descriptor is open in any process. Raises OSError if others hold it."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        if not take(fd):
+        if not lock(fd):
             raise BlockingIOError(f"{folder} is in use")
     except OSError:
         os.close(fd)
@@ -102,9 +100,10 @@ def run(
     started: Callable[[str], None],
     reload: Callable[[], None],
 ) -> int:
-    """Serves with workers until SIGTERM or SIGINT; the exit status.
+    """Serves with workers until SIGTERM or SIGINT; returns the exit status. Raises OSError if it cannot listen.
 
-    `work` is what a worker does, and gives its exit status; `started` is called with the URL when all are ready, `reload` at SIGHUP, which workers get too. Raises OSError where it cannot listen.
+    `work` runs in each worker and returns its exit status. `started` is called with the URL when all workers serve, and `reload` at SIGHUP, which is passed on to
+    the workers.
     """
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, _hold(folder, try_shared))
@@ -113,7 +112,7 @@ def run(
         for listener in listeners:
             stack.callback(listener.close)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        # What is there now is never garbage: not to be touched, so that workers share its memory.
+        # Objects that exist now are never garbage: if the collector leaves them alone, workers share their memory.
         gc.freeze()
         return _Parent(server, folder, work, listeners, reload).run(lambda: started(server.url(*listeners[0].getsockname()[:2])))
 
@@ -134,24 +133,26 @@ class _Parent:
         self._listeners = listeners
         self._workers: dict[int, _Worker] = {}
         self._due: dict[int, float] = {0: 0.0}
-        """By number, when a worker is to be started."""
+        """When to start each worker that does not run, by number."""
         self._pauses: dict[int, float] = {}
         self._stillborn = 0
+        # Memory that all processes share: the parent's maps are inherited by fork.
         self._counts = memoryview(mmap.mmap(-1, 8 * server.workers)).cast("q")
+        """Connections of each worker."""
+        self._alive = memoryview(mmap.mmap(-1, 8 * server.workers)).cast("d")
+        """When each worker last gave a sign of life; 0 until it serves."""
         for number in range(server.workers):
-            self._counts[number] = _NOBODY
-        self._signs = memoryview(mmap.mmap(-1, 8 * server.workers)).cast("d")
-        """When each has last given a sign of life, in memory that they share."""
-        self._looked = self._since = time.monotonic()
-        # Workers have its other end: it is closed when this process ends, however that comes.
-        self._orphaned, self._alive = os.pipe()
+            self._counts[number] = _ABSENT
+        self._checked = self._awake_since = time.monotonic()
+        # A worker's end becomes readable when this process ends, however that comes about.
+        self._orphaned, self._lifeline = os.pipe()
 
     def run(self, started: Callable[[], None]) -> int:
         complete = False
         while True:
             self._start_due()
-            pending = self._due or not all(worker.ready for worker in self._workers.values())
-            signalled = signal.sigtimedwait(_SIGNALS, _LOOK if pending else _WATCH)
+            starting = self._due or not all(map(self._serves, self._workers))
+            signalled = signal.sigtimedwait(_SIGNALS, _START_INTERVAL if starting else _WATCH)
             if signalled is not None and signalled.si_signo in (signal.SIGTERM, signal.SIGINT):
                 log.info("stopping: current requests have %g s to end", self._server.drain_timeout)
                 self._drain()
@@ -159,53 +160,47 @@ class _Parent:
             if signalled is not None and signalled.si_signo == signal.SIGHUP:
                 self._reload()
                 self._signal(signal.SIGHUP)
-            self._hear()
-            self._end_hung()
-            died = self._reap()
-            if died and not complete:
-                # It has told why.
+            serving = any(map(self._serves, self._workers))
+            if serving:
+                self._stillborn = 0
+            self._kill_hung()
+            if self._replace_dead() and not complete:
+                # The worker has said why it cannot start.
                 self._drain()
                 return 1
-            if self._stillborn >= _MOST_STILLBORN and not any(worker.ready for worker in self._workers.values()):
-                log.error("giving up: %d workers in a row died before they were ready", self._stillborn)
+            if self._stillborn >= _MOST_STILLBORN and not serving:
+                log.error("giving up: %d workers in a row died before they served", self._stillborn)
                 self._drain()
                 return 1
-            if not complete and self._workers[0].ready:
-                # The first one has made what was missing of the cache directory.
+            if not complete and self._serves(0):
+                # The first one has made what was missing in the cache directory.
                 self._due |= {number: 0.0 for number in range(1, self._server.workers) if number not in self._workers}
-                if len(self._workers) == self._server.workers and all(worker.ready for worker in self._workers.values()):
-                    complete = True
+                complete = all(map(self._serves, range(self._server.workers)))
+                if complete:
                     started()
+
+    def _serves(self, number: int) -> bool:
+        return self._alive[number] > 0
 
     def _start_due(self) -> None:
         now = time.monotonic()
         for number in [number for number, when in self._due.items() if when <= now]:
             del self._due[number]
-            self._workers[number] = self._fork(number)
+            self._alive[number] = 0.0
+            self._workers[number] = _Worker(self._fork(number), now)
 
-    def _fork(self, number: int) -> _Worker:
-        news, tell = os.pipe()
-        os.set_blocking(news, False)
+    def _fork(self, number: int) -> int:
         pid = os.fork()
         if pid:
-            os.close(tell)
-            return _Worker(pid, news)
+            return pid
         status = 1
         try:
-            for fd in (news, self._alive, *(worker.news for worker in self._workers.values())):
-                os.close(fd)
+            os.close(self._lifeline)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             metrics.count_for(number)
             self._counts[number] = 0
-            self._sign(number)
             worker = WorkerContext(
-                number,
-                self._folder,
-                self._listeners,
-                self._counts,
-                self._orphaned,
-                lambda: _announce(tell),
-                lambda: self._sign(number),
+                number, self._folder, self._listeners, self._counts, self._orphaned, lambda: self._give_sign(number)
             )
             status = self._work(worker)
         except BaseException:
@@ -215,47 +210,38 @@ class _Parent:
                 logging.shutdown()
                 sys.stdout.flush()
                 sys.stderr.flush()
-            # Not by an exception: what is above in the stack is the parent's affair.
+            # Not by an exception: the callers up the stack belong to the parent.
             os._exit(status)
 
-    def _hear(self) -> None:
-        for worker in self._workers.values():
-            if not worker.ready:
-                with contextlib.suppress(BlockingIOError):
-                    worker.ready = os.read(worker.news, 1) == b"!"
-                if worker.ready:
-                    self._stillborn = 0
+    def _give_sign(self, number: int) -> None:
+        self._alive[number] = time.monotonic()
 
-    def _sign(self, number: int) -> None:
-        self._signs[number] = time.monotonic()
-
-    def _end_hung(self) -> None:
-        """Kills those whose event loop stands still."""
+    def _kill_hung(self) -> None:
+        """Kills workers whose event loop stands still."""
         now = time.monotonic()
-        if now - self._looked > 2 * _WATCH:
-            # This process stood still as well: a container was paused, or the machine. All have their time once more.
-            self._since = now
-        self._looked = now
+        if now - self._checked > 2 * _WATCH:
+            # This process was paused, and the workers probably with it: a container, or the machine.
+            self._awake_since = now
+        self._checked = now
         for number, worker in self._workers.items():
-            if worker.ready and now - max(self._signs[number], self._since) > _HUNG:
+            if self._serves(number) and now - max(self._alive[number], self._awake_since) > _HUNG:
                 log.error("worker %d (process %d) has given no sign of life for %g s, and is killed", number, worker.pid, _HUNG)
                 os.kill(worker.pid, signal.SIGKILL)
 
-    def _reap(self) -> bool:
-        """Buries the dead, and sees to their successors. True when there were any."""
+    def _replace_dead(self) -> bool:
+        """Schedules a replacement for each worker that has died; True if there was one."""
         died = False
         while (ended := _ended()) is not None:
             number = next((number for number, worker in self._workers.items() if worker.pid == ended[0]), None)
             if number is None:
-                # As process 1 of a container one gets the orphans of others.
+                # Process 1 of a container inherits the orphans of others.
                 continue
             died = True
             worker = self._workers.pop(number)
-            os.close(worker.news)
             metrics.forget(number)
-            self._counts[number] = _NOBODY
+            self._stillborn += not self._serves(number)
+            self._counts[number], self._alive[number] = _ABSENT, 0.0
             lived = time.monotonic() - worker.began
-            self._stillborn += not worker.ready
             pause = 0.0 if lived >= _SHORT_LIVED else min(max(2 * self._pauses.get(number, 0.0), _FIRST_PAUSE), _LONGEST_PAUSE)
             self._pauses[number] = pause
             self._due[number] = time.monotonic() + pause
@@ -284,14 +270,8 @@ class _Parent:
                 killed = True
 
 
-def _announce(tell: int) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        os.write(tell, b"!")
-    os.close(tell)
-
-
 def _ended() -> tuple[int, str] | None:
-    """A child that has ended, and how."""
+    """A child that has ended, as its process ID and how it ended; None if there is none."""
     try:
         pid, status = os.waitpid(-1, os.WNOHANG)
     except ChildProcessError:
