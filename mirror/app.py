@@ -34,8 +34,8 @@ from mirror.workers.context import WorkerContext
 
 log = logging.getLogger(__name__)
 
-_TELL = 2.0
-"""Seconds between two times that a worker tells the others what it knows."""
+_PUBLISH = 2.0
+"""Seconds between two times that a worker publishes what it knows for the others."""
 
 
 @contextlib.asynccontextmanager
@@ -58,7 +58,7 @@ async def running(
         kept = settings.cache
         pem = settings.server.tls_certificate
         if pem is not None:
-            metrics.tell_certificate(str(pem), partial(ends, pem))
+            metrics.watch_certificate(str(pem), partial(ends, pem))
         site_info = SiteInfo(
             __version__,
             tuple(settings.registries),
@@ -90,7 +90,7 @@ async def running(
         cache.start()
         site.start()
         if worker is not None:
-            for work in (partial(_show_life, worker), partial(_tell_others, readiness)):
+            for work in (partial(_show_life, worker), partial(_publish, readiness)):
                 background_task = BackgroundTask(work)
                 background_task.start()
                 stack.push_async_callback(background_task.aclose)
@@ -143,17 +143,17 @@ def admin_token(settings: Settings) -> tuple[str, bool]:
 
 
 async def _show_life(worker: WorkerContext) -> None:
-    # By itself: nothing that fails may keep it from doing so.
+    # In a task of its own, so that a failure elsewhere does not look like a worker that hangs.
     while True:
         worker.alive()
-        await asyncio.sleep(_TELL)
+        await asyncio.sleep(_PUBLISH)
 
 
-async def _tell_others(readiness: Readiness) -> None:
+async def _publish(readiness: Readiness) -> None:
     while True:
-        readiness.tell()
-        metrics.tell_process()
-        await asyncio.sleep(_TELL)
+        readiness.publish()
+        metrics.publish_process()
+        await asyncio.sleep(_PUBLISH)
 
 
 async def serve(

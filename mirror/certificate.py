@@ -1,6 +1,6 @@
 """The mirror's own certificate for TLS: checked before it is used, and taken anew when its files change, without a restart.
 
-A connection keeps what it began with. A pair that cannot be used is told of once, and the one before it stays.
+A connection keeps what it began with. A pair that cannot be used is logged once, and the earlier one stays in use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mirror.tasks import BackgroundTask
 log = logging.getLogger(__name__)
 
 _INTERVAL = 10.0
-"""Seconds between two looks at the files."""
+"""Seconds between two checks of the files."""
 
 
 def load(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -95,27 +95,27 @@ def _refuse() -> str:
 
 
 class Certificate:
-    """`context` is what to listen with; it stays the same object."""
+    """A certificate that follows its files. `context`, to listen with, stays the same object."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
         """Raises ValueError."""
         self._files = certificate, key
-        self._seen = self._look()
+        self._seen = self._versions()
         self._current = self.context = load(certificate, key)
         # Called in each handshake, with a name or without one.
         self.context.sni_callback = self._choose
         self._background_task = BackgroundTask(self._watch)
 
     def start(self) -> None:
-        """Begins to look at the files from time to time."""
+        """Starts to check the files from time to time."""
         self._background_task.start()
 
     async def aclose(self) -> None:
         await self._background_task.aclose()
 
     def refresh(self) -> None:
-        """Takes what is in the files now, where that is something else. Never raises."""
-        seen = self._look()
+        """Loads the files again where they have changed. Never raises."""
+        seen = self._versions()
         if seen == self._seen:
             return
         self._seen = seen
@@ -130,8 +130,8 @@ class Certificate:
         if self._current is not context:
             connection.context = self._current
 
-    def _look(self) -> list[tuple[int, int, int] | None]:
-        """What changes with the files. Of a link, the file that it leads to: Kubernetes and certbot change the link."""
+    def _versions(self) -> list[tuple[int, int, int] | None]:
+        """Identifies the content of each file. Links are followed: Kubernetes and certbot replace the link, not the file."""
         found: list[tuple[int, int, int] | None] = []
         for file in self._files:
             try:

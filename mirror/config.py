@@ -29,7 +29,7 @@ from mirror import certificate
 from mirror.disk_room import default_limit
 from mirror.names import is_registry_name
 from mirror.regular_files import LARGEST_SECRET, read_file
-from mirror.setting_errors import tell
+from mirror.setting_errors import describe
 from mirror.setting_sources import ConfigError as ConfigError
 from mirror.setting_sources import default_cache_dir, from_file, merge
 from mirror.units import parse_cache_size, parse_duration, parse_endpoint, parse_listen, parse_rate, parse_workers
@@ -342,7 +342,7 @@ def load(
     try:
         return Settings(**merged)
     except ValidationError as error:
-        raise ConfigError([tell(fault, layers, _known_keys) for fault in error.errors(include_url=False)]) from None
+        raise ConfigError([describe(fault, layers, _known_keys) for fault in error.errors(include_url=False)]) from None
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Every metric of the program, in one place. Imported by all, imports nothing of ours.
+"""Every metric of the program. Everything may import this module; it imports nothing of the program.
 
 The ``registry_proxy_*`` names and their labels are those of distribution's proxy, so that dashboards made for it work. `upstream_host` is the
 registry's name as configured (``docker.io``), `type` is ``blob`` or ``manifest``; sizes are in bytes, times in seconds.
 
-Where several workers serve, each counts in files of its own, in a folder that all of them read: `page` is the sum. A worker that takes a dead one's place goes on with
-its files, so that no counter goes backwards. Of a gauge that is the same in all, what was set last counts (``mostrecent``); of others the living add up (``livesum``).
+Each of several workers counts in files of its own, in a folder that all of them read; `exposition` returns the sums. A worker that replaces a dead one continues its
+files, so no counter goes backwards. A gauge that is the same in all workers has the value that was set last (``mostrecent``); others are sums over the living
+(``livesum``).
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Names the workers' folder. It is there before this module is, or not at all: see workers/parent.py."""
+"""The environment variable that names the workers' folder. It is set before this module is imported, or never: see workers/parent.py."""
 FOLDER = "mirror-workers-"
-"""How the name of that folder begins. Another one is somebody else's."""
+"""The prefix of that folder's name. Any other folder belongs to another program."""
 
 _shared = os.environ.get(VARIABLE, "")
 _counts_for = "parent"
@@ -32,7 +33,7 @@ else:
     values.ValueClass = values.MultiProcessValue(lambda: _counts_for)  # type: ignore[no-untyped-call]
 
 REGISTRY = CollectorRegistry(auto_describe=True)
-"""What this process alone has counted."""
+"""The metrics of this process alone."""
 if not _shared:
     ProcessCollector(registry=REGISTRY)
 
@@ -126,7 +127,7 @@ stale_served = Counter(
 
 
 def begin(registries: Iterable[str], cache: Path) -> None:
-    """Counters begin at 0 for each registry, not at their first event, which Prometheus' `increase` would miss; the disk is the one that `cache` is on."""
+    """Sets the counters of each registry to 0, since Prometheus' `increase` misses a counter's first event otherwise, and the folder whose disk is measured."""
     global _folder
     _folder = cache
     for registry in registries:
@@ -147,14 +148,14 @@ _folder: Path | None = None
 _certificate: tuple[str, Callable[[], float | None]] = "", lambda: None
 
 
-def tell_certificate(name: str, ends: Callable[[], float | None]) -> None:
-    """Has `mirror_certificate_expiry_seconds` tell of a certificate; `ends` gives when it ends, in seconds since the epoch."""
+def watch_certificate(name: str, ends: Callable[[], float | None]) -> None:
+    """Sets the certificate of `mirror_certificate_expiry_seconds`; `ends` returns when it ends, in seconds since the epoch."""
     global _certificate
     _certificate = name, ends
 
 
-def page() -> bytes:
-    """Everything, of all workers, as Prometheus reads it. The disk is looked at now."""
+def exposition() -> bytes:
+    """Returns all metrics of all workers in Prometheus' text format. The disk and the certificate are read now."""
     name, ends = _certificate
     if (end := ends()) is not None:
         certificate_expiry_seconds.labels(name).set(end - time.time())
@@ -164,14 +165,14 @@ def page() -> bytes:
         disk_free_bytes.set(free)
     if not _shared:
         return generate_latest(REGISTRY)
-    tell_process()
+    publish_process()
     everybody = CollectorRegistry()
     MultiProcessCollector(everybody, _shared)  # type: ignore[no-untyped-call]
     return generate_latest(everybody)
 
 
 def _disk(folder: Path) -> tuple[float, float]:
-    """Bytes in all, and free for who is not root; not a number where it cannot be told."""
+    """Returns the bytes of a file system, and those free for users other than root; NaN where the system does not say."""
     try:
         state = os.statvfs(folder)
     except OSError:
@@ -183,7 +184,7 @@ def _disk(folder: Path) -> tuple[float, float]:
 
 
 class _Process:
-    """What this process takes, told to the other workers. Memory adds up; of open files the one counts that has the most."""
+    """The CPU time, memory and files of this process, for the other workers. Memory is added up; open files are those of the worker with the most."""
 
     _MODES: ClassVar[dict[str, Literal["livesum", "livemax", "livemin"]]] = {
         "process_resident_memory_bytes": "livesum",
@@ -201,35 +202,35 @@ class _Process:
             if family.name in self._MODES
         }
         self._cpu = Counter("process_cpu_seconds", "Total user and system CPU time spent in seconds.", registry=REGISTRY)
-        self._told = 0.0
+        self._published = 0.0
 
-    def tell(self) -> None:
+    def publish(self) -> None:
         for family in self._source.collect():
             value = family.samples[0].value
             if family.name in self._gauges:
                 self._gauges[family.name].set(value)
             elif family.name == "process_cpu_seconds":
-                self._cpu.inc(max(0.0, value - self._told))
-                self._told = value
+                self._cpu.inc(max(0.0, value - self._published))
+                self._published = value
 
 
 _process: _Process | None = None
 
 
 def count_for(worker: int) -> None:
-    """From now on this process counts as the worker of that number."""
+    """Makes this process count as the worker of that number from now on."""
     global _counts_for, _process
     _counts_for = str(worker)
     _process = _Process()
 
 
-def tell_process() -> None:
-    """Tells the other workers what this one takes."""
+def publish_process() -> None:
+    """Publishes the CPU time, memory and files of this worker; does nothing where it is the only process."""
     if _process is not None:
-        _process.tell()
+        _process.publish()
 
 
 def forget(worker: int) -> None:
-    """A worker is dead: what it had open, and took of memory, counts no more; what it has counted does."""
+    """Drops the gauges of a worker that has died. Its counters stay in the sums."""
     assert _shared
     mark_process_dead(worker, _shared)  # type: ignore[no-untyped-call]

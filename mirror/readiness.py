@@ -1,4 +1,4 @@
-"""What /readyz tells: what of the mirror is not as it should be, by whichever worker has heard of it last."""
+"""The answer of /readyz: what is degraded, as the worker that has asked each endpoint last knows it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STATES = {
 
 
 class Readiness:
-    """One process's view, and with it that of the other workers."""
+    """What this process knows, merged with what the other workers have published."""
 
     def __init__(
         self,
@@ -40,21 +40,21 @@ class Readiness:
         probe: DiskProbe,
         notes: Sequence[str] = (),
     ) -> None:
-        """`notes` are sentences about the start that stay true."""
+        """`notes` are sentences about the start, which stay in the report."""
         self._notes = notes
         self._probe = probe
         self._settings = settings
         self._upstreams = upstreams
         self._file = worker.folder / f"endpoints-{worker.number}.json" if worker is not None else None
 
-    def tell(self) -> None:
-        """Tells the other workers what this one knows. A disk that will not take it costs only that."""
+    def publish(self) -> None:
+        """Publishes what this process knows for the other workers. Errors of the disk are ignored."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 durable.replace(self._file, json.dumps(self._own()).encode())
 
     def report(self) -> dict[str, Any]:
-        """A JSON object of sentences: ``mirror`` are faults of the mirror itself, ``degraded`` are these and those of endpoints."""
+        """Returns a JSON object: ``mirror`` has the mirror's own faults in sentences, ``degraded`` these and the endpoints', ``registries`` each endpoint's state."""
         faults = list(self._notes)
         if fault := self._probe.fault:
             faults.append(fault)
@@ -67,7 +67,7 @@ class Readiness:
         degraded = list(faults)
         registries: Endpoints = {}
         for name, own in views[0].items():
-            # What one worker has found out of an endpoint, the others find out when they ask it next.
+            # A worker learns of an endpoint's state when it asks it: the one that asked last knows.
             latest = [max((view[name][place] for view in views), key=_heard) for place in range(len(own))]
             registries[name] = latest
             for endpoint in latest:

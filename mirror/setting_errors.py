@@ -1,4 +1,4 @@
-"""What is wrong with a setting, in a line: key, source, form expected and value found; secrets are never shown."""
+"""Describes a setting that is wrong in one line: its key, its source, what is expected and the value found. Secrets are never shown."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def tell(fault: Any, layers: list[tuple[str, dict[str, Any]]], known_keys: Callable[[list[str]], list[str]]) -> str:
-    """A line for one of pydantic's errors. `layers` are the sources by name, later ones winning; `known_keys` gives the settings beside one."""
+def describe(fault: Any, layers: list[tuple[str, dict[str, Any]]], known_keys: Callable[[list[str]], list[str]]) -> str:
+    """Returns a line for one of pydantic's errors. Of `layers`, the sources by name, later ones win; `known_keys` returns the settings beside one."""
     path = [str(part) for part in fault["loc"]]
     key = ".".join(f'"{part}"' if "." in part else part for part in path)
     message = str(fault["msg"]).removeprefix("Value error, ")

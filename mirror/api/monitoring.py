@@ -26,7 +26,7 @@ def readyz(report: dict[str, Any]) -> web.Response:
 
 
 def measurements() -> web.Response:
-    return _page(metrics.page(), CONTENT_TYPE_LATEST)
+    return _page(metrics.exposition(), CONTENT_TYPE_LATEST)
 
 
 def _page(body: bytes, content_type: str) -> web.Response:

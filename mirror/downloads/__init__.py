@@ -1,1 +1,1 @@
-"""Flights: one download of a blob, however many read it, from the first request until its file is finished and verified."""
+"""Downloads of blobs: one flight for each blob, shared by all its readers, from the first request until the file is complete and verified."""

@@ -1,4 +1,4 @@
-"""What is being downloaded, by all processes that share a store. Each process writes its flights into its status about once a second (`Store.set_status`)."""
+"""The downloads of all processes that share a store. Each process writes its flights into its status about once a second (`Store.set_status`)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mirror.tasks import BackgroundTask
 
 _INTERVAL = 1.0
 _SHOWN = 6.0
-"""Seconds for which one that has ended is shown."""
+"""Seconds for which a download is shown after its end."""
 _MOST = 200
-"""Flights in a process's status."""
+"""Flights in a process's status, at most."""
 _WEIGHT = 0.4
-"""Of the newest observation in a rate."""
+"""Weight of the newest observation in a rate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A blob that is being downloaded. Sizes in bytes, times in seconds since the epoch, the rate in bytes a second."""
+    """A blob that is being downloaded. Sizes in bytes, times in seconds since the epoch, the rate in bytes per second."""
 
     digest: str
     repository: str
@@ -34,14 +34,14 @@ class Download:
     readers: int
     began: float
     leads: bool
-    """False where that process reads along while another downloads."""
+    """False where the process follows another one that downloads."""
     ended: bool = False
     error: str = ""
-    """Why it failed; empty where it did not."""
+    """Why it failed; empty where it has not."""
 
     @property
     def left(self) -> float | None:
-        """Seconds until it is here, at this rate; None where that cannot be told."""
+        """Seconds until it is complete, at this rate; None where that is not known."""
         return None if self.ended or self.size is None or self.rate < 1 else max(0, self.size - self.have) / self.rate
 
 
@@ -83,7 +83,7 @@ class _Watched:
 
 
 class ActiveDownloads:
-    """Writes this process's flights into its status, and reads everybody's."""
+    """Writes the flights of this process into its status, and reads those of all processes."""
 
     def __init__(self, store: Store, flights: Flights) -> None:
         self._store = store
@@ -100,7 +100,7 @@ class ActiveDownloads:
         await self._background_task.aclose()
 
     async def downloads(self) -> list[Download]:
-        """Returns all that is being downloaded, or just was: the latest first."""
+        """Returns the downloads that are under way or have just ended, the latest first."""
         return merged(await self._store.statuses())
 
     async def _write(self) -> None:
@@ -130,7 +130,7 @@ class ActiveDownloads:
 
 
 def merged(statuses: Iterable[Any]) -> list[Download]:
-    """Returns each blob once: as the process that downloads it has it, with everybody's readers. What makes no sense is passed over."""
+    """Returns each blob once, as the process that downloads it has it, with the readers of all processes. Skips statuses in another format."""
     found: dict[str, Download] = {}
     for status in statuses:
         for line in _lines(status):
@@ -151,7 +151,7 @@ def _lines(status: Any) -> list[Download]:
 
 
 def _line(line: dict[str, Any]) -> Download:
-    """Raises ValueError, TypeError, KeyError where it is something else."""
+    """Raises ValueError, TypeError, KeyError for another format."""
     size = line["size"]
     return Download(
         str(line["digest"]),

@@ -1,7 +1,7 @@
-"""A blob straight from upstream to one client, for when the disk cannot take it: it is full, or the blob is larger than the cache.
+"""Passes a blob from upstream to one client without keeping it: for a blob that is larger than the cache, or while the disk is full.
 
-Nothing is shared and nothing is kept, but the promises to the client hold: cuts are resumed, and a blob that is read from byte 0 (or whose beginning is still in
-a spool file) is verified before its last bytes are sent. A range from the middle cannot be verified here. Only the range that the client asked for is fetched.
+Broken connections are resumed as in a flight. A blob that is read from byte 0, or whose beginning is still in a spool file, is verified before its last bytes
+are sent; a range from the middle cannot be. Only the range that the client asked for is fetched.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 
 class DirectReader:
-    """One client's own download."""
+    """One client's reader of a blob that is passed through."""
 
     def __init__(self, digest: Digest, source: Source, size: int | None = None) -> None:
-        """`size` is what upstream has told already."""
+        """`size` is the size in bytes, where upstream has told it already."""
         self.size = size
         self._digest = digest
         self._source = source
         self._whole: Download | None = None
 
     async def open(self) -> None:
-        """Asks upstream for the size, unless it is known; for the blob itself only where upstream does not tell its size otherwise. Raises what upstream raises."""
+        """Asks upstream for the size, unless it is known: by HEAD, or by GET where HEAD does not tell it. Raises what upstream raises."""
         if self.size is not None:
             return
         try:
@@ -63,7 +63,10 @@ class DirectReader:
 async def go_on(
     digest: Digest, source: Source, spool: Partial, position: int, stop: int | None, size: int | None
 ) -> AsyncGenerator[Part, None]:
-    """The bytes from `position` on, for a reader whose flight's disk filled up; what came before is in `spool`."""
+    """Yields the bytes from `position` on to a reader whose flight has ended. What the reader has had already is in `spool`, and is verified with the rest.
+
+    Raises DigestMismatch, or what upstream raises.
+    """
     hasher = digest.hasher()
     if position > 0 and await spool.hash(hasher, 0, position) < position:
         raise DigestMismatch(f"the beginning of {digest} is no longer there to verify")
@@ -73,7 +76,7 @@ async def go_on(
 
 
 async def stream(digest: Digest, download: Download, stop: int | None, hasher: _Hash | None) -> AsyncGenerator[Part, None]:
-    """Gives what a download brings, up to `stop`. Raises DigestMismatch before the last bytes of a blob that is not what its digest says."""
+    """Yields the bytes of a download up to `stop`, and closes it. Raises DigestMismatch before the last bytes of a blob that has another digest."""
     held = b""
     try:
         while data := await download.read():

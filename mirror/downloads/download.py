@@ -1,7 +1,7 @@
-"""One stretch of a blob from upstream, as a stream that outlives cuts and stalls.
+"""Reads one stretch of a blob from upstream, over as many connections as that takes.
 
-When the connection breaks, the next one asks for what is missing with a closed Range, on whichever endpoint upstream finds best; only when several
-tries in a row bring nothing is the error raised.
+When a connection breaks or stalls, the next one asks for the missing bytes with a closed Range (RFC 9110, section 14.2), at the endpoint that upstream
+chooses. The error is raised only after several connections in a row have brought next to nothing.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from mirror.errors import (
 from mirror.manifests import Descriptor
 
 _PASSING = (UpstreamCut, UpstreamStalled, UpstreamUnreachable, UpstreamTimeout, UpstreamLimited, UpstreamInvalid)
-"""What another connection, perhaps to another endpoint, may mend."""
+"""Errors after which another connection is tried, perhaps to another endpoint."""
 _TRIES = 6
-"""Failures in a row that end a download."""
+"""Connections in a row that may fail before the error is raised."""
 _PROGRESS = 64 * 1024
-"""Bytes that a connection must bring for its end not to count as one of them."""
+"""Bytes that a connection must bring for its failure not to count."""
 
 
 class Stream(Protocol):
     """The bytes of a blob from `start` on.
 
-    `size` is the whole blob's, None when upstream did not say; `endpoint` names who sends it. What `read` gives is good until it is called again.
+    `size` is the size of the whole blob, None where upstream does not tell it; `endpoint` names the server. What `read` returns is valid until its next call.
     """
 
     size: int | None
@@ -45,28 +45,32 @@ class Stream(Protocol):
 
 
 class Source(Protocol):
-    """A blob, as upstream has it."""
+    """A blob upstream."""
 
     @property
     def connections(self) -> int:
-        """How many may fetch it at once."""
+        """The number of connections that may fetch it at once."""
         ...
 
     @property
     def ranges(self) -> bool:
-        """False where upstream is known not to answer them."""
+        """False where upstream is known not to answer requests with a Range."""
         ...
 
     async def open(self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None) -> Stream:
-        """Opens ``[start, stop)``; ``(0, None)`` is all of it, without a Range. A `spare` one only within upstream's bounds, rather not at `avoid`."""
+        """Opens ``[start, stop)``; ``(0, None)`` is the whole blob, without a Range.
+
+        A `spare` connection is opened only within upstream's bounds on connections. Another endpoint than `avoid` is preferred. Raises Unknown, Denied,
+        UpstreamError.
+        """
         ...
 
     async def describe(self) -> Descriptor:
-        """What upstream says of it, without the bytes. Raises Unknown, Denied, UpstreamError."""
+        """Asks for size and type, without the bytes. Raises Unknown, Denied, UpstreamError."""
         ...
 
     def reject(self) -> bool:
-        """The bytes were wrong. True when another try may bring others."""
+        """Reports that the bytes have another digest. True where another try may bring other bytes."""
         ...
 
 
@@ -83,13 +87,13 @@ class Download:
         spare: bool = False,
         avoid: str | None = None,
     ) -> None:
-        """A `spare` one is given up where the blob's other connections had better go on without it."""
+        """A `spare` download is one that the blob's other connections can do without."""
         self.position = start
-        """The offset of the next byte that `read` gives."""
+        """The offset of the next byte that `read` returns."""
         self.size = size
-        """Of the whole blob; known, if at all, once `open` has returned."""
+        """The size of the whole blob in bytes; known, if at all, once `open` has returned."""
         self.endpoint: str | None = None
-        """Who sent the last bytes."""
+        """The endpoint that sent the last bytes."""
         self._source = source
         self._stop = stop
         self._spare = spare
@@ -100,7 +104,7 @@ class Download:
         self._gained = 0
 
     async def open(self) -> None:
-        """Connects. Raises what upstream raises: a first answer that fails is not tried again here."""
+        """Connects, once. Raises what upstream raises, RangeIgnored, UpstreamInvalid."""
         stop = self._stop
         if stop is None and self.position > 0:
             stop = self.size
@@ -117,9 +121,9 @@ class Download:
         self.endpoint = stream.endpoint
 
     async def read(self) -> bytes | memoryview:
-        """The next bytes, good until the next `read` or `aclose`; empty at the end of the stretch.
+        """Returns the next bytes, valid until the next `read` or `aclose`; none at the end of the stretch.
 
-        Raises UpstreamError once the tries are used up, and Unknown and Denied at once.
+        Raises UpstreamError when no more connections are tried; Unknown and Denied at once.
         """
         while True:
             try:
@@ -137,7 +141,7 @@ class Download:
                 self.size = self.position if self.size is None else self.size
                 return b""
             if self._skip:
-                # The upstream ignored the Range and began at the beginning.
+                # Upstream ignored the Range, and sends the blob from its beginning.
                 passed = min(self._skip, len(data))
                 self._skip -= passed
                 data = data[passed:]
@@ -163,7 +167,7 @@ class Download:
         await asyncio.sleep(pause(self._failures, error.retry_after if isinstance(error, UpstreamLimited) else None))
 
     async def aclose(self) -> None:
-        """Lets go of the connection."""
+        """Closes the connection."""
         if self._stream is not None:
             stream, self._stream = self._stream, None
             await stream.aclose()

@@ -1,4 +1,4 @@
-"""Carries out a download's plan (see planner.py): the connections, the bytes, and the writes into the spool file, until all of it is here and verified."""
+"""Downloads a blob into a spool file: opens the connections that planner.py asks for, and writes and verifies what they bring."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ log = logging.getLogger(__name__)
 _TICK = 0.05
 _SLOW_TICK = 0.5
 RESCUE_AGAIN = 30.0
-"""Seconds after which a registry that did not help a slow download is tried again."""
+"""Seconds after which a slow download is tried at the same other registry again."""
 
 
 class Watcher(Protocol):
-    """The flight whose file is filled."""
+    """The flight that a spool file belongs to."""
 
     @property
     def wanted(self) -> bool:
-        """True where somebody reads."""
+        """True where a client reads."""
         ...
 
     def answered(self, spool: Partial) -> None:
-        """Upstream has answered; the size is in the spool, if it is known at all."""
+        """Called when upstream has answered. The size is in the spool file, if it is known."""
         ...
 
     def progressed(self) -> None:
-        """There are new bytes."""
+        """Called when there are new bytes."""
         ...
 
     def exchange(self, spool: Partial) -> None:
-        """Called from time to time: tells the processes that follow what this one knows, and takes note of what they tell."""
+        """Called at least every half second: exchanges sources and readers with the processes that follow."""
         ...
 
 
 class Filling:
-    """The leader's work on one spool file."""
+    """One download into a spool file that this process leads."""
 
     def __init__(self, spool: Partial, digest: Digest, context: DownloadContext, suppliers: Suppliers, watcher: Watcher) -> None:
         self._spool = spool
@@ -65,7 +65,7 @@ class Filling:
         self._planner = Planner(suppliers.connections, learned, self._time(), spool.have.total)
 
     async def run(self) -> bool:
-        """Fetches what is missing. False when the digest of the whole is another. Raises MirrorError, OSError."""
+        """Downloads what is missing. Returns False where the blob has another digest. Raises MirrorError, OSError."""
         verifying = asyncio.create_task(self._verifier.matches())
         try:
             while not self._complete:
@@ -82,7 +82,7 @@ class Filling:
                 self._context.learned_connections[self._context.repository.registry] = learned
 
     def want(self, position: int, stop: int | None) -> None:
-        """A reader waits for the bytes at `position`: they are fetched out of order where the download does not come to them soon."""
+        """Fetches the bytes at `position`, for which a reader waits, out of order where they would not come soon."""
         if (detour := self._planner.detour(self._state, position, stop, self._time())) is not None:
             self._extra(self._detour(detour))
 
@@ -117,7 +117,7 @@ class Filling:
         self._extras.add(asyncio.create_task(work))
 
     async def _wait(self) -> None:
-        """Waits until a connection has ended, or it is time to observe. Raises what the last of them failed with."""
+        """Waits until a connection has ended, or it is time to observe. Raises the error of the last connection."""
         tick = _TICK if self._state.divisible or not self._answered else _SLOW_TICK
         done, _ = await asyncio.wait(self._workers | self._extras, timeout=tick, return_when=asyncio.FIRST_COMPLETED)
         for task in done & self._extras:
@@ -131,7 +131,7 @@ class Filling:
             passing = self._workers or self._extras or (self._watcher.wanted and isinstance(error, UpstreamBusy | RangeIgnored))
             if not passing or not isinstance(error, MirrorError) or isinstance(error, StorageFull):
                 raise error
-            # The others go on, and take over what it leaves.
+            # The other connections take over what it has not fetched.
             if not isinstance(error, UpstreamBusy):
                 log.info("one of %d connections failed: %s", len(self._workers) + 1, error, extra={"cause": str(error)})
             self._planner.concurrency.step_back(self._time(), len(self._workers))
@@ -149,7 +149,7 @@ class Filling:
             self._extra(self._rescue(rescue, supplier))
 
     async def _work(self, segment: Segment | None, spare: bool) -> None:
-        """Fetches one segment after the other."""
+        """Fetches segments until none is left."""
         while segment is not None:
             await self._fetch(segment, spare)
             segment = self._planner.next_segment(self._state, self._time())
@@ -167,7 +167,7 @@ class Filling:
         segment.task = asyncio.current_task()
         try:
             if not self._answered:
-                # The first answer: its failure is the client's to hear at once, with a status.
+                # A failure of the first answer is told to the client at once, with a status.
                 await download.open()
                 await self._begin(segment, download.size)
             await self._transfer(download, segment)
@@ -184,7 +184,7 @@ class Filling:
             self._watcher.answered(self._spool)
 
     async def _take_over(self, start: int, end: int) -> bool:
-        """Fetches ``[start, end)``, which is another connection's until the first bytes are on their way. False when upstream could not, or it was too late."""
+        """Takes ``[start, end)`` over from another connection as soon as upstream has answered. False where upstream is busy, or the bytes have come meanwhile."""
         download = Download(self._suppliers, start, end, self._spool.size, spare=True)
         try:
             await download.open()
@@ -208,7 +208,7 @@ class Filling:
         if owner is None:
             return self._planner.separate(self._state, start, end, self._time())
         async with owner.lock:
-            # Not while it writes: what it is writing is not to be written twice.
+            # Not while the owner writes: its bytes must not be written twice.
             if self._planner.segments.owner(start) is not owner:
                 return None
             return self._planner.separate(self._state, start, end, self._time())
@@ -217,12 +217,12 @@ class Filling:
         try:
             await self._take_over(detour.start, detour.end)
         except (MirrorError, OSError) as error:
-            # What it leaves undone is a gap like any other.
+            # The workers fetch what it has not.
             log.info("out-of-order fetch at %d: %s", detour.start, error)
             self._planner.detours = False
 
     async def _hedge(self, hedge: Hedge, source: Source, *, spare: bool = True) -> None:
-        """Fetches the same as a slow connection; who is first ends the other."""
+        """Fetches the same bytes as a slow connection. The first to finish ends the other."""
         segment = self._planner.segments.add(hedge.segment)
         start = segment.start
         segment.task = asyncio.current_task()
@@ -243,7 +243,7 @@ class Filling:
             await download.aclose()
 
     async def _rescue(self, hedge: Hedge, supplier: Supplier) -> None:
-        """Hedges by another registry, which is asked first from then on where it was faster."""
+        """Hedges at another registry, which is preferred from then on where it was faster."""
         await self._hedge(hedge, self._suppliers.only(supplier), spare=False)
         if hedge.segment.began is not None and not hedge.segment.lost:
             self._suppliers.preferred = supplier
@@ -269,7 +269,7 @@ class Filling:
     async def _keep(self, segment: Segment, data: bytes | memoryview) -> None:
         there = self._spool.have.covered_until(segment.position) - segment.position
         if there > 0:
-            # A hedge was faster.
+            # The hedge has brought them already.
             self._planner.repeat(segment, min(there, len(data)), self._spool.size)
         if segment.end is not None:
             data = data[: max(segment.end - segment.position, 0)]
@@ -284,7 +284,7 @@ class Filling:
         if self._suppliers.size not in (None, size):
             raise UpstreamInvalid(f"upstream says {size} bytes of a blob of {self._suppliers.size}")
         if self._spool.size is None:
-            # Noted first, so that no other claim comes between.
+            # Set before the await, so that no other connection sets another size meanwhile.
             self._suppliers.size = size
             await self._spool.set_size(size)
         if segment.end is None:

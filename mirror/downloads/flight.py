@@ -1,11 +1,10 @@
-"""A flight: one download of one blob, however many read it.
+"""A flight: one download of one blob, shared by all its readers.
 
-It belongs to the process, not to the request that began it: readers come and go, each at its own offset in the spool file, waiting only for the bytes
-to be there. A slow one costs nothing and holds up nobody; one that leaves ends nothing. Readers may have asked different registries: suppliers.py says what
-they share.
+It belongs to the process, not to the request that began it. Each reader has its own offset in the spool file and waits only for the bytes there. A slow reader
+uses no memory and delays nobody, and a reader that leaves does not end the flight. Readers may have asked different registries: see suppliers.py.
 
-Whoever reads the whole blob gets its last bytes only once its digest is verified, so that nobody ever holds a complete wrong blob. A range that is not the
-whole is served as soon as its bytes are here: lazy pullers read a layer's last bytes first, and verify what they read themselves.
+A reader of the whole blob gets the last bytes only after the digest is verified, so that no client ever holds a complete wrong blob. A part of the blob is
+served as soon as its bytes are here: lazy pullers read a layer's last bytes first, and verify what they read themselves.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from dataclasses import dataclass
 from mirror import metrics
 from mirror.downloads.context import DownloadContext
 from mirror.downloads.filling import Filling
+from mirror.downloads.following import Following
 from mirror.downloads.notifier import Notifier
-from mirror.downloads.planner import LEAST_PROGRESS, Window
 from mirror.downloads.suppliers import Supplier, Suppliers
 from mirror.errors import (
     DigestMismatch,
@@ -38,25 +37,19 @@ from mirror.storage.store import Store
 log = logging.getLogger(__name__)
 
 WITHHELD = 64 * 1024
-"""Bytes at a blob's end that wait for its verification."""
+"""Bytes at the end of a blob that are not sent before it is verified."""
 _FOLLOW_INTERVAL = 0.02
-_NAMED_WITHIN = 0.5
-"""Seconds within which a process that has taken the lead says what it downloads from."""
 _MOST_WANTED = 64
-"""Readers in other processes whose bytes are fetched out of order."""
+"""Stretches that readers in other processes wait for, at most: the newest."""
 _MOST_DISCARDS = 3
-"""Downloads given up by other processes, one after the other, from which on they are not waited for."""
-HELD_AFTER = 20.0
-"""Seconds in which another process must bring `LEAST_PROGRESS` bytes of another registry's download for it to be waited for."""
-FROZEN_AFTER = 60.0
-"""Seconds without a byte after which another process is not waited for, whatever it downloads from: it may be stopped."""
+"""Downloads that other processes may give up, one after the other, before this one downloads separately."""
 PATIENCE = 25.0
-"""Seconds that a reader waits for its registry's first answer. containerd gives up after 30 s without headers."""
+"""Seconds that a reader waits for the first answer of its registry. containerd gives up after 30 s without headers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a flight is, in bytes. `size` is None where upstream has not told it; `leads` is False while another process downloads."""
+    """The progress of a flight, in bytes. `size` is None until it is known; `leads` is False while another process downloads."""
 
     size: int | None
     have: int
@@ -65,7 +58,7 @@ class Progress:
 
 
 class Flight:
-    """One download in this process; in other processes that want the same blob, its followers."""
+    """The download of one blob in this process. It leads, or follows the process that leads."""
 
     def __init__(
         self,
@@ -75,8 +68,8 @@ class Flight:
         context_of: Callable[[Repository, Digest], DownloadContext],
         claimed: int | None = None,
     ) -> None:
-        """`context_of` is for repositories that other processes name. `claimed` is the size that `context`'s registry says, where another download goes by
-        another one."""
+        """`context_of` is for repositories that other processes name. `claimed` is the size in bytes that the registry of `context` claims, where the shared
+        download of the blob has another one."""
         self.digest = digest
         self.claimed = claimed
         self.repository = context.repository
@@ -107,7 +100,7 @@ class Flight:
     # ------------------------------------------------------------------ readers
 
     def join(self, context: DownloadContext) -> Supplier:
-        """The supplier whose word a reader goes by. One that is new to the download is asked now."""
+        """Returns the supplier of a reader. A new one is asked for the blob now."""
         supplier, new = self.suppliers.join(context)
         if new and self._running:
             self._ask(supplier)
@@ -117,9 +110,9 @@ class Flight:
         self._asking[supplier] = asyncio.create_task(supplier.ask())
 
     async def headers(self, supplier: Supplier) -> int | None:
-        """Waits until a registry has told its readers the size of the blob, or it is verified. The size; None where the registry does not say.
+        """Waits until the registry of a reader has answered, or the blob is verified. Returns the size; None where the registry does not tell it.
 
-        Raises what the registry, or the download, failed with; SizeDisputed where the download is of another size.
+        Raises the error of the registry or of the download; UpstreamTimeout after `PATIENCE`; SizeDisputed where the download has another size.
         """
         if not self.verified and self.error is None:
             try:
@@ -141,22 +134,22 @@ class Flight:
             raise SizeDisputed(f"{size} bytes, where the download of {self.digest} is of {self.size}", size)
 
     def enter(self) -> None:
-        """Counts a reader in: the files stay open until it has left."""
+        """Counts a reader. The files stay open until it leaves."""
         self._readers += 1
         self.was_read = True
         metrics.readers.inc()
 
     def leave(self) -> None:
-        """Counts a reader out."""
+        """Counts a reader that has left."""
         self._readers -= 1
         metrics.readers.dec()
         self._close_spools()
 
     async def readable(self, position: int, stop: int | None, size: int | None, *, whole: bool) -> tuple[Partial, int]:
-        """Waits until there are bytes at `position`: the file that has them, and where they end for now.
+        """Waits for bytes at `position`. Returns the file that has them, and where they end so far: at `position` itself at the end of the blob.
 
-        `size` is what the reader was told; `whole` is True where it reads all of the blob.
-        Ends at `position` itself at the end of the blob. Raises MirrorError when no more will come, SizeDisputed where it was told another size.
+        `size` is what the reader was told; `whole` is True where it reads all of the blob. Raises MirrorError when no more bytes will come, SizeDisputed
+        where the reader was told another size.
         """
         while True:
             spool = self._spool
@@ -178,14 +171,14 @@ class Flight:
 
     @property
     def progress(self) -> Progress:
-        """How far it is."""
+        """The progress so far."""
         have = self.size if self.verified else self._spools[-1].have.total if self._spools else 0
         return Progress(self.size, have or 0, self._readers, self._filling is not None)
 
-    # ------------------------------------------------------------------ the flight itself
+    # ------------------------------------------------------------------ the download
 
     async def run(self) -> None:
-        """Flies to the end. Never raises but CancelledError: how it ended is in `error`."""
+        """Downloads the blob. Raises nothing but CancelledError: a failure is in `error`."""
         try:
             while not await self._attempt():
                 pass
@@ -197,7 +190,7 @@ class Flight:
             self.error = self.error or UpstreamUnreachable("the mirror is being stopped")
             raise
         except Exception:
-            log.exception("flight of %s failed", self.digest)
+            log.exception("the download of %s failed", self.digest)
             self.error = UpstreamInvalid("the download failed for a reason that the mirror's log tells")
         finally:
             self._running = False
@@ -217,7 +210,7 @@ class Flight:
             self._spools.clear()
 
     async def _attempt(self) -> bool:
-        """Leads or follows one spool file to its end. False when that file turned out not to be the one: try again."""
+        """Leads or follows the download in one spool file. False where another file must be tried."""
         spool = self._store.partial(self.digest, self.claimed)
         self._spools.append(spool)
         self._followed = spool
@@ -231,38 +224,29 @@ class Flight:
             spool.follow()
             return self._ended_elsewhere(spool)
         if spool.finished():
-            # By somebody else, between the miss and the lead.
+            # Another process finished it after this one found it missing.
             self.verified = True
             self._show(spool)
             return True
         return await self._lead(spool)
 
     async def _until_led(self, spool: Partial) -> bool:
-        """Follows another process until it has ended the download, or dropped the lead, which is ours then. False where it must not be waited for."""
+        """Follows the process that leads, until the download has ended or the lead is free and taken here. False where it is not worth waiting for."""
         first, time = self.suppliers.first, asyncio.get_running_loop().time
-        began, slow, frozen = time(), Window(time(), spool.have.total), Window(time(), spool.have.total)
+        following = Following(spool, first, time())
         while not spool.lead():
             spool.follow()
             self._exchange_as_follower(spool)
-            named = spool.leader is not None or time() - began >= _NAMED_WITHIN
-            if named and spool.leader != first.repository and not first.answered.is_set() and first not in self._asking:
-                # The leader's registry may be another one: what it says is not for the readers here.
+            held_up = self._readers > 0 and following.is_held_up(time())
+            if (held_up or following.must_ask(time())) and first not in self._asking and not first.promised:
                 self._ask(first)
-            if spool.size is not None and (spool.leader == first.repository or first.answered.is_set()):
-                if first.promised and first.size not in (None, spool.size) and self._separate():
-                    return False
+            if (held_up or following.disputed) and self._separate():
+                log.info("%s is downloaded separately from what another process downloads", self.digest)
+                return False
+            if following.may_be_read:
                 self._show(spool)
             if not spool.current:
                 break
-            gained = slow.gained(time(), spool.have.total, HELD_AFTER)
-            held = gained is not None and gained < LEAST_PROGRESS and spool.leader != first.repository
-            held = frozen.gained(time(), spool.have.total, FROZEN_AFTER) == 0 or (held and spool.have.total != spool.size)
-            if held and self._readers:
-                if self._separate():
-                    log.warning("another process does not get on with the download of %s: not waiting for it", self.digest)
-                    return False
-                if first not in self._asking:
-                    self._ask(first)
             await asyncio.sleep(_FOLLOW_INTERVAL)
         return True
 
@@ -279,7 +263,7 @@ class Flight:
                 spool.add_source(supplier.repository, supplier.size)
 
     def _separate(self) -> bool:
-        """Gives up the shared download for a separate one, of the size that this flight's own registry says. False where there is none to give up for."""
+        """Changes from the shared download to a separate one of the size that the own registry claims. False where it has, or that size is not known."""
         first = self.suppliers.first
         if self.claimed is not None or not first.promised or first.size is None:
             return False
@@ -288,7 +272,10 @@ class Flight:
         return True
 
     def _ended_elsewhere(self, spool: Partial) -> bool:
-        """The file has gone from its name. True when that was because it is finished; otherwise there is another to try."""
+        """Handles the end of a download in another process. True where the blob is complete, False where another file must be tried.
+
+        Raises UpstreamInvalid where that has been tried often enough.
+        """
         if spool.verified:
             self.verified = True
             self._show(spool)
@@ -299,7 +286,7 @@ class Flight:
         return False
 
     def _show(self, spool: Partial) -> None:
-        """Lets the readers at a spool file. Those that have read of an earlier one find out, see flights.FlightReader."""
+        """Gives a spool file to the readers. `flights.FlightReader` notices where it has read from an earlier one."""
         self._spool = spool
         self.size = spool.size
         self.suppliers.show()
@@ -307,19 +294,19 @@ class Flight:
             self.suppliers.end()
         self._notifier.ring()
 
-    # ------------------------------------------------------------------ what its filling asks and tells
+    # ------------------------------------------------------------------ for filling.py
 
     @property
     def wanted(self) -> bool:
-        """True where somebody reads, in whatever process."""
+        """True where a client reads, in this or another process."""
         return self._readers > 0 or self._attended
 
     def exchange(self, spool: Partial) -> None:
-        """Takes the repositories of the processes that follow as sources, and their readers as readers of this one."""
+        """Exchanges sources and readers with the processes that follow: their repositories become sources of this download."""
         self._attended = spool.attended
         self.was_read = self.was_read or self._attended
         for repository, size in spool.take_sources():
-            # The other process may know registries that this one does not.
+            # This process may not know the registry.
             with contextlib.suppress(MirrorError):
                 supplier, _ = self.suppliers.join(self._context_of(repository, self.digest))
                 supplier.hear(size)
@@ -342,13 +329,13 @@ class Flight:
     async def _lead(self, spool: Partial) -> bool:
         spool.announce(self._context.repository)
         self._filling = Filling(spool, self.digest, self._context, self.suppliers, self)
-        # Counted where it is led: who reads along downloads nothing.
+        # Only the process that leads counts: the others download nothing.
         metrics.flights.inc()
         try:
             if not await self._filling.run():
                 raise DigestMismatch(f"upstream's bytes for {self.digest} are not what their digest says")
         except UpstreamInvalid as error:
-            # Wrong bytes are not kept. Those of an earlier life may be the wrong ones (a power cut): then once more from nothing.
+            # Wrong bytes are not kept. Where some were there before (a power cut may have damaged them), the download begins anew.
             again = spool.inherited
             if isinstance(error, DigestMismatch):
                 metrics.verification_failures.labels(self._context.repository.registry).inc()
@@ -379,6 +366,6 @@ class Flight:
         try:
             await spool.commit()
         except StorageFull as error:
-            # The readers have what they came for; only the cache has not.
+            # The readers have the whole blob, though it is not cached.
             log.warning("cannot keep %s: %s", self.digest, error, extra={"cause": str(error)})
         return True

@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 
 class Flights:
-    """At most one flight of each blob; where registries disagree on its size, at most one more for each size."""
+    """At most one flight of each blob. Where registries disagree on its size, one more for each other size."""
 
     def __init__(self, store: Store, context_of: Callable[[Repository, Digest], DownloadContext]) -> None:
-        """`context_of` is for the repositories that other processes name."""
+        """`context_of` is for repositories that other processes name."""
         self._store = store
         self._context_of = context_of
         self._flights: dict[tuple[Digest, int | None], Flight] = {}
@@ -34,9 +34,9 @@ class Flights:
         """Set whenever a flight begins."""
 
     def join(self, digest: Digest, context: DownloadContext, claimed: int | None = None) -> tuple[Flight, bool]:
-        """The flight of a blob, begun where there is none. True with one that was there already.
+        """Returns the flight of a blob, and True where it existed already.
 
-        `claimed` is the size that the registry of `context` says, after SizeDisputed: all who were told that size share one flight.
+        After SizeDisputed, `claimed` is the size that the registry of `context` claims: readers that were told the same size share a flight.
         """
         known = self._flights.get((digest, claimed))
         if known is not None and known.error is None:
@@ -60,7 +60,7 @@ class Flights:
         return True
 
     def size(self, digest: Digest, repository: Repository) -> int | None:
-        """The size in bytes of a blob that is being downloaded, where that repository has told it already, or it is verified."""
+        """Returns the size in bytes of a blob that is being downloaded; None where the repository has not told it and it is not verified."""
         flight = self._flights.get((digest, None))
         if flight is None or flight.error is not None:
             return None
@@ -68,21 +68,21 @@ class Flights:
         return flight.size if flight.verified else None if supplier is None else supplier.size
 
     def give_up(self, flight: Flight) -> bool:
-        """Ends a flight that nobody reads; what it has stays in the spool, to be gone on with. False where somebody does, or it has ended."""
+        """Ends a flight without readers; its bytes stay in the spool for the next one. False where it has readers, or has ended."""
         if flight not in self._tasks or flight.wanted:
             return False
         self._end(flight, UpstreamUnreachable("the download was given up: nobody had asked for it"))
         return True
 
     def _disprove_others(self, verified: Flight) -> None:
-        """Ends the flights of the same blob that go by another size."""
+        """Ends the flights of the same blob that have another size."""
         for flight in self.active:
             if flight.digest == verified.digest and not flight.verified and flight.size not in (None, verified.size):
                 registry = flight.repository.registry
                 self._end(flight, UpstreamInvalid(f"{registry} says {flight.size} bytes of a blob of {verified.size}"))
 
     def _end(self, flight: Flight, error: MirrorError) -> None:
-        # With an error, nobody joins it any more.
+        # A flight with an error is not joined any more.
         flight.error = error
         self._tasks[flight].cancel()
 
@@ -90,7 +90,7 @@ class Flights:
         try:
             await flight.run()
         finally:
-            # Without a pause after its end: it must not be joined once its files are closed.
+            # No await comes before this: a flight whose files are closed must not be joined.
             del self._tasks[flight]
             if self._flights.get((flight.digest, claimed)) is flight:
                 del self._flights[flight.digest, claimed]
@@ -98,7 +98,7 @@ class Flights:
             self._disprove_others(flight)
 
     async def aclose(self) -> None:
-        """Ends all flights; what they have stays in the spool, to be gone on with."""
+        """Ends all flights. Their bytes stay in the spool for the next ones."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -106,12 +106,12 @@ class Flights:
 
 
 class FlightReader:
-    """One client's place in a flight."""
+    """A client's reader of a flight."""
 
     def __init__(self, flight: Flight, context: DownloadContext) -> None:
-        """`context` is this client's own way upstream: for when the disk fills up, and for whose word it goes by."""
+        """`context` is the repository that the client asked. Where the flight cannot serve the client, the blob is passed through from there."""
         self.size: int | None = None
-        """Bytes of the whole blob, as the client's own registry says; known, if at all, once `open` has returned."""
+        """The size of the whole blob in bytes, as the client's registry claims; known, if at all, when `open` has returned."""
         self._flight = flight
         self._supplier = flight.join(context)
         self._source = context.source
@@ -120,16 +120,16 @@ class FlightReader:
 
     @property
     def refusal(self) -> MirrorError | None:
-        """What the client's own registry answered instead of the blob."""
+        """The error of the client's registry."""
         return self._supplier.error
 
     @property
     def _independent(self) -> bool:
-        """True where the client's own registry has the blob, and another's failure may have ended the download."""
+        """True where the client's registry has the blob, and another registry's failure may have ended the download."""
         return self._supplier.promised and self._supplier is not self._flight.suppliers.first
 
     async def open(self) -> None:
-        """Waits until status and length are known. Raises MirrorError; SizeDisputed where the download is of another size."""
+        """Waits until status and size are known. Raises MirrorError; SizeDisputed where the download has another size."""
         self.size = await self._flight.headers(self._supplier)
 
     async def parts(self, start: int, stop: int | None) -> AsyncGenerator[Part, None]:
@@ -149,7 +149,7 @@ class FlightReader:
             if file is not None and spool is not file:
                 if file.have.covered_until(0) < position:
                     raise UpstreamCut("the download began anew: what was sent of it may have been wrong")
-                # Given up by its leader, for want of room or for wrong bytes: what was sent is verified with the rest.
+                # The file was given up, for want of room or for wrong bytes. What was sent is verified with the rest.
                 async with aclosing(self._without_disk(file, position, stop)) as rest:
                     async for part in rest:
                         yield part

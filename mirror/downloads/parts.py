@@ -1,4 +1,4 @@
-"""The pieces that readers give: see mirror/storage/slices.py."""
+"""The parts that readers yield: see mirror/storage/slices.py."""
 
 from __future__ import annotations
 

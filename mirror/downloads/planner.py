@@ -1,8 +1,8 @@
-"""Decides which connections fetch which bytes of a blob. Does no I/O and knows no clock: its callers pass the time, in seconds, and what there is.
+"""Decides which connections fetch which bytes of a blob. Does no I/O and reads no clock: callers pass the time, in seconds, and the state of the download.
 
-A download begins with one connection, in order. Others join while they raise the throughput (see concurrency.py); they take segments in the order of the bytes,
-so that those nearest to the readers come first. A reader far ahead gets a connection of its own, and a connection far slower than its siblings gets a hedge:
-another one that fetches the same bytes. A download that hardly moves is given up.
+A download begins with one connection, in order. More are added while that raises the throughput (see concurrency.py). They take segments in the order of the
+bytes, so that those that readers need next come first. A reader far ahead gets a connection of its own. A connection far slower than the others gets a hedge:
+another connection that fetches the same bytes. A download that makes too little progress is given up.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from mirror.downloads.segments import Segment, Segments
 from mirror.storage.extents import Extents
 
 SEGMENT = 8 * 1024 * 1024
-"""Bytes that are worth a request of their own."""
+"""Bytes of a segment, at least: enough for a request of its own."""
 _LARGEST_SEGMENT = 64 * 1024 * 1024
 _SMALLEST_DETOUR = 256 * 1024
-"""Bytes that a reader's position must be ahead of a connection for a connection of its own."""
+"""Bytes that a reader must be ahead of a connection to get one of its own."""
 _DETOUR_AFTER = 0.5
-"""Seconds that the connection would take to come to the reader's position, from which on it gets one of its own."""
+"""Seconds that a connection would take to reach the reader's position, above which the reader gets one of its own."""
 _MOST_DETOURS = 4
 _HEDGE_BELOW = 0.25
-"""Share of its siblings' median rate below which a connection gets a hedge."""
+"""Share of the connections' median rate below which a connection gets a hedge."""
 _INTERVAL = 1.0
-"""Seconds over which a connection's rate is taken."""
+"""Seconds over which a connection's rate is measured."""
 _HANGS_AFTER = 3.0
-"""Seconds without a first byte after which a connection counts as one that brings nothing."""
+"""Seconds without a first byte after which the rate of a connection counts as 0."""
 _REPEATED = 0.03
-"""Share of a blob that hedges may fetch twice."""
+"""Share of a blob that hedges may fetch a second time."""
 RESCUE_BELOW = 10.0
-"""Seconds that a download may still take, at its rate, before another registry that has the blob is tried."""
+"""Seconds that the rest of a download may take at its rate. Where it takes longer, another registry that has the blob is tried."""
 LEAST_PROGRESS = 256 * 1024
-"""Bytes that must come in each window for a download not to be given up."""
+"""Bytes that must come in each window. A download with fewer is given up."""
 WINDOW_READ, WINDOW_UNREAD = 300.0, 60.0
-"""Seconds of such a window, with readers and without. containerd's CRI gives up after 300 s without progress."""
+"""Seconds of a window, with readers and without. containerd's CRI plugin gives up after 300 s without progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What there is of a download. Sizes in bytes."""
+    """The state of a download. Sizes in bytes."""
 
     have: Extents
     size: int | None
-    """None while nobody knows how long the blob is."""
+    """None until it is known."""
     wanted: bool
-    """True where somebody reads it."""
+    """True where a client reads it."""
     answered: bool
     """True once upstream has answered."""
     ranges: bool
@@ -55,11 +55,11 @@ class State:
     workers: int
     """Connections that take one segment after the other."""
     extras: int
-    """Connections for one stretch: detours and hedges."""
+    """Connections that fetch one stretch: detours and hedges."""
 
     @property
     def divisible(self) -> bool:
-        """True where more than one connection can be of use."""
+        """True where more than one connection can be used."""
         return self.answered and self.size is not None and self.size >= 2 * SEGMENT and self.ranges
 
 
@@ -73,7 +73,7 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Start a worker with ``[start, end)``, the last part of what another connection was to fetch."""
+    """Start a worker with ``[start, end)``, the last part of another connection's segment."""
 
     start: int
     end: int
@@ -81,7 +81,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Hedge:
-    """Fetch the rest of `slow` as `segment` too, rather from another endpoint. Who is first ends the other."""
+    """Fetch the rest of `slow` a second time, as `segment`, from another endpoint if possible. The first to finish ends the other."""
 
     slow: Segment
     segment: Segment
@@ -104,7 +104,7 @@ class GiveUp:
 
 
 class Window:
-    """Measures progress, one stretch of time after the other."""
+    """Measures progress over consecutive periods."""
 
     def __init__(self, now: float, total: int) -> None:
         self._since, self._had = now, total
@@ -113,7 +113,7 @@ class Window:
         self._since, self._had = now, total
 
     def gained(self, now: float, total: int, seconds: float) -> int | None:
-        """Bytes that came in the `seconds` that end now, which ends the stretch; None within one."""
+        """Ends a period of `seconds`: returns the bytes that came in it. None where it is not over."""
         if now - self._since < seconds:
             return None
         gained = total - self._had
@@ -122,14 +122,14 @@ class Window:
 
 
 class Planner:
-    """The plan of one download. The segments in it are changed by whoever fetches them."""
+    """The plan of one download. The connections move the positions of its segments."""
 
     def __init__(self, most_connections: int, learned_connections: int, now: float, here: int = 0) -> None:
-        """`learned_connections` is how many an earlier blob of the same registry was worth; `here` is how many bytes an earlier download has left."""
+        """`learned_connections` is the number that was best for an earlier blob of the same registry; `here` is the number of bytes left by an earlier download."""
         self.segments = Segments()
         self.concurrency = AdaptiveConcurrency(most_connections, learned_connections)
         self.repeated = 0
-        """Bytes that came twice."""
+        """Bytes that were fetched twice."""
         self.detours = True
         """False once a detour has failed."""
         self._splits: set[int] = set()
@@ -142,15 +142,15 @@ class Planner:
     # ------------------------------------------------------------------ workers
 
     def target(self, state: State) -> int:
-        """Workers that there should be. Those beyond the first are for readers who wait."""
+        """Returns the number of workers that there should be: more than one only for readers."""
         return self.concurrency.target if state.divisible and state.wanted else 1
 
     def start(self, state: State, now: float) -> Fetch | Split | None:
-        """The next worker to start, if any."""
+        """Returns the next worker to start; None where there are enough."""
         if state.workers >= self.target(state):
             return None
         if (segment := self.next_segment(state, now)) is not None:
-            # Nobody waits for the first bytes of what is prefetched either.
+            # Without readers even the first connection can wait.
             return Fetch(segment, spare=state.workers > 0 or not state.wanted)
         if state.workers and state.divisible and not self._splits and (stretch := self._half(state, now)) is not None:
             self._splits.add(stretch[0])
@@ -158,7 +158,7 @@ class Planner:
         return None
 
     def next_segment(self, state: State, now: float) -> Segment | None:
-        """Claims the first stretch that no connection has; None where there is none, or a worker too many."""
+        """Assigns the first stretch that no connection has. None where there is none, or there are too many workers."""
         if state.workers > self.target(state):
             return None
         gap = self.segments.free(state.have, state.size)
@@ -166,7 +166,7 @@ class Planner:
             return None
         start, end = gap
         if end is not None and self.target(state) > 1:
-            # Even pieces, as many as keep all connections busy to the end.
+            # Pieces of equal size, so many that all connections are busy to the end.
             pieces = (end - start) // self._segment_size()
             workers = self.target(state)
             pieces = pieces // workers * workers or pieces
@@ -174,11 +174,11 @@ class Planner:
         return self.segments.add(Segment(start, end, now))
 
     def _segment_size(self) -> int:
-        """What a connection brings in a second, within bounds."""
+        """The bytes that a connection brings in a second, within bounds."""
         return int(min(max(SEGMENT, max(self._finished, default=0.0)), _LARGEST_SEGMENT))
 
     def _half(self, state: State, now: float) -> tuple[int, int] | None:
-        """A segment of what another connection was to fetch, which goes on until a little before it."""
+        """Returns the last part of the largest segment: its connection keeps what it fetches in the next second."""
         assert state.size is not None
         owner = self.segments.largest(state.size)
         if owner is None or owner.hedge is not None or owner.left(state.size) < 2 * SEGMENT:
@@ -188,7 +188,7 @@ class Planner:
         return (start, min(start + self._segment_size(), end)) if end - start >= SEGMENT else None
 
     def separate(self, state: State, start: int, end: int, now: float) -> Segment | None:
-        """Cuts ``[start, end)`` out of the segment that has it, which must not be written meanwhile; None where it can no longer be had."""
+        """Cuts ``[start, end)`` out of its segment, which must not be written meanwhile. None where that is no longer possible."""
         owner = self.segments.owner(start)
         if owner is None:
             gap = self.segments.free(state.have, state.size, start)
@@ -200,26 +200,26 @@ class Planner:
         return self.segments.add(Segment(start, end, now))
 
     def taken(self, start: int) -> None:
-        """A split or detour from `start` on has begun, or failed."""
+        """Call this when a split or detour at `start` has begun or failed."""
         self._splits.discard(start)
 
-    # ------------------------------------------------------------------ what came of it
+    # ------------------------------------------------------------------ results
 
     def finished(self, segment: Segment, now: float) -> None:
-        """A segment is complete."""
+        """Call this when a segment is complete."""
         if (rate := segment.rate(now)) is not None:
             self._finished.append(rate)
 
     def repeat(self, segment: Segment, count: int, size: int | None) -> None:
-        """`count` bytes of a segment were here already, since its hedge was faster: enough of that ends it."""
+        """Call this when `count` bytes of a segment were here already, brought by its hedge. Ends the segment when too many bytes have come twice."""
         self.repeated += count
         if self.repeated > _REPEATED * (size or 0):
             segment.lost, segment.end = True, segment.position
 
-    # ------------------------------------------------------------------ from time to time
+    # ------------------------------------------------------------------ measuring
 
     def observe(self, state: State, now: float) -> list[Hedge]:
-        """Measures. Which connections need a hedge."""
+        """Measures the throughput. Returns the hedges to start."""
         if not state.divisible or not state.wanted:
             return []
         assert state.size is not None
@@ -247,13 +247,13 @@ class Planner:
         return hedges
 
     def hedge(self, slow: Segment, now: float) -> Hedge:
-        """Pairs a segment with another of the same bytes."""
+        """Makes a hedge of a segment."""
         segment = Segment(slow.position, slow.end, now, slow.lock)
         slow.hedge, segment.hedge = segment, slow
         return Hedge(slow, segment)
 
     def rescue(self, state: State, now: float) -> Hedge | None:
-        """A hedge for the first missing bytes, from another registry, where the download is slow. For when there is such a registry."""
+        """Returns a hedge of the first missing bytes where the download is slow. Call this where another registry has the blob."""
         total = state.have.total
         if now - self._recent[-1][0] >= _INTERVAL:
             self._recent.append((now, total))
@@ -267,9 +267,9 @@ class Planner:
         return self.hedge(slow, now) if slow is not None and slow.hedge is None else None
 
     def give_up(self, state: State, now: float) -> GiveUp | None:
-        """Judges the progress of all connections together, once a window."""
+        """Returns GiveUp where all connections together have brought too little in a window."""
         if state.wanted and not self._window_wanted:
-            # Whoever has come may wait for as long as the others could.
+            # The first reader may wait for a whole window.
             self._window.restart(now, state.have.total)
         self._window_wanted = state.wanted
         seconds = WINDOW_READ if state.wanted else WINDOW_UNREAD
@@ -277,12 +277,12 @@ class Planner:
         return GiveUp(gained, seconds) if gained is not None and gained < LEAST_PROGRESS else None
 
     def detour(self, state: State, position: int, stop: int | None, now: float) -> Detour | None:
-        """A reader waits for the bytes at `position`: a detour where no connection will come to them soon."""
+        """Returns a detour for a reader that waits for the bytes at `position`. None where a connection comes to them soon."""
         size = state.size
         if size is None or not self.detours or not state.ranges or position in self._splits or state.extras >= _MOST_DETOURS:
             return None
         if state.have.covered_until(position) > position:
-            # They are here: the reader waits for the verification.
+            # They are here; the reader waits for the verification.
             return None
         end: int | None
         near: float

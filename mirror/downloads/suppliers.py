@@ -1,12 +1,11 @@
-"""Whose word a download goes by: the repositories that were asked for the blob.
+"""Suppliers: the repositories that readers of one download have asked for the blob.
 
-The bytes of a download are shared by all its readers; trust and fate are not. What a registry says of a blob (that it has it, how long it is, that it refuses)
-is told to the readers who asked that registry for it, and to no others. A repository whose readers join a download that another one began is asked for the blob
-at once, by HEAD: one request tells its readers everything they need, and costs next to nothing where the download is healthy. From then on it is one more source
-of the same download, which is turned to when the others fail, disagree, or are slow.
+All readers share the bytes of the download. What a registry says of the blob (that it has it, its size, a refusal) is told only to the readers that asked that
+registry. When a reader of another repository joins a download, that repository is asked for the blob by HEAD at once: this one request tells its readers all
+they need. From then on it is one more source of the download, used when the others fail, disagree or are slow.
 
-So it is across processes too. Each notes beside the download which of its repositories have the blob (`Partial.add_source`), and whichever process leads takes
-them all as sources. See flight.py.
+The same holds across processes: each process notes beside the download which of its repositories have the blob (`Partial.add_source`), and the process that
+leads takes them all as sources. See flight.py.
 """
 
 from __future__ import annotations
@@ -28,27 +27,27 @@ class Supplier:
         self.repository = context.repository
         self.source = context.source
         self.size: int | None = None
-        """Bytes of the blob, as this registry claims."""
+        """The size of the blob in bytes, as this registry claims."""
         self.error: MirrorError | None = None
-        """What it answered instead of the blob, if it has answered nothing else."""
+        """Its error, unless it has ever said that it has the blob."""
         self.answered = asyncio.Event()
-        """Set once its readers can be told `size` or `error`, or no longer need either."""
+        """Set when its readers can be told `size` or `error`, or need neither."""
         self.promised = False
-        """True once it has said that it has the blob."""
+        """True when it has said that it has the blob."""
         self.usable = True
-        """False once its bytes were wrong, or where its size is not the download's."""
+        """False when its bytes were wrong, or it claims another size than the download's."""
         self.failures = 0
         self.streams = 0
-        """How many of its connections are open."""
+        """The number of its open connections."""
         self.tried = float("-inf")
-        """When it was last turned to because the others were slow, in the event loop's time."""
+        """The time at which it was last tried because the others were slow, in seconds of the event loop."""
 
     def promise(self, size: int | None) -> None:
         self.promised, self.error, self.failures = True, None, 0
         self.size = self.size if size is None else size
 
     def hear(self, size: int | None) -> None:
-        """Takes the word of another process: the repository has said that it has the blob, of so many bytes."""
+        """Notes what another process has been told: that the repository has the blob, and its size in bytes."""
         if not self.promised and self.usable:
             self.promise(size)
             self.answered.set()
@@ -60,7 +59,7 @@ class Supplier:
             self.answered.set()
 
     async def ask(self) -> None:
-        """Asks whether it has the blob, and how long that is. Does not raise: the answer is in `size` and `error`."""
+        """Asks whether it has the blob, and for its size. Does not raise: the answer is in `size` or `error`."""
         try:
             self.promise((await self.source.describe()).size)
         except MirrorError as error:
@@ -69,7 +68,7 @@ class Supplier:
 
 
 class _SupplierStream:
-    """A stream that is counted while it is open."""
+    """A stream that its supplier counts while it is open."""
 
     def __init__(self, stream: Stream, supplier: Supplier) -> None:
         self.size, self.start, self.endpoint = stream.size, stream.start, stream.endpoint
@@ -86,23 +85,23 @@ class _SupplierStream:
 
 
 class Suppliers:
-    """All suppliers of one download, as one source of it."""
+    """All suppliers of one download, as one `Source`."""
 
     def __init__(self, first: DownloadContext, claimed: int | None = None) -> None:
-        """`claimed` is the size that the download goes by from the beginning, if any."""
+        """`claimed` is the size in bytes that the download has from the beginning, if any."""
         self.first = Supplier(first)
         self._claimed = claimed
         self._all: dict[Repository, Supplier] = {first.repository: self.first}
         self.size = claimed
-        """Bytes of the blob that the download goes by; suppliers that claim another size are not used."""
+        """The size of the download in bytes. Suppliers that claim another size are not used."""
         self.preferred: Supplier | None = None
-        """One that was faster than the others."""
+        """A supplier that was faster than the others."""
         self._shown = False
         self._givers: set[Supplier] = set()
         self._chosen: Supplier | None = None
 
     def join(self, context: DownloadContext) -> tuple[Supplier, bool]:
-        """The supplier of a reader. True where it is a new one, which is still to be asked."""
+        """Returns the supplier of a reader; True with a new one, which has to be asked."""
         if (known := self._all.get(context.repository)) is not None:
             return known, False
         supplier = self._all[context.repository] = Supplier(context)
@@ -112,23 +111,23 @@ class Suppliers:
         return self._all.get(repository)
 
     def show(self) -> None:
-        """The download has begun: the readers of who has promised the blob may hear of it."""
+        """Call this when the download has begun: the suppliers that have the blob may tell their readers."""
         self._shown = True
         for supplier in self:
             if supplier.promised:
                 supplier.answered.set()
 
     def end(self) -> None:
-        """The download has ended: nobody need wait for an answer any more."""
+        """Call this when the download has ended: no reader waits for an answer any more."""
         for supplier in self:
             supplier.answered.set()
 
     def claim(self, size: int) -> None:
-        """The download goes by this size from now on, however often it begins again."""
+        """Sets the size of the download in bytes, for all further attempts too."""
         self.size = self._claimed = size
 
     def restart(self) -> None:
-        """The download begins again from nothing."""
+        """Call this when the download begins anew."""
         self.size = self._claimed
         self._givers.clear()
 
@@ -142,14 +141,14 @@ class Suppliers:
         return any(True for _ in self._usable())
 
     def idle(self, now: float, seconds: float) -> Supplier | None:
-        """One that has promised the blob, as long as the download takes it to be, and was not turned to for so many seconds."""
+        """Returns an unused supplier that has the blob in the size of the download and was not tried for so many seconds."""
         for supplier in self._usable() if len(self._all) > 1 else ():
             if supplier.promised and not supplier.streams and not supplier.failures and now - supplier.tried > seconds:
                 return supplier
         return None
 
     def only(self, supplier: Supplier) -> Source:
-        """A source that asks nobody but `supplier`."""
+        """Returns a source that asks only `supplier`."""
         return _Only(self, supplier)
 
     # ------------------------------------------------------------------ as a source
@@ -163,9 +162,9 @@ class Suppliers:
         return any(supplier.source.ranges for supplier in self._usable())
 
     async def open(self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None) -> Stream:
-        """Opens it at the preferred supplier, or in the order in which they came; those that failed come last. Where it cannot, at the next.
+        """Opens the blob at the first supplier that gives it: the preferred one, then the others in the order of joining, those that have failed last.
 
-        Raises what upstream raises: rather what may pass than what will not.
+        Raises what a supplier raised: an error that may pass (UpstreamError) rather than one that will not.
         """
         found: MirrorError | None = None
         tried: set[Supplier] = set()
@@ -181,7 +180,7 @@ class Suppliers:
         raise found or UpstreamInvalid("no registry that was asked for the blob has it as its digest says")
 
     async def open_at(self, supplier: Supplier, start: int, stop: int | None, *, spare: bool, avoid: str | None) -> Stream:
-        """Opens it at one supplier. Raises what upstream raises, and UpstreamInvalid where it claims another size than the download's."""
+        """Opens the blob at one supplier. Raises what upstream raises, and UpstreamInvalid where the supplier claims another size than the download's."""
         try:
             stream = await supplier.source.open(start, stop, spare=spare, avoid=avoid)
         except UpstreamBusy as error:
@@ -208,7 +207,7 @@ class Suppliers:
     def reject(self) -> bool:
         givers, self._givers = self._givers, set()
         if len(givers) > 1:
-            # Nobody knows whose bytes were wrong: from now on one supplier gives them all.
+            # It is not known whose bytes were wrong. The next attempt uses one supplier only.
             self._chosen = next(supplier for supplier in self if supplier in givers)
             return True
         for giver in givers:
@@ -221,7 +220,7 @@ class Suppliers:
         return any(True for _ in self._usable())
 
     def _usable(self) -> Iterator[Supplier]:
-        """Those that may be asked for bytes: the first, and those that have promised the blob, as long as the download takes it to be."""
+        """Yields the suppliers that may be asked for bytes: the first, and those that have the blob in the size of the download."""
         return (
             supplier
             for supplier in self

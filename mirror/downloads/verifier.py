@@ -1,4 +1,4 @@
-"""The hash of a blob while it comes in: of what comes in order straight from memory, of the rest by reading it back from the file."""
+"""Hashes a blob while it is downloaded. Bytes that come in order are hashed in memory; the others are read back from the file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _STEP = 2 * 1024 * 1024
-"""Bytes that are worth a turn of reading back."""
+"""Bytes that are read back and hashed at once, at least."""
 
 
 class Verifier:
-    """Hashes one spool file, from byte 0 on. Its methods belong to the event loop; the hashing is done in threads, one at a time."""
+    """Hashes one spool file from byte 0 on. Call its methods on the event loop; the hashing is done in threads, one at a time."""
 
     def __init__(self, spool: Partial, digest: Digest) -> None:
         self._spool = spool
@@ -28,24 +28,24 @@ class Verifier:
         self._news = asyncio.Event()
 
     def progress(self) -> None:
-        """Tells of new bytes in the file, or of its size."""
+        """Call this when the file has new bytes, or its size is known."""
         self._news.set()
 
     async def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Writes bytes into the spool, and hashes them on the way where they are the next ones. Raises StorageFull, OSError."""
+        """Writes bytes into the spool file, and hashes them where they are the next to be hashed. Raises StorageFull, OSError."""
         if self._busy or offset != self._position:
             await self._spool.write(offset, data)
             return
-        with self._turn():
+        with self._hashing():
             await self._spool.write(offset, data, self._hasher)
             self._position = offset + len(data)
 
     async def matches(self) -> bool:
-        """Waits until the whole blob is hashed. False when its digest is another."""
+        """Waits until the whole blob is hashed. Returns False where it has another digest."""
         while self._position != self._spool.size:
             ready = self._spool.have.covered_until(self._position)
             if not self._busy and (ready - self._position >= _STEP or (ready == self._spool.size and ready > self._position)):
-                with self._turn():
+                with self._hashing():
                     self._position = await self._spool.hash(self._hasher, self._position, ready)
             else:
                 self._news.clear()
@@ -53,7 +53,7 @@ class Verifier:
         return self._hasher.hexdigest() == self._digest.hex
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
+    def _hashing(self) -> Iterator[None]:
         self._busy = True
         try:
             yield

@@ -91,7 +91,7 @@ class Blob:
             self._registry,
             ranked,
             self._transport.timeouts,
-            lambda endpoint, deadline: self._open(endpoint, start, stop, deadline),
+            lambda endpoint, deadline: self._open(endpoint, start, stop, deadline, spare=spare),
             self._repository,
             mutable=False,
         )
@@ -133,7 +133,9 @@ class Blob:
 
         return sorted(self._endpoints, key=key)
 
-    async def _open(self, endpoint: Endpoint, start: int, stop: int | None, deadline: float) -> BlobStream:
+    async def _open(
+        self, endpoint: Endpoint, start: int, stop: int | None, deadline: float, *, spare: bool = False
+    ) -> BlobStream:
         url = endpoint.url(self._repository, f"blobs/{self._digest}")
         headers = {}
         if start > 0 or stop is not None:
@@ -146,7 +148,9 @@ class Blob:
             raise UpstreamLimited(f"{endpoint.name}: {MOST_ACTIVE} downloads are under way, the most from one endpoint") from None
         asked = asyncio.get_running_loop().time()
         try:
-            response = await endpoint.send("GET", url, self._repository, headers, deadline, self._digest)
+            response = await endpoint.send(
+                "GET", url, self._repository, headers, deadline, self._digest, impatient=spare and bool(self._givers)
+            )
         except BaseException:
             lease.end()
             raise

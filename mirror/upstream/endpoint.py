@@ -29,11 +29,11 @@ from mirror.upstream.guard import Guard
 from mirror.upstream.health import Breaker, Delivery, EndpointHealth
 from mirror.upstream.pacing import EndpointPacer
 from mirror.upstream.receiver import Response
+from mirror.upstream.redirects import follow
 from mirror.upstream.tokens import Authenticator, Credentials
-from mirror.upstream.transport import REDIRECTS, Transport, retry_after, shown
-from mirror.upstream.urls import parse_url, same_origin
+from mirror.upstream.transport import Transport, retry_after, shown
+from mirror.upstream.urls import may_get_credentials, same_origin
 
-_MOST_REDIRECTS = 5
 _SIGNED_KEPT = 60.0
 """Seconds that a blob's redirect is used again: signatures were seen to last 5 minutes and more."""
 _MOST_SIGNED = 1000
@@ -149,15 +149,24 @@ class Endpoint:
         return response if response.status == 200 else None
 
     async def send(
-        self, method: str, url: URL, repository: Repository, headers: dict[str, str], deadline: float, blob: Digest | None = None
+        self,
+        method: str,
+        url: URL,
+        repository: Repository,
+        headers: dict[str, str],
+        deadline: float,
+        blob: Digest | None = None,
+        *,
+        impatient: bool = False,
     ) -> Response:
-        """Sends a request, answers a challenge, follows redirects. Returns a response of any status but those of failure.
+        """Sends a request, answers a challenge, follows redirects, waits for its turn after a 429. Returns a response of any status but those of failure.
 
-        `deadline` is in the event loop's time. The redirect of a `blob` is used again for its other ranges. Raises Denied, UpstreamError.
+        `deadline` is in the event loop's time; an `impatient` request fails where it would have to wait for its turn. The redirect of a `blob` is used again for
+        its other ranges. Raises Denied, UpstreamError.
         """
         pacer = self._pacers[method if blob is None else "blob"]
         while True:
-            patience = min(_left(deadline), _PATIENCE if self.alone else _IMPATIENCE)
+            patience = 0.0 if impatient else min(_left(deadline), _PATIENCE if self.alone else _IMPATIENCE)
             sent = await pacer.turn(repository.path, patience)
             # Where HEAD is not answered at all, there is to be time to ask by GET.
             until = deadline if method == "GET" else deadline - _left(deadline) / 2
@@ -193,7 +202,6 @@ class Endpoint:
         deadline: float,
         blob: Digest | None,
     ) -> Response:
-        via: list[URL] = []
         if blob is not None and (signed := self._signed_url(repository, blob)) is not None:
             response = await self._once(signed.via, method, signed.url, headers, deadline)
             if response.status in (200, 206):
@@ -201,20 +209,15 @@ class Endpoint:
             # It has expired, or is gone: the registry gives another.
             response.release()
             self._signed.pop((repository, blob), None)
-        response = await self._authorized(via, method, url, repository.path, headers, deadline)
-        while response.status in REDIRECTS:
-            location = response.headers.get("Location")
-            response.release()
-            if location is None:
-                raise UpstreamInvalid(f"{shown(url)} redirects nowhere")
-            via.append(url)
-            url = parse_url(location, shown(url), url)
-            if url in via or len(via) > _MOST_REDIRECTS:
-                raise UpstreamInvalid(f"{shown(url)} redirects in a circle, or too often")
-            named = _NAMED.match(url.raw_path)
-            response = await self._authorized(via, method, url, named[1] if named else repository.path, headers, deadline)
+        via: list[URL] = []
+
+        async def send(to: URL) -> Response:
+            named = _NAMED.match(to.raw_path) if via else None
+            return await self._authorized(via, method, to, named[1] if named else repository.path, headers, deadline)
+
+        response = await follow(url, via, send)
         if blob is not None and via and response.status in (200, 206):
-            self._signed[repository, blob] = _Signed(url, tuple(via), time.monotonic() + _SIGNED_KEPT)
+            self._signed[repository, blob] = _Signed(response.url, tuple(via), time.monotonic() + _SIGNED_KEPT)
             if len(self._signed) > _MOST_SIGNED:
                 self._signed.popitem(last=False)
         return response
@@ -229,10 +232,10 @@ class Endpoint:
         """Sends a request for the repository `name`, and answers challenges.
 
         What an origin demanded for one repository says nothing of another. Any refusal drops what was remembered, and the registry is asked once more without
-        it. The endpoint's credentials and tokens go to its own origin alone: a store that signs its URLs refuses both kinds at once, and another registry that a
+        it. The endpoint's credentials and tokens go to its own host alone: a store that signs its URLs refuses both kinds at once, and another registry that a
         redirect leads to has challenges of its own, which are answered anonymously.
         """
-        authenticator = self._authenticator if same_origin(url, self.base) else self._anonymous
+        authenticator = self._authenticator if may_get_credentials(self.base, url) else self._anonymous
         key = f"{url.origin()} {name}"
         challenge, fresh = self._challenges.get(key), False
         while True:

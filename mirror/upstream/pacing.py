@@ -60,12 +60,12 @@ class Pacer:
                     self._interval = 0.0
                 first = max(now, self._paused_until, self._next if self._interval else 0.0)
                 turn = first + self._waiting.index(me) * self._interval
-                if first > began + patience or (turn > now and now >= began + patience):
-                    left = turn - now
-                    raise UpstreamLimited(f"{self._name} has answered 429: it is asked again in {left:.0f} s", left)
                 if turn <= now:
                     self._next = now + self._interval
                     return now
+                if first > began + patience or now >= began + patience:
+                    left = turn - now
+                    raise UpstreamLimited(f"{self._name} has answered 429: it is asked again in {left:.0f} s", left)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(min(turn, began + patience) - now):
                         await self._changed.wait()

@@ -21,8 +21,9 @@ from mirror.upstream.challenges import Challenge
 from mirror.upstream.guard import Guard
 from mirror.upstream.pacing import EndpointPacer
 from mirror.upstream.receiver import Response
-from mirror.upstream.transport import REDIRECTS, read_bounded, retry_after, shown
-from mirror.upstream.urls import parse_url, same_origin
+from mirror.upstream.redirects import follow
+from mirror.upstream.transport import read_bounded, retry_after, shown
+from mirror.upstream.urls import may_get_credentials, parse_url
 
 Credentials = Callable[[], tuple[str, str] | None]
 """User and password, asked for at each use, so that a changed password file counts at once. May raise OSError."""
@@ -31,7 +32,6 @@ _DEFAULT_LIFE = 60.0
 _SHORTEST_LIFE = 1.0
 _LONGEST_LIFE = 86400.0
 _LARGEST_TOKEN = 256 * 1024
-_MOST_REDIRECTS = 5
 _MOST_REALMS = 100
 _LONGEST_PAUSE = 2.0
 """Seconds of a token service's Retry-After that are waited for: as long as it is not asked, nothing of the registry can be had."""
@@ -141,24 +141,21 @@ class Authenticator:
             response.release()
             pacer.limited(scope, sent, wait, False)
 
-    async def _ask(self, guard: Guard, via: Sequence[URL], url: URL, headers: dict[str, str], timeout: float) -> Response:
-        """Asks a realm, which may have moved. Credentials stay with its origin. Raises TokenServiceFailed, TargetRefused, UpstreamInvalid."""
-        realm, via = url, list(via)
-        for _ in range(_MOST_REDIRECTS):
-            try:
-                response = await guard.request("GET", via, url, headers if same_origin(url, realm) else {}, timeout)
-            except (UpstreamUnreachable, UpstreamTimeout) as error:
-                raise TokenServiceFailed(f"{self._registry}'s token service cannot be asked: {error.message}") from None
-            if response.status not in REDIRECTS:
-                if response.status >= 500:
-                    response.release()
-                    raise TokenServiceFailed(f"{self._registry}'s token service ({shown(url)}) answered {response.status}")
-                return response
-            location = response.headers.get("Location", "")
+    async def _ask(self, guard: Guard, via: Sequence[URL], url: URL, headers: dict[str, str], seconds: float) -> Response:
+        """Asks a realm, which may have moved. Credentials stay with its host. Raises TokenServiceFailed, TargetRefused, UpstreamInvalid."""
+        way = list(via)
+
+        async def send(to: URL) -> Response:
+            return await guard.request("GET", way, to, headers if may_get_credentials(url, to) else {}, seconds)
+
+        try:
+            response = await follow(url, way, send)
+        except (UpstreamUnreachable, UpstreamTimeout) as error:
+            raise TokenServiceFailed(f"{self._registry}'s token service cannot be asked: {error.message}") from None
+        if response.status >= 500:
             response.release()
-            via.append(url)
-            url = parse_url(location, shown(url), url)
-        raise TokenServiceFailed(f"{self._registry}'s token service ({shown(realm)}) redirects too often")
+            raise TokenServiceFailed(f"{self._registry}'s token service ({shown(url)}) answered {response.status}")
+        return response
 
 
 def _key(challenge: Challenge, scope: str) -> str:

@@ -29,7 +29,6 @@ from mirror.upstream.proxies import Proxies
 from mirror.upstream.receiver import Receiver, Response
 from mirror.upstream.trust import trusting
 
-REDIRECTS = (301, 302, 303, 307, 308)
 _GZIP = b"\x1f\x8b"
 """RFC 1952, section 2.3.1."""
 _MOST_DIGITS = 18

@@ -48,5 +48,11 @@ def parse_url(text: str, said_by: str, base: URL | None = None) -> URL:
 
 
 def same_origin(one: URL, other: URL) -> bool:
-    """True where scheme, host and port are the same: the only case in which Authorization goes along (RFC 9110, section 15.4)."""
+    """True where scheme, host and port are the same (RFC 6454, section 5)."""
     return (one.scheme, one.host, one.port) == (other.scheme, other.host, other.port)
+
+
+def may_get_credentials(owner: URL, url: URL) -> bool:
+    """True where what is meant for `owner` may be sent to `url`: the same origin, or the same host by https where it was http, each at its usual port."""
+    usual = owner.is_default_port() and url.is_default_port()
+    return same_origin(owner, url) or (owner.host == url.host and usual and (owner.scheme, url.scheme) == ("http", "https"))

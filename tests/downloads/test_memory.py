@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from mirror.downloads import flight as flight_module
-from mirror.downloads import planner
+from mirror.downloads import following, planner
 from mirror.downloads.context import DownloadContext
-from mirror.downloads.flight import Flight
+from mirror.downloads.flight import WITHHELD, Flight
 from mirror.downloads.flights import FlightReader, Flights
 from mirror.errors import BlobUnknown, MirrorError, RegistryUnknown, SizeDisputed, UpstreamInvalid, UpstreamStalled
 from mirror.manifests import Descriptor
@@ -219,7 +218,7 @@ async def test_a_process_that_does_not_bring_another_registrys_download_on_is_no
     store: MemoryStore, flights: Flights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is stopped, or knows nothing of this registry: the readers here share one download of their own, however many they are."""
-    monkeypatch.setattr(flight_module, "HELD_AFTER", 0.2)
+    monkeypatch.setattr(following, "SLOW_AFTER", 0.2)
     source = Source(os.urandom(MIB))
     digest = Digest.of(source.data)
     held = store.partial(digest)
@@ -238,7 +237,7 @@ async def test_a_process_that_brings_the_same_registrys_download_on_slowly_is_wa
     store: MemoryStore, flights: Flights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another connection to the same registry would only make it slower."""
-    monkeypatch.setattr(flight_module, "HELD_AFTER", 0.0)
+    monkeypatch.setattr(following, "SLOW_AFTER", 0.0)
     source = Source(os.urandom(MIB))
     held = store.partial(Digest.of(source.data))
     assert held.lead()
@@ -289,7 +288,7 @@ async def test_a_process_that_is_stopped_is_not_waited_for(
     store: MemoryStore, flights: Flights, monkeypatch: pytest.MonkeyPatch, answered: bool
 ) -> None:
     """It downloads from the same repository, and brings nothing any more: the readers here share one download of their own."""
-    monkeypatch.setattr(flight_module, "FROZEN_AFTER", 0.2)
+    monkeypatch.setattr(following, "STOPPED_AFTER", 0.2)
     source = Source(os.urandom(MIB))
     asked = context(source)
     stopped = store.partial(Digest.of(source.data))
@@ -309,7 +308,7 @@ async def test_a_process_that_is_stopped_before_it_has_verified_is_not_waited_fo
     store: MemoryStore, flights: Flights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All bytes are here: who has read them gets the last ones, which are withheld, from upstream."""
-    monkeypatch.setattr(flight_module, "FROZEN_AFTER", 0.2)
+    monkeypatch.setattr(following, "STOPPED_AFTER", 0.2)
     source = Source(os.urandom(MIB))
     asked = context(source)
     stopped = store.partial(Digest.of(source.data))
@@ -322,5 +321,5 @@ async def test_a_process_that_is_stopped_before_it_has_verified_is_not_waited_fo
     assert await read(await reader(flight, asked)) == source.data
     await flights.ended(flight)
     assert store.size(stopped.digest) == MIB
-    assert sorted(source.opened) == [(0, None), (MIB - flight_module.WITHHELD, MIB)]
+    assert sorted(source.opened) == [(0, None), (MIB - WITHHELD, MIB)]
     stopped.close()

@@ -213,6 +213,8 @@ class Scripted:
         """Requests for manifests beyond that are answered 429, without Retry-After."""
         self.tokens_per_second: float | None = None
         """The same for tokens."""
+        self.blobs_per_second: float | None = None
+        """The same for blobs."""
         self._allowances: dict[str, tuple[float, float]] = {}
         self.ranges = True
         self.bodies = 0
@@ -364,7 +366,8 @@ class Scripted:
         if (redirect := fault.of(Redirect)) is not None:
             return web.Response(status=redirect.status, headers={"Location": redirect.location})
         path = request.path.removeprefix(self.prefix)
-        if "/manifests/" in path and not self._allows("manifests", self.manifests_per_second):
+        kind = "blobs" if "/blobs/" in path else "manifests"
+        if f"/{kind}/" in path and not self._allows(kind, getattr(self, f"{kind}_per_second")):
             return web.Response(status=429, text='{"errors":[{"code":"TOOMANYREQUESTS"}]}')
         if path in ("/v2/", "/v2"):
             return web.Response(text="{}", headers=self.extra_headers)

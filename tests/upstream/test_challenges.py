@@ -215,6 +215,23 @@ async def test_a_realm_may_have_moved(start: StartMirror, upstream: Scripted, st
         assert [asked.authorization for asked in upstream.asked if asked.path == "/token"] == [None]
 
 
+async def test_a_registry_may_change_its_realm(start: StartMirror, upstream: Scripted) -> None:
+    """The one that it names now gets the credentials; the one of before is not asked any more, and no token of the one is given to the other."""
+    upstream.auth, upstream.accounts = "bearer", {"robot": "secret-pw"}
+    image = upstream.add_image("library/app", "latest")
+    registry = {"endpoints": [upstream.url], "username": "robot", "password": "secret-pw"}
+    mirror: Mirror = await start(settings={"registries": {"docker.io": registry}})
+    assert (await mirror.get(LATEST)).status == 200
+    before = upstream.count("GET", "/token")
+    async with Scripted() as moved:
+        moved.accounts, upstream.realm = upstream.accounts, f"{moved.url}/token"
+        moved._tokens = upstream._tokens
+        upstream.revoke_tokens()
+        assert (await mirror.get(f"/v2/app/blobs/{image.config}")).status == 200
+        assert [(asked.path, asked.authorization) for asked in moved.asked] == [("/token", f"Basic {BASIC}")]
+        assert upstream.count("GET", "/token") == before
+
+
 @pytest.mark.parametrize("wants", ["basic", "the first one's realm"])
 async def test_credentials_go_to_the_endpoint_that_they_are_for(start: StartMirror, upstream: Scripted, wants: str) -> None:
     """A second endpoint, a public mirror perhaps, gets neither them nor a token that was made with them."""

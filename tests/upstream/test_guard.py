@@ -13,6 +13,7 @@ from yarl import URL
 
 from mirror.errors import TargetRefused, UpstreamInvalid, UpstreamUnreachable
 from mirror.upstream.guard import Guard
+from mirror.upstream.urls import may_get_credentials
 from tests.support.raw import serving, transport
 
 PUBLIC, INNER = "93.184.216.34", "127.0.0.1"
@@ -82,6 +83,27 @@ async def test_an_upstream_may_not_send_us_from_https_to_http(base: str, target:
     async with transport() as way:
         with pytest.raises(TargetRefused):
             await Guard(way, URL(base), None).request("GET", [URL(base)], URL(target), {})
+
+
+@pytest.mark.parametrize(
+    ("owner", "url", "may"),
+    [
+        ("https://r.lan/v2/", "https://r.lan:443/token", True),
+        ("https://r.lan/v2/", "https://R.lan/token", True),
+        ("http://r.lan/v2/", "https://r.lan/v2/", True),
+        ("http://r.lan:80/v2/", "https://r.lan:443/v2/", True),
+        ("https://r.lan/v2/", "http://r.lan/v2/", False),
+        ("http://r.lan:5000/v2/", "https://r.lan:5000/v2/", False),
+        ("http://r.lan/v2/", "https://r.lan:5000/v2/", False),
+        ("https://r.lan/v2/", "https://r.lan:444/v2/", False),
+        ("https://r.lan/v2/", "https://x.r.lan/v2/", False),
+        ("https://r.lan/v2/", "https://lan/v2/", False),
+        ("https://r.lan/v2/", "https://r.lan./v2/", False),
+    ],
+)
+def test_who_may_get_credentials(owner: str, url: str, may: bool) -> None:
+    """The origin that they are for, and the same host where it has gone from http to https; no other port, and no other name."""
+    assert may_get_credentials(URL(owner), URL(url)) == may
 
 
 @pytest.mark.parametrize(

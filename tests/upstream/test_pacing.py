@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 
@@ -46,15 +47,29 @@ async def test_what_else_is_limited_waits_too(start: StartMirror, upstream: Scri
     assert len(upstream.asked) == 12 + 8
 
 
-async def test_blobs_that_are_limited_all_come(start: StartMirror, upstream: Scripted) -> None:
-    """A blob's 429 is waited for by its download."""
-    images = [upstream.add_image(f"library/app{number}", "latest") for number in range(8)]
-    upstream.fail("/blobs/", Status(429), times=12)
-    mirror: Mirror = await start(settings={"upstream": {"header_timeout": 20}})
-    answers = await asyncio.gather(
-        *(mirror.get(f"/v2/app{number}/blobs/{image.layers[0]}") for number, image in enumerate(images))
-    )
-    assert [answer.status for answer in answers] == [200] * 8
+@pytest.mark.parametrize("prefetch", [False, True])
+async def test_blobs_of_a_registry_that_limits_all_come(start: StartMirror, upstream: Scripted, prefetch: bool) -> None:
+    """As manifests do; HEAD too, and those that are prefetched."""
+    upstream.blobs_per_second = 5
+    image = upstream.add_image("library/app", "latest", [b"%d" % number for number in range(12)])
+    mirror: Mirror = await start(settings={"upstream": {"header_timeout": 20}}, prefetch=prefetch)
+    await mirror.get("/v2/app/manifests/latest")
+    assert (await mirror.head(f"/v2/app/blobs/{image.config}")).status == 200
+    answers = await asyncio.gather(*(mirror.get(f"/v2/app/blobs/{layer}") for layer in image.layers))
+    assert [answer.body for answer in answers] == [b"%d" % number for number in range(12)]
+    assert upstream.count("GET", "/blobs/") <= 60, "they do not hammer"
+
+
+async def test_a_connection_that_a_blob_can_do_without_does_not_wait(start: StartMirror, upstream: Scripted) -> None:
+    """A blob over several connections, of which the registry allows one: it comes over that one, and the others are given up at once."""
+    blob = upstream.add_blob(os.urandom(48 * 1024 * 1024))
+    upstream.rate = 8 * 1024 * 1024
+    mirror: Mirror = await start()
+    upstream.fail(f"blobs/{blob}", Status(0))
+    upstream.fail(f"blobs/{blob}", Status(429, {"Retry-After": "60"}), times=50)
+    answer = await mirror.get(f"/v2/app/blobs/{blob}")
+    assert (answer.status, answer.digest()) == (200, blob)
+    assert upstream.count("GET") == 2
 
 
 async def test_a_limit_that_is_over_slows_nobody(start: StartMirror, upstream: Scripted) -> None:

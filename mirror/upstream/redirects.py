@@ -1,0 +1,33 @@
+"""Following redirects (RFC 9110, section 15.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from yarl import URL
+
+from mirror.errors import UpstreamInvalid
+from mirror.upstream.receiver import Response
+from mirror.upstream.transport import shown
+from mirror.upstream.urls import parse_url
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_MOST = 5
+
+
+async def follow(url: URL, via: list[URL], send: Callable[[URL], Awaitable[Response]]) -> Response:
+    """The first response that is no redirect; its `url` is where it came from. The URLs that led there are added to `via`.
+
+    Raises what `send` raises, and UpstreamInvalid for redirects to nowhere, in a circle, or too many.
+    """
+    before = len(via)
+    while (response := await send(url)).status in _REDIRECTS:
+        location = response.headers.get("Location")
+        response.release()
+        if location is None:
+            raise UpstreamInvalid(f"{shown(url)} redirects nowhere")
+        via.append(url)
+        url = parse_url(location, shown(url), url)
+        if url in via or len(via) - before > _MOST:
+            raise UpstreamInvalid(f"{shown(url)} redirects in a circle, or too often")
+    return response
