@@ -54,7 +54,7 @@ async def with_failover(
             now = loop.time()
             if now >= deadline:
                 break
-            if not endpoint.breaker.allows():
+            if not endpoint.breaker.allows(str(repository)):
                 left.remove(endpoint)
                 errors.append(
                     UpstreamUnreachable(

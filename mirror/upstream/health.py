@@ -79,12 +79,15 @@ class Breaker:
         """Seconds until it may be asked again, 0 where it may now; None while it is not down."""
         return max(0.0, self._closed_again - self._clock()) if self.state == "down" else None
 
-    def allows(self) -> bool:
-        """True when the endpoint may be asked now. An open breaker lets one request through, and the next only after a pause."""
+    def allows(self, repository: str | None = None) -> bool:
+        """True when the endpoint may be asked now. An open breaker lets one request through, and the next only after a pause.
+
+        For a `repository` that has failed already the pause is twice as long, so that another one's request comes before: it may be that others are well.
+        """
         if self._evidence < _FAILURES:
             return True
         now = self._clock()
-        if now < self._closed_again:
+        if now < self._closed_again + (self._pause() if repository in self._repositories else 0.0):
             return False
         self._closed_again = now + self._pause()
         return True

@@ -182,6 +182,22 @@ def test_a_circuit_opens_on_evidence_about_the_endpoint(failures: list[str | Non
     assert breaker.state == state
 
 
+def test_repositories_that_fail_do_not_take_the_turn_of_others() -> None:
+    """An open circuit lets another repository through first: where it is answered, all is well again."""
+    now = 0.0
+    breaker = Breaker(lambda: now)
+    for failure in ("a", "b", "c"):
+        breaker.failed("x", failure)
+    now = 1.5
+    assert not any(breaker.allows(failed) for failed in ("a", "b", "c"))
+    assert breaker.allows("healthy")
+    assert not breaker.allows("healthy"), "one at a time"
+    now = 3.6
+    assert breaker.allows("a"), "where nobody else asks"
+    breaker.succeeded()
+    assert breaker.allows("b")
+
+
 async def test_a_long_list_has_its_time_for_each_page(start: StartMirror, upstream: Scripted) -> None:
     """Pages that together take longer than one request may: all tags come, and the endpoint is well."""
     upstream.page_size, upstream.page_seconds = 5, 0.4
