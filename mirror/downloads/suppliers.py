@@ -72,10 +72,18 @@ class _SupplierStream:
 
     def __init__(self, stream: Stream, supplier: Supplier) -> None:
         self.size, self.start, self.endpoint = stream.size, stream.start, stream.endpoint
-        self.read = stream.read
         self._stream = stream
         self._supplier: Supplier | None = supplier
         supplier.streams += 1
+
+    async def read(self) -> bytes | memoryview:
+        try:
+            return await self._stream.read()
+        except UpstreamError:
+            # The next connection is opened at another supplier, where there is one.
+            if self._supplier is not None:
+                self._supplier.failures += 1
+            raise
 
     async def aclose(self) -> None:
         if self._supplier is not None:

@@ -12,7 +12,7 @@ from mirror.downloads import following, planner
 from mirror.downloads.context import DownloadContext
 from mirror.downloads.flight import WITHHELD, Flight
 from mirror.downloads.flights import FlightReader, Flights
-from mirror.errors import BlobUnknown, MirrorError, RegistryUnknown, SizeDisputed, UpstreamInvalid, UpstreamStalled
+from mirror.errors import BlobUnknown, MirrorError, RegistryUnknown, SizeDisputed, UpstreamCut, UpstreamInvalid, UpstreamStalled
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 from mirror.storage.memory import MemoryStore
@@ -28,8 +28,10 @@ class Source:
     connections = 1
     ranges = True
 
-    def __init__(self, data: bytes, gated: int | None = None, error: MirrorError | None = None) -> None:
+    def __init__(self, data: bytes, gated: int | None = None, error: MirrorError | None = None, cut: int | None = None) -> None:
+        """`error` is raised by `open`; every stream breaks off at `cut`."""
         self.data = data
+        self.cut = cut
         self.gated = len(data) if gated is None else gated
         self.gate = asyncio.Event()
         self.error = error
@@ -65,6 +67,8 @@ class Stream:
         self._stop = stop
 
     async def read(self) -> bytes:
+        if self._source.cut is not None and self._position >= self._source.cut:
+            raise UpstreamCut("cut")
         if self._source.gated <= self._position < self._stop:
             await self._source.gate.wait()
         data = self._source.data[self._position : min(self._position + CHUNK, self._stop)]
@@ -323,3 +327,16 @@ async def test_a_process_that_is_stopped_before_it_has_verified_is_not_waited_fo
     assert store.size(stopped.digest) == MIB
     assert sorted(source.opened) == [(0, None), (MIB - WITHHELD, MIB)]
     stopped.close()
+
+
+async def test_a_registry_that_breaks_off_is_not_asked_again_before_the_others(flights: Flights) -> None:
+    """What it has brought counts, and the next registry brings the rest at once."""
+    healthy = Source(os.urandom(MIB))
+    breaking = Source(healthy.data, gated=CHUNK, cut=2 * CHUNK)
+    flight, _ = flights.join(Digest.of(healthy.data), context(breaking))
+    first = asyncio.create_task(read(await reader(flight, context(breaking))))
+    second = await reader(flight, context(healthy, "two.example"))
+    breaking.gate.set()
+    assert (await read(second), await first) == (healthy.data, healthy.data)
+    assert breaking.opened == [(0, None)]
+    assert healthy.opened == [(2 * CHUNK, MIB)]

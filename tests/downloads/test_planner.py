@@ -191,3 +191,18 @@ def test_a_reader_that_comes_late_may_wait_as_long_as_others_could() -> None:
     assert made.give_up(state(wanted=True), 61.0) is None
     assert made.give_up(state(wanted=True), 360.0) is None
     assert made.give_up(state(wanted=True), 361.0) == GiveUp(0, planner.WINDOW_READ)
+
+
+def test_readers_that_leave_win_no_time() -> None:
+    """A window that was judged by the patience of readers is judged by that of nobody from then on."""
+    made = plan()
+    assert made.give_up(state(wanted=True), 0.0) is None
+    assert made.give_up(state(wanted=True), 100.0) is None
+    assert made.give_up(state(wanted=False), 101.0) == GiveUp(0, planner.WINDOW_UNREAD)
+
+
+def test_what_an_earlier_download_has_left_is_no_progress() -> None:
+    """A download that is resumed has to bring bytes of its own in its first window."""
+    made = planner.Planner(1, 1, 0.0, 10 * planner.SEGMENT)
+    resumed = state(here=10 * planner.SEGMENT, size=20 * planner.SEGMENT, wanted=False)
+    assert made.give_up(resumed, planner.WINDOW_UNREAD) == GiveUp(0, planner.WINDOW_UNREAD)
