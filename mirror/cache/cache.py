@@ -1,4 +1,4 @@
-"""The cache: for every request for content it decides hit, join, fill, revalidate or stale."""
+"""The cache: decides for each request whether it is a hit, joins a download, starts one, revalidates, or is served stale."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _TOO_LARGE_FOR = 300.0
 """Seconds for which a blob is remembered as larger than the cache."""
 _MOST_TOO_LARGE = 1000
 _INTERVAL = 0.1
-"""Seconds between two looks at how far a download is."""
+"""Seconds between two reports of a download's progress."""
 
 
 class Blob(BlobSource, Protocol):
@@ -79,7 +79,7 @@ class Limits:
 
 
 class Cache:
-    """Everything that is kept, and everything that is on its way."""
+    """Serves content from the store, and from upstream what the store lacks."""
 
     def __init__(self, store: Store, inventory: Inventory, source: Callable[[str], Source], limits: Limits) -> None:
         """`source` gives a registry by its name. The caller closes the store."""
@@ -125,7 +125,7 @@ class Cache:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Ends everything, whatever part of it fails to; downloads in progress stay resumable."""
+        """Closes all parts, also if one of them fails to. Downloads in progress can be resumed."""
         await self._stack.aclose()
 
     async def blob(self, repository: Repository, digest: Digest) -> tuple[Reader, Outcome]:
@@ -136,7 +136,7 @@ class Cache:
                     cached, digest, self.store, lambda: self._source(repository.registry).blob(repository, digest)
                 ), HIT
         except StorageUnreadable as error:
-            # It may well be there: it is passed through this time, and not written again.
+            # It may well be cached: this time it is passed through, and not written again.
             log.warning("%s", error)
             return await self._direct(digest, self._context(repository, digest)), PASSED
         try:

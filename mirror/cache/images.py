@@ -1,4 +1,4 @@
-"""What people do to cached images: pin, unpin, refresh, delete. For the command line and the dashboard alike, beside a running server or without one."""
+"""Pins, unpins, refreshes and deletes cached images, for the command line and the dashboard. A mirror may be running on the directory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mirror.tasks import BackgroundTask
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
-    """What a tag meant before upstream was asked, None where that was not known, and what it means."""
+    """What a tag meant before upstream was asked, None if that was not known, and what it means now."""
 
     before: Digest | None
     now: Digest
@@ -32,7 +32,7 @@ class Images:
         self._background_task = BackgroundTask(self._watch)
 
     def start(self) -> None:
-        """Begins to notice what other processes change."""
+        """Starts to follow what other processes change."""
         self._background_task.start()
 
     async def aclose(self) -> None:
@@ -43,7 +43,7 @@ class Images:
         return await self._store.pin(repository, reference)
 
     async def unpin(self, repository: Repository, reference: Reference) -> bool:
-        """Gives an image back to eviction. False where it was not pinned by that very reference."""
+        """Lets an image be evicted again. Returns False if it was not pinned by this reference."""
         return await self._store.unpin(repository, reference)
 
     async def refresh(self, repository: Repository, reference: Reference) -> Refreshed:

@@ -1,4 +1,4 @@
-"""What upstream has just said it does not have: for a few seconds it is not asked again."""
+"""Remembers for a few seconds what upstream said it does not have, so that it is not asked again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Negative:
     async def remember(self, key: str, error: Unknown) -> None:
         if self._ttl <= 0:
             return
-        # A flood of invented names must not fill the memory.
+        # Many requests for invented names must not fill the memory.
         if len(self._keys) >= _MOST:
             await self._known.delete(self._keys.popleft())
         self._keys.append(key)

@@ -1,4 +1,4 @@
-"""How an answer was made; what `Cache-Status` (RFC 9211) and the metrics tell of it."""
+"""Where a response came from, for the `Cache-Status` header (RFC 9211) and the metrics."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ class Outcome:
 
     forward: str | None = None
     collapsed: bool = False
-    """Shared a request to upstream that was under way already."""
+    """True if the request to upstream was shared with other clients."""
     stored: bool = False
     detail: str | None = None
 
     @property
     def hit(self) -> bool:
-        """True where the content came from the cache, be it stale."""
+        """True if the content came from the cache, fresh or stale."""
         return self.forward != "miss"
 
 

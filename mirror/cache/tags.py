@@ -72,7 +72,7 @@ class Tags:
     # ------------------------------------------------------------------ by whatever reference
 
     def hot(self, repository: Repository, reference: Reference) -> Manifest | None:
-        """A manifest that is in memory and needs nobody's leave: the shortest way of a hit."""
+        """Returns a manifest that is in memory, by a digest or a fresh tag: the fastest kind of hit. None otherwise."""
         if isinstance(reference, Tag):
             record = self._memory.get((repository, reference))
             if record is None or not self._fresh(record):
@@ -242,7 +242,7 @@ class Tags:
             return
         await self._negative.remember(_key(repository, reference), error)
         if isinstance(reference, Tag):
-            # Gone is gone; what was cached by digest stays.
+            # The tag is gone. What is cached by digest stays.
             self._memory.pop((repository, reference), None)
             await self._store.drop_tag(repository, reference)
 
@@ -255,7 +255,7 @@ class Tags:
         record = self._memory.get((repository, tag))
         if record is not None and self._fresh(record):
             return record
-        # Another process may have asked since.
+        # Another process may have checked it since.
         stored = await self._store.tag(repository, tag)
         if stored is not None and (record is None or stored.checked > record.checked):
             record = stored
@@ -275,7 +275,7 @@ class Tags:
             self._memory.popitem(last=False)
 
     async def _current(self, repository: Repository, tag: Tag, record: TagRecord, since: float) -> tuple[Descriptor, Outcome]:
-        """What a known tag means now, or meant last where upstream cannot say in time. Raises Unknown where it is gone."""
+        """Returns what a known tag means, or what it meant last if upstream does not answer in time. Raises Unknown if it is gone."""
         if self._fresh(record):
             return record.descriptor, HIT
         if time.monotonic() >= self._held.get((repository, tag), 0.0):

@@ -1,4 +1,4 @@
-"""The interface of a store: everything that is kept, and all that may be asked of it.
+"""The interface of a store, which keeps everything that the mirror caches.
 
 A store holds *content* by digest (blobs and manifests, each verified before it is here), *names* (what a tag meant when upstream was last asked, which
 repository has a manifest, pins), and *documents* (lists from upstream). Downloads in progress are *partials*: they become content by `Partial.commit`.
@@ -9,9 +9,9 @@ what is promised here. A store is an async context manager. All methods belong t
 What is atomic, across the tasks and processes that share a store: `put_manifest` and `Partial.commit` (the content is here whole or not at all), `set_tag`,
 `drop_tag`, `pin`, `unpin`, `set_document`, and `delete` (no eviction and no other deletion comes between the names and the content).
 
-Failures. *Absent* is what is known not to be there. What a disk will not read for another reason (no descriptors, an I/O error, no permission) is not absent:
-`open` and `size` raise StorageUnreadable then, and nothing is forgotten. The other methods that a pull needs do not raise for a disk or catalog that fails:
-they answer as an empty store would, so that upstream is asked. What people do (pins, `delete`, `collect`, `verify`, the inventory) raises CatalogFailed.
+Failures. Content is *absent* if it is known not to be there. If the disk does not give it for another reason (no descriptors, an I/O error, no permission), it is not absent:
+`open` and `size` raise StorageUnreadable, and nothing is forgotten. The other methods that a pull needs do not raise if the disk or the catalog fails: they return
+what an empty store would, so that upstream is asked. The methods that people call (pins, `delete`, `collect`, `verify`, the inventory) raise CatalogFailed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """An image that is never evicted. `digest` is what it last meant, None while that is unknown; `since` in seconds since the epoch."""
+    """An image that is never evicted. `digest` is what the reference meant last, None while that is unknown; `since` in seconds since the epoch."""
 
     repository: Repository
     reference: Reference
@@ -62,7 +62,7 @@ class Pin:
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """What a deletion did. `freed` bytes belonged to no other image; `kept` bytes stay because other images have them too."""
+    """The result of a deletion: `freed` bytes belonged to no other image, `kept` bytes stay because other images have them too."""
 
     digest: Digest
     tags: tuple[str, ...]
@@ -72,7 +72,7 @@ class Deleted:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """How much has gone, or would. `size` in bytes."""
+    """How much was removed, or would be. `size` in bytes."""
 
     count: int
     size: int
@@ -99,7 +99,7 @@ class Question(Enum):
 
 
 class State(Enum):
-    """What verifying has found."""
+    """The result of verifying content."""
 
     WHOLE = auto()
     DAMAGED = auto()
@@ -123,7 +123,7 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """A snapshot of a store's size in bytes, and of the number of its blobs and manifests."""
+    """The size of a store in bytes, and the number of its blobs and manifests."""
 
     size: int
     entries: int
@@ -140,19 +140,19 @@ class Store(Protocol):
     ) -> None: ...
 
     def start(self, restore: Restore) -> None:
-        """Begins the work in the background: repairs after a crash, expiry, scrub, writing down uses."""
+        """Starts the work in the background: repairs after a crash, expiry, the scrub, recording uses."""
         ...
 
     def start_counting(self) -> None:
-        """Begins to write down how much the store is used; `start` does it too."""
+        """Starts to record how the store is used; `start` does so too."""
         ...
 
     # ------------------------------------------------------------------ content
 
     async def open(self, digest: Digest) -> Reader | None:
-        """A reader of a cached blob, which stays readable to its end whatever happens; None where it is not cached.
+        """Returns a reader of a cached blob, which stays readable to its end whatever happens; None if it is not cached.
 
-        Does not wait for anything unless the file was touched since it was verified: it is verified anew then. Raises StorageUnreadable.
+        Returns at once, unless the file was modified since it was verified: it is verified again then. Raises StorageUnreadable.
         """
         ...
 
@@ -161,20 +161,20 @@ class Store(Protocol):
         ...
 
     def verify_behind(self, digest: Digest) -> None:
-        """Begins to verify a cached blob anew; nobody waits. What is damaged is removed, so that it is fetched again."""
+        """Starts to verify a cached blob again, in the background. A damaged one is removed, so that it is fetched again."""
         ...
 
     def partial(self, digest: Digest, claimed: int | None = None) -> Partial:
-        """The download of a blob, begun where there is none. With `claimed`, a separate one of the same blob, for those whose registry says that it
+        """Returns the download of a blob, and begins one if there is none. With `claimed`, a separate one of the same blob, for those whose registry says that it
         has so many bytes while the other download goes by another size. Raises OSError."""
         ...
 
     def hot_manifest(self, digest: Digest) -> Manifest | None:
-        """A manifest that is in memory."""
+        """Returns a manifest that is in memory, None if it is not."""
         ...
 
     async def manifest(self, digest: Digest) -> Manifest | None:
-        """A cached manifest, verified anew when it comes from the disk; None where it is not cached or cannot be read."""
+        """Returns a cached manifest, verified again if it comes from the disk; None if it is not cached or cannot be read."""
         ...
 
     async def put_manifest(self, repository: Repository, manifest: Manifest) -> None:
@@ -193,13 +193,13 @@ class Store(Protocol):
     # ------------------------------------------------------------------ names
 
     async def tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
-        """What a tag meant when upstream was last asked; None where it never was, or the tag is gone."""
+        """Returns what a tag meant when upstream was last asked; None if it never was, or the tag is gone."""
         ...
 
     async def set_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None: ...
 
     async def drop_tag(self, repository: Repository, tag: Tag) -> None:
-        """Forgets what a tag meant. A pin of it goes on holding what it meant last."""
+        """Forgets what a tag meant. A pin keeps what it meant last."""
         ...
 
     async def tags(self, repository: Repository) -> list[str]:
@@ -215,11 +215,11 @@ class Store(Protocol):
         ...
 
     async def document(self, key: str) -> dict[str, Any] | None:
-        """What was stored under a key; it may have been dropped since."""
+        """Returns what was stored under a key; None if there is nothing, or it has been evicted."""
         ...
 
     async def set_document(self, key: str, value: dict[str, Any]) -> None:
-        """Stores a JSON object: a list that upstream gave, and when."""
+        """Stores a JSON object: a list that upstream gave, and the time."""
         ...
 
     def lock(self, question: Question, key: str) -> AbstractAsyncContextManager[None]:
@@ -236,11 +236,11 @@ class Store(Protocol):
     # ------------------------------------------------------------------ what people do
 
     async def pin(self, repository: Repository, reference: Reference) -> bool:
-        """Keeps an image from eviction and expiry, what is cached of it now and what will be. False where its manifest is not cached yet."""
+        """Protects an image from eviction and expiry, with all of it that is cached now or later. Returns False if its manifest is not cached yet."""
         ...
 
     async def unpin(self, repository: Repository, reference: Reference) -> bool:
-        """Gives an image back to eviction. False where it was not pinned by that very reference."""
+        """Lets an image be evicted again. Returns False if it was not pinned by this reference."""
         ...
 
     async def pins(self) -> list[Pin]:
@@ -255,15 +255,15 @@ class Store(Protocol):
         ...
 
     async def collect(self, *, dry_run: bool = False) -> Collected:
-        """Removes what has expired, what belongs to no image, what was given up, and what is above the limit; or tells what it would remove."""
+        """Removes what has expired, what belongs to no image, abandoned downloads, and what is above the limit. A dry run only returns what it would remove."""
         ...
 
     async def contents(self) -> Mapping[Digest, int]:
-        """Everything cached, with sizes in bytes."""
+        """Returns everything cached, with sizes in bytes."""
         ...
 
     def verify(self, contents: Mapping[Digest, int], *, remove: bool) -> AsyncGenerator[Verified, None]:
-        """Reads content again, and yields the verdict on each. With `remove`, what is damaged or missing is no longer cached when its verdict comes."""
+        """Reads content again, and yields a verdict on each. With `remove`, damaged or missing content is no longer cached when its verdict is yielded."""
         ...
 
     # ------------------------------------------------------------------ usage
@@ -277,5 +277,5 @@ class Store(Protocol):
         ...
 
     def count_pull(self, repository: Repository, reference: Reference) -> None:
-        """Counts a client's request for a manifest. Written down from time to time."""
+        """Counts a client's request for a manifest. Recorded from time to time."""
         ...

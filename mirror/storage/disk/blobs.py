@@ -81,7 +81,7 @@ class BlobStore:
     """The folder of finished content."""
 
     dry_run = False
-    """True where files stay, and only what would be removed is told."""
+    """True for a dry run: nothing is removed, and `remove` returns what it would."""
 
     def __init__(self, root: Path) -> None:
         """Makes the folders; a full disk is no reason not to start. Raises OSError."""
@@ -95,7 +95,7 @@ class BlobStore:
         return f"{self.root}/blobs/{digest.algorithm}/{digest.hex}"
 
     def open(self, digest: Digest) -> BlobFile | None:
-        """Opens a blob for reading; None where it is not cached. Raises OSError where that cannot be told."""
+        """Opens a blob for reading. Returns None if it is not cached. Raises OSError if that cannot be found out."""
         try:
             fd = open_file(self.path(digest), os.O_RDONLY)
         except NoFile:
@@ -107,16 +107,16 @@ class BlobStore:
         return BlobFile(fd, status.st_size, self._is_sealed(status, digest))
 
     def size(self, digest: Digest) -> int | None:
-        """The size of a blob in bytes; None where it is not cached. Raises OSError where that cannot be told."""
+        """Returns the size of a blob in bytes, None if it is not cached. Raises OSError if that cannot be found out."""
         status = status_of(self.path(digest))
         return None if status is None else status.st_size
 
     def put(self, digest: Digest, content: bytes) -> None:
-        """Stores small content that is verified already. Raises OSError."""
+        """Stores small content, which the caller has verified. Raises OSError."""
         write_durably(Path(self.path(digest)), content, lambda fd: self.seal(fd, digest))
 
     def seal(self, fd: int, digest: Digest, since: os.stat_result | None = None) -> None:
-        """Seals a file whose content is verified; not one that was touched `since` then. Where the file system, or the file's owner, does not allow it, this
+        """Seals a file whose content is verified, unless it was modified since the status `since`. Where the file system, or the file's owner, does not allow it, this
         process remembers it."""
         status = os.fstat(fd)
         if self._is_sealed(status, digest) or (since is not None and _state(since) != _state(status)):
@@ -131,7 +131,7 @@ class BlobStore:
         return status.st_mtime_ns % _SECOND == _fraction(digest) or self._unsealable.get(digest) == _state(status)
 
     def verify(self, digest: Digest, given_up: Callable[[], bool]) -> bool:
-        """Reads a blob and hashes it, unless it is `given_up`, and seals it. False where it was damaged: it is removed then, readers or not. Blocks.
+        """Reads, hashes and seals a blob, unless `given_up` returns True. Returns False if it was damaged; it is removed then, even while it is read. Blocks.
 
         Raises OSError where it cannot be opened, or not be read for want of something else than the disk.
         """
@@ -159,7 +159,7 @@ class BlobStore:
         return right
 
     def remove_damaged(self, fd: int, digest: Digest) -> None:
-        """Unlinks the very file that was read, readers or not: what they have is wrong, and who comes next shall not have it."""
+        """Unlinks the file that was read, even while others read it: what they get is wrong, and the next client must not get it."""
         log.error("%s is damaged on disk: removed, to be fetched again", digest)
         metrics.scrub_damaged.inc()
         path = self.path(digest)
@@ -168,7 +168,7 @@ class BlobStore:
                 os.unlink(path)
 
     def remove(self, digest: Digest) -> bool:
-        """Removes a blob unless somebody, in whatever process, is reading it. True when it is gone."""
+        """Removes a blob, unless any process is reading it. Returns True if it is gone."""
         path = self.path(digest)
         try:
             fd = open_file(path, os.O_RDONLY)
@@ -187,11 +187,11 @@ class BlobStore:
         return True
 
     def unlink(self, digest: Digest) -> None:
-        """Removes a blob even if somebody is reading it, who can do so to its end. Raises OSError."""
+        """Removes a blob. Whoever is reading it can go on to its end. Raises OSError."""
         Path(self.path(digest)).unlink(missing_ok=True)
 
     def scan(self) -> Iterator[tuple[Digest, int]]:
-        """Every blob there is, with its size in bytes. What is no file, or whose name is no digest, is not ours and passed over."""
+        """Yields every blob with its size in bytes. Skips what is no file, or has no digest as its name."""
         for algorithm in _ALGORITHMS:
             with os.scandir(self.root / "blobs" / algorithm) as entries:
                 for entry in entries:
@@ -203,7 +203,7 @@ class BlobStore:
                         yield digest, status.st_size
 
     def unfinished(self) -> Iterator[Path]:
-        """What `put` is writing, or was when it was killed."""
+        """Yields the files that `put` is writing, or was writing when it was killed."""
         for algorithm in _ALGORITHMS:
             yield from (self.root / "blobs" / algorithm).glob(f"{BESIDE}*")
 

@@ -36,9 +36,9 @@ log = logging.getLogger(__name__)
 
 _HOT_BYTES = 32 * 1024 * 1024
 _CHECKERS = 2
-"""Threads that verify blobs which a client waits for: a core each, while they do."""
+"""Threads that verify blobs for waiting clients; each uses a core meanwhile."""
 _SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
-"""Errors that pass by themselves."""
+"""Errors that may be over in a moment."""
 _TRIES = 5
 _PAUSE = 0.05
 """Seconds between two tries to open a file for want of descriptors."""
@@ -122,7 +122,7 @@ class Content:
         return DiskPartial(self._blobs, digest, self._threads, self._reservations, self.committed, claimed)
 
     async def committed(self, digest: Digest, size: int) -> None:
-        """Enters a finished blob into the catalog, and sees to the size of the whole."""
+        """Adds a finished blob to the catalog, and evicts if the cache is too large now."""
         await self._catalog.write(Catalog.add, digest, size)
         await self.make_room(0)
         await self._eviction.count()
@@ -184,7 +184,7 @@ class Content:
         return (DOCKER_SCHEMA1_SIGNED, signed) if payload_of(signed) == payload else (DOCKER_SCHEMA1, payload)
 
     def cool(self) -> None:
-        """Forgets the manifests that are in memory; their files are there, or are not."""
+        """Empties the memory of manifests. Their files, if they are still there, are read again."""
         self._hot.clear()
         self._hot_bytes = 0
 
@@ -225,7 +225,7 @@ class Content:
         return manifest
 
     async def flush(self) -> None:
-        """Writes down when content was used."""
+        """Writes to the catalog when content was used."""
         if self._uses:
             uses, self._uses = self._uses, {}
             await self._catalog.write(Catalog.touch, uses)

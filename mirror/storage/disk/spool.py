@@ -1,4 +1,4 @@
-"""A download in progress, on disk, where it survives the process and is shared with others.
+"""A download in progress, on disk: it survives the process, and other processes share it.
 
 Two files in ``spool/``: ``<algorithm>-<hex>.part`` holds the bytes at their final offsets, ``….have`` is the journal of which of them are there. A third,
 ``….sources``, names the repositories that have the blob (see sources.py). A download that goes by one of several sizes has that size in its name:
@@ -42,7 +42,7 @@ class Spool:
     """One process's view of one download. Not thread-safe but for `write`."""
 
     def __init__(self, store: BlobStore, digest: Digest, claimed: int | None = None) -> None:
-        """Opens the files, making them where they are not. `claimed` is the size in their name, None for none. Raises OSError."""
+        """Opens the files, and creates missing ones. `claimed` is the size in their name, None for none. Raises OSError."""
         self.digest = digest
         self.have = Extents()
         self.size: int | None = None
@@ -73,13 +73,13 @@ class Spool:
             return False
         self.follow()
         if not self.current:
-            # It ended while we waited: `verified` tells how.
+            # It ended meanwhile; `verified` tells how.
             return True
-        # A leader that died between its verdict and the renaming is not taken at its word.
+        # A leader may have died between verifying and renaming: the bytes are verified again.
         self.verified = False
         self.inherited = self.have.total > 0
         if not self.inherited:
-            # New, or not a journal of ours, or one left behind by other bytes.
+            # A new file, or a journal that is not one or belongs to other bytes.
             self.restart()
         else:
             os.ftruncate(self._journal, self._read_to)
@@ -87,12 +87,12 @@ class Spool:
 
     @property
     def current(self) -> bool:
-        """False once the files have gone from their names: published, discarded, or cleared away by somebody. Raises OSError where that cannot be told."""
+        """False once the files are no longer under their names: published, discarded, or removed by another process. Raises OSError if that cannot be found out."""
         named = status_of(self._part_path)
         return named is not None and os.path.samestat(named, os.fstat(self.fd))
 
     def follow(self) -> None:
-        """Reads what the leader has added to the journal. A torn or senseless record ends the reading before it."""
+        """Reads what the leader has added to the journal, up to the first record that is torn or invalid."""
         extent = os.fstat(self.fd).st_size
         while chunk := os.pread(self._journal, 4096 * _RECORD.size, self._read_to):
             whole = len(chunk) - len(chunk) % _RECORD.size
@@ -114,7 +114,7 @@ class Spool:
                 self._read_to += _RECORD.size
 
     def restart(self) -> None:
-        """Forgets all bytes and begins again, as leader."""
+        """Discards all bytes and starts again. For the leader."""
         os.ftruncate(self._journal, 0)
         os.ftruncate(self.fd, 0)
         self.have, self.size, self.inherited, self._read_to = Extents(), None, False, 0
@@ -122,14 +122,14 @@ class Spool:
         self._append(_MAGIC, _UNKNOWN)
 
     def set_size(self, size: int) -> None:
-        """Notes the blob's size in bytes, as leader, and gives the file its full length, which reserves it (see eviction.py)."""
+        """Records the blob's size in bytes and gives the file that length. For the leader."""
         if size != self.size:
             os.ftruncate(self.fd, size)
             self.size = size
             self._append(_MAGIC, size)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Writes bytes from `offset` on; `note` tells of them afterwards. May run in a thread. Raises OSError."""
+        """Writes bytes at `offset`. `note` makes them known afterwards. May run in a thread. Raises OSError."""
         left = memoryview(data)
         while left:
             written = os.pwrite(self.fd, left, offset)
@@ -137,12 +137,12 @@ class Spool:
             left = left[written:]
 
     def note(self, start: int, end: int) -> None:
-        """Tells everybody that ``[start, end)`` is there. Raises OSError."""
+        """Makes it known to all processes that ``[start, end)`` is there. Raises OSError."""
         self._append(start, end)
         self.have.add(start, end)
 
     def publish(self) -> None:
-        """Makes the verified file durable under its final name. Blocks on the disk. Raises OSError."""
+        """Moves the verified file durably to its final name. Blocks. Raises OSError."""
         self.verified = True
         self._append(*_VERIFIED)
         self._store.seal(self.fd, self.digest)
@@ -153,23 +153,23 @@ class Spool:
         self.share()
 
     def share(self) -> None:
-        """Trades the lease for a reader's shared lock, which keeps the finished file from eviction while it is open."""
+        """Turns the lease into a reader's shared lock, which protects the finished file from eviction while it is open."""
         with contextlib.suppress(OSError):
             try_shared(self.fd)
 
     def release(self) -> None:
-        """Gives up the lease; what has come stays for whoever goes on."""
+        """Gives up the lease. The bytes stay for the next leader."""
         with contextlib.suppress(OSError):
             unlock(self.fd)
 
     def discard(self) -> None:
-        """Throws the bytes away, as leader: followers see that the name is gone, without a verdict."""
+        """Deletes the files. For the leader. Followers find that the name is gone and the blob is not verified."""
         for path in (self._part_path, self._have_path, self._sources_path):
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
     def close(self) -> None:
-        """Lets go of the files, and of the lease with them."""
+        """Closes the files, which also gives up the lease."""
         os.close(self.fd)
         os.close(self._journal)
         self.sources.close()

@@ -50,14 +50,14 @@ log = logging.getLogger(__name__)
 
 
 class Catalog:
-    """Blocking, and for one thread at a time: the cache calls it from a thread of its own."""
+    """All methods block. For one thread at a time: CatalogExecutor has one for it."""
 
     def __init__(self, folder: Path) -> None:
         """Opens the database, or sets an unreadable one aside and makes a new one. Raises OSError, sqlite3.Error."""
         make_private_folder(folder)
         with contextlib.ExitStack() as stack:
             self._db, lock = open_database(folder)
-            # Closed last: then others may open the database alone.
+            # Closed last, since others may open the database exclusively then.
             stack.callback(os.close, lock)
             stack.callback(self._db.close)
             self.queues = BlobQueues(self._db)
@@ -76,16 +76,16 @@ class Catalog:
     # ------------------------------------------------------------------ content
 
     def add(self, digest: Digest, size: int) -> None:
-        """Notes a cached blob."""
+        """Adds a row for a cached blob."""
         with self._db:
             self._add(digest, size, None)
 
     def add_manifest(self, descriptor: Descriptor, children: Iterable[Digest]) -> None:
-        """Notes a cached manifest and what it names."""
+        """Adds rows for a cached manifest and for what it names."""
         self.take_in([(descriptor, children)])
 
     def take_in(self, entries: Iterable[tuple[Descriptor, Iterable[Digest]]]) -> None:
-        """Notes cached content, and what it names; no media type stands for a blob."""
+        """Adds rows for cached content and for what it names. Blobs have no media type."""
         with self._db:
             for descriptor, children in entries:
                 self._add(descriptor.digest, descriptor.size, descriptor.media_type or None)
@@ -110,20 +110,20 @@ class Catalog:
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
-        """One transaction for what is done inside, which no other process comes between."""
+        """Runs its body in one transaction that excludes other writers."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             yield
 
     def drop(self, digest: Digest) -> None:
-        """Drops the row of content that is gone, inside `changing`."""
+        """Deletes the rows of content whose file is gone. Call it inside `changing`."""
         name = (str(digest),)
         self._db.execute("DELETE FROM content WHERE digest = ?", name)
         self._db.execute("DELETE FROM child WHERE parent = ?", name)
         self._db.execute("DELETE FROM holding WHERE digest = ?", name)
 
     def forget(self, digests: Iterable[Digest]) -> None:
-        """Drops the rows of content that is gone."""
+        """Deletes the rows of content whose files are gone."""
         with self.changing():
             for digest in digests:
                 self.drop(digest)

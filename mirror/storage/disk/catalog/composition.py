@@ -1,4 +1,4 @@
-"""What cached images are made of, as tables that can be asked fast: derived from the catalog and the manifests' own bytes, to be made anew at any time.
+"""What cached images consist of, in tables that are fast to query. They are derived from the catalog and from the manifests, and can be rebuilt at any time.
 
 ====  ==========================================================================================================================
 item  everything that is cached, or that a cached manifest names, by a short number: size in bytes (NULL while it is not cached); of
@@ -27,7 +27,7 @@ from mirror.storage.disk.blobs import BlobStore
 log = logging.getLogger(__name__)
 
 _BATCH = 200
-"""Manifests that are learnt in one transaction, so that nobody waits long for its end."""
+"""Manifests that are read in one transaction: few, so that others do not wait long."""
 
 
 def learn(db: sqlite3.Connection, store: BlobStore) -> int:
@@ -42,19 +42,19 @@ def learn(db: sqlite3.Connection, store: BlobStore) -> int:
                 except DigestInvalid:
                     continue
                 except OSError as error:
-                    # It is tried again with the next question; meanwhile it is known by its name.
+                    # The next query tries again. Meanwhile only its name is known.
                     log.warning("manifest %s, or its configuration, cannot be read: %s", digest, error)
     return len(unread)
 
 
 def _learn_one(db: sqlite3.Connection, store: BlobStore, digest: Digest) -> None:
-    """A manifest without a readable file is known by its name only, until the mending drops it."""
+    """Of a manifest without a file only the name is known, until the repair drops its row."""
     body, fetched = _read(store, digest)
     config, layers = blobs_of(body)
     platform = None
     if config is not None:
         platform = _platform_in_an_index(db, store, digest) or platform_of(_read(store, config.digest)[0])
-        # "unknown/unknown" is what attestations say.
+        # Attestations have this platform.
         platform = None if platform == "unknown/unknown" else platform
     own = db.execute(
         "UPDATE item SET platform = ?, config = ?, fetched = ? WHERE digest = ? RETURNING id",
@@ -79,7 +79,7 @@ def _learn_one(db: sqlite3.Connection, store: BlobStore, digest: Digest) -> None
 
 
 def _platform_in_an_index(db: sqlite3.Connection, store: BlobStore, digest: Digest) -> str | None:
-    """What an index says of a manifest is there before its configuration is, and says more: the variant."""
+    """Returns a manifest's platform from an index, which is there before the configuration is, and has the variant too."""
     parents = db.execute(
         "SELECT parent FROM child JOIN content ON content.digest = parent"
         " WHERE child.digest = ? AND media_type IN (SELECT value FROM json_each(?)) LIMIT 1",
@@ -93,7 +93,7 @@ def _platform_in_an_index(db: sqlite3.Connection, store: BlobStore, digest: Dige
 
 
 def _read(store: BlobStore, digest: Digest) -> tuple[bytes, float]:
-    """The bytes of a small blob and when its file was written, in seconds since the epoch; nothing and now where it is not there."""
+    """Returns the bytes of a small blob, and when its file was written, in seconds since the epoch; no bytes and the current time if it is not cached."""
     file = store.open(digest)
     if file is None:
         return b"", time.time()

@@ -1,4 +1,4 @@
-"""What the last month was like, for people: how large the cache was, what clients got each day. Two small tables of the catalog, see catalog.py."""
+"""The last month's history: the size of the cache, and the traffic of each day. Two small tables of the catalog, see catalog.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRAFFIC = (
 
 
 def sample(db: sqlite3.Connection, now: float) -> None:
-    """Notes the size, once for all processes that share the cache, and forgets what is older than a month."""
+    """Records the size, once for all processes that share the cache, and deletes records older than a month."""
     moment = int(now) // SAMPLE_INTERVAL * SAMPLE_INTERVAL
     db.execute("INSERT OR REPLACE INTO sample SELECT ?, total(bytes) FROM total WHERE part <= 2", (moment,))
     db.execute("DELETE FROM sample WHERE moment < ?", (moment - _DAYS * 86400,))

@@ -70,10 +70,10 @@ WHERE registry = ? AND path = ? AND ? IN (tag, digest) ORDER BY tag LIMIT 1
 
 
 class Inventory:
-    """Answers."""
+    """Implements `mirror.storage.inventory.Inventory`, but blocks."""
 
     def __init__(self, root: Path) -> None:
-        """Opens the catalog of a cache directory that is there. Raises OSError, sqlite3.Error."""
+        """Opens the catalog of an existing cache directory. Raises OSError, sqlite3.Error."""
         self._store = BlobStore(root)
         self._db = connect(root / "catalog" / "content.sqlite")
         try:
@@ -86,7 +86,7 @@ class Inventory:
         self._db.close()
 
     def learn(self) -> None:
-        """Reads the manifests that have come; every question does it first."""
+        """Reads new manifests. Every query does so first."""
         learn(self._db, self._store)
 
     def images(
@@ -103,7 +103,7 @@ class Inventory:
         """
         assert order in ORDERS, order
         self.learn()
-        # Each once: said ninety times, a word that all have costs ninety looks at every image.
+        # Each word once: ninety times the same word would cost ninety comparisons for every image.
         words = json.dumps(list(dict.fromkeys(search.lower().split())))
         within = "" if repository is None else str(repository)
         rows = self._db.execute(_PAGE, (within, words, order, -1 if count is None else count, start)).fetchall()
@@ -141,7 +141,7 @@ class Inventory:
         return repositories.under_way(self._db, self._read, repository, digests)
 
     def totals(self) -> Totals:
-        """Everything in figures."""
+        """Returns the totals."""
         self.learn()
         one = self._db.execute
         images, repositories, pinned = one(
@@ -158,7 +158,7 @@ class Inventory:
         return Totals(images, repositories, manifests, entries - manifests, size, unfinished, pinned, Traffic(*traffic))
 
     def history(self) -> History:
-        """What the last month was like."""
+        """Returns the last month's history."""
         return read(self._db, time.time())
 
     def _with_sizes(self, rows: Iterable[tuple[Any, ...]]) -> tuple[Image, ...]:

@@ -1,4 +1,4 @@
-"""The inventory, from the event loop: in a thread of its own, and kept up behind, so that its answers come fast."""
+"""Runs the inventory's queries in a thread of their own, and reads new manifests in the background, so that answers come fast."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _INTERVAL = 10.0
-"""Seconds between two readings of the manifests that have come."""
+"""Seconds between two readings of new manifests."""
 
 
 class InventoryExecutor:
-    """Answers as `Inventory` does. Each raises CatalogFailed where the catalog cannot be read."""
+    """Implements `mirror.storage.inventory.Inventory`. Each method raises CatalogFailed if the catalog cannot be read."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -34,7 +34,7 @@ class InventoryExecutor:
         self._background_task = BackgroundTask(self._keep_up)
 
     def start(self) -> None:
-        """Begins to keep the inventory up."""
+        """Starts reading new manifests in the background."""
         self._background_task.start()
 
     async def aclose(self) -> None:

@@ -1,4 +1,4 @@
-"""Which content goes with an image that is deleted: what no other image has. Questions to the catalog's tables, in its thread."""
+"""Finds the content that is deleted with an image: what no other image has. Queries that run in the catalog's thread."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SELECT digest FROM kept
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a name stands for. `tags` are those that go with it: itself, or, for a digest, all of the repository that mean it."""
+    """What a name stands for. `tags` are deleted with it: the tag itself, or, for a digest, all tags of the repository that mean it."""
 
     digest: Digest
     tags: tuple[str, ...]
@@ -35,13 +35,13 @@ class Named:
 
 
 class Removal:
-    """Changes belong to whatever transaction is open."""
+    """Changes belong to the transaction that is open."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
 
     def find(self, repository: Repository, reference: Reference) -> Named | None:
-        """What is to be deleted; None where nothing is known by that name."""
+        """Returns what a name stands for; None if it is unknown."""
         place = repository.registry, repository.path
         if isinstance(reference, Tag):
             row = self._db.execute(
@@ -65,7 +65,7 @@ class Removal:
         return Named(digest, tuple(tags), bool(pinned))
 
     def forget_names(self, repository: Repository, reference: Reference, named: Named) -> None:
-        """Forgets the names, with their pins and pulls, and tells other processes that they must."""
+        """Deletes the names with their pins and pulls, and lets other processes know (see changes.py)."""
         place = repository.registry, repository.path
         names = json.dumps([*named.tags, str(reference)])
         for table, column in (("tag", "tag"), ("pin", "reference"), ("pull", "reference")):
@@ -81,7 +81,7 @@ class Removal:
         self._db.execute("UPDATE removals SET count = count + 1")
 
     def exclusive_content(self, repository: Repository, digest: Digest) -> tuple[dict[str, int], int]:
-        """The content of a manifest whose names in `repository` are forgotten: what no other image has, with sizes in bytes; and the bytes of the rest."""
+        """Returns the content of a manifest, whose names in `repository` are deleted already, that no other image has, with sizes in bytes; and the bytes of the rest."""
         family = dict(self._db.execute(_FAMILY, (str(digest),)).fetchall())
         rows = self._db.execute(_KEPT, (json.dumps(list(family)), repository.registry, repository.path))
         kept = {row[0] for row in rows}

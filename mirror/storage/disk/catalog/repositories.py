@@ -11,7 +11,7 @@ from mirror.names import Digest, Repository
 from mirror.storage.inventory import Page, Pulled, RepositoryLine, UnderWay
 
 _SHOWN = 6
-"""Tags of a repository that its line names."""
+"""Tags that are listed for a repository."""
 
 _PAGE = """
 SELECT registry, path, count(*), sum(pinned), max(fetched), total(pulls), max(pulled), count(*) OVER () FROM image
@@ -47,7 +47,7 @@ ORDER BY coalesce(pull.last, 0) DESC, checked DESC LIMIT 1
 
 
 def read_page(db: sqlite3.Connection, order: str, start: int, count: int) -> Page[RepositoryLine]:
-    """The repositories from `start` on, `count` of them at most; `order` is one of inventory.ORDERS."""
+    """Returns at most `count` repositories from `start` on; `order` is one of inventory.ORDERS."""
     rows = db.execute(_PAGE, (order, count, start)).fetchall()
     if not rows:
         total = db.execute("SELECT count(*) FROM (SELECT 1 FROM image GROUP BY registry, path)").fetchone()[0] if start else 0
@@ -79,7 +79,7 @@ def read_page(db: sqlite3.Connection, order: str, start: int, count: int) -> Pag
 
 
 def most_pulled(db: sqlite3.Connection, count: int) -> tuple[Pulled, ...]:
-    """What clients have asked for most often."""
+    """Returns what clients have asked for most often."""
     return tuple(
         Pulled(f"{registry}/{path}{'@' if ':' in reference else ':'}{reference}", pulls, last)
         for registry, path, reference, pulls, last in db.execute(_MOST_PULLED, (count,))
@@ -89,7 +89,7 @@ def most_pulled(db: sqlite3.Connection, count: int) -> tuple[Pulled, ...]:
 def under_way(
     db: sqlite3.Connection, read: Callable[[Digest], bytes], repository: Repository, digests: Iterable[str]
 ) -> dict[str, UnderWay]:
-    """By digest, the image of a repository that each of some blobs belongs to; those that no cached manifest names are left out.
+    """Returns, by digest, the image of a repository that each blob belongs to. Blobs that no cached manifest names are left out.
 
     Where several images have a blob, it counts for the one that has most of these, and then for the one used last. `read` gives a manifest's bytes.
     """
@@ -100,7 +100,7 @@ def under_way(
         parents.setdefault(parent, set()).add(digest)
         platforms[parent] = platform
     found: dict[str, UnderWay] = {}
-    # The order of equals is that of the rows.
+    # Parents with as many blobs stay in the order of the rows.
     for parent in sorted(parents, key=lambda parent: -len(parents[parent])):
         if new := parents[parent] - found.keys():
             config, layers = blobs_of(read(Digest.parse(parent)))

@@ -1,4 +1,4 @@
-"""The tables of the catalog, and how they are reached."""
+"""The tables of the catalog, and opening its database."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 _NAME = "content.sqlite"
 _DAMAGED = "content.damaged"
-"""A file that says that the database is to be made anew."""
+"""A file that marks the database as damaged: the next start makes a new one."""
 
 MANIFESTS = 2
-"""In `queue`: what is no blob, and goes after all that it names. 0 and 1 are the policy's queues; in `total`, 3 and 4 are for the ghosts of these, and the bytes of 5 are by how much the small queue has adapted."""
+"""The `queue` of manifests, which are evicted after everything that they name. 0 and 1 are the policy's queues. In `total`, 3 and 4 are the ghosts of these, and 5 holds the bytes by which the small queue has adapted."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS content (
@@ -108,7 +108,7 @@ CREATE TRIGGER IF NOT EXISTS manifest_out AFTER DELETE ON content WHEN old.media
     UPDATE item SET manifest = 0, platform = NULL, config = NULL WHERE digest = old.digest; END;
 """
 
-# From when the least recently used went first: the order of use becomes that of the small queue.
+# Migrates a catalog of the time when eviction was LRU: the order of use becomes the order of the small queue.
 _FROM_LRU = (
     "DROP TABLE total",
     "DROP TRIGGER content_in",
@@ -123,7 +123,7 @@ _FROM_LRU = (
 
 
 def open_database(folder: Path) -> tuple[sqlite3.Connection, int]:
-    """Opens it, or sets an unreadable one aside and makes a new one; not while others have it open, who would go on with the old one.
+    """Opens the database. An unreadable one is set aside and a new one made, unless another process has it open.
 
     Gives a descriptor too, by which others know that it is open: to be closed after it. Raises OSError, sqlite3.Error.
     """
@@ -148,7 +148,7 @@ def open_database(folder: Path) -> tuple[sqlite3.Connection, int]:
 
 
 def check_for_damage(folder: Path) -> None:
-    """Reads the whole database; one that is damaged is made anew at the next start. Blocks on the disk. Raises OSError."""
+    """Reads the whole database, and marks it for the next start if it is damaged. Blocks. Raises OSError."""
     try:
         with contextlib.closing(sqlite3.connect(folder / _NAME)) as db:
             [found] = db.execute("PRAGMA quick_check(1)").fetchone()
@@ -169,11 +169,11 @@ def _set_aside(path: Path, why: object) -> None:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Opens the database, making what it lacks. Raises sqlite3.Error."""
+    """Opens the database and creates missing tables. Raises sqlite3.Error."""
     db = sqlite3.connect(path, timeout=10.0, check_same_thread=False)
     try:
         db.execute("PRAGMA journal_mode = WAL")
-        # A power cut may lose the last rows, never the database: files without rows are taken in at the start.
+        # A power cut may lose the last rows, but not the database. Files without rows are added at the next start.
         db.execute("PRAGMA synchronous = NORMAL")
         with db:
             db.execute("BEGIN IMMEDIATE")

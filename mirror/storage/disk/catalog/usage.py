@@ -1,4 +1,4 @@
-"""How much the cache is used, written into the catalog from time to time: pulls by name, traffic by registry and day."""
+"""Counts how the cache is used, pulls by name and traffic by registry and day, and writes the counts into the catalog every five seconds."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mirror.tasks import BackgroundTask
 
 _INTERVAL = 5.0
 _COUNTERS = (metrics.requests, metrics.hits, metrics.pulled_bytes, metrics.pushed_bytes)
-"""In the order of the table's columns. What the metrics count of a process, the catalog keeps of all, over restarts."""
+"""In the order of the table's columns. The metrics count for one process; the catalog sums over all processes and restarts."""
 
 
 class Usage:
-    """Counts in memory, and tells the catalog."""
+    """Counts in memory and writes to the catalog."""
 
     def __init__(self, catalog: CatalogExecutor) -> None:
         self._catalog = catalog
@@ -29,7 +29,7 @@ class Usage:
         self._background_task = BackgroundTask(self._write)
 
     def start(self) -> None:
-        """Begins to write."""
+        """Starts writing in the background."""
         self._background_task.start()
 
     def pulled(self, repository: Repository, reference: Reference) -> None:
@@ -38,7 +38,7 @@ class Usage:
         self._pulls[repository, reference] = count + 1, time.time()
 
     async def flush(self) -> None:
-        """Tells the catalog what has not been told yet."""
+        """Writes what has been counted since the last time."""
         if self._pulls:
             pulls, self._pulls = self._pulls, {}
             await self._catalog.write(Catalog.count_pulls, pulls)
@@ -55,7 +55,7 @@ class Usage:
             await self._catalog.write(Catalog.sample)
 
     async def aclose(self) -> None:
-        """Stops writing, after all has been told."""
+        """Stops, after writing what is left."""
         await self._background_task.aclose()
 
     async def _write(self) -> None:
@@ -68,7 +68,7 @@ class Usage:
 
 
 def _traffic() -> dict[tuple[str, str], list[int]]:
-    """Requests, hits, bytes fetched and bytes sent of this process, by registry and type.
+    """Returns the requests, hits, bytes fetched and bytes sent of this process, by registry and type.
 
     The types are ``blob`` and ``manifest``; ``prefetch`` and ``pull`` say how many of the bytes fetched were fetched ahead of clients.
     """

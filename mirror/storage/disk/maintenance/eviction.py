@@ -1,4 +1,4 @@
-"""Keeps the cache within its size: blobs go in the order that policy.py gives, manifests only after everything that they name.
+"""Keeps the cache within its limit: evicts blobs in the order of policy.py, and manifests only after everything that they name.
 
 Pinned content stays, and so does what somebody is reading, in whatever process (see mirror/locks.py). One process evicts at a time, and in short steps, so that the
 catalog serves others meanwhile.
@@ -35,33 +35,33 @@ from mirror.units import format_size
 log = logging.getLogger(__name__)
 
 _TURN = 0.05
-"""Seconds that one turn may take."""
+"""Seconds that one step may take."""
 _PAUSE = 0.02
-"""Seconds between two turns."""
+"""Seconds between two steps."""
 _ROOM_UNKNOWN: bool | None = True
-"""Where the catalog fails, a download is tried: the file system will tell."""
+"""If the catalog fails, a download is tried: the file system says whether there is room."""
 
 
 @dataclass
 class _Pass:
-    """One go at making room."""
+    """The state of one call of `make_room`, over its steps."""
 
     need: int
     mark: float
-    """Bytes that the cache is to come below."""
+    """The cache is to become smaller than this, in bytes."""
     reserved: dict[str, int]
     """Bytes of the downloads that this process leads, by file name."""
     kept: set[Digest] = field(default_factory=set)
-    """What is pinned, and what was found to be in use."""
+    """Pinned content, and content that was found to be in use."""
     passed: dict[Digest, int] = field(default_factory=dict)
-    """Blobs that would have gone but for that, with sizes in bytes: all of them in the main queue now."""
+    """Blobs that were not evicted for that reason, with sizes in bytes. All are in the main queue now."""
     passed_bytes: int = 0
     spared_spool: int = 0
     """Bytes of downloads that a dry run has left, and that would have gone."""
 
 
 class Eviction:
-    """Makes room."""
+    """Evicts, and removes what is no longer wanted."""
 
     def __init__(self, store: BlobStore, catalog: CatalogExecutor, upkeep: Upkeep) -> None:
         self.max_size = upkeep.max_size
@@ -86,7 +86,7 @@ class Eviction:
         async with self._turn:
             this = _Pass(need, self._high, dict(self.reserved))
             while (fits := await self._catalog.read(_ROOM_UNKNOWN, self._evict, this)) is None:
-                # SQLite's lock is not fair: who waits for it looks every now and then, and must find it free.
+                # SQLite's lock is not fair: waiters poll it, and must find it free.
                 await asyncio.sleep(_PAUSE)
             if not fits and need:
                 where = "on the disk" if self._short_on_disk(need) > 0 else f"within the {self.max_size} bytes of cache.max_size"
@@ -105,7 +105,7 @@ class Eviction:
                 left = await self._catalog.read([], self._remove, left)
 
     async def count(self) -> None:
-        """Sets the gauges."""
+        """Updates the metrics."""
         await self._catalog.read(None, _count)
 
     def warn_of_the_disk(self) -> None:
@@ -123,7 +123,7 @@ class Eviction:
     # ------------------------------------------------------------------ in the catalog's thread
 
     def exclusive(self) -> contextlib.AbstractContextManager[None]:
-        """Nobody else removes content meanwhile, in whatever process. In the catalog's thread, and before its transaction. Blocks."""
+        """Excludes all others that remove content, in this and other processes. Enter it in the catalog's thread, before its transaction. Blocks."""
         return wait(self._store.root / "catalog" / "eviction.lock", Lock.EVICTION)
 
     def _evict(self, catalog: Catalog, this: _Pass) -> bool | None:
@@ -138,7 +138,7 @@ class Eviction:
                 over, must = self._over(catalog, this)
             cached, _ = catalog.totals()
             if over <= 0 or must > cached:
-                # Where not even an empty cache would do, it need not be emptied.
+                # Not even an empty cache would be enough, so nothing is evicted.
                 return must <= 0
             if not this.passed:
                 this.kept |= catalog.pinned().keys()
@@ -171,7 +171,7 @@ class Eviction:
         queues = catalog.queues
         victim = next_victim(queues, self.max_size)
         if victim is not None and victim.queue is Queue.MAIN and this.passed_bytes >= queues.size(Queue.MAIN):
-            # All of the main queue was passed by, and would be for ever.
+            # All of the main queue was spared, and would be forever.
             victim = queues.oldest(Queue.SMALL)
         if victim is None:
             return None

@@ -1,4 +1,4 @@
-"""Removes images that have not been used for as long as their repositories' limits say (`cache.expire`)."""
+"""Removes images that have not been used for longer than `cache.expire` allows."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 _LONGEST_PAUSE = 3600.0
 _SPENT = 30 * 86400.0
-"""Seconds without use after which a manifest goes of which nothing else is left. It takes next to no room, but they add up."""
+"""Seconds without use after which a manifest is removed if nothing that it names is cached. Each is small, but they add up."""
 
 
 class Expiry:
-    """Finds and removes what has expired."""
+    """Finds and removes expired images."""
 
     def __init__(self, catalog: CatalogExecutor, eviction: Eviction, rules: tuple[Expire, ...]) -> None:
         self._catalog = catalog
@@ -28,7 +28,7 @@ class Expiry:
         self._rules = rules
 
     async def run(self) -> None:
-        """Removes it from time to time. Never returns."""
+        """Removes expired images from time to time. Never returns."""
         while True:
             await asyncio.sleep(min([_LONGEST_PAUSE] + [max(0.1, rule.after / 4) for rule in self._rules]))
             try:
@@ -37,7 +37,7 @@ class Expiry:
                 log.exception("could not expire images; serving goes on")
 
     async def expire(self) -> None:
-        """Removes what has expired by now."""
+        """Removes what has expired."""
         gone: list[Digest] = await self._catalog.read([], self._expired, time.time())
         if gone:
             await self._eviction.remove(gone)

@@ -1,4 +1,4 @@
-"""Everything that the work in the background does to the cache's size, at once: for `mirror gc`. Or what it would do, without doing it.
+"""`mirror gc`: everything at once that a running mirror does in the background to keep the cache small; or, in a dry run, what that would be.
 
 For a dry run the same code works on a copy of the catalog, and on files that it does not remove.
 """
@@ -26,11 +26,11 @@ from mirror.storage.store import Collected, Gone
 from mirror.threads import ThreadPool
 
 _ORPHANED = 3600.0
-"""Seconds without use after which a blob goes that belongs to no image: its manifest may be on its way."""
+"""Seconds without use after which a blob of no image is removed. Before that its manifest may still arrive."""
 
 
 class GarbageCollection:
-    """Works beside a running mirror or without one."""
+    """A mirror may be running on the directory."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class GarbageCollection:
         return await self._collect(self._catalog, self._eviction, dry_run=False)
 
     async def dry_run(self) -> Collected:
-        """What `collect` would remove. Raises OSError, CatalogFailed."""
+        """Returns what `collect` would remove. Raises OSError, CatalogFailed."""
         with tempfile.TemporaryDirectory(prefix="mirror-gc-") as folder:
             await self._catalog.do(Catalog.copy, Path(folder))
             catalog = CatalogExecutor(Path(folder))
@@ -82,7 +82,7 @@ class GarbageCollection:
 
 
 class _Untouched(BlobStore):
-    """Says what it would remove."""
+    """Removes nothing, but returns what `BlobStore` would."""
 
     dry_run = True
 

@@ -1,4 +1,4 @@
-"""Brings files and catalog into step after a start: a crash, or people, may have left files without rows and rows without files."""
+"""Repairs the catalog after a start: a crash, or somebody who deleted files, may have left files without rows and rows without files."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from mirror.threads import ThreadPool
 log = logging.getLogger(__name__)
 
 _BATCH = 256
-"""Rows that are mended in one go: others want the catalog too."""
+"""Rows that are repaired in one call, so that others do not wait long for the catalog."""
 _PAUSE = 5.0
-"""Seconds until a catalog that cannot be opened is looked at again."""
+"""Seconds until a catalog that could not be opened is tried again."""
 
 
 class Mending:
@@ -36,7 +36,7 @@ class Mending:
         self._eviction = eviction
 
     async def run(self) -> None:
-        """After a start; one process at a time, since several that start together want all of it at once."""
+        """Repairs once. One process at a time does so: several may start together."""
         while await self._catalog.read(None, Catalog.totals) is None:
             await asyncio.sleep(_PAUSE)
         await self._eviction.count()
@@ -44,7 +44,7 @@ class Mending:
         try:
             with attempt(folder / "mend.lock"):
                 await self._threads.run(sweep, self._blobs)
-                # Written by mirrors up to 0.1, though the directory is no OCI image layout: it has no index.json.
+                # Mirrors up to 0.1 wrote it, but the directory is no OCI image layout: it has no index.json.
                 (self._blobs.root / "oci-layout").unlink(missing_ok=True)
                 await self._threads.run(check_for_damage, folder)
                 await self.mend()
@@ -56,7 +56,7 @@ class Mending:
         await self._eviction.count()
 
     async def mend(self) -> None:
-        """Brings files and catalog into step: files without rows are taken in, rows without files dropped. Raises OSError."""
+        """Adds rows for files that have none, and deletes rows whose file is gone. Raises OSError."""
         found = await self._threads.run(lambda: dict(self._blobs.scan()))
         known = await self._catalog.read(None, Catalog.content)
         if known is None:
@@ -72,7 +72,7 @@ class Mending:
             log.info("mended the catalog: %d files taken in, %d rows dropped", len(new), len(lost))
 
     def _drop(self, catalog: Catalog, digests: list[Digest]) -> None:
-        """Drops rows whose file is gone or cut short; not those of files that came since the scan."""
+        """Deletes rows whose file is gone or has another size; not those of files written since the scan."""
         sizes = catalog.content()
         gone = []
         for digest in digests:
@@ -83,7 +83,7 @@ class Mending:
                 continue
             if size is not None and size != sizes.get(digest):
                 if not self._blobs.remove(digest):
-                    # Somebody reads it, or it cannot be opened now.
+                    # It is being read, or cannot be opened now.
                     continue
                 size = None
             if size is None:
@@ -91,7 +91,7 @@ class Mending:
         catalog.forget(gone)
 
     def _describe(self, digests: list[Digest]) -> list[tuple[Descriptor, list[Digest]]]:
-        """What files without a row are: blobs have no media type here, manifests have children."""
+        """Returns what files without a row are. Blobs have no media type; manifests have children."""
         entries = []
         for digest in digests:
             try:

@@ -1,4 +1,4 @@
-"""Which blob goes next: S3-FIFO, counted in bytes, with a small queue that adapts.
+"""Which blob is evicted next: S3-FIFO, counted in bytes, with a small queue that adapts.
 
 S3-FIFO is by Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023. New blobs enter a small queue. A blob that nobody asks for again while it is there is
 evicted, and its name is kept as a *ghost*. A blob that is asked for again moves to the main queue, and so does one that returns while its name is a ghost. The main queue
@@ -24,7 +24,7 @@ MOST_FREQUENT = 3
 _SMALL_SHARE = 0.1
 """The small queue's share of the cache at first."""
 _LEAST_SHARE, _MOST_SHARE = 0.02, 0.9
-"""Between which it adapts."""
+"""The bounds of its adaptation."""
 _GHOST_SHARE = 0.9
 """How much of each queue's past is remembered: ghosts whose blobs had that share of the cache's bytes."""
 
@@ -49,13 +49,13 @@ class Entry(Generic[K]):
 
 
 class Queues(Protocol[K]):
-    """What the policy works on. Entries come in at the young end and are looked at from the old end."""
+    """What the policy works on. Entries enter at the young end and are considered for eviction at the old end."""
 
     def size(self, queue: Queue) -> int:
         """Bytes in a queue."""
 
     def oldest(self, queue: Queue) -> Entry[K] | None:
-        """The one at the old end."""
+        """The entry at the old end."""
 
     def to_main(self, key: K, frequency: int) -> None:
         """Moves an entry to the young end of the main queue."""
@@ -79,7 +79,7 @@ class Queues(Protocol[K]):
         """Bytes by which the small queue may be larger than at first; negative where it is to be smaller."""
 
     def adapt(self, size: int) -> None:
-        """Sets that."""
+        """Sets the adaptation."""
 
 
 def queue_of_new(queues: Queues[K], key: K, size: int) -> Queue:
@@ -105,7 +105,7 @@ def _small_capacity(queues: Queues[K], capacity: int) -> int:
 
 
 def next_victim(queues: Queues[K], capacity: int) -> Entry[K] | None:
-    """The blob that should go next; None where there is none. It stays where it is until `evicted` or `spared` is called. `capacity` in bytes."""
+    """Returns the blob to evict next, None if there is none. It stays in its queue until `evicted` or `spared` is called. `capacity` in bytes."""
     small_capacity = _small_capacity(queues, capacity)
     while True:
         small, main = queues.oldest(Queue.SMALL), queues.oldest(Queue.MAIN)
@@ -122,7 +122,7 @@ def next_victim(queues: Queues[K], capacity: int) -> Entry[K] | None:
 
 
 def evicted(queues: Queues[K], entry: Entry[K], capacity: int) -> None:
-    """Notes that a victim is gone."""
+    """Records that a victim was evicted."""
     queues.remove(entry.key)
     queues.add_ghost(entry.key, entry.size, entry.queue)
     while queues.ghost_size(entry.queue) > _GHOST_SHARE * capacity:
@@ -130,5 +130,5 @@ def evicted(queues: Queues[K], entry: Entry[K], capacity: int) -> None:
 
 
 def spared(queues: Queues[K], entry: Entry[K]) -> None:
-    """Notes that a victim must stay, since somebody reads or has pinned it: it goes round."""
+    """Records that a victim must stay, because it is being read or pinned: it moves to the young end of the main queue."""
     queues.to_main(entry.key, 0)

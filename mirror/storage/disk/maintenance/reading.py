@@ -1,4 +1,4 @@
-"""Reads finished content again and hashes it, past the page cache, and out of others' way: for the scrub, and for `mirror verify`."""
+"""Reads and hashes finished content with the lowest priority and without filling the page cache: for the scrub and for `mirror verify`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _CHUNK = 1024 * 1024
 
 
 class Reading:
-    """Has a thread of its own, of the lowest priority. Whoever makes it closes it."""
+    """Has a thread of its own with the lowest priority. The caller closes it."""
 
     def __init__(self, store: BlobStore, rate: int = 0) -> None:
-        """`rate` in bytes a second; 0 for as fast as it goes while half of the time is left to others."""
+        """`rate` in bytes per second; 0 reads as fast as possible, but rests half of the time."""
         self._store = store
         self._rate = rate
         self._thread = ThreadPool(1)
@@ -38,11 +38,11 @@ class Reading:
         self._thread.close()
 
     async def open(self, digest: Digest) -> int:
-        """A descriptor of the blob's file, to be closed. Raises FileNotFoundError where it is gone, OSError."""
+        """Returns a descriptor of the blob's file, which the caller closes. Raises FileNotFoundError if it is gone, OSError."""
         return await self._thread.run(_open, self._store.path(digest))
 
     async def intact(self, fd: int, digest: Digest, size: int) -> bool:
-        """True where a file has its length, and all of it can be read and is what its name says: it is sealed then.
+        """Returns True if a file has its length, can be read and matches its digest. It is sealed then.
 
         Raises OSError where it cannot be read for want of something else than the disk.
         """
@@ -72,7 +72,7 @@ class Reading:
                 position += count
                 metrics.scrubbed_bytes.inc(count)
                 worked = time.monotonic() - began
-                # Without a rate it rests as long as it worked, which takes longer the more others have to do.
+                # Without a rate it rests for as long as it worked: the busier the machine, the longer.
                 await asyncio.sleep(max(0.0, count / self._rate - worked) if self._rate else worked)
         if hasher.hexdigest() != digest.hex:
             return False
@@ -81,7 +81,7 @@ class Reading:
 
 
 def _open(path: str) -> int:
-    """Past the page cache where that goes: the disk is what is to be checked, and what others read shall stay in memory."""
+    """Bypasses the page cache if possible: the disk is to be checked, and the cache is for files that clients read."""
     try:
         return open_file(path, os.O_RDONLY | os.O_DIRECT)
     except OSError as error:
@@ -91,6 +91,6 @@ def _open(path: str) -> int:
 
 
 def _yield_to_others() -> None:
-    """The lowest priority, for this thread alone: to Linux a thread is a process here (setpriority(2), "C library/kernel differences")."""
+    """Gives this thread the lowest priority. On Linux the call affects one thread (setpriority(2), "C library/kernel differences")."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)

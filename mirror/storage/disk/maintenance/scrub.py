@@ -1,4 +1,4 @@
-"""Reads everything again from time to time, gently, and heals what has rotted on the disk.
+"""Reads everything again from time to time, slowly, and replaces what the disk has damaged.
 
 One process does it for all that share the directory. Damaged content is removed at once, so that nobody gets it, and fetched again where it is known who holds it.
 """
@@ -23,15 +23,15 @@ from mirror.storage.store import Restore
 log = logging.getLogger(__name__)
 
 _SHORTEST_PAUSE = 0.1
-"""Seconds between two files, however small they are: each costs some 2 ms of this process, whatever its size."""
+"""Seconds between two files: each costs about 2 ms of this process, however small it is."""
 _LONGEST_PAUSE = 60.0
-"""Seconds until it is looked again for what is due."""
+"""Seconds until the next query for files that are due."""
 _POSTPONED = 3600.0
-"""Seconds until it reads again what could not be read, and says nothing of whether it is whole."""
+"""Seconds until a file that could not be read is tried again."""
 
 
 class Scrub:
-    """Reads what was verified the longest ago."""
+    """Reads the content that was verified the longest ago."""
 
     def __init__(self, store: BlobStore, catalog: CatalogExecutor, restore: Restore, rate: int, interval: float) -> None:
         """`rate` in bytes a second; content is read again after `interval` seconds."""
@@ -66,7 +66,7 @@ class Scrub:
         try:
             fd = await reading.open(digest)
         except FileNotFoundError:
-            # Evicted a moment ago, or deleted by hand.
+            # It was evicted a moment ago, or somebody deleted it.
             await self._catalog.write(Catalog.forget, [digest])
             return
         except OSError as error:
@@ -87,7 +87,7 @@ class Scrub:
         await self._repair(digest)
 
     async def _postpone(self, digest: Digest, error: OSError) -> None:
-        """Leaves what cannot be read now for an hour: the rest is not to wait for it."""
+        """Postpones a file that cannot be read now, so that the others do not wait for it."""
         log.warning("%s cannot be scrubbed now: %s", digest, error)
         await self._catalog.write(Catalog.set_verified, [digest], time.time() - self._interval + _POSTPONED)
 

@@ -1,4 +1,4 @@
-"""Everything cached, read again and hashed: for `mirror verify`. The scrub does the same over weeks."""
+"""`mirror verify`: reads and hashes everything cached. The scrub does the same over weeks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mirror.storage.store import State, Verified
 from mirror.threads import ThreadPool
 
 _NOTED = 256
-"""Contents whose verification is written down at once."""
+"""Contents whose verification is recorded in one call."""
 
 
 class Verification:
-    """Works beside a running mirror or without one."""
+    """A mirror may be running on the directory."""
 
     def __init__(self, blobs: BlobStore, threads: ThreadPool, catalog: CatalogExecutor) -> None:
         self._blobs = blobs
@@ -28,7 +28,7 @@ class Verification:
         self._catalog = catalog
 
     async def contents(self) -> dict[Digest, int]:
-        """See `Store.contents`. Files that the catalog does not know yet count as well: they are taken in at the next start."""
+        """See `Store.contents`. Includes files without a row, which get one at the next start."""
         known = await self._catalog.do(Catalog.content)
         found = await self._threads.run(lambda: dict(self._blobs.scan()))
         return {**found, **known}
