@@ -1,6 +1,6 @@
 """Content that a cached manifest carries in a descriptor's ``data`` (image-spec 1.1, "Embedded Content").
 
-A registry need not have it: whoever embeds content may not have pushed it. So it is looked for when upstream does not give it.
+A registry need not have it, since whoever embeds content may not push it as well. It is served when the registry does not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MOST_MANIFESTS = 64
 
 
 async def find_embedded(store: Store, digest: Digest) -> bytes | None:
-    """The verified content of a digest, where a cached manifest embeds it."""
+    """Returns the content of `digest` from a cached manifest that embeds it, verified; None if none does."""
     for name in (await store.naming(digest, 0.0))[:_MOST_MANIFESTS]:
         manifest = await store.manifest(name)
         if manifest is not None and (data := embedded_in(manifest.body, digest)) is not None:
@@ -26,7 +26,7 @@ async def find_embedded(store: Store, digest: Digest) -> bytes | None:
 
 
 class EmbeddedReader:
-    """A reader of content in memory."""
+    """Reads content that is in memory."""
 
     def __init__(self, data: bytes) -> None:
         self.size: int | None = len(data)

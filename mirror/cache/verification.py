@@ -1,4 +1,4 @@
-"""Everything cached, read again and hashed; what is damaged is fetched again: for `mirror verify`. The store's scrub does the same over weeks."""
+"""Verification for `mirror verify`: reads and hashes all cached content, and fetches again what is damaged. The store's scrub does the same over weeks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mirror.storage.store import State, Store, Verified
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Content that was damaged or missing. `fault` is why it could not be repaired, empty where it was."""
+    """Damaged or missing content. `size` is in bytes; `fault` says why it could not be repaired, and is empty if it was."""
 
     digest: Digest
     size: int
@@ -25,7 +25,7 @@ class Damage:
 
 @dataclass
 class Verifying:
-    """How far it is, in bytes, and what has been found."""
+    """The progress of a verification, in bytes, and the damage found so far."""
 
     total: int = 0
     here: int = 0
@@ -37,18 +37,18 @@ class Verifying:
 
 
 class Verification:
-    """Works beside a running mirror or without one."""
+    """Verifies the content of a store, whether or not a mirror is running on it."""
 
     def __init__(
         self, store: Store, manifests: Tags, fetch: Callable[[Repository, Digest], AsyncGenerator[Progress, None]]
     ) -> None:
-        """`fetch` gets a blob into the cache."""
+        """`fetch` downloads a blob into the cache."""
         self._store = store
         self._manifests = manifests
         self._fetch = fetch
 
     async def verify(self, this: Verifying, repair: bool) -> None:
-        """Verifies everything; `this` tells how far it is meanwhile. Without `repair` it only looks. Raises OSError, CatalogFailed."""
+        """Verifies all content and updates `this` on the way. Changes nothing unless `repair` is set. Raises OSError, CatalogFailed."""
         contents = await self._store.contents()
         this.total = sum(contents.values())
         async with aclosing(self._store.verify(contents, remove=repair)) as verdicts:
@@ -57,7 +57,7 @@ class Verification:
                     this.damaged.append(await self._repaired(found, repair))
                 this.here += found.size
                 this.count += 1
-        # What has gone meanwhile has no verdict.
+        # Content that was removed meanwhile has no verdict.
         this.here, this.count = this.total, len(contents)
 
     async def _repaired(self, found: Verified, repair: bool) -> Damage:

@@ -24,11 +24,11 @@ class NoConnection(OSError):
 
 
 class ConnectTimeout(OSError):
-    """No connection in time."""
+    """A connection was not made in time."""
 
 
 class ProxyUnreachable(OSError):
-    """A proxy that does not answer, or opens no tunnel. The message says which, and why."""
+    """A proxy does not answer, or refuses a tunnel. The message says which proxy, and why."""
 
 
 def direct(url: URL, resolver: AbstractResolver, tls: ssl.SSLContext | None, public_only: bool, seconds: float) -> Route:
@@ -54,7 +54,7 @@ def _place(url: URL) -> tuple[str, int]:
 
 
 async def _connect(resolver: AbstractResolver, host: str, port: int, seconds: float) -> socket.socket:
-    """Raises OSError; ConnectTimeout after so many seconds."""
+    """Connects to a host. Raises OSError; ConnectTimeout after `seconds`."""
     try:
         async with asyncio.timeout(seconds):
             return await _connect_now(resolver, host, port)

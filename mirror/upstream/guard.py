@@ -1,7 +1,6 @@
-"""Where an upstream may send us: redirects and token realms are checked before anything goes there.
+"""Checks where an upstream sends the mirror, by redirects and token realms, before it connects there.
 
-From https never to http; from a public address never to a private or loopback one. Who is private itself may send us anywhere, but what a public host in between
-says counts as that host's word.
+From https never to http; from a public address never to a private or loopback one. A private upstream may point anywhere, unless a public host on the way does.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Guard:
     async def request(
         self, method: str, via: Sequence[URL], url: URL, headers: dict[str, str], timeout: float | None = None
     ) -> Response:
-        """Sends a request to where the URLs `via` have led, one after the other; none where it is the endpoint's own.
+        """Sends a request to `url`, to which the URLs `via` led one after the other; `via` is empty for the endpoint's own URLs.
 
         Raises as Transport.request does, and TargetRefused.
         """
@@ -42,7 +41,7 @@ class Guard:
         return await self._transport.request(method, url, headers, public_only=public_only, tls=self._tls, timeout=timeout)
 
     async def _check(self, via: Sequence[URL], url: URL) -> bool:
-        """True where only public addresses may be connected to. Raises TargetRefused."""
+        """Returns True if only public addresses may be connected to. Raises TargetRefused."""
         if not via:
             return False
         last = shown(via[-1])

@@ -1,4 +1,4 @@
-"""A blob's body, as it comes."""
+"""The body of a blob, received piece by piece."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from mirror.upstream.transport import shown
 
 
 class BlobStream:
-    """The bytes of a blob from `start` on. Whoever holds it closes it."""
+    """The bytes of a blob from `start` on. The caller closes it."""
 
     def __init__(
         self, response: Response, size: int | None, start: int, stall: float, pulled: Counter, endpoint: str, lease: Lease
     ) -> None:
-        """`stall` is how many seconds may pass without a byte."""
+        """`stall` is the longest time without a byte, in seconds."""
         self.size = size
         """Bytes of the whole blob; None when upstream did not say."""
         self.start = start
         """Offset of the first byte: 0 when upstream ignored the Range."""
         self.endpoint = endpoint
-        """Who sends it."""
+        """The name of the endpoint that sends it."""
         self._response = response
         self._lease = lease
         self._stall = stall
         self._pulled = pulled
 
     async def read(self) -> memoryview:
-        """The next bytes; waits for them up to the stall timeout. Empty at the end. They are good until the next `read`, or `aclose`.
+        """Returns the next bytes, empty at the end; waits up to the stall timeout. They are valid until the next `read` or `aclose`.
 
         Raises UpstreamCut, UpstreamStalled.
         """
@@ -45,6 +45,6 @@ class BlobStream:
         return data
 
     async def aclose(self) -> None:
-        """Gives the connection back when all of it was read, and closes it otherwise. Never raises."""
+        """Returns the connection to the pool if the body was read to its end, and closes it otherwise. Never raises."""
         await self._response.aclose()
         self._lease.end()

@@ -16,9 +16,10 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def parse_url(text: str, said_by: str, base: URL | None = None) -> URL:
-    """An absolute http or https URL; `base` is what a relative one is resolved against (RFC 3986, section 5).
+    """Parses an absolute http or https URL, or one relative to `base` (RFC 3986, section 5).
 
-    Spaces and what is not ASCII are escaped, as Go's net/url does; what is escaped stays as it is, since signatures cover it. Hosts in other scripts are encoded by IDNA. `said_by` is named in the error.
+    Spaces and non-ASCII characters are escaped, as in Go's net/url; what is escaped already is kept, since signatures cover it. Hosts in other scripts are encoded
+    by IDNA. The error names `said_by`.
     Raises UpstreamInvalid.
     """
     problem = "points to something that is no URL"
