@@ -523,6 +523,32 @@ async def test_a_store_on_the_disk_yields_what_others_change(tmp_path: Path, mon
         await changes.aclose()
 
 
+async def test_room_that_another_process_has_granted_is_not_given_away(tmp_path: Path) -> None:
+    """Its downloads go on without asking as far as they were granted: together all stay within the limit."""
+    async with DiskStore(tmp_path, Upkeep(LIMIT)) as one, DiskStore(tmp_path, Upkeep(LIMIT)) as two:
+        others = [two.partial(Digest.of(bytes([number]))) for number in range(40)]
+        for partial in others:
+            assert partial.lead()
+            await partial.set_size(20_000)
+            await partial.write(0, bytes(10_000))
+        large = one.partial(Digest.of(b"large"))
+        assert large.lead()
+        await large.set_size(500_000)
+        refused = False
+        for offset in range(0, 500_000, 10_000):
+            try:
+                await large.write(offset, bytes(10_000))
+            except StorageFull:
+                refused = True
+                break
+        assert refused
+        for partial in others:
+            await partial.write(10_000, bytes(5_000))
+        assert large.have.total + sum(partial.have.total for partial in others) <= LIMIT
+        for partial in (large, *others):
+            partial.close()
+
+
 async def test_every_method_of_a_store_is_called_here() -> None:
     """Or in test_sources.py, which runs on both stores too: the suite is as wide as the interface."""
     text = Path(__file__).read_text() + Path(__file__).with_name("test_sources.py").read_text()

@@ -11,6 +11,7 @@ from mirror.errors import StorageFull
 from mirror.names import Digest, Repository
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.files import FULL
+from mirror.storage.disk.maintenance.eviction import step
 from mirror.storage.disk.spool import Spool
 from mirror.storage.extents import Extents
 from mirror.storage.slices import FileSlice
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LARGEST_STEP = 16 * 1024 * 1024
-"""Bytes that are reserved at once, at most: no more than this, or than is here already, is evicted for bytes that may never come."""
-_SMALLEST_STEP = 64 * 1024
 _BUFFER = 1024 * 1024
 
 
@@ -58,8 +56,7 @@ class Reservations:
         granted = self.reserved.get(name, here)
         if here + need <= granted:
             return
-        step = max(min(here, _LARGEST_STEP, self.limit // 64), min(_SMALLEST_STEP, self.limit // 64))
-        wanted = here + max(need, min(step, need if size is None else size - here))
+        wanted = here + max(need, min(step(here, self.limit), need if size is None else size - here))
         await self._make_room(wanted - granted)
         self.reserved[name] = max(wanted, self.reserved.get(name, 0))
 

@@ -5,8 +5,8 @@ catalog serves others meanwhile.
 
 Before content goes what is left of downloads that no process goes on with: it may never become content.
 
-Downloads count with what they have and what they are promised next (see partial.py), not with what upstream claims. Those that other processes lead count with
-what they have: together they may exceed the limit by one step each, until the next call.
+Downloads count with what they have and what they have been granted (see partial.py), not with what upstream claims. What other processes have granted theirs is
+not known, but no more than one `step`: that is what counts for a download that was written lately.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ _TURN = 0.05
 """Seconds that one step may take."""
 _PAUSE = 0.02
 """Seconds between two steps."""
+_LARGEST_STEP, _SMALLEST_STEP = 16 * 1024 * 1024, 64 * 1024
+"""Bytes for which room is made at once, unless a download has less."""
+_UNTOUCHED = 60.0
+"""Seconds after which no process writes a download any more."""
 _ROOM_UNKNOWN: bool | None = True
 """If the catalog fails, a download is tried: the file system says whether there is room."""
 
@@ -58,6 +62,11 @@ class _Pass:
     passed_bytes: int = 0
     spared_spool: int = 0
     """Bytes of downloads that a dry run has left, and that would have gone."""
+
+
+def step(here: int, limit: int) -> int:
+    """Returns the bytes for which room is made at once for a download that has `here`: no more is evicted for bytes that may never come."""
+    return max(min(here, _LARGEST_STEP, limit // 64), min(_SMALLEST_STEP, limit // 64))
 
 
 class Eviction:
@@ -222,7 +231,11 @@ class Eviction:
                 if entry.name.endswith(".part") and entry.name not in this.reserved:
                     with contextlib.suppress(FileNotFoundError):
                         status = entry.stat(follow_symlinks=False)
-                        spooled += min(status.st_size, status.st_blocks * 512)
+                        here = status.st_blocks * 512
+                        if status.st_mtime > time.time() - _UNTOUCHED:
+                            # Another process writes it, and has been granted more.
+                            here += step(here, self.max_size)
+                        spooled += min(status.st_size, here)
         total = cached + spooled - this.spared_spool + this.need
         must = max(total - self.max_size, self._short_on_disk(this.need))
         return max(total - this.mark, must), must
