@@ -57,7 +57,7 @@ async def read_pages(
     while True:
         try:
             page, size, link, said_by = await _page(endpoint, repository, url, headers, deadline, seconds, left, unknown)
-            found += entries(page)
+            found += (listed := entries(page))
         except MirrorError as error:
             if len(seen) == 1:
                 raise
@@ -71,6 +71,9 @@ async def read_pages(
         except UpstreamInvalid as error:
             log.warning("a list of %s breaks off: %s", repository, error.message)
             return Listing(found, False)
+        if url in seen and not listed:
+            # Some registries link on from their last page, to an empty one that links to itself.
+            return Listing(found, True)
         if url in seen or len(seen) >= _MOST or left <= 0:
             log.warning(
                 "a list of %s is longer than %d pages or %d bytes, or goes in a circle: cut short", repository, _MOST, _LARGEST

@@ -204,6 +204,8 @@ class Scripted:
         self.page_seconds = 0.0
         self.link = "</v2/{rest}>"
         """How a next page is linked; ``{rest}`` is what comes after /v2/, ``{query}`` its query."""
+        self.links_on = False
+        """The last page links to an empty one, which links to itself."""
         self.prefix = ""
         """Of all paths, as behind a proxy."""
         self.extra_headers: dict[str, str] = {}
@@ -525,9 +527,9 @@ class Scripted:
         headers = {}
         if self.page_size is not None:
             tags = [tag for tag in tags if tag > request.query.get("last", "")]
-            if len(tags) > self.page_size:
+            if len(tags) > self.page_size or self.links_on:
                 tags = tags[: self.page_size]
-                query = f"last={tags[-1]}"
+                query = f"last={tags[-1] if tags else request.query.get('last', '')}"
                 link = self.link.format(rest=f"{repository}/tags/list?{query}", query=query)
                 headers["Link"] = link if ";" in link else f'{link}; rel="next"'
         return web.json_response({"name": repository, "tags": tags}, headers=headers)

@@ -55,6 +55,14 @@ async def test_the_next_page_is_found_however_it_is_linked(start: StartMirror, p
     assert paged.count("GET", "tags/list") == 4
 
 
+async def test_a_last_page_that_links_on_is_the_last(start: StartMirror, paged: Scripted) -> None:
+    """An empty page that links to itself is no sign of something missing."""
+    paged.links_on = True
+    mirror: Mirror = await start()
+    assert await tags_of(mirror) == (ALL, "mirror; fwd=miss; stored")
+    assert paged.count("GET", "tags/list") == 5
+
+
 async def test_a_long_list_is_whole(start: StartMirror, upstream: Scripted) -> None:
     """Ten thousand tags by fifty and more."""
     upstream.page_size = 50
