@@ -1,4 +1,4 @@
-"""The mirror's own certificate for TLS: checked before it is used, and taken anew when its files change, without a restart.
+"""The mirror's own TLS certificate: checked before use, and reloaded without a restart when its files change.
 
 A connection keeps what it began with. A pair that cannot be used is logged once, and the earlier one stays in use.
 """
@@ -22,7 +22,7 @@ _INTERVAL = 10.0
 
 
 def load(certificate: Path, key: Path) -> ssl.SSLContext:
-    """A server's context of PEM files: the certificate with those between it and its root, and its key. Raises ValueError, saying what is wrong with which."""
+    """Returns a server's context from PEM files: the certificate with its intermediates, and its key. Raises ValueError, which says what is wrong with which file."""
     for file in (certificate, key):
         try:
             read_file(file, LARGEST_SECRET, follow=True)
@@ -38,7 +38,7 @@ def load(certificate: Path, key: Path) -> ssl.SSLContext:
         context.load_cert_chain(certificate, key, password=_refuse)
     except _EncryptedError:
         raise ValueError(
-            f"the key in {key} is encrypted, and nobody is there to give its password: openssl pkey -in {key} -out PLAIN"
+            f"the key in {key} is encrypted, which is not supported; decrypt it: openssl pkey -in {key} -out PLAIN"
         ) from None
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
@@ -52,16 +52,16 @@ def load(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 def ends(certificate: Path) -> float | None:
-    """When the first certificate of a PEM file ends, in seconds since the epoch; None where that cannot be read.
+    """Returns when the first certificate of a PEM file expires, in seconds since the epoch; None if that cannot be read.
 
-    It is the field ``notAfter`` (RFC 5280, section 4.1.2.5), which the standard library tells of verified peers only.
+    Reads the field ``notAfter`` (RFC 5280, section 4.1.2.5), which the standard library exposes for verified peers only.
     """
     try:
         pem = read_file(certificate, LARGEST_SECRET, follow=True).decode(errors="replace")
         begin, end = pem.index("-----BEGIN CERTIFICATE-----"), pem.index("-----END CERTIFICATE-----")
         der = ssl.PEM_cert_to_DER_cert(pem[begin : end + len("-----END CERTIFICATE-----")])
         signed = _parts(_parts(der)[0][1])[0][1]
-        # Serial number, algorithm, issuer, validity; before them, in all but the oldest, the version.
+        # Serial number, algorithm, issuer, validity. In all but version 1 the version comes first.
         fields = [part for part in _parts(signed) if part[0] != 0xA0]
         kind, value = _parts(fields[3][1])[1]
         text = value.decode("ascii")
@@ -74,7 +74,7 @@ def ends(certificate: Path) -> float | None:
 
 
 def _parts(der: bytes) -> list[tuple[int, bytes]]:
-    """The values that stand one after the other in DER (X.690, section 8.1), each with its tag. Raises IndexError."""
+    """Splits DER (X.690, section 8.1) into its values, each with its tag. Raises IndexError."""
     found, at = [], 0
     while at < len(der):
         tag, length, at = der[at], der[at + 1], at + 2
@@ -122,9 +122,9 @@ class Certificate:
         try:
             self._current = load(*self._files)
         except ValueError as error:
-            log.error("the new TLS certificate is not taken, and the one before it stays: %s", error)
+            log.error("the new TLS certificate cannot be used, and the previous one stays: %s", error)
         else:
-            log.info("took a new TLS certificate from %s", self._files[0])
+            log.info("loaded a new TLS certificate from %s", self._files[0])
 
     def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         if self._current is not context:

@@ -35,7 +35,7 @@ from mirror.setting_sources import default_cache_dir, from_file, merge
 from mirror.units import parse_cache_size, parse_duration, parse_endpoint, parse_listen, parse_rate, parse_workers
 
 DEFAULT_REGISTRY = "docker.io"
-"""What a bare name means: dockerd's ``registry-mirrors`` are asked for docker.io only."""
+"""The registry of names without one: dockerd uses ``registry-mirrors`` for docker.io only."""
 ALIASES = dict.fromkeys(
     ("index.docker.io", "registry-1.docker.io", "registry.docker.io", "registry.hub.docker.com", "hub.docker.com"), "docker.io"
 )
@@ -60,7 +60,7 @@ Workers = Annotated[int, BeforeValidator(parse_workers)]
 
 
 def _readable(file: Path) -> bytes:
-    """What a file holds. Raises ValueError where it cannot be read."""
+    """Returns a file's content. Raises ValueError if it cannot be read."""
     try:
         return read_file(file, LARGEST_SECRET, follow=True)
     except OSError as error:
@@ -72,27 +72,25 @@ class _Table(BaseModel):
 
 
 class Server(_Table):
-    listen: str = Field(
-        "127.0.0.1:5000", description="address and port to listen on; `0.0.0.0:5000` for all machines of the network"
-    )
-    workers: Workers = Field(1, description="processes that serve together; `auto` for one on each CPU, eight at most")
-    drain_timeout: Duration = Field(30.0, description="how long current requests may go on after SIGTERM")
+    listen: str = Field("127.0.0.1:5000", description="address and port to listen on; `0.0.0.0:5000` serves the whole network")
+    workers: Workers = Field(1, description="worker processes; `auto` for one per CPU, eight at most")
+    drain_timeout: Duration = Field(30.0, description="how long current requests may continue after SIGTERM")
     access_log: bool = Field(True, description="a JSON line on standard output for each request")
     admin_token: SecretStr | None = Field(
         None,
-        description="what changes on the dashboard need, 16 characters or more; where none is set, one is made and kept in the cache directory's `admin-token`",
+        description="token for changes on the dashboard, 16 characters or more; if none is set, one is generated and kept in the cache directory's `admin-token`",
     )
-    admin_token_file: Path | None = Field(None, description="a file that holds it")
+    admin_token_file: Path | None = Field(None, description="a file with the admin token")
     public_url: str | None = Field(
         None, description="URL under which clients reach the mirror by a name, such as `https://mirror.example.com` at a proxy"
     )
     hosts: tuple[str, ...] = Field(
-        (), description="further names that it answers to; addresses, and the machine's own name, are always known"
+        (), description="other host names that it answers to; its addresses and the machine's own name are always accepted"
     )
     tls_certificate: Path | None = Field(
         None, description="PEM, with intermediates; then https only. Read anew when it changes, or on SIGHUP"
     )
-    tls_key: Path | None = Field(None, validate_default=True, description="its key, PEM, not encrypted")
+    tls_key: Path | None = Field(None, validate_default=True, description="the certificate's key, PEM, not encrypted")
 
     @field_validator("tls_key")
     @classmethod
@@ -145,13 +143,13 @@ class Server(_Table):
         return parse_listen(self.listen)
 
     def url(self, host: str, port: int) -> str:
-        """Where it is reached, by a host's name or address."""
+        """Returns the mirror's URL at a host name or address."""
         scheme = "http" if self.tls_certificate is None else "https"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     @property
     def own_url(self) -> str:
-        """Where it is reached on its own machine."""
+        """The mirror's URL on its own machine."""
         host, port = self.address
         return self.url("127.0.0.1" if host in ("0.0.0.0", "::") else host, port)
 
@@ -160,13 +158,15 @@ class Expire(_Table):
     repositories: str = Field(
         min_length=1, description="such as `ci/*` or `ghcr.io/owner/*`; of several tables the first one that fits counts"
     )
-    after: Duration = Field(gt=0, description="unused for this long, an image goes, with what it shares with no other")
+    after: Duration = Field(
+        gt=0, description="an image unused for this long is deleted, with everything that no other image shares"
+    )
 
 
 class Cache(_Table):
     dir: Path = Field(
         default_factory=default_cache_dir,
-        description="where everything is kept; default `/var/lib/mirror` for root, else `~/.cache/mirror`",
+        description="the cache directory; default `/var/lib/mirror` for root, else `~/.cache/mirror`",
     )
     max_size: Size = Field(
         default_factory=lambda found: default_limit(found.get("dir")),
@@ -177,19 +177,17 @@ class Cache(_Table):
     min_free: float = Field(
         0.05, ge=0, lt=1, description="share of the disk that the cache leaves free, whatever `max_size` says"
     )
-    expire: tuple[Expire, ...] = Field(
-        (), description="age limits, each a table `[[cache.expire]]`; what is pinned stays all the same"
-    )
+    expire: tuple[Expire, ...] = Field((), description="age limits, each a table `[[cache.expire]]`; pinned images are exempt")
     scrub_rate: Rate = Field(
-        10_000_000, description="bytes a second at which cached content is read again, to find rot; 0 for never"
+        10_000_000, description="bytes per second at which cached content is verified in the background; 0 for never"
     )
-    scrub_interval: Duration = Field(30 * 86400.0, description="how long after that it is read again")
+    scrub_interval: Duration = Field(30 * 86400.0, description="how long until it is verified again")
     tag_ttl: Duration = Field(300.0, description="how long a tag is served before upstream is asked again")
     negative_ttl: Duration = Field(10.0, description="how long a 404 is remembered")
     revalidate_timeout: Duration = Field(
-        2.0, description="how long a tag's check may hold a client before the cached answer is served"
+        2.0, description="how long a tag's check may delay a client before the cached tag is served"
     )
-    prefetch: bool = Field(True, description="fetch an image's other layers as soon as a client asks for the first")
+    prefetch: bool = Field(True, description="download an image's other layers as soon as a client asks for the first")
 
     @field_validator("dir", mode="before")
     @classmethod
@@ -216,18 +214,22 @@ class Cache(_Table):
 
 
 class Upstream(_Table):
-    connect_timeout: Duration = Field(5.0, description="for a connection to an upstream")
-    header_timeout: Duration = Field(20.0, description="for an upstream's response headers; containerd gives up after 30 s")
-    stall_timeout: Duration = Field(15.0, description="for the next bytes of a body, before it is resumed on another connection")
-    attempts: int = Field(3, ge=1, le=10, description="tries at each endpoint before an error")
+    connect_timeout: Duration = Field(5.0, description="time limit for connecting to an upstream")
+    header_timeout: Duration = Field(
+        20.0, description="time limit for an upstream's response headers; containerd gives up after 30 s"
+    )
+    stall_timeout: Duration = Field(
+        15.0, description="time limit for the next bytes of a body, after which it is resumed on another connection"
+    )
+    attempts: int = Field(3, ge=1, le=10, description="attempts at each endpoint before an error")
     connections_per_blob: int = Field(
         16,
         ge=1,
         le=64,
-        description="most connections that fetch one blob side by side, where that is faster; 1 for never more than one",
+        description="maximum number of parallel connections for one blob, used where that is faster; 1 for never more than one",
     )
     connections_per_endpoint: int = Field(
-        32, ge=1, description="most connections to one endpoint beyond which none is added; a blob's first is always allowed"
+        32, ge=1, description="maximum number of connections to one endpoint; the first one of each blob is always allowed"
     )
     connections: int = Field(64, ge=1, description="the same over all endpoints, each of which has an equal share")
 
@@ -247,7 +249,7 @@ class Registry(_Table):
         description="for the registry itself, where its own endpoint is in the list, otherwise for the first; the others are asked without",
     )
     password: SecretStr | None = Field(None, description="for upstream; better a `password_file`")
-    password_file: Path | None = Field(None, description="a file that holds the password")
+    password_file: Path | None = Field(None, description="a file with the password, read at each use")
     ca_file: Path | None = Field(
         None,
         description="certificates to trust for these endpoints beside the system's, PEM: roots, intermediates or a server's own",
@@ -308,7 +310,7 @@ class Settings(BaseSettings):
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], *args: Any, **kwargs: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # `load` merges the sources itself, so that a fault can tell which one it came from.
+        # `load` merges the sources itself, so that an error can name the source.
         return (kwargs["init_settings"],)
 
     @field_validator("registries")

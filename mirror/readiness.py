@@ -18,14 +18,14 @@ from mirror.upstream import Upstreams
 from mirror.workers.context import WorkerContext
 
 Endpoints = dict[str, list[dict[str, Any]]]
-"""By registry, what is known of its endpoints, in the order of the settings."""
+"""The endpoints of each registry, in the order of the settings."""
 
 _LARGEST_FILE = 1024 * 1024
 _EXPIRES_SOON = 7 * 86400
-"""Seconds before its end in which the certificate should have been renewed."""
+"""Seconds before its expiry from which a certificate is reported."""
 _STATES = {
-    "failing": "has failed, and is still asked",
-    "wrong": "is asked last for blobs, because it sent wrong bytes",
+    "failing": "has failed, and is still used",
+    "wrong": "is used last for blobs, because it sent wrong bytes",
 }
 
 
@@ -60,7 +60,7 @@ class Readiness:
             faults.append(fault)
         if (end := self._certificate_end()) is not None and end - time.time() < _EXPIRES_SOON:
             when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(end))
-            faults.append(f"the mirror's own certificate {self._settings.server.tls_certificate} ends on {when}: renew it")
+            faults.append(f"the mirror's own certificate {self._settings.server.tls_certificate} expires on {when}: renew it")
         views = [self._own()]
         if self._file is not None:
             views += [view for path in self._file.parent.glob("endpoints-*.json") if (view := _read(path)) is not None]

@@ -13,10 +13,12 @@ def describe(fault: Any, layers: list[tuple[str, dict[str, Any]]], known_keys: C
     path = [str(part) for part in fault["loc"]]
     key = ".".join(f'"{part}"' if "." in part else part for part in path)
     message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "literal_error":
+        message = f"{fault['ctx']['expected']} is expected"
     holders = [(name, value) for name, layer in layers for found, value in [_look_up(layer, path)] if found]
     value = holders[-1][1] if holders else None
     if isinstance(value, Mapping) and fault["type"] != "extra_forbidden":
-        # The fault is of the table as a whole: its source is where the settings that it names come from.
+        # The fault is the whole table's: its sources are those of the settings that the message names.
         holders = [holder for holder in holders if _names_a_key(message, holder[1])] or holders
     else:
         holders = holders[-1:]
@@ -37,7 +39,7 @@ def _names_a_key(message: str, table: Any) -> bool:
 
 
 def _unquoted(parts: list[str], table: Any, settings: list[str]) -> list[str]:
-    """The parts of a registry's name that TOML read as nested tables, since it had no quotes."""
+    """Returns the parts of a registry's name that TOML read as nested tables, because it was not quoted."""
     while isinstance(table, Mapping) and len(table) == 1:
         ((name, below),) = table.items()
         if name in settings or not isinstance(below, Mapping):
@@ -47,12 +49,12 @@ def _unquoted(parts: list[str], table: Any, settings: list[str]) -> list[str]:
 
 
 def shown(value: object) -> str:
-    """A value as it may be shown: without what stands before an @ in a URL."""
+    """Formats a value without the credentials of a URL."""
     return repr(re.sub(r"//[^/@]*@", "//…@", str(value))[:100])
 
 
 def _holds_tables(value: Any) -> bool:
-    """True where passwords may be inside."""
+    """Returns whether passwords may be inside."""
     return isinstance(value, Mapping) or (isinstance(value, list | tuple) and any(map(_holds_tables, value)))
 
 

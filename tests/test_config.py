@@ -254,7 +254,7 @@ def test_a_size_that_is_shown_can_be_set(size: int) -> None:
         ("[registries.registry.lan:5000]\n", ["is not TOML", 'needs quotes: [registries."registry.lan:5000"]']),
         (
             '[log]\nlevel = "loud"\n',
-            ["log.level (in {file}): Input should be 'debug', 'info', 'warning' or 'error'; found 'loud'"],
+            ["log.level (in {file}): 'debug', 'info', 'warning' or 'error' is expected; found 'loud'"],
         ),
         ('[server]\nadmin_token = "too-short"\n', ["server (in {file}): the token of admin_token is too easy to guess"]),
         ('[server]\nadmin_token_file = "/none"\n', ["server.admin_token_file (in {file}): the file /none cannot be read"]),

@@ -29,7 +29,7 @@ _MESSAGES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             r"^the disk of \S+ has (.+) free of .+ that cache\.min_free leaves",
             r"磁盘可用空间只剩 \1，低于 cache.min_free 要求保留的空间：放不下的内容照常提供，但不缓存",
         ),
-        (r"own certificate \S+ ends on (.+): renew it", r"镜像站自己的证书将于 \1 到期，请更新"),
+        (r"own certificate \S+ expires on (.+): renew it", r"镜像站自己的证书将于 \1 到期，请更新"),
         (r"^cache\.max_size is (.+), for which", r"cache.max_size 设为 \1，会清除一半以上的缓存：暂不清除，沿用之前的上限"),
         (r"no room for|more than the whole cache|disk (?:refuses|did not keep|is full)|No space left", "磁盘空间不足"),
         (r"catalog could not be", "无法读写缓存目录"),

@@ -98,11 +98,11 @@ async def test_a_new_certificate_counts_from_the_next_connection_on(
         await hold.reached.wait()
         second = authority.issue()
         os.kill(os.getpid(), signal.SIGHUP)
-        await until(lambda: "took a new TLS certificate" in caplog.text)
+        await until(lambda: "loaded a new TLS certificate" in caplog.text)
         assert await asyncio.to_thread(shown_serial, mirror.url, context) == second
         authority.certificate.write_text("no certificate")
         os.kill(os.getpid(), signal.SIGHUP)
-        await until(lambda: "the one before it stays" in caplog.text)
+        await until(lambda: "the previous one stays" in caplog.text)
         assert await asyncio.to_thread(shown_serial, mirror.url, context) == second
         hold.release.set()
         assert begun + await response.read() == data
@@ -162,7 +162,7 @@ async def test_a_certificate_that_ends_soon_is_told(start: StartMirror, authorit
     mirror = await start(settings={"server": settings(authority)})
     async with mirror.session.get("/readyz", ssl=trusting(authority)) as response:
         (told,) = (await response.json())["degraded"]
-        assert f"the mirror's own certificate {authority.certificate} ends on" in told
+        assert f"the mirror's own certificate {authority.certificate} expires on" in told
     async with mirror.session.get("/metrics", ssl=trusting(authority)) as response:
         (line,) = [line for line in (await response.text()).splitlines() if line.startswith("mirror_certificate_expiry_seconds{")]
         assert 0 < float(line.rpartition(" ")[2]) <= 86400

@@ -375,12 +375,12 @@ async def test_a_new_certificate_reaches_all_workers_and_a_broken_one_hurts_none
     with MirrorProcess(tmp_path / "cache", {}, SERVER__WORKERS="2", **tls) as mirror:
         second = authority.issue()
         os.kill(mirror.pid, signal.SIGHUP)
-        await until(lambda: mirror.log.count("took a new TLS certificate") == 2)
+        await until(lambda: mirror.log.count("loaded a new TLS certificate") == 2)
         for _ in range(8):
             assert await asyncio.to_thread(shown_serial, mirror.url, context) == second
         authority.certificate.write_text("no certificate")
         os.kill(mirror.pid, signal.SIGHUP)
-        await until(lambda: mirror.log.count("the one before it stays") == 2)
+        await until(lambda: mirror.log.count("the previous one stays") == 2)
         for _ in range(8):
             assert await asyncio.to_thread(shown_serial, mirror.url, context) == second
         for pid in workers_of(mirror):
