@@ -1,4 +1,4 @@
-"""The mirror as it runs: the API and the dashboard on top of a cache with its upstreams, opened and closed again in order."""
+"""Runs the mirror: the API and the dashboard on top of a cache and its upstreams, opened and closed in order."""
 
 from __future__ import annotations
 
@@ -35,14 +35,17 @@ from mirror.workers.context import WorkerContext
 log = logging.getLogger(__name__)
 
 _PUBLISH = 2.0
-"""Seconds between two times that a worker publishes what it knows for the others."""
+"""Seconds between signs of life, and between what a worker publishes for the others."""
 
 
 @contextlib.asynccontextmanager
 async def running(
     settings: Settings, worker: WorkerContext | None = None, notes: Sequence[str] = (), reload: Callable[[], None] | None = None
 ) -> AsyncIterator[str]:
-    """Runs the mirror, or one worker of it; gives its URL. At SIGHUP it calls `reload`, and reads its certificate anew. `notes` are sentences for /readyz. Raises OSError where it cannot listen or use its cache directory, CatalogFailed likewise."""
+    """Runs the mirror, or one worker of it; yields its URL. Raises OSError or CatalogFailed if it cannot listen or use its cache directory.
+
+    At SIGHUP it calls `reload`, and reads its certificate again. `notes` are sentences for /readyz.
+    """
     async with contextlib.AsyncExitStack() as stack:
         share = settings.server.workers if worker is not None else 1
         cache, upstreams = await stack.enter_async_context(wired(settings, share))
@@ -80,7 +83,7 @@ async def running(
         stuck = BackgroundTask(connections.end_stuck)
         stuck.start()
         stack.push_async_callback(stuck.aclose)
-        # Before the draining: those who watch the dashboard would be waited for.
+        # Before connections are drained, which would wait for event streams.
         stack.push_async_callback(site.aclose)
         tls = certificate.context if certificate is not None else None
         listeners = worker.listeners if worker is not None else listen(*settings.server.address)
@@ -99,7 +102,7 @@ async def running(
 
 @contextlib.asynccontextmanager
 async def _certificate(settings: Settings) -> AsyncIterator[Certificate | None]:
-    """The certificate to serve with, where there is one."""
+    """The certificate to serve with; None if TLS is not configured."""
     file, key = settings.server.tls_certificate, settings.server.tls_key
     if file is None or key is None:
         yield None
@@ -137,7 +140,7 @@ def _hangup(reload: Callable[[], None] | None, certificate: Certificate | None) 
 
 
 def admin_token(settings: Settings) -> tuple[str, bool]:
-    """What changes on the dashboard need; True where it was made just now, since none was set. Raises OSError, ValueError where a file cannot be read."""
+    """Returns the admin token, and True if it was made just now because none was set. Raises OSError or ValueError if a file cannot be read."""
     known = settings.server.known_token()
     return (known, False) if known is not None else token_in(settings.cache.dir)
 

@@ -1,4 +1,4 @@
-"""The cache of some settings, opened and closed again, with its upstreams; or its store alone, for commands that ask nobody."""
+"""Opens the cache that the settings describe, with its upstreams; or only its store, for commands that fetch nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextlib.asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Cache]:
-    """A cache that can fetch, without server and work in the background. Raises OSError, CatalogFailed where its directory cannot be used."""
+    """Opens a cache that can fetch, without a server or background work. Raises OSError or CatalogFailed if its directory cannot be used."""
     async with wired(settings) as (cache, _):
         # What a command downloads is seen on the dashboard too.
         cache.active.start()
@@ -29,14 +29,14 @@ async def opened(settings: Settings) -> AsyncIterator[Cache]:
 
 @contextlib.asynccontextmanager
 async def store(settings: Settings) -> AsyncIterator[Store]:
-    """The store alone, for commands that fetch nothing. Raises as `opened` does."""
+    """Opens only the store, for commands that fetch nothing. Raises as `opened` does."""
     async with _store(settings) as found:
         yield found
 
 
 @contextlib.asynccontextmanager
 async def wired(settings: Settings, share: int = 1) -> AsyncIterator[tuple[Cache, Upstreams]]:
-    """A cache and its upstreams, for one of `share` processes: it may open its share of the connections, but as many as one blob may use.
+    """Opens a cache and its upstreams for one of `share` processes, which may open its share of the connections, but at least as many as one blob may use.
 
     Raises as `opened` does.
     """

@@ -21,7 +21,7 @@ _ATOMIC = 4096
 """Bytes that a process can write to a pipe in one piece, so that workers do not write into each other's lines (PIPE_BUF, pipe(7))."""
 
 _HEALTH = ("/healthz", "/readyz", "/metrics", "/v2/")
-"""What is asked every few seconds by those who watch the mirror, and by clients before each pull."""
+"""Paths that monitoring requests every few seconds, and clients before each pull."""
 
 
 class AccessLog:
@@ -33,7 +33,7 @@ class AccessLog:
         self._waiting: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
         self._dropped = 0
         self.running = True
-        """False once the stream takes no more lines."""
+        """False once nothing reads the stream any more."""
         self._thread = threading.Thread(target=self._write, name="access log", daemon=True)
         self._thread.start()
 
@@ -51,7 +51,7 @@ class AccessLog:
         agent: str,
         complete: bool,
     ) -> None:
-        """Notes one request: of a `repository`, or else of a `path`; `size` in bytes of body sent; `complete` is False where it was cut short."""
+        """Adds a line for a request, for a `repository` or else a `path`. `size` is the bytes of body sent; `complete` is False if the body was cut short."""
         if not self.running:
             return
         if self.waiting < _MOST_WAITING:

@@ -1,4 +1,4 @@
-"""Who looks: in which language, in which colours, by which address of the mirror, and whether as admin."""
+"""The context of a page: language, theme, the mirror's address as the client knows it, and the session of an admin."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def recognise(request: web.BaseRequest, target: Target, admin: Admin) -> PageCon
 
 
 def _address(request: web.BaseRequest) -> Address | None:
-    # The host is of this very request alone. Of what a proxy claims, its scheme: anybody can send it, but only to be told a wrong one himself.
+    # The host is the one that this request names. X-Forwarded-Proto can be forged, but a forger would only get a wrong scheme himself.
     host = request.headers.get("Host", "")
     secure = request.secure or request.headers.get("X-Forwarded-Proto", "").strip().lower() == "https"
     try:

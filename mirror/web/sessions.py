@@ -1,4 +1,4 @@
-"""Sessions that were logged out before their time: known to every process on the cache directory, and over restarts."""
+"""Sessions that were logged out before they expired: every process on the cache directory knows them, also after a restart."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ NAME = "ended-sessions"
 
 
 class EndedSessions:
-    """Only whoever has a session can end it, so that nobody without the token can fill the folder."""
+    """The sessions that were logged out. Only the owner of a session can end it, so clients without the token cannot fill the folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / NAME
         self._here: set[str] = set()
-        """Those that were ended in this process, for a disk that takes no more files."""
+        """Those that were ended in this process, in case the disk is full."""
 
     def __contains__(self, session: str) -> bool:
         return session in self._here or os.path.lexists(self._folder / session)

@@ -21,10 +21,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def token_in(folder: Path) -> tuple[str, bool]:
-    """The token that a cache directory keeps, made where it has none; True where it was made now. Raises OSError.
+    """Returns the token of a cache directory, and True if it was made just now. Raises OSError.
 
-    It is there as it is, not as a hash: who can read it can change the cache without it, and it was printed only once. All processes on the directory find the
-    same one. On a full disk it is one that nobody knows.
+    The token is stored as it is, not hashed: whoever can read it can change the cache without it. All processes on the directory find the same one. If the disk
+    is full, it is a token that nobody knows.
     """
     try:
         return _kept(folder)
