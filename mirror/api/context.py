@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from mirror.api.unread import Hold
 from mirror.cache.outcome import Outcome
 from mirror.errors import MirrorError, UpstreamCut
 from mirror.storage.slices import FileSlice, Part, Reader, SliceUnreadable
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -90,7 +94,9 @@ async def stream_body(
     if ranges[0][1] is not None and transport.get_extra_info("sslcontext") is None:
         # Without its own buffer, so that what `drain` waits for is the kernel, and sendfile cannot overtake what was written.
         transport.set_write_buffer_limits(0)
-        sender = FileSender(transport)
+        with contextlib.suppress(OSError):
+            # It needs a descriptor; where there is none, the bytes are read and written.
+            sender = FileSender(transport)
     try:
         writer.send_headers()
         await writer.drain()
@@ -124,6 +130,11 @@ async def stream_body(
     except (OSError, MirrorError) as error:
         context.complete = False
         context.cut = str(error) or type(error).__name__
+        transport.abort()
+    except Exception:
+        # No error can be told any more: it would be taken for bytes of the blob.
+        log.exception("cannot go on with %s %s", request.method, request.raw_path[:300])
+        context.complete, context.cut = False, "the mirror failed"
         transport.abort()
     finally:
         if sender is not None:
