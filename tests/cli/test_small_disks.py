@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from mirror.config import load
@@ -114,3 +115,24 @@ async def test_pull_blames_what_it_was(disk: Path, upstream: Scripted, max_size:
         assert "cache.max_size" not in done.stderr
     else:
         assert "within cache.max_size (2 MiB)" in done.stderr
+
+
+async def test_a_full_disk_does_not_flood_the_log(disk: Path, upstream: Scripted) -> None:
+    """300 images pulled through it: all come, and the log has a few lines and their counts."""
+    images = [upstream.add_image(f"library/app{number}", "1", layers=[os.urandom(100)]) for number in range(300)]
+    fill(disk)
+    with MirrorProcess(disk, {"docker.io": upstream.url}, SERVER__ACCESS_LOG="false") as mirror:
+        limit = asyncio.Semaphore(20)
+
+        async def pull(session: aiohttp.ClientSession, number: int) -> None:
+            for path in ("manifests/1", f"blobs/{images[number].layers[0]}"):
+                async with limit, session.get(f"{mirror.url}/v2/library/app{number}/{path}") as response:
+                    assert response.status == 200
+                    await response.read()
+
+        async with aiohttp.ClientSession() as session:
+            await asyncio.gather(*(pull(session, number) for number in range(300)))
+        assert await asyncio.to_thread(mirror.terminate) == 0
+        lines = mirror.log.splitlines()
+    assert any("more like this in" in line for line in lines)
+    assert len(lines) < 60, "\n".join(lines[:100])
