@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import http.client
 import os
+import resource
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -20,7 +24,7 @@ from mirror.storage.disk.catalog import catalog
 from mirror.storage.disk.maintenance import reading
 from mirror.storage.disk.store import DiskStore
 from mirror.storage.settings import Upkeep
-from tests.support.mirrors import Mirror, StartMirror, until
+from tests.support.mirrors import Mirror, MirrorProcess, StartMirror, until
 from tests.support.programs import missing, run
 from tests.support.scripted import Image, Scripted
 
@@ -285,3 +289,46 @@ async def test_what_an_older_mirror_wrote_is_cleared_away(start: StartMirror, tm
     (tmp_path / "cache" / "oci-layout").write_text("{}")
     mirror: Mirror = await start(tmp_path / "cache")
     await until(lambda: not (mirror.directory / "oci-layout").exists())
+
+
+async def test_a_process_that_has_no_descriptor_left_forgets_nothing(upstream: Scripted, tmp_path: Path) -> None:
+    """Really none, for a moment: answers say so, and none of them that something is not there. With descriptors again all is a hit, and the pin is there."""
+    image = upstream.add_image("library/app", "latest", layers=[os.urandom(MIB)])
+    paths = [BY_TAG, f"/v2/app/manifests/{image.digest}", path(image.layers[0]), path(image.config)]
+    cache = tmp_path / "cache"
+
+    def ask(mirror: MirrorProcess) -> None:
+        connection = http.client.HTTPConnection(mirror.url.removeprefix("http://"), timeout=60)
+
+        def statuses(method: str = "GET") -> list[int]:
+            found = []
+            for name in paths:
+                connection.request(method, name)
+                response = connection.getresponse()
+                response.read()
+                found.append(response.status)
+            return found
+
+        assert statuses() == [200] * 4
+        connection.close()
+        mirror.terminate()
+        subprocess.run([sys.executable, "-m", "mirror", "pin", "app:latest", "--cache-dir", str(cache)], check=True, timeout=60)
+        mirror.start()
+        connection = http.client.HTTPConnection(mirror.url.removeprefix("http://"), timeout=60)
+        connection.request("GET", "/healthz")
+        connection.getresponse().read()
+        limits = resource.prlimit(mirror.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(mirror.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        scarce = statuses() + statuses("HEAD")
+        resource.prlimit(mirror.pid, resource.RLIMIT_NOFILE, limits)
+        assert set(scarce) <= {200, 503}, scarce
+        assert statuses() == [200] * 4
+        connection.close()
+
+    with MirrorProcess(cache, {"docker.io": upstream.url}) as mirror:
+        await asyncio.to_thread(ask, mirror)
+        assert mirror.terminate() == 0
+    assert upstream.count("GET", str(image.layers[0])) == 1
+    async with DiskStore(cache, Upkeep(2**40)) as store:
+        assert [pin.digest for pin in await store.pins()] == [image.digest]
+        assert len(await store.contents()) == 3
