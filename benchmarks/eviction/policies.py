@@ -188,6 +188,7 @@ class S3Fifo:
             while sum(map(queues.size, Queue)) + size > self._capacity:
                 victim = next_victim(queues, self._capacity)
                 assert victim is not None
+                queues.remove(victim.key)
                 evicted(queues, victim, self._capacity)
             queues.add(blob, size)
         return False

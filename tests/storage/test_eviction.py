@@ -12,6 +12,8 @@ import pytest
 from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.spool import sweep
+from mirror.storage.disk.store import DiskStore
+from mirror.storage.settings import Upkeep
 from tests.support.mirrors import Mirror, StartMirror, until
 from tests.support.programs import missing, run
 from tests.support.scripted import Hold, Length, Scripted
@@ -254,3 +256,19 @@ def test_the_spool_is_swept_at_the_start(tmp_path: Path) -> None:
     sweep(store)
     assert sorted(os.listdir(blobs)) == [".writing-new", "a" * 64]
     assert sorted(os.listdir(store.spool)) == ["sha256-cc.have", "sha256-cc.part"]
+
+
+async def test_the_row_of_what_is_evicted_is_deleted_once(tmp_path: Path) -> None:
+    """By its owner alone: not by the policy's queues as well."""
+    statements: list[str] = []
+    async with DiskStore(tmp_path, Upkeep(100_000)) as store:
+        await store._catalog.do(lambda catalog: catalog._db.set_trace_callback(statements.append))
+        for number in range(3):
+            partial = store.partial(Digest.of(data := bytes([number]) * 40_000))
+            assert partial.lead()
+            await partial.set_size(len(data))
+            await partial.write(0, data)
+            await partial.commit()
+            partial.close()
+        assert len(await store.contents()) == 2
+    assert len([statement for statement in statements if statement.startswith("DELETE FROM content")]) == 1

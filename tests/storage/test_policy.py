@@ -13,13 +13,14 @@ from benchmarks.eviction.traces import SKEWED, Figures, synthetic
 from mirror.manifests import OCI_MANIFEST, Descriptor
 from mirror.names import Digest
 from mirror.storage.disk.catalog.catalog import Catalog
-from mirror.storage.disk.maintenance.policy import Queue, Queues, evicted, next_victim, spared
+from mirror.storage.disk.maintenance.policy import Queue, evicted, next_victim, spared
 
 
-def names(queues: Queues[str], capacity: int) -> list[str]:
+def names(queues: MemoryQueues[str], capacity: int) -> list[str]:
     """All that would go, in order."""
     gone = []
     while (victim := next_victim(queues, capacity)) is not None:
+        queues.remove(victim.key)
         evicted(queues, victim, capacity)
         gone.append(victim.key)
     return gone
@@ -85,7 +86,9 @@ def test_the_catalog_evicts_what_the_simulator_evicts(tmp_path: Path, seed: int)
                     assert expected is not None
                     assert victim is not None
                     assert victim == expected
+                    memory.remove(expected.key)
                     evicted(memory, expected, capacity)
+                    catalog.drop(Digest.parse(victim.key))
                     evicted(catalog.queues, victim, capacity)
                 went.append(victim.key)
             memory.add(name, size)

@@ -39,6 +39,7 @@ class BlobQueues:
         return self._number("SELECT coalesce(max(entered), 0) + 1 FROM content WHERE queue = ?", int(queue))
 
     def remove(self, key: str) -> None:
+        """Removes an entry that is no content: a row with a name that is no digest."""
         self._db.execute("DELETE FROM content WHERE digest = ?", (key,))
 
     def add_ghost(self, key: str, size: int, queue: Queue) -> None:

@@ -60,9 +60,6 @@ class Queues(Protocol[K]):
     def to_main(self, key: K, frequency: int) -> None:
         """Moves an entry to the young end of the main queue."""
 
-    def remove(self, key: K) -> None:
-        """Drops an entry."""
-
     def add_ghost(self, key: K, size: int, queue: Queue) -> None:
         """Keeps the name of an entry that was evicted from a queue."""
 
@@ -122,8 +119,7 @@ def next_victim(queues: Queues[K], capacity: int) -> Entry[K] | None:
 
 
 def evicted(queues: Queues[K], entry: Entry[K], capacity: int) -> None:
-    """Records that a victim was evicted."""
-    queues.remove(entry.key)
+    """Records that a victim was evicted. The caller has removed it from its queue."""
     queues.add_ghost(entry.key, entry.size, entry.queue)
     while queues.ghost_size(entry.queue) > _GHOST_SHARE * capacity:
         queues.drop_oldest_ghost(entry.queue)
