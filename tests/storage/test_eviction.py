@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import sqlite3
 from pathlib import Path
@@ -271,4 +272,6 @@ async def test_the_row_of_what_is_evicted_is_deleted_once(tmp_path: Path) -> Non
             await partial.commit()
             partial.close()
         assert len(await store.contents()) == 2
-    assert len([statement for statement in statements if statement.startswith("DELETE FROM content")]) == 1
+    # SQLite reports a statement once more for each trigger that it fires.
+    different = [statement for statement, _ in itertools.groupby(statements)]
+    assert len([statement for statement in different if statement.startswith("DELETE FROM content")]) == 1
