@@ -186,6 +186,7 @@ def test_no_target_breaks_the_parser(target: str) -> None:
         ("bytes=5-6,0-1", [(5, 7), (0, 2)]),
         ("bytes=0-1,5-6,", [(0, 2), (5, 7)]),
         ("bytes=0-9,5-19,40-49", [(0, 20), (40, 50)]),
+        ("bytes=0-60,10-20,50-55", (0, 61)),
         ("bytes=0-1,100-", (0, 2)),
         ("bytes=0-,0-,-100", (0, 100)),
         ("bytes=" + ",".join(f"{n}-{n}" for n in range(0, 4098, 2)), None),

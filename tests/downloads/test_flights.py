@@ -102,6 +102,16 @@ async def test_5_a_cut_download_is_resumed_with_a_closed_range(mirror: Mirror, u
     assert upstream.sent[str(blob)] <= len(data) + cuts * 70_000  # what was on the wire when it was cut
 
 
+async def test_5_a_download_that_gets_on_is_resumed_as_often_as_it_is_cut(mirror: Mirror, upstream: Scripted) -> None:
+    """Every connection breaks after 100 kB: the tries begin anew with each that has brought something, and no byte is asked for twice."""
+    blob = upstream.add_blob(data := os.urandom(950_000))
+    upstream.fail(str(blob), Cut(100_000), times=9)
+    answer = await mirror.get(path(blob))
+    assert (answer.status, answer.cut, answer.body) == (200, False, data)
+    assert upstream.count("GET", str(blob)) == 10
+    assert upstream.sent[str(blob)] == len(data)
+
+
 async def test_5_a_stalled_download_is_resumed(mirror: Mirror, upstream: Scripted) -> None:
     """An upstream that goes silent is left after the stall timeout, and another connection gets the rest."""
     data = os.urandom(2 * MIB)
