@@ -66,7 +66,7 @@ class Listing:
     async def _tags(self, target: Target, repository: Repository) -> _Answer:
         """All tags that upstream has, a page at a time where `n` is given."""
         found, outcome = await self._cache.lists.tags(repository)
-        page, headers = _page(found, target)
+        page, headers = _paginate(found, target)
         return _Answer(await _json({"name": repository.path, "tags": page}), outcome, "application/json", headers)
 
     async def _referrers(self, target: Target, repository: Repository, digest: Digest) -> _Answer:
@@ -85,7 +85,7 @@ class Listing:
             for repository in await self._cache.repositories()
             if target.registry in (None, repository.registry)
         ]
-        page, headers = _page(sorted(names), target)
+        page, headers = _paginate(sorted(names), target)
         return _Answer(await _json({"repositories": page}), HIT, "application/json", headers)
 
 
@@ -94,7 +94,7 @@ async def _json(document: dict[str, Any]) -> bytes:
     return await asyncio.to_thread(lambda: json.dumps(document, ensure_ascii=False).encode())
 
 
-def _page(names: list[str], target: Target) -> tuple[list[str], dict[str, str]]:
+def _paginate(names: list[str], target: Target) -> tuple[list[str], dict[str, str]]:
     """The names after `last`, `n` of them at most, and the Link to the rest (RFC 8288). Raises PaginationInvalid."""
     number, last = target.query.get("n"), target.query.get("last")
     if last:

@@ -13,7 +13,7 @@ from mirror import metrics
 
 def healthz() -> web.Response:
     """Says that the process answers requests."""
-    return _page(b'{"status":"alive"}', "application/json")
+    return _uncached(b'{"status":"alive"}', "application/json")
 
 
 def readyz(report: dict[str, Any]) -> web.Response:
@@ -22,12 +22,12 @@ def readyz(report: dict[str, Any]) -> web.Response:
     An upstream that is down does not make it unready: cached content is served, and without the mirror those pulls would fail too.
     """
     status = "degraded" if report["degraded"] else "ready"
-    return _page(json.dumps({"status": status, **report}, indent=1).encode(), "application/json")
+    return _uncached(json.dumps({"status": status, **report}, indent=1).encode(), "application/json")
 
 
 def measurements() -> web.Response:
-    return _page(metrics.exposition(), CONTENT_TYPE_LATEST)
+    return _uncached(metrics.exposition(), CONTENT_TYPE_LATEST)
 
 
-def _page(body: bytes, content_type: str) -> web.Response:
+def _uncached(body: bytes, content_type: str) -> web.Response:
     return web.Response(body=body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})

@@ -121,11 +121,11 @@ class Api:
     async def _answer(self, context: RequestContext) -> web.StreamResponse:
         request = context.request
         target = context.target = self._targets.parse(request.raw_path)
-        if target.resource is Resource.PAGE:
+        if target.resource is Resource.OTHER:
             self._hosts.check(request, everywhere=target.path not in _MONITORING)
             if request.method not in ("GET", "HEAD"):
                 return await self._dashboard(request, target)
-            return await context.keep(lambda: self._page(target, request))
+            return await context.keep(lambda: self._outside_api(target, request))
         self._hosts.check(request, everywhere=False)
         if request.method not in ("GET", "HEAD") or target.resource is Resource.UPLOAD:
             raise refuse_write(request.method)
@@ -145,7 +145,7 @@ class Api:
             return await self._listing.answer(context, target)
         return base_response()
 
-    async def _page(self, target: Target, request: web.BaseRequest) -> web.StreamResponse:
+    async def _outside_api(self, target: Target, request: web.BaseRequest) -> web.StreamResponse:
         match target.path:
             case "/healthz":
                 return monitoring.healthz()

@@ -36,12 +36,12 @@ class Resource(Enum):
     REFERRERS = "referrers"
     CATALOG = "catalog"
     UPLOAD = "upload"
-    PAGE = "page"
+    OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A parsed target. `repository` is None for BASE, CATALOG and PAGE; `reference` is None for resources without one."""
+    """A parsed target. `repository` is None for BASE, CATALOG and OTHER; `reference` is None for resources without one."""
 
     resource: Resource
     path: str
@@ -82,7 +82,7 @@ class Targets:
             return self._api(path, None, segments[1:], query)
         if len(segments) > 1 and segments[1] == "v2" and looks_like_registry(segments[0]):
             return self._api(path, self._known(segments[0]), segments[2:], query)
-        return Target(Resource.PAGE, path, query=query)
+        return Target(Resource.OTHER, path, query=query)
 
     def _api(self, path: str, registry: str | None, rest: list[str], query: dict[str, str]) -> Target:
         if registry is None and (namespace := query.get("ns")):

@@ -1,4 +1,4 @@
-"""What the pages change: images are pinned, unpinned, refreshed, deleted and fetched, one or several at once."""
+"""Changes from the dashboard: pin, unpin, refresh, delete and fetch images, one or several at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOST = 50
 
 _PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
 _PATIENCE = 3.0
-"""Seconds in which a fetch that fails is told to whoever began it; later, the list of downloads tells."""
+"""Seconds within which the failure of a fetch is the answer to the request; later, the list of downloads shows it."""
 _MOST_FETCHES = 20
 _FAILED_FOR = 60.0
 """Seconds for which a failure is shown."""
@@ -44,19 +44,19 @@ class Actions:
         self._failures: OrderedDict[str, tuple[float, str]] = OrderedDict()
 
     async def aclose(self) -> None:
-        """Ends what is being fetched; another fetch goes on where it stopped."""
+        """Ends fetches; another fetch of an image continues where they stopped."""
         await self._fetches.aclose()
 
     @property
     def failures(self) -> list[tuple[str, str]]:
-        """Images that could not be fetched lately, and why."""
+        """Images whose fetch failed within `_FAILED_FOR`, with the reasons."""
         oldest = time.monotonic() - _FAILED_FOR
         while self._failures and next(iter(self._failures.values()))[0] < oldest:
             self._failures.popitem(last=False)
         return [(image, message) for image, (_, message) in self._failures.items()]
 
     async def apply(self, action: str, images: Sequence[Image]) -> str:
-        """Applies an action to each of some images, also where one of them fails. Returns what was done, in one word."""
+        """Applies an action to each image, even if it fails for another. Returns one word for what was done."""
         if not 0 < len(images) <= MOST:
             raise RequestInvalid(f"select between 1 and {MOST} images")
         done = ""
@@ -90,7 +90,7 @@ class Actions:
         raise RequestInvalid("action is pin, unpin, refresh, delete or fetch")
 
     async def fetch(self, image: Image, platform: str) -> str:
-        """Begins to fetch what is missing of an image, as ``mirror pull`` does, and goes on behind. Raises what it fails with at once."""
+        """Starts to fetch the missing parts of an image, as ``mirror pull`` does, and continues in the background. Raises errors that occur within `_PATIENCE`."""
         if platform != EVERY and not _PLATFORM.fullmatch(platform):
             raise RequestInvalid(f"platform is {EVERY}, or one such as {PLATFORMS[1]}")
         name = image_name(*image)

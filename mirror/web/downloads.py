@@ -1,4 +1,4 @@
-"""What is being downloaded, by image: one line for all of its blobs that are on their way."""
+"""Groups downloads by image: one line for all blobs of an image that are being downloaded."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from mirror.storage.inventory import UnderWay
 
 @dataclass(frozen=True, slots=True)
 class ImageDownload:
-    """An image on its way, or a blob of which no image is known. Sizes in bytes, the rate in bytes a second."""
+    """An image that is being downloaded, or a blob that belongs to no known image. Sizes in bytes, the rate in bytes a second."""
 
     name: str
     link: str
     """The image's name, where it has a page; empty otherwise."""
     platform: str | None
     blobs: int
-    """How many of its blobs are on their way, or just came."""
+    """How many of its blobs are being downloaded, or were a moment ago."""
     size: int | None
     """None where upstream has not said it."""
     have: int
     rate: float
     readers: int
     left: float | None
-    """Seconds, at this rate; None where that cannot be told."""
+    """Seconds at this rate; None if unknown."""
     ended: bool
     error: str = ""
 

@@ -1,4 +1,4 @@
-"""The pages: what each shows, gathered from the cache and rendered by its template."""
+"""Gathers what each page shows from the cache, and renders its template."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mirror.web.templating import Templates
 PAGE = 25
 """Images, or repositories, on a page."""
 _FRESH = 5.0
-"""Seconds for which figures are shown as they are; then they are worked out anew in the background."""
+"""Seconds for which computed figures are shown; then they are computed again in the background."""
 _OLD = 3600.0
 """Seconds after which a page waits for new figures. Until then it shows the old ones at once, and the new ones a second later."""
 _MOST_DOWNLOADS = 50
@@ -59,7 +59,7 @@ class SiteInfo:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the moving parts of the overview show."""
+    """The data of the live parts of the overview."""
 
     downloads: tuple[ImageDownload, ...]
     totals: Totals
@@ -82,14 +82,14 @@ class Pages:
         self._background_task = BackgroundTask(self._warm)
 
     def start(self) -> None:
-        """Begins what the first page would have to wait for."""
+        """Compiles templates and computes figures, so that the first page does not have to wait."""
         self._background_task.start()
 
     async def aclose(self) -> None:
         await close_all(self._background_task.aclose, self._renewals.aclose)
 
     def changed(self) -> None:
-        """Makes the next page work out the figures anew."""
+        """Makes the next page compute the figures again."""
         self._figures = None
 
     async def state(self) -> State:
@@ -100,7 +100,7 @@ class Pages:
         return State((*failed, *shown), totals, history, self._site_info.report(), top)
 
     def parts(self, state: State, language: str) -> Mapping[str, str]:
-        """Renders what moves by itself, by the names of the elements on the page."""
+        """Renders the live parts of the overview, by the IDs of their elements."""
         shown = {"state": state, "site_info": self._site_info, "most": _MOST_DOWNLOADS}
         trend = charts.trend(state.history, state.totals.size, time.time())
         page = self._templates.page
@@ -116,17 +116,17 @@ class Pages:
     async def overview(self, context: PageContext) -> str:
         images = await self._list(context)
         state = await self.state()
-        return self._page("overview.html", context, parts=self.parts(state, context.language), **images)
+        return self._render("overview.html", context, parts=self.parts(state, context.language), **images)
 
     async def images(self, context: PageContext) -> str:
-        """Renders the list of images alone, for a search while it is typed."""
-        return self._page("_list.html", context, **await self._list(context))
+        """Renders only the list of images, for a search while it is typed."""
+        return self._render("_list.html", context, **await self._list(context))
 
     async def repository(self, context: PageContext, repository: Repository) -> str:
         found = await self._list(context, repository)
         if not found["page"].total:
             raise NameUnknown(f"nothing is cached of {repository}")
-        return self._page("repository.html", context, repository=repository, **found)
+        return self._render("repository.html", context, repository=repository, **found)
 
     async def image(self, context: PageContext, repository: Repository, reference: Reference) -> str:
         details = await self._cache.inventory.image(repository, reference)
@@ -134,7 +134,7 @@ class Pages:
             raise ManifestUnknown(f"nothing is cached of {image_name(repository, reference)}")
         others = await self._cache.inventory.images("", "pulled", 0, _MORE_TAGS + 1, repository)
         variants, attestations = _variants(details)
-        return self._page(
+        return self._render(
             "image.html",
             context,
             details=details,
@@ -150,7 +150,7 @@ class Pages:
         )
 
     def settings(self, context: PageContext) -> str:
-        return self._page("settings.html", context, ends=self._site_info.certificate_ends())
+        return self._render("settings.html", context, ends=self._site_info.certificate_ends())
 
     def setup(self, context: PageContext) -> str:
         name = context.query.get("client", "")
@@ -164,19 +164,19 @@ class Pages:
                     others.append(file.path)
                 else:
                     files[file.path] = file.text
-        return self._page("setup.html", context, clients=CLIENTS.values(), client=client, files=files, others=others)
+        return self._render("setup.html", context, clients=CLIENTS.values(), client=client, files=files, others=others)
 
     def script(self, client: Client, address: Address) -> str:
         return self._templates.script("setup.sh", plan=plan(client, address, self._site_info.registries))
 
     def login(self, context: PageContext, to: str, error: MirrorError | None = None) -> str:
-        return self._page("login.html", context, to=to, error=error)
+        return self._render("login.html", context, to=to, error=error)
 
     def error(self, context: PageContext, error: MirrorError, image: str = "") -> str:
         """Renders an error; `image` is one that is not cached and can be fetched."""
-        return self._page("error.html", context, error=error, image=image, platforms=PLATFORMS, every=EVERY)
+        return self._render("error.html", context, error=error, image=image, platforms=PLATFORMS, every=EVERY)
 
-    def _page(self, name: str, context: PageContext, **values: Any) -> str:
+    def _render(self, name: str, context: PageContext, **values: Any) -> str:
         return self._templates.page(name, context.language, v=context, site_info=self._site_info, **values)
 
     async def _list(self, context: PageContext, repository: Repository | None = None) -> dict[str, Any]:
@@ -217,7 +217,7 @@ class Pages:
         }
 
     def _about(self) -> dict[str, Any]:
-        """What templates ask about images."""
+        """Functions for templates that show images."""
         now = time.time()
 
         def fresh(image: Image) -> bool:

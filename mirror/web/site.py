@@ -147,7 +147,7 @@ class Site:
                 page = self._pages.login(context, _local(context.query.get("to", "")))
             case _:
                 raise _no_route()
-        return _page(page)
+        return _html_response(page)
 
     async def _change(self, request: web.BaseRequest, target: Target, name: str) -> web.StreamResponse:
         form, image = await _form(request), _image(name)
@@ -182,7 +182,7 @@ class Site:
         except (AdminNeeded, TooManyGuesses) as error:
             if not _wants_html(request):
                 raise
-            return _page(self._pages.login(recognise(request, target, self._admin), to, error), error)
+            return _html_response(self._pages.login(recognise(request, target, self._admin), to, error), error)
         secure = request.secure or request.headers.get("Origin", "").startswith("https://")
         return _redirect(to, {COOKIE: session}, LASTS, secure)
 
@@ -209,10 +209,10 @@ class Site:
             if isinstance(error, ManifestUnknown) and target.path.startswith("/image/")
             else ""
         )
-        return _page(self._pages.error(context, error, image), error)
+        return _html_response(self._pages.error(context, error, image), error)
 
 
-def _page(page: str, error: MirrorError | None = None) -> web.Response:
+def _html_response(page: str, error: MirrorError | None = None) -> web.Response:
     headers = {**_SAFETY, "Content-Type": _HTML, "Vary": "Accept-Language, Cookie"}
     if error is None:
         return web.Response(text=page, headers=headers)

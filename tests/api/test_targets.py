@@ -139,7 +139,7 @@ def test_a_registry_that_is_not_configured_is_a_key_that_is_missing(target: str)
         ("/v2/v2/", Resource.BASE, None),
         ("//v2/", Resource.BASE, None),
         ("http://mirror.lan/v2/", Resource.BASE, None),
-        ("http://mirror.lan", Resource.PAGE, None),
+        ("http://mirror.lan", Resource.OTHER, None),
         ("/v2/_catalog", Resource.CATALOG, None),
         ("/v2/ghcr.io/_catalog", Resource.CATALOG, None),
         ("/v2/v2/_catalog", Resource.CATALOG, None),
@@ -149,7 +149,7 @@ def test_a_registry_that_is_not_configured_is_a_key_that_is_missing(target: str)
         (f"/v2/a/b/referrers/{DIGEST}", Resource.REFERRERS, Digest("sha256", "a" * 64)),
         ("/v2/a/b/blobs/uploads/", Resource.UPLOAD, None),
         ("/v2/a/b/blobs/uploads/1-2", Resource.UPLOAD, None),
-        ("/metrics", Resource.PAGE, None),
+        ("/metrics", Resource.OTHER, None),
     ],
 )
 def test_resources(target: str, resource: Resource, reference: object) -> None:
