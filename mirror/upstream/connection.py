@@ -1,4 +1,7 @@
-"""One HTTP/1.1 connection to upstream, whose methods block: for the threads of `mirror.upstream.receiver`."""
+"""One HTTP/1.1 connection to upstream, whose methods block: for the threads of `mirror.upstream.receiver`.
+
+The framing is h11's. A body whose length is known goes from the socket into the caller's memory, past h11.
+"""
 
 from __future__ import annotations
 

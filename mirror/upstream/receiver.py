@@ -1,8 +1,7 @@
 """The HTTP/1.1 client: connections whose TLS, receiving and decrypting run in threads.
 
 The event loop decides and sends; a body of a gigabyte, decrypted there, would hold up everybody else and use one core alone. OpenSSL and the kernel work
-without the GIL, so a thread for each connection that is receiving uses the others. The framing is h11's; what is received by length goes from the socket into
-memory that is used again, without another copy.
+without the GIL, so a thread for each connection that is receiving uses the others. What such a thread does is in `mirror.upstream.connection`.
 """
 
 from __future__ import annotations
