@@ -320,6 +320,8 @@ class Flight:
 
     def answered(self, spool: Partial) -> None:
         """Upstream has answered."""
+        # Now, not at the next exchange: clients of other processes wait for their headers.
+        self._tell_sources(spool)
         self._show(spool)
 
     def progressed(self) -> None:

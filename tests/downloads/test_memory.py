@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from mirror.downloads import following, planner
+from mirror.downloads import filling, following, planner
 from mirror.downloads.context import DownloadContext
 from mirror.downloads.flight import WITHHELD, Flight
 from mirror.downloads.flights import FlightReader, Flights
@@ -340,3 +340,22 @@ async def test_a_registry_that_breaks_off_is_not_asked_again_before_the_others(f
     assert (await read(second), await first) == (healthy.data, healthy.data)
     assert breaking.opened == [(0, None)]
     assert healthy.opened == [(2 * CHUNK, MIB)]
+
+
+async def test_readers_in_another_process_have_headers_as_soon_as_upstream_has_answered(
+    store: MemoryStore, flights: Flights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They do not wait until the process that leads has something else to exchange."""
+    for tick in ("_TICK", "_SLOW_TICK"):
+        monkeypatch.setattr(filling, tick, 3600.0)
+    source = Source(os.urandom(MIB), gated=CHUNK)
+    digest, asked, elsewhere = Digest.of(source.data), context(source), Flights(store, unknown)
+    leading, _ = flights.join(digest, asked)
+    first = asyncio.create_task(read(await reader(leading, asked)))
+    followed, _ = elsewhere.join(digest, asked)
+    second = await asyncio.wait_for(reader(followed, asked), 10)
+    assert second.size == MIB
+    source.gate.set()
+    assert (await read(second), await first) == (source.data, source.data)
+    assert (source.described, source.opened) == (0, [(0, None)])
+    await elsewhere.aclose()
