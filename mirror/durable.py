@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mirror.regular_files import open_file
@@ -21,6 +21,33 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)
 
 def write_durably(path: Path, content: bytes, prepare: Callable[[int], None] | None = None) -> None:
     """Writes a file that its owner alone can read, or replaces it. `prepare` is called with its descriptor before it gets its name. Blocks. Raises OSError."""
+    with _written_beside(path, content, prepare) as beside:
+        os.replace(beside, path)
+    sync_folder(path.parent)
+
+
+def create_durably(path: Path, content: bytes) -> bool:
+    """Writes a file that its owner alone can read. False where there is something of that name already. Blocks. Raises OSError."""
+    with _written_beside(path, content) as beside:
+        created = True
+        try:
+            os.link(beside, path)
+        except FileExistsError:
+            created = False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            os.replace(beside, path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside)
+    if created:
+        sync_folder(path.parent)
+    return created
+
+
+@contextlib.contextmanager
+def _written_beside(path: Path, content: bytes, prepare: Callable[[int], None] | None = None) -> Iterator[str]:
+    """Gives the name of a file beside `path` that holds `content` durably; it is removed if the block raises. Raises OSError."""
     fd, beside = tempfile.mkstemp(dir=path.parent, prefix=BESIDE)
     try:
         with open(fd, "wb") as file:
@@ -29,35 +56,11 @@ def write_durably(path: Path, content: bytes, prepare: Callable[[int], None] | N
             if prepare is not None:
                 prepare(fd)
             os.fsync(fd)
-        os.replace(beside, path)
+        yield beside
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(beside)
         raise
-    sync_folder(path.parent)
-
-
-def create_durably(path: Path, content: bytes) -> bool:
-    """Writes a file that its owner alone can read. False where there is something of that name already. Blocks. Raises OSError."""
-    fd, beside = tempfile.mkstemp(dir=path.parent, prefix=BESIDE)
-    try:
-        with open(fd, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(fd)
-        try:
-            os.link(beside, path)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            os.replace(beside, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(beside)
-    sync_folder(path.parent)
-    return True
 
 
 def rename_durably(fd: int, source: Path, target: Path) -> None:

@@ -142,18 +142,14 @@ class FlightReader:
             except MirrorError as error:
                 if not isinstance(error, StorageFull | SizeDisputed) and not self._independent:
                     raise
-                async with aclosing(self._without_disk(file, position, stop)) as rest:
-                    async for part in rest:
-                        yield part
-                return
+                rest = self._without_disk(file, position, stop)
+                break
             if file is not None and spool is not file:
                 if file.have.covered_until(0) < position:
                     raise UpstreamCut("the download began anew: what was sent of it may have been wrong")
                 # The file was given up, for want of room or for wrong bytes. What was sent is verified with the rest.
-                async with aclosing(self._without_disk(file, position, stop)) as rest:
-                    async for part in rest:
-                        yield part
-                return
+                rest = self._without_disk(file, position, stop)
+                break
             if end <= position:
                 return
             file = spool
@@ -164,11 +160,14 @@ class FlightReader:
                 log.error(
                     "%s cannot be read from byte %d on while it is downloaded (%s)", self._flight.digest, error.position, error
                 )
-                async with aclosing(self._without_disk(None, error.position, stop)) as rest:
-                    async for part in rest:
-                        yield part
-                return
+                rest = self._without_disk(None, error.position, stop)
+                break
             position = end
+        else:
+            return
+        async with aclosing(rest) as parts:
+            async for part in parts:
+                yield part
 
     def _without_disk(self, file: Partial | None, position: int, stop: int | None) -> AsyncGenerator[Part, None]:
         digest, size = self._flight.digest, self.size

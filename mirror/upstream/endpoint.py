@@ -175,16 +175,14 @@ class Endpoint:
             except MirrorError as error:
                 metrics.upstream_errors.labels(*self._labels, _kind(error)).inc()
                 raise
+            self._note_limits(response)
             if response.status != 429:
                 break
-            wait = retry_after(response)
             response.release()
             metrics.upstream_errors.labels(*self._labels, "limited").inc()
-            self._note_limits(response)
             # Its turn is after those that wait already; where that is beyond its deadline, `turn` says so.
-            pacer.limited(repository.path, sent, wait, self._limits[1] == 0)
+            pacer.limited(repository.path, sent, retry_after(response), self._limits[1] == 0)
         pacer.answered(repository.path)
-        self._note_limits(response)
         try:
             self._check(response, method)
         except MirrorError as error:

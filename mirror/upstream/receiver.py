@@ -7,7 +7,6 @@ without the GIL, so a thread for each connection that is receiving uses the othe
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import mmap
 import socket
 import ssl
@@ -21,6 +20,7 @@ import h11
 from multidict import CIMultiDictProxy
 from yarl import URL
 
+from mirror.threads import ended
 from mirror.upstream.connection import Connection
 
 _T = TypeVar("_T")
@@ -107,7 +107,7 @@ class Receiver:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             connection.abort()
-            await _ended(future)
+            await ended(future)
             raise
 
     async def aclose(self) -> None:
@@ -222,14 +222,5 @@ class Response:
         self._closed = True
         if self._filling is not None:
             self._connection.abort()
-            await _ended(self._filling)
+            await ended(self._filling)
         self._receiver.give_back(self._connection, *self._buffers)
-
-
-async def _ended(future: asyncio.Future[_T]) -> None:
-    """Waits until a thread has done its work, whatever came of it."""
-    while not future.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([future])
-    if not future.cancelled():
-        future.exception()
