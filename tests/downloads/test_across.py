@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from mirror.names import Digest
-from tests.downloads.test_suppliers import CASES, MIB, SIZE, of_healthy, of_other, outcome
+from tests.downloads.test_suppliers import CASES, MIB, SIZE, fail_always, of_healthy, of_other, outcome, served_by_the_healthy
 from tests.support.mirrors import Mirror, StartMirror, until
 from tests.support.scripted import Hold, Length, Rate, Scripted, Status
 
@@ -28,11 +27,6 @@ async def mirrors(start: StartMirror, upstream: Scripted, other: Scripted) -> tu
     return await start(settings={"registries": registries}), await start(settings={"registries": registries})
 
 
-def fail_always(other: Scripted, blob: Digest, name: str) -> None:
-    for method in ("GET", "HEAD"):
-        other.fail(str(blob), *(CASES[name].fault() for _ in range(40)), method=method)
-
-
 @pytest.mark.parametrize("name", CASES)
 async def test_a_registry_that_leads_in_one_process_holds_no_other_registrys_clients_in_another(
     mirrors: tuple[Mirror, Mirror], upstream: Scripted, other: Scripted, name: str
@@ -47,16 +41,7 @@ async def test_a_registry_that_leads_in_one_process_holds_no_other_registrys_cli
     fail_always(other, blob, name)
     theirs = asyncio.create_task(one.get(of_other(blob)))
     await until(lambda: other.count("GET", str(blob)) > 0)
-    ours = await asyncio.wait_for(two.get(of_healthy(blob)), 15)
-    if name == "wrong bytes" and ours.cut:
-        ours = await asyncio.wait_for(two.get(of_healthy(blob)), 15)
-    assert (ours.status, ours.cut) == (200, False)
-    assert ours.body == data
-    assert ours.headers["Content-Length"] == str(SIZE)
-    assert upstream.count("GET", str(blob)) <= 2
-    assert upstream.sent[str(blob)] <= 1.2 * SIZE
-    assert upstream.count("HEAD", str(blob)) <= 1
-    await two.until_cached(blob)
+    await served_by_the_healthy(two, upstream, blob, data, name)
     other.heal()
     assert outcome(await asyncio.wait_for(theirs, 40), data) in CASES[name].first
 

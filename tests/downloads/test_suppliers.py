@@ -76,21 +76,13 @@ def outcome(got: Got, data: bytes) -> object:
     return got.status
 
 
-@pytest.mark.parametrize("name", CASES)
-async def test_a_registry_that_was_asked_first_holds_no_other_registrys_clients(
-    mirror: Mirror, upstream: Scripted, other: Scripted, name: str
-) -> None:
-    """Whatever it does, they get the whole blob from their own, which sends the bytes once; what its own clients get is its own fault.
-
-    Wrong bytes are found out at the end only: who has read them by then is cut short, and gets the whole blob with the next request.
-    """
-    blob = upstream.add_blob(data := os.urandom(SIZE))
-    other.add_blob(data)
-    case = CASES[name]
+def fail_always(other: Scripted, blob: Digest, name: str) -> None:
     for method in ("GET", "HEAD"):
-        other.fail(str(blob), *(case.fault() for _ in range(30)), method=method)
-    theirs = asyncio.create_task(mirror.get(of_other(blob)))
-    await until(lambda: other.count("GET", str(blob)) > 0)
+        other.fail(str(blob), *(CASES[name].fault() for _ in range(40)), method=method)
+
+
+async def served_by_the_healthy(mirror: Mirror, upstream: Scripted, blob: Digest, data: bytes, name: str) -> None:
+    """A client of the healthy registry gets the whole blob, whose bytes it sends once."""
     ours = await asyncio.wait_for(mirror.get(of_healthy(blob)), 15)
     if name == "wrong bytes" and ours.cut:
         ours = await asyncio.wait_for(mirror.get(of_healthy(blob)), 15)
@@ -102,8 +94,24 @@ async def test_a_registry_that_was_asked_first_holds_no_other_registrys_clients(
     assert upstream.sent[str(blob)] <= 1.2 * SIZE
     assert upstream.count("HEAD", str(blob)) <= 1
     await mirror.until_cached(blob)
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_a_registry_that_was_asked_first_holds_no_other_registrys_clients(
+    mirror: Mirror, upstream: Scripted, other: Scripted, name: str
+) -> None:
+    """Whatever it does, they get the whole blob from their own, which sends the bytes once; what its own clients get is its own fault.
+
+    Wrong bytes are found out at the end only: who has read them by then is cut short, and gets the whole blob with the next request.
+    """
+    blob = upstream.add_blob(data := os.urandom(SIZE))
+    other.add_blob(data)
+    fail_always(other, blob, name)
+    theirs = asyncio.create_task(mirror.get(of_other(blob)))
+    await until(lambda: other.count("GET", str(blob)) > 0)
+    await served_by_the_healthy(mirror, upstream, blob, data, name)
     other.heal()
-    assert outcome(await asyncio.wait_for(theirs, 40), data) in case.first
+    assert outcome(await asyncio.wait_for(theirs, 40), data) in CASES[name].first
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -111,9 +119,7 @@ async def test_a_registry_that_joins_harms_no_download(mirror: Mirror, upstream:
     """It is asked by HEAD, once; its answer is told to its own clients alone, and the download does not notice."""
     blob = upstream.add_blob(data := os.urandom(SIZE))
     other.add_blob(data)
-    case = CASES[name]
-    for method in ("GET", "HEAD"):
-        other.fail(str(blob), *(case.fault() for _ in range(30)), method=method)
+    fail_always(other, blob, name)
     hold = Hold(MIB)
     upstream.fail(str(blob), hold)
     ours = asyncio.create_task(mirror.get(of_healthy(blob)))
@@ -125,7 +131,7 @@ async def test_a_registry_that_joins_harms_no_download(mirror: Mirror, upstream:
     assert not got.cut
     assert got.body == data
     assert upstream.count("GET", str(blob)) == 1
-    assert outcome(await asyncio.wait_for(theirs, 40), data) in case.joined
+    assert outcome(await asyncio.wait_for(theirs, 40), data) in CASES[name].joined
 
 
 async def test_another_registry_takes_over_when_the_first_fails_midway(

@@ -8,9 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.support.mirrors import Mirror, StartMirror
-from tests.support.scripted import Fault, Image, Redirect, Scripted, Silence, Status
-
-_RESOURCES = ["tag", "head", "digest", "blob", "blob head", "tags", "referrers"]
+from tests.support.resources import RESOURCES, request
+from tests.support.scripted import Fault, Redirect, Scripted, Silence, Status
 
 
 @pytest.fixture
@@ -21,21 +20,8 @@ async def other() -> AsyncIterator[Scripted]:
         yield scripted
 
 
-def request(resource: str, image: Image) -> tuple[str, str]:
-    """Method and path below the repository."""
-    return {
-        "tag": ("GET", "manifests/latest"),
-        "head": ("HEAD", "manifests/latest"),
-        "digest": ("GET", f"manifests/{image.digest}"),
-        "blob": ("GET", f"blobs/{image.layers[0]}"),
-        "blob head": ("HEAD", f"blobs/{image.layers[0]}"),
-        "tags": ("GET", "tags/list"),
-        "referrers": ("GET", f"referrers/{image.digest}"),
-    }[resource]
-
-
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-@pytest.mark.parametrize("resource", _RESOURCES)
+@pytest.mark.parametrize("resource", RESOURCES)
 async def test_another_registrys_challenge_is_answered_with_its_own_token(
     start: StartMirror, upstream: Scripted, other: Scripted, resource: str, status: int
 ) -> None:
@@ -64,7 +50,7 @@ async def test_another_registrys_challenge_is_answered_with_its_own_token(
 
 
 @pytest.mark.parametrize("realm", ["basic", "the first one's", "none"])
-@pytest.mark.parametrize("resource", _RESOURCES)
+@pytest.mark.parametrize("resource", RESOURCES)
 async def test_no_password_is_made_use_of_by_another_registry(
     start: StartMirror, upstream: Scripted, other: Scripted, resource: str, realm: str
 ) -> None:
@@ -83,7 +69,7 @@ async def test_no_password_is_made_use_of_by_another_registry(
     assert {asked.authorization for asked in other.asked} == {None}
 
 
-@pytest.mark.parametrize("resource", _RESOURCES)
+@pytest.mark.parametrize("resource", RESOURCES)
 async def test_redirects_in_a_circle_end(start: StartMirror, upstream: Scripted, other: Scripted, resource: str) -> None:
     """Between two registries, or within one: after a few requests, as upstream's error."""
     other.auth = None
@@ -96,7 +82,7 @@ async def test_redirects_in_a_circle_end(start: StartMirror, upstream: Scripted,
     assert len(upstream.asked) + len(other.asked) <= 8
 
 
-@pytest.mark.parametrize("resource", _RESOURCES)
+@pytest.mark.parametrize("resource", RESOURCES)
 @pytest.mark.parametrize(
     "location", ["./{last}", "../../other/{path}", "/v2/library/other/{path}", "//{host}/v2/library/other/{path}"]
 )
