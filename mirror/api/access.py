@@ -5,6 +5,7 @@ A thread formats and writes the lines, so that neither a slow terminal nor a ful
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import threading
@@ -114,16 +115,25 @@ def _pieces(lines: list[str]) -> Iterator[str]:
     yield "".join(piece)
 
 
+@functools.lru_cache(maxsize=8)
+def _second(moment: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment))
+
+
 def _time(moment: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment)) + f".{int(moment * 1000) % 1000:03d}Z"
+    return f"{_second(int(moment))}.{int(moment * 1000) % 1000:03d}Z"
+
+
+_quoted = json.JSONEncoder().encode
+"""What ``json.dumps`` calls in the end, without the three quarters of its time that go before."""
 
 
 def _line(entry: tuple[Any, ...]) -> str:
     moment, client, method, repository, reference, path, status, size, seconds, cache, agent, complete = entry
     return (
-        f'{{"time":"{_time(moment)}","client":{json.dumps(client)},"method":{json.dumps(method)},"repository":{json.dumps(repository)},'
-        f'"reference":{json.dumps(reference)},"path":{json.dumps(path)},"status":{status},"bytes":{size},"duration":{seconds:.6f},"cache":{json.dumps(cache)},'
-        f'"agent":{json.dumps(agent)},"complete":{"true" if complete else "false"}}}\n'
+        f'{{"time":"{_time(moment)}","client":{_quoted(client)},"method":{_quoted(method)},"repository":{_quoted(repository)},'
+        f'"reference":{_quoted(reference)},"path":{_quoted(path)},"status":{status},"bytes":{size},"duration":{seconds:.6f},"cache":{_quoted(cache)},'
+        f'"agent":{_quoted(agent)},"complete":{"true" if complete else "false"}}}\n'
     )
 
 
