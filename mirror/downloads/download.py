@@ -164,7 +164,8 @@ class Download:
         self._gained = 0
         if self._failures >= _TRIES:
             raise error
-        await asyncio.sleep(pause(self._failures, error.retry_after if isinstance(error, UpstreamLimited) else None))
+        if self._failures:
+            await asyncio.sleep(pause(self._failures - 1, error.retry_after if isinstance(error, UpstreamLimited) else None))
 
     async def aclose(self) -> None:
         """Closes the connection."""
