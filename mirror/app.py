@@ -19,9 +19,9 @@ from mirror.api.server import Api
 from mirror.api.targets import Targets
 from mirror.certificate import Certificate, ends
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
+from mirror.config.in_force import in_force
 from mirror.disk_probe import DiskProbe
 from mirror.readiness import Readiness
-from mirror.settings_in_force import in_force
 from mirror.tasks import BackgroundTask
 from mirror.web.admin import Admin
 from mirror.web.pages import SiteInfo

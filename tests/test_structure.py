@@ -23,10 +23,7 @@ MAY_IMPORT = {
     "durable": {"regular_files"},
     "certificate": {"regular_files", "tasks"},
     "units": set(),
-    "setting_errors": set(),
-    "settings_in_force": {"config", "units"},
-    "setting_sources": set(),
-    "config": {"names", "regular_files", "certificate", "disk_room", "units", "setting_errors", "setting_sources"},
+    "config": {"names", "regular_files", "certificate", "disk_room", "units", "config"},
     "clients": {"clients", ""},
     "upstream": SHARED | {"upstream", ""},
     "disk_room": {"units"},
@@ -42,7 +39,6 @@ MAY_IMPORT = {
     "wiring": {"config", "metrics", "errors", "cache", "storage", "upstream"},
     "app": {
         "disk_probe",
-        "settings_in_force",
         "workers",
         "readiness",
         "config",
@@ -57,9 +53,6 @@ MAY_IMPORT = {
     "cli": SHARED
     | {
         "units",
-        "setting_errors",
-        "settings_in_force",
-        "setting_sources",
         "config",
         "disk_room",
         "app",
@@ -196,8 +189,8 @@ def test_modules_are_short_and_say_what_they_are(path: Path) -> None:
 
 def test_the_cache_and_the_api_know_no_http_client() -> None:
     """aiohttp is the api's and the upstream's affair."""
-    for part in ("storage", "downloads", "cache"):
+    for part in ("config", "storage", "downloads", "cache"):
         for path in (ROOT / part).rglob("*.py"):
             assert "aiohttp" not in path.read_text(), path
-    for name in ("names", "errors", "config", "manifests"):
+    for name in ("names", "errors", "manifests"):
         assert "aiohttp" not in (ROOT / f"{name}.py").read_text()

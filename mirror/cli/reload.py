@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from mirror.cli import logs
 from mirror.config import ConfigError, Settings
-from mirror.settings_in_force import changed
+from mirror.config.in_force import changed
 
 log = logging.getLogger(__name__)
 

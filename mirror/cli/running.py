@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 from mirror import durable
 from mirror.config import DEFAULT_ENDPOINTS, ConfigError, Settings
+from mirror.config.sources import default_cache_dir
 from mirror.regular_files import read_file
-from mirror.setting_sources import default_cache_dir
 
 _NAME = "running.json"
 _LARGEST = 1024 * 1024

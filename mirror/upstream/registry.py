@@ -49,7 +49,7 @@ _NO_NAME = {"NAME_UNKNOWN", "NAME_INVALID"}
 
 
 class RegistrySettings(Protocol):
-    """What is needed of a registry's settings (mirror/config.py)."""
+    """What is needed of a registry's settings (mirror/config/registries.py)."""
 
     @property
     def endpoints(self) -> tuple[str, ...]: ...

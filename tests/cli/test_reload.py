@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mirror.config import load
-from mirror.settings_in_force import changed
+from mirror.config.in_force import changed
 from tests.support.mirrors import MirrorProcess, until
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from mirror.config import Expire, Settings
+from mirror.config.cache import Expire
+from mirror.config.settings import Settings
 from mirror.units import format_size, parse_cache_size, parse_duration, parse_rate
 
 _SPANS = ((86400, "d"), (3600, "h"), (60, "m"))

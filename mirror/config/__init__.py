@@ -1,0 +1,14 @@
+"""Settings: what can be set, where it comes from, and what is wrong with it."""
+
+from mirror.config.cache import Cache as Cache
+from mirror.config.cache import Expire as Expire
+from mirror.config.registries import ALIASES as ALIASES
+from mirror.config.registries import DEFAULT_ENDPOINTS as DEFAULT_ENDPOINTS
+from mirror.config.registries import DEFAULT_REGISTRY as DEFAULT_REGISTRY
+from mirror.config.registries import Registry as Registry
+from mirror.config.server import Server as Server
+from mirror.config.settings import Log as Log
+from mirror.config.settings import Settings as Settings
+from mirror.config.settings import load as load
+from mirror.config.sources import ConfigError as ConfigError
+from mirror.config.upstream import Upstream as Upstream

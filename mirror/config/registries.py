@@ -1,0 +1,85 @@
+"""Settings of a registry, and the registries that are known without any."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from mirror.config.tables import Table, readable
+from mirror.regular_files import LARGEST_SECRET, read_file
+from mirror.units import parse_endpoint
+
+DEFAULT_REGISTRY = "docker.io"
+"""The registry of names without one: dockerd uses ``registry-mirrors`` for docker.io only."""
+ALIASES = dict.fromkeys(
+    ("index.docker.io", "registry-1.docker.io", "registry.docker.io", "registry.hub.docker.com", "hub.docker.com"), "docker.io"
+)
+"""Other names of registries."""
+
+DEFAULT_ENDPOINTS = {
+    "docker.io": "https://registry-1.docker.io",
+    "ghcr.io": "https://ghcr.io",
+    "quay.io": "https://quay.io",
+    "registry.k8s.io": "https://registry.k8s.io",
+    "gcr.io": "https://gcr.io",
+    "mcr.microsoft.com": "https://mcr.microsoft.com",
+    "public.ecr.aws": "https://public.ecr.aws",
+}
+
+
+class Registry(Table):
+    endpoints: tuple[str, ...] = Field(
+        (),
+        description="URLs, tried in order: blobs from any, tags from the first that knows them; for a default registry, its own",
+    )
+    username: str | None = Field(
+        None,
+        description="for the registry itself, where its own endpoint is in the list, otherwise for the first; the others are asked without",
+    )
+    password: SecretStr | None = Field(None, description="for upstream; better a `password_file`")
+    password_file: Path | None = Field(None, description="a file with the password, read at each use")
+    ca_file: Path | None = Field(
+        None,
+        description="certificates to trust for these endpoints beside the system's, PEM: roots, intermediates or a server's own",
+    )
+
+    @field_validator("endpoints")
+    @classmethod
+    def _endpoints(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(parse_endpoint(url) for url in value)
+
+    @field_validator("password_file", "ca_file")
+    @classmethod
+    def _files(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            readable(value)
+        return value
+
+    @field_validator("ca_file")
+    @classmethod
+    def _certificates(cls, value: Path | None) -> Path | None:
+        try:
+            ssl.create_default_context(cafile=value)
+        except ssl.SSLError:
+            raise ValueError("a file of certificates in PEM form is expected") from None
+        return value
+
+    @model_validator(mode="after")
+    def _credentials(self) -> Registry:
+        if self.password is not None and self.password_file is not None:
+            raise ValueError("password and password_file exclude each other: keep one")
+        has_password = self.password is not None or self.password_file is not None
+        if (self.username is None) == has_password:
+            raise ValueError("username and a password (password or password_file) belong together")
+        return self
+
+    def credentials(self) -> tuple[str, str] | None:
+        """User and password, the file read anew; None where there are none. Raises OSError."""
+        if self.username is None:
+            return None
+        if self.password_file is not None:
+            return self.username, read_file(self.password_file, LARGEST_SECRET, follow=True).decode().rstrip("\r\n")
+        assert self.password is not None
+        return self.username, self.password.get_secret_value()

@@ -1,0 +1,122 @@
+"""Settings: a TOML file, the environment (``MIRROR_…``) and flags, in rising precedence.
+
+All faults are reported at once, each with its key, the form expected and the value found; secrets are never shown.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from mirror.config.cache import Cache
+from mirror.config.errors import describe
+from mirror.config.registries import DEFAULT_ENDPOINTS, Registry
+from mirror.config.server import Server
+from mirror.config.sources import ConfigError, from_file, merge
+from mirror.config.tables import Table
+from mirror.config.upstream import Upstream
+from mirror.names import is_registry_name
+
+
+class Log(Table):
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="`debug`, `info`, `warning` or `error`")
+    format: Literal["text", "json"] = Field("text", description="`text` or `json`, on standard error")
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, env_prefix="MIRROR_", env_nested_delimiter="__"
+    )
+
+    server: Server = Server()
+    cache: Cache = Field(default_factory=Cache)
+    upstream: Upstream = Upstream()
+    log: Log = Log()
+    registries: Mapping[str, Registry] = Field(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *args: Any, **kwargs: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # `load` merges the sources itself, so that an error can name the source.
+        return (kwargs["init_settings"],)
+
+    @field_validator("registries")
+    @classmethod
+    def _registries(cls, value: Mapping[str, Registry]) -> Mapping[str, Registry]:
+        for name, registry in value.items():
+            if not is_registry_name(name):
+                raise ValueError(f"{name!r} is not a registry's name: a lower-case host such as ghcr.io or registry.lan:5000")
+            if not registry.endpoints and name not in DEFAULT_ENDPOINTS:
+                raise ValueError(f'{name} needs endpoints = ["https://…"]')
+        known = {name: Registry(endpoints=(url,)) for name, url in DEFAULT_ENDPOINTS.items()}
+        for name, registry in value.items():
+            endpoints = registry.endpoints or known[name].endpoints
+            known[name] = registry.model_copy(update={"endpoints": endpoints})
+        return types.MappingProxyType(known)
+
+
+def load(
+    file: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any], running: Mapping[str, Any] | None = None
+) -> Settings:
+    """Reads the settings; `flags` is a tree like the file's, and so is what the `running` mirror uses. Raises ConfigError with every fault."""
+    layers = [("in the environment", _from_environment(environ)), ("on the command line", dict(flags))]
+    layers.insert(0, ("of the running mirror", dict(running or {})))
+    if file is not None:
+        layers.insert(0, (f"in {file}", from_file(file)))
+    merged: dict[str, Any] = {}
+    for _, layer in layers:
+        merge(merged, layer)
+    # A validator of `registries` adds the defaults, and runs only on what is there.
+    merged.setdefault("registries", {})
+    try:
+        return Settings(**merged)
+    except ValidationError as error:
+        raise ConfigError([describe(fault, layers, _known_keys) for fault in error.errors(include_url=False)]) from None
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    class Environment(EnvSettingsSource):
+        def _load_env_vars(self) -> Mapping[str, str | None]:
+            return {key.lower(): value for key, value in environ.items()}
+
+    try:
+        found: dict[str, Any] = Environment(Settings)()
+    except Exception:
+        raise ConfigError(["MIRROR_…: a table given as one variable must be JSON"]) from None
+    faults = [
+        f"{key}: is not read; two underscores stand between a table and its setting: {meant}"
+        for key in environ
+        if key.startswith("MIRROR_") and (meant := _with_two_underscores(key.upper())) is not None
+    ]
+    if faults:
+        raise ConfigError(faults)
+    tables = {name.upper() for name in Settings.model_fields}
+    for key in environ:
+        table = key.removeprefix("MIRROR_").partition("__")[0]
+        if "__" in key and key.startswith("MIRROR_") and table.upper() not in tables:
+            found[table.lower()] = {}
+    return found
+
+
+def _with_two_underscores(key: str) -> str | None:
+    """The variable that was meant by ``MIRROR_CACHE_MAX_SIZE`` or ``MIRROR_MAX_SIZE``; None where no setting has such a name."""
+    for table, fields in _TABLES.items():
+        for field in () if table == "registries" else fields.model_fields:
+            if key in (f"MIRROR_{table}_{field}".upper(), f"MIRROR_{field}".upper()):
+                return f"MIRROR_{table}__{field}".upper()
+    return None
+
+
+_TABLES: dict[str, type[Table]] = {"server": Server, "cache": Cache, "upstream": Upstream, "log": Log, "registries": Registry}
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    if len(path) == 1:
+        return list(Settings.model_fields)
+    return list(_TABLES[path[0]].model_fields) if path[0] in _TABLES else []

@@ -1,0 +1,28 @@
+"""Settings for all upstream registries."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from mirror.config.tables import Duration, Table
+
+
+class Upstream(Table):
+    connect_timeout: Duration = Field(5.0, description="time limit for connecting to an upstream")
+    header_timeout: Duration = Field(
+        20.0, description="time limit for an upstream's response headers; containerd gives up after 30 s"
+    )
+    stall_timeout: Duration = Field(
+        15.0, description="time limit for the next bytes of a body, after which it is resumed on another connection"
+    )
+    attempts: int = Field(3, ge=1, le=10, description="attempts at each endpoint before an error")
+    connections_per_blob: int = Field(
+        16,
+        ge=1,
+        le=64,
+        description="maximum number of parallel connections for one blob, used where that is faster; 1 for never more than one",
+    )
+    connections_per_endpoint: int = Field(
+        32, ge=1, description="maximum number of connections to one endpoint; the first one of each blob is always allowed"
+    )
+    connections: int = Field(64, ge=1, description="the same over all endpoints, each of which has an equal share")
