@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mirror.regular_files import open_file
@@ -63,10 +63,14 @@ def _written_beside(path: Path, content: bytes, prepare: Callable[[int], None] |
         raise
 
 
-def rename_durably(fd: int, source: Path, target: Path) -> None:
-    """Gives a written file, open as `fd`, its final name. Blocks. Raises OSError."""
+def rename_durably(fd: int, source: Path, target: Path, obsolete: Iterable[str]) -> None:
+    """Gives a written file, open as `fd`, its final name, and deletes the files that are of no use without `source`. Blocks. Raises OSError."""
     os.fsync(fd)
     os.replace(source, target)
+    # Before the wait for the disk, in which somebody else may create all of them anew.
+    for path in obsolete:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
     sync_folder(target.parent)
 
 

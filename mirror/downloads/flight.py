@@ -106,6 +106,16 @@ class Flight:
             self._ask(supplier)
         return supplier
 
+    @property
+    def can_be_joined(self) -> bool:
+        """False once it has failed, or its file belongs to the store: a file that the store no longer has may have been removed because it was damaged."""
+        if self.error is not None:
+            return False
+        try:
+            return not self.verified or (self._spool is not None and self._spool.current)
+        except OSError:
+            return False
+
     def _ask(self, supplier: Supplier) -> None:
         self._asking[supplier] = asyncio.create_task(supplier.ask())
 

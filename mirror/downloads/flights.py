@@ -39,7 +39,7 @@ class Flights:
         After SizeDisputed, `claimed` is the size that the registry of `context` claims: readers that were told the same size share a flight.
         """
         known = self._flights.get((digest, claimed))
-        if known is not None and known.error is None:
+        if known is not None and known.can_be_joined:
             return known, True
         flight = Flight(digest, self._store, context, self._context_of, claimed)
         self._flights[digest, claimed] = flight
@@ -62,7 +62,7 @@ class Flights:
     def size(self, digest: Digest, repository: Repository) -> int | None:
         """Returns the size in bytes of a blob that is being downloaded; None where the repository has not told it and it is not verified."""
         flight = self._flights.get((digest, None))
-        if flight is None or flight.error is not None:
+        if flight is None or not flight.can_be_joined:
             return None
         supplier = flight.suppliers.get(repository)
         return flight.size if flight.verified else None if supplier is None else supplier.size

@@ -139,7 +139,7 @@ async def test_an_image_is_taken_apart(mirror: Mirror, upstream: Scripted, ask: 
     assert ask.image(APP, Digest.parse(image.digest)) == details
     assert ask.image(APP, Tag("2")) is None
     with closing(Catalog(mirror.directory / "catalog")) as catalog:
-        catalog.forget([config.descriptor.digest])
+        catalog.forget([config.descriptor.digest], lambda _: True)
     details = ask.image(APP, Tag("1"))
     assert details is not None
     assert not details.variants[0].complete, "no client pulls an image without its configuration"
@@ -172,16 +172,16 @@ async def test_what_goes_is_gone_from_the_inventory(mirror: Mirror, upstream: Sc
     one = make_image(1)
     with closing(Catalog(mirror.directory / "catalog")) as catalog:
         layer = Digest.parse(next(iter(one.blobs)))
-        catalog.forget([layer])
+        catalog.forget([layer], lambda _: True)
         (found,) = ask.images().entries
         assert found.missing == 1
         assert before.entries[0].size - found.size == len(one.blobs[str(layer)])
         catalog.add(layer, len(one.blobs[str(layer)]))
         assert ask.images().entries[0].size == before.entries[0].size
-        catalog.forget([Digest.parse(one.digest)])
+        catalog.forget([Digest.parse(one.digest)], lambda _: True)
         assert ask.images().entries[0].platforms == ()
         assert ask.images().entries[0].size == len(image.manifests[-1][1])
-        catalog.forget([Digest.parse(image.digest)])
+        catalog.forget([Digest.parse(image.digest)], lambda _: True)
         assert ask.images().total == 0
         assert ask.totals().images == 0
 

@@ -21,11 +21,14 @@ from typing import Any
 import aiohttp
 import pytest
 
+from mirror import durable
+from mirror.cache.negative import Negative
 from mirror.cache.tags import Tags
 from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
+from mirror.storage.disk.content import Content
 from tests.support.mirrors import Mirror, StartMirror, until
-from tests.support.scripted import Scripted, Status
+from tests.support.scripted import Hold, Scripted, Status
 
 LATEST = "/v2/app/manifests/latest"
 MIB = 1024 * 1024
@@ -168,11 +171,7 @@ async def test_a_catalog_that_is_damaged_within(start: StartMirror, upstream: Sc
     for one in (LATEST, path(image.layers[0]), "/v2/app/tags/list"):
         await mirror.get(one)
         assert (await mirror.get(one)).cache == "mirror; hit"
-    for _ in range(200):
-        if await mirror.metric("mirror_cache_blobs") == 2:
-            break
-        await asyncio.sleep(0.02)
-    assert await mirror.metric("mirror_cache_blobs") == 2
+    await until_counted(mirror, 2)
     assert list(catalog.glob("*.damaged")) == []
 
 
@@ -340,6 +339,148 @@ async def test_a_client_that_asks_again_has_rot_found_out(start: StartMirror, up
     assert upstream.count("GET", blob.hex) == 2
     await mirror.until_cached(blob)
     assert (await mirror.get(path(blob))).cache == "mirror; hit"
+
+
+class SlowEnd:
+    """Holds up the first download after its file has got its final name, until `release`; `reached` is set meanwhile."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+        self.reached, self._released = threading.Event(), threading.Event()
+        committed = Content.committed
+
+        def sync_folder(folder: Path) -> None:
+            if folder.name == "sha256" and not self.reached.is_set():
+                self.reached.set()
+                assert self._released.wait(60)
+
+        async def commit(content: Content, digest: Digest, size: int) -> None:
+            if not self.reached.is_set():
+                self.reached.set()
+                await until(self._released.is_set, 60)
+            await committed(content, digest, size)
+
+        if where == "sync of the folder":
+            monkeypatch.setattr(durable, "sync_folder", sync_folder)
+        else:
+            monkeypatch.setattr(Content, "committed", commit)
+
+    def release(self) -> None:
+        self._released.set()
+
+
+@pytest.mark.parametrize("size", [100, 8 * MIB])
+@pytest.mark.parametrize("where", ["sync of the folder", "row of the catalog"])
+async def test_rot_that_is_found_before_a_slow_disk_has_ended_the_download(
+    start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch, size: int, where: str
+) -> None:
+    """The file is removed, and no later client gets it from the descriptor that the download still has open: the blob is fetched again, once.
+
+    The first download does not clear away what belongs to the second when it ends.
+    """
+    end = SlowEnd(monkeypatch, where)
+    blob = upstream.add_blob(os.urandom(size))
+    mirror: Mirror = await start()
+    hold = Hold(size // 2)
+    try:
+        assert (await mirror.get(path(blob))).digest() == blob
+        await until(end.reached.is_set)
+        overwrite(mirror, blob, like_rot=True)
+        for _ in range(2):
+            got = await mirror.get(path(blob))
+            assert (got.cache, got.digest() == blob) == ("mirror; hit", False)
+        await until(lambda: not mirror.cached(blob))
+        assert (await mirror.head(path(blob))).headers["Content-Length"] == str(size)
+        upstream.fail(blob.hex, hold)
+        asking = [asyncio.create_task(mirror.get(path(blob))) for _ in range(3)]
+        await asyncio.wait([asyncio.create_task(hold.reached.wait()), *asking], return_when=asyncio.FIRST_COMPLETED)
+        end.release()
+        await until_counted(mirror, 1)
+        assert f"sha256-{blob.hex}.have" in mirror.spooled()
+    finally:
+        end.release()
+        hold.release.set()
+    for got in await asyncio.gather(*asking):
+        assert (got.status, got.cut, got.digest()) == (200, False, blob)
+    assert upstream.count("GET", blob.hex) == 2
+    await mirror.until_cached(blob)
+    await until(lambda: mirror.spooled() == [])
+    assert (await mirror.get(path(blob))).cache == "mirror; hit"
+    await until_counted(mirror, 1)
+
+
+@pytest.mark.parametrize("where", ["sync of the folder", "row of the catalog"])
+async def test_a_client_that_found_nothing_just_before_a_download_was_finished(
+    start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """It gets the finished file, whether or not the end of the download is recorded: upstream is not asked again."""
+    end = SlowEnd(monkeypatch, where)
+    blob = upstream.add_blob(os.urandom(MIB))
+    mirror: Mirror = await start()
+    upstream.fail(blob.hex, hold := Hold(1000))
+    missed, go_on = asyncio.Event(), asyncio.Event()
+
+    async def check(negative: Negative, key: str) -> None:
+        missed.set()
+        await go_on.wait()
+
+    first = asyncio.create_task(mirror.get(path(blob)))
+    try:
+        await hold.reached.wait()
+        monkeypatch.setattr(Negative, "check", check)
+        second = asyncio.create_task(mirror.get(path(blob)))
+        await missed.wait()
+        hold.release.set()
+        await until(end.reached.is_set)
+        go_on.set()
+        for task in (first, second):
+            assert (await task).digest() == blob
+    finally:
+        end.release()
+        go_on.set()
+    assert [asked.method for asked in upstream.asked] == ["GET"]
+    await until(lambda: mirror.spooled() == [])
+    assert (await mirror.get(path(blob))).cache == "mirror; hit"
+
+
+async def test_a_blob_that_is_fetched_again_before_its_damaged_file_is_forgotten_is_not_forgotten(
+    start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever removes a file deletes its row a moment later; by then another client may have brought the blob back, and its new row stays."""
+    blob = upstream.add_blob(os.urandom(1000))
+    mirror: Mirror = await start()
+    await mirror.get(path(blob))
+    await until_counted(mirror, 1)
+    overwrite(mirror, blob, like_rot=True)
+    removed, released = threading.Event(), threading.Event()
+    remove = BlobStore.remove_damaged
+
+    def slowly(store: BlobStore, fd: int, digest: Digest) -> None:
+        remove(store, fd, digest)
+        removed.set()
+        assert released.wait(60)
+
+    monkeypatch.setattr(BlobStore, "remove_damaged", slowly)
+    try:
+        for _ in range(2):
+            await mirror.get(path(blob))
+        await until(removed.is_set)
+        assert (await mirror.get(path(blob))).digest() == blob
+        await mirror.until_cached(blob)
+        await until(lambda: mirror.spooled() == [])
+    finally:
+        released.set()
+    await mirror.stop()
+    with contextlib.closing(sqlite3.connect(mirror.directory / "catalog" / "content.sqlite")) as db:
+        assert db.execute("SELECT digest, size FROM content").fetchall() == [(str(blob), 1000)]
+
+
+async def until_counted(mirror: Mirror, blobs: int) -> None:
+    """Waits until the catalog has so many rows."""
+    for _ in range(500):
+        if await mirror.metric("mirror_cache_blobs") == blobs:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"{await mirror.metric('mirror_cache_blobs')} blobs are counted, not {blobs}")
 
 
 async def test_a_verification_holds_up_nobody(start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:

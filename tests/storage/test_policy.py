@@ -109,7 +109,7 @@ def test_the_totals_are_those_of_the_rows(tmp_path: Path) -> None:
     catalog.add_manifest(Descriptor(OCI_MANIFEST, blobs[1], 100), [blobs[0]])
     with catalog.changing():
         catalog.queues.to_main(str(blobs[0]), 0)
-    catalog.forget([blobs[2]])
+    catalog.forget([blobs[2]], lambda _: True)
     assert catalog.totals() == (300, 3)
     assert [catalog.queues.size(queue) for queue in Queue] == [100, 100]
     catalog.close()

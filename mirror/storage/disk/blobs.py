@@ -111,6 +111,14 @@ class BlobStore:
         status = status_of(self.path(digest))
         return None if status is None else status.st_size
 
+    def is_gone(self, digest: Digest) -> bool:
+        """True if a blob is not cached; False if it is, or if that cannot be found out."""
+        try:
+            return self.size(digest) is None
+        except OSError as error:
+            log.warning("%s cannot be read, and stays in the catalog: %s", digest, error)
+            return False
+
     def put(self, digest: Digest, content: bytes) -> None:
         """Stores small content, which the caller has verified. Raises OSError."""
         write_durably(Path(self.path(digest)), content, lambda fd: self.seal(fd, digest))

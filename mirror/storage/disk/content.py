@@ -115,7 +115,7 @@ class Content:
 
     async def _check(self, digest: Digest) -> None:
         if not await self._checker.run(self._blobs.verify, digest, lambda: self._closing):
-            await self._catalog.write(Catalog.forget, [digest])
+            await self._catalog.write(Catalog.forget, [digest], self._blobs.is_gone)
 
     def partial(self, digest: Digest, claimed: int | None) -> DiskPartial:
         """See `Store.partial`."""
@@ -153,13 +153,13 @@ class Content:
             file = await self._open(digest)
             if file is None:
                 if media_type is not None:
-                    await self._catalog.write(Catalog.forget, [digest])
+                    await self._catalog.write(Catalog.forget, [digest], self._blobs.is_gone)
                 return None
             with contextlib.closing(file):
                 body = await self._threads.run(_read_verified, file, digest)
                 if body is None:
                     await self._threads.run(self._blobs.remove_damaged, file.fd, digest)
-                    await self._catalog.write(Catalog.forget, [digest])
+                    await self._catalog.write(Catalog.forget, [digest], self._blobs.is_gone)
                     return None
         except (StorageUnreadable, OSError) as error:
             # It is there all the same: upstream is asked this time, and nothing is forgotten.

@@ -177,7 +177,8 @@ class DiskPartial:
             if error.errno not in FULL:
                 raise
             # Others fill this disk too.
-            await self._reservations.grow(self._name, self._reservations.reserved[self._name], None, len(data))
+            reserved = self._reservations.reserved.get(self._name, self._spool.have.total)
+            await self._reservations.grow(self._name, reserved, None, len(data))
             try:
                 await self._threads.run(self._write, offset, data, hasher)
             except OSError as again:

@@ -146,10 +146,8 @@ class Spool:
         self.verified = True
         self._append(*_VERIFIED)
         self._store.seal(self.fd, self.digest)
-        rename_durably(self.fd, Path(self._part_path), Path(self._store.path(self.digest)))
-        for path in (self._have_path, self._sources_path):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+        target = Path(self._store.path(self.digest))
+        rename_durably(self.fd, Path(self._part_path), target, (self._have_path, self._sources_path))
         self.share()
 
     def share(self) -> None:

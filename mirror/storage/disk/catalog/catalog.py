@@ -27,7 +27,7 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +122,15 @@ class Catalog:
         self._db.execute("DELETE FROM child WHERE parent = ?", name)
         self._db.execute("DELETE FROM holding WHERE digest = ?", name)
 
-    def forget(self, digests: Iterable[Digest]) -> None:
-        """Deletes the rows of content whose files are gone."""
+    def forget(self, digests: Iterable[Digest], is_gone: Callable[[Digest], bool]) -> None:
+        """Deletes the rows of content whose files are gone, as `is_gone` says.
+
+        It is called within the transaction: a file that is written again meanwhile, by any process, keeps its row or gets a new one afterwards.
+        """
         with self.changing():
             for digest in digests:
-                self.drop(digest)
+                if is_gone(digest):
+                    self.drop(digest)
 
     def parents(self, digest: Digest) -> dict[Digest, float]:
         """The cached manifests that name something, and when each was last used, in seconds since the epoch."""

@@ -74,21 +74,12 @@ class Mending:
     def _drop(self, catalog: Catalog, digests: list[Digest]) -> None:
         """Deletes rows whose file is gone or has another size; not those of files written since the scan."""
         sizes = catalog.content()
-        gone = []
         for digest in digests:
-            try:
-                size = self._blobs.size(digest)
-            except OSError as error:
-                log.warning("%s cannot be read, and stays in the catalog: %s", digest, error)
-                continue
-            if size is not None and size != sizes.get(digest):
-                if not self._blobs.remove(digest):
-                    # It is being read, or cannot be opened now.
-                    continue
-                size = None
-            if size is None:
-                gone.append(digest)
-        catalog.forget(gone)
+            # Where it cannot be opened now, or is being read, it stays.
+            with contextlib.suppress(OSError):
+                if self._blobs.size(digest) not in (None, sizes.get(digest)):
+                    self._blobs.remove(digest)
+        catalog.forget(digests, self._blobs.is_gone)
 
     def _describe(self, digests: list[Digest]) -> list[tuple[Descriptor, list[Digest]]]:
         """Returns what files without a row are. Blobs have no media type; manifests have children."""

@@ -67,7 +67,7 @@ class Scrub:
             fd = await reading.open(digest)
         except FileNotFoundError:
             # It was evicted a moment ago, or somebody deleted it.
-            await self._catalog.write(Catalog.forget, [digest])
+            await self._catalog.write(Catalog.forget, [digest], self._store.is_gone)
             return
         except OSError as error:
             await self._postpone(digest, error)
@@ -94,7 +94,7 @@ class Scrub:
     async def _repair(self, digest: Digest) -> None:
         holder = await self._catalog.read(None, Catalog.holder, digest)
         is_manifest = await self._catalog.read(None, Catalog.manifest_type, digest) is not None
-        await self._catalog.write(Catalog.forget, [digest])
+        await self._catalog.write(Catalog.forget, [digest], self._store.is_gone)
         if holder is not None:
             try:
                 await self._restore(holder, digest, is_manifest)

@@ -76,7 +76,7 @@ class Verification:
         holder = await self._catalog.do(Catalog.holder, digest)
         is_manifest = await self._catalog.do(Catalog.manifest_type, digest) is not None
         if remove:
-            await self._catalog.do(Catalog.forget, [digest])
+            await self._catalog.do(Catalog.forget, [digest], self._blobs.is_gone)
         return Verified(digest, size, state, holder, is_manifest)
 
     async def _note(self, whole: list[Digest]) -> None:
