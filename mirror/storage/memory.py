@@ -14,7 +14,7 @@ from mirror.manifests import Manifest, children_of, payload_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.memory_partial import MemoryDownload, MemoryPartial
 from mirror.storage.slices import Part
-from mirror.storage.store import Change, Collected, Deleted, Gone, Pin, Question, Restore, State, Statistics, TagRecord, Verified
+from mirror.storage.store import Change, Collected, Deleted, Gone, Question, Restore, State, Statistics, TagRecord, Verified
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -51,7 +51,8 @@ class MemoryStore:
         self._manifests: dict[Digest, Manifest] = {}
         self._holdings: dict[Digest, set[Repository]] = {}
         self._tags: dict[tuple[Repository, str], TagRecord] = {}
-        self._pins: dict[tuple[Repository, Reference], Pin] = {}
+        self._pins: dict[tuple[Repository, Reference], Digest | None] = {}
+        """What each pinned reference meant last; None while that is unknown."""
         self._documents: dict[str, str] = {}
         self._status: Any = None
 
@@ -165,8 +166,8 @@ class MemoryStore:
 
     async def set_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
         self._tags[repository, tag.value] = record
-        if (pin := self._pins.get((repository, tag))) is not None:
-            self._pins[repository, tag] = Pin(repository, tag, record.descriptor.digest, pin.since)
+        if (repository, tag) in self._pins:
+            self._pins[repository, tag] = record.descriptor.digest
 
     async def drop_tag(self, repository: Repository, tag: Tag) -> None:
         self._tags.pop((repository, tag.value), None)
@@ -208,17 +209,17 @@ class MemoryStore:
         digest = reference if isinstance(reference, Digest) else None
         if isinstance(reference, Tag) and (record := self._tags.get((repository, reference.value))) is not None:
             digest = record.descriptor.digest
-        self._pins.setdefault((repository, reference), Pin(repository, reference, digest, time.time()))
+        self._pins.setdefault((repository, reference), digest)
         return digest in self.content
 
     async def unpin(self, repository: Repository, reference: Reference) -> bool:
-        return self._pins.pop((repository, reference), None) is not None
-
-    async def pins(self) -> list[Pin]:
-        return sorted(self._pins.values(), key=lambda pin: (pin.repository.registry, pin.repository.path, str(pin.reference)))
+        if (repository, reference) not in self._pins:
+            return False
+        del self._pins[repository, reference]
+        return True
 
     def _pinned(self) -> set[Digest]:
-        return self._family({pin.digest for pin in self._pins.values() if pin.digest is not None})
+        return self._family({digest for digest in self._pins.values() if digest is not None})
 
     async def delete(self, repository: Repository, reference: Reference, *, force: bool = False) -> Deleted:
         if isinstance(reference, Tag):

@@ -11,7 +11,7 @@ What is atomic, across the tasks and processes that share a store: `put_manifest
 
 Failures. Content is *absent* if it is known not to be there. If the disk does not give it for another reason (no descriptors, an I/O error, no permission), it is not absent:
 `open` and `size` raise StorageUnreadable, and nothing is forgotten. The other methods that a pull needs do not raise if the disk or the catalog fails: they return
-what an empty store would, so that upstream is asked. The methods that people call (pins, `delete`, `collect`, `verify`, the inventory) raise CatalogFailed.
+what an empty store would, so that upstream is asked. The methods that people call (`pin`, `unpin`, `delete`, `collect`, `verify`, the inventory) raise CatalogFailed.
 """
 
 from __future__ import annotations
@@ -48,16 +48,6 @@ class Change:
 
     deleted: bool
     tags: tuple[tuple[Repository, Tag], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Pin:
-    """An image that is never evicted. `digest` is what the reference meant last, None while that is unknown; `since` in seconds since the epoch."""
-
-    repository: Repository
-    reference: Reference
-    digest: Digest | None
-    since: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,10 +231,6 @@ class Store(Protocol):
 
     async def unpin(self, repository: Repository, reference: Reference) -> bool:
         """Lets an image be evicted again. Returns False if it was not pinned by this reference."""
-        ...
-
-    async def pins(self) -> list[Pin]:
-        """All pins, by name."""
         ...
 
     async def delete(self, repository: Repository, reference: Reference, *, force: bool = False) -> Deleted:

@@ -38,11 +38,9 @@ def test_a_pin_keeps_everything_of_its_image(tmp_path: Path) -> None:
     for reference in (LATEST, digest("index")):
         catalog.pin(APP, reference)
         catalog.pin(APP, reference)
-        assert [(pin.repository, pin.reference, pin.digest) for pin in catalog.pins()] == [(APP, reference, digest("index"))]
         assert catalog.pinned() == everything
         assert catalog.unpin(APP, reference)
         assert not catalog.unpin(APP, reference)
-        assert catalog.pins() == []
         assert catalog.pinned() == {}
     catalog.close()
 
@@ -51,7 +49,7 @@ def test_a_pinned_tag_keeps_what_it_means_today(tmp_path: Path) -> None:
     """A pin made before the tag is known holds once it is; it moves with the tag, stays when upstream drops the tag, and outlives a restart."""
     catalog = Catalog(tmp_path)
     catalog.pin(APP, LATEST)
-    assert catalog.pins()[0].digest is None
+    assert catalog.pinned() == {}
     for name in ("old", "new"):
         catalog.add_manifest(Descriptor(OCI_MANIFEST, digest(name), 10), [])
         catalog.set_tag(APP, LATEST.value, record(name))
@@ -137,5 +135,5 @@ def test_a_catalog_from_before_pins_takes_them(tmp_path: Path) -> None:
     db.close()
     catalog = Catalog(tmp_path)
     catalog.pin(APP, LATEST)
-    assert len(catalog.pins()) == 1
+    assert catalog.unpin(APP, LATEST)
     catalog.close()

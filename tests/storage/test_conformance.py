@@ -100,7 +100,8 @@ async def test_what_is_not_there_is_absent(store: Store) -> None:
     assert await store.tag(APP, ONE) is None
     assert await store.holder(digest) is None
     assert await store.document("x") is None
-    assert (await store.tags(APP), await store.repositories(), await store.pins()) == ([], [], [])
+    assert (await store.tags(APP), await store.repositories()) == ([], [])
+    assert not await store.unpin(APP, ONE)
     assert await store.naming(digest, 0) == []
     assert await store.contents() == {}
     with pytest.raises(ManifestUnknown):
@@ -375,20 +376,16 @@ async def test_pins_hold_what_a_tag_means(store: Store) -> None:
     """Made before or after the image is cached, they keep all of it; they follow the tag, and outlive it."""
     assert not await store.pin(APP, ONE)
     layers = [os.urandom(100_000), os.urandom(100_001)]
-    first = await put_image(store, APP, ONE, layers[0])
+    await put_image(store, APP, ONE, layers[0])
     assert await store.pin(APP, ONE)
-    [pin] = await store.pins()
-    assert (pin.repository, pin.reference, pin.digest) == (APP, ONE, first.digest)
-    second = await put_image(store, APP, ONE, layers[1])
+    await put_image(store, APP, ONE, layers[1])
     await store.drop_tag(APP, ONE)
-    assert [pin.digest for pin in await store.pins()] == [second.digest]
     for _ in range(6):
         await put(store, os.urandom(300_000))
     assert store.size(Digest.of(layers[0])) is None
     assert store.size(Digest.of(layers[1])) == 100_001
     assert await store.unpin(APP, ONE)
     assert not await store.unpin(APP, ONE)
-    assert await store.pins() == []
 
 
 @pytest.mark.parametrize("by", ["tag", "digest"])
@@ -407,7 +404,8 @@ async def test_deleting_takes_what_no_other_image_has(store: Store, by: str) -> 
     deleted = await store.delete(APP, name, force=True)
     assert (deleted.digest, deleted.tags) == (one.digest, ("1",))
     assert (deleted.freed, deleted.kept) == (3000 + len(one.body), 5000 + len(b"{}"))
-    assert (await store.tag(APP, ONE), await store.pins()) == (None, [])
+    assert await store.tag(APP, ONE) is None
+    assert not await store.unpin(APP, name)
     assert await store.manifest(one.digest) is None
     assert await store.manifest(two.digest) == two
     assert [store.size(Digest.of(data)) for data in (shared, own)] == [5000, None]

@@ -34,7 +34,7 @@ from mirror.storage.disk.maintenance.verification import Verification
 from mirror.storage.disk.partial import DiskPartial
 from mirror.storage.disk.statuses import Statuses
 from mirror.storage.settings import Upkeep
-from mirror.storage.store import Change, Collected, Deleted, Pin, Question, Restore, Statistics, TagRecord, Verified
+from mirror.storage.store import Change, Collected, Deleted, Question, Restore, Statistics, TagRecord, Verified
 from mirror.tasks import BackgroundTask
 from mirror.threads import ThreadPool
 
@@ -177,9 +177,6 @@ class DiskStore:
 
     async def unpin(self, repository: Repository, reference: Reference) -> bool:
         return await self._catalog.do(Catalog.unpin, repository, reference)
-
-    async def pins(self) -> list[Pin]:
-        return await self._catalog.do(Catalog.pins)
 
     async def delete(self, repository: Repository, reference: Reference, *, force: bool = False) -> Deleted:
         deleted = await self._catalog.do(self._delete, repository, reference, force)

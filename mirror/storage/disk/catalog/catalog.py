@@ -33,7 +33,7 @@ from typing import Any
 
 from mirror.errors import DigestInvalid
 from mirror.manifests import Descriptor
-from mirror.names import Digest, Reference, Repository, Tag, parse_reference
+from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.disk.catalog import history
 from mirror.storage.disk.catalog.changes import Changes
 from mirror.storage.disk.catalog.documents import Documents
@@ -43,7 +43,6 @@ from mirror.storage.disk.catalog.schema import MANIFESTS, open_database
 from mirror.storage.disk.files import make_private_folder
 from mirror.storage.disk.maintenance.policy import MOST_FREQUENT, queue_of_new
 from mirror.storage.store import Change
-from mirror.storage.store import Pin as Pin
 from mirror.storage.store import TagRecord as TagRecord
 
 log = logging.getLogger(__name__)
@@ -303,21 +302,13 @@ class Catalog:
         return None if named is None else named.digest
 
     def unpin(self, repository: Repository, reference: Reference) -> bool:
-        """Gives an image back to eviction. False where it was not pinned by that very reference."""
+        """See `Store.unpin`."""
         with self._db:
             found = self._db.execute(
                 "DELETE FROM pin WHERE registry = ? AND path = ? AND reference = ?",
                 (repository.registry, repository.path, str(reference)),
             )
         return found.rowcount > 0
-
-    def pins(self) -> list[Pin]:
-        """All pins, by name."""
-        rows = self._db.execute("SELECT registry, path, reference, digest, since FROM pin ORDER BY registry, path, reference")
-        return [
-            Pin(Repository(registry, path), parse_reference(reference), Digest.parse(digest) if digest else None, since)
-            for registry, path, reference, digest, since in rows
-        ]
 
     def pinned(self) -> dict[Digest, int]:
         """Everything cached that belongs to a pinned image, with sizes in bytes: manifest or index, what they name, and so on down."""
