@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "api": SHARED | {"units", "api", "cache", "downloads", "storage"},
     "web": SHARED | {"units", "clients", "api", "cache", "storage", "downloads", "web"},
     "doctor": SHARED | {"units", "disk_room", "config", "clients", "upstream", "doctor"},
-    "workers": {"config", "metrics", "locks", "workers"},
+    "workers": {"backoff", "config", "metrics", "locks", "workers"},
     "disk_probe": {"disk_room"},
     "readiness": {"certificate", "disk_probe", "config", "durable", "regular_files", "upstream", "workers"},
     "wiring": {"config", "metrics", "errors", "cache", "storage", "upstream"},

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirror import metrics
+from mirror.backoff import doubled
 from mirror.config import Server
 from mirror.locks import try_exclusive, try_shared
 from mirror.workers.acceptor import listen
@@ -33,8 +34,7 @@ _ABSENT = 2**62
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SHORT_LIVED = 10.0
 """Seconds; a worker that lived shorter is replaced after a pause, which doubles each time."""
-_FIRST_PAUSE = 0.1
-_LONGEST_PAUSE = 10.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 _MOST_STILLBORN = 10
 """Workers in a row that died before they served; after so many the parent gives up, unless another worker serves."""
 _START_INTERVAL = 0.02
@@ -54,9 +54,9 @@ class _Worker:
 
 
 def prepare() -> Path:
-    """Returns an empty folder for files that workers share. The first call makes it and starts the program anew, in this process. Raises OSError.
+    """Returns an empty folder for files that workers share. The first call makes it and executes the program again, in this process. Raises OSError.
 
-    prometheus_client decides when it is imported how it counts ("Multiprocess Mode"), which is before the settings are read.
+    prometheus_client reads the folder's name from the environment when it is imported ("Multiprocess Mode"), which is before the settings are read.
     """
     prefix = f"{metrics.FOLDER}{os.getpid()}-"
     folder = Path(os.environ.get(metrics.VARIABLE, ""))
@@ -112,7 +112,7 @@ def run(
         for listener in listeners:
             stack.callback(listener.close)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        # Objects that exist now are never garbage: if the collector leaves them alone, workers share their memory.
+        # The collector skips frozen objects, so workers go on sharing their memory.
         gc.freeze()
         return _Parent(server, folder, work, listeners, reload).run(lambda: started(server.url(*listeners[0].getsockname()[:2])))
 
@@ -134,7 +134,8 @@ class _Parent:
         self._workers: dict[int, _Worker] = {}
         self._due: dict[int, float] = {0: 0.0}
         """When to start each worker that does not run, by number."""
-        self._pauses: dict[int, float] = {}
+        self._early_deaths: dict[int, int] = {}
+        """How often in a row each worker lived shorter than _SHORT_LIVED."""
         self._stillborn = 0
         # Memory that all processes share: the parent's maps are inherited by fork.
         self._counts = memoryview(mmap.mmap(-1, 8 * server.workers)).cast("q")
@@ -242,8 +243,9 @@ class _Parent:
             self._stillborn += not self._serves(number)
             self._counts[number], self._alive[number] = _ABSENT, 0.0
             lived = time.monotonic() - worker.began
-            pause = 0.0 if lived >= _SHORT_LIVED else min(max(2 * self._pauses.get(number, 0.0), _FIRST_PAUSE), _LONGEST_PAUSE)
-            self._pauses[number] = pause
+            early = self._early_deaths.get(number, 0)
+            pause = 0.0 if lived >= _SHORT_LIVED else doubled(_FIRST_PAUSE, early, _LONGEST_PAUSE)
+            self._early_deaths[number] = 0 if lived >= _SHORT_LIVED else early + 1
             self._due[number] = time.monotonic() + pause
             log.warning("worker %d (process %d) %s after %.1f s", number, worker.pid, ended[1], lived)
         return died
