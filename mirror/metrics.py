@@ -89,7 +89,7 @@ scrub_damaged = Counter("mirror_scrub_damaged", "Damaged content found on disk a
 
 upstream_up = Gauge(
     "mirror_upstream_up",
-    "0 while an endpoint is left alone after failures, else 1",
+    "0 while an endpoint is paused after failures, else 1",
     _ENDPOINT,
     registry=REGISTRY,
     multiprocess_mode="mostrecent",

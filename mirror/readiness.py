@@ -103,7 +103,7 @@ def _state(endpoint: dict[str, Any]) -> str:
     if endpoint["state"] != "down":
         return _STATES[endpoint["state"]]
     seconds = math.ceil((endpoint["asked_again"] or 0.0) - time.time())
-    return f"is left alone for {seconds} s after failures" if seconds > 0 else "is down, and is asked again by the next request"
+    return f"is paused for {seconds} s after failures" if seconds > 0 else "is down, and is asked again by the next request"
 
 
 def _heard(endpoint: dict[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""One request on its way through: what is to be logged and counted of it."""
+"""The context of a request, which collects what is logged and counted; and sending a blob as its body."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class RequestContext:
-    """Filled in while the request is answered."""
+    """The state of a request while it is answered."""
 
     request: web.BaseRequest
     hold: Hold
@@ -33,14 +33,14 @@ class RequestContext:
     sent: int = 0
     """Bytes of body."""
     complete: bool = True
-    """False where the body was cut short, by either side."""
+    """False if the body was cut short, by either side."""
     cut: str = ""
-    """Why it was."""
+    """Why the body was cut short."""
     kind: str = ""
     """``blob`` or ``manifest`` for a request for content."""
 
     async def keep(self, make: Callable[[], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
-        """The response that `make` returns, once there is room for its body in memory; see `Hold.keep`."""
+        """Returns the response of `make`, once there is room for its body in memory; see `Hold.keep`."""
         return await self.hold.keep(make)
 
     def count(self, kind: str, outcome: Outcome) -> None:
@@ -52,12 +52,12 @@ class RequestContext:
         (metrics.hits if outcome.hit else metrics.misses).labels(*labels).inc()
 
     def count_time(self, seconds: float) -> None:
-        """Counts how long a request for content took. One whose client left while it waited is not counted."""
+        """Records the duration of a request for content. It is not recorded if the client left before the response."""
         if self.kind and self.outcome is not None:
             metrics.request_seconds.labels(self.kind, "hit" if self.outcome.hit else "miss").observe(seconds)
 
     def count_sent(self, kind: str, size: int) -> None:
-        """Counts bytes of body that went to the client."""
+        """Counts bytes of body that were sent to the client."""
         assert self.target is not None and self.target.repository is not None
         self.sent += size
         if size:
@@ -65,7 +65,7 @@ class RequestContext:
 
 
 def header(request: web.BaseRequest, name: str) -> str | None:
-    """The value of a header that is a list, and may have come as several lines (RFC 9110, section 5.3)."""
+    """Returns the value of a list-based header, with several field lines joined (RFC 9110, section 5.3); None if there is none."""
     return ", ".join(request.headers.getall(name, ())) or None
 
 
@@ -76,10 +76,9 @@ async def stream_body(
     ranges: Sequence[tuple[int, int | None]],
     multipart: Multipart | None = None,
 ) -> None:
-    """Sends ranges of a blob, ``[start, stop)``, after the headers; more than one as `multipart`.
+    """Sends the headers, and ranges ``[start, stop)`` of a blob; several as `multipart`.
 
-    Where they end too early, by the client's doing or upstream's, the connection is ended too: what was sent must not look complete. Never raises but
-    CancelledError.
+    If the client leaves or upstream fails, the connection is aborted, so that the client does not take the body for complete. Raises nothing but CancelledError.
     """
     request = context.request
     try:
@@ -92,10 +91,10 @@ async def stream_body(
         return
     sender = None
     if ranges[0][1] is not None and transport.get_extra_info("sslcontext") is None:
-        # Without its own buffer, so that what `drain` waits for is the kernel, and sendfile cannot overtake what was written.
+        # Without a write buffer: `drain` waits for the kernel, so sendfile cannot overtake bytes written before.
         transport.set_write_buffer_limits(0)
         with contextlib.suppress(OSError):
-            # It needs a descriptor; where there is none, the bytes are read and written.
+            # FileSender needs a descriptor. Without one, bytes are read and written.
             sender = FileSender(transport)
     try:
         writer.send_headers()
@@ -132,8 +131,8 @@ async def stream_body(
         context.cut = str(error) or type(error).__name__
         transport.abort()
     except Exception:
-        # No error can be told any more: it would be taken for bytes of the blob.
-        log.exception("cannot go on with %s %s", request.method, request.raw_path[:300])
+        # An error response is impossible now: it would be taken for bytes of the blob.
+        log.exception("failed within the body of %s %s", request.method, request.raw_path[:300])
         context.complete, context.cut = False, "the mirror failed"
         transport.abort()
     finally:

@@ -1,9 +1,8 @@
-"""Which names the mirror answers to: a web page must not reach it by a name of its own.
+"""Protection against DNS rebinding: checks the host of a request against the names that the mirror answers to.
 
-By DNS rebinding a page of ``evil.example`` makes that name mean ``127.0.0.1``, or an address of the local network, and the browser then lets it read whatever
-is answered there. Only the ``Host`` header tells such a request from others. So the dashboard, and everything on a loopback address, is answered only under
-names that nobody else can own: IP addresses, the machine's own name, names without a dot or under a domain that is never delegated, and those that are set.
-Over TLS a browser checks the name by itself.
+By DNS rebinding ``evil.example`` resolves to ``127.0.0.1``, or to an address of the local network, and the browser lets a script of that site read the responses.
+Only the ``Host`` header distinguishes such a request. So the dashboard, and everything on a loopback address, is served only under names that nobody else can own:
+IP addresses, the machine's own name, names without a dot or under a domain that is never delegated, and those in the settings. Over TLS the browser checks the name.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ _HOST = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*)\]|(?P<name>[^\[\]:@/]*))(?::\d*)?")
 
 
 class KnownHosts:
-    """The names that the mirror answers to: addresses, the machine's name, `names`."""
+    """The names that the mirror answers to: IP addresses, the machine's name, private domains and `names`."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = {name.lower() for name in (*names, socket.gethostname(), socket.getfqdn())}
 
     def check(self, request: web.BaseRequest, *, everywhere: bool) -> None:
-        """Refuses a request under a name that is not known, `everywhere` or on loopback addresses only. Raises HostUnknown.
+        """Raises HostUnknown if a request names an unknown host, `everywhere` or on loopback addresses only.
 
-        The target's own authority counts as well, where it has one (RFC 9112, section 3.2.2).
+        The authority of a request target in absolute form is checked too (RFC 9112, section 3.2.2).
         """
         named = [request.headers.get("Host", "")]
         if (authority := target_authority(request.raw_path)) is not None:
@@ -69,7 +68,7 @@ def _is_address(text: str) -> bool:
 
 
 def is_loopback(address: object) -> bool:
-    """Whether a socket's address, as `getsockname` gives it, is this machine's own."""
+    """Returns whether a socket's address, as `getsockname` returns it, is a loopback address."""
     if not isinstance(address, tuple):
         return False
     found = ipaddress.ip_address(str(address[0]).partition("%")[0])

@@ -1,4 +1,4 @@
-"""Range and the conditions on it (RFC 9110, sections 13 and 14)."""
+"""Range requests and conditional requests (RFC 9110, sections 13 and 14)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from mirror.errors import RangeNotSatisfiable
 
 _RANGE = re.compile(r"\s*(\d{0,19})\s*-\s*(\d{0,19})\s*", re.ASCII)
 _MOST_RANGES = 2048
-"""Ranges of one request that are answered as such; podman asks for up to 1024 chunks of a zstd:chunked layer at once."""
+"""Ranges of one request; with more, Range is ignored. podman requests up to 1024 chunks of a zstd:chunked layer at once."""
 
 Range = tuple[int, int]
 """A half-open range of bytes."""
 
 
 def parse_ranges(header: str | None, size: int) -> list[Range] | None:
-    """The ranges that a Range header asks for, in its order; None where the whole is to be sent.
+    """Returns the ranges that a Range header requests, in its order; None if the whole content is to be sent.
 
-    Other units are ignored (section 14.2), and so are more than `_MOST_RANGES`. Ranges beyond the end are left out where another is within; those that overlap
-    are joined, so that never more than the whole is sent. Raises RangeNotSatisfiable where one is malformed, or none is within.
+    A header with another unit (section 14.2) or more than `_MOST_RANGES` ranges is ignored. Ranges beyond the end are left out. Overlapping ranges are joined, so
+    that no byte is sent twice. Raises RangeNotSatisfiable if a range is malformed, or all are beyond the end.
     """
     if header is None:
         return None
@@ -31,13 +31,13 @@ def parse_ranges(header: str | None, size: int) -> list[Range] | None:
     if len(specs) > _MOST_RANGES:
         return None
     found = [_parse(spec, size) for spec in specs if spec.strip() or len(specs) == 1]
-    if ranges := _apart([one for one in found if one is not None]):
+    if ranges := _disjoint([one for one in found if one is not None]):
         return ranges
     raise _refused(header, size)
 
 
 def _parse(spec: str, size: int) -> Range | None:
-    """One range; None where it is beyond the end. Raises RangeNotSatisfiable where it is malformed."""
+    """Parses one range; None if it is beyond the end. Raises RangeNotSatisfiable if it is malformed."""
     match = _RANGE.fullmatch(spec)
     first, last = match.groups() if match else ("", "")
     if first and (not last or int(first) <= int(last)):
@@ -48,8 +48,8 @@ def _parse(spec: str, size: int) -> Range | None:
     raise _refused(spec, size)
 
 
-def _apart(ranges: list[Range]) -> list[Range]:
-    """`ranges` as they are where none overlaps another; else sorted, and joined where they overlap."""
+def _disjoint(ranges: list[Range]) -> list[Range]:
+    """Returns `ranges` unchanged if none overlap; otherwise sorted, with overlapping ones joined."""
     ordered = sorted(ranges)
     if all(one[1] <= following[0] for one, following in pairwise(ordered)):
         return ranges
@@ -70,7 +70,7 @@ def _refused(header: str, size: int) -> RangeNotSatisfiable:
 
 
 class Multipart:
-    """A body of several ranges (section 14.6): each is sent after its `preamble`, and `end` after the last."""
+    """A multipart/byteranges body (section 14.6): each range follows its item of `preambles`, and `end` follows the last range."""
 
     def __init__(self, ranges: list[Range], size: int, content_type: str) -> None:
         self._boundary = secrets.token_hex(16)
@@ -84,17 +84,17 @@ class Multipart:
 
 
 def content_range(one: Range, size: int) -> str:
-    """The value of Content-Range (section 14.4)."""
+    """Returns the value of Content-Range (section 14.4)."""
     return f"bytes {one[0]}-{one[1] - 1}/{size}"
 
 
 def matches(header: str | None, etag: str) -> bool:
-    """True where an If-None-Match header names `etag` (weak comparison, section 13.1.2): then 304 is the answer."""
+    """Returns whether an If-None-Match header names `etag` (weak comparison, section 13.1.2), so that the response is 304."""
     if header is None:
         return False
     return any(tag.strip() in ("*", etag, f"W/{etag}") for tag in header.split(","))
 
 
 def range_applies(if_range: str | None, etag: str) -> bool:
-    """False where an If-Range header (section 13.1.5) voids the Range. Content never changes, so no date is ever too old."""
+    """Returns whether Range applies despite an If-Range header (section 13.1.5). Content never changes, so any date matches."""
     return if_range is None or not if_range.strip().startswith(('"', "W/")) or if_range.strip() == etag

@@ -1,4 +1,4 @@
-"""Lists that upstream gives: the tags of a repository, the referrers of a manifest. Fresh for the tags' `ttl`; stale when upstream cannot be asked."""
+"""Caches lists from upstream: the tags of a repository, the referrers of a manifest. A list is fresh for `ttl`, and served stale if upstream fails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Listing(Protocol):
-    """What upstream listed; not `complete` where it broke off."""
+    """A list from upstream; not `complete` if only a part of it was received."""
 
     @property
     def entries(self) -> list[Any]: ...
@@ -27,14 +27,14 @@ class Listing(Protocol):
 
 
 class ListSource(Protocol):
-    """What is asked of upstream here. Raises MirrorError."""
+    """The upstream of one registry. Its methods raise MirrorError."""
 
     async def list_tags(self, repository: Repository) -> Listing: ...
     async def list_referrers(self, repository: Repository, digest: Digest) -> Listing: ...
 
 
 class Lists:
-    """Answers that are lists."""
+    """Returns lists from the cache while they are fresh, else from upstream."""
 
     def __init__(
         self, store: Store, source: Callable[[str], ListSource], ttl: float, clock: Callable[[], float] = time.time
@@ -49,7 +49,7 @@ class Lists:
         await self._asking.aclose()
 
     async def tags(self, repository: Repository) -> tuple[list[str], Outcome]:
-        """All tags, in ASCII order ("lexical order", distribution-spec 1.1, "Listing Tags"). Raises MirrorError."""
+        """Returns all tags in ASCII order ("lexical order", distribution-spec 1.1, "Listing Tags"). Raises MirrorError."""
         try:
             found, outcome = await self._list(
                 f"tags {repository}", lambda: self._source(repository.registry).list_tags(repository)
@@ -57,14 +57,14 @@ class Lists:
         except MirrorError as error:
             if isinstance(error, Unknown) and error.certain:
                 raise
-            # Better those that have come by here than none, but not as if they were all.
+            # The tags that clients have pulled are better than none, but are marked as partial.
             found, outcome = await self._store.tags(repository), PARTIAL
             if not found:
                 raise
         return sorted(set(found)), outcome
 
     async def referrers(self, repository: Repository, digest: Digest) -> tuple[list[dict[str, Any]], Outcome]:
-        """Descriptors of what refers to a manifest. Raises MirrorError."""
+        """Returns the descriptors of a manifest's referrers. Raises MirrorError."""
         return await self._list(
             f"referrers {repository} {digest}", lambda: self._source(repository.registry).list_referrers(repository, digest)
         )

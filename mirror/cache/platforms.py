@@ -1,4 +1,4 @@
-"""Which images an index has for some platforms, or for all: a walk over indexes, which may list indexes."""
+"""Selects the images of an index for some platforms, or for all. An index may list other indexes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from mirror.manifests import INDEXES, MEDIA_TYPES, Entry, Manifest, entries_of, 
 from mirror.names import Digest
 
 _DEEPEST = 8
-"""Levels of manifests: more is nobody's image, but somebody's trap."""
+"""Levels of nested indexes; no real image has more."""
 _MOST_MANIFESTS = 2000
-_SIDE_BY_SIDE = 6
+"""Manifests that an image may list, at all levels."""
+_PARALLEL = 6
+"""Manifests that are fetched in parallel."""
 _MOST_NAMED = 5
 """Missing manifests that an error names."""
 
 _DEFAULT_VARIANTS = {"arm64": "v8", "arm": "v7"}
-"""What containerd takes for the variant where none is told ("platforms.Normalize")."""
+"""The variant that containerd assumes if none is given ("platforms.Normalize")."""
 
 
 def fits(platform: str | None, wanted: str) -> bool:
-    """True where an index's entry is for a platform; ``linux/arm64`` is ``linux/arm64/v8``, and one without a variant is for all of its variants."""
+    """Returns whether an index's entry is for a platform. ``linux/arm64`` means ``linux/arm64/v8``; a `wanted` platform without a variant matches all variants."""
     if platform is None:
         return False
     given, asked = platform.split("/"), wanted.split("/")
@@ -32,12 +34,12 @@ def fits(platform: str | None, wanted: str) -> bool:
 
 
 def runs_on(platform: str, wanted: str) -> bool:
-    """True where an image's configuration fits a platform. Its variant is not looked at: many builders leave it out."""
+    """Returns whether an image's configuration is for a platform. The variant is ignored, since many builders leave it out."""
     return platform.split("/")[:2] == wanted.split("/")[:2]
 
 
 class Selection:
-    """What is wanted of the image `name`, gathered by `walk`."""
+    """The images of `name` that are for the wanted platforms; `walk` finds them."""
 
     def __init__(
         self,
@@ -46,10 +48,10 @@ class Selection:
         manifest_of: Callable[[Digest], Awaitable[Manifest]],
         config_of: Callable[[Manifest], Awaitable[bytes]],
     ) -> None:
-        """`platforms` such as ``linux/arm64``, None for everything. `config_of` gives an image's configuration, empty where there is none."""
+        """`platforms` are such as ``linux/arm64``, None for all. `config_of` returns an image's configuration, empty if there is none."""
         self.images: dict[Digest, Manifest] = {}
         self.failures: list[MirrorError] = []
-        """Why parts of it are not among `images`."""
+        """Why `images` is not complete."""
         self._name = name
         self._platforms = platforms
         self._manifest_of = manifest_of
@@ -58,10 +60,10 @@ class Selection:
         self._met: set[str] = set()
         self._seen: set[Digest] = set()
         self._absent: list[Entry] = []
-        self._slots = asyncio.Semaphore(_SIDE_BY_SIDE)
+        self._slots = asyncio.Semaphore(_PARALLEL)
 
     async def walk(self, root: Manifest) -> None:
-        """Finds the images. Raises ManifestUnknown where one of the platforms is not there."""
+        """Finds the images. Raises ManifestUnknown if there is none for one of the platforms."""
         if not _is_index(root):
             if await self._is_wanted(root, None, True):
                 self.images[root.digest] = root
@@ -78,7 +80,7 @@ class Selection:
             self.failures.insert(0, ManifestUnknown(f"upstream lacks {missing} that {self._name} lists: {named}{more}"))
         elif unmet and not self.failures:
             known = ", ".join(sorted(self._offered - {"unknown/unknown"}))
-            raise ManifestUnknown(f"{self._name} is not for {', '.join(unmet)}, but for {known or 'platforms that are not told'}")
+            raise ManifestUnknown(f"{self._name} is not for {', '.join(unmet)}, but for {known or 'unknown platforms'}")
 
     async def _descend(self, root: Manifest) -> None:
         level: list[tuple[Manifest, str | None]] = [(root, None)]
@@ -99,7 +101,7 @@ class Selection:
         self.failures.append(UpstreamInvalid(f"{self._name} nests indexes more than {_DEEPEST} deep"))
 
     def _wanted(self, index: Manifest, inherited: str | None) -> list[Entry]:
-        """The entries to look into: of a platform that is wanted, or that say nothing of it."""
+        """Returns the entries of an index to fetch: those for a wanted platform, and those that name none."""
         wanted = []
         for entry in entries_of(index.body):
             platform = entry.platform or inherited
@@ -117,14 +119,14 @@ class Selection:
     async def _is_wanted(self, image: Manifest, platform: str | None, is_root: bool) -> bool:
         if self._platforms is None or platform is not None:
             return True
-        told = platform_of(await self._config_of(image))
-        if told is None:
-            # No image for any machine (a chart, a signature): wanted where it was asked for by name.
+        actual = platform_of(await self._config_of(image))
+        if actual is None:
+            # Not for any platform (a chart, a signature): wanted only if it was requested by name.
             if is_root:
                 self._met.update(self._platforms)
             return is_root
-        self._offered.add(told)
-        met = {one for one in self._platforms if runs_on(told, one)}
+        self._offered.add(actual)
+        met = {one for one in self._platforms if runs_on(actual, one)}
         self._met |= met
         return bool(met)
 

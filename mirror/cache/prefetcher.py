@@ -1,11 +1,11 @@
-"""Prefetching: when a client asks for a layer that is missing, the other blobs of its image are fetched too.
+"""Prefetching: when a client requests a layer that is not cached, the other blobs of its image are fetched too.
 
-A configuration alone starts nothing: `skopeo inspect` reads it without wanting layers. Which image a layer belongs to is known from the manifests that clients
-have pulled lately, so nothing is fetched for platforms that nobody asked for. Clients come first: each blob is prefetched with one connection, within the bounds
-on spare connections, and only a few at a time unless more side by side come in faster (see concurrency.py); a client that asks for one of them joins its flight.
+A request for a configuration starts nothing: `skopeo inspect` reads it without pulling layers. The image of a layer is found among the manifests that clients
+pulled recently, so only platforms that clients use are fetched. Clients come first: each blob is prefetched over one connection, within the limits on spare
+connections, and only a few at a time unless more in parallel raise the throughput (see concurrency.py); a client that requests one of them joins its flight.
 
-No manifest is believed: a blob is fetched up to the size that its descriptor says, and given up where it is larger. Each registry has a budget of its own, in
-blobs and in bytes, so that one that is slow, or whose manifests promise too much, takes nothing from the others.
+Manifests are not trusted: a blob is given up if it is larger than its descriptor says. Each registry has its own budget of blobs and bytes, so that a slow one, or
+one whose manifests list too much, does not delay the others.
 """
 
 from __future__ import annotations
@@ -31,26 +31,27 @@ from mirror.tasks import BackgroundTask, SingleFlight, close_all
 log = logging.getLogger(__name__)
 
 _LEAST, _MOST = 4, 12
-"""Blobs of one registry that are prefetched side by side: so few that most of the bounds on spare connections stay for large blobs."""
+"""Blobs of one registry that are prefetched in parallel: so few that most spare connections stay available for large blobs."""
 _MOST_WAITING = 256
 """Blobs of one registry that may wait to be prefetched."""
 _MOST_OF_IMAGE = 1024
-"""Blobs of an image that is prefetched: one request for a layer causes no more requests upstream than this."""
+"""Blobs of an image; a larger one is not prefetched. This bounds the upstream requests that one request for a layer causes."""
 _BUDGET = 16 * 1024**3
 """Bytes of one registry that may be under way or wait to be prefetched."""
 _TICK = 0.1
+"""Seconds between measurements of the throughput."""
 _LATELY = 300.0
-"""Seconds for which a pulled manifest says that its layers will be asked for."""
+"""Seconds after a manifest was pulled in which its layers are expected to be requested."""
 _PLENTY = 2**62
-"""Bytes still to come, for the measurement: nobody knows how many, but there are some."""
+"""Bytes left to download, for AdaptiveConcurrency: the number is not known, but large."""
 
 
 class _Registry:
-    """What is prefetched from one registry."""
+    """The blobs that are prefetched from one registry, and those that wait."""
 
     def __init__(self) -> None:
         self.under_way: dict[Flight, int] = {}
-        """With the bytes of each that have been counted."""
+        """The bytes of each flight that the last measurement saw."""
         self.waiting = 0
         self.promised = 0
         """Bytes under way and waiting, as the descriptors say."""
@@ -59,11 +60,11 @@ class _Registry:
         self.measuring = BackgroundTask(self._measure)
 
     def admits(self, descriptor: Descriptor) -> bool:
-        """True where one more blob is within the budget."""
+        """Returns whether one more blob is within the budget."""
         return self.waiting < _MOST_WAITING and self.promised + descriptor.size <= _BUDGET
 
     async def slot(self) -> None:
-        """Waits until one more may be under way."""
+        """Waits until one more flight may begin."""
         self.waiting += 1
         try:
             while len(self.under_way) >= self.concurrency.target:
@@ -74,14 +75,14 @@ class _Registry:
             self.waiting -= 1
 
     async def _measure(self) -> None:
-        """Lets more of them go side by side where that pays, as long as some wait."""
+        """Adapts the number of parallel flights to the measured throughput, as long as some blobs wait."""
         concurrency, count = self.concurrency, 0
         while self.waiting:
             await asyncio.sleep(_TICK)
             for flight, seen in self.under_way.items():
                 progress = flight.progress
                 self.under_way[flight] = progress.have
-                # What a client waits for may come over more and more connections of its own.
+                # A flight that a client reads may add connections of its own.
                 count += max(0, progress.have - seen) if not progress.readers else 0
             delivering = sum(have > 0 for have in self.under_way.values())
             concurrency.observe(asyncio.get_running_loop().time(), count, _PLENTY, delivering)
@@ -90,7 +91,7 @@ class _Registry:
 
 
 class Prefetcher:
-    """Fetches the rest of an image of which a client has asked for a layer."""
+    """Fetches the other blobs of an image when a client requests a layer."""
 
     def __init__(self, store: Store, flights: Flights, context: Callable[[Repository, Digest], DownloadContext]) -> None:
         self._store = store
@@ -100,11 +101,11 @@ class Prefetcher:
         self._registries: defaultdict[str, _Registry] = defaultdict(_Registry)
 
     def begin(self, repository: Repository, blob: Digest) -> None:
-        """A client has asked for a blob that was missing: where it is a layer, the other blobs of its image are prefetched."""
+        """Call this when a client requests a blob that is not cached. If it is a layer, the other blobs of its image are prefetched."""
         self._images.start(("blob", blob), lambda: self._find(repository, blob))
 
     async def aclose(self) -> None:
-        """Gives up what has not begun."""
+        """Gives up blobs whose flight has not begun."""
         await close_all(self._images.aclose, *(registry.measuring.aclose for registry in self._registries.values()))
 
     async def _find(self, repository: Repository, blob: Digest) -> None:
@@ -119,12 +120,12 @@ class Prefetcher:
                 self._images.start(("image", digest), lambda wanted=wanted: self._image(repository, wanted.values()))  # type: ignore[misc]
 
     async def _image(self, repository: Repository, wanted: Iterable[Descriptor]) -> None:
-        # Schema 1 says no sizes: then nothing is prefetched.
+        # Schema 1 has no sizes, so nothing of it is prefetched.
         missing = [one for one in wanted if 0 < one.size <= _BUDGET and self._store.size(one.digest) is None]
         if len(missing) > _MOST_OF_IMAGE or sum(one.size for one in missing) > (await self._store.statistics()).limit:
-            # What comes in would drive out what has just come in, before the client asks for it.
+            # Prefetched blobs would evict each other before the client requests them.
             log.info(
-                "nothing of an image of %s is prefetched: %d blobs, or more bytes than the cache may hold",
+                "an image of %s is not prefetched: it lacks %d blobs, which are too many or larger than the cache",
                 repository,
                 len(missing),
             )
@@ -148,7 +149,7 @@ class Prefetcher:
                 group.create_task(self._end(registry, flight, descriptor.size))
 
     def _begin(self, repository: Repository, descriptor: Descriptor) -> Flight | None:
-        """The flight of one blob; None where it is here already, or another's flight."""
+        """Starts the flight of a blob. Returns None if it is cached or already being downloaded."""
         if self._store.size(descriptor.digest) is not None:
             return None
         flight, joined = self._flights.join(descriptor.digest, self._context(repository, descriptor.digest))
@@ -158,16 +159,16 @@ class Prefetcher:
         return flight
 
     async def _end(self, registry: _Registry, flight: Flight, size: int) -> None:
-        """Waits for the end of a flight, and gives it up where the blob is larger than its descriptor says, unless a client reads it."""
+        """Waits for the end of a flight. Gives it up if the blob is larger than its descriptor says, unless a client reads it."""
         try:
             with contextlib.suppress(MirrorError):
-                # Upstream tells the size before it sends the bytes.
+                # The size of the blob is known once upstream's headers are here.
                 await flight.headers(flight.suppliers.first)
             while True:
                 progress = flight.progress
                 if max(progress.have, progress.size or 0) > size and self._flights.give_up(flight):
                     log.warning(
-                        "prefetching of %s ended: it is larger than the %d bytes that its manifest says", flight.digest, size
+                        "gave up prefetching %s: it is larger than the %d bytes that its manifest says", flight.digest, size
                     )
                 if await self._flights.ended(flight, _TICK):
                     break

@@ -1,7 +1,7 @@
-"""Whole images into the cache before anybody asks for them.
+"""Fetches whole images into the cache before clients request them.
 
-What a client needs that pulls with no upstream is fetched: the manifest that the tag means, of an index those for the wanted platforms, and their configurations
-and layers. Neither dockerd nor containerd asks for the attestations that an index lists, nor for what refers to an image: they come with all platforms only.
+It fetches all that a client needs for a pull without upstream: the manifest that the tag points to, the manifests of an index for the wanted platforms, and their
+configurations and layers. Attestations, which an index lists and neither dockerd nor containerd requests, are fetched with all platforms only; referrers never are.
 """
 
 from __future__ import annotations
@@ -28,54 +28,53 @@ log = logging.getLogger(__name__)
 
 _IMAGES = 4
 _BLOBS = 6
-"""Side by side; each may have several connections."""
-_LOOK = 0.1
-"""Seconds between two looks at how far a download is."""
+"""In parallel; each blob may use several connections."""
 _ELSEWHERE = ("foreign", "nondistributable")
-"""In media types of layers that registries do not have: clients fetch them from URLs that the manifest names (image-spec 1.1, "layer.md")."""
+"""In media types of layers that registries need not have: clients fetch them from the URLs in the manifest (image-spec 1.1, "layer.md")."""
 
 
 @dataclass
 class Arrival:
-    """A blob that some pulls of one command wait for. `before` is how many bytes were here when the first of them began."""
+    """A blob that pulls of one command have in common. `before` is how many bytes were cached when the first pull began."""
 
     before: int
     counted: bool = False
-    """True once one of them has counted what came."""
+    """True once one of the pulls has counted its bytes."""
 
 
 @dataclass
 class Pull:
-    """One image to be pulled, and how far that is. Sizes in bytes."""
+    """The pull of one image, and its progress. Sizes in bytes."""
 
     repository: Repository
     reference: Reference
     platforms: Collection[str] | None = None
-    """Such as ``linux/arm64``; None for everything that an index lists."""
+    """Such as ``linux/arm64``; None for all that an index lists."""
     total: int = 0
-    """Of its configurations and layers, as far as they are known."""
+    """The size of its configurations and layers, as far as they are known."""
     here: int = 0
+    """How much of `total` is cached."""
     fetched: int = 0
-    """What has come of it since the pull began, whoever brought it; what several images of one command share counts once."""
+    """How much was downloaded since the pull began, for this pull or for clients; a blob that images of one command share counts once."""
     blobs: dict[Digest, int] = field(default_factory=dict)
-    """All of them, with their sizes."""
+    """Its configurations and layers, with their sizes."""
     arrivals: dict[Digest, Arrival] = field(default_factory=dict)
     embedded: set[Digest] = field(default_factory=set)
-    """Blobs that upstream does not give, but that a manifest embeds."""
+    """Blobs that upstream lacks, but that a manifest embeds ("data" in a descriptor)."""
     unchecked: str = ""
-    """Why the tag is taken for what it meant last; empty where upstream has told."""
+    """Why the tag could not be checked with upstream, so that the pull uses what is cached; empty if it was checked."""
 
     def __str__(self) -> str:
         return image_name(self.repository, self.reference)
 
 
 class Pulls:
-    """Fetches images, some side by side."""
+    """Fetches images, several in parallel."""
 
     def __init__(
         self, store: Store, manifests: Tags, fetch: Callable[[Repository, Digest], AsyncGenerator[Progress, None]]
     ) -> None:
-        """`fetch` gets a blob into the cache, and tells meanwhile how far it is."""
+        """`fetch` downloads a blob into the cache and yields its progress."""
         self._store = store
         self._manifests = manifests
         self._fetch = fetch
@@ -84,7 +83,7 @@ class Pulls:
         self._arrivals: WeakValueDictionary[Digest, Arrival] = WeakValueDictionary()
 
     async def pull(self, this: Pull) -> None:
-        """Fetches what is missing of an image; `this` tells how far it is meanwhile. Raises MirrorError, once the rest of it is here."""
+        """Fetches what is missing of an image, and updates `this`. If some of it fails, it raises MirrorError after the rest is fetched."""
         async with self._images:
             manifest = await self._resolve(this)
             chosen = Selection(
@@ -105,7 +104,7 @@ class Pulls:
             raise failure
 
     def missing(self, this: Pull) -> int:
-        """How many of its blobs are not in the cache: there was no room for them, or they had to make room since."""
+        """Returns how many of its blobs are not cached: there was no room for them, or they were evicted since."""
         return sum(self._store.size(digest) is None for digest in this.blobs.keys() - this.embedded)
 
     async def _resolve(self, this: Pull) -> Manifest:
@@ -119,7 +118,7 @@ class Pulls:
         return manifest
 
     def _note(self, this: Pull, digest: Digest) -> None:
-        """Notes how much of a blob is here before anything is fetched: what comes from now on counts as fetched, whoever brings it."""
+        """Records how much of a blob is cached before it is fetched, so that bytes that come later count as fetched."""
         arrival = self._arrivals.get(digest)
         if arrival is None:
             size = self._store.size(digest)
@@ -132,7 +131,7 @@ class Pulls:
                 here.follow()
                 return here.have.total
         except OSError as error:
-            log.info("what is here of %s cannot be told: %s", digest, error)
+            log.info("cannot read how much of %s is cached: %s", digest, error)
             return 0
 
     async def _manifest(self, repository: Repository, digest: Digest) -> Manifest:
@@ -140,7 +139,7 @@ class Pulls:
         return manifest
 
     async def _read_config(self, this: Pull, image: Manifest) -> bytes:
-        """An image's configuration, fetched where it is not here; empty where there is none that can be had."""
+        """Returns an image's configuration, fetched if it is not cached; empty if there is none or it cannot be fetched."""
         config, _ = blobs_of(image.body)
         if config is None or not 0 < config.size <= MAX_SIZE:
             return b""
@@ -149,12 +148,12 @@ class Pulls:
         try:
             if self._store.size(config.digest) is None:
                 self._note(this, config.digest)
-                async with aclosing(self._fetch(this.repository, config.digest)) as looks:
-                    async for _ in looks:
+                async with aclosing(self._fetch(this.repository, config.digest)) as progress:
+                    async for _ in progress:
                         pass
             reader = await self._store.open(config.digest)
         except MirrorError as error:
-            # Told when the blobs are fetched.
+            # Raised again when the blobs are fetched.
             log.info("%s: no configuration %s: %s", this, config.digest, error)
             return b""
         if reader is None:
@@ -168,8 +167,8 @@ class Pulls:
             seen = 0
             if self._store.size(digest) is None:
                 try:
-                    async with aclosing(self._fetch(this.repository, digest)) as looks:
-                        async for progress in looks:
+                    async with aclosing(self._fetch(this.repository, digest)) as updates:
+                        async for progress in updates:
                             this.here += progress.have - seen
                             seen = progress.have
                 except (Unknown, Denied, UpstreamError):
@@ -177,7 +176,7 @@ class Pulls:
                         raise
                     this.embedded.add(digest)
             arrival = this.arrivals[digest]
-            # Several images have it: it was fetched once.
+            # A blob of several images was fetched once.
             if not arrival.counted and (came := (self._store.size(digest) or 0) - arrival.before) > 0:
                 arrival.counted = True
                 this.fetched += came

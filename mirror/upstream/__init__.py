@@ -1,4 +1,4 @@
-"""HTTP out: registries, their endpoints, and how they are asked. Knows nothing of the cache, nor of clients."""
+"""The client side: requests to registries and their endpoints. Depends on neither the cache nor the API."""
 
 from mirror.upstream.registry import Registry, Upstreams
 from mirror.upstream.transport import Connections, Timeouts

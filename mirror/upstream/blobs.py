@@ -1,7 +1,7 @@
-"""A blob upstream: over which of the registry's endpoints its bytes come.
+"""Fetches a blob from the endpoints of a registry.
 
-Blobs are verified, so they may come from any endpoint, or from several at once. Which one is asked is decided by what each has delivered lately; only where
-that makes no difference by the order given.
+Blobs are verified, so they may come from any endpoint, or from several at once. Endpoints are ranked by what they delivered recently; those that are about as
+fast keep the configured order.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from mirror.upstream.transport import Transport, length_of, shown
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", re.IGNORECASE)
 _AS_GOOD = 1.5
-"""Times the best endpoint's time within which the order given decides."""
+"""Endpoints within this factor of the fastest one's time keep the configured order."""
 
 
 class Blob:
-    """One blob of one repository. It remembers which endpoints sent its bytes, to know which one sent wrong ones."""
+    """A blob of a repository. It records which endpoints sent its bytes, so that one that sent wrong bytes is known."""
 
     def __init__(
         self, registry: str, endpoints: Sequence[Endpoint], transport: Transport, repository: Repository, digest: Digest
@@ -40,16 +40,16 @@ class Blob:
         self._pulled = metrics.pulled_bytes.labels(registry, "blob")
         self._givers: set[Endpoint] = set()
         self._refused: set[Endpoint] = set()
-        self._alone = False
+        self._single_source = False
 
     @property
     def connections(self) -> int:
-        """How many may fetch it at once: 1 where its bytes must come from one endpoint, because several gave wrong ones."""
-        return 1 if self._alone else self._transport.connections.per_blob
+        """How many connections may fetch it at once: 1 after wrong bytes from several endpoints, since all bytes must then come from one."""
+        return 1 if self._single_source else self._transport.connections.per_blob
 
     @property
     def ranges(self) -> bool:
-        """False where all endpoints are known not to answer them rightly."""
+        """False if no endpoint handles Range correctly, as far as is known."""
         return not all(endpoint.delivery.unranged for endpoint in self._endpoints)
 
     @property
@@ -57,19 +57,19 @@ class Blob:
         return self._digest == Digest.of(b"", self._digest.algorithm)
 
     async def describe(self) -> Descriptor:
-        """Its size. Raises BlobUnknown, Denied, UpstreamError."""
+        """Returns its size. Raises BlobUnknown, Denied, UpstreamError."""
 
         async def ask(endpoint: Endpoint, deadline: float) -> Descriptor:
             url = endpoint.url(self._repository, f"blobs/{self._digest}")
             response = await endpoint.head(url, self._repository, {}, deadline, self._digest)
             size = length_of(response) if response is not None else None
             if not size and not (size == 0 and self._empty):
-                # Some stores do not say the length in it, or say 0. An empty blob has no first byte to ask for.
+                # Some stores answer HEAD without a length, or with 0. An empty blob has no first byte to request.
                 stream = await self._open(endpoint, 0, None if self._empty else 1, deadline)
                 await stream.aclose()
                 size = stream.size
             if size is None:
-                raise UpstreamInvalid(f"{shown(url)} does not say how long the blob is")
+                raise UpstreamInvalid(f"{shown(url)} does not say the size of the blob")
             return Descriptor("application/octet-stream", self._digest, size)
 
         return await with_failover(
@@ -77,10 +77,10 @@ class Blob:
         )
 
     async def open(self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None) -> BlobStream:
-        """Begins to fetch ``[start, stop)``; all of it is asked for without a Range.
+        """Requests the bytes ``[start, stop)``, without Range for the whole blob.
 
-        A `spare` connection is one that the blob can do without: it is opened only within the bounds, rather not at the endpoint `avoid`.
-        Raises BlobUnknown, Denied, UpstreamError; UpstreamBusy where no spare connection may be opened now.
+        A `spare` connection is an additional one: it counts against the limits, and the endpoint `avoid` is its last choice. Raises BlobUnknown, Denied,
+        UpstreamError; UpstreamBusy if no spare connection is allowed now.
         """
         ranked = self._ranked(start, spare=spare, avoid=avoid)
         if spare:
@@ -97,16 +97,16 @@ class Blob:
         )
 
     def reject(self) -> bool:
-        """The bytes were wrong. True when it may be tried again: with what another endpoint has, or with one of several at a time."""
+        """Call this when the bytes were wrong. Returns whether another attempt is worthwhile: from another endpoint, or from one endpoint instead of several."""
         givers, self._givers = self._givers, set()
         if len(givers) == 1:
             for giver in givers:
                 giver.delivery.note_wrong()
             self._refused |= givers
-        elif self._alone:
+        elif self._single_source:
             return False
-        # Of several nobody knows who it was: from now on one gives it all.
-        self._alone = True
+        # Of several endpoints, the one that sent wrong bytes is unknown: from now on one sends all of them.
+        self._single_source = True
         return len(self._refused) < len(self._endpoints)
 
     def _ranked(self, start: int, *, spare: bool = False, avoid: str | None = None) -> list[Endpoint]:
@@ -116,7 +116,7 @@ class Blob:
         def key(endpoint: Endpoint) -> tuple[object, ...]:
             delivery = endpoint.delivery
             cost = costs[endpoint]
-            # Who has not been asked lately is taken to be as good as the best, and so gets its turn.
+            # An endpoint without recent measurements counts as the fastest, so that it is measured again.
             cost = best or 1.0 if cost is None else cost
             if spare:
                 cost *= delivery.active + 1
@@ -139,7 +139,7 @@ class Blob:
         url = endpoint.url(self._repository, f"blobs/{self._digest}")
         headers = {}
         if start > 0 or stop is not None:
-            # Closed where possible: some registries answer 416 to an open one.
+            # With an end if possible: some registries answer 416 to an open range.
             headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
         try:
             async with asyncio.timeout_at(deadline):
@@ -168,7 +168,7 @@ class Blob:
     def _read_head(
         self, endpoint: Endpoint, response: Response, start: int, stop: int | None, ranged: bool
     ) -> tuple[int | None, int]:
-        """Size of the whole blob and offset of the first byte that comes."""
+        """Returns the size of the whole blob, and the offset of the first byte in the body. Raises BlobUnknown, UpstreamInvalid."""
         if response.status == 404:
             raise self._unknown()
         if response.status == 200:
@@ -176,8 +176,8 @@ class Blob:
                 endpoint.delivery.note_unranged()
             size = length_of(response)
             if size == 0 and not self._empty:
-                # No byte could be withheld of it: it would look complete.
-                raise UpstreamInvalid(f"{shown(response.url)} answered with nothing where there must be a blob")
+                # An empty body would be taken for a complete one.
+                raise UpstreamInvalid(f"{shown(response.url)} answered with an empty body instead of a blob")
             return size, 0
         if response.status == 206 and ranged:
             try:

@@ -1,4 +1,4 @@
-"""WWW-Authenticate, as registries use it (RFC 9110, section 11.6.1; distribution's "Token Authentication Specification")."""
+"""Parses WWW-Authenticate (RFC 9110, section 11.6.1; distribution's "Token Authentication Specification")."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PARAMETER = re.compile(r'\s*,?\s*([A-Za-z][A-Za-z0-9_-]*)\s*=\s*(?:"((?:[^"\\]|
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """`scheme` in lower case: ``bearer`` or ``basic``. The rest is of Bearer only."""
+    """A challenge. `scheme` is in lower case, such as ``bearer`` or ``basic``; only Bearer has the other parameters."""
 
     scheme: str
     realm: str = ""
@@ -22,7 +22,7 @@ class Challenge:
 
 
 def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
-    """All challenges that can be made sense of, in order; one header may hold several."""
+    """Returns all challenges that can be parsed, in order. A header may hold several."""
     found = []
     for header in headers:
         position = 0
@@ -44,7 +44,7 @@ def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
 
 
 def choose(challenges: list[Challenge]) -> Challenge | None:
-    """The challenge to answer: Bearer before Basic; None where there is neither."""
+    """Returns the challenge to answer: Bearer rather than Basic; None if there is neither."""
     for scheme in ("bearer", "basic"):
         for challenge in challenges:
             if challenge.scheme == scheme and (scheme == "basic" or challenge.realm):
@@ -53,10 +53,9 @@ def choose(challenges: list[Challenge]) -> Challenge | None:
 
 
 def pull_scope(challenged: str | None, path: str) -> str:
-    """The scope to ask a token for: what a challenge names, but never more than pull; ``repository:<path>:pull`` where it names nothing.
+    """Returns the scope to request: what the challenge names, reduced to pull; ``repository:<path>:pull`` if it names none.
 
-    A registry may know a repository by another name than its clients, or have scopes of its own (public.ecr.aws: "aws"). Which actions a mirror wants is not its
-    to say (distribution's "Token Scope Documentation").
+    A registry may use another name for a repository than its clients, or scopes of its own (public.ecr.aws: "aws"). See distribution's "Token Scope Documentation".
     """
     scopes = []
     for scope in (challenged or "").split():

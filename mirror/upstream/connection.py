@@ -16,35 +16,35 @@ import h11
 from multidict import CIMultiDict, CIMultiDictProxy
 
 _HEAD = 64 * 1024
-"""Bytes read at once of a response's head, and the longest head: signed URLs in Location are long."""
+"""Bytes of the longest response head, and of one read: signed URLs in Location are long."""
 _GATHER = 0.05
-"""Seconds, at most, in which a slow body's next bytes are gathered: each hand-over costs as much as receiving 100 kB."""
+"""Seconds at most to wait for more bytes of a slow body: passing bytes to the event loop costs as much as receiving 100 kB."""
 _ENOUGH = 256 * 1024
-"""Bytes that are not gathered on."""
+"""Bytes that are passed on without waiting for more."""
 _RESET = struct.pack("ii", 1, 0)
 
 
 class Connection:
-    """One connection. Its methods block; one thread at a time uses them, but for `abort`."""
+    """A connection. Its methods block. Only one thread at a time may use it, except for `abort`."""
 
     def __init__(self, key: Hashable, connected: socket.socket) -> None:
         connected.setblocking(True)
         self.key = key
         self.answered = False
-        """True when some of the last response has come."""
+        """True if a part of the last response was received."""
         self._socket = connected
         self._aborted = False
         self._h11 = h11.Connection(h11.CLIENT)
         self._left: int | None = 0
-        """Bytes of the body to come; None where its end is found by h11."""
+        """Bytes of the body not yet received; None if h11 finds its end."""
         self._early = b""
-        """Bytes of the body that came with the head."""
+        """Bytes of the body that were received with the head."""
         self._keep = True
         self._flowing = False
-        """True from the second bytes of a body on."""
+        """True after the first bytes of a body."""
 
     def start_tls(self, context: ssl.SSLContext, host: str) -> None:
-        """Raises OSError."""
+        """Makes the TLS handshake. Raises OSError."""
         self._socket = context.wrap_socket(self._socket, server_hostname=host, do_handshake_on_connect=False)
         self._check()
         assert isinstance(self._socket, ssl.SSLSocket)
@@ -69,7 +69,7 @@ class Connection:
         return response.status_code, CIMultiDictProxy(fields)
 
     def _frame(self, has_body: bool, response: h11.Response, fields: CIMultiDict[str]) -> None:
-        """Finds out how the body ends (RFC 9112, section 6.3)."""
+        """Determines the length of the body (RFC 9112, section 6.3)."""
         length = fields.get("Content-Length")
         if not has_body or response.status_code in (204, 304):
             self._left = 0
@@ -79,7 +79,7 @@ class Connection:
         self._keep = response.http_version == b"1.1" and "close" not in (option.strip() for option in options)
         early = bytearray()
         if self._left is not None:
-            # What h11 holds already. The rest need not pass through it.
+            # The bytes in h11's buffer. The rest is received without it.
             while isinstance(event := self._h11.next_event(), h11.Data):
                 early += event.data
             self._left -= len(early)
@@ -92,7 +92,7 @@ class Connection:
         return self._left == 0 and not self._early
 
     def skip(self) -> None:
-        """Passes over what has come of the body."""
+        """Drops the bytes of the body that were received with the head."""
         self._early = b""
 
     @property
@@ -101,11 +101,11 @@ class Connection:
 
     @property
     def quiet(self) -> bool:
-        """True when an idle connection is still open, and nothing has come on it that nobody asked for."""
+        """True if an idle connection is open, and nothing was received on it."""
         return not self._readable()
 
     def fill(self, buffer: memoryview) -> int:
-        """Receives some of the body; waits for it. 0 at its end. Raises OSError, h11.RemoteProtocolError."""
+        """Receives bytes of the body and returns how many; 0 at its end. Raises OSError, h11.RemoteProtocolError."""
         if self._early:
             count = min(len(self._early), len(buffer))
             buffer[:count] = self._early[:count]
@@ -121,7 +121,7 @@ class Connection:
             while self._left and count < len(buffer) and self._readable():
                 count += self._receive(buffer[count:])
         except OSError:
-            # What came before the break is good; the next call meets it again.
+            # The bytes before the error are good. The next call raises it again.
             pass
         return count
 
@@ -147,8 +147,8 @@ class Connection:
         return 0
 
     def _gather(self, wanted: int) -> None:
-        """Waits until so many bytes can be received at once, or as many as fit well into the kernel's buffer: for 50 ms at most."""
-        # A third of it: a sender is never held up, and the kernel need not make its window smaller (tcp(7), SO_RCVLOWAT).
+        """Waits up to 50 ms until `wanted` bytes, or a third of the kernel's buffer, can be received at once."""
+        # With a third, the sender never stops and the kernel does not shrink the window (tcp(7), SO_RCVLOWAT).
         room = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 3
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, max(min(wanted, room), 1))
         try:
@@ -179,14 +179,14 @@ class Connection:
             raise ConnectionAbortedError("the request was given up")
 
     def abort(self) -> None:
-        """Ends the connection at once; a thread that waits on it wakes up. May be called from any thread."""
+        """Ends the connection at once, which wakes a thread that waits on it. May be called from any thread."""
         self._aborted = True
         with contextlib.suppress(OSError):
-            # Not SSLSocket's own: that takes the TLS state away from under the thread that uses it.
+            # Not SSLSocket.shutdown: it drops the TLS state, which another thread may be using.
             socket.socket.shutdown(self._socket, socket.SHUT_RD)
 
     def close(self) -> None:
-        """Only when no thread uses it any more. What is still to come of a body is refused at once, with a reset."""
+        """Closes the connection, which no thread may be using; with a reset if the body is not complete."""
         with contextlib.suppress(OSError):
             if not self.complete:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

@@ -1,4 +1,4 @@
-"""Connecting: to an origin, or through a proxy."""
+"""Makes connections to an origin, directly or through a proxy."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _ANSWER = 4096
 
 
 class NoConnection(OSError):
-    """It was refused, or nothing is there."""
+    """A connection was refused, or the host cannot be reached."""
 
 
 class ConnectTimeout(OSError):
-    """A connection was not made in time."""
+    """A connection was not established in time."""
 
 
 class ProxyUnreachable(OSError):
@@ -32,13 +32,13 @@ class ProxyUnreachable(OSError):
 
 
 def direct(url: URL, resolver: AbstractResolver, tls: ssl.SSLContext | None, public_only: bool, seconds: float) -> Route:
-    """A route without a proxy. `tls` is None for plain HTTP."""
+    """Returns a route without a proxy. `tls` is None for plain HTTP; `seconds` is the limit for connecting."""
     host, port = _place(url)
     return Route((host, port, tls, public_only), lambda: _connect(resolver, host, port, seconds), tls)
 
 
 def proxied(url: URL, proxy: Proxy, resolver: AbstractResolver, tls: ssl.SSLContext | None, seconds: float) -> Route:
-    """A route through an HTTP proxy: a tunnel for https (RFC 9110, section 9.3.6), and the whole URL as target for http."""
+    """Returns a route through an HTTP proxy: a tunnel for https (RFC 9110, section 9.3.6), requests in absolute form for http."""
     host, port = _place(url)
     place = _place(proxy.url)
     if tls is None:
@@ -72,7 +72,7 @@ async def _connect_now(resolver: AbstractResolver, host: str, port: int) -> sock
 
 
 async def _connect_proxy(resolver: AbstractResolver, host: str, port: int, seconds: float) -> socket.socket:
-    """Raises ProxyUnreachable."""
+    """Connects to a proxy. Raises ProxyUnreachable."""
     try:
         return await _connect(resolver, host, port, seconds)
     except OSError as error:
@@ -88,7 +88,7 @@ def _address(host: str, port: int, family: int) -> tuple[str, int] | tuple[str, 
 async def _tunnel(
     resolver: AbstractResolver, proxy: tuple[str, int], seconds: float, headers: Mapping[str, str], target: str
 ) -> socket.socket:
-    """Raises OSError."""
+    """Connects to `target` through a proxy, by CONNECT. Raises OSError."""
     loop = asyncio.get_running_loop()
     connected = await _connect_proxy(resolver, *proxy, seconds)
     try:

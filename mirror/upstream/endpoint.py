@@ -1,4 +1,4 @@
-"""One URL at which a registry can be asked."""
+"""An endpoint of a registry: requests with authentication, redirects and pacing."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ from mirror.upstream.transport import Transport, retry_after, shown
 from mirror.upstream.urls import may_get_credentials, same_origin
 
 _SIGNED_KEPT = 60.0
-"""Seconds that a blob's redirect is used again: signatures were seen to last 5 minutes and more."""
+"""Seconds for which the redirect of a blob is reused. Signed URLs are valid for at least 5 minutes at known registries."""
 _MOST_SIGNED = 1000
 _MOST_CHALLENGES = 4096
 _NAMED = re.compile(r".*/v2/(.+)/(?:manifests|blobs|tags|referrers)/")
 _PATIENCE = 30.0
-"""Seconds that a request waits for its turn after a 429: containerd wants headers within 30 s, and the header timeout is shorter."""
+"""Seconds for which a request waits after a 429: containerd waits 30 s for headers, and the header timeout is shorter."""
 _IMPATIENCE = 1.0
-"""The same where there is another endpoint to ask."""
+"""The same if the registry has another endpoint."""
 _HEAD_DISTRUSTED = 3600.0
-"""Seconds for which HEAD is not tried again, once it refused what GET gave."""
+"""Seconds for which HEAD is not used after it failed where GET succeeded."""
 _HEAD_DISTRUSTED_COUNTED = 60.0
-"""The same where GETs are counted as pulls, and HEADs are not."""
+"""The same if upstream counts GETs as pulls, but not HEADs."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Signed:
-    """Where a blob was redirected to: good for its other ranges until `until`."""
+    """The target of a blob's redirect, which is reused for other ranges until `until` (monotonic time)."""
 
     url: URL
     via: tuple[URL, ...]
@@ -59,7 +59,7 @@ class _Signed:
 
 
 class Endpoint:
-    """Requests with authentication and redirects."""
+    """One base URL of a registry."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Endpoint:
         own: bool,
         alone: bool,
     ) -> None:
-        """`credentials` are those that its origin may have, None for none; `own` is True for the registry itself, and `alone` where it has no other endpoint."""
+        """`credentials` are those that its origin may get, None for none; `own` is True for the registry's own host, `alone` for its only endpoint."""
         self.base = URL(url)
         self.name = shown(self.base)
         self._labels = (registry, self.base.authority)
@@ -91,7 +91,7 @@ class Endpoint:
         self._challenges: OrderedDict[str, Challenge] = OrderedDict()
         self._signed: OrderedDict[tuple[Repository, Digest], _Signed] = OrderedDict()
         self._pacers = {kind: EndpointPacer(self.name) for kind in ("blob", "GET", "HEAD")}
-        """GETs of manifests apart from HEADs, which Docker Hub does not count as pulls; blobs apart from both."""
+        """Separate ones for GET and HEAD of manifests, since Docker Hub does not count HEADs as pulls; and for blobs."""
         self._heads_from = 0.0
         self._limits: list[int | None] = [None, None]
 
@@ -110,13 +110,13 @@ class Endpoint:
         return EndpointHealth(self.name, state, error, delivery.latency, delivery.throughput, heard, again, *self._limits)
 
     def url(self, repository: Repository, rest: str) -> URL:
-        """The URL of a resource of a repository."""
+        """Returns the URL of a resource of a repository."""
         return self.resolve(f"{repository.path}/{rest}")
 
     def resolve(self, rest: str) -> URL:
-        """The URL of what is below ``/v2/``, its query included.
+        """Returns the URL of a path and query below ``/v2/``.
 
-        An endpoint that is not the registry itself is told which one is meant (``ns``, as containerd does): it may be a mirror of several.
+        For another host than the registry's own it adds the registry's name as ``ns``, as containerd does: that host may mirror several registries.
         """
         url = URL(f"{str(self.base).rstrip('/')}/v2/{rest}", encoded=True)
         if self.own or "ns" in url.query:
@@ -125,21 +125,21 @@ class Endpoint:
 
     @property
     def heads(self) -> bool:
-        """False where HEAD is known to be worth nothing."""
+        """False while HEAD is known to be unreliable."""
         return time.monotonic() >= self._heads_from
 
     def distrust_heads(self) -> None:
-        """Takes note that a HEAD was refused, or said nothing, where GET was answered."""
+        """Call this when HEAD failed, or had no useful headers, and GET succeeded."""
         counted = self._limits[0] is not None
         self._heads_from = time.monotonic() + (_HEAD_DISTRUSTED_COUNTED if counted else _HEAD_DISTRUSTED)
 
     async def head(
         self, url: URL, repository: Repository, headers: dict[str, str], deadline: float, blob: Digest | None = None
     ) -> Response | None:
-        """Sends a HEAD; None where it is refused, breaks off, or takes more than half of the time, which proves nothing of GET.
+        """Sends a HEAD. Returns None if it fails, or takes more than half of the time: GET may succeed all the same.
 
-        Registries and stores refuse HEAD for what they give to GET: Nexus by 404, URLs signed for GET by 403, others by 401, 405, 501, or not at all.
-        Raises UpstreamLimited, TokenServiceFailed, and UpstreamUnreachable where there is no connection.
+        Some registries and stores answer GET but refuse HEAD: Nexus with 404, URLs signed for GET with 403, others with 401, 405 or 501, or not at all.
+        Raises UpstreamLimited, TokenServiceFailed; UpstreamUnreachable if there is no connection.
         """
         try:
             response = await self.send("HEAD", url, repository, headers, deadline, blob)
@@ -159,16 +159,16 @@ class Endpoint:
         *,
         impatient: bool = False,
     ) -> Response:
-        """Sends a request, answers a challenge, follows redirects, waits for its turn after a 429. Returns a response of any status but those of failure.
+        """Sends a request, answers challenges, follows redirects, and waits and repeats it after a 429. Returns a response whose status is no failure.
 
-        `deadline` is in the event loop's time; an `impatient` request fails where it would have to wait for its turn. The redirect of a `blob` is used again for
-        its other ranges. Raises Denied, UpstreamError.
+        `deadline` is in the event loop's time; an `impatient` request fails instead of waiting after a 429. The redirect of a `blob` is reused for its other ranges.
+        Raises Denied, UpstreamError.
         """
         pacer = self._pacers[method if blob is None else "blob"]
         while True:
             patience = 0.0 if impatient else min(_left(deadline), _PATIENCE if self.alone else _IMPATIENCE)
             sent = await pacer.turn(repository.path, patience)
-            # Where HEAD is not answered at all, there is to be time to ask by GET.
+            # If HEAD gets no answer, there is still time for GET.
             until = deadline if method == "GET" else deadline - _left(deadline) / 2
             try:
                 response = await self._send(method, url, repository, headers, until, blob)
@@ -180,7 +180,7 @@ class Endpoint:
                 break
             response.release()
             metrics.upstream_errors.labels(*self._labels, "limited").inc()
-            # Its turn is after those that wait already; where that is beyond its deadline, `turn` says so.
+            # It is repeated after the requests that wait already; `turn` raises if that is beyond its deadline.
             pacer.limited(repository.path, sent, retry_after(response), self._limits[1] == 0)
         pacer.answered(repository.path)
         try:
@@ -204,7 +204,7 @@ class Endpoint:
             response = await self._once(signed.via, method, signed.url, headers, deadline)
             if response.status in (200, 206):
                 return response
-            # It has expired, or is gone: the registry gives another.
+            # The URL has expired: the registry redirects to another.
             response.release()
             self._signed.pop((repository, blob), None)
         via: list[URL] = []
@@ -229,9 +229,9 @@ class Endpoint:
     ) -> Response:
         """Sends a request for the repository `name`, and answers challenges.
 
-        What an origin demanded for one repository says nothing of another. Any refusal drops what was remembered, and the registry is asked once more without
-        it. The endpoint's credentials and tokens go to its own host alone: a store that signs its URLs refuses both kinds at once, and another registry that a
-        redirect leads to has challenges of its own, which are answered anonymously.
+        Challenges are remembered for each origin and repository. After any refusal the remembered one is dropped, and the request is sent once more without it. The
+        endpoint's credentials and tokens go only to its own host: a store with signed URLs refuses a request that has an Authorization header too, and the
+        challenges of another registry, to which a redirect leads, are answered anonymously.
         """
         authenticator = self._authenticator if may_get_credentials(self.base, url) else self._anonymous
         key = f"{url.origin()} {name}"
@@ -240,7 +240,7 @@ class Endpoint:
             sent, reused, scope = dict(headers), False, ""
             if challenge is not None:
                 scope = pull_scope(challenge.scope, name)
-                # A token service that hangs leaves time to ask the registry without a token.
+                # If the token service hangs, there is still time for a request without a token.
                 seconds = _left(deadline) if fresh else _left(deadline) / 2
                 try:
                     value, reused = await authenticator.header(challenge, scope, self._guard, [*via, url], seconds)
@@ -252,7 +252,7 @@ class Endpoint:
                     continue
                 sent["Authorization"] = value
             response = await self._once(via, method, url, sent, deadline)
-            # An old token may be answered 400, too.
+            # Some registries answer 400 to an expired token.
             if response.status not in (401, 403) and not (response.status == 400 and reused):
                 if challenge is not None:
                     self._remember(key, challenge)
@@ -287,11 +287,11 @@ class Endpoint:
         except UpstreamUnreachable as error:
             if same_origin(url, self.base):
                 raise
-            # Where a redirect leads is not this endpoint: nothing says that it cannot be reached for the next request.
+            # The target of a redirect cannot be reached, which is no evidence about this endpoint.
             raise UpstreamFailed(error.message) from None
 
     def _check(self, response: Response, method: str) -> None:
-        """Raises what a status stands for. Not for HEAD: its refusal proves nothing, since registries and stores refuse it for what they give to GET."""
+        """Raises Denied or UpstreamFailed for a status of failure; never for HEAD, whose failure proves nothing (see `head`)."""
         where, status = shown(response.url), response.status
         if method == "HEAD":
             return

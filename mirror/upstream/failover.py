@@ -1,4 +1,4 @@
-"""Asking the endpoints of a registry in turn, until one has an answer."""
+"""Failover: asks the endpoints of a registry in turn until one answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mirror.upstream.transport import Timeouts
 _T = TypeVar("_T")
 
 _SOON = 3.0
-"""Seconds of Retry-After that are waited for while a client waits."""
+"""Seconds of Retry-After up to which the same endpoint is asked again while a client waits."""
 
 
 async def with_failover(
@@ -39,11 +39,11 @@ async def with_failover(
     *,
     mutable: bool,
 ) -> _T:
-    """What the first endpoint that has it says. There within the header timeout.
+    """Returns the first endpoint's successful answer, within the header timeout.
 
-    What one endpoint does not have, or refuses, the next is asked for. Of what is `mutable`, a tag or a list, the registry's own endpoint has the last word: what
-    it does not have is gone. `ask` is given an endpoint and its deadline, in the event loop's time: one that does not answer leaves each endpoint after it an
-    equal share of the time. Raises Unknown, Denied, UpstreamError.
+    If an endpoint does not have the content, or refuses it, the next one is asked. For `mutable` content, a tag or a list, the registry's own endpoint is
+    authoritative: what it does not have is gone. `ask` gets an endpoint and its deadline, in the event loop's time; the remaining time is shared equally among the
+    endpoints not asked yet. Raises Unknown, Denied, UpstreamError.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeouts.header
@@ -58,7 +58,7 @@ async def with_failover(
                 left.remove(endpoint)
                 errors.append(
                     UpstreamUnreachable(
-                        f"{endpoint.name} is left alone for {math.ceil(endpoint.breaker.pause_left or 1)} s after failures: {endpoint.breaker.last_error}"
+                        f"{endpoint.name} is paused for {math.ceil(endpoint.breaker.pause_left or 1)} s after failures: {endpoint.breaker.last_error}"
                     )
                 )
                 continue
@@ -81,7 +81,7 @@ async def with_failover(
                 if error.retry_after is None or error.retry_after > _SOON:
                     left.remove(endpoint)
             except (Unknown, Denied, UpstreamInvalid, Invalid) as error:
-                # It answered, whatever it said.
+                # Any answer shows that the endpoint works.
                 endpoint.breaker.succeeded()
                 if isinstance(error, Unknown) and error.certain and mutable and endpoint.own:
                     raise
@@ -102,7 +102,7 @@ def _latest_limit(errors: list[MirrorError]) -> float | None:
 
 
 def _told(errors: list[MirrorError]) -> MirrorError:
-    """Which of several endpoints' errors is told. "Unknown" is an answer only where all of them gave it, and certain where all are: otherwise nobody knows."""
+    """Returns the error to raise. Unknown is raised only if all endpoints gave it, and it is certain only if all of them are."""
     lacking = [error for error in errors if not isinstance(error, Unknown)]
     return min(lacking or errors, key=_weight)
 

@@ -1,6 +1,7 @@
-"""Checks where an upstream sends the mirror, by redirects and token realms, before it connects there.
+"""Checks the targets of redirects and token realms before the mirror connects to them.
 
-From https never to http; from a public address never to a private or loopback one. A private upstream may point anywhere, unless a public host on the way does.
+They must not lead from https to http, nor from a public address to a private or loopback one. A private upstream may lead to any host, but a public host on the
+way may not lead to a private one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Guard:
     """Sends requests on behalf of one endpoint."""
 
     def __init__(self, transport: Transport, base: URL, tls: ssl.SSLContext | None) -> None:
-        """`base` is the endpoint's URL; `tls` is what its settings say of certificates, None for the system's."""
+        """`base` is the endpoint's URL; `tls` is None for the system's certificates."""
         self.base = base
         self._transport = transport
         self._tls = tls
@@ -33,9 +34,9 @@ class Guard:
     async def request(
         self, method: str, via: Sequence[URL], url: URL, headers: dict[str, str], timeout: float | None = None
     ) -> Response:
-        """Sends a request to `url`, to which the URLs `via` led one after the other; `via` is empty for the endpoint's own URLs.
+        """Sends a request to `url`, which the chain of URLs `via` led to; `via` is empty for the endpoint's own URLs.
 
-        Raises as Transport.request does, and TargetRefused.
+        Raises TargetRefused, and whatever Transport.request raises.
         """
         public_only = await self._check(via, url)
         return await self._transport.request(method, url, headers, public_only=public_only, tls=self._tls, timeout=timeout)

@@ -1,4 +1,4 @@
-"""The health of an endpoint: a circuit breaker, and the latency and throughput of its latest blobs."""
+"""The health of an endpoint: a circuit breaker, and the latency and throughput of recent blobs."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 
 MOST_ACTIVE = 512
-"""Connections that fetch blobs from one endpoint at once: each needs a thread of its own, and there are 1,024 for all endpoints (receiver.py)."""
+"""Connections that fetch blobs from one endpoint at once. Each needs a thread, and there are 1,024 for all endpoints (receiver.py)."""
 
 _WEIGHT = 0.3
-"""Of the newest observation in the mean."""
+"""The weight of the newest observation in the moving average."""
 _LATELY = 300.0
-"""Seconds for which a judgement holds; then the endpoint gets another chance."""
+"""Seconds for which an observation counts; then the endpoint is tried again."""
 _JUDGED_FROM = 1024 * 1024
-"""Bytes from which on a body tells something of the throughput."""
-_TELLING = 1.0
-"""Seconds from which on a body that is still coming tells something."""
+"""Bytes from which on a finished body counts for the throughput."""
+_MEASURED_FROM = 1.0
+"""Seconds from which on an unfinished body counts for the throughput."""
 _TYPICAL = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointHealth:
-    """For /readyz. `state` is ``ok``, ``failing`` (but still asked), ``down`` (left alone until `asked_again`) or ``wrong`` (asked for blobs last, because it lied).
+    """The health of an endpoint, for /readyz. `state` is ``ok``, ``failing`` (still in use), ``down`` (paused until `asked_again`) or ``wrong`` (it sent wrong bytes, and is
+    asked for blobs last).
 
-    `latency` is the time until a blob's response headers, in seconds; `throughput` that of one connection, in bytes per second. `pulls_left` of `pulls` is what
-    upstream still allows, where it says so.
+    `latency` is the time until a blob's response headers, in seconds; `throughput` that of one connection, in bytes per second. `pulls_left` of `pulls` remain in
+    upstream's rate limit, if it states one.
     """
 
     url: str
@@ -41,17 +42,17 @@ class EndpointHealth:
     latency: float | None
     throughput: float | None
     heard: float
-    """When it was last heard of, in seconds since the epoch."""
+    """When its last request ended, in seconds since the epoch."""
     asked_again: float | None
-    """When one that is down may be asked again, in seconds since the epoch."""
+    """When it may be asked again if it is down, in seconds since the epoch."""
     pulls: int | None
     pulls_left: int | None
 
 
 class Breaker:
-    """A circuit breaker. It opens on evidence about the endpoint: three failures in a row to connect, or of three different repositories.
+    """A circuit breaker. It opens after three failures in a row to connect, or failures of three different repositories.
 
-    Then one request at a time is let through, after pauses of 1 s, doubling to 60 s.
+    While it is open, it lets one request through after each pause: 1 s, doubling up to 60 s.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, told: Callable[[bool], None] | None = None) -> None:
@@ -60,10 +61,10 @@ class Breaker:
         self._told = told
         self._failures = 0
         self._repositories: set[str] = set()
-        """Those that have failed since the last success, though there was a connection."""
+        """Those that failed since the last success, though a connection was made."""
         self._closed_again = 0.0
         self.heard = 0.0
-        """When there was an outcome last, in seconds since the epoch."""
+        """When the last request ended, in seconds since the epoch."""
         self.last_error: str | None = None
 
     @property
@@ -76,13 +77,13 @@ class Breaker:
 
     @property
     def pause_left(self) -> float | None:
-        """Seconds until it may be asked again, 0 where it may now; None while it is not down."""
+        """Seconds until the endpoint may be asked again; None if it is not down."""
         return max(0.0, self._closed_again - self._clock()) if self.state == "down" else None
 
     def allows(self, repository: str | None = None) -> bool:
-        """True when the endpoint may be asked now. An open breaker lets one request through, and the next only after a pause.
+        """Returns whether the endpoint may be asked now. If the breaker is open, this lets one request through and begins the next pause.
 
-        For a `repository` that has failed already the pause is twice as long, so that another one's request comes before: it may be that others are well.
+        For a `repository` that has failed the pause is twice as long, so that a request for another one, which may succeed, comes first.
         """
         if self._evidence < _FAILURES:
             return True
@@ -98,7 +99,7 @@ class Breaker:
         self._note()
 
     def failed(self, error: str, repository: str | None = None) -> None:
-        """Takes note of a failure; that of a `repository` where there was a connection, which says little of others."""
+        """Records a failure: to connect, or of a `repository` if a connection was made, which says little about others."""
         if repository is None or (self._evidence >= _FAILURES and repository not in self._repositories):
             self._failures += 1
         elif self._evidence < _FAILURES:
@@ -117,15 +118,15 @@ class Breaker:
 
 
 class Lease:
-    """One connection that fetches a blob, from opening to end. Its throughput is measured."""
+    """A connection that fetches a blob, for as long as it is open. It measures the throughput."""
 
     __slots__ = ("_delivery", "began", "taken")
 
     def __init__(self, delivery: Delivery) -> None:
         self.began: float | None = None
-        """When the headers came."""
+        """When the headers were received."""
         self.taken = 0
-        """Bytes of the body so far."""
+        """Bytes of the body received so far."""
         self._delivery = delivery
 
     def end(self) -> None:
@@ -134,7 +135,7 @@ class Lease:
 
 
 class Delivery:
-    """Latency, throughput and correctness of the blobs an endpoint has sent. Everything expires, so that each endpoint is tried again."""
+    """Latency, throughput and correctness of the blobs that an endpoint sent. All observations expire, so that each endpoint is tried again."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.latency: float | None = None
@@ -148,42 +149,42 @@ class Delivery:
 
     @property
     def active(self) -> int:
-        """Connections that are fetching blobs from it now."""
+        """The number of connections that fetch blobs from it now."""
         return len(self._leases)
 
     @property
     def throughput(self) -> float | None:
-        """Of one connection, in bytes per second; None where nothing is known, or only from long ago."""
+        """The throughput of one connection in bytes per second; None without a recent observation."""
         now = self._clock()
-        live = [lease.taken / (now - lease.began) for lease in self._leases if lease.began and now - lease.began > _TELLING]
+        live = [lease.taken / (now - lease.began) for lease in self._leases if lease.began and now - lease.began > _MEASURED_FROM]
         if live:
             return _mean(self._mean, sum(live) / len(live))
         return self._mean if now - self._judged <= _LATELY else None
 
     def cost(self) -> float | None:
-        """Seconds that a typical segment would take, as far as is known; None where nothing is."""
+        """Returns the seconds that a typical segment would take; None without a recent observation."""
         throughput = self.throughput
         return None if throughput is None else (self.latency or 0.0) + _TYPICAL / max(throughput, 1.0)
 
     @property
     def full(self) -> bool:
-        """True while the next `lease` would wait."""
+        """True if `lease` would wait now."""
         return self._slots.locked()
 
     async def lease(self) -> Lease:
-        """Counts a connection in, once there are fewer than `MOST_ACTIVE`."""
+        """Returns the lease of a new connection; waits while there are `MOST_ACTIVE`."""
         await self._slots.acquire()
         lease = Lease(self)
         self._leases.add(lease)
         return lease
 
     def begin(self, lease: Lease, latency: float) -> None:
-        """The headers came, after so many seconds."""
+        """Call this when the headers were received; `latency` is in seconds."""
         lease.began = self._clock()
         self.latency = _mean(self.latency, latency)
 
     def end(self, lease: Lease) -> None:
-        """Counts a connection out, and takes its throughput into the mean."""
+        """Ends a lease, and adds its throughput to the average."""
         if lease in self._leases:
             self._leases.discard(lease)
             self._slots.release()
@@ -193,12 +194,12 @@ class Delivery:
 
     @property
     def wrong(self) -> bool:
-        """It has sent wrong bytes lately."""
+        """True if it sent wrong bytes recently."""
         return self._clock() < self._wrong_until
 
     @property
     def unranged(self) -> bool:
-        """It has ignored a Range lately, or answered another one."""
+        """True if it recently ignored a Range, or answered with another range."""
         return self._clock() < self._unranged_until
 
     def note_wrong(self) -> None:

@@ -1,4 +1,4 @@
-"""Pacing: requests that an endpoint answers with 429 wait for their turn and go on, instead of failing."""
+"""Pacing: after a 429, requests to an endpoint are spaced out and repeated instead of failing."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ _FIRST_INTERVAL = 0.25
 _LONGEST_INTERVAL = 10.0
 _NONE_BELOW = 0.05
 _RECOVERY = 0.95
-"""What each answer other than 429 makes of the interval."""
+"""The factor by which each answer other than 429 shortens the interval."""
 _FORGOTTEN_AFTER = 120.0
-"""Seconds without a 429 after which requests are sent at once again."""
+"""Seconds without a 429 after which the interval is reset."""
 _LONGEST_PAUSE = 300.0
+"""Seconds at most that a Retry-After counts for."""
 _LONGEST_PAUSE_OF_ALL = 60.0
-"""The same for all repositories of an endpoint: that is what a Retry-After of two of them is worth, however long it is."""
+"""The same for a pause of all repositories of an endpoint, which two of them cause."""
 _MOST_REPOSITORIES = 1000
 _EXHAUSTED_FOR = 30.0
 
 
 class Pacer:
-    """Spaces out requests, once one was answered 429: like TCP, it slows down by halves and speeds up in small steps."""
+    """Spaces out requests after a 429. As in TCP's congestion control, the rate is halved at once and recovers in small steps."""
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic, longest_pause: float = _LONGEST_PAUSE) -> None:
-        """`name` is the endpoint's, for errors; `longest_pause`, in seconds, is what counts of a longer Retry-After."""
+        """`name` is the endpoint's, for errors; a Retry-After counts for `longest_pause` seconds at most."""
         self._name = name
         self._clock = clock
         self._longest_pause = longest_pause
@@ -44,12 +45,12 @@ class Pacer:
         self._answered_at = 0.0
         """The interval at the last answer."""
         self._doubling = True
-        """False from an answer on until the next 429: every other request answered is as fast as it gets."""
+        """False after an answer other than 429: then the next 429 does not double the interval."""
 
     async def turn(self, patience: float) -> float:
-        """Waits for this request's turn, for `patience` seconds at most; gives the time at which it is sent, for `answered` and `limited`.
+        """Waits up to `patience` seconds until the request may be sent. Returns the time, which `limited` takes.
 
-        Raises UpstreamLimited: at once where nobody's turn comes before, otherwise when the patience is at its end, since others' answers may speed things up.
+        Raises UpstreamLimited: at once if no request may be sent within `patience`, else after it, since answers to other requests may shorten the interval.
         """
         began = self._clock()
         self._waiting.append(me := object())
@@ -74,18 +75,18 @@ class Pacer:
             self._note_change()
 
     def _note_change(self) -> None:
-        """Has those who wait look again when their turn is."""
+        """Wakes the waiting requests, which compute their time again."""
         self._changed.set()
         self._changed = asyncio.Event()
 
     def limited(self, sent: float, retry_after: float | None, exhausted: bool) -> None:
-        """Takes note of a 429 to a request that was sent then. `exhausted` is a quota that is used up, which waiting a little does not mend."""
+        """Records a 429 to a request that was `sent` at that time. `exhausted` means that a quota is used up, so that a short wait does not help."""
         now = self._clock()
         self._limited_at = now
         if retry_after is None:
             retry_after = _EXHAUSTED_FOR if exhausted else 0.0
         if sent > self._slowed_at:
-            # Those that were sent before the last change say nothing of it.
+            # Requests that were sent before the last slowdown say nothing about the current interval.
             self._slowed_at = now
             if self._doubling or not self._interval:
                 self._interval = min(max(2 * self._interval, _FIRST_INTERVAL), _LONGEST_INTERVAL)
@@ -96,13 +97,13 @@ class Pacer:
 
     @property
     def idle(self) -> bool:
-        """True when it slows nothing."""
+        """True if requests are not spaced out."""
         return not self._interval
 
     def answered(self) -> None:
-        """Takes note of an answer other than 429."""
+        """Records an answer other than 429."""
         if self._interval:
-            # After several 429s in a row the interval says how long that took, and little of how often one may ask.
+            # After several 429s in a row the interval is longer than upstream's limit demands.
             self._interval = min(self._interval, max(2 * self._answered_at, _FIRST_INTERVAL)) * _RECOVERY
             if self._interval < _NONE_BELOW:
                 self._interval = 0.0
@@ -115,29 +116,29 @@ class Pacer:
 class EndpointPacer:
     """Paces the requests of one kind to one endpoint.
 
-    A 429 slows down the repository that got it. It slows down all of them where it is about the endpoint: when two repositories got one and none was answered
-    in between, or when the endpoint says that a quota is used up.
+    A 429 slows down requests for its repository. It slows down all repositories if two of them got a 429 without another answer in between, or if the endpoint
+    states that a quota is used up.
     """
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic, longest_pause: float = _LONGEST_PAUSE) -> None:
-        """As Pacer's; a pause of all repositories is 60 s at most."""
+        """As in Pacer. A pause of all repositories is 60 s at most."""
         self._name = name
         self._clock = clock
         self._longest_pause = longest_pause
         self._all = Pacer(name, clock, min(longest_pause, _LONGEST_PAUSE_OF_ALL))
         self._repositories: OrderedDict[str, Pacer] = OrderedDict()
         self._limited: set[str] = set()
-        """Repositories that were answered 429 since any was answered otherwise."""
+        """Repositories that got a 429 since the last other answer."""
 
     async def turn(self, repository: str, patience: float) -> float:
-        """As Pacer.turn. Raises UpstreamLimited."""
+        """See `Pacer.turn`. Raises UpstreamLimited."""
         began = self._clock()
         if (own := self._repositories.get(repository)) is not None:
             await own.turn(patience)
         return await self._all.turn(patience - (self._clock() - began))
 
     def limited(self, repository: str, sent: float, retry_after: float | None, exhausted: bool) -> None:
-        """Takes note of a 429, as Pacer.limited does."""
+        """See `Pacer.limited`."""
         own = self._repositories.setdefault(repository, Pacer(self._name, self._clock, self._longest_pause))
         own.limited(sent, retry_after, exhausted)
         if len(self._repositories) > _MOST_REPOSITORIES:
@@ -147,7 +148,7 @@ class EndpointPacer:
             self._all.limited(sent, retry_after, exhausted)
 
     def answered(self, repository: str) -> None:
-        """Takes note of an answer other than 429."""
+        """Records an answer other than 429."""
         self._limited.clear()
         self._all.answered()
         if (own := self._repositories.get(repository)) is not None:

@@ -1,4 +1,4 @@
-"""The charts, worked out here: templates draw what these say as SVG."""
+"""Computes the coordinates of the charts, which templates draw as SVG."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ WIDTH, HEIGHT = 240, 48
 _BARS = (600, 120)
 _GAP = 4
 _STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100, 120, 150, 200, 250, 300, 400, 500, 600, 800, 1024)
-"""Where an axis may end, in its unit."""
+"""Upper ends of an axis, in its unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A curve and the area below it, as path data; what it begins and ends with."""
+    """A curve and the area below it as SVG path data, and its first and last sample: time in seconds since the epoch, size in bytes."""
 
     line: str
     area: str
@@ -25,7 +25,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A day: where it stands, and top and height of what clients got from the cache, what passed through, and what was fetched ahead."""
+    """The bar of one day. `cached`, `passed` and `ahead` are the tops and heights of bytes from the cache, from upstream, and fetched ahead of clients."""
 
     day: Day
     x: float
@@ -33,14 +33,14 @@ class Bar:
     cached: tuple[float, float]
     passed: tuple[float, float]
     ahead_x: float
-    """What was fetched ahead stands in front of the day's bar, narrower."""
+    """`ahead` is drawn in front of the day's bar, and narrower."""
     ahead_width: float
     ahead: tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """The days' traffic."""
+    """The traffic of each day, and the totals in bytes."""
 
     bars: tuple[Bar, ...]
     top: int
@@ -51,12 +51,12 @@ class Bars:
 
 
 def trend(history: History, now_size: int, now: float) -> Line | None:
-    """The size of the cache over time; None where there is too little to tell."""
+    """Returns the curve of the cache's size; None if the samples span less than an hour."""
     sizes = [*history.sizes, (int(now), now_size)]
     begin, end = sizes[0][0], sizes[-1][0]
     if end - begin < 3600:
         return None
-    # As many points as the picture is wide.
+    # One point for each unit of width at most.
     step = max(1, len(sizes) // WIDTH)
     chosen = sizes[:-1:step] + sizes[-1:]
     most = max(size for _, size in chosen) or 1
@@ -68,7 +68,7 @@ def trend(history: History, now_size: int, now: float) -> Line | None:
 
 
 def bars(history: History) -> Bars | None:
-    """The days' traffic; None where there was none."""
+    """Returns the bars of each day's traffic; None if there was none."""
     most = max((max(day.sent, day.ahead) for day in history.days), default=0)
     if not most:
         return None
@@ -96,7 +96,7 @@ def bars(history: History) -> Bars | None:
 
 
 def axis_end(most: int) -> int:
-    """The next round number of bytes that is not below `most`."""
+    """Returns the smallest round number of bytes that is at least `most`."""
     unit = 1
     while most > _STEPS[-1] * unit:
         unit *= 1024

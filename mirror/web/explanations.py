@@ -1,6 +1,6 @@
-"""Error messages in Chinese: the usual ones by their words, the rest by the error's class.
+"""Translates error messages to Chinese: common ones by their words, the rest by the error's class.
 
-A message may be upstream's, of another process, or from a log, so that only its words are known.
+A message may come from upstream, from another process or from a log, so often only its words are known.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ _MESSAGES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"did not answer in time|timed? ?out|in time$", "上游未在限定时间内应答"),
         (r"sent nothing for ([\d.]+) s", r"上游 \1 秒内没有发送任何数据"),
         # what upstream answers
-        (r"429.*?(?:left alone|another|asked again) .*?(\d+) s", r"上游限制了请求频率（429），\1 秒后再试"),
+        (r"429.*?asked again .*?(\d+) s", r"上游限制了请求频率（429），\1 秒后再试"),
         (r"\b429\b|toomanyrequests|too many requests|rate limit", "上游限制了请求频率或拉取次数（429），请稍后再试或设置账号"),
         (r"does not let|needs credentials|not allowed|\b40[13]\b|denied|unauthorized", "上游拒绝访问：需要账号，或该仓库不存在"),
-        (r"left alone for .*?after failures: (.+)", "上游多次失败，暂停访问"),
+        (r"paused for .*?after failures: (.+)", "上游多次失败，暂停访问"),
         (r"token service|token realm|usable token|not a token|instead of a token", "上游的令牌服务出错"),
         (
             r"not what their digest says|with the digest|another blob or range|another range|ignored a Range",
@@ -83,7 +83,7 @@ _CLASSES = {
 
 
 def in_chinese(message: str, error: Exception | None = None) -> str:
-    """What a message means; the message itself where that is not known."""
+    """Returns the Chinese for a message; the message itself if it is unknown."""
     for pattern, text in _MESSAGES:
         if (match := pattern.search(message)) is not None:
             return match.expand(text)

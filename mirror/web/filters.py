@@ -1,4 +1,4 @@
-"""Sizes, rates, times, numbers and names, as the pages show them. A number and its unit stay on one line."""
+"""Formats sizes, rates, times, numbers and names for the dashboard. A no-break space joins a number and its unit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def number(count: int) -> str:
 
 
 def percent(part: float, whole: float) -> str:
-    """Never 100 % of what is not all."""
+    """Formats a ratio. 100 % means all of it: anything less is shown as 99.9 % at most."""
     if whole <= 0:
         return "—"
     value = 100 * part / whole
@@ -36,7 +36,7 @@ def percent(part: float, whole: float) -> str:
 
 
 def span(seconds: float, language: str) -> str:
-    """Its largest unit, and the next one where that tells something: ``2 h 5 min``."""
+    """Formats a duration in its largest unit, and the next one if the first number is below 10: ``2 h 5 min``."""
     if 0 < seconds < 1:
         return f"{max(1, round(seconds * 1000))}{_NO_BREAK}{'毫秒' if language == 'zh' else 'ms'}"
     left, parts = round(max(seconds, 0)), []
@@ -52,7 +52,7 @@ def span(seconds: float, language: str) -> str:
 
 
 def ago(moment: float, language: str) -> str:
-    """How long ago, roughly."""
+    """Formats the time since `moment`, rounded down to one unit."""
     seconds = time.time() - moment
     if seconds < 10:
         return "刚刚" if language == "zh" else "just now"
@@ -67,7 +67,7 @@ def _counted(count: int, unit: str, language: str) -> str:
 
 
 def clock(moment: float) -> str:
-    """The exact time, UTC."""
+    """Formats a time in UTC, to the minute."""
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(moment))
 
 
@@ -76,26 +76,26 @@ def date(moment: float) -> str:
 
 
 def machine_time(moment: float) -> str:
-    """As HTML's ``datetime`` wants it."""
+    """Formats a time for the ``datetime`` attribute of HTML."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
 
 
 def short(digest: str) -> str:
-    """Enough of a digest to tell it from others."""
+    """Returns the algorithm and the first 12 digits of a digest."""
     algorithm, colon, encoded = digest.partition(":")
     return f"{algorithm}{colon}{encoded[:12]}"
 
 
 def breakable(name: object) -> Markup:
-    """A name that lines may break after its slashes and before its tag, and nowhere within its words."""
+    """Returns an image's name as HTML that breaks after slashes and before the tag only."""
     return Markup("/<wbr>").join(escape(part).replace(":", Markup("<wbr>:")) for part in str(name).split("/"))
 
 
 def platform(name: str) -> str:
-    """Without the operating system that nearly all images are for."""
+    """Returns a platform without ``linux/``, which nearly all images are for."""
     return name.removeprefix("linux/")
 
 
 def familiar(image: object) -> str:
-    """An image's name as Docker's users write it: without ``docker.io/`` and ``library/``."""
+    """Returns an image's name as Docker's users write it: without ``docker.io/`` and ``library/``."""
     return str(image).removeprefix("docker.io/").removeprefix("library/") if str(image).startswith("docker.io/") else str(image)

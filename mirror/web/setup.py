@@ -1,4 +1,4 @@
-"""How a client is set up: what is to be in its files, and a script that does it."""
+"""Plans the setup of a client: the contents of its files, and the values of the script that writes them."""
 
 from __future__ import annotations
 
@@ -8,37 +8,38 @@ from dataclasses import dataclass
 from mirror.clients import Address, Client
 
 _APPENDABLE = frozenset({"/etc/buildkit/buildkitd.toml"})
-"""Files that may well be there, and to whose end tables can be added as long as they say nothing of registries."""
+"""Files that often exist. Tables can be appended to them if they do not mention registries yet."""
 _CONTAINERD = "/etc/containerd/config.toml"
 _VERSIONS = (2, 3)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A file for the script; `how` names the shell function that combines it with what is there."""
+class ScriptFile:
+    """A file for the script to write; `merge` names the shell function that merges it with an existing one."""
 
     path: str
-    how: str
+    merge: str
     text: str
-    """What is to be in it where nothing is."""
+    """The content of a file that does not exist yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that the script needs. Nothing here comes from a request but an address that was checked character by character (clients/address.py)."""
+    """The values of the script. The only one that comes from a request is the address, which is validated character by character (clients/address.py)."""
 
     client: Client
     address: Address
-    files: tuple[Wanted, ...]
+    files: tuple[ScriptFile, ...]
     patterns: tuple[str, ...]
-    """Of all files that may have been changed, also for registries that the mirror no longer serves."""
+    """Shell patterns of all files that the script may have changed, also for registries that the mirror no longer serves."""
     tables: dict[int, str]
-    """What is to be added to containerd's config.toml, by its version."""
+    """The tables to add to containerd's config.toml, by its version."""
     insecure: bool
-    """True where Docker has to be told that the mirror is asked by http."""
+    """True if Docker needs the mirror in ``insecure-registries``, since it is reached by http."""
 
 
 def plan(client: Client, address: Address, registries: Sequence[str]) -> Plan:
+    """Returns the plan of a client that reaches the mirror at `address`, for those registries."""
     files = client.plan(address, registries)
     tables = {}
     for file in files:
@@ -49,16 +50,16 @@ def plan(client: Client, address: Address, registries: Sequence[str]) -> Plan:
     return Plan(
         client,
         address,
-        tuple(Wanted(file.path, _how(file.path), file.text) for file in files),
+        tuple(ScriptFile(file.path, _merge_function(file.path), file.text) for file in files),
         tuple(file.path for file in client.plan(address, ["*"])),
         tables,
         not address.secure and not address.loopback,
     )
 
 
-def _how(path: str) -> str:
+def _merge_function(path: str) -> str:
     if path.endswith(".json"):
         return "as_json"
     if path == _CONTAINERD:
         return "as_containerd"
-    return "at_the_end" if path in _APPENDABLE else "alone"
+    return "at_the_end" if path in _APPENDABLE else "new_only"

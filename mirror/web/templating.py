@@ -1,4 +1,4 @@
-"""The templates, and the files that pages load, from the package's own folders."""
+"""Renders the package's templates, and holds the files that pages load."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=ut
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file that pages load. Its URL holds a hash of its content, so that browsers may keep it for ever."""
+    """A file that pages load. Its URL holds a hash of its content, so browsers may cache it for ever."""
 
     url: str
     content_type: str
@@ -33,7 +33,7 @@ class Templates:
     """Renders pages. Every value is escaped."""
 
     def __init__(self, version: str) -> None:
-        """Reads the files. Raises OSError."""
+        """Reads the static files. Raises OSError."""
         self.assets: dict[str, Asset] = {}
         urls = {}
         for file in sorted((_HERE / "static").iterdir()):
@@ -61,13 +61,13 @@ class Templates:
         self._pages.globals.update(asset=urls.__getitem__, version=version, LANGUAGES=LANGUAGES, THEMES=THEMES)
 
     def compile(self) -> Iterator[None]:
-        """Compiles one template after the other, some milliseconds each."""
+        """Compiles one template at each step, which takes some milliseconds."""
         for name in self._pages.list_templates(["html"]):
             self._pages.get_template(name)
             yield
 
     def page(self, name: str, language: str, **values: Any) -> str:
-        """Renders a page, or a part of one."""
+        """Renders an HTML template: a page, or a part of one."""
         bound = {
             "t": partial(text, language),
             "explain": partial(explain, language),
@@ -78,7 +78,7 @@ class Templates:
         return self._pages.get_template(name).render(**bound, **values)
 
     def script(self, name: str, **values: Any) -> str:
-        """Renders a shell script. Nothing is escaped, so no value may be one that somebody chose (see setup.py)."""
+        """Renders a shell script. Nothing is escaped, so no value may come from a request (see setup.py)."""
         return self._scripts.get_template(name).render(**values)
 
 

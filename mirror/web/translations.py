@@ -1,6 +1,6 @@
-"""Every text of the pages, in each language. ``{name}`` is filled in; of texts with a ``|``, the first is for one, the second for any other number `n`.
+"""The texts of the dashboard in each language. ``{name}`` is replaced by a value; ``singular|plural`` is chosen by `n`.
 
-Error messages are English (mirror/errors.py); mirror/web/explanations.py has them in Chinese.
+Error messages are in English (mirror/errors.py); mirror/web/explanations.py translates them to Chinese.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import re
 from mirror.web.explanations import in_chinese
 
 LANGUAGES = {"en": "English", "zh": "简体中文"}
-"""By the code under which texts, cookie and links know them; the first is for whoever asks for none of them."""
+"""Languages by the code that texts, cookies and links use. The first is the default."""
 TAGS = {"en": "en", "zh": "zh-Hans"}
-"""As HTML names them (BCP 47)."""
+"""The values of the ``lang`` attribute (BCP 47)."""
 
 _TEXTS: dict[str, tuple[str, str]] = {
     # the frame
@@ -99,7 +99,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "degraded": ("degraded", "降级运行"),
     "state_failing": ("failing", "出错"),
     "state_down": ("down", "不可用"),
-    "left_alone": ("left alone for {time} after failures", "多次失败，{time}后再试"),
+    "paused": ("paused for {time} after failures", "多次失败，{time}后再试"),
     "asked_next": ("asked again by the next request", "下次请求时再试"),
     "state_wrong": ("untrusted", "不可信"),
     "latency": ("first byte after {time}", "首字节延迟 {time}"),
@@ -191,7 +191,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "way_build": ("By digest, so that every build uses the same image.", "以摘要引用，每次构建使用同一镜像。"),
     "way_by_address": ("Not set up", "未配置"),
     "way_address": (
-        "From any client. Over plain http, all but Docker on the mirror's own machine must be told that it is insecure.",
+        "From any client. Over plain http, all clients but Docker on the mirror's own machine need it as an insecure registry.",
         "适用于任何客户端。若使用 http，除本机的 Docker 外，需将其设为不安全的镜像仓库。",
     ),
     "runs": ("How it runs", "运行配置"),
@@ -238,7 +238,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     # logging in
     "login_title": ("Log in to manage images", "登录以管理镜像"),
     "login_why": (
-        "Looking around needs no password. The admin token was printed when the mirror was first started, and is in the file admin-token of its cache directory, unless it was set as server.admin_token.",
+        "Viewing needs no password. The admin token was printed when the mirror was first started, and is in the file admin-token of its cache directory, unless it was set as server.admin_token.",
         "浏览无需登录。管理员令牌在镜像站首次启动时显示过，保存在缓存目录的 admin-token 文件中，除非已通过 server.admin_token 设置。",
     ),
     "token": ("Admin token", "管理员令牌"),
@@ -260,7 +260,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "脚本会保留已有配置、说明所做的更改并备份，使用 --undo 可恢复原状。",
     ),
     "setup_undo": ("To undo it:", "恢复原状："),
-    "setup_look": ("Read the script", "查看脚本"),
+    "setup_read": ("Read the script", "查看脚本"),
     "setup_hand": ("By hand", "手动配置"),
     "setup_hand_why": ("Add this to each file; create a file that does not exist:", "将以下内容加入各文件（没有则新建）："),
     "setup_then": ("Then", "然后"),
@@ -303,18 +303,18 @@ _TEXTS: dict[str, tuple[str, str]] = {
 
 
 def text(language: str, key: str, **values: object) -> str:
-    """A text, filled in. Raises KeyError for one that there is not."""
+    """Returns a text with its values. Raises KeyError for an unknown key."""
     found = _TEXTS[key][list(LANGUAGES).index(language)]
     if "|" in found:
         one, other = found.split("|")
         found = one if values.get("n") == 1 else other
     filled = found.format(**{name: f"{value:,}" if isinstance(value, int) else value for name, value in values.items()})
-    # A number stays with the word that counts.
+    # A no-break space joins a number and its measure word.
     return re.sub(r"(?<=\d) (?=[\u4e00-\u9fff])", "\u00a0", filled)
 
 
 def explain(language: str, message: str, error: Exception | None = None) -> str:
-    """An error's message in a language, by its class where no explanation fits it; as it is where there is none."""
+    """Translates an error's message; see `in_chinese`."""
     return in_chinese(message, error) if language == "zh" else message
 
 
@@ -323,7 +323,7 @@ def keys() -> frozenset[str]:
 
 
 def preferred(accept: str) -> str:
-    """The language that an Accept-Language likes best (RFC 9110, section 12.5.4)."""
+    """Returns the language that an Accept-Language header prefers (RFC 9110, section 12.5.4)."""
     best, weight = next(iter(LANGUAGES)), 0.0
     for member in accept[:1000].split(","):
         name, _, parameter = member.partition(";")

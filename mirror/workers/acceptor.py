@@ -1,9 +1,9 @@
-"""Takes connections from listening sockets, which several workers may share.
+"""Accepts connections from listening sockets, which several workers may share.
 
-The kernel wakes every worker for a connection that comes, and whoever is awake would take all of them while the others still wake up. So a worker that has
-more connections than another one waits for a moment, and takes what is then still there.
+The kernel wakes all workers for a new connection, and one that is running already would accept most of them. So a worker that has more connections than another
+waits a moment, and accepts what is left then.
 
-While descriptors run out, none is taken: the kernel keeps clients in its queue. Connections may use three quarters of the descriptors; files need the rest.
+Connections may use three quarters of the process's descriptors; files need the rest. Beyond that nothing is accepted: the kernel keeps clients in its queue.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ from mirror.workers.plain_http import refuse, speaks_tls
 log = logging.getLogger(__name__)
 
 _QUEUE = 1024
-_MOMENT = 0.002
+"""Connections that the kernel keeps until they are accepted (``backlog``, listen(2))."""
+_BUSY_PAUSE = 0.002
+"""Seconds for which a worker leaves connections to those that have fewer."""
 _FULL_PAUSE = 0.2
-"""Seconds between attempts while there are too few descriptors."""
+"""Seconds between attempts while descriptors are short."""
 _NO_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 def listen(host: str, port: int) -> tuple[socket.socket, ...]:
-    """Sockets that listen on every address of `host`. Raises OSError."""
+    """Returns sockets that listen on all addresses of `host`. Raises OSError."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return tuple(socket.create_server(address[:2], family=family, backlog=_QUEUE) for family, _, _, _, address in found)
 
 
 class Acceptor:
-    """Takes connections until `aclose`."""
+    """Accepts connections until `aclose`."""
 
     def __init__(
         self,
@@ -45,8 +47,8 @@ class Acceptor:
         counts: memoryview[int],
         number: int,
     ) -> None:
-        """`factory` makes a connection's protocol, `connections` counts those that are open. `counts` are how many each worker has, in memory that all share;
-        this worker is `number`."""
+        """`factory` makes a connection's protocol; `connections` returns how many are open. `counts`, in shared memory, are the open connections of each worker;
+        this one is `number`."""
         self._loop = asyncio.get_running_loop()
         self._factory = factory
         self._connections = connections
@@ -56,7 +58,7 @@ class Acceptor:
         self._number = number
         self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 3 // 4
         self._full = False
-        """Set from `_most` connections, or an attempt that failed, until there are clearly fewer: the log has one line for each time."""
+        """True from `_most` connections, or a failed attempt, until there are 10 % fewer. Each change is logged once."""
         self._entering: set[asyncio.Task[None]] = set()
         self._paused: dict[socket.socket, asyncio.TimerHandle] = {}
         for listener in listeners:
@@ -64,7 +66,7 @@ class Acceptor:
             self._listen(listener)
 
     async def aclose(self) -> None:
-        """Takes no more connections; those that have been taken stay."""
+        """Stops accepting. Accepted connections stay open."""
         for handle in self._paused.values():
             handle.cancel()
         for listener in self._listeners:
@@ -83,9 +85,9 @@ class Acceptor:
     def _readable(self, listener: socket.socket) -> None:
         mine = self._counts[self._number] = self._open()
         if mine > min(self._counts):
-            self._pause(listener, _MOMENT, self._resume)
+            self._pause(listener, _BUSY_PAUSE, self._resume)
         else:
-            self._take(listener)
+            self._accept(listener)
 
     def _open(self) -> int:
         return self._connections() + len(self._entering)
@@ -96,13 +98,13 @@ class Acceptor:
 
     def _resume(self, listener: socket.socket) -> None:
         self._listen(listener)
-        self._take(listener)
+        self._accept(listener)
 
     def _wait_for_descriptors(self, listener: socket.socket, reason: str) -> None:
         if not self._full:
             self._full = True
             log.error(
-                "no more connections are taken for now: %s; %d are open, and the limit of descriptors (ulimit -n) is %d",
+                "accepting no connections for now: %s; %d are open, and the limit of descriptors (ulimit -n) is %d",
                 reason,
                 self._open(),
                 resource.getrlimit(resource.RLIMIT_NOFILE)[0],
@@ -110,14 +112,14 @@ class Acceptor:
             )
         self._pause(listener, _FULL_PAUSE, self._listen)
 
-    def _take(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         if self._open() >= (self._most * 9 // 10 if self._full else self._most):
             self._wait_for_descriptors(listener, "too many are open")
             return
         try:
             connection, _ = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            # Another worker was faster, or the client has gone.
+            # Another worker was faster, or the client has left.
             return
         except OSError as error:
             if error.errno not in _NO_FILES:
@@ -126,7 +128,7 @@ class Acceptor:
             return
         if self._full:
             self._full = False
-            log.warning("connections are taken again: %d are open", self._open(), extra={"cause": "enough descriptors"})
+            log.warning("accepting connections again: %d are open", self._open(), extra={"cause": "enough descriptors"})
         connection.setblocking(False)
         task = self._loop.create_task(self._enter(connection))
         self._entering.add(task)
@@ -140,7 +142,7 @@ class Acceptor:
                 return
             await self._loop.connect_accepted_socket(self._factory, connection, ssl=self._tls)
         except (OSError, TimeoutError) as error:
-            log.debug("a connection came to nothing: %s", error)
+            log.debug("a connection failed before its first request: %s", error)
             connection.close()
         except asyncio.CancelledError:
             connection.close()

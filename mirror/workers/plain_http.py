@@ -1,4 +1,4 @@
-"""Plain HTTP that is sent to the port for HTTPS: it is answered in words."""
+"""Answers plain HTTP requests on the HTTPS port with an error in plain HTTP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 _HANDSHAKE = 0x16
 """The first byte of a TLS connection: a record of the handshake (RFC 8446, section 5.1)."""
 _TIMEOUT = 60.0
-"""Seconds for the first byte to come."""
+"""Seconds to wait for the first byte."""
 _BODY = json.dumps(
     {"errors": [{"code": "UNSUPPORTED", "message": "this port speaks HTTPS: use https://, not http://", "detail": None}]}
 ).encode()
@@ -20,7 +20,7 @@ _ANSWER = b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConten
 
 
 async def speaks_tls(connection: socket.socket) -> bool:
-    """Whether a connection begins with a TLS handshake, or ends before it begins. Nothing is consumed. Raises OSError, TimeoutError."""
+    """Returns whether a connection begins with a TLS handshake, or ends without a byte. Consumes nothing. Raises OSError, TimeoutError."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(connection, readable.set)
@@ -34,9 +34,9 @@ async def speaks_tls(connection: socket.socket) -> bool:
 
 
 async def refuse(connection: socket.socket) -> None:
-    """Says that the port speaks HTTPS, and closes the connection. Raises OSError."""
+    """Sends 400 with an error that names HTTPS, and closes the connection. Raises OSError, TimeoutError."""
     loop = asyncio.get_running_loop()
     with connection:
-        # What is unread when a socket is closed resets the connection, and the answer with it.
+        # Closing a socket with unread data resets the connection, and the client would lose the response.
         await asyncio.wait_for(loop.sock_recv(connection, 64 * 1024), _TIMEOUT)
         await asyncio.wait_for(loop.sock_sendall(connection, _ANSWER), _TIMEOUT)

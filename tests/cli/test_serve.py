@@ -373,7 +373,7 @@ def test_wrong_commands_and_the_version() -> None:
 def test_for_how_long_an_upstream_is_left_alone_is_told_everywhere(tmp_path: Path) -> None:
     """In seconds: in the client's error, /readyz, `stats` and `doctor`."""
     with MirrorProcess(tmp_path / "cache", {"docker.io": "http://127.0.0.1:1"}, SERVER__ACCESS_LOG="false") as running:
-        told = re.compile(r"left alone for \d+ s after failures")
+        told = re.compile(r"paused for \d+ s after failures")
         body = ""
         while not told.search(body):
             try:
@@ -382,7 +382,7 @@ def test_for_how_long_an_upstream_is_left_alone_is_told_everywhere(tmp_path: Pat
                 with error:
                     body = error.read().decode()
         flags = ("--cache-dir", str(tmp_path / "cache"))
-        said = re.compile(r"left alone for \d+ s after failures|is down, and is asked again by the next request")
+        said = re.compile(r"paused for \d+ s after failures|is down, and is asked again by the next request")
         with urllib.request.urlopen(f"{running.url}/readyz") as response:
             assert said.search(response.read().decode())
         assert said.search(mirror("stats", *flags).stdout)

@@ -130,7 +130,7 @@ async def test_a_real_dockerd_that_has_read_its_settings_or_not(
 async def test_trouble_with_many_registries_is_one_finding(tree: dict[str, Any]) -> None:
     """Without a network a running mirror has the same to say of each registry: once, apart from what else is degraded."""
     registries = ["docker.io", "ghcr.io", "quay.io"]
-    lines = [f"{name}: https://{name} is left alone: no route" for name in registries]
+    lines = [f"{name}: https://{name} is paused: no route" for name in registries]
 
     async def answer(_: web.BaseRequest) -> web.Response:
         return web.json_response({"degraded": ["the disk is full", *lines], "registries": {name: [] for name in registries}})

@@ -125,10 +125,10 @@ async def test_an_upstream_known_to_be_down_is_not_waited_for(start: StartMirror
     ready = (await mirror.get("/readyz")).body.decode()
     assert '"degraded"' in ready
     assert '"state": "down"' in ready
-    assert re.search(r"is left alone for \d+ s after failures: \S", ready), ready
-    assert re.search(r"is left alone for \d+ s after failures: \S", answer.body.decode()), answer.body
+    assert re.search(r"is paused for \d+ s after failures: \S", ready), ready
+    assert re.search(r"is paused for \d+ s after failures: \S", answer.body.decode()), answer.body
     page = (await mirror.get("/", Accept="text/html")).body.decode()
-    assert re.search(r"left alone for \d+.s after failures|asked again by the next request", page), page
+    assert re.search(r"paused for \d+.s after failures|asked again by the next request", page), page
 
 
 async def test_a_tag_that_is_gone_is_gone_but_its_content_stays(start: StartMirror, upstream: Scripted) -> None:

@@ -22,7 +22,7 @@ async def test_what_comes_in_as_it_closes_is_served_or_closed() -> None:
     acceptor = Acceptor(server, lambda: len(server.connections), [listener], None, memoryview(mmap.mmap(-1, 8)).cast("q"), 0)
     with socket.create_connection(listener.getsockname()) as client:
         client.setblocking(False)
-        acceptor._take(listener)
+        acceptor._accept(listener)
         await acceptor.aclose()
         await server.shutdown(1)
         async with asyncio.timeout(10):

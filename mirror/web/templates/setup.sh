@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes {{ plan.client.title }} on this machine pull through the mirror at {{ plan.address.url }}. Run it as root:
 #
-#   sh {{ plan.client.name }}.sh          adds the mirror, and keeps the rest of each file; the old file is kept as FILE.before-mirror
+#   sh {{ plan.client.name }}.sh          adds the mirror to each file; the old file is kept as FILE.before-mirror
 #   sh {{ plan.client.name }}.sh --undo   restores the files
 #   --root DIR                            looks for the files under DIR
 #
@@ -53,11 +53,11 @@ trap 'rm -rf "$work"' EXIT
 : >"$work/faults"
 : >"$work/paths"
 
-ours() { # FILE: true where it is as this script, or mirror configure, has left it
+ours() { # FILE: true if it is as this script, or mirror configure, wrote it
   [ -f "$1" ] && [ -f "$1.mirror-undo" ] && grep -q "\"written\": \"$(sha256sum <"$1" | cut -d ' ' -f 1)\"" "$1.mirror-undo"
 }
 
-# ---------------------------------------------------------------- taking it back
+# ---------------------------------------------------------------- undo
 
 restore() { # FILE
   if grep -q '"existed": true' "$1.mirror-undo"; then
@@ -73,7 +73,7 @@ restore() { # FILE
   if [ -e "$1" ]; then echo "restored $1"; else echo "deleted $1"; fi
 }
 
-look() { # RECORD…: notes their files
+collect() { # RECORD…: adds the file of each to $work/paths
   for record in "$@"; do
     [ -f "$record" ] || continue
     file=${record%.mirror-undo}
@@ -85,11 +85,11 @@ look() { # RECORD…: notes their files
 if [ "$undo" = yes ]; then
   : >"$work/folders"
 {% for pattern in plan.patterns %}
-  look "$root"{{ pattern }}.mirror-undo
+  collect "$root"{{ pattern }}.mirror-undo
 {% endfor %}
-  [ -s "$work/paths" ] || fail "nothing was changed here: there is nothing to take back"
+  [ -s "$work/paths" ] || fail "nothing was changed here: there is nothing to undo"
   while IFS= read -r file; do restore "$file"; done <"$work/paths"
-  # The innermost first; only those that nothing else has come into.
+  # The innermost first; folders that hold other files stay.
   sort -ru "$work/folders" | while IFS= read -r folder; do rmdir "$folder" 2>/dev/null || true; done
   say_done <<'MIRROR_END'
 {{ plan.client.next_step(true) }}
@@ -97,12 +97,12 @@ MIRROR_END
   exit 0
 fi
 
-# ---------------------------------------------------------------- what is to be in each file: standard output; false where that cannot be told
+# ---------------------------------------------------------------- merging: each prints the merged file; false if it cannot be merged safely
 
-alone() { # NEW BEFORE
+new_only() { # NEW BEFORE
   false
 }
-{% if plan.files | selectattr("how", "equalto", "at_the_end") | list %}
+{% if plan.files | selectattr("merge", "equalto", "at_the_end") | list %}
 
 at_the_end() { # NEW BEFORE
   ! grep -q registry "$2" && cat "$2" && echo && cat "$1"
@@ -112,12 +112,12 @@ at_the_end() { # NEW BEFORE
 
 as_containerd() { # NEW BEFORE
   if grep -q '^[[:space:]]*disabled_plugins.*"\(io\.containerd\.grpc\.v1\.\)\{0,1\}cri"' "$2" || grep -q 'config_path.*/etc/containerd/certs\.d' "$2"; then
-    # Nothing reads it there, or it is there already.
+    # The CRI plugin is disabled, or the folder is configured already.
     cat "$2"
     return 0
   fi
 {% for table in plan.tables.values() %}
-  # As "containerd config default" has it: the table is there, with an empty config_path and nothing below it.
+  # As "containerd config default" prints it: the table exists, with an empty config_path and nothing below it.
   awk -v table='{{ table.splitlines()[0] }}' '
     BEGIN { below = substr(table, 1, length(table) - 1) "." }
     { line = $0; gsub(/\047/, "\"", line); gsub(/^[ \t]+|[ \t]+$/, "", line) }
@@ -128,7 +128,7 @@ as_containerd() { # NEW BEFORE
     END { if (found != 1 || more) exit 1; printf "%s", all }
   ' "$2" && return 0
 {% endfor %}
-  # Elsewhere than in a text, such as an image's name.
+  # The word in a value, such as an image's name, does not count.
   ! sed -e 's/#.*//' -e 's/^\([^=]*=\)[[:space:]]*"[^"]*"[[:space:]]*$/\1/' "$2" | grep -q registry || return 1
 {% for version, table in plan.tables.items() %}
   if grep -q '^version *= *{{ version }}' "$2"; then
@@ -143,7 +143,7 @@ MIRROR_END
   return 1
 }
 {% endif %}
-{% if plan.files | selectattr("how", "equalto", "as_json") | list %}
+{% if plan.files | selectattr("merge", "equalto", "as_json") | list %}
 
 as_json() { # NEW BEFORE
   command -v python3 >/dev/null && python3 - "$2" 2>/dev/null <<'MIRROR_END'
@@ -163,17 +163,17 @@ MIRROR_END
 }
 {% endif %}
 
-want() { # PATH HOW: standard input is what is to be in it where nothing is
+want() { # PATH MERGE: standard input is the content of a file that does not exist yet
   file=$root$1 before=$root$1 place=$work/$(wc -l <"$work/paths")
-  cat >"$place.alone"
-  # A second time it starts from what was there before the first, so that no earlier mirror stays behind.
+  cat >"$place.new"
+  # If this script has run before, it starts from the original file, so that no earlier mirror is kept.
   if ours "$file"; then before=$file.before-mirror; fi
   if ! grep -q '[^[:space:]]' "$before" 2>/dev/null; then
-    cp "$place.alone" "$place"
-  elif ! "$2" "$place.alone" "$before" >"$place"; then
+    cp "$place.new" "$place"
+  elif ! "$2" "$place.new" "$before" >"$place"; then
     {
-      echo "mirror: $file is there already, and cannot be combined safely by a script. Add this by hand, or use mirror configure {{ plan.client.name }}:"
-      sed 's/^/    /' "$place.alone"
+      echo "mirror: $file exists, and a script cannot merge it safely. Add this by hand, or use mirror configure {{ plan.client.name }}:"
+      sed 's/^/    /' "$place.new"
     } >>"$work/faults"
   fi
   printf '%s\n' "$file" >>"$work/paths"
@@ -197,7 +197,7 @@ put() { # FILE NEW
       existed=true
     fi
   fi
-  # Record first, then the file: what a crash leaves can be taken back.
+  # The record is written before the file, so a crash between them can be undone.
   printf '{"existed": %s, "written": "%s", "folders": [%s]}' "$existed" "$(sha256sum <"$2" | cut -d ' ' -f 1)" "$made" >"$1.mirror-undo"
   if [ -e "$1" ]; then cp -p "$1" "$1.mirror-new"; fi
   cat "$2" >"$1.mirror-new"
@@ -206,7 +206,7 @@ put() { # FILE NEW
 }
 
 {% for file in plan.files %}
-want {{ file.path }} {{ file.how }} <<'MIRROR_END'
+want {{ file.path }} {{ file.merge }} <<'MIRROR_END'
 {{ file.text }}{{ "" if file.text.endswith("\n") else "\n" }}MIRROR_END
 {% endfor %}
 
