@@ -152,7 +152,7 @@ def test_what_is_there_stays_and_comes_back(client: str, path: str, before: str,
         ("k3s", "etc/rancher/k3s/registries.yaml", "mirrors:\n"),
     ],
 )
-def test_what_cannot_be_combined_is_left_alone(client: str, path: str, before: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_merged_stays_as_it_is(client: str, path: str, before: str, tmp_path: Path) -> None:
     """It says what to add by hand, ends with 1, and has written nothing at all."""
     root = tmp_path / "root"
     (root / path).parent.mkdir(parents=True)
@@ -162,7 +162,7 @@ def test_what_cannot_be_combined_is_left_alone(client: str, path: str, before: s
         ["sh", str(written(client, tmp_path)), "--root", str(root)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert f"{root}/{path} is there already" in done.stderr
+    assert f"{root}/{path} exists, and a script cannot merge it safely" in done.stderr
     assert files(root) == start
 
 
