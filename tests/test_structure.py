@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "storage": SHARED | {"units", "disk_room", "storage"},
     "downloads": SHARED | {"storage", "downloads"},
     "cache": SHARED | {"storage", "downloads", "cache"},
-    "api": SHARED | {"units", "api", "cache", "downloads", "storage"},
+    "bundles": SHARED | {"units", "cache", "storage", "bundles"},
+    "api": SHARED | {"units", "api", "bundles", "cache", "downloads", "storage"},
     "web": SHARED | {"units", "clients", "api", "cache", "storage", "downloads", "web"},
     "doctor": SHARED | {"units", "disk_room", "config", "clients", "upstream", "doctor"},
     "workers": {"backoff", "config", "metrics", "locks", "workers"},
@@ -58,6 +59,7 @@ MAY_IMPORT = {
         "app",
         "wiring",
         "workers",
+        "bundles",
         "cache",
         "storage",
         "upstream",
@@ -125,7 +127,7 @@ def test_only_the_wiring_knows_the_disk(path: Path) -> None:
         assert not re.search(r"os\.(open|stat|unlink|replace|scandir|listdir|path)\b|\.execute\(", path.read_text())
 
 
-@pytest.mark.parametrize("folder", ["storage", "downloads", "cache", "upstream", "api"])
+@pytest.mark.parametrize("folder", ["storage", "downloads", "cache", "upstream", "bundles", "api"])
 def test_modules_of_a_package_have_no_cycles(folder: str) -> None:
     """Each can be read, and tested, after those that it imports. What only type checkers import counts as well."""
     graph = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 
 from mirror.cache.freshness import is_fresh
 from mirror.cache.outcome import HIT, PARTIAL, STALE, Outcome, miss
-from mirror.errors import MirrorError, Unknown
+from mirror.errors import DigestInvalid, MirrorError, Unknown
 from mirror.names import Digest, Repository
 from mirror.storage.store import Store
 from mirror.tasks import SingleFlight
@@ -66,7 +67,7 @@ class Lists:
     async def referrers(self, repository: Repository, digest: Digest) -> tuple[list[dict[str, Any]], Outcome]:
         """Returns the descriptors of a manifest's referrers. Raises MirrorError."""
         return await self._list(
-            f"referrers {repository} {digest}", lambda: self._source(repository.registry).list_referrers(repository, digest)
+            _referrers_key(repository, digest), lambda: self._source(repository.registry).list_referrers(repository, digest)
         )
 
     async def _list(self, key: str, ask: Callable[[], Awaitable[Listing]]) -> tuple[list[Any], Outcome]:
@@ -90,3 +91,17 @@ class Lists:
         if found.complete:
             await self._store.set_document(key, {"asked": self._clock(), "list": found.entries})
         return found
+
+
+async def known_referrers(store: Store, repository: Repository, digest: Digest) -> list[Digest]:
+    """What referred to a manifest when upstream last listed that; upstream is not asked."""
+    known = await store.document(_referrers_key(repository, digest))
+    found = []
+    for entry in known["list"] if known is not None else ():
+        with contextlib.suppress(DigestInvalid, KeyError, TypeError):
+            found.append(Digest.parse(entry["digest"]))
+    return found
+
+
+def _referrers_key(repository: Repository, digest: Digest) -> str:
+    return f"referrers {repository} {digest}"

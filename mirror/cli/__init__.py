@@ -24,6 +24,8 @@ COMMANDS = {
     "stats": "stats",
     "tags": "tags",
     "pull": "pull",
+    "export": "export",
+    "have": "have",
     "pin": "pin",
     "unpin": "pin",
     "rm": "rm",

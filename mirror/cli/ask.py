@@ -114,8 +114,24 @@ def become_owner(folder: Path) -> None:
             return
         with contextlib.suppress(KeyError):
             os.initgroups(pwd.getpwuid(found.st_uid).pw_name, found.st_gid)
-        os.setgid(found.st_gid)
-        os.setuid(found.st_uid)
+        os.setegid(found.st_gid)
+        os.seteuid(found.st_uid)
+
+
+@contextlib.contextmanager
+def as_invoker() -> Iterator[None]:
+    """Is the user who ran the command while it is open, whatever `become_owner` did: for files that are not the mirror's."""
+    user, group = os.geteuid(), os.getegid()
+    if os.getuid() == user:
+        yield
+        return
+    os.seteuid(os.getuid())
+    os.setegid(os.getgid())
+    try:
+        yield
+    finally:
+        os.setegid(group)
+        os.seteuid(user)
 
 
 def fail(message: str, status: int = 1) -> NoReturn:

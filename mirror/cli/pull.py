@@ -8,6 +8,7 @@ import os
 import platform as machine
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,13 +74,13 @@ def pull(
     Tags are checked with upstream, and only missing content is downloaded. After an interruption or a failed download, run it again to continue. Beside a
     running mirror, each blob is downloaded only once. The exit status is 1 if an image is incomplete.
     """
-    names = [*images, *(name for file in lists for name in _listed(file))]
+    names = [*images, *(name for file in lists for name in listed(file))]
     if not names:
         raise click.UsageError("give image names, or a file of them with --file")
     if platforms and all_platforms:
         raise click.UsageError("--platform and --all-platforms exclude each other")
     named = dict.fromkeys(images_of(names))
-    wanted = None if all_platforms else [_platform(one) for one in platforms] or [this_platform()]
+    wanted = None if all_platforms else [parse_platform(one) for one in platforms] or [this_platform()]
     settings = settings_or_exit(config, cache_dir, upstreams)
 
     async def work(cache: Cache) -> list[dict[str, Any]]:
@@ -99,7 +100,7 @@ def pull(
             if shown is None and not as_json:
                 click.echo(_line(_outcome(this, faults.get(str(this)))))
 
-        async with _bars(pulls) if os.isatty(2) and not as_json else contextlib.nullcontext() as shown:
+        async with bars(pulls) if os.isatty(2) and not as_json else contextlib.nullcontext() as shown:
             await asyncio.gather(*(one(this) for this in pulls))
         for this in pulls:
             if (str(this) not in faults or str(this) in full) and (missing := cache.pulls.missing(this)):
@@ -140,7 +141,8 @@ def this_platform() -> str:
     return f"linux/{_MACHINES.get(architecture, architecture)}"
 
 
-def _platform(text: str) -> str:
+def parse_platform(text: str) -> str:
+    """Returns a platform as images name it; without an operating system, Linux is meant. Raises click.BadParameter."""
     platform = text.strip().lower() if "/" in text else f"linux/{text.strip().lower()}"
     if not _PLATFORM.fullmatch(platform):
         raise click.BadParameter(
@@ -149,8 +151,8 @@ def _platform(text: str) -> str:
     return platform
 
 
-def _listed(file: str) -> list[str]:
-    """Returns the image names in a file. Raises click.UsageError with the line number of a wrong one."""
+def listed(file: str) -> list[str]:
+    """Returns the image names in a file; - is standard input. Raises click.UsageError with the line number of a wrong one."""
     try:
         # Opening fails if standard input is closed. Editors on Windows begin a file with a byte order mark.
         with open(0 if file == "-" else file, encoding="utf-8-sig", closefd=file != "-") as opened:
@@ -189,7 +191,8 @@ def _line(outcome: dict[str, Any]) -> str:
     return f"{outcome['image']}: {fetched}{', though upstream could not be asked' if outcome['unchecked'] else ''}"
 
 
-def _bars(pulls: list[Pull]) -> contextlib.AbstractAsyncContextManager[object]:
+def bars(pulls: Sequence[Pull]) -> contextlib.AbstractAsyncContextManager[object]:
+    """Shows on standard error how far pulls are."""
     from mirror.cli.bars import Bars
 
     return Bars(pulls)

@@ -56,6 +56,12 @@ async def test_documents_have_the_documented_keys(upstream: Scripted, tmp_path: 
 
     await run("pull", "app:1", "other:1", "--platform", "linux/amd64")
     await run("pin", "app:1")
+    await run("have")
+    third = upstream.add_image("library/third", "1")
+    await run("pull", "third:1", "--platform", "linux/amd64")
+    (tmp_path / "cache" / "blobs" / "sha256" / third.layers[0].hex).unlink()
+    await run("export", "--all", "-o", str(tmp_path / "lab.tar"))
+    await run("rm", "third:1")
     for command in (["ls"], ["show", "app:1"], ["tags", "app"], ["gc", "--dry-run"], ["unpin", "app:1"]):
         await run(*command)
     (tmp_path / "cache" / "blobs" / "sha256" / image.config.hex).write_bytes(b"damaged")

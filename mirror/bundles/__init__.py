@@ -1,0 +1,1 @@
+"""Bundles: one tar with images that every tool loads; see layout.py for its shape."""

@@ -1,0 +1,333 @@
+"""What belongs into a bundle: of each image its manifests for the chosen platforms, their configurations and layers, and what refers to them.
+
+All of it comes from the store. Indexes keep all their entries, since their digest is their name, though the manifests of other platforms are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Container, Iterable, Iterator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+
+from mirror.cache.lists import known_referrers
+from mirror.cache.platforms import Selection, fits
+from mirror.errors import ManifestUnknown, MirrorError, Unknown
+from mirror.manifests import (
+    DOCKER_SCHEMA1,
+    DOCKER_SCHEMA1_SIGNED,
+    MAX_SIZE,
+    Descriptor,
+    Manifest,
+    blobs_of,
+    embedded_in,
+    entries_of,
+    platform_of,
+)
+from mirror.names import Digest, Reference, Repository, Tag, image_name
+from mirror.storage.store import Store
+from mirror.units import format_size
+
+COSIGN = (".sig", ".att", ".sbom")
+"""Ends of the tags under which cosign keeps what refers to an image: ``sha256-<hex>.sig`` (cosign, "SIGNATURE_SPEC.md")."""
+_ELSEWHERE = ("foreign", "nondistributable")
+"""In media types of layers that registries do not have (image-spec 1.1, "layer.md")."""
+_IMAGE_CONFIGS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
+_ATTESTS = "vnd.docker.reference.digest"
+"""The annotation by which an entry of an index attests another (buildkit, "attestation-storage.md")."""
+_DEEPEST = 4
+"""Levels of what refers to what refers to an image."""
+_MOST_NAMED = 3
+"""Missing digests that an error names."""
+
+
+class Incomplete(Unknown):
+    """An image is not cached, or not all of it."""
+
+    code = "MANIFEST_UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image of a bundle."""
+
+    repository: Repository
+    reference: Reference
+    root: Descriptor
+    """Of its index, or of its only manifest."""
+    platforms: tuple[str, ...] = ()
+    docker: tuple[Digest, tuple[Digest, ...]] | None = None
+    """The configuration and the layers of its first platform; None for what is no image for containers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Referrer:
+    """A signature, an attestation or an SBOM of the manifest `subject`. `reference` is a tag for cosign's."""
+
+    repository: Repository
+    reference: Reference
+    root: Descriptor
+    subject: Digest
+
+
+@dataclass(slots=True)
+class Contents:
+    """What a bundle holds."""
+
+    images: list[Image] = field(default_factory=list)
+    referrers: list[Referrer] = field(default_factory=list)
+    blobs: dict[Digest, int | bytes] = field(default_factory=dict)
+    """Sizes in bytes, in the order of the bundle; the content itself where only a manifest has it embedded."""
+    omitted: dict[Digest, int] = field(default_factory=dict)
+    """Layers that are left out, since the receiver has them. Sizes in bytes."""
+
+
+@dataclass(slots=True)
+class _Blobs:
+    """What images consist of. Sizes in bytes."""
+
+    manifests: dict[Digest, int | bytes] = field(default_factory=dict)
+    configs: dict[Digest, int | bytes] = field(default_factory=dict)
+    layers: dict[Digest, int | bytes] = field(default_factory=dict)
+    missing: dict[Digest, int] = field(default_factory=dict)
+
+    def update(self, other: _Blobs) -> None:
+        self.manifests.update(other.manifests)
+        self.configs.update(other.configs)
+        self.layers.update(other.layers)
+        self.missing.update(other.missing)
+
+
+@dataclass(slots=True)
+class _Found:
+    """The manifests of one image that are cached and wanted."""
+
+    root: Manifest
+    indexes: dict[Digest, Manifest] = field(default_factory=dict)
+    images: dict[Digest, Manifest] = field(default_factory=dict)
+    platforms: dict[Digest, str] = field(default_factory=dict)
+    absent: list[Digest] = field(default_factory=list)
+
+
+class Gatherer:
+    """Gathers images, one after the other, for `contents`."""
+
+    def __init__(self, store: Store, platforms: Collection[str] | None, *, cached: bool = False, referrers: bool = True) -> None:
+        """`platforms` such as ``linux/arm64``, None for all of them. With `cached`, what is missing is no error: the platforms that are cached whole are taken."""
+        self._store = store
+        self._platforms = platforms
+        self._cached = cached
+        self._with_referrers = referrers
+        self.subjects: dict[tuple[Repository, Digest], None] = {}
+        """The manifests of the images that were added: what something may refer to."""
+        self.attestations: dict[tuple[Repository, Digest], None] = {}
+        """The manifests, cached or not, by which indexes attest the images that were added."""
+        self._images: list[Image] = []
+        self._referrers: dict[tuple[Repository, Digest], Referrer] = {}
+        self._blobs = _Blobs()
+        self._tags: dict[Repository, list[str]] = {}
+
+    async def add(self, repository: Repository, reference: Reference) -> None:
+        """Adds an image. Raises Incomplete where it is not cached, or not for one of the platforms; other MirrorErrors."""
+        name = image_name(repository, reference)
+        root = await self._root(repository, reference)
+        if root is None:
+            raise Incomplete(f"{name} is not cached: pull it through the mirror first, or run `mirror pull {name}` beside it")
+        if root.media_type in (DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED):
+            raise ManifestUnknown(f"{name} is an image of before 2017 (schema 1), which no OCI layout can hold")
+        found = await self._walk(name, root)
+        blobs = _Blobs()
+        for digest, manifest in list(found.images.items()):
+            one = self._blobs_of(manifest)
+            if one.missing and self._cached:
+                del found.images[digest]
+            else:
+                blobs.update(one)
+        blobs.missing.update(dict.fromkeys(found.absent, 0))
+        if (blobs.missing and not self._cached) or not found.images:
+            raise Incomplete(_incomplete(name, blobs.missing))
+        for digest, manifest in found.indexes.items():
+            blobs.manifests[digest] = self._size(digest) or manifest.body
+        self._blobs.update(blobs)
+        ordered = sorted(found.images.values(), key=lambda manifest: self._rank(found.platforms.get(manifest.digest)))
+        platforms = dict.fromkeys(
+            found.platforms[manifest.digest] for manifest in ordered if manifest.digest in found.platforms and _is_image(manifest)
+        )
+        docker = next((_for_docker(manifest) for manifest in ordered if _is_image(manifest)), None)
+        size = blobs.manifests[root.digest]
+        described = Descriptor(root.media_type, root.digest, size if isinstance(size, int) else len(size))
+        self._images.append(Image(repository, reference, described, tuple(platforms), docker))
+        if self._with_referrers:
+            subjects = [*found.indexes, *found.images]
+            self.subjects.update(dict.fromkeys((repository, subject) for subject in subjects))
+            await self._add_attestations(repository, found)
+            await self._add_referrers(repository, subjects, _DEEPEST)
+
+    def contents(self, have: Container[Digest] = ()) -> Contents:
+        """Returns what a bundle of all added images holds. Layers that are in `have` are left out; manifests and configurations are small, and always in."""
+        found = Contents(self._images, list(self._referrers.values()))
+        found.blobs.update(self._blobs.manifests)
+        found.blobs.update(self._blobs.configs)
+        for digest, blob in self._blobs.layers.items():
+            if digest in found.blobs:
+                continue
+            if digest in have:
+                found.omitted[digest] = blob if isinstance(blob, int) else len(blob)
+            else:
+                found.blobs[digest] = blob
+        return found
+
+    async def _root(self, repository: Repository, reference: Reference) -> Manifest | None:
+        if isinstance(reference, Tag):
+            record = await self._store.tag(repository, reference)
+            return await self._store.manifest(record.descriptor.digest) if record is not None else None
+        return await self._store.manifest(reference)
+
+    async def _walk(self, name: str, root: Manifest) -> _Found:
+        """Raises ManifestUnknown where the image is not for one of the platforms."""
+        found = _Found(root)
+
+        async def manifest_of(digest: Digest) -> Manifest:
+            manifest = await self._store.manifest(digest)
+            if manifest is None:
+                found.absent.append(digest)
+                raise ManifestUnknown(f"{digest} is not cached")
+            found.indexes[digest] = manifest
+            return manifest
+
+        async def config_of(manifest: Manifest) -> bytes:
+            config = await self._config(manifest)
+            if (platform := platform_of(config)) is not None:
+                found.platforms.setdefault(manifest.digest, platform)
+            return config
+
+        selection = Selection(name, self._platforms, manifest_of, config_of)
+        await selection.walk(root)
+        found.images = selection.images
+        found.indexes = {
+            digest: manifest
+            for digest, manifest in {root.digest: root, **found.indexes}.items()
+            if digest not in found.images and (digest == root.digest or entries_of(manifest.body))
+        }
+        for index in found.indexes.values():
+            for entry in entries_of(index.body):
+                if entry.platform is not None:
+                    found.platforms.setdefault(entry.descriptor.digest, entry.platform)
+        if root.digest in found.images and root.digest not in found.platforms:
+            await config_of(root)
+        if not selection.failures:
+            found.absent.clear()
+        return found
+
+    async def _config(self, manifest: Manifest) -> bytes:
+        """An image's configuration; empty where there is none here."""
+        config, _ = blobs_of(manifest.body)
+        if config is None or not 0 < config.size <= MAX_SIZE:
+            return b""
+        if (embedded := embedded_in(manifest.body, config.digest)) is not None:
+            return embedded
+        reader = await self._store.open(config.digest)
+        if reader is None:
+            return b""
+        async with aclosing(reader):
+            parts = [part async for part in reader.parts(0, MAX_SIZE)]
+            return b"".join(part if isinstance(part, bytes) else os.pread(part.fd, part.length, part.offset) for part in parts)
+
+    def _blobs_of(self, manifest: Manifest) -> _Blobs:
+        blobs = _Blobs()
+        blobs.manifests[manifest.digest] = self._size(manifest.digest) or manifest.body
+        config, layers = blobs_of(manifest.body)
+        for blob in [*([config] if config else []), *layers]:
+            kind = blobs.configs if blob is config else blobs.layers
+            size = self._size(blob.digest)
+            if size is not None:
+                kind[blob.digest] = size
+            elif (embedded := embedded_in(manifest.body, blob.digest)) is not None:
+                kind[blob.digest] = embedded
+            elif not any(word in blob.media_type for word in _ELSEWHERE):
+                blobs.missing[blob.digest] = blob.size
+        return blobs
+
+    def _size(self, digest: Digest) -> int | None:
+        return self._store.size(digest)
+
+    async def _add_attestations(self, repository: Repository, found: _Found) -> None:
+        """Adds the entries of its indexes that attest its images, where they are cached whole: they have no platform by which they would be chosen."""
+        for index in found.indexes.values():
+            for digest, subject in _attestations(index.body):
+                if subject in found.images and digest not in found.images:
+                    self.attestations[repository, digest] = None
+                    manifest = await self._store.manifest(digest)
+                    if manifest is not None and not (blobs := self._blobs_of(manifest)).missing:
+                        self._blobs.update(blobs)
+
+    async def _add_referrers(self, repository: Repository, subjects: Iterable[Digest], levels: int) -> None:
+        """Adds what is cached of what refers to some manifests, and of what refers to that."""
+        for subject in subjects:
+            references: list[Reference] = [
+                Tag(tag)
+                for end in COSIGN
+                if (tag := f"{subject.algorithm}-{subject.hex}{end}") in await self._known_tags(repository)
+            ]
+            references += await known_referrers(self._store, repository, subject)
+            for reference in references:
+                root = await self._root(repository, reference)
+                if root is None or (repository, root.digest) in self._referrers:
+                    continue
+                found = await Gatherer(self._store, None, cached=True, referrers=False)._whole(repository, reference)
+                if found is not None:
+                    self._blobs.update(found)
+                    descriptor = Descriptor(root.media_type, root.digest, self._size(root.digest) or len(root.body))
+                    self._referrers[repository, root.digest] = Referrer(repository, reference, descriptor, subject)
+                    if levels > 1:
+                        await self._add_referrers(repository, [root.digest], levels - 1)
+
+    async def _whole(self, repository: Repository, reference: Reference) -> _Blobs | None:
+        """The blobs of one image; None where not all of it is cached."""
+        try:
+            await self.add(repository, reference)
+        except Unknown:
+            return None
+        return self._blobs
+
+    async def _known_tags(self, repository: Repository) -> list[str]:
+        if repository not in self._tags:
+            self._tags[repository] = [tag for tag in await self._store.tags(repository) if tag.endswith(COSIGN)]
+        return self._tags[repository]
+
+    def _rank(self, platform: str | None) -> int:
+        """Where an image comes among those of other platforms: as they were asked for, linux/amd64 first where none was."""
+        wanted = list(self._platforms or ("linux/amd64",))
+        return next((number for number, one in enumerate(wanted) if fits(platform, one)), len(wanted))
+
+
+def _is_image(manifest: Manifest) -> bool:
+    """True for an image that containers run from; false for charts, signatures, attestations, buildkit's caches."""
+    config, layers = blobs_of(manifest.body)
+    return config is not None and config.media_type in _IMAGE_CONFIGS and all("tar" in layer.media_type for layer in layers)
+
+
+def _for_docker(manifest: Manifest) -> tuple[Digest, tuple[Digest, ...]] | None:
+    config, layers = blobs_of(manifest.body)
+    return None if config is None else (config.digest, tuple(layer.digest for layer in layers))
+
+
+def _attestations(index: bytes) -> Iterator[tuple[Digest, Digest]]:
+    """The entries of an index that attest another, and that one."""
+    entries = json.loads(index).get("manifests")
+    for entry in entries if isinstance(entries, list) else ():
+        with suppress(MirrorError, TypeError, KeyError, AttributeError):
+            yield Digest.parse(entry["digest"]), Digest.parse(entry["annotations"][_ATTESTS])
+
+
+def _incomplete(name: str, missing: dict[Digest, int]) -> str:
+    size = sum(missing.values())
+    some = ", ".join(map(str, [*missing][:_MOST_NAMED]))
+    more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+    lacks = (
+        f"{len(missing)} of its blobs and manifests ({format_size(size)}) are missing: {some}{more}"
+        if missing
+        else "none of its platforms is"
+    )
+    return f"{name} is not cached whole; {lacks}; pull it through the mirror first, or run `mirror pull {name}` beside it"

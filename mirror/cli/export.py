@@ -1,0 +1,284 @@
+"""``mirror export``: images as one tar that docker, ctr, podman, skopeo, crane and ``mirror import`` load."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mirror.cli.ask import fail, images_of, inventory, on_cache, on_store, require_cache
+from mirror.cli.options import cache_options, settings_or_exit
+from mirror.cli.pull import bars, listed, parse_platform, this_platform
+from mirror.cli.text import os_error_text, print_json
+from mirror.errors import MirrorError
+from mirror.names import Digest, Reference, Repository, image_name
+from mirror.units import format_size, parse_size
+
+if TYPE_CHECKING:
+    from mirror.bundles.contents import Contents, Gatherer
+    from mirror.cache.cache import Cache
+    from mirror.storage.store import Store
+
+_INTERVAL = 0.2
+"""Seconds between two reports of progress."""
+_SMALLEST_PIECE = 1024 * 1024
+
+
+@click.command(short_help="Write images into one tar that every tool loads.")
+@click.argument("images", nargs=-1, metavar="[IMAGE...]")
+@click.option(
+    "--output",
+    "-o",
+    required=True,
+    metavar="FILE",
+    help="The tar to write; - is standard output, such as for a pipe to docker load.",
+)
+@click.option(
+    "--file",
+    "-f",
+    "lists",
+    multiple=True,
+    metavar="FILE",
+    help="Read image names from a file, one per line, with # comments; - is standard input.",
+)
+@click.option(
+    "--all", "everything", is_flag=True, help="Every cached image, for the platforms that are cached whole. Fetches nothing."
+)
+@click.option(
+    "--platform",
+    "platforms",
+    multiple=True,
+    metavar="PLATFORM",
+    help="A platform such as linux/arm64; repeatable.  [this machine's]",
+)
+@click.option("--all-platforms", is_flag=True, help="Everything that an index lists, including attestations.")
+@click.option(
+    "--no-referrers", is_flag=True, help="Without signatures, attestations, SBOMs and whatever else refers to the images."
+)
+@click.option("--offline", is_flag=True, help="Ask no registry: fail if something is not cached.")
+@click.option("--have", "haves", multiple=True, metavar="FILE", help="Leave out the layers in this list, made by `mirror have`.")
+@click.option("--since", "bundles", multiple=True, metavar="FILE", help="Leave out the layers of this earlier bundle.")
+@click.option("--split", metavar="SIZE", help="Write pieces FILE.000, FILE.001, … of this size, such as 3900MB for FAT32.")
+@click.option("--sign", "key", type=click.Path(path_type=Path), metavar="KEY", help="Sign with this Ed25519 private key (PEM).")
+@cache_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def export(
+    images: tuple[str, ...],
+    output: str,
+    lists: tuple[str, ...],
+    everything: bool,
+    platforms: tuple[str, ...],
+    all_platforms: bool,
+    no_referrers: bool,
+    offline: bool,
+    haves: tuple[str, ...],
+    bundles: tuple[str, ...],
+    split: str | None,
+    key: Path | None,
+    config: Path | None,
+    cache_dir: str | None,
+    upstreams: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Writes images into one tar, for where there is no network.
+
+    Content that is not cached is fetched first, as `mirror pull` does. Every blob and index is as the registry has it, so digests are kept. Load the tar with
+    `docker load -i`, `ctr images import`, `podman load -i`, `skopeo copy oci-archive:` or `mirror import`. The file appears under its name when it is whole. The
+    exit status is 1 if an image is incomplete; nothing is written then.
+    """
+    from mirror.cli.outputs import Outputs, StandardOutput
+
+    names = [*images, *(name for file in lists for name in listed(file))]
+    if bool(names) == everything:
+        raise click.UsageError("give image names, or a file of them with --file, or --all")
+    if platforms and all_platforms:
+        raise click.UsageError("--platform and --all-platforms exclude each other")
+    piped = output == "-"
+    if piped and split is not None:
+        raise click.UsageError("--split makes files: give a file with --output")
+    if piped and as_json:
+        raise click.UsageError("--json prints to standard output: give a file with --output")
+    if piped and os.isatty(1):
+        raise click.UsageError(
+            "standard output is a terminal: send it to a program or a file, such as `mirror export … -o - | docker load`"
+        )
+    limit = _limit(split)
+    named = list(dict.fromkeys(images_of(names)))
+    wanted = (
+        None
+        if all_platforms or (everything and not platforms)
+        else [parse_platform(one) for one in platforms] or [this_platform()]
+    )
+    have = _read_have(haves, bundles)
+    sign = _signer(key)
+    settings = settings_or_exit(config, cache_dir, upstreams)
+    if everything or offline:
+        require_cache(settings)
+    try:
+        outputs = StandardOutput(1) if piped else Outputs(Path(output), limit)
+    except OSError as error:
+        fail(f"{output} cannot be written: {os_error_text(error)}")
+    if everything:
+        with inventory(settings) as asked:
+            named = [(image.repository, image.reference) for image in asked.images().entries]
+
+    async def work(store: Store, cache: Cache | None = None) -> dict[str, Any]:
+        from mirror.bundles.layout import Layout
+        from mirror.bundles.writing import write
+
+        if cache is not None:
+            await _fetch(cache, named, wanted, referrers=not no_referrers)
+        gathered, faults = await _gather(store, named, wanted, cached=everything and not platforms, referrers=not no_referrers)
+        for fault in faults:
+            click.echo(f"mirror: {fault}", err=True)
+        contents = gathered.contents(have)
+        if not contents.images or (faults and not everything):
+            fail("nothing was written, because images are not cached whole" if faults else "no image is cached")
+        layout = Layout(contents, sign)
+        try:
+            await write(layout, store, outputs.sink, _progress(layout.size))
+        except BrokenPipeError:
+            fail("the reader of the bundle has closed the pipe")
+        except OSError as error:
+            fail(f"{'standard output' if piped else output} cannot be written: {os_error_text(error)}")
+        return _report(contents, layout.size, faults)
+
+    async def work_on_cache(cache: Cache) -> dict[str, Any]:
+        return await work(cache.store, cache)
+
+    with outputs.finishing():
+        report = on_store(settings, work) if everything or offline else on_cache(settings, work_on_cache)
+    if as_json:
+        print_json(report)
+    else:
+        count = len(report["images"])
+        left_out = f", without {format_size(report['omitted'])} that the receiver has" if report["omitted"] else ""
+        where = "" if piped else f", in {output}"
+        click.echo(f"{'1 image' if count == 1 else f'{count} images'}, {format_size(report['size'])}{left_out}{where}", err=True)
+
+
+def _report(contents: Contents, size: int, faults: list[str]) -> dict[str, Any]:
+    images = [
+        {
+            "image": image_name(image.repository, image.reference),
+            "digest": str(image.root.digest),
+            "platforms": list(image.platforms),
+        }
+        for image in contents.images
+    ]
+    return {
+        "images": images,
+        "referrers": len(contents.referrers),
+        "blobs": len(contents.blobs),
+        "size": size,
+        "omitted": sum(contents.omitted.values()),
+        "faults": faults,
+    }
+
+
+async def _fetch(cache: Cache, named: list[tuple[Repository, Reference]], wanted: list[str] | None, *, referrers: bool) -> None:
+    """Fetches what is missing. What upstream does not give is reported, and is no fault yet: it may be cached."""
+    from mirror.cache.pull import Pull
+    from mirror.cli.attached import fetch_attached
+
+    pulls = [Pull(repository, reference, wanted) for repository, reference in named]
+
+    async def one(this: Pull) -> None:
+        try:
+            await cache.pulls.pull(this)
+        except MirrorError as error:
+            click.echo(f"mirror: {this}: {error.message}", err=True)
+        else:
+            if this.unchecked:
+                click.echo(
+                    f"mirror: {this}: taken as it is cached, since upstream could not be asked: {this.unchecked}", err=True
+                )
+
+    async with bars(pulls) if os.isatty(2) else contextlib.nullcontext():
+        await asyncio.gather(*(one(this) for this in pulls))
+        if referrers:
+            gathered, _ = await _gather(cache.store, named, wanted, cached=False, referrers=True)
+            faults = await fetch_attached(cache, gathered.subjects, gathered.attestations)
+            for fault in faults[:3]:
+                click.echo(f"mirror: signatures and attestations may be missing: {fault}", err=True)
+
+
+async def _gather(
+    store: Store, named: list[tuple[Repository, Reference]], wanted: list[str] | None, *, cached: bool, referrers: bool
+) -> tuple[Gatherer, list[str]]:
+    """Returns what is cached of the images, and for each that is not cached whole what it lacks."""
+    from mirror.bundles.contents import Gatherer
+
+    gathered = Gatherer(store, wanted, cached=cached, referrers=referrers)
+    faults = []
+    for repository, reference in named:
+        try:
+            await gathered.add(repository, reference)
+        except MirrorError as error:
+            name = image_name(repository, reference)
+            faults.append(error.message if name in error.message else f"{name}: {error.message}")
+    return gathered, faults
+
+
+def _limit(split: str | None) -> int | None:
+    if split is None:
+        return None
+    try:
+        limit = parse_size(split)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--split") from None
+    if limit < _SMALLEST_PIECE:
+        raise click.BadParameter(f"at least 1MB is expected; found {split}", param_hint="--split")
+    return limit
+
+
+def _read_have(haves: tuple[str, ...], bundles: tuple[str, ...]) -> set[Digest]:
+    from mirror.bundles.have import HaveUnreadable, read_bundle, read_list
+
+    found: set[Digest] = set()
+    for option, files, read in (("--have", haves, read_list), ("--since", bundles, read_bundle)):
+        for file in files:
+            try:
+                found |= read(Path(file))
+            except HaveUnreadable as error:
+                raise click.UsageError(f"{option}: {error}") from None
+            except OSError as error:
+                raise click.UsageError(f"{option} {file}: cannot be read: {os_error_text(error)}") from None
+    return found
+
+
+def _signer(key: Path | None) -> Callable[[bytes], bytes] | None:
+    if key is None:
+        return None
+    from mirror.bundles.signing import KeyUnusable, signer
+
+    try:
+        return signer(key.read_bytes())
+    except KeyUnusable as error:
+        raise click.UsageError(f"--sign {key}: {error}") from None
+    except OSError as error:
+        raise click.UsageError(f"--sign {key}: cannot be read: {os_error_text(error)}") from None
+
+
+def _progress(size: int) -> Callable[[int], None]:
+    """Shows on a terminal how much has been written."""
+    if not os.isatty(2):
+        return lambda _: None
+    shown = 0.0
+
+    def show(done: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown >= _INTERVAL or done == size:
+            shown = now
+            sys.stderr.write(f"\r\033[Kwriting {format_size(done)} of {format_size(size)}" + ("\n" if done == size else ""))
+            sys.stderr.flush()
+
+    return show
