@@ -52,7 +52,7 @@ class Outputs:
             with as_invoker():
                 while self._open:
                     fd, beside, path = self._open[0]
-                    rename_durably(fd, beside, path)
+                    rename_durably(fd, beside, path, ())
                     os.close(fd)
                     del self._open[0]
         finally:

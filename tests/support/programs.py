@@ -37,7 +37,7 @@ _PACKAGES = {
     "shellcheck": "shellcheck",
 }
 
-_SOURCES = dict.fromkeys(("helm", "buildkitd", "buildctl", "wharfie"), "built from its Go module: see .ci/run")
+_SOURCES = dict.fromkeys(("crane", "helm", "buildkitd", "buildctl", "wharfie"), "built from its Go module: see .ci/run")
 """Programs that Debian does not have."""
 
 

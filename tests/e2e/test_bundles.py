@@ -1,0 +1,196 @@
+"""Bundles that the mirror exports, loaded by the real tools: digests are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_containerd import Containerd
+from tests.e2e.test_dockerd import Dockerd
+from tests.e2e.test_podman import policy
+from tests.support.commands import mirror
+from tests.support.images import Image, digest_of, make_image, make_index, push
+from tests.support.programs import DockerRegistry, require, require_root, run
+
+SINGLE, INDEX, OCI = "docker.io/library/single:1", "docker.io/library/both:1", "ghcr.io/owner/oci:2"
+
+
+class Source:
+    """A registry with three images, and a cache directory to export from."""
+
+    def __init__(self, folder: Path) -> None:
+        self._cache = folder / "cache"
+        self._folder = folder
+        self.registry = DockerRegistry(folder / "registry")
+        self.images = {SINGLE: make_image(11, "docker"), INDEX: make_index(12, "oci"), OCI: make_image(13, "oci")}
+        for name, image in self.images.items():
+            repository, tag = name.partition("/")[2].split(":")
+            push(self.registry.url, repository, tag, image)
+
+    @property
+    def flags(self) -> list[str]:
+        url = self.registry.url
+        return ["--cache-dir", str(self._cache), "--upstream", f"docker.io={url}", "--upstream", f"ghcr.io={url}"]
+
+    def export(self, *arguments: str, tar: str = "lab.tar") -> Path:
+        target = self._folder / tar
+        done = mirror("export", *arguments, "--platform", "linux/amd64", "-o", str(target), *self.flags)
+        assert done.returncode == 0, done.stderr
+        return target
+
+    def of_platform(self, name: str) -> Image:
+        return make_image(12, "oci") if name == INDEX else self.images[name]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[Source]:
+    made = Source(tmp_path)
+    yield made
+    made.registry.stop()
+
+
+@pytest.fixture
+def dockerd() -> Iterator[Dockerd]:
+    daemon = Dockerd("http://127.0.0.1:1")
+    yield daemon
+    daemon.stop()
+
+
+def check_docker(dockerd: Dockerd, source: Source, name: str, folder: Path) -> None:
+    """Its configuration has the registry's digest, and its layers unpack to what they were."""
+    image = source.of_platform(name)
+    config = json.loads(dockerd.docker("image", "inspect", name))[0]
+    assert config["Id"] in image.blobs
+    files = dockerd.save(name, folder / "saved.tar")
+    manifest = json.loads(files["manifest.json"])[0]
+    assert files[manifest["Config"]] == image.blobs[config["Id"]]
+    layers = [digest_of(files[layer]) for layer in manifest["Layers"]]
+    assert layers == json.loads(image.blobs[config["Id"]])["rootfs"]["diff_ids"]
+
+
+def test_docker_loads_a_bundle_a_pipe_and_pieces(source: Source, dockerd: Dockerd, tmp_path: Path) -> None:
+    """All images under their names, from the file, from standard output, and from pieces that `cat` joins."""
+    names = [SINGLE, INDEX, OCI]
+    tar = source.export(*names)
+
+    def wiped() -> None:
+        dockerd.docker("image", "rm", "-f", *names)
+        assert not dockerd.docker("image", "ls", "-q")
+
+    assert "Loaded image: single:1" in dockerd.docker("load", "-i", str(tar))
+    for name in names:
+        check_docker(dockerd, source, name, tmp_path)
+    wiped()
+    exported = [*names, "--platform", "linux/amd64", "-o", "-", *source.flags]
+    piped = subprocess.run([sys.executable, "-m", "mirror", "export", *exported], capture_output=True, check=True)
+    assert piped.stdout == tar.read_bytes()
+    source.export(*names, "--split", "1MiB", tar="pieces.tar")
+    pieces = sorted(tmp_path.glob("pieces.tar.*"))
+    assert {piece.stat().st_size for piece in pieces[:-1]} in (set(), {1024 * 1024})
+    assert b"".join(piece.read_bytes() for piece in pieces) == tar.read_bytes()
+    environment = {**os.environ, "DOCKER_HOST": dockerd.host}
+    subprocess.run(["sh", "-c", f"cat {tmp_path}/pieces.tar.* | docker load"], env=environment, check=True)
+    for name in names:
+        check_docker(dockerd, source, name, tmp_path)
+
+
+def test_docker_loads_a_delta_where_the_base_is_and_refuses_it_by_name_elsewhere(
+    source: Source, dockerd: Dockerd, tmp_path: Path
+) -> None:
+    """Layers of an earlier bundle are left out; Docker has them already, or says which blob is missing."""
+    base = source.export(SINGLE)
+    image = source.images[SINGLE]
+    newer = Image(dict(image.blobs), list(image.manifests))
+    config = json.loads(image.blobs[json.loads(image.manifests[0][1])["config"]["digest"]])
+    config["config"]["Cmd"] = ["/bin/false"]
+    body = json.loads(image.manifests[0][1])
+    changed = json.dumps(config).encode()
+    newer.blobs[digest_of(changed)] = changed
+    body["config"].update(digest=digest_of(changed), size=len(changed))
+    newer.manifests = [(image.manifests[0][0], json.dumps(body).encode())]
+    push(source.registry.url, "library/single", "2", newer)
+    delta = source.export("single:2", "--since", str(base), tar="delta.tar")
+    assert delta.stat().st_size < 20_000 < base.stat().st_size
+    with pytest.raises(AssertionError, match=body["layers"][0]["digest"].partition(":")[2]):
+        dockerd.docker("load", "-i", str(delta))
+    dockerd.docker("load", "-i", str(base))
+    dockerd.docker("load", "-i", str(delta))
+    loaded = json.loads(dockerd.docker("image", "inspect", "single:2"))[0]
+    assert loaded["Id"] == digest_of(changed)
+
+
+def test_containerd_imports_a_bundle(source: Source, tmp_path: Path) -> None:
+    """Every image under its full name and with the registry's digest; every blob byte for byte."""
+    tar = source.export(SINGLE, INDEX, OCI)
+    containerd = Containerd(tmp_path / "containerd", "http://127.0.0.1:1")
+    try:
+        containerd.ctr("images", "import", "--snapshotter", "native", str(tar))
+        listed = {line.split()[0]: line.split()[2] for line in containerd.ctr("images", "ls").splitlines()[1:]}
+        assert listed == {name: image.digest for name, image in source.images.items()}
+        for name in source.images:
+            for digest, data in source.of_platform(name).blobs.items():
+                assert containerd.content(digest) == data
+    finally:
+        containerd.stop()
+
+
+def test_podman_loads_a_bundle(source: Source, tmp_path: Path) -> None:
+    """All images, under their full names, each with the registry's configuration."""
+    require("podman")
+    require_root("podman, as it is run here,")
+    tar = source.export(SINGLE, INDEX, OCI)
+    run_root = tempfile.mkdtemp(prefix="podman-")
+    storage = f"--root {tmp_path}/storage --runroot {run_root} --storage-driver vfs --cgroup-manager cgroupfs".split()
+    environment = {"HOME": str(tmp_path)}
+    run("podman", *storage, "load", "--signature-policy", str(policy(tmp_path)), "-i", str(tar), environment=environment)
+    for name in source.images:
+        inspected = json.loads(run("podman", *storage, "image", "inspect", name, environment=environment))[0]
+        assert f"sha256:{inspected['Id']}" in source.of_platform(name).blobs
+    shutil.rmtree(run_root)
+
+
+def test_skopeo_copies_out_of_a_bundle(source: Source, tmp_path: Path) -> None:
+    """Each image by its full name, with the registry's manifest and blobs. skopeo finds images in Docker's format only as a Docker archive: then the configuration is."""
+    require("skopeo")
+    tar = source.export(SINGLE, INDEX, OCI)
+    target = tmp_path / "copy"
+    skopeo = ["skopeo", "--policy", str(policy(tmp_path)), "copy"]
+    for name in (INDEX, OCI):
+        run(*skopeo, "--override-arch", "amd64", f"oci-archive:{tar}:{name}", f"dir:{target}")
+        image = source.of_platform(name)
+        assert digest_of((target / "manifest.json").read_bytes()) == digest_of(image.manifests[-1][1])
+        for digest, data in image.blobs.items():
+            assert (target / digest.partition(":")[2]).read_bytes() == data
+        shutil.rmtree(target)
+    run(*skopeo, f"docker-archive:{tar}:{SINGLE}", f"dir:{target}")
+    config = json.loads((target / "manifest.json").read_bytes())["config"]["digest"]
+    assert config in source.images[SINGLE].blobs
+
+
+def test_crane_pushes_the_unpacked_layout_and_the_tar(source: Source, tmp_path: Path) -> None:
+    """The tar as Docker's to a registry; its digest is what crane computes from the registry's own blobs."""
+    require("crane")
+    tar = source.export(OCI)
+    target = DockerRegistry(tmp_path / "target")
+    try:
+        reference = f"{target.url.removeprefix('http://')}/owner/oci:2"
+        run("crane", "push", "--insecure", str(tar), reference)
+        pushed = json.loads(run("crane", "manifest", "--insecure", reference))
+        own = json.loads(source.images[OCI].manifests[-1][1])
+        assert pushed["config"]["digest"] == own["config"]["digest"]
+        layout = tmp_path / "layout"
+        layout.mkdir()
+        run("tar", "-xf", str(tar), "-C", str(layout))
+        run("sh", "-c", f"cd {layout} && sha256sum --check --quiet SHA256SUMS")
+        run("crane", "push", "--insecure", str(layout), reference)
+        assert run("crane", "digest", "--insecure", reference).strip() == source.images[OCI].digest
+    finally:
+        target.stop()
