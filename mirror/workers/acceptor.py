@@ -83,11 +83,14 @@ class Acceptor:
         self._loop.add_reader(listener, self._readable, listener)
 
     def _readable(self, listener: socket.socket) -> None:
-        mine = self._counts[self._number] = self._open()
-        if mine > min(self._counts):
-            self._pause(listener, _BUSY_PAUSE, self._resume)
-        else:
-            self._accept(listener)
+        # As many as there are, like asyncio's own servers: one for each turn of a loop that sends to hundreds of clients would let the last ones wait for seconds.
+        accepted = True
+        while accepted:
+            mine = self._counts[self._number] = self._open()
+            if mine > min(self._counts):
+                self._pause(listener, _BUSY_PAUSE, self._resume)
+                return
+            accepted = self._accept(listener)
 
     def _open(self) -> int:
         return self._connections() + len(self._entering)
@@ -112,20 +115,21 @@ class Acceptor:
             )
         self._pause(listener, _FULL_PAUSE, self._listen)
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket) -> bool:
+        """Accepts one connection. False if there is none, or too few descriptors."""
         if self._open() >= (self._most * 9 // 10 if self._full else self._most):
             self._wait_for_descriptors(listener, "too many are open")
-            return
+            return False
         try:
             connection, _ = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             # Another worker was faster, or the client has left.
-            return
+            return False
         except OSError as error:
             if error.errno not in _NO_FILES:
                 raise
             self._wait_for_descriptors(listener, str(error.strerror))
-            return
+            return False
         if self._full:
             self._full = False
             log.warning("accepting connections again: %d are open", self._open(), extra={"cause": "enough descriptors"})
@@ -134,6 +138,7 @@ class Acceptor:
         self._entering.add(task)
         self._counts[self._number] += 1
         task.add_done_callback(self._entering.discard)
+        return True
 
     async def _enter(self, connection: socket.socket) -> None:
         try:
