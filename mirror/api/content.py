@@ -85,18 +85,8 @@ async def blob(
             response = web.StreamResponse(headers=headers)
             await stream_body(context, response, reader, [(0, None)])
             return response
-        headers["Accept-Ranges"] = "bytes"
-        ranges, status = [(0, size)], 200
-        multipart = None
-        if range_applies(request.headers.get("If-Range"), headers["ETag"]):
-            wanted = parse_ranges(header(request, "Range"), size)
-            if wanted is not None:
-                ranges, status = wanted, 206
-                if len(ranges) == 1:
-                    headers["Content-Range"] = content_range(ranges[0], size)
-                else:
-                    multipart = Multipart(ranges, size, headers["Content-Type"])
-                    headers["Content-Type"] = multipart.content_type
+        applies = range_applies(request.headers.get("If-Range"), headers["ETag"])
+        ranges, status, multipart = choose_ranges(request, headers, size, applies=applies)
         start, stop = ranges[0]
         if outcome is HIT and multipart is None and stop - start <= _SMALL:
             body = await _small(reader.parts(start, stop)) if stop > start else b""
@@ -112,6 +102,25 @@ async def blob(
         return response
     finally:
         await reader.aclose()
+
+
+def choose_ranges(
+    request: web.BaseRequest, headers: dict[str, str], size: int, *, applies: bool
+) -> tuple[list[tuple[int, int]], int, Multipart | None]:
+    """Returns what a request for a body of `size` bytes is sent, the status, and the form of several ranges; completes `headers`.
+
+    `applies` is False where If-Range voids the Range. Raises RangeNotSatisfiable.
+    """
+    headers["Accept-Ranges"] = "bytes"
+    wanted = parse_ranges(header(request, "Range"), size) if applies else None
+    if wanted is None:
+        return [(0, size)], 200, None
+    if len(wanted) == 1:
+        headers["Content-Range"] = content_range(wanted[0], size)
+        return wanted, 206, None
+    multipart = Multipart(wanted, size, headers["Content-Type"])
+    headers["Content-Type"] = multipart.content_type
+    return wanted, 206, multipart
 
 
 async def _small(parts: AsyncGenerator[Part, None]) -> bytes:

@@ -58,10 +58,12 @@ class RequestContext:
 
     def count_sent(self, kind: str, size: int) -> None:
         """Counts bytes of body that were sent to the client."""
-        assert self.target is not None and self.target.repository is not None
+        assert self.target is not None
         self.sent += size
         if size:
-            metrics.pushed_bytes.labels(self.target.repository.registry, kind).inc(size)
+            # A bundle of all images counts for none of their registries.
+            registry = self.target.repository.registry if self.target.repository is not None else "all"
+            metrics.pushed_bytes.labels(registry, kind).inc(size)
 
 
 def header(request: web.BaseRequest, name: str) -> str | None:

@@ -16,6 +16,7 @@ from mirror.api import content, monitoring
 from mirror.api.access import AccessLog
 from mirror.api.connection import IDLE, LONGEST_LINE, MOST_HEADERS, Connection, Connections
 from mirror.api.context import RequestContext
+from mirror.api.export import Exports
 from mirror.api.hosts import KnownHosts
 from mirror.api.listing import Listing
 from mirror.api.repeat_reads import RepeatReads
@@ -56,6 +57,7 @@ class Api:
         self._hosts = hosts
         self._shortcuts = Shortcuts(cache, access)
         self._listing = Listing(cache, default)
+        self._exports = Exports(cache, targets)
         self._repeat_reads = RepeatReads()
         self._unread = UnreadBodies()
 
@@ -130,6 +132,8 @@ class Api:
         if request.method not in ("GET", "HEAD") or target.resource is Resource.UPLOAD:
             raise refuse_write(request.method)
         repository, reference = target.repository, target.reference
+        if target.resource is Resource.EXPORT:
+            return await self._exports.answer(context, target)
         if repository is not None:
             match target.resource:
                 case Resource.MANIFEST if reference is not None:
@@ -158,6 +162,9 @@ class Api:
     def _note(self, context: RequestContext, response: web.StreamResponse, seconds: float) -> None:
         assert self._access is not None
         request, target = context.request, context.target
+        path = target.path[:300] if target else request.raw_path[:300]
+        if target and target.repository and target.resource is not Resource.EXPORT:
+            path = ""
         size = context.sent
         if isinstance(response, web.Response) and not size and request.method != "HEAD":
             size = response.content_length or 0
@@ -166,7 +173,7 @@ class Api:
             request.method,
             str(target.repository) if target and target.repository else "",
             str(target.reference) if target and target.reference else "",
-            "" if target and target.repository else target.path[:300] if target else request.raw_path[:300],
+            path,
             response.status,
             size,
             seconds,

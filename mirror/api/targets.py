@@ -7,6 +7,9 @@ Clients name the registry in four ways (docs/clients.md has the table):
 - ``/v2/ghcr.io/owner/image/…``: podman, or the mirror named in an image's reference;
 - ``/ghcr.io/v2/owner/image/…``: a mirror's URL with a path.
 
+Bundles are beside that: ``/export/docker.io/library/alpine:3.20.tar?platform=linux/amd64`` has one image, ``/export/lab.tar?images=redis:7,python:3.12`` those
+that are listed, where ``*`` stands for all.
+
 Resources: OCI distribution-spec 1.1, "Endpoints".
 """
 
@@ -20,10 +23,11 @@ from functools import lru_cache
 from urllib.parse import parse_qsl, unquote
 
 from mirror.errors import RegistryUnknown, RequestInvalid, RouteUnknown, Unsupported
-from mirror.names import Digest, Reference, Repository, is_registry_name, looks_like_registry, parse_reference
+from mirror.names import Digest, Reference, Repository, is_registry_name, looks_like_registry, parse_image, parse_reference
 
 _LONGEST_KEPT = 512
 _MOST_FIELDS = 20
+_TAR = ".tar"
 _TRAILING_DOT = re.compile(r"([^:]+)\.(|:\d+)")
 """A host name from the root of DNS on, with or without a port."""
 
@@ -36,12 +40,13 @@ class Resource(Enum):
     REFERRERS = "referrers"
     CATALOG = "catalog"
     UPLOAD = "upload"
+    EXPORT = "export"
     OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A parsed target. `repository` is None for BASE, CATALOG and OTHER; `reference` is None for resources without one."""
+    """A parsed target. `repository` is None for BASE, CATALOG, OTHER and a bundle of all images; `reference` is None for resources without one."""
 
     resource: Resource
     path: str
@@ -80,9 +85,23 @@ class Targets:
         path = "/" + "/".join(segments)
         if segments[0] == "v2":
             return self._api(path, None, segments[1:], query)
+        if len(segments) > 1 and segments[0] == "export" and path.endswith(_TAR):
+            return self._export(path, "/".join(segments[1:]).removesuffix(_TAR), query)
         if len(segments) > 1 and segments[1] == "v2" and looks_like_registry(segments[0]):
             return self._api(path, self._known(segments[0]), segments[2:], query)
         return Target(Resource.OTHER, path, query=query)
+
+    def _export(self, path: str, name: str, query: dict[str, str]) -> Target:
+        """Where the query lists images, the path is only the name of a file, and the first one is the target's."""
+        listed = [one for one in query.get("images", "").split(",") if one.strip()]
+        if listed == ["*"]:
+            return Target(Resource.EXPORT, path, query=query)
+        repository, reference = parse_image(listed[0] if listed else name, self._default, self._aliases)
+        return Target(Resource.EXPORT, path, repository.registry, repository, reference, query)
+
+    def image(self, name: str) -> tuple[Repository, Reference]:
+        """Parses an image's name as people write it. Raises Invalid."""
+        return parse_image(name, self._default, self._aliases)
 
     def _api(self, path: str, registry: str | None, rest: list[str], query: dict[str, str]) -> Target:
         if registry is None and (namespace := query.get("ns")):

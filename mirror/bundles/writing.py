@@ -1,17 +1,17 @@
-"""Writes a bundle's bytes to files and pipes, copied by the kernel from one file to the other."""
+"""Reads a bundle's bytes out of the cache, and writes them to files and pipes: the kernel copies blobs from one file to the other."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Protocol
 
 from mirror.bundles.layout import Layout, Stored
 from mirror.errors import StorageUnreadable
-from mirror.storage.slices import FileSlice, Reader
+from mirror.storage.slices import FileSlice, Part, Reader
 from mirror.storage.store import Store
 
 _CHUNK = 16 * 1024 * 1024
@@ -32,40 +32,52 @@ class Sink(Protocol):
     def copy(self, part: FileSlice) -> None: ...
 
 
+class BundleReader:
+    """Reads a bundle, or any range of it. It opens one blob after the other, and holds nothing in between."""
+
+    def __init__(self, layout: Layout, store: Store) -> None:
+        self.size: int | None = layout.size
+        self._layout = layout
+        self._store = store
+
+    async def parts(self, start: int, stop: int | None) -> AsyncGenerator[Part, None]:
+        """See `Reader.parts`. Raises BlobGone, StorageUnreadable."""
+        for piece, first, last in self._layout.parts(start, stop):
+            if isinstance(piece, bytes):
+                yield piece[first:last]
+                continue
+            async with aclosing(await self._open(piece)) as reader, aclosing(reader.parts(first, last)) as parts:
+                async for part in parts:
+                    yield part
+
+    async def _open(self, piece: Stored) -> Reader:
+        reader = await self._store.open(piece.digest)
+        if reader is None:
+            raise BlobGone(f"{piece.digest} has been removed from the cache meanwhile: pin the images, and export them again")
+        if reader.size != piece.size:
+            await reader.aclose()
+            raise BlobGone(f"{piece.digest} has {reader.size} bytes in the cache now, and had {piece.size}: export again")
+        return reader
+
+    async def aclose(self) -> None:
+        pass
+
+
 async def write(layout: Layout, store: Store, sink: Sink, progress: Callable[[int], None]) -> None:
     """Writes a bundle. `progress` is called with the bytes written so far. Raises BlobGone, StorageUnreadable; OSError of the sink or the cache's disk."""
     done = 0
-    for piece, first, last in layout.parts():
-        if isinstance(piece, bytes):
-            await asyncio.to_thread(sink.write, piece[first:last])
-            done += last - first
-            progress(done)
-            continue
-        reader = await open_stored(store, piece)
-        async with aclosing(reader):
-            async for part in reader.parts(first, last):
-                if isinstance(part, bytes):
-                    await asyncio.to_thread(sink.write, part)
-                    done += len(part)
-                    continue
-                for offset in range(part.offset, part.offset + part.length, _CHUNK):
-                    length = min(_CHUNK, part.offset + part.length - offset)
-                    await asyncio.to_thread(sink.copy, FileSlice(part.fd, offset, length))
-                    done += length
-                    progress(done)
-
-
-async def open_stored(store: Store, piece: Stored) -> Reader:
-    """Opens a blob of a bundle; the caller closes it. Raises BlobGone, StorageUnreadable."""
-    reader = await store.open(piece.digest)
-    if reader is None:
-        raise BlobGone(
-            f"{piece.digest} has been removed from the cache meanwhile: pin the images (mirror pin), and export them again"
-        )
-    if reader.size != piece.size:
-        await reader.aclose()
-        raise BlobGone(f"{piece.digest} has {reader.size} bytes in the cache now, and had {piece.size}: export again")
-    return reader
+    async with aclosing(BundleReader(layout, store).parts(0, None)) as parts:
+        async for part in parts:
+            if isinstance(part, bytes):
+                await asyncio.to_thread(sink.write, part)
+                done += len(part)
+                progress(done)
+                continue
+            for offset in range(part.offset, part.offset + part.length, _CHUNK):
+                length = min(_CHUNK, part.offset + part.length - offset)
+                await asyncio.to_thread(sink.copy, FileSlice(part.fd, offset, length))
+                done += length
+                progress(done)
 
 
 class Output:

@@ -1,0 +1,94 @@
+"""Bundles over HTTP: ``GET /export/….tar``. The same images are the same bytes, so a download that was cut goes on with Range (RFC 9110, section 14)."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from weakref import WeakValueDictionary
+
+from aiohttp import web
+
+from mirror.api.content import choose_ranges
+from mirror.api.context import RequestContext, header, stream_body
+from mirror.api.ranges import matches
+from mirror.api.targets import Target, Targets
+from mirror.bundles.contents import Gatherer, Incomplete
+from mirror.bundles.layout import Layout
+from mirror.bundles.writing import BundleReader
+from mirror.cache.cache import Cache
+from mirror.errors import MirrorError, RequestInvalid
+from mirror.names import Reference, Repository
+
+_PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
+_MOST_IMAGES = 5000
+_TELL_ASIDE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+class Exports:
+    """Answers requests for bundles, of what is cached: nothing is fetched."""
+
+    def __init__(self, cache: Cache, targets: Targets) -> None:
+        self._cache = cache
+        self._targets = targets
+        self._layouts: WeakValueDictionary[str, Layout] = WeakValueDictionary()
+        """Those that are being sent, by ETag: many clients who get the same share one."""
+
+    async def answer(self, context: RequestContext, target: Target) -> web.StreamResponse:
+        """GET and HEAD. Raises Incomplete where an image is not cached whole, other MirrorErrors."""
+        request = context.request
+        layout = await self._layout(target)
+        headers = {"Content-Type": "application/x-tar", "ETag": layout.etag, "Cache-Control": "no-cache"}
+        if matches(header(request, "If-None-Match"), layout.etag):
+            del headers["Content-Type"]
+            return web.Response(status=304, headers=headers)
+        name = _TELL_ASIDE.sub("-", target.path.removeprefix("/export/"))
+        headers["Content-Disposition"] = f'attachment; filename="{name[-150:]}"'
+        if request.method == "HEAD":
+            headers["Accept-Ranges"] = "bytes"
+            headers["Content-Length"] = str(layout.size)
+            return web.StreamResponse(headers=headers)
+        # Unlike content by digest, a bundle may change: a date in If-Range proves nothing.
+        applies = request.headers.get("If-Range", layout.etag).strip() == layout.etag
+        ranges, status, multipart = choose_ranges(request, headers, layout.size, applies=applies)
+        response = web.StreamResponse(status=status, headers=headers)
+        response.content_length = multipart.length if multipart is not None else ranges[0][1] - ranges[0][0]
+        await stream_body(context, response, BundleReader(layout, self._cache.store), ranges, multipart)
+        return response
+
+    async def _layout(self, target: Target) -> Layout:
+        named = target.query.get("images", "")
+        platforms = _platforms(target.query.get("platform", ""))
+        referrers = target.query.get("referrers", "yes") not in ("no", "0", "false")
+        gatherer = Gatherer(self._cache.store, platforms, cached=platforms is None, referrers=referrers)
+        everything = named.strip() == "*"
+        found = False
+        for repository, reference in await self._images(target, named, everything):
+            try:
+                await gatherer.add(repository, reference)
+                found = True
+            except MirrorError:
+                if not everything:
+                    raise
+        if not found:
+            raise Incomplete("no image is cached whole")
+        layout = await asyncio.to_thread(Layout, gatherer.contents())
+        return self._layouts.setdefault(layout.etag, layout)
+
+    async def _images(self, target: Target, named: str, everything: bool) -> list[tuple[Repository, Reference]]:
+        if everything:
+            page = await self._cache.inventory.images(count=_MOST_IMAGES)
+            return [(image.repository, image.reference) for image in page.entries]
+        names = [name for name in named.split(",") if name.strip()]
+        if names:
+            return list(dict.fromkeys(self._targets.image(name) for name in names))
+        assert target.repository is not None and target.reference is not None
+        return [(target.repository, target.reference)]
+
+
+def _platforms(text: str) -> list[str] | None:
+    """The platforms of a query; None for all that are cached. Raises RequestInvalid."""
+    platforms = [platform.strip().lower() for platform in text.split(",") if platform.strip()]
+    for platform in platforms:
+        if not _PLATFORM.fullmatch(platform):
+            raise RequestInvalid(f"a platform such as linux/arm64 is expected; found {platform[:80]!r}")
+    return platforms or None
