@@ -100,7 +100,7 @@ class Peer:
 def start(
     name: str, folder: Path, upstream: str, workers: int | None = None, environment: Mapping[str, str] | None = None
 ) -> Peer:
-    """The contender of that name, with `folder` for its own and more for its `environment`; `workers` is how many processes it may use, where it can be told."""
+    """Returns the contender of that name, with its `folder` and additional `environment`; `workers` is its number of processes, if it can be set."""
     folder.mkdir(parents=True, exist_ok=True)
     if name == DIRECT:
         return Peer(upstream)

@@ -49,8 +49,8 @@ def draw(measured: Sequence[tuple[Scenario, Mapping[str, Figures]]]) -> str:
                 if finished
                 else f'fill="white" stroke="{_COLOURS[name]}" stroke-width="2"'
             )
-            told = f"{name}: {'' if finished else 'more than '}{ratio:.2f}"
-            lines.append(f'<circle cx="{x(ratio):.1f}" cy="{y}" r="5" {paint}><title>{escape(told)}</title></circle>')
+            label = f"{name}: {'' if finished else 'more than '}{ratio:.2f}"
+            lines.append(f'<circle cx="{x(ratio):.1f}" cy="{y}" r="5" {paint}><title>{escape(label)}</title></circle>')
     return "\n".join([*lines, "</svg>\n"])
 
 

@@ -4,7 +4,7 @@ What is modelled, so that everybody knows what a figure means:
 
 - *Round trips.* Opening a connection costs one, and so does each request until the first byte of its answer: what a client sends reaches the target one
   ``rtt`` later, the first of it on a connection two. Bytes of an answer that is under way do not wait any more.
-- *Throughput* is limited by the caps alone, of each connection and of the link as a whole; connections share the link evenly. There is no slow start and no
+- *Throughput* is limited only by the caps of each connection and of the link as a whole; connections share the link evenly. There is no slow start and no
   loss, which favours whoever uses one connection.
 - *Cuts.* Each connection ends after a random number of an answer's bytes, exponentially distributed, from a fixed seed. What was let through has arrived.
 
@@ -68,7 +68,7 @@ class Link:
     def __init__(self, target: str, shape: Shape) -> None:
         command = [sys.executable, "-m", "benchmarks.shaping", target, json.dumps(asdict(shape))]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        self.url = f"http://127.0.0.1:{self._tell()}"
+        self.url = f"http://127.0.0.1:{self._reply()}"
 
     @property
     def received(self) -> int:
@@ -76,9 +76,9 @@ class Link:
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        return self._tell()
+        return self._reply()
 
-    def _tell(self) -> int:
+    def _reply(self) -> int:
         assert self._process.stdout is not None
         return int(self._process.stdout.readline())
 

@@ -146,7 +146,7 @@ def admin_token(settings: Settings) -> tuple[str, bool]:
 
 
 async def _show_life(worker: WorkerContext) -> None:
-    # In a task of its own, so that a failure elsewhere does not look like a worker that hangs.
+    # In a task of its own, so that a failure elsewhere is not taken for a worker that hangs.
     while True:
         worker.alive()
         await asyncio.sleep(_PUBLISH)

@@ -55,7 +55,7 @@ def measure(folder: Path, min_free: float) -> DiskRoom:
 
 
 def default_limit(folder: Path | None) -> int:
-    """Bytes for a cache that nobody set a limit for: a quarter of the disk that `folder` is on; 50 GiB where its size cannot be told."""
+    """The default limit of a cache in bytes: a quarter of the disk that `folder` is on; 50 GiB if the size of the disk is unknown."""
     if folder is not None:
         with contextlib.suppress(OSError):
             return measure(folder, 0).total // 4 or _UNKNOWN_DISK

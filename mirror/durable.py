@@ -20,14 +20,14 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)
 
 
 def write_durably(path: Path, content: bytes, prepare: Callable[[int], None] | None = None) -> None:
-    """Writes a file that its owner alone can read, or replaces it. `prepare` is called with its descriptor before it gets its name. Blocks. Raises OSError."""
+    """Writes a file that only its owner can read, or replaces it. `prepare` is called with its descriptor before it gets its name. Blocks. Raises OSError."""
     with _written_beside(path, content, prepare) as beside:
         os.replace(beside, path)
     sync_folder(path.parent)
 
 
 def create_durably(path: Path, content: bytes) -> bool:
-    """Writes a file that its owner alone can read. False where there is something of that name already. Blocks. Raises OSError."""
+    """Writes a file that only its owner can read. Returns False if the name exists already. Blocks. Raises OSError."""
     with _written_beside(path, content) as beside:
         created = True
         try:

@@ -146,7 +146,7 @@ class Denied(MirrorError):
 
 
 class AdminNeeded(MirrorError):
-    """Of the dashboard alone: see `Denied` for why no client of the registry's API may get it."""
+    """For the dashboard only: see `Denied` for why no client of the registry's API may get it."""
 
     status = 401
     code = "UNAUTHORIZED"
@@ -201,11 +201,11 @@ class UpstreamUnreachable(UpstreamError):
 
 
 class UpstreamFailed(UpstreamUnreachable):
-    """There was a connection, but no good answer: 408, 5xx, or none before the connection ended. It may be the failure of one repository alone."""
+    """There was a connection, but no good answer: 408, 5xx, or none before the connection ended. It may concern one repository only."""
 
 
 class UpstreamTimeout(UpstreamError):
-    """No answer in time, though there was a connection. It may be that of one repository alone."""
+    """No answer in time, though there was a connection. It may concern one repository only."""
 
 
 class UpstreamLimited(UpstreamError):

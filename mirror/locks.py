@@ -87,7 +87,7 @@ def _in_order(lock: Lock) -> Iterator[None]:
 
 @contextlib.contextmanager
 def wait(path: Path, lock: Lock) -> Iterator[None]:
-    """Holds a lock file alone. Blocks until no other process has it. Raises OSError."""
+    """Holds an exclusive lock on a lock file. Blocks while another process has it. Raises OSError."""
     with _in_order(lock), _opened(path) as fd:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
@@ -95,7 +95,7 @@ def wait(path: Path, lock: Lock) -> Iterator[None]:
 
 @contextlib.contextmanager
 def attempt(path: Path) -> Iterator[None]:
-    """Holds a lock file alone. Raises BlockingIOError where another process has it, OSError."""
+    """Holds an exclusive lock on a lock file. Raises BlockingIOError if another process has it; OSError."""
     with _opened(path) as fd:
         if not try_exclusive(fd):
             raise BlockingIOError(f"{path} is locked")
@@ -113,22 +113,22 @@ def _opened(path: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def opening(fd: int, lock: Lock) -> Iterator[bool]:
-    """Locks an open file alone, True, or beside others who have it already, False; beside others, and for as long as it stays open, when left. Blocks. Raises OSError."""
+    """Locks an open file: exclusively if possible (True), else shared (False). On exit the lock becomes shared, until the file is closed. Blocks. Raises OSError."""
     with _in_order(lock):
-        alone = try_exclusive(fd)
-        if not alone:
+        exclusive = try_exclusive(fd)
+        if not exclusive:
             fcntl.flock(fd, fcntl.LOCK_SH)
-        yield alone
+        yield exclusive
         fcntl.flock(fd, fcntl.LOCK_SH)
 
 
 def try_exclusive(fd: int) -> bool:
-    """Locks an open file alone. False where somebody else has it locked. Raises OSError where the file system has no locks."""
+    """Tries to lock an open file exclusively. Returns False if it is locked already. Raises OSError if the file system has no locks."""
     return _try(fd, fcntl.LOCK_EX)
 
 
 def try_shared(fd: int) -> bool:
-    """Locks an open file beside other readers. False where somebody has it alone. Raises OSError where the file system has no locks."""
+    """Tries to lock an open file as shared. Returns False if it is locked exclusively. Raises OSError if the file system has no locks."""
     return _try(fd, fcntl.LOCK_SH)
 
 

@@ -33,7 +33,7 @@ else:
     values.ValueClass = values.MultiProcessValue(lambda: _counts_for)  # type: ignore[no-untyped-call]
 
 REGISTRY = CollectorRegistry(auto_describe=True)
-"""The metrics of this process alone."""
+"""The metrics of this process only."""
 if not _shared:
     ProcessCollector(registry=REGISTRY)
 

@@ -146,7 +146,7 @@ def parse_repository(text: str, default: str, aliases: Mapping[str, str]) -> Rep
         raise NameInvalid(f"{_shown(first)} is not the name of a registry: a host such as ghcr.io or registry.lan:5000")
     head, colon, _ = path.rpartition(":")
     if colon or "@" in path:
-        raise NameInvalid(f"{_shown(text)} has a tag or a digest: the repository alone is expected, such as {head or 'redis'}")
+        raise NameInvalid(f"{_shown(text)} has a tag or a digest: only the repository is expected, such as {head or 'redis'}")
     if registry == "docker.io" and "/" not in path:
         # Docker's own images (distribution/reference, "officialRepoPrefix").
         path = f"library/{path}"

@@ -19,7 +19,7 @@ class NoFile(FileNotFoundError):
 
 
 def open_file(path: str | Path, flags: int, *, follow: bool = False, mode: int = PRIVATE) -> int:
-    """Returns a descriptor of a regular file. O_CREAT makes one with `mode`, that its owner alone can read unless told otherwise.
+    """Returns a descriptor of a regular file. O_CREAT makes one with `mode`, readable by its owner only by default.
 
     A symbolic link is followed only on request: Kubernetes mounts secrets as links, but nothing in the cache directory is one.
     Raises NoFile where there is nothing, or something else, and other OSErrors.

@@ -1,6 +1,6 @@
 """The policies that are compared, each on dictionaries. The adaptive S3-FIFO is the mirror's own code, mirror/storage/disk/maintenance/policy.py.
 
-A policy is told of each request and says whether it was a hit. It may hold at most `capacity` bytes, and knows nothing of what is to come.
+A policy gets each request and returns whether it is a hit. It holds at most `capacity` bytes, and does not know future requests.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mirror.storage.disk.maintenance.policy import MOST_FREQUENT, Entry, K, Queu
 
 
 class Policy(Protocol):
-    """A cache."""
+    """A simulated cache with an eviction policy."""
 
     def request(self, blob: Name, size: int) -> bool:
         """True for a hit. What is larger than the whole cache is not kept."""

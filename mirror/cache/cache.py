@@ -167,7 +167,7 @@ class Cache:
         return reader, miss(joined)
 
     async def fetch(self, repository: Repository, digest: Digest) -> AsyncGenerator[Progress, None]:
-        """Gets a blob into the cache, and tells from time to time how far it is. Raises MirrorError where it is not there in the end."""
+        """Downloads a blob into the cache, and yields its progress. Raises MirrorError if the blob is not cached in the end."""
         flight, reader, joined = await self._join(repository, digest, self._context(repository, digest))
         before = flight.progress.have
         try:
@@ -180,10 +180,10 @@ class Cache:
         if flight.error is not None:
             raise flight.error
         if self.store.size(digest) is None:
-            raise StorageFull("it came, but the cache's disk did not keep it: see the log")
+            raise StorageFull("it was downloaded, but the cache's disk did not keep it: see the log")
 
     async def _join(self, repository: Repository, digest: Digest, context: DownloadContext) -> tuple[Flight, FlightReader, bool]:
-        """A place in a blob's flight, once its size is known; the caller closes the reader. Raises MirrorError."""
+        """Joins or starts a blob's flight and waits for its size. The caller closes the reader. Raises MirrorError."""
         claimed: int | None = None
         while True:
             flight, joined = self._flights.join(digest, context, claimed)
@@ -193,7 +193,7 @@ class Cache:
             except SizeDisputed as error:
                 await reader.aclose()
                 if claimed is not None:
-                    # The registry has changed its mind.
+                    # The registry states another size each time.
                     raise
                 claimed = error.size
                 continue
@@ -203,7 +203,7 @@ class Cache:
             except MirrorError as error:
                 await reader.aclose()
                 if joined and error is flight.error and (error is not reader.refusal or isinstance(error, UpstreamBusy)):
-                    # It ended as another registry's word, or as what nobody waited for: this client's own has not been asked.
+                    # The flight failed for another registry's reason, or because it had no readers: this client's registry has not been asked.
                     continue
                 if isinstance(error, Unknown):
                     await self._negative.remember(_key(repository, digest), error)

@@ -1,4 +1,4 @@
-"""A reader of a cached blob whose disk may fail under it: upstream is asked for the rest, and the file is verified anew behind."""
+"""A reader of a cached blob. If the disk fails meanwhile, it fetches the rest from upstream, and the file is verified again in the background."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class CachedReader:
     """A store's reader, with upstream behind it."""
 
     def __init__(self, reader: Reader, digest: Digest, store: Store, source: Callable[[], Source]) -> None:
-        """`source` gives the way upstream, and is called only where it is needed."""
+        """`source` returns the blob's upstream, and is called only if it is needed."""
         self.size = reader.size
         self._reader = reader
         self._digest = digest

@@ -13,7 +13,7 @@ from mirror.storage.slices import Part
 from mirror.storage.store import Store
 
 _MOST_MANIFESTS = 64
-"""Cached manifests that are looked into for one digest: a base layer is named by thousands."""
+"""Cached manifests that are searched for one digest: thousands may name a base layer."""
 
 
 async def find_embedded(store: Store, digest: Digest) -> bytes | None:

@@ -6,7 +6,7 @@ import time
 
 
 def is_fresh(checked: float | None, ttl: float, now: float | None = None) -> bool:
-    """True for `ttl` seconds from `checked` on, in seconds since the epoch; always where it is None, as for a digest, which never changes.
+    """Returns whether `checked`, in seconds since the epoch, is less than `ttl` seconds ago; always if it is None, as for a digest, which never changes.
 
     What was checked in the future is not fresh: the clock was set back, and nobody knows how long ago that was.
     """

@@ -24,7 +24,7 @@ class Refreshed:
 
 
 class Images:
-    """Changes the store, and forgets what is remembered of tags. Each raises CatalogFailed where it could not be written down."""
+    """Changes images in the store, and drops remembered tags. All methods raise CatalogFailed if the change cannot be stored."""
 
     def __init__(self, store: Store, manifests: Tags) -> None:
         self._store = store
@@ -39,7 +39,7 @@ class Images:
         await self._background_task.aclose()
 
     async def pin(self, repository: Repository, reference: Reference) -> bool:
-        """Keeps an image from eviction, what is cached of it now and what will be. Fetches nothing: False where its manifest is not cached yet."""
+        """Protects an image from eviction, with all of it that is cached now or later. Fetches nothing; returns False if its manifest is not cached yet."""
         return await self._store.pin(repository, reference)
 
     async def unpin(self, repository: Repository, reference: Reference) -> bool:

@@ -107,7 +107,7 @@ class Tags:
                 return manifest.descriptor, HIT
         elif (record := await self._record(repository, reference)) is not None:
             descriptor, outcome = await self._current(repository, reference, record, began)
-            # A HEAD may have told a wrong size, or type.
+            # The size or type from HEAD may be wrong.
             cached = await self._store.manifest(descriptor.digest)
             return cached.descriptor if cached is not None else descriptor, outcome
         try:
@@ -157,7 +157,7 @@ class Tags:
         return manifest, miss(joined)
 
     async def _embedded(self, repository: Repository, digest: Digest) -> Manifest | None:
-        """A manifest that a cached one carries, which is cached by itself then; None where there is none."""
+        """Returns a manifest that a cached one embeds, and caches it; None if there is none."""
         if (data := await find_embedded(self._store, digest)) is None:
             return None
         try:
@@ -315,7 +315,7 @@ class Tags:
             try:
                 await self._by_digest(repository, found.digest)
             except _OF_ITS_DIGEST:
-                # A replica that lags behind has a tag before its manifest. That digest's no is not the tag's, of which GET tells.
+                # A lagging replica has a tag before its manifest. A 404 for the digest does not mean that the tag is gone; GET by tag decides.
                 found = await self._got(source, repository, tag)
         await self._remember(repository, tag, found)
         return found

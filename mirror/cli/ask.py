@@ -50,7 +50,7 @@ def repository_of(name: str) -> Repository:
 
 @contextlib.contextmanager
 def inventory(settings: Settings) -> Iterator[Inventory]:
-    """Opens the inventory of an existing cache; exits where there is none."""
+    """Opens the inventory of an existing cache; exits if there is none."""
     require_cache(settings)
     become_owner(settings.cache.dir)
     with _reporting(settings.cache.dir), read_inventory(settings.cache.dir) as opened:

@@ -154,7 +154,7 @@ class CountRepeats(logging.Handler):
 
 
 def _fault(record: logging.LogRecord) -> object:
-    """What tells an exception from another one: its type, its text, and where it was raised."""
+    """Identifies an exception: its type, its text, and where it was raised."""
     if not record.exc_info or record.exc_info[1] is None:
         return None
     kind, error, trace = record.exc_info

@@ -21,7 +21,7 @@ class Reload:
     """Called at SIGHUP. When the terminal that the mirror was started from is closed, stops the mirror instead."""
 
     def __init__(self, settings: Settings, load: Callable[[], Settings]) -> None:
-        """`load` gives the settings as they are now, or raises ConfigError."""
+        """`load` returns the current settings, or raises ConfigError."""
         self._in_force = settings
         self._load = load
         self._on_terminal = os.isatty(0)

@@ -81,8 +81,8 @@ def find(cache_dir: str | None, environ: Mapping[str, str]) -> Running | None:
 
 
 def degraded(settings: Settings) -> list[str] | None:
-    """What the mirror of these settings says is wrong with it (/readyz); None where none answers within 2 s. Blocks."""
-    # It is on this machine, where its address need not be one that its certificate is for; nothing secret is sent.
+    """Returns the problems that the mirror of these settings reports at /readyz; None if it does not answer within 2 s. Blocks."""
+    # The certificate need not be for the address of this machine. Nothing secret is sent.
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     # No proxy is asked: urllib would take one from the environment.

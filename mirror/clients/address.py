@@ -34,7 +34,7 @@ class Address:
         if parts.scheme not in ("http", "https") or host is None or not _AUTHORITY.fullmatch(parts.netloc):
             raise wrong
         if parts.path not in ("", "/") or parts.query or parts.fragment:
-            raise ValueError(f"a URL of host and port alone is expected, such as http://mirror.lan:5000; found {url[:100]!r}")
+            raise ValueError(f"a URL of host and port only is expected, such as http://mirror.lan:5000; found {url[:100]!r}")
         return cls(f"{parts.scheme}://{parts.netloc}", parts.netloc, parts.scheme == "https", _is_loopback(host))
 
 

@@ -26,14 +26,14 @@ class DirectReader:
     """One client's reader of a blob that is passed through."""
 
     def __init__(self, digest: Digest, source: Source, size: int | None = None) -> None:
-        """`size` is the size in bytes, where upstream has told it already."""
+        """`size` is the size in bytes if upstream has stated it; otherwise None."""
         self.size = size
         self._digest = digest
         self._source = source
         self._whole: Download | None = None
 
     async def open(self) -> None:
-        """Asks upstream for the size, unless it is known: by HEAD, or by GET where HEAD does not tell it. Raises what upstream raises."""
+        """Requests the size from upstream unless it is known: by HEAD, or by GET if HEAD does not return it. Raises what upstream raises."""
         if self.size is not None:
             return
         try:

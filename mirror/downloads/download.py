@@ -33,7 +33,7 @@ _PROGRESS = 64 * 1024
 class Stream(Protocol):
     """The bytes of a blob from `start` on.
 
-    `size` is the size of the whole blob, None where upstream does not tell it; `endpoint` names the server. What `read` returns is valid until its next call.
+    `size` is the size of the whole blob, None if upstream does not state it; `endpoint` names the server. What `read` returns is valid until its next call.
     """
 
     size: int | None

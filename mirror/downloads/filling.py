@@ -167,7 +167,7 @@ class Filling:
         segment.task = asyncio.current_task()
         try:
             if not self._answered:
-                # A failure of the first answer is told to the client at once, with a status.
+                # If the first request fails, the client gets a status of failure at once.
                 await download.open()
                 await self._begin(segment, download.size)
             await self._transfer(download, segment)

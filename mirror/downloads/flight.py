@@ -120,7 +120,7 @@ class Flight:
         self._asking[supplier] = asyncio.create_task(supplier.ask())
 
     async def headers(self, supplier: Supplier) -> int | None:
-        """Waits until the registry of a reader has answered, or the blob is verified. Returns the size; None where the registry does not tell it.
+        """Waits until the registry of a reader has answered, or the blob is verified. Returns the size; None if the registry does not state it.
 
         Raises the error of the registry or of the download; UpstreamTimeout after `PATIENCE`; SizeDisputed where the download has another size.
         """
@@ -158,8 +158,8 @@ class Flight:
     async def readable(self, position: int, stop: int | None, size: int | None, *, whole: bool) -> tuple[Partial, int]:
         """Waits for bytes at `position`. Returns the file that has them, and where they end so far: at `position` itself at the end of the blob.
 
-        `size` is what the reader was told; `whole` is True where it reads all of the blob. Raises MirrorError when no more bytes will come, SizeDisputed
-        where the reader was told another size.
+        `size` is the one that the reader got; `whole` is True where it reads all of the blob. Raises MirrorError when no more bytes will come, SizeDisputed
+        if the reader got another size.
         """
         while True:
             spool = self._spool

@@ -36,7 +36,7 @@ class Flights:
     def join(self, digest: Digest, context: DownloadContext, claimed: int | None = None) -> tuple[Flight, bool]:
         """Returns the flight of a blob, and True where it existed already.
 
-        After SizeDisputed, `claimed` is the size that the registry of `context` claims: readers that were told the same size share a flight.
+        After SizeDisputed, `claimed` is the size that the registry of `context` claims: readers that got the same size share a flight.
         """
         known = self._flights.get((digest, claimed))
         if known is not None and known.can_be_joined:
@@ -60,7 +60,7 @@ class Flights:
         return True
 
     def size(self, digest: Digest, repository: Repository) -> int | None:
-        """Returns the size in bytes of a blob that is being downloaded; None where the repository has not told it and it is not verified."""
+        """Returns the size in bytes of a blob that is being downloaded; None if the repository has not stated it and the blob is not verified."""
         flight = self._flights.get((digest, None))
         if flight is None or not flight.can_be_joined:
             return None

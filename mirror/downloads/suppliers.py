@@ -1,7 +1,7 @@
 """Suppliers: the repositories that readers of one download have asked for the blob.
 
-All readers share the bytes of the download. What a registry says of the blob (that it has it, its size, a refusal) is told only to the readers that asked that
-registry. When a reader of another repository joins a download, that repository is asked for the blob by HEAD at once: this one request tells its readers all
+All readers share the bytes of the download. What a registry says of the blob (that it has it, its size, a refusal) reaches only the readers that asked that
+registry. When a reader of another repository joins a download, that repository is asked for the blob by HEAD at once: this one request gives its readers all
 they need. From then on it is one more source of the download, used when the others fail, disagree or are slow.
 
 The same holds across processes: each process notes beside the download which of its repositories have the blob (`Partial.add_source`), and the process that
@@ -31,7 +31,7 @@ class Supplier:
         self.error: MirrorError | None = None
         """Its error, unless it has ever said that it has the blob."""
         self.answered = asyncio.Event()
-        """Set when its readers can be told `size` or `error`, or need neither."""
+        """Set when `size` or `error` is known for its readers, or they need neither."""
         self.promised = False
         """True when it has said that it has the blob."""
         self.usable = True
@@ -47,7 +47,7 @@ class Supplier:
         self.size = self.size if size is None else size
 
     def hear(self, size: int | None) -> None:
-        """Notes what another process has been told: that the repository has the blob, and its size in bytes."""
+        """Records what another process learnt: that the repository has the blob, and its size in bytes."""
         if not self.promised and self.usable:
             self.promise(size)
             self.answered.set()
@@ -119,7 +119,7 @@ class Suppliers:
         return self._all.get(repository)
 
     def show(self) -> None:
-        """Call this when the download has begun: the suppliers that have the blob may tell their readers."""
+        """Call this when the download has begun: the suppliers that have the blob may answer their readers."""
         self._shown = True
         for supplier in self:
             if supplier.promised:

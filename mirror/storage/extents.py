@@ -32,7 +32,7 @@ class Extents:
         self._ends[low:high] = [end]
 
     def covered_until(self, position: int) -> int:
-        """The end of the interval that holds `position`; `position` itself where none does."""
+        """Returns the end of the interval that holds `position`; `position` itself if none does."""
         index = bisect_right(self._starts, position) - 1
         if index >= 0 and self._ends[index] > position:
             return self._ends[index]

@@ -1,4 +1,4 @@
-"""What an image's configuration says of it, for people (OCI image-spec 1.1, "config.md"). Fields that make no sense are left out."""
+"""Reads an image's configuration, for the inventory (OCI image-spec 1.1, "config.md"). Invalid fields are left out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Step:
     created: float | None
     """Seconds since the epoch."""
     empty: bool
-    """True where it made no layer."""
+    """True if the step made no layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class ImageConfig:
 
 
 def parse_config(body: bytes) -> ImageConfig | None:
-    """Reads a configuration; None where it is no image's."""
+    """Parses a configuration; None if it is not an image's."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):

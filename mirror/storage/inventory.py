@@ -1,4 +1,4 @@
-"""What is in a store, for people: images with their sizes, use and freshness, what one is made of, and totals.
+"""The inventory of a store: images with their sizes, use and freshness, their manifests and layers, and totals.
 
 An *image* is a tag whose manifest is cached, or a cached manifest that a repository holds under no tag and in no index.
 """
@@ -26,19 +26,19 @@ class Image:
     reference: Reference
     digest: Digest
     platforms: tuple[str, ...]
-    """Those whose manifests are cached; empty for what is not for a platform, or not known yet."""
+    """Those whose manifests are cached; empty if it is for no platform, or if that is not known yet."""
     size: int
-    """What is cached of it."""
+    """How much of it is cached."""
     shared: int
     """How much of that other images have too."""
     missing: int
     """Blobs that its cached manifests name and that are not cached."""
     fetched: float
     checked: float | None
-    """When upstream last said what the tag means; None for a digest."""
+    """When the tag was last checked with upstream; None for a digest."""
     pulls: int
     pulled: float | None
-    """When a client last asked for it by this name; None where none has since this is counted."""
+    """When a client last pulled it by this name; None if none has since pulls are counted."""
     pinned: bool
 
     def __str__(self) -> str:
@@ -69,11 +69,11 @@ class Variant:
     digest: Digest
     platform: str | None
     cached: bool
-    """True where the manifest is cached; only then what follows is known."""
+    """Whether the manifest is cached. Only then the fields below are known."""
     config: Layer | None = None
     layers: tuple[Layer, ...] = ()
     settings: ImageConfig | None = None
-    """What its configuration says, where that is cached and an image's."""
+    """From its configuration, if that is cached and an image's."""
 
     @property
     def size(self) -> int:
@@ -82,7 +82,7 @@ class Variant:
 
     @property
     def complete(self) -> bool:
-        """True where it can be pulled without upstream."""
+        """Whether it can be pulled without upstream."""
         blobs = self.layers if self.config is None else (self.config, *self.layers)
         return self.cached and all(blob.cached for blob in blobs)
 
@@ -98,7 +98,7 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What an image is made of, and which others share it, the most first."""
+    """The manifests and layers of an image, and the images that share content with it, the most first."""
 
     image: Image
     media_type: str
@@ -108,7 +108,7 @@ class Details:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What clients asked for and got over some time. `fetched` from upstream and `sent` to clients in bytes."""
+    """The requests of clients over some time, and their bytes. `fetched` from upstream and `sent` to clients in bytes."""
 
     requests: int
     hits: int
@@ -167,7 +167,7 @@ class RepositoryLine:
     """Some of its images, the last pulled first, each as ``:tag`` or ``@digest``."""
     platforms: tuple[str, ...]
     size: int
-    """What is cached of it; what its images share counts once."""
+    """How much of it is cached; what its images share counts once."""
     pinned: int
     fetched: float
     pulls: int
@@ -212,7 +212,7 @@ class History:
 
 
 class Inventory(Protocol):
-    """What people ask of a store. Each raises CatalogFailed where that cannot be told."""
+    """Queries about a store, for people. All methods raise CatalogFailed."""
 
     async def images(
         self,
@@ -229,7 +229,7 @@ class Inventory(Protocol):
         ...
 
     async def image(self, repository: Repository, reference: Reference) -> Details | None:
-        """What an image is made of, by a tag or a digest; None where it is not cached."""
+        """Returns the manifests and layers of an image, by tag or digest; None if it is not cached."""
         ...
 
     async def repositories(self, order: str = "name", start: int = 0, count: int = 50) -> Page[RepositoryLine]:

@@ -76,7 +76,7 @@ class MemoryStore:
         self._used[digest] = time.time()
 
     def make_room(self, what: str) -> None:
-        """Evicts until all is within the limit, what is left of downloads that nobody leads first. Raises StorageFull where it cannot be."""
+        """Evicts until the store is within its limit, first downloads without a leader. Raises StorageFull if that is impossible."""
         for key, download in list(self.downloads.items()):
             if self._total() > self._limit and download.leader is None:
                 download.current = False

@@ -50,7 +50,7 @@ class MemoryPartial:
         self._download = store.downloads.setdefault(self._key, MemoryDownload())
         self._noted = self._download.sources
         self._taken = 0
-        self._told: list[tuple[int, int]] = []
+        self._sent: list[tuple[int, int]] = []
 
     @property
     def have(self) -> Extents:
@@ -155,14 +155,14 @@ class MemoryPartial:
     def take_sources(self) -> list[tuple[Repository, int | None]]:
         if self._noted is not self._download.sources:
             self._noted, self._taken = self._download.sources, 0
-            self._told.clear()
+            self._sent.clear()
         new = self._noted[self._taken :]
         self._taken += len(new)
         return new
 
     def want(self, start: int, stop: int) -> None:
-        if not any(first <= start < last for first, last in self._told):
-            self._told.append((start, stop))
+        if not any(first <= start < last for first, last in self._sent):
+            self._sent.append((start, stop))
             self._download.wanted.append((start, stop))
 
     def take_wanted(self) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from mirror.storage.disk.maintenance import limit
 
 @contextmanager
 def read_inventory(root: Path) -> Iterator[Inventory]:
-    """Opens the inventory of an existing cache directory, whose methods block. Raises CatalogFailed, also for what is asked of it meanwhile; OSError."""
+    """Opens the inventory of an existing cache directory, whose methods block. Raises CatalogFailed, also from the inventory's methods; OSError."""
     try:
         with closing(Inventory(root)) as opened:
             yield opened
@@ -25,5 +25,5 @@ def read_inventory(root: Path) -> Iterator[Inventory]:
 
 
 def noted_limit(root: Path) -> int | None:
-    """Returns the limit in bytes that the directory's mirror was last started with, None where there is none yet."""
+    """Returns the limit in bytes that the directory's mirror was last started with; None if there is none yet."""
     return limit.noted(root)

@@ -1,4 +1,4 @@
-"""The interface of a download in progress, as a store gives it out: see mirror/storage/store.py."""
+"""The interface of a download in progress, as `Store.partial` returns it."""
 
 from __future__ import annotations
 
@@ -13,124 +13,124 @@ if TYPE_CHECKING:
 
 
 class Partial(Protocol):
-    """A download in progress: the bytes of a blob that are here so far, at their offsets.
+    """A download in progress: the bytes of a blob that were received so far, at their offsets.
 
-    One holder at a time, in whatever process, *leads*: it alone writes. The others *follow*: they read the same bytes as they come. The bytes survive the
-    process, and the lead is free again when its holder dies. Whoever opened a partial closes it. The methods that are not `async` do not block.
+    One holder at a time, among all processes, *leads*: only the leader writes. The others *follow*: they read the same bytes as they are written. The bytes survive
+    the process, and the lead is free again when its holder dies. The caller of `Store.partial` closes it. Methods that are not `async` do not block.
     """
 
     digest: Digest
 
     @property
     def have(self) -> Extents:
-        """The bytes that are here."""
+        """The bytes that were received."""
         ...
 
     @property
     def size(self) -> int | None:
-        """Bytes of the whole blob; None while that is not known."""
+        """Bytes of the whole blob; None while unknown."""
         ...
 
     @property
     def verified(self) -> bool:
-        """True once the blob is complete and is what its digest says."""
+        """True once the blob is complete and verified."""
         ...
 
     @property
     def inherited(self) -> bool:
-        """True where some of the bytes were written by an earlier leader."""
+        """True if an earlier leader wrote some of the bytes."""
         ...
 
     @property
     def current(self) -> bool:
-        """False once it is over for everybody: committed (`verified` tells), discarded, or cleared away. Raises OSError where that cannot be told."""
+        """False once the download has ended: committed (then `verified` is True), discarded or removed. Raises OSError if that cannot be determined."""
         ...
 
     @property
     def leader(self) -> Repository | None:
-        """The repository that the leader downloads from first; None where that is not known."""
+        """The repository that the leader downloads from first; None if unknown."""
         ...
 
     def announce(self, leader: Repository) -> None:
-        """Tells the other processes, as leader, which repository it downloads from first. Forgets what `add_source` has noted before."""
+        """Publishes to other processes, as leader, the repository that it downloads from first. Forgets the sources added before."""
         ...
 
     def add_source(self, repository: Repository, size: int | None) -> None:
-        """Tells the other processes, as leader or follower, that a repository says it has the blob, of `size` bytes; once for each repository."""
+        """Publishes to other processes that a repository has the blob, of `size` bytes. Does so once for each repository."""
         ...
 
     def take_sources(self) -> list[tuple[Repository, int | None]]:
-        """What `add_source` has noted since the last call, in this process or another."""
+        """Returns the sources that this or another process added since the last call."""
         ...
 
     def want(self, start: int, stop: int) -> None:
-        """Tells the leader, as follower, that a reader waits for the bytes ``[start, stop)``; once for each leader and stretch."""
+        """Asks the leader, as follower, for the bytes ``[start, stop)``, which a reader waits for. Does so once for each leader and range."""
         ...
 
     def take_wanted(self) -> list[tuple[int, int]]:
-        """What `want` has told since the last call, as far as `take_sources` has read."""
+        """Returns the ranges passed to `want` since the last call, as of the last `take_sources`."""
         ...
 
     def attend(self, reading: bool) -> None:
-        """Tells the leader, as follower, whether somebody reads in this process. Until `close` at the longest."""
+        """Publishes to the leader, as follower, whether this process has readers. `close` ends it."""
         ...
 
     @property
     def attended(self) -> bool:
-        """True, for the leader, where somebody reads in another process."""
+        """True, for the leader, if another process has readers."""
         ...
 
     def lead(self) -> bool:
-        """Tries to take the lead, with the bytes of an earlier leader. Where it is over (see `current`), the answer means nothing. Raises OSError."""
+        """Tries to take the lead, with the bytes of an earlier leader; returns whether it did. The result is valid only while `current`. Raises OSError."""
         ...
 
     def follow(self) -> None:
-        """Takes note of what the leader has written since."""
+        """Reads what the leader has written since the last call."""
         ...
 
     def finished(self) -> bool:
-        """True where the blob was finished by somebody else meanwhile: as leader, gives up this download, and reads the finished blob from now on."""
+        """Returns whether another download of the blob was committed meanwhile. Then this one, as leader, is given up, and reads come from the committed blob."""
         ...
 
     def restart(self) -> None:
-        """Forgets all bytes and begins again, as leader."""
+        """Drops all bytes and starts over, as leader."""
         ...
 
     async def set_size(self, size: int) -> None:
-        """Notes the size of the blob, as upstream tells it, as leader. Raises StorageFull where so much cannot be kept, whatever is evicted; OSError.
+        """Sets the size that upstream states, as leader. Evicts nothing: `write` makes room.
 
-        Nothing is evicted for it: room is made as bytes come.
+        Raises StorageFull if a blob of that size cannot be kept, whatever is evicted; OSError.
         """
         ...
 
     async def write(self, offset: int, data: bytes | memoryview, hasher: _Hash | None = None) -> None:
         """Writes bytes, as leader, and feeds them to `hasher`. Followers see them when it returns.
 
-        Makes room for them in bounded steps. Raises StorageFull, OSError. When cancelled, ends first.
+        Makes room for them in bounded steps. Raises StorageFull, OSError. If cancelled, it finishes writing first.
         """
         ...
 
     async def hash(self, hasher: _Hash, start: int, end: int) -> int:
-        """Feeds the bytes ``[start, end)`` that are here to `hasher`. Returns the offset that it came to. Raises OSError."""
+        """Feeds the bytes ``[start, end)`` to `hasher`, as far as they were received. Returns the offset that it reached. Raises OSError."""
         ...
 
     def slice(self, start: int, end: int) -> Part:
-        """The bytes ``[start, end)``, which must be here. Stays good until `close`."""
+        """Returns the bytes ``[start, end)``, which must have been received. Valid until `close`."""
         ...
 
     async def commit(self) -> None:
-        """Makes a content of it, as leader, once its bytes are verified. The one place that does: atomic, durable, entered into the catalog, and the
-        store is within its limit again when it returns. Raises StorageFull where it could not be kept; `slice` goes on working."""
+        """Turns the download into content, as leader, once its bytes are verified: atomic, durable and recorded in the catalog. The store is within
+        its limit when this returns. Raises StorageFull if the blob could not be kept; `slice` still works."""
         ...
 
     def release(self) -> None:
-        """Gives up the lead; the bytes stay for whoever goes on."""
+        """Gives up the lead. The bytes stay for the next leader."""
         ...
 
     def discard(self) -> None:
-        """Throws the bytes away, as leader. Followers see that it is over."""
+        """Deletes the bytes, as leader. For followers the download is no longer `current`."""
         ...
 
     def close(self) -> None:
-        """Lets go of it, and of the lead."""
+        """Closes it, and gives up the lead."""
         ...

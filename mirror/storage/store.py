@@ -100,7 +100,7 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The verdict on one content of `size` bytes. `holder` is a repository that has it, None where none is known."""
+    """The verdict on one content of `size` bytes. `holder` is a repository that has it, None if none is known."""
 
     digest: Digest
     size: int
@@ -147,7 +147,7 @@ class Store(Protocol):
         ...
 
     def size(self, digest: Digest) -> int | None:
-        """The size of cached content in bytes; None where it is not cached. Raises StorageUnreadable."""
+        """Returns the size of cached content in bytes; None if it is not cached. Raises StorageUnreadable."""
         ...
 
     def verify_behind(self, digest: Digest) -> None:
@@ -201,7 +201,7 @@ class Store(Protocol):
         ...
 
     async def holder(self, digest: Digest) -> Repository | None:
-        """Returns a repository that is known to have content: a manifest that it gave, or what a manifest names that it has. None where there is none."""
+        """Returns a repository that is known to have content: it sent the manifest, or a manifest that names the content. None if there is none."""
         ...
 
     async def document(self, key: str) -> dict[str, Any] | None:
@@ -220,7 +220,7 @@ class Store(Protocol):
         ...
 
     def watch(self) -> AsyncGenerator[Change, None]:
-        """Yields what other processes have changed, about a second after that: what is remembered of it is wrong. Never ends. For one caller."""
+        """Yields what other processes have changed, about a second later, so that callers drop what they remember of it. Never ends. For one caller."""
         ...
 
     # ------------------------------------------------------------------ what people do

@@ -70,19 +70,19 @@ class Endpoint:
         tls: ssl.SSLContext | None,
         *,
         own: bool,
-        alone: bool,
+        only: bool,
     ) -> None:
-        """`credentials` are those that its origin may get, None for none; `own` is True for the registry's own host, `alone` for its only endpoint."""
+        """`credentials` are those that its origin may get, None for none; `own` is True for the registry's own host, `only` if the registry has no other endpoint."""
         self.base = URL(url)
         self.name = shown(self.base)
         self._labels = (registry, self.base.authority)
         up = metrics.upstream_up.labels(*self._labels)
         up.set(1)
-        self.breaker = Breaker(told=up.set)
+        self.breaker = Breaker(on_outcome=up.set)
         self.delivery = Delivery()
         transport.deliveries.append(self.delivery)
         self.own = own
-        self.alone = alone
+        self.only = only
         self._registry = registry
         self._transport = transport
         self._authenticator = Authenticator(registry, credentials)
@@ -166,7 +166,7 @@ class Endpoint:
         """
         pacer = self._pacers[method if blob is None else "blob"]
         while True:
-            patience = 0.0 if impatient else min(_left(deadline), _PATIENCE if self.alone else _IMPATIENCE)
+            patience = 0.0 if impatient else min(_left(deadline), _PATIENCE if self.only else _IMPATIENCE)
             sent = await pacer.turn(repository.path, patience)
             # If HEAD gets no answer, there is still time for GET.
             until = deadline if method == "GET" else deadline - _left(deadline) / 2

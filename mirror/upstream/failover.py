@@ -94,14 +94,14 @@ async def with_failover(
         if not left or loop.time() + wait >= deadline or attempt + 1 == timeouts.attempts:
             break
         await asyncio.sleep(wait)
-    raise _told(errors)
+    raise _final(errors)
 
 
 def _latest_limit(errors: list[MirrorError]) -> float | None:
     return errors[-1].retry_after if errors and isinstance(errors[-1], UpstreamLimited) else None
 
 
-def _told(errors: list[MirrorError]) -> MirrorError:
+def _final(errors: list[MirrorError]) -> MirrorError:
     """Returns the error to raise. Unknown is raised only if all endpoints gave it, and it is certain only if all of them are."""
     lacking = [error for error in errors if not isinstance(error, Unknown)]
     return min(lacking or errors, key=_weight)

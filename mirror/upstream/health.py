@@ -55,10 +55,10 @@ class Breaker:
     While it is open, it lets one request through after each pause: 1 s, doubling up to 60 s.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, told: Callable[[bool], None] | None = None) -> None:
-        """`told` is called after each outcome, with False while the breaker is open."""
+    def __init__(self, clock: Callable[[], float] = time.monotonic, on_outcome: Callable[[bool], None] | None = None) -> None:
+        """`on_outcome` is called after each request, with False while the breaker is open."""
         self._clock = clock
-        self._told = told
+        self._on_outcome = on_outcome
         self._failures = 0
         self._repositories: set[str] = set()
         """Those that failed since the last success, though a connection was made."""
@@ -110,8 +110,8 @@ class Breaker:
 
     def _note(self) -> None:
         self.heard = time.time()
-        if self._told is not None:
-            self._told(self.state != "down")
+        if self._on_outcome is not None:
+            self._on_outcome(self.state != "down")
 
     def _pause(self) -> float:
         return doubled(_FIRST_PAUSE, max(self._evidence - _FAILURES, 0), _LONGEST_PAUSE)

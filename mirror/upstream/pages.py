@@ -1,4 +1,4 @@
-"""Lists that come in pages, linked by ``Link: <…>; rel="next"`` (distribution-spec 1.1, "Listing Tags"; RFC 8288)."""
+"""Reads lists in pages, which are linked by ``Link: <…>; rel="next"`` (distribution-spec 1.1, "Listing Tags"; RFC 8288)."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from mirror.upstream.urls import parse_url
 log = logging.getLogger(__name__)
 
 _LARGEST = 32 * 1024 * 1024
-"""Bytes of all pages."""
+"""Bytes of all pages of a list."""
 _MOST = 4000
-"""Quay pages by 50, GHCR was seen with a thousand pages."""
+"""Pages of a list. Quay has 50 entries on a page; GHCR sends up to a thousand pages."""
 _LINK = re.compile(r'<([^<>]*)>((?:[^<"]|"[^"<]*")*)')
 _REL = re.compile(r""";\s*rel\s*=\s*["']?([^"';,]*)""", re.IGNORECASE)
-"""Every piece of a header is looked at once: one of 64 KiB may be made to be looked at for long."""
+"""Both patterns match in linear time, since a header may be 64 KiB long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a registry listed. Not `complete` where it broke off, or was longer than a list may be."""
+    """A list from a registry. It is not `complete` if a page failed, or if it exceeds the limits."""
 
     entries: list[Any]
     complete: bool
@@ -48,9 +48,9 @@ async def read_pages(
     entries: Callable[[dict[str, Any]], list[Any]],
     unknown: Callable[[bytes], Unknown],
 ) -> Listing:
-    """All pages from `url` on; `entries` takes a page apart, or raises UpstreamInvalid; `unknown` makes the error of a 404's body.
+    """Reads all pages from `url` on. `entries` returns those of a page, or raises UpstreamInvalid; `unknown` makes the error for the body of a 404.
 
-    The first page's failure is raised: Unknown, Denied, UpstreamError. A later one's loses nothing of what came before. Each page has `seconds` of its own.
+    If the first page fails, it raises Unknown, Denied or UpstreamError. If a later page fails, it returns the entries before. Each page may take `seconds`.
     """
     found: list[Any] = []
     left, seen, first = _LARGEST, {url}, url
@@ -61,7 +61,7 @@ async def read_pages(
         except MirrorError as error:
             if len(seen) == 1:
                 raise
-            log.warning("a list of %s broke off at page %d: %s", repository, len(seen), error.message)
+            log.warning("a list of %s ends early, at page %d: %s", repository, len(seen), error.message)
             return Listing(found, False)
         left -= size
         if link is None:
@@ -69,14 +69,17 @@ async def read_pages(
         try:
             url = _next(endpoint, first, link, said_by)
         except UpstreamInvalid as error:
-            log.warning("a list of %s breaks off: %s", repository, error.message)
+            log.warning("a list of %s ends early: %s", repository, error.message)
             return Listing(found, False)
         if url in seen and not listed:
-            # Some registries link on from their last page, to an empty one that links to itself.
+            # At some registries the last page links to an empty one, which links to itself.
             return Listing(found, True)
         if url in seen or len(seen) >= _MOST or left <= 0:
             log.warning(
-                "a list of %s is longer than %d pages or %d bytes, or goes in a circle: cut short", repository, _MOST, _LARGEST
+                "a list of %s is cut short: it has more than %d pages or %d bytes, or its links form a loop",
+                repository,
+                _MOST,
+                _LARGEST,
             )
             return Listing(found, False)
         seen.add(url)
@@ -93,7 +96,7 @@ async def _page(
     left: int,
     unknown: Callable[[bytes], Unknown],
 ) -> tuple[dict[str, Any], int, str | None, URL]:
-    """A page, its size in bytes, the link to the next one, and the URL that gave it."""
+    """Returns a page, its size in bytes, the link to the next one, and the URL that it came from."""
     response = await endpoint.send("GET", url, repository, headers, deadline)
     try:
         if response.status not in (200, 404):
@@ -113,9 +116,9 @@ async def _page(
 
 
 def _next_link(response: Response) -> str | None:
-    """The target of the first link to a next page; of a link that does not say what it leads to; None where there is none.
+    """Returns the target of the first link with ``rel="next"``, or without ``rel``; None if there is none.
 
-    A Link that cannot be read is one to "": there are further pages, which cannot be found.
+    For a Link header that cannot be parsed it returns "": there are more pages, but they cannot be found.
     """
     header = ",".join(response.headers.getall("Link", []))
     found = [(match[1], _REL.search(match[2])) for match in _LINK.finditer(header)]
@@ -126,13 +129,13 @@ def _next_link(response: Response) -> str | None:
 
 
 def _next(endpoint: Endpoint, first: URL, link: str, said_by: URL) -> URL:
-    """The next page: the first one's path with the link's query. Raises UpstreamInvalid where the link has none, or is no URL.
+    """Returns the URL of the next page: the path of the first page with the query of the link. Raises UpstreamInvalid if the link has no query or is no URL.
 
-    Pages differ in their query alone; registries behind a proxy or a redirect link to an inner host, leave the proxy's prefix out, or know the repository by
-    another name.
+    Only the query differs between pages. Registries behind a proxy or a redirect may link to an internal host, omit the proxy's prefix, or use another name for the
+    repository.
     """
     url = parse_url(link, shown(said_by), said_by)
     if not url.raw_query_string:
-        raise UpstreamInvalid(f"{shown(said_by)} links to a next page that is no registry's")
+        raise UpstreamInvalid(f"{shown(said_by)} has a link to a next page without a query")
     below = first.raw_path.removeprefix(f"{endpoint.base.raw_path.rstrip('/')}/v2/")
     return endpoint.resolve(f"{below}?{url.raw_query_string}")

@@ -13,22 +13,22 @@ from yarl import URL
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """An HTTP proxy. User and password are apart, since URLs get into errors."""
+    """An HTTP proxy. User and password are in `headers`, not in `url`, which appears in errors."""
 
     url: URL
     headers: Mapping[str, str]
 
 
 class Proxies:
-    """Which proxy a request goes through."""
+    """The proxies that the environment sets, and its exceptions."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
-        """Raises OSError where a variable names something that is no HTTP proxy."""
+        """Raises OSError if a variable is not the URL of an HTTP proxy."""
         self._proxies = {scheme: _proxy(environment, f"{scheme}_proxy") for scheme in ("http", "https")}
         self._exceptions = _value(environment, "no_proxy").split(",")
 
     def of(self, url: URL) -> Proxy | None:
-        """The proxy for a URL; None where it is reached without one."""
+        """Returns the proxy for a URL; None if it is reached directly."""
         proxy = self._proxies.get(url.scheme)
         if proxy is None or is_excepted(self._exceptions, url.raw_host or "", url.port or 0):
             return None
@@ -36,10 +36,10 @@ class Proxies:
 
 
 def is_excepted(exceptions: list[str], host: str, port: int) -> bool:
-    """True where a host is reached without a proxy. Loopback addresses and ``localhost``, however it is spelled, always are.
+    """Returns whether a host is reached without a proxy. Loopback addresses and ``localhost`` always are.
 
-    An exception is ``*`` for all, an address or a network (``10.0.0.0/8``), a name that stands for its subdomains too (``foo.com``), or for these alone
-    (``.foo.com``, ``*.foo.com``); with ``:port``, for that port alone. Networks hold for addresses in URLs: no name is resolved for it.
+    An exception is ``*`` for all hosts, an address, a network (``10.0.0.0/8``), a name with its subdomains (``foo.com``), or only the subdomains (``.foo.com``,
+    ``*.foo.com``). With ``:port`` it holds for that port only. Networks match addresses in URLs: names are not resolved.
     """
     host = host.lower()
     address = _address(host.partition("%")[0])
@@ -66,7 +66,7 @@ def _covers(exception: str, host: str, address: _Address | None, port: int) -> b
 
 def _network(text: str) -> _Network | None:
     if not text.rpartition("/")[2].isdecimal():
-        # Python knows netmasks too.
+        # Python accepts netmasks too, which Go does not.
         return None
     try:
         network = ipaddress.ip_network(text, strict=False)
@@ -78,7 +78,7 @@ def _network(text: str) -> _Network | None:
 
 
 def _split(exception: str) -> tuple[str, str]:
-    """Name or address, and port, which is empty where there is none. An IPv6 address with a port is in brackets."""
+    """Returns the name or address, and the port, empty if there is none. An IPv6 address with a port is in brackets."""
     if exception.startswith("["):
         name, bracket, port = exception[1:].partition("]:")
         return (name, port) if bracket else (exception, "")
@@ -99,7 +99,7 @@ def _address(text: str) -> _Address | None:
 
 
 def _ascii(name: str) -> str:
-    """A name in other scripts as it is in URLs, by IDNA."""
+    """Encodes an internationalized name by IDNA, as in URLs."""
     try:
         return name if name.isascii() else URL.build(scheme="http", host=name).raw_host or name
     except ValueError:
@@ -107,7 +107,7 @@ def _ascii(name: str) -> str:
 
 
 def _value(environment: Mapping[str, str], name: str) -> str:
-    """Upper case first, as Go has it."""
+    """Returns a variable; upper case takes precedence, as in Go."""
     return environment.get(name.upper()) or environment.get(name) or ""
 
 
@@ -119,10 +119,10 @@ def _proxy(environment: Mapping[str, str], name: str) -> Proxy | None:
         url = URL(text if "://" in text else f"http://{text}")
         usable = bool(url.host and url.port)
     except ValueError:
-        raise OSError(f"{name.upper()} is not a URL of a proxy") from None
+        raise OSError(f"{name.upper()} is not the URL of a proxy") from None
     if url.scheme != "http" or not usable:
         raise OSError(
-            f"{name.upper()} names a {url.scheme} proxy: this mirror speaks to HTTP proxies only, such as http://proxy.lan:3128"
+            f"{name.upper()} names a {url.scheme} proxy: only HTTP proxies are supported, such as http://proxy.lan:3128"
         )
     headers = {}
     if url.user or url.password:

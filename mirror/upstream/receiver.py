@@ -1,7 +1,7 @@
 """The HTTP/1.1 client: connections whose TLS, receiving and decrypting run in threads.
 
-The event loop decides and sends; a body of a gigabyte, decrypted there, would hold up everybody else and use one core alone. OpenSSL and the kernel work
-without the GIL, so a thread for each connection that is receiving uses the others. What such a thread does is in `mirror.upstream.connection`.
+Decrypting a body of a gigabyte in the event loop would delay all other requests, and use one core only. OpenSSL and the kernel work without the GIL, so a thread
+for each receiving connection uses the other cores. The threads run the methods of `mirror.upstream.connection`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
 BUFFER = 1024 * 1024
-"""Bytes of a buffer. A body has two: one is filled while the other is worked on."""
+"""Bytes of a buffer. A body has two: one is filled while the caller processes the other."""
 _KEPT_BUFFERS = 16
-"""To touch new memory costs as much as to fill it."""
+"""Unused buffers kept for reuse: the first write to new memory costs as much as receiving the bytes."""
 _IDLE = 60.0
 """Seconds that an unused connection is kept."""
 _MOST_IDLE = 16
@@ -48,9 +48,9 @@ class Route:
     tls: ssl.SSLContext | None
     """None for plain HTTP."""
     absolute: bool = False
-    """The request goes to an HTTP proxy, which wants the whole URL (RFC 9112, section 3.2.2)."""
+    """True if requests go to an HTTP proxy, in absolute form (RFC 9112, section 3.2.2)."""
     headers: Mapping[str, str] | None = None
-    """For that proxy."""
+    """Headers for that proxy."""
 
 
 class Receiver:
@@ -66,8 +66,7 @@ class Receiver:
     async def send(self, method: str, url: URL, headers: Mapping[str, str], route: Route) -> Response:
         """Sends a GET or HEAD and waits for the response's head. The caller closes the response, and sets the time limit.
 
-        Raises what `route` raises where there is no connection, OSError (ssl.SSLError included) where it ended without an answer, and
-        h11.RemoteProtocolError where the answer is not HTTP.
+        Raises what `route.connect` raises; OSError (or ssl.SSLError) if the connection ends without a response; h11.RemoteProtocolError if the response is not HTTP.
         """
         self._prune()
         host = url.host_subcomponent or ""
@@ -92,7 +91,7 @@ class Receiver:
             except (OSError, h11.RemoteProtocolError):
                 self._discard(connection)
                 if reused and not connection.answered:
-                    # The server closed it while it was idle: GET and HEAD may be sent again (RFC 9110, section 9.2.2).
+                    # The server closed the idle connection. GET and HEAD are idempotent, and may be sent again (RFC 9110, section 9.2.2).
                     continue
                 raise
             except BaseException:
@@ -101,7 +100,7 @@ class Receiver:
             return Response(url, status, fields, connection, self)
 
     async def run(self, connection: Connection, work: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
-        """Runs a connection's blocking work in a thread. When cancelled, aborts the connection and waits for the thread to let go of it."""
+        """Runs a connection's blocking work in a thread. If cancelled, aborts the connection and waits for the thread to end."""
         future = asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
         try:
             return await asyncio.shield(future)
@@ -122,14 +121,14 @@ class Receiver:
     # ------------------------------------------------------------------ for responses
 
     def start(self, connection: Connection, buffer: memoryview) -> asyncio.Future[int]:
-        """Begins to fill a buffer from a connection."""
+        """Starts to fill a buffer from a connection, in a thread."""
         return asyncio.get_running_loop().run_in_executor(self._pool, connection.fill, buffer)
 
     def take_buffer(self) -> memoryview:
         return self._buffers.pop() if self._buffers else memoryview(mmap.mmap(-1, BUFFER))
 
     def give_back(self, connection: Connection, *buffers: memoryview) -> None:
-        """Takes back buffers, and a connection: kept where another request can use it."""
+        """Takes back buffers and a connection, which is kept if another request can use it and closed otherwise."""
         self._buffers += buffers
         del self._buffers[_KEPT_BUFFERS:]
         kept = self._idle.setdefault(connection.key, [])
@@ -161,7 +160,7 @@ class Receiver:
 
 
 class Response:
-    """A response: its head, and a body that is received in a thread. Whoever has it releases or closes it."""
+    """A response: its head, and a body that a thread receives. The owner releases or closes it."""
 
     def __init__(self, url: URL, status: int, headers: CIMultiDictProxy[str], connection: Connection, receiver: Receiver) -> None:
         self.url = url
@@ -174,9 +173,9 @@ class Response:
         self._closed = False
 
     async def read(self, seconds: float) -> memoryview:
-        """The next bytes, good until the next `read` or `aclose`; empty at the end.
+        """Returns the next bytes, empty at the end. They are valid until the next `read` or `aclose`.
 
-        Raises TimeoutError when none came for so many seconds, OSError and h11.RemoteProtocolError when the connection broke off before the end.
+        Raises TimeoutError if none are received for so many seconds; OSError or h11.RemoteProtocolError if the connection ends early.
         """
         if not self._buffers:
             self._buffers = [self._receiver.take_buffer(), self._receiver.take_buffer()]
@@ -189,17 +188,17 @@ class Response:
         count = filling.result()
         data, free = self._buffers
         self._buffers = [free, data]
-        # While the caller works on these bytes, the next ones come in.
+        # While the caller processes these bytes, the next ones are received.
         self._filling = None if self._connection.complete else self._receiver.start(self._connection, free)
         return data[:count]
 
     @property
     def complete(self) -> bool:
-        """True when all of the body has been received."""
+        """True if the whole body was received."""
         return self._connection.complete
 
     def release(self) -> None:
-        """Ends a response whose body nobody reads on. Without waiting: a thread that still receives lets go a moment later."""
+        """Ends a response whose body is not read to its end. Does not wait for a thread that still receives."""
         if self._closed:
             return
         self._closed = True
@@ -216,7 +215,7 @@ class Response:
         self._receiver.give_back(self._connection, *self._buffers)
 
     async def aclose(self) -> None:
-        """Gives the connection back where all of the body has come, and ends it otherwise."""
+        """Returns the connection to the pool if the body is complete, and closes it otherwise."""
         if self._closed:
             return
         self._closed = True

@@ -1,4 +1,4 @@
-"""Following redirects (RFC 9110, section 15.4)."""
+"""Follows redirects (RFC 9110, section 15.4)."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _MOST = 5
 
 
 async def follow(url: URL, via: list[URL], send: Callable[[URL], Awaitable[Response]]) -> Response:
-    """The first response that is no redirect; its `url` is where it came from. The URLs that led there are added to `via`.
+    """Returns the first response that is no redirect, and appends the URLs that led to it to `via`.
 
-    Raises what `send` raises, and UpstreamInvalid for redirects to nowhere, in a circle, or too many.
+    Raises what `send` raises; UpstreamInvalid for a redirect without Location, a loop, or too many redirects.
     """
     before = len(via)
     while (response := await send(url)).status in _REDIRECTS:
         location = response.headers.get("Location")
         response.release()
         if location is None:
-            raise UpstreamInvalid(f"{shown(url)} redirects nowhere")
+            raise UpstreamInvalid(f"{shown(url)} redirects without a Location")
         via.append(url)
         url = parse_url(location, shown(url), url)
         if url in via or len(via) - before > _MOST:
-            raise UpstreamInvalid(f"{shown(url)} redirects in a circle, or too often")
+            raise UpstreamInvalid(f"{shown(url)} redirects in a loop, or too often")
     return response

@@ -1,7 +1,7 @@
-"""A registry: what can be asked of it, over all of its endpoints.
+"""A registry: requests for manifests, blobs and lists, with failover between its endpoints.
 
-Endpoints are tried in the order given. Blobs and manifests by digest may come from any, since they are verified; a tag's meaning comes from the first that
-knows it. Whatever is asked, an answer begins, or an error is there, within the header timeout; a document is here whole within as long again.
+Endpoints are tried in the configured order. Blobs and manifests by digest may come from any of them, since they are verified; a tag comes from the first that
+knows it. Headers, or an error, are returned within the header timeout, and a whole document within twice that.
 """
 
 from __future__ import annotations
@@ -39,17 +39,16 @@ from mirror.upstream.urls import same_origin
 _T = TypeVar("_T")
 
 _HOSTS = {"docker.io": "registry-1.docker.io"}
-"""Of registries whose name is not their host's."""
-
+"""The hosts of registries whose name is another one."""
 
 _GONE = {"MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_BLOB_UNKNOWN", "NOT_FOUND", "TAG_EXPIRED", "TAG_INVALID"}
-"""The specification's codes, Harbor's and Quay's, and what registries say of tags that cannot be."""
+"""Error codes for absent content: of the distribution-spec, of Harbor and Quay, and for tags with an invalid name."""
 _NO_NAME = {"NAME_UNKNOWN", "NAME_INVALID"}
-"""Codes that count at the registry's own endpoint alone: a mirror says so of every repository where it does not know the registry that ``ns`` names."""
+"""Codes that count only from the registry's own endpoint: a mirror sends them for any repository if it does not know the registry in ``ns``."""
 
 
 class RegistrySettings(Protocol):
-    """What is needed of a registry's settings (mirror/config/registries.py)."""
+    """The settings of a registry that this module uses."""
 
     @property
     def endpoints(self) -> tuple[str, ...]: ...
@@ -66,7 +65,7 @@ class Registry:
         self._transport = transport
         tls = trusting(settings.ca_file) if settings.ca_file is not None else None
         urls = [URL(url) for url in settings.endpoints]
-        # The credentials belong to the registry's own endpoint, where it is among them, and otherwise to the first: others are public mirrors as often as not.
+        # The credentials are for the registry's own endpoint, or for the first one: others are often public mirrors.
         home = next((url for url in urls if is_own(name, url)), urls[0])
         self._endpoints = [
             Endpoint(
@@ -76,7 +75,7 @@ class Registry:
                 settings.credentials if same_origin(url, home) else None,
                 tls,
                 own=is_own(name, url),
-                alone=len(urls) == 1,
+                only=len(urls) == 1,
             )
             for url in urls
         ]
@@ -86,13 +85,13 @@ class Registry:
         await close_all(*(endpoint.aclose for endpoint in self._endpoints))
 
     def health(self) -> list[EndpointHealth]:
-        """One for each endpoint, in order."""
+        """Returns the health of each endpoint, in order."""
         return [endpoint.health for endpoint in self._endpoints]
 
     # ------------------------------------------------------------------ manifests
 
     async def head_manifest(self, repository: Repository, reference: Reference) -> Descriptor:
-        """What a reference means. Asked with HEAD, which Docker Hub does not count as a pull. Raises ManifestUnknown, Denied, UpstreamError."""
+        """Returns what a reference points to, by HEAD, which Docker Hub does not count as a pull. Raises ManifestUnknown, Denied, UpstreamError."""
 
         async def ask(endpoint: Endpoint, deadline: float) -> Descriptor:
             trusted = endpoint.heads
@@ -109,7 +108,7 @@ class Registry:
         return await self._ask(ask, repository, mutable=isinstance(reference, Tag))
 
     async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest:
-        """A manifest, verified. Raises ManifestUnknown, Denied, UpstreamError."""
+        """Returns a verified manifest. Raises ManifestUnknown, Denied, UpstreamError."""
         return await self._ask(
             lambda endpoint, deadline: self._get(endpoint, repository, reference, deadline),
             repository,
@@ -139,18 +138,18 @@ class Registry:
         return Manifest(media_type_of(body, response.headers.get("Content-Type"), verified=wanted is not None), actual, body)
 
     def _time_for_body(self, endpoint: Endpoint, deadline: float) -> float:
-        """Seconds that a document may take once its headers are here; less where there is another endpoint to ask in time."""
+        """Returns the seconds that the body of a document may take; fewer if there is another endpoint to ask."""
         header = self._transport.timeouts.header
-        return header if endpoint.alone else max(deadline - asyncio.get_running_loop().time(), header / 4)
+        return header if endpoint.only else max(deadline - asyncio.get_running_loop().time(), header / 4)
 
     def blob(self, repository: Repository, digest: Digest) -> Blob:
-        """A blob, to be asked for its size and its bytes."""
+        """Returns a blob, whose size and bytes can be requested. Requests nothing yet."""
         return Blob(self.name, self._endpoints, self._transport, repository, digest)
 
     # ------------------------------------------------------------------ lists
 
     async def list_tags(self, repository: Repository) -> Listing:
-        """All tags, over all pages. Raises NameUnknown, Denied, UpstreamError."""
+        """Returns all tags, from all pages. Raises NameUnknown, Denied, UpstreamError."""
 
         def tags(page: dict[str, Any]) -> list[Any]:
             return [tag for tag in _listed(page, "tags", "name") if _is_tag(tag)]
@@ -161,7 +160,7 @@ class Registry:
         return await self._ask(ask, repository, mutable=True)
 
     async def list_referrers(self, repository: Repository, digest: Digest) -> Listing:
-        """Descriptors of the manifests that refer to one. Where the registry has no referrers API, those of the referrers tag
+        """Returns the descriptors of a manifest's referrers; from the referrers tag if the registry has no referrers API
         (distribution-spec 1.1, "Referrers Tag Schema"). Raises Denied, UpstreamError."""
 
         def manifests(page: dict[str, Any]) -> list[Any]:
@@ -171,7 +170,7 @@ class Registry:
             try:
                 return await self._pages(endpoint, repository, f"referrers/{digest}", {"Accept": ACCEPT}, deadline, manifests)
             except (NameUnknown, UpstreamInvalid):
-                # "<ref>: the digest", both parts with a limit on their length.
+                # The referrers tag has at most 32 characters of the algorithm and 64 of the digest.
                 index = await self._get(endpoint, repository, Tag(f"{digest.algorithm[:32]}-{digest.hex[:64]}"), deadline)
                 return Listing(manifests(json.loads(index.body)), True)
 
@@ -223,7 +222,7 @@ class Upstreams:
         await close_all(*(registry.aclose for registry in self._registries.values()), self._transport.aclose)
 
     def registry(self, name: str) -> Registry:
-        """Raises RegistryUnknown."""
+        """Returns a registry by its name. Raises RegistryUnknown."""
         try:
             return self._registries[name]
         except KeyError:
@@ -231,7 +230,7 @@ class Upstreams:
 
 
 def is_own(registry: str, url: URL) -> bool:
-    """True where a URL is the registry's own, by its name: a host, or a host and a port."""
+    """Returns whether a URL is on the registry's own host, which its name is: a host, or a host and a port."""
     host = _HOSTS.get(registry, registry)
     return host in (url.host, f"{url.host}:{url.port}") or url.host == registry
 
@@ -240,7 +239,7 @@ def _descriptor(response: Response, reference: Reference) -> Descriptor | None:
     digest, size = _digest(response), length_of(response)
     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
     if "Content-Encoding" in response.headers:
-        # The length would be that of the encoded document.
+        # The length is that of the encoded document.
         return None
     if digest is None or not size or media_type not in MEDIA_TYPES or size > MAX_SIZE:
         return None
@@ -264,7 +263,7 @@ def _is_tag(value: Any) -> bool:
 
 
 def _is_descriptor(value: Any) -> bool:
-    """True for a descriptor (image-spec 1.1, "descriptor.md") that can be passed on: JSON may hold halves of characters, numbers that are none, and any depth."""
+    """Returns whether a value is a descriptor (image-spec 1.1, "descriptor.md") that can be sent to clients: without lone surrogates, NaN or infinity."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         return isinstance(value["mediaType"], str) and isinstance(value["size"], int) and bool(Digest.parse(value["digest"]))
@@ -273,13 +272,13 @@ def _is_descriptor(value: Any) -> bool:
 
 
 def _listed(page: dict[str, Any], key: str, beside: str) -> list[Any]:
-    """What a page lists under `key`; nothing where it has null, or `beside` alone. Raises UpstreamInvalid for another document."""
+    """Returns the list under `key` of a page; empty if it is null, or if there is only `beside`. Raises UpstreamInvalid for another document."""
     found = page.get(key)
     if isinstance(found, list):
         return found
     if found is None and (key in page or beside in page):
         return []
-    raise UpstreamInvalid(f"upstream sent a document without {key} for a list")
+    raise UpstreamInvalid(f"upstream answered a request for a list with a document without {key}")
 
 
 def _no_manifest(endpoint: Endpoint, repository: Repository, reference: Reference, body: bytes) -> ManifestUnknown:
@@ -289,9 +288,9 @@ def _no_manifest(endpoint: Endpoint, repository: Repository, reference: Referenc
 
 
 def _is_gone(endpoint: Endpoint, body: bytes) -> bool:
-    """True for an error body in which a registry says that something is not there (distribution-spec 1.1, "Error Codes").
+    """Returns whether the body of a 404 is the registry's own error for absent content (distribution-spec 1.1, "Error Codes").
 
-    An ingress in front of one says 404 as well, while it restarts.
+    An ingress in front of a registry answers 404 too, while the registry restarts.
     """
     try:
         document = json.loads(body)
@@ -299,5 +298,5 @@ def _is_gone(endpoint: Endpoint, body: bytes) -> bool:
         return False
     errors = document.get("errors") if isinstance(document, dict) else None
     codes = [error.get("code") for error in errors if isinstance(error, dict)] if isinstance(errors, list) else []
-    said = _GONE | _NO_NAME if endpoint.own else _GONE
-    return any(isinstance(code, str) and code.upper() in said for code in codes)
+    absent = _GONE | _NO_NAME if endpoint.own else _GONE
+    return any(isinstance(code, str) and code.upper() in absent for code in codes)

@@ -1,4 +1,4 @@
-"""The body of a blob, received piece by piece."""
+"""The stream of a blob's bytes from upstream."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class BlobStream:
     ) -> None:
         """`stall` is the longest time without a byte, in seconds."""
         self.size = size
-        """Bytes of the whole blob; None when upstream did not say."""
+        """Bytes of the whole blob; None if upstream did not state it."""
         self.start = start
-        """Offset of the first byte: 0 when upstream ignored the Range."""
+        """Offset of the first byte; 0 if upstream ignored the Range."""
         self.endpoint = endpoint
         """The name of the endpoint that sends it."""
         self._response = response

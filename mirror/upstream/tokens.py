@@ -1,6 +1,6 @@
-"""Answers to challenges: Bearer tokens, fetched once a scope and kept until shortly before they expire, and Basic.
+"""Answers challenges: with Bearer tokens, which are cached by scope until shortly before they expire, or with Basic.
 
-Distribution's "Token Authentication Specification"; Docker Hub's realm is on another host, which is checked before anything is sent there.
+See distribution's "Token Authentication Specification". A realm may be on another host, as Docker Hub's is; the host is checked before a request is sent to it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mirror.upstream.transport import read_bounded, retry_after, shown
 from mirror.upstream.urls import may_get_credentials, parse_url
 
 Credentials = Callable[[], tuple[str, str] | None]
-"""User and password, asked for at each use, so that a changed password file counts at once. May raise OSError."""
+"""Returns user and password, None for none. Called for each use, so that a changed password file takes effect at once. May raise OSError, ValueError."""
 
 _DEFAULT_LIFE = 60.0
 _SHORTEST_LIFE = 1.0
@@ -34,20 +34,20 @@ _LONGEST_LIFE = 86400.0
 _LARGEST_TOKEN = 256 * 1024
 _MOST_REALMS = 100
 _LONGEST_PAUSE = 2.0
-"""Seconds of a token service's Retry-After that are waited for: as long as it is not asked, nothing of the registry can be had."""
+"""Seconds at most that a token service's Retry-After counts for: without tokens, no request to the registry succeeds."""
 
 
 class Authenticator:
-    """Makes Authorization headers for one origin. Its credentials, and tokens made with them, go to nobody else but the realm that it names."""
+    """Makes Authorization headers for one origin. Its credentials are sent to that origin and its realm only, and its tokens to that origin."""
 
     def __init__(self, registry: str, credentials: Credentials | None) -> None:
-        """`credentials` is None for an origin that gets none: it is asked anonymously."""
+        """`credentials` is None for an origin that gets none, and anonymous tokens only."""
         self._registry = registry
         self._credentials = credentials
         self._tokens = SimpleMemoryCache(timeout=None)
         self._fetching: SingleFlight[str] = SingleFlight()
         self._pacers: dict[URL, EndpointPacer] = {}
-        """By the realm's origin."""
+        """By the origin of the realm."""
 
     async def aclose(self) -> None:
         await self._fetching.aclose()
@@ -56,18 +56,18 @@ class Authenticator:
     async def header(
         self, challenge: Challenge, scope: str, guard: Guard, via: Sequence[URL], timeout: float
     ) -> tuple[str, bool]:
-        """The value for Authorization, and whether it is one that was used before.
+        """Returns the value of Authorization, and whether it is a cached token.
 
-        `via` is where the challenge came from; `timeout` is in seconds. Raises Denied where there are no credentials, or wrong ones, and UpstreamError.
+        `via` is the chain of URLs that led to the challenge; `timeout` is in seconds. Raises Denied if credentials are missing or wrong; UpstreamError.
         """
         if challenge.scheme == "basic":
-            return _basic(self._known("asks for user and password")), False
+            return _basic(self._known("requires user and password")), False
         key = _key(challenge, scope)
         token = await self._tokens.get(key)
         if token is not None:
             return f"Bearer {token}", True
         try:
-            # Whoever joins a request that is under way has no more time for it than for one of its own.
+            # The limit holds also if this joins a request that is under way.
             async with asyncio.timeout(timeout):
                 token, _ = await self._fetching.do(
                     key, lambda: asyncio.wait_for(self._fetch(key, challenge, scope, guard, via, timeout), timeout)
@@ -77,7 +77,7 @@ class Authenticator:
         return f"Bearer {token}", False
 
     async def forget(self, challenge: Challenge, scope: str) -> None:
-        """Drops a token that was refused."""
+        """Drops a cached token that was refused."""
         await self._tokens.delete(_key(challenge, scope))
 
     def _known(self, wish: str) -> tuple[str, str]:
@@ -124,7 +124,7 @@ class Authenticator:
     async def _paced(
         self, scope: str, guard: Guard, via: Sequence[URL], url: URL, headers: dict[str, str], timeout: float
     ) -> Response:
-        """Asks a realm, again after a 429, for as long as `timeout`. Raises UpstreamLimited where its turn would be later, and as `_ask` does."""
+        """Requests a token, and again after a 429, within `timeout` seconds. Raises UpstreamLimited if that is too short, and what `_ask` raises."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         if len(self._pacers) > _MOST_REALMS:
@@ -142,7 +142,7 @@ class Authenticator:
             pacer.limited(scope, sent, wait, False)
 
     async def _ask(self, guard: Guard, via: Sequence[URL], url: URL, headers: dict[str, str], seconds: float) -> Response:
-        """Asks a realm, which may have moved. Credentials stay with its host. Raises TokenServiceFailed, TargetRefused, UpstreamInvalid."""
+        """Requests a token from a realm and follows its redirects, with credentials for its host only. Raises TokenServiceFailed, TargetRefused, UpstreamInvalid."""
         way = list(via)
 
         async def send(to: URL) -> Response:
@@ -151,7 +151,7 @@ class Authenticator:
         try:
             response = await follow(url, way, send)
         except (UpstreamUnreachable, UpstreamTimeout) as error:
-            raise TokenServiceFailed(f"{self._registry}'s token service cannot be asked: {error.message}") from None
+            raise TokenServiceFailed(f"{self._registry}'s token service cannot be reached: {error.message}") from None
         if response.status >= 500:
             response.release()
             raise TokenServiceFailed(f"{self._registry}'s token service ({shown(url)}) answered {response.status}")

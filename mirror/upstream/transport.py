@@ -1,4 +1,4 @@
-"""Requests to upstreams: timeouts, proxies, and which addresses may be connected to. What the client raises becomes an UpstreamError here."""
+"""Sends requests to upstreams, with timeouts, proxies and a check of addresses, and translates errors to UpstreamError."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ from mirror.upstream.receiver import Receiver, Response
 from mirror.upstream.trust import trusting
 
 _GZIP = b"\x1f\x8b"
-"""RFC 1952, section 2.3.1."""
+"""The first bytes of gzip data (RFC 1952, section 2.3.1)."""
 _MOST_DIGITS = 18
-"""Of a length in bytes: more does not fit into 63 bits."""
+"""Digits of Content-Length: a larger number does not fit into 63 bits."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
-"""RFC 4291, section 2.4: what is outside of it is local, or leads to an IPv4 address by ways of its own."""
+"""Addresses outside of it are local, or embed an IPv4 address (RFC 4291, section 2.4)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds."""
+    """Time limits in seconds, and the number of attempts."""
 
     connect: float
     header: float
-    """For the whole of a request until its response headers, retries included."""
+    """From the request to its response headers, retries included."""
     stall: float
     attempts: int
 
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """How many may fetch blobs at once. A blob's first connection is always allowed; those beyond it are bounded."""
+    """Limits on connections that fetch blobs at once. They do not apply to the first connection of each blob."""
 
     per_blob: int
     per_endpoint: int
@@ -59,13 +59,13 @@ class Connections:
 
 
 class Transport:
-    """Two pools of connections: one that goes anywhere, and one that goes to public addresses only."""
+    """Sends requests over a pool of connections. Connections to public addresses only are pooled apart."""
 
     def __init__(self, timeouts: Timeouts, connections: Connections) -> None:
         self.timeouts = timeouts
         self.connections = connections
         self.deliveries: list[Delivery] = []
-        """Of all endpoints of all registries."""
+        """Those of all endpoints of all registries."""
         self._proxies = Proxies()
         self._resolver = ThreadedResolver()
         self._public_resolver = _PublicOnly(self._resolver)
@@ -76,9 +76,9 @@ class Transport:
         await close_all(self._receiver.aclose, self._resolver.close)
 
     def allows_spare(self, delivery: Delivery) -> bool:
-        """True where an endpoint may have one more connection that a blob can do without.
+        """Returns whether an endpoint may have one more spare connection.
 
-        The bound over all endpoints is theirs in equal shares: one that takes long over its downloads takes nothing from the share of another.
+        Active endpoints have equal shares of the limit on all connections, so that slow downloads from one do not take the share of another.
         """
         bounds = self.connections
         active = [one.active for one in self.deliveries if one.active or one is delivery]
@@ -95,13 +95,13 @@ class Transport:
         tls: ssl.SSLContext | None = None,
         timeout: float | None = None,
     ) -> Response:
-        """Sends a GET or HEAD, without following anything, and waits for the response's head. The caller releases or closes it.
+        """Sends a GET or HEAD and waits for the response's head. Does not follow redirects. The caller releases or closes the response.
 
-        Raises UpstreamUnreachable, UpstreamFailed where a connection ended without an answer, UpstreamTimeout, UpstreamInvalid, TargetRefused.
+        Raises UpstreamUnreachable, UpstreamTimeout, UpstreamInvalid, TargetRefused; UpstreamFailed if the connection ends without a response.
         """
         context = (tls or self._tls) if url.scheme == "https" else None
         if (proxy := self._proxies.of(url)) is not None:
-            # A proxy resolves names itself, and may well have a private address of its own.
+            # A proxy resolves names itself, and its own address may be private.
             route = dialing.proxied(url, proxy, self._resolver, context, self.timeouts.connect)
         else:
             route = dialing.direct(
@@ -112,7 +112,7 @@ class Transport:
                 return await self._receiver.send(method, url, headers, route)
 
     async def is_private(self, url: URL) -> bool:
-        """True where none of a host's addresses is public. One that cannot be resolved counts as public, which allows less."""
+        """Returns whether none of a host's addresses is public. A host that cannot be resolved counts as public, which is stricter."""
         host = url.host or ""
         if _literal(host) is not None:
             return not _public(host)
@@ -126,7 +126,7 @@ class Transport:
 
 @contextlib.contextmanager
 def _translated(url: URL, public_only: bool) -> Iterator[None]:
-    """Makes errors of ours of what goes wrong with a request. Raises as Transport.request does."""
+    """Translates the errors of a request. Raises as Transport.request does."""
     where = shown(url)
     host = url.host or ""
     if public_only and _literal(host) is not None and not _public(host):
@@ -159,14 +159,17 @@ def _reason(error: BaseException) -> str:
 
 
 async def read_bounded(response: Response, limit: int, seconds: float) -> bytes:
-    """A small body whole, decoded where it came with gzip though nobody asked for that. Raises UpstreamInvalid above `limit` bytes, UpstreamFailed when it breaks off, UpstreamTimeout after `seconds`."""
+    """Reads a small body; decodes gzip, which some servers send unasked.
+
+    Raises UpstreamInvalid above `limit` bytes, UpstreamFailed if the connection ends early, UpstreamTimeout after `seconds`.
+    """
     where = shown(response.url)
     too_large = UpstreamInvalid(f"{where} sent a document of more than {limit} bytes")
     if (length_of(response) or 0) > limit:
         raise too_large
     body = bytearray()
     try:
-        # For all of it: one that drips would otherwise hold a client for ever.
+        # For the whole body: a server that sends a byte now and then must not hold up a client.
         async with asyncio.timeout(seconds):
             while data := await response.read(seconds):
                 body += data
@@ -191,13 +194,13 @@ async def read_bounded(response: Response, limit: int, seconds: float) -> bytes:
 
 
 def length_of(response: Response) -> int | None:
-    """What Content-Length says, in bytes; None where it says nothing that is a number, or more than can be."""
+    """Returns Content-Length in bytes; None if it is absent, not a number, or too large."""
     value = response.headers.get("Content-Length", "")
     return int(value) if value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS else None
 
 
 def retry_after(response: Response) -> float | None:
-    """Retry-After in seconds, from either of its forms (RFC 9110, section 10.2.3)."""
+    """Returns Retry-After in seconds, from either of its forms (RFC 9110, section 10.2.3); None if there is none."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isascii() and value.isdigit():
         return float(value[:9])
@@ -208,12 +211,12 @@ def retry_after(response: Response) -> float | None:
 
 
 def shown(url: URL) -> str:
-    """A URL as it may be shown: without user, password and query, which may hold a signature. `url` is absolute."""
+    """Formats an absolute URL for messages: without user and password, and without the query, which may hold a signature."""
     return str(url.with_user(None).with_query(None).with_fragment(None))[:200]
 
 
 def _brief(error: BaseException) -> str:
-    """One line, though an upstream may have had its say in it."""
+    """Formats an error as one printable line, since it may hold text from upstream."""
     text = "".join(character if character.isprintable() else " " for character in str(error))
     return (" ".join(text.split()) or type(error).__name__)[:200]
 
@@ -223,7 +226,7 @@ class _Refused(OSError):
 
 
 class _PublicOnly(AbstractResolver):
-    """Gives the public addresses alone, to which a connection is really made then: a name proves nothing."""
+    """Resolves to public addresses only. Connections are made to these addresses, so a name cannot resolve to another one later."""
 
     def __init__(self, resolver: AbstractResolver) -> None:
         self._resolver = resolver
@@ -235,11 +238,11 @@ class _PublicOnly(AbstractResolver):
         return found
 
     async def close(self) -> None:
-        """The resolver behind it is closed by the transport."""
+        """Does nothing: the transport closes the resolver."""
 
 
 def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that a host is, in any spelling that resolvers take (``127.1``, ``0x7f000001``); None for a name."""
+    """Parses an address in any form that resolvers accept (``127.1``, ``0x7f000001``); None for a name."""
     try:
         return ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -251,7 +254,7 @@ def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _public(host: str) -> bool:
-    """True for a public address; False for any other, and for a name."""
+    """Returns whether a host is a public address; False for a name."""
     address = _literal(host)
     if isinstance(address, ipaddress.IPv6Address):
         embedded = address.ipv4_mapped or address.sixtofour

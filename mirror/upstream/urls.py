@@ -1,4 +1,4 @@
-"""URLs that come from outside: redirects, token realms, the next page of a list."""
+"""Parses URLs that upstream sends: redirects, token realms, links to the next page of a list."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 def parse_url(text: str, said_by: str, base: URL | None = None) -> URL:
     """Parses an absolute http or https URL, or one relative to `base` (RFC 3986, section 5).
 
-    Spaces and non-ASCII characters are escaped, as in Go's net/url; what is escaped already is kept, since signatures cover it. Hosts in other scripts are encoded
-    by IDNA. The error names `said_by`.
-    Raises UpstreamInvalid.
+    Spaces and non-ASCII characters are escaped, as in Go's net/url. Existing escapes are kept, since signatures cover them. Internationalized hosts are encoded by
+    IDNA. Raises UpstreamInvalid, which names `said_by`.
     """
     problem = "points to something that is no URL"
     text = text.strip(" ")
@@ -33,7 +32,7 @@ def parse_url(text: str, said_by: str, base: URL | None = None) -> URL:
         url = URL(_UNSAFE.sub(lambda match: quote(match[0], safe="", errors="surrogateescape"), text), encoded=True)
         if base is not None and not url.scheme:
             url = base.join(url)
-        # yarl looks at some parts only when they are asked for.
+        # yarl validates some parts only when they are read.
         usable = (
             url.scheme in ("http", "https")
             and bool(url.host)
@@ -49,11 +48,11 @@ def parse_url(text: str, said_by: str, base: URL | None = None) -> URL:
 
 
 def same_origin(one: URL, other: URL) -> bool:
-    """True where scheme, host and port are the same (RFC 6454, section 5)."""
+    """Returns whether scheme, host and port are the same (RFC 6454, section 5)."""
     return (one.scheme, one.host, one.port) == (other.scheme, other.host, other.port)
 
 
 def may_get_credentials(owner: URL, url: URL) -> bool:
-    """True where what is meant for `owner` may be sent to `url`: the same origin, or the same host by https where it was http, each at its usual port."""
+    """Returns whether the credentials for `owner` may be sent to `url`: to the same origin, or from http to https on the same host, both at default ports."""
     usual = owner.is_default_port() and url.is_default_port()
     return same_origin(owner, url) or (owner.host == url.host and usual and (owner.scheme, url.scheme) == ("http", "https"))

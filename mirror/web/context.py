@@ -19,12 +19,12 @@ LANGUAGE_COOKIE, THEME_COOKIE = "mirror_language", "mirror_theme"
 
 @dataclass(frozen=True, slots=True)
 class PageContext:
-    """Made anew for each request."""
+    """The context of one request."""
 
     language: str
     theme: str
     address: Address | None
-    """The mirror's, as the client names it; None where that could not go into a configuration."""
+    """The mirror's address as the client names it; None if it cannot be written into a configuration."""
     session: str | None
     form_secret: str
     path: str

@@ -31,7 +31,7 @@ class ImageDownload:
 
 
 def by_image(downloads: Iterable[Download], images: Mapping[tuple[str, str], UnderWay]) -> tuple[ImageDownload, ...]:
-    """Groups downloads, in their order; `images` tells by repository and digest which image a blob belongs to."""
+    """Groups downloads, in their order; `images` maps repository and digest to the image that a blob belongs to."""
     groups: dict[tuple[str, str | None], list[Download]] = {}
     known: dict[tuple[str, str | None], UnderWay] = {}
     for download in downloads:
@@ -47,13 +47,13 @@ def _line(group: list[Download], image: UnderWay | None) -> ImageDownload:
     running = [download for download in group if not download.ended]
     rate = sum(download.rate for download in running)
     sizes = [download.size for download in group]
-    # The last to fail tells why.
+    # The most recent failure.
     error = next((download.error for download in group if download.error), "")
     have = sum(download.have for download in group)
     size = None if None in sizes else sum(size or 0 for size in sizes)
     if image is not None:
         names = {download.digest for download in group}
-        # What upstream says of a blob on its way counts, not what the manifest says of it.
+        # The size that upstream states counts, not the manifest's.
         size = sum(size for name, size in image.blobs.items() if name not in names) + sum(
             image.blobs.get(download.digest, 0) if download.size is None else download.size for download in group
         )

@@ -54,7 +54,7 @@ class SiteInfo:
     settings: Mapping[str, str] = field(default_factory=dict)
     """The settings in force, without secrets."""
     certificate_ends: Callable[[], float | None] = lambda: None
-    """When the mirror's own certificate ends, in seconds since the epoch; None where it has none."""
+    """When the mirror's own certificate expires, in seconds since the epoch; None if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class Pages:
         others: list[str] = []
         if context.address is not None:
             for file in client.plan(context.address, self._site_info.registries):
-                # Those that differ in the registry's name alone are shown once.
+                # Registries that differ only in their name are shown once.
                 if any(registry in file.path for registry in self._site_info.registries[1:]):
                     others.append(file.path)
                 else:

@@ -3,7 +3,7 @@
 ::
 
     GET   /                       overview: downloads, figures, upstreams, images (?q= &order= &page= &view=images)
-    GET   /images                 the list of images alone
+    GET   /images                 only the list of images
     POST  /images                 action=pin|unpin|refresh|delete, image=NAME once for each image
     GET   /image/NAME             an image; NAME is registry/path:tag or registry/path@digest (?platform=)
     POST  /image/NAME             action=pin|unpin|refresh|delete|fetch; for fetch, platform=PLATFORM|all

@@ -1,4 +1,4 @@
-"""The admin token that is made where none is set."""
+"""The admin token that is generated if none is set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mirror.regular_files import PRIVATE, NoFile, read_file
 log = logging.getLogger(__name__)
 
 NAME = "admin-token"
-"""In the cache directory, readable by its owner alone."""
+"""In the cache directory, readable by its owner only."""
 SHORTEST = 16
 _LARGEST = 4096
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

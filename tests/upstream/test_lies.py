@@ -147,7 +147,7 @@ async def test_redirects_without_end(mirror: Mirror, upstream: Scripted) -> None
     upstream.fail("latest", Redirect("/v2/library/app/manifests/hop-0"), times=50)
     answer = await mirror.get(LATEST)
     assert answer.status == 503
-    assert b"redirects in a circle, or too often" in answer.body
+    assert b"redirects in a loop, or too often" in answer.body
     assert upstream.count("GET") <= 8
 
 

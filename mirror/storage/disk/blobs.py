@@ -7,7 +7,7 @@
       catalog/               what is known about the content (see catalog/catalog.py)
 
 The blobs have the names that they have in an OCI image layout (image-spec 1.1, "image-layout.md"), deduplicated over all repositories and registries. The folder
-is not a layout: tags are in the catalog. Its owner alone can read it. A reader holds a shared lock on the file; eviction takes an exclusive one first and passes
+is not a layout: tags are in the catalog. Only its owner can read it. A reader holds a shared lock on the file; eviction takes an exclusive one first and passes
 by what it can't get, in this process or another.
 
 What has been verified is sealed: the fraction of its time of modification is made from its digest. Whatever writes to the file after that, or copies or restores
@@ -47,7 +47,7 @@ ROTTEN = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)
 
 @dataclass(frozen=True, slots=True)
 class BlobFile:
-    """An open blob. `fd` belongs to the holder, who closes it; `size` is in bytes; it has not been touched since it was verified where it is `sealed`."""
+    """An open blob. The holder closes `fd`; `size` is in bytes; `sealed` means that the file was not modified since it was verified."""
 
     fd: int
     size: int

@@ -177,7 +177,7 @@ class Content:
         return self._warm(Manifest(media_type, digest, body))
 
     async def _signed(self, digest: Digest, payload: bytes) -> tuple[str, bytes]:
-        """A schema 1 manifest with its signatures; without them where they are lost."""
+        """Returns a schema 1 manifest with its signatures, or without them if they are lost."""
         found = await self._catalog.read(None, Catalog.document, _signed_key(digest))
         text = found.get("signed") if found is not None else None
         signed = text.encode("latin-1", "replace") if isinstance(text, str) else b""
@@ -236,7 +236,7 @@ def _signed_key(digest: Digest) -> str:
 
 
 def _read_verified(file: BlobFile, digest: Digest) -> bytes | None:
-    """The content of a manifest's file; None where it is damaged. Raises OSError where it cannot be read for want of something else than the disk."""
+    """Returns the content of a manifest's file; None if it is damaged. Raises OSError if it cannot be read for another reason than the disk."""
     try:
         body = file.read_all() if file.size <= MAX_SIZE else b""
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Folders that their owner alone can enter, and disks that are full. Opening files is mirror/regular_files.py."""
+"""Folders that only their owner can enter, and errors of full disks. mirror/regular_files.py opens files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PASSING = (*FULL, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOM
 
 
 def make_private_folder(path: Path) -> None:
-    """Makes a folder that its owner alone can enter; one that was there becomes so. A disk that is full or read-only costs only the folder. Raises OSError."""
+    """Makes a folder that only its owner can enter, or changes an existing one. On a full or read-only disk it does nothing. Raises OSError."""
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = path.stat()
@@ -28,7 +28,7 @@ def make_private_folder(path: Path) -> None:
 
 
 def fault_in_writing(folder: Path) -> int | None:
-    """Writes a small file and removes it. Returns the number of the error, None where there is none. Blocks."""
+    """Writes a small file and removes it. Returns the errno of a failure; None if there is none. Blocks."""
     path = folder / f".full-{os.getpid()}"
     try:
         fd = open_file(path, os.O_WRONLY | os.O_CREAT)

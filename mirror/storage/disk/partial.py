@@ -1,4 +1,4 @@
-"""Downloads in progress, as the store gives them out: a spool file, with room made for it as its bytes come."""
+"""The disk store's downloads in progress: a spool file, and room that is made for its bytes as they are written."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Reservations:
     ) -> None:
         """`make_room` makes room for so many bytes more than all that is `reserved`, or raises StorageFull.
 
-        `could_fit` tells whether that many bytes of a download can be kept at all, whatever is evicted for them.
+        `could_fit` returns whether so many bytes of a download can be kept after everything that may be evicted is.
         """
         self.limit = limit
         self.reserved = reserved

@@ -1,13 +1,13 @@
-"""What the processes that share a download tell each other: which repositories have the blob, and which bytes are waited for. The file ``spool/….sources``.
+"""The file ``spool/….sources``, by which processes that share a download exchange which repositories have the blob, and which bytes readers wait for.
 
 Processes append lines, each by one write(2) with O_APPEND, so that lines are never torn:
 
 - ``lead REGISTRY PATH``: this repository's download begins here. The lines before it no longer count.
-- ``has REGISTRY PATH SIZE``: the repository says that it has the blob, of so many bytes; ``-`` where it does not say how many.
-- ``wants START STOP``: a reader waits for these bytes, far from those that come next.
+- ``has REGISTRY PATH SIZE``: the repository has the blob, of so many bytes; ``-`` if unknown.
+- ``wants START STOP``: a reader waits for these bytes, far from those that are received next.
 
-A follower with readers holds a shared ``flock`` on the file, by which the leader knows that somebody waits for the bytes. A file that cannot be opened, read or
-written costs the exchange, never the download.
+A follower with readers holds a shared ``flock`` on the file, which shows the leader that bytes are needed. If the file cannot be opened, read or written, the
+download goes on without the exchange.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Sources:
 
     def __init__(self, path: str) -> None:
         self.leader: Repository | None = None
-        """The repository that the leader downloads from first; None where that is not known."""
+        """The repository that the leader downloads from first; None if unknown."""
         self._fd = -1
         with contextlib.suppress(OSError):
             self._fd = open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
@@ -37,35 +37,35 @@ class Sources:
         self._known: dict[Repository, int | None] = {}
         self._new: list[tuple[Repository, int | None]] = []
         self._wanted: list[tuple[int, int]] = []
-        self._told: list[tuple[int, int]] = []
+        self._sent: list[tuple[int, int]] = []
         self._attends = False
 
     def announce(self, leader: Repository) -> None:
-        """Names the leader, and forgets what was noted before. For the leader."""
+        """Records the leader's repository, and voids the lines before. For the leader."""
         # A line of a writer whose disk was full may have no end.
         self._append(f"\nlead {leader.registry} {leader.path}\n")
         self._read()
 
     def add(self, repository: Repository, size: int | None) -> None:
-        """Notes that a repository has the blob, unless that is noted already, as far as `take` has read; or no leader is known yet."""
+        """Records that a repository has the blob, unless the file says so already, or no leader is known yet."""
         if repository not in self._known and self.leader is not None:
             self._append(f"has {repository.registry} {repository.path} {'-' if size is None else size}\n")
 
     def take(self) -> list[tuple[Repository, int | None]]:
-        """The repositories noted since the last call, by whichever process, with the sizes that they claim."""
+        """Returns the repositories that any process added since the last call, with the sizes that they claim."""
         self._read()
         new, self._new = self._new, []
         return new
 
     def want(self, start: int, stop: int) -> None:
-        """Notes that a reader waits for the bytes ``[start, stop)``, unless this process has told the same leader of bytes that include the first of them."""
+        """Records that a reader waits for the bytes ``[start, stop)``, unless this process sent the same leader a range with the first of them."""
         # The rest of the file is for sources.
-        if self._read_to < _LARGEST // 2 and not any(first <= start < last for first, last in self._told):
-            self._told.append((start, stop))
+        if self._read_to < _LARGEST // 2 and not any(first <= start < last for first, last in self._sent):
+            self._sent.append((start, stop))
             self._append(f"wants {start} {stop}\n")
 
     def take_wanted(self) -> list[tuple[int, int]]:
-        """What `want` has noted since the last call, in whichever process, as far as `take` has read."""
+        """Returns the ranges that any process recorded since the last call, as of the last `take`."""
         wanted, self._wanted = self._wanted, []
         return wanted
 
@@ -75,7 +75,7 @@ class Sources:
             return
         with contextlib.suppress(OSError):
             if reading:
-                # Not while the leader looks: then at the next call.
+                # Fails while the leader checks the lock; the next call tries again.
                 self._attends = try_shared(self._fd)
             else:
                 unlock(self._fd)
@@ -119,7 +119,7 @@ class Sources:
                 self._known.clear()
                 self._new.clear()
                 self._wanted.clear()
-                self._told.clear()
+                self._sent.clear()
             case ["wants", start, stop] if _is_number(start) and _is_number(stop):
                 self._wanted.append((int(start), int(stop)))
             case ["has", registry, path, size] if (

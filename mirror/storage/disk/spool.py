@@ -4,11 +4,11 @@ Two files in ``spool/``: ``<algorithm>-<hex>.part`` holds the bytes at their fin
 ``….sources``, names the repositories that have the blob (see sources.py). A download that goes by one of several sizes has that size in its name:
 ``<algorithm>-<hex>.<size>.part``.
 
-Whoever holds the exclusive ``flock`` on the ``.part`` file *leads*: it alone writes. Other processes *follow*: they read the same bytes, guided by the journal.
+Whoever holds the exclusive ``flock`` on the ``.part`` file *leads*: only the leader writes. Other processes *follow*: they read the same bytes, guided by the journal.
 The kernel drops the lock when its holder dies, however it dies, so there is never a lease to expire.
 
 The journal is 16-byte records of two little-endian 64-bit numbers, appended after the bytes they speak of: first the magic and the blob's size, then
-``start, end`` of what has come. One record means something else: VERIFIED tells followers that what has gone from its name is finished.
+``start, end`` of what has come. One record means something else: VERIFIED means, for followers, that a file whose name is gone was committed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BESIDE = (".have", ".sources")
 """What is of no use without the bytes."""
 _ABANDONED_AFTER = 7 * 24 * 3600.0
 _WRITTEN_AFTER = 3600.0
-"""Seconds after which nobody can still be writing a small file."""
+"""Seconds after which no process can still be writing a small file."""
 
 
 class Spool:
@@ -73,7 +73,7 @@ class Spool:
             return False
         self.follow()
         if not self.current:
-            # It ended meanwhile; `verified` tells how.
+            # It ended meanwhile; `verified` says how.
             return True
         # A leader may have died between verifying and renaming: the bytes are verified again.
         self.verified = False

@@ -1,7 +1,7 @@
-"""What each process that shares a cache directory tells the others about itself: a small JSON file each, ``live/<process>.json``.
+"""The status of each process that shares a cache directory: a small JSON file, ``live/<process>.json``.
 
-A file that has not been written lately belongs to a process that has died, and is removed. The process's number does not tell, since the processes on one
-directory may run in different containers.
+A file that was not written recently belongs to a dead process, and is removed. The process ID does not show that, since the processes may run in different
+containers.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from mirror.regular_files import read_file
 from mirror.storage.disk.files import make_private_folder
 
 _SILENT = 10.0
-"""Seconds after which a file that is no longer written does not count."""
+"""Seconds without a write after which a file is ignored."""
 _DEAD = 60.0
-"""Seconds after which it is removed."""
+"""Seconds without a write after which a file is removed."""
 _LARGEST = 1024 * 1024
-"""Bytes that are read of a file."""
+"""Bytes of a file that are read."""
 
 
 class Statuses:
-    """This process's file, and everybody's. All methods block."""
+    """The status files of all processes, and this one's own. All methods block."""
 
     def __init__(self, root: Path) -> None:
         self._folder = root / "live"
         self._file = self._folder / f"{os.getpid()}-{secrets.token_hex(4)}.json"
 
     def write(self, value: Any) -> None:
-        """Writes a JSON value for the others to read; None removes the file. A disk that does not take it costs only that."""
+        """Writes a JSON value for the other processes; None removes the file. Errors of the disk are ignored."""
         with contextlib.suppress(OSError):
             if value is None:
                 self._file.unlink()
@@ -43,7 +43,7 @@ class Statuses:
                 replace(self._file, json.dumps(value).encode())
 
     def read(self) -> list[Any]:
-        """Returns the values of all processes, this one included, and removes the files of dead ones. What is no JSON is passed over."""
+        """Returns the values of all processes, this one included, and removes the files of dead ones. Invalid JSON is ignored."""
         found = []
         for path in sorted(self._folder.glob("*")):
             with contextlib.suppress(OSError, ValueError, RecursionError):

@@ -47,14 +47,14 @@ _FLUSH = 5.0
 """Seconds between two times that uses are written to the catalog."""
 _LOCKS = {Question.CHECK: Lock.CHECK, Question.FETCH: Lock.FETCH}
 _WATCH = 1.0
-"""Seconds between two looks at what other processes have changed."""
+"""Seconds between checks for changes by other processes."""
 
 
 class DiskStore:
     """Implements `mirror.storage.store.Store` in a cache directory, which several processes may share."""
 
     def __init__(self, root: Path, upkeep: Upkeep) -> None:
-        """Opens the directory, and creates it if there is none. Raises OSError, CatalogFailed where it cannot be used."""
+        """Opens the directory, and creates it if there is none. Raises OSError or CatalogFailed if it cannot be used."""
         self.blobs = BlobStore(root)
         self._catalog = CatalogExecutor(root / "catalog")
         self.threads = ThreadPool()

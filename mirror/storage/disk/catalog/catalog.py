@@ -103,7 +103,7 @@ class Catalog:
         )
 
     def manifest_type(self, digest: Digest) -> str | None:
-        """The media type of a cached manifest; None where there is none of that digest."""
+        """Returns the media type of a cached manifest; None if it is not cached."""
         row = self._db.execute("SELECT media_type FROM content WHERE digest = ?", (str(digest),)).fetchone()
         return row[0] if row else None
 
@@ -226,7 +226,7 @@ class Catalog:
     # ------------------------------------------------------------------ names
 
     def tag(self, repository: Repository, tag: str) -> TagRecord | None:
-        """What a tag meant when last asked; None where it never was."""
+        """See `Store.tag`."""
         row = self._db.execute(
             "SELECT media_type, digest, size, checked FROM tag WHERE registry = ? AND path = ? AND tag = ?",
             (repository.registry, repository.path, tag),
@@ -281,7 +281,7 @@ class Catalog:
         return Repository(*row) if row else None
 
     def changes(self) -> Change | None:
-        """Returns what other processes have written since the last call, None where it is nothing that is remembered elsewhere."""
+        """Returns what other processes have written since the last call, None if it changes nothing that other objects remember."""
         return self.changed.take()
 
     # ------------------------------------------------------------------ pins

@@ -8,7 +8,7 @@ from mirror.names import Repository, Tag
 from mirror.storage.store import Change
 
 _OVERLAP = 5.0
-"""Seconds by which two looks overlap: a tag is written some time after its time is taken."""
+"""Seconds by which two queries overlap: a tag is written some time after its time is taken."""
 
 
 class Changes:

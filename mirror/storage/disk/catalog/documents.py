@@ -20,7 +20,7 @@ class Documents:
     """For one thread at a time: diskcache has a connection for each."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens the database, or makes a new one where it cannot be read. Raises OSError, sqlite3.OperationalError."""
+        """Opens the database, or makes a new one if it cannot be read. Raises OSError, sqlite3.OperationalError."""
         try:
             self._cache = _opened(folder)
         except sqlite3.DatabaseError as error:
@@ -36,7 +36,7 @@ class Documents:
         self._cache.close()
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """Returns what was stored under a key, None where there is nothing, or where it is damaged."""
+        """Returns what was stored under a key; None if there is nothing, or it is damaged."""
         try:
             found = self._cache.get(key)
         except (ValueError, zlib.error):

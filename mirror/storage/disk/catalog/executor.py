@@ -31,7 +31,7 @@ class CatalogExecutor:
     """Call it like ``await executor.read(None, Catalog.tag, repository, tag)``."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens the catalog, later where the disk does not allow it now. Raises CatalogFailed where there can be no catalog for another reason."""
+        """Opens the catalog, or retries later if the disk fails now. Raises CatalogFailed if it cannot be opened for another reason."""
         self._folder = folder
         self._catalog: Catalog | None = None
         self._retry = 0.0

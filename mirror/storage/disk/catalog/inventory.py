@@ -112,7 +112,7 @@ class Inventory:
         return Page(self._with_sizes(rows), rows[0][-1] if rows else 0)
 
     def image(self, repository: Repository, reference: Reference) -> Details | None:
-        """What an image is made of, by a tag or a digest; None where it is not cached."""
+        """Returns the manifests and layers of an image, by tag or digest; None if it is not cached."""
         self.learn()
         rows = self._db.execute(_ONE, (repository.registry, repository.path, str(reference))).fetchall()
         if not rows:

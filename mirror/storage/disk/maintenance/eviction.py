@@ -86,7 +86,7 @@ class Eviction:
         metrics.cache_max_bytes.set(self.max_size)
 
     async def make_room(self, need: int) -> None:
-        """Evicts until `need` more bytes fit, both within `max_size` and on the disk. Raises StorageFull where they cannot.
+        """Evicts until `need` more bytes fit, both within `max_size` and on the disk. Raises StorageFull if they cannot.
 
         Where they would take the cache above its high watermark, evicts down to the low one, as far as that goes.
         """
@@ -176,7 +176,7 @@ class Eviction:
         return size + reserved + pinned <= self.max_size and self._short_on_disk(size) <= cached - pinned
 
     def _evict_one(self, catalog: Catalog, this: _Pass) -> int | None:
-        """The bytes of a blob that is gone now, 0 for one that had to be spared; None where none is left that may go."""
+        """Evicts a blob and returns its bytes; 0 for one that must stay, None if no other blob may be evicted."""
         queues = catalog.queues
         victim = next_victim(queues, self.max_size)
         if victim is not None and victim.queue is Queue.MAIN and this.passed_bytes >= queues.size(Queue.MAIN):

@@ -19,7 +19,7 @@ def note(root: Path, max_size: int) -> None:
 
 
 def noted(root: Path) -> int | None:
-    """Returns the limit in bytes; None where no mirror has served this directory yet, or the file makes no sense."""
+    """Returns the limit in bytes; None if no mirror has served this directory yet, or the file is invalid."""
     try:
         return int(read_file(_file(root), 30))
     except (OSError, ValueError):

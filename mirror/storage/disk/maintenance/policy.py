@@ -64,7 +64,7 @@ class Queues(Protocol[K]):
         """Keeps the name of an entry that was evicted from a queue."""
 
     def take_ghost(self, key: K) -> Queue | None:
-        """Forgets a name; returns the queue that it was evicted from, None where it was not kept."""
+        """Forgets a name; returns the queue that it was evicted from, None if it was not kept."""
 
     def ghost_size(self, queue: Queue) -> int:
         """Bytes of the blobs whose names are kept for a queue."""
@@ -73,7 +73,7 @@ class Queues(Protocol[K]):
         """Forgets the oldest name of a queue."""
 
     def adaptation(self) -> int:
-        """Bytes by which the small queue may be larger than at first; negative where it is to be smaller."""
+        """Bytes by which the small queue may exceed its initial size; negative if it is to be smaller."""
 
     def adapt(self, size: int) -> None:
         """Sets the adaptation."""
