@@ -64,7 +64,7 @@ def test_a_repository_has_no_tag() -> None:
     """What stands behind it is named, not dropped."""
     assert str(parse_repository("redis", DEFAULT_REGISTRY, ALIASES)) == "docker.io/library/redis"
     for written in ("redis:7", "ghcr.io/owner/image:7", f"redis@{HEX}"):
-        with pytest.raises(Invalid, match="the repository alone"):
+        with pytest.raises(Invalid, match="only the repository is expected"):
             parse_repository(written, DEFAULT_REGISTRY, ALIASES)
 
 
