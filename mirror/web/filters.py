@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from urllib.parse import quote
 
 from markupsafe import Markup, escape
 
@@ -94,6 +95,11 @@ def breakable(name: object) -> Markup:
 def platform(name: str) -> str:
     """Returns a platform without ``linux/``, which nearly all images are for."""
     return name.removeprefix("linux/")
+
+
+def tar(name: str, platform: str | None = None) -> str:
+    """Returns the link to an image's tar, of one platform, or of all that are cached whole."""
+    return f"/export/{quote(name, safe='/:@')}.tar{f'?platform={platform}' if platform else ''}"
 
 
 def familiar(image: object) -> str:

@@ -56,6 +56,7 @@ class Templates:
             "breakable",
             "platform",
             "familiar",
+            "tar",
         ):
             self._pages.globals[name] = getattr(filters, name)
         self._pages.globals.update(asset=urls.__getitem__, version=version, LANGUAGES=LANGUAGES, THEMES=THEMES)

@@ -219,3 +219,29 @@ def test_downloads_are_shown_by_image() -> None:
     assert (alone.ended, alone.link, alone.size) == (True, "", 7)
     assert by_image([download("b", 200, 50)], known)[0].left == 15
     assert by_image([download("b", 200, 50), download("a", 100, 0, 0, True, "gone")], known)[0].error == "gone"
+
+
+async def test_a_page_has_links_to_the_tars_of_the_platforms_that_are_cached(mirror: Mirror, upstream: Scripted) -> None:
+    """Each link gives a tar, and the command to load it is there, in English and in Chinese; an incomplete image has none."""
+    amd, arm = (upstream.add_image("library/both", layers=[os.urandom(2000)]) for _ in range(2))
+    upstream.add_index("library/both", "1", [amd, arm])
+    await mirror.get("/v2/both/manifests/1")
+    for image in (amd, arm):
+        page = (await mirror.get("/image/docker.io/library/both:1", **HTML)).body.decode()
+        assert ("/export/" in page) is (image is arm)
+        await mirror.get(f"/v2/both/manifests/{image.digest}")
+        for blob in (*image.layers, image.config):
+            await mirror.get(f"/v2/both/blobs/{blob}")
+            await mirror.until_cached(blob)
+    for language, words in (("en", "Download as a tar"), ("zh", "下载为 tar 文件")):
+        page = (await mirror.get("/image/docker.io/library/both:1", **HTML, Accept_Language=language)).body.decode()
+        assert words in page
+        links = re.findall(r'href="(/export/[^"]*)" download', page)
+        assert links == [
+            "/export/docker.io/library/both:1.tar?platform=linux/amd64",
+            "/export/docker.io/library/both:1.tar?platform=linux/arm64",
+            "/export/docker.io/library/both:1.tar",
+        ]
+        for link in links:
+            assert (await mirror.get(link)).headers["Content-Type"] == "application/x-tar"
+        assert f"curl -f &#39;{mirror.url}{links[0]}&#39; | docker load" in page
