@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from mirror.cache.cache import Cache
 
 _SIDE_BY_SIDE = 8
+_DEEPEST = 4
+"""Levels of what refers to what refers to an image."""
 
 
 async def fetch_attached(
@@ -25,16 +28,18 @@ async def fetch_attached(
     slots = asyncio.Semaphore(_SIDE_BY_SIDE)
     faults: dict[str, None] = {}
 
-    async def fetch(repository: Repository, reference: Reference) -> None:
+    async def fetch(repository: Repository, reference: Reference) -> bool:
         async with slots:
             try:
                 await cache.pulls.pull(Pull(repository, reference))
+                return True
             except (Unknown, Denied):
                 pass
             except MirrorError as error:
                 faults[error.message] = None
+        return False
 
-    async def fetch_referrers(repository: Repository, subject: Digest) -> None:
+    async def fetch_referrers(repository: Repository, subject: Digest, levels: int = _DEEPEST) -> None:
         async with slots:
             try:
                 listed, _ = await cache.lists.referrers(repository, subject)
@@ -43,16 +48,23 @@ async def fetch_attached(
             except MirrorError as error:
                 faults[error.message] = None
                 return
-        references: list[Reference] = [Tag(f"{subject.algorithm}-{subject.hex}{end}") for end in COSIGN]
+        digests = set()
         for entry in listed:
-            try:
-                references.append(Digest.parse(entry["digest"]))
-            except (MirrorError, LookupError, TypeError):
-                continue
-        await asyncio.gather(*(fetch(repository, reference) for reference in references))
+            with contextlib.suppress(MirrorError, LookupError, TypeError):
+                digests.add(Digest.parse(entry["digest"]))
+        await asyncio.gather(*(fetch_with_referrers(repository, digest, levels) for digest in digests))
 
+    async def fetch_with_referrers(repository: Repository, digest: Digest, levels: int) -> None:
+        if await fetch(repository, digest) and levels > 1:
+            await fetch_referrers(repository, digest, levels - 1)
+
+    async def fetch_signatures(repository: Repository, subject: Digest) -> None:
+        await asyncio.gather(*(fetch(repository, Tag(f"{subject.algorithm}-{subject.hex}{end}")) for end in COSIGN))
+
+    subjects = list(subjects)
     await asyncio.gather(
         *(fetch(repository, digest) for repository, digest in attestations),
-        *(fetch_referrers(repository, subject) for repository, subject in subjects),
+        *(fetch_referrers(*subject) for subject in subjects),
+        *(fetch_signatures(*subject) for subject in subjects),
     )
     return list(faults)
