@@ -158,6 +158,11 @@ def image_name(repository: Repository, reference: Reference) -> str:
     return f"{repository}{'@' if isinstance(reference, Digest) else ':'}{reference}"
 
 
+def is_repository_path(value: str) -> bool:
+    """True for the shape of a repository's name, or of whole parts of one."""
+    return len(value) <= _MAX_NAME and _PATH.fullmatch(value) is not None
+
+
 def is_registry_name(value: str) -> bool:
     """True for the shape of a registry's name: a lower-case host, an optional port."""
     return len(value) <= _MAX_NAME and _REGISTRY.fullmatch(value) is not None

@@ -9,9 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.config import DEFAULT_ENDPOINTS, ConfigError, load
+from mirror.config import DEFAULT_ENDPOINTS, ConfigError, Registry, load
 from mirror.disk_room import default_limit
 from mirror.units import format_size, parse_duration, parse_size
+
+
+def urls(registry: Registry) -> list[str]:
+    """Its endpoints, as messages name them."""
+    return [str(endpoint) for endpoint in registry.endpoints]
 
 
 def test_no_settings_at_all() -> None:
@@ -20,8 +25,8 @@ def test_no_settings_at_all() -> None:
     assert settings.server.address == ("127.0.0.1", 5000)
     assert settings.cache.max_size == default_limit(settings.cache.dir)
     assert settings.cache.tag_ttl == 300
-    assert {name: registry.endpoints for name, registry in settings.registries.items()} == {
-        k: (v,) for k, v in DEFAULT_ENDPOINTS.items()
+    assert {name: urls(registry) for name, registry in settings.registries.items()} == {
+        k: [v] for k, v in DEFAULT_ENDPOINTS.items()
     }
 
 
@@ -38,10 +43,10 @@ def test_flags_win_over_environment_over_file_key_by_key(tmp_path: Path) -> None
     assert settings.server.address == ("2.2.2.2", 2)
     assert settings.server.drain_timeout == 5
     assert (settings.cache.max_size, settings.cache.tag_ttl) == (3 * 1024**3, 60)
-    assert settings.registries["docker.io"].endpoints == ("http://b", "http://c")
+    assert urls(settings.registries["docker.io"]) == ["http://b", "http://c"]
     assert settings.registries["docker.io"].credentials() == ("u", "p")
-    assert settings.registries["lan:5001"].endpoints == ("http://lan:5001/base",)
-    assert settings.registries["ghcr.io"].endpoints == ("https://ghcr.io",)
+    assert urls(settings.registries["lan:5001"]) == ["http://lan:5001/base"]
+    assert urls(settings.registries["ghcr.io"]) == ["https://ghcr.io"]
 
 
 def test_a_folder_is_where_it_would_be_for_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +74,7 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPat
 def test_a_table_without_endpoints_keeps_the_default_ones() -> None:
     """Credentials for Docker Hub need not repeat its URL."""
     settings = load(None, {}, {"registries": {"docker.io": {"username": "u", "password": "p"}}})
-    assert settings.registries["docker.io"].endpoints == ("https://registry-1.docker.io",)
+    assert urls(settings.registries["docker.io"]) == ["https://registry-1.docker.io"]
 
 
 def test_all_faults_at_once_with_key_form_value_and_source(tmp_path: Path) -> None:
@@ -111,6 +116,13 @@ def test_all_faults_at_once_with_key_form_value_and_source(tmp_path: Path) -> No
         ({"endpoints": ["https://u:hunter2@h"]}, "without user and password"),
         ({"endpoints": ["https://h?x=1"]}, "without query"),
         ({"endpoints": ["h:1"]}, "a URL such as"),
+        ({"endpoints": [{"url": "h:1"}]}, "a URL such as"),
+        ({"endpoints": [{"path": "x"}]}, "url"),
+        ({"endpoints": [{"url": "https://h", "pth": "x"}]}, "is 'path' meant?"),
+        ({"endpoints": [{"url": "https://h", "path": "a//b"}]}, "the beginning of a repository's name"),
+        ({"endpoints": [{"url": "https://h", "path": "../x"}]}, "the beginning of a repository's name"),
+        ({"endpoints": ["https://h/v2/dockerhub"]}, "path"),
+        ({"endpoints": [7]}, "endpoints"),
         ({"password": ["hunter2"], "username": "u"}, "password"),
     ],
 )

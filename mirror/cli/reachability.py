@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from yarl import URL
 
-from mirror.config import Settings
+from mirror.config import Endpoint, Settings
 from mirror.upstream.proxies import Proxies
 
 _PATIENCE = 3.0
@@ -33,10 +33,10 @@ def warning(settings: Settings) -> str:
     )
 
 
-def _fault(endpoints: tuple[str, ...], proxies: Proxies) -> str:
+def _fault(endpoints: tuple[Endpoint, ...], proxies: Proxies) -> str:
     fault = ""
     for endpoint in endpoints:
-        url = URL(endpoint)
+        url = URL(endpoint.url)
         if proxies.of(url) is not None:
             return ""
         try:

@@ -46,9 +46,9 @@ def noted(settings: Settings, config: Path | None, url: str) -> Iterator[None]:
         "config": None if config is None else str(config.absolute()),
         "listen": urlsplit(url).netloc,
         "endpoints": {
-            name: list(registry.endpoints)
+            name: [endpoint.model_dump() for endpoint in registry.endpoints]
             for name, registry in settings.registries.items()
-            if registry.endpoints != (DEFAULT_ENDPOINTS.get(name),)
+            if [str(endpoint) for endpoint in registry.endpoints] != [DEFAULT_ENDPOINTS.get(name)]
         },
     }
     places = [settings.cache.dir, *_run_folders(os.environ)[:1]]
@@ -104,7 +104,7 @@ def _read(file: Path) -> Running:
     with contextlib.suppress(PermissionError):
         os.kill(int(record["pid"]), 0)
     config = None if record["config"] is None else Path(record["config"])
-    registries = {str(name): {"endpoints": [str(url) for url in urls]} for name, urls in record["endpoints"].items()}
+    registries = {str(name): {"endpoints": list(endpoints)} for name, endpoints in record["endpoints"].items()}
     tree = {"cache": {"dir": str(directory)}, "server": {"listen": str(record["listen"])}, "registries": registries}
     return Running(config if config is not None and os.access(config, os.R_OK) else None, tree)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from mirror.config.tables import Table, readable
+from mirror.names import is_repository_path
 from mirror.regular_files import LARGEST_SECRET, read_file
 from mirror.units import parse_endpoint
 
@@ -29,10 +32,45 @@ DEFAULT_ENDPOINTS = {
 }
 
 
+class Endpoint(Table):
+    url: str = Field(description="its URL, without /v2")
+    path: str = Field(
+        "",
+        description="put before each repository's name, such as `dockerhub` for a project of Harbor that mirrors Docker Hub",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _table(cls, value: Any) -> Any:
+        return {"url": value} if isinstance(value, str) else value
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        url = parse_endpoint(value)
+        if f"{urlsplit(url).path}/".startswith("/v2/"):
+            raise ValueError(
+                'a URL without /v2 is expected; what follows it is the setting path: { url = "https://…", path = "dockerhub" }'
+            )
+        return url
+
+    @field_validator("path")
+    @classmethod
+    def _path(cls, value: str) -> str:
+        path = value.strip("/")
+        if path and not is_repository_path(path):
+            raise ValueError('the beginning of a repository\'s name is expected, such as "dockerhub" or "team/dockerhub"')
+        return path
+
+    def __str__(self) -> str:
+        return f"{self.url}/v2/{self.path}" if self.path else self.url
+
+
 class Registry(Table):
-    endpoints: tuple[str, ...] = Field(
+    endpoints: tuple[Endpoint, ...] = Field(
         (),
-        description="URLs, tried in order: blobs from any, tags from the first that knows them; for a default registry, its own",
+        description="URLs, or tables with the settings below, tried in order: blobs from any, tags from the first that knows them;"
+        " for a default registry, its own",
     )
     username: str | None = Field(
         None,
@@ -44,11 +82,6 @@ class Registry(Table):
         None,
         description="certificates to trust for these endpoints beside the system's, PEM: roots, intermediates or a server's own",
     )
-
-    @field_validator("endpoints")
-    @classmethod
-    def _endpoints(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(parse_endpoint(url) for url in value)
 
     @field_validator("password_file", "ca_file")
     @classmethod

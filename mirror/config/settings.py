@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from mirror.config.cache import Cache
 from mirror.config.errors import describe
-from mirror.config.registries import DEFAULT_ENDPOINTS, Registry
+from mirror.config.registries import DEFAULT_ENDPOINTS, Endpoint, Registry
 from mirror.config.server import Server
 from mirror.config.sources import ConfigError, from_file, merge
 from mirror.config.tables import Table
@@ -54,7 +54,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name!r} is not a registry's name: a lower-case host such as ghcr.io or registry.lan:5000")
             if not registry.endpoints and name not in DEFAULT_ENDPOINTS:
                 raise ValueError(f'{name} needs endpoints = ["https://…"]')
-        known = {name: Registry(endpoints=(url,)) for name, url in DEFAULT_ENDPOINTS.items()}
+        known = {name: Registry(endpoints=(Endpoint(url=url),)) for name, url in DEFAULT_ENDPOINTS.items()}
         for name, registry in value.items():
             endpoints = registry.endpoints or known[name].endpoints
             known[name] = registry.model_copy(update={"endpoints": endpoints})
@@ -119,4 +119,6 @@ _TABLES: dict[str, type[Table]] = {"server": Server, "cache": Cache, "upstream":
 def _known_keys(path: list[str]) -> list[str]:
     if len(path) == 1:
         return list(Settings.model_fields)
+    if path[0] == "registries" and "endpoints" in path[2:-1]:
+        return list(Endpoint.model_fields)
     return list(_TABLES[path[0]].model_fields) if path[0] in _TABLES else []

@@ -23,6 +23,7 @@ from mirror.errors import Denied, ManifestUnknown, MirrorError, UpstreamError
 from mirror.names import Repository, Tag
 from mirror.upstream import Connections, Timeouts, Upstreams
 from mirror.upstream.challenges import choose, parse_challenges
+from mirror.upstream.endpoint import endpoint_label
 from mirror.upstream.guard import Guard
 from mirror.upstream.proxies import Proxies
 from mirror.upstream.receiver import Response
@@ -102,7 +103,7 @@ async def _registry(name: str, registry: Registry, transport: Transport, skews: 
     try:
         async with asyncio.timeout(_REGISTRY):
             for endpoint in registry.endpoints:
-                found.append(await _endpoint(name, registry, URL(endpoint), transport, tls, skews))
+                found.append(await _endpoint(name, registry, URL(endpoint.url), transport, tls, skews))
             if name == DEFAULT_REGISTRY and any(finding.level != "problem" for finding in found):
                 found += await _limit(name, registry)
     except TimeoutError:
@@ -230,7 +231,7 @@ async def _limit(name: str, registry: Registry) -> list[Finding]:
             ]
     found = []
     for endpoint in registry.endpoints:
-        labels = {"upstream_host": name, "endpoint": URL(endpoint).authority}
+        labels = {"upstream_host": name, "endpoint": endpoint_label(URL(endpoint.url), endpoint.path)}
         left, limit = (
             metrics.REGISTRY.get_sample_value(f"mirror_upstream_ratelimit_{what}", labels) for what in ("remaining", "limit")
         )

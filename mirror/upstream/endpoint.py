@@ -71,11 +71,15 @@ class Endpoint:
         *,
         own: bool,
         only: bool,
+        path: str = "",
     ) -> None:
-        """`credentials` are those that its origin may get, None for none; `own` is True for the registry's own host, `only` if the registry has no other endpoint."""
+        """`credentials` are those that its origin may get, None for none; `own` is True for the registry's own host, `only` if the registry has no other endpoint.
+
+        `path` is put before each repository's name."""
         self.base = URL(url)
-        self.name = shown(self.base)
-        self._labels = (registry, self.base.authority)
+        self.path = path
+        self.name = shown(self.base / "v2" / path if path else self.base)
+        self._labels = (registry, endpoint_label(self.base, path))
         up = metrics.upstream_up.labels(*self._labels)
         up.set(1)
         self.breaker = Breaker(on_outcome=up.set)
@@ -111,15 +115,20 @@ class Endpoint:
 
     def url(self, repository: Repository, rest: str) -> URL:
         """Returns the URL of a resource of a repository."""
-        return self.resolve(f"{repository.path}/{rest}")
+        return self.resolve(f"{self._name_of(repository)}/{rest}")
+
+    def _name_of(self, repository: Repository) -> str:
+        """Returns the repository's name at this endpoint."""
+        return f"{self.path}/{repository.path}" if self.path else repository.path
 
     def resolve(self, rest: str) -> URL:
         """Returns the URL of a path and query below ``/v2/``.
 
-        For another host than the registry's own it adds the registry's name as ``ns``, as containerd does: that host may mirror several registries.
+        For another host than the registry's own it adds the registry's name as ``ns``, as containerd does: that host may mirror several registries. Not with a
+        `path`, which says what is mirrored.
         """
         url = URL(f"{str(self.base).rstrip('/')}/v2/{rest}", encoded=True)
-        if self.own or "ns" in url.query:
+        if self.own or self.path or "ns" in url.query:
             return url
         return URL(f"{url}{'&' if url.raw_query_string else '?'}ns={self._registry}", encoded=True)
 
@@ -211,7 +220,7 @@ class Endpoint:
 
         async def send(to: URL) -> Response:
             named = _NAMED.match(to.raw_path) if via else None
-            return await self._authorized(via, method, to, named[1] if named else repository.path, headers, deadline)
+            return await self._authorized(via, method, to, named[1] if named else self._name_of(repository), headers, deadline)
 
         response = await follow(url, via, send)
         if blob is not None and via and response.status in (200, 206):
@@ -307,6 +316,11 @@ class Endpoint:
             if value.isascii() and value.isdigit():
                 self._limits[place] = int(value[:12])
                 gauge.labels(*self._labels).set(int(value[:12]))
+
+
+def endpoint_label(base: URL, path: str) -> str:
+    """Returns the value of the label `endpoint` in metrics."""
+    return f"{base.authority}/{path}" if path else base.authority
 
 
 def _left(deadline: float) -> float:

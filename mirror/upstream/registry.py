@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from yarl import URL
@@ -47,11 +47,20 @@ _NO_NAME = {"NAME_UNKNOWN", "NAME_INVALID"}
 """Codes that count only from the registry's own endpoint: a mirror sends them for any repository if it does not know the registry in ``ns``."""
 
 
+class EndpointSettings(Protocol):
+    """The settings of an endpoint that are used here (mirror/config/registries.py)."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+
+
 class RegistrySettings(Protocol):
     """The settings of a registry that this module uses."""
 
     @property
-    def endpoints(self) -> tuple[str, ...]: ...
+    def endpoints(self) -> Sequence[EndpointSettings]: ...
     @property
     def ca_file(self) -> Any: ...
     def credentials(self) -> tuple[str, str] | None: ...
@@ -64,7 +73,7 @@ class Registry:
         self.name = name
         self._transport = transport
         tls = trusting(settings.ca_file) if settings.ca_file is not None else None
-        urls = [URL(url) for url in settings.endpoints]
+        urls = [URL(endpoint.url) for endpoint in settings.endpoints]
         # The credentials are for the registry's own endpoint, or for the first one: others are often public mirrors.
         home = next((url for url in urls if is_own(name, url)), urls[0])
         self._endpoints = [
@@ -76,8 +85,9 @@ class Registry:
                 tls,
                 own=is_own(name, url),
                 only=len(urls) == 1,
+                path=endpoint.path,
             )
-            for url in urls
+            for endpoint, url in zip(settings.endpoints, urls, strict=True)
         ]
         self._pulled_manifest = metrics.pulled_bytes.labels(name, "manifest")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mirror.config import Endpoint, Registry
 from mirror.errors import MirrorError, UpstreamCut, UpstreamStalled
 from mirror.names import Digest, Repository
 from mirror.upstream import Connections, Timeouts, Upstreams
@@ -80,15 +81,8 @@ async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     listening = await asyncio.start_server(running.serve, "127.0.0.1", 0, ssl=tls)
     host, port = listening.sockets[0].getsockname()
 
-    @dataclass
-    class Registry:
-        endpoints: tuple[str, ...] = (f"{request.param}://{host}:{port}",)
-        ca_file: Path = authority.ca
-
-        def credentials(self) -> None:
-            return None
-
-    async with Upstreams({"docker.io": Registry()}, Timeouts(2, 4, 0.5, 1), Connections(4, 4, 4)) as upstreams:
+    registry = Registry(endpoints=(Endpoint(url=f"{request.param}://{host}:{port}"),), ca_file=authority.ca)
+    async with Upstreams({"docker.io": registry}, Timeouts(2, 4, 0.5, 1), Connections(4, 4, 4)) as upstreams:
         yield running, upstreams
     listening.close()
     await running.aclose()
