@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import gc as python_gc  # `gc` is a command here
 import importlib
 import subprocess
 import sys
@@ -47,7 +48,13 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(importlib.import_module(f"mirror.cli.{COMMANDS[cmd_name]}"), cmd_name)
+        # Imports leave next to no garbage, and looking for it takes an eighth of a start.
+        python_gc.disable()
+        try:
+            command = getattr(importlib.import_module(f"mirror.cli.{COMMANDS[cmd_name]}"), cmd_name)
+        finally:
+            python_gc.freeze()
+            python_gc.enable()
         assert isinstance(command, click.Command)
         return command
 

@@ -2,6 +2,8 @@
 
 A change is a function on dicts and lists. It is applied twice, to a document that keeps the layout and to plain data. The results must agree, so that no file
 is written with another meaning than intended.
+
+The libraries that keep a layout are imported where they are used: the server shows what to write, and changes no file.
 """
 
 from __future__ import annotations
@@ -12,12 +14,6 @@ import re
 import tomllib
 from collections.abc import Callable, MutableMapping
 from typing import Any
-
-import tomlkit
-import tomlkit.exceptions
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.error import YAMLError
 
 from mirror.clients.files import Conflict
 
@@ -30,6 +26,9 @@ _UNSAFE = "is laid out in a way that cannot be changed safely: add by hand what 
 
 def change_toml(text: str, change: Change) -> str:
     """Raises Conflict."""
+    import tomlkit
+    import tomlkit.exceptions
+
     try:
         plain = tomllib.loads(text)
         document = tomlkit.parse(text)
@@ -50,6 +49,10 @@ def change_toml(text: str, change: Change) -> str:
 
 def change_yaml(text: str, change: Change) -> str:
     """Raises Conflict."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedMap
+    from ruamel.yaml.error import YAMLError
+
     layout = YAML()
     layout.preserve_quotes = True
     layout.width = 4096

@@ -29,6 +29,8 @@ PAGE = 25
 """Images, or repositories, on a page."""
 _FRESH = 5.0
 """Seconds for which computed figures are shown; then they are computed again in the background."""
+_WARM_AFTER = 1.0
+"""Seconds from the start until the templates are compiled."""
 _OLD = 3600.0
 """Seconds after which a page waits for new figures. Until then it shows the old ones at once, and the new ones a second later."""
 _MOST_DOWNLOADS = 50
@@ -237,6 +239,8 @@ class Pages:
         return found
 
     async def _warm(self) -> None:
+        # A start is short without this: clients may wait for it, and hardly anybody opens a page in its first second.
+        await asyncio.sleep(_WARM_AFTER)
         for _ in self._templates.compile():
             # Requests come first.
             await asyncio.sleep(0)
