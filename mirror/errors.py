@@ -16,6 +16,7 @@
     │   ├── NameUnknown
     │   ├── ManifestUnknown
     │   ├── BlobUnknown
+    │   ├── SearchUnknown          the registry has no search
     │   └── RouteUnknown           no such URL
     ├── Denied                     upstream wants credentials that the mirror does not have (403)
     ├── AdminNeeded                a change on the dashboard without the admin token (401)
@@ -132,6 +133,10 @@ class ManifestUnknown(Unknown):
 
 class BlobUnknown(Unknown):
     code = "BLOB_UNKNOWN"
+
+
+class SearchUnknown(Unknown):
+    code = "UNSUPPORTED"
 
 
 class RouteUnknown(Unknown):

@@ -153,6 +153,21 @@ def parse_repository(text: str, default: str, aliases: Mapping[str, str]) -> Rep
     return Repository.parse(registry, path)
 
 
+def parse_search(text: str, default: str, aliases: Mapping[str, str]) -> tuple[str, str]:
+    """Splits a search term as people write it, ``[REGISTRY/]TERM``, into a registry and what to search for there."""
+    term = " ".join(text.split())
+    first, slash, rest = term.partition("/")
+    registry = aliases.get(first.lower(), first.lower())
+    if not slash or not looks_like_registry(first) or not is_registry_name(registry):
+        registry, rest = default, term
+    return registry, rest.removeprefix("library/") if registry == "docker.io" else rest
+
+
+def short_name(repository: Repository) -> str:
+    """Returns a repository's name as people write it, such as ``redis`` for ``docker.io/library/redis``."""
+    return repository.path.removeprefix("library/") if repository.registry == "docker.io" else str(repository)
+
+
 def image_name(repository: Repository, reference: Reference) -> str:
     """An image's full name, as people write it."""
     return f"{repository}{'@' if isinstance(reference, Digest) else ':'}{reference}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mirror import metrics
 from mirror.cache.cache import Cache, Limits, Source
-from mirror.config import Settings
+from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
 from mirror.storage.disk.store import DiskStore
 from mirror.storage.settings import Expire, Upkeep
 from mirror.storage.store import Store
@@ -58,7 +58,7 @@ async def wired(settings: Settings, share: int = 1) -> AsyncIterator[tuple[Cache
 async def _cache(settings: Settings, source: Callable[[str], Source]) -> AsyncIterator[Cache]:
     kept = settings.cache
     limits = Limits(kept.tag_ttl, kept.negative_ttl, kept.revalidate_timeout, kept.prefetch)
-    async with _store(settings) as found, Cache(found, found.inventory, source, limits) as cache:
+    async with _store(settings) as found, Cache(found, found.inventory, source, limits, DEFAULT_REGISTRY, ALIASES) as cache:
         yield cache
 
 

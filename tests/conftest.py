@@ -53,7 +53,13 @@ async def start(upstream: Scripted, tmp_path: Path) -> AsyncIterator[StartMirror
                 "server": {"listen": "127.0.0.1:0", "access_log": False, "drain_timeout": 2},
                 "cache": {"dir": str(directory or tmp_path / "cache"), "negative_ttl": 0, "prefetch": False, **cache},
                 "upstream": {"connect_timeout": 1, "header_timeout": 3, "stall_timeout": 1, "attempts": 2},
-                "registries": {"docker.io": {"endpoints": endpoints or [upstream.url]}},
+                "registries": {
+                    "docker.io": {
+                        "endpoints": endpoints or [upstream.url],
+                        "search": f"{upstream.url}/v1/search",
+                        "tag_details": f"{upstream.url}/v2/repositories",
+                    }
+                },
             }
             for table, values in (settings or {}).items():
                 tree.setdefault(table, {}).update(values)

@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from mirror.api import content, monitoring
+from mirror.api import content, monitoring, search
 from mirror.api.access import AccessLog
 from mirror.api.connection import IDLE, LONGEST_LINE, MOST_HEADERS, Connection, Connections
 from mirror.api.context import RequestContext
@@ -31,7 +31,7 @@ from mirror.names import Digest
 
 log = logging.getLogger(__name__)
 
-_MONITORING = ("/healthz", "/readyz", "/metrics")
+_FOR_PROGRAMS = ("/healthz", "/readyz", "/metrics", "/v1/_ping", "/v1/search")
 Dashboard = Callable[[web.BaseRequest, Target], Awaitable[web.StreamResponse]]
 
 
@@ -124,7 +124,7 @@ class Api:
         request = context.request
         target = context.target = self._targets.parse(request.raw_path)
         if target.resource is Resource.OTHER:
-            self._hosts.check(request, everywhere=target.path not in _MONITORING)
+            self._hosts.check(request, everywhere=target.path not in _FOR_PROGRAMS)
             if request.method not in ("GET", "HEAD"):
                 return await self._dashboard(request, target)
             return await context.keep(lambda: self._outside_api(target, request))
@@ -157,6 +157,10 @@ class Api:
                 return monitoring.readyz(self._report())
             case "/metrics":
                 return monitoring.measurements()
+            case "/v1/_ping":
+                return search.ping()
+            case "/v1/search":
+                return await search.search(self._cache, target)
         return await self._dashboard(request, target)
 
     def _note(self, context: RequestContext, response: web.StreamResponse, seconds: float) -> None:

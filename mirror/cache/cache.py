@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
@@ -19,6 +19,7 @@ from mirror.cache.negative import Negative
 from mirror.cache.outcome import HIT, PASSED, Outcome, miss
 from mirror.cache.prefetcher import Prefetcher
 from mirror.cache.pull import Pulls
+from mirror.cache.search import Search, SearchSource
 from mirror.cache.tags import ManifestSource, Tags
 from mirror.cache.verification import Verification
 from mirror.downloads.active import ActiveDownloads
@@ -62,7 +63,7 @@ class Blob(BlobSource, Protocol):
     async def describe(self) -> Descriptor: ...
 
 
-class Source(ManifestSource, ListSource, Protocol):
+class Source(ManifestSource, ListSource, SearchSource, Protocol):
     """A registry, as the cache asks it. Raises MirrorError."""
 
     def blob(self, repository: Repository, digest: Digest) -> Blob: ...
@@ -81,8 +82,16 @@ class Limits:
 class Cache:
     """Serves content from the store, and from upstream what the store lacks."""
 
-    def __init__(self, store: Store, inventory: Inventory, source: Callable[[str], Source], limits: Limits) -> None:
-        """`source` gives a registry by its name. The caller closes the store."""
+    def __init__(
+        self,
+        store: Store,
+        inventory: Inventory,
+        source: Callable[[str], Source],
+        limits: Limits,
+        default: str,
+        aliases: Mapping[str, str],
+    ) -> None:
+        """`source` gives a registry by its name; `default` is the one of names without one, `aliases` are other names. The caller closes the store."""
         self.store = store
         self.inventory = inventory
         self._source = source
@@ -99,6 +108,7 @@ class Cache:
         self.pulls = Pulls(store, self.manifests, self.fetch)
         self.images = Images(store, self.manifests)
         self.lists = Lists(store, source, limits.tag_ttl)
+        self.search = Search(inventory, source, default, aliases)
 
     def start(self) -> None:
         """Begins the work in the background."""
@@ -117,6 +127,7 @@ class Cache:
             self.images,
             self.manifests,
             self.lists,
+            self.search,
             self._negative,
         ]
         for part in reversed(closing):

@@ -23,6 +23,7 @@ COMMANDS = {
     "ls": "ls",
     "show": "show",
     "stats": "stats",
+    "search": "search",
     "tags": "tags",
     "pull": "pull",
     "export": "export",

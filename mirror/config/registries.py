@@ -31,6 +31,9 @@ DEFAULT_ENDPOINTS = {
     "public.ecr.aws": "https://public.ecr.aws",
 }
 
+DEFAULT_SEARCH = {"docker.io": "https://index.docker.io/v1/search"}
+DEFAULT_TAG_DETAILS = {"docker.io": "https://hub.docker.com/v2/repositories"}
+
 
 class Endpoint(Table):
     url: str = Field(description="its URL, without /v2")
@@ -82,6 +85,19 @@ class Registry(Table):
         None,
         description="certificates to trust for these endpoints beside the system's, PEM: roots, intermediates or a server's own",
     )
+    search: str | None = Field(
+        None,
+        description="URL of a search like Docker Hub's `/v1/search`; empty for none; for docker.io, Docker Hub's own",
+    )
+    tag_details: str | None = Field(
+        None,
+        description="URL of details of tags like Docker Hub's `/v2/repositories`, for the dashboard; empty for none; for docker.io, Docker Hub's own",
+    )
+
+    @field_validator("search", "tag_details")
+    @classmethod
+    def _services(cls, value: str | None) -> str | None:
+        return parse_endpoint(value) if value else value
 
     @field_validator("password_file", "ca_file")
     @classmethod

@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from mirror.config.cache import Cache
 from mirror.config.errors import describe
-from mirror.config.registries import DEFAULT_ENDPOINTS, Endpoint, Registry
+from mirror.config.registries import DEFAULT_ENDPOINTS, DEFAULT_SEARCH, DEFAULT_TAG_DETAILS, Endpoint, Registry
 from mirror.config.server import Server
 from mirror.config.sources import ConfigError, from_file, merge
 from mirror.config.tables import Table
@@ -58,6 +58,10 @@ class Settings(BaseSettings):
         for name, registry in value.items():
             endpoints = registry.endpoints or known[name].endpoints
             known[name] = registry.model_copy(update={"endpoints": endpoints})
+        for name, registry in known.items():
+            search = DEFAULT_SEARCH.get(name) if registry.search is None else registry.search
+            details = DEFAULT_TAG_DETAILS.get(name) if registry.tag_details is None else registry.tag_details
+            known[name] = registry.model_copy(update={"search": search, "tag_details": details})
         return types.MappingProxyType(known)
 
 

@@ -32,6 +32,7 @@ from mirror.upstream.failover import with_failover
 from mirror.upstream.health import EndpointHealth
 from mirror.upstream.pages import Listing, read_pages
 from mirror.upstream.receiver import Response
+from mirror.upstream.search import HubApi, SearchResult, TagDetails
 from mirror.upstream.transport import Connections, Timeouts, Transport, length_of, read_bounded, shown
 from mirror.upstream.trust import trusting
 from mirror.upstream.urls import same_origin
@@ -63,6 +64,10 @@ class RegistrySettings(Protocol):
     def endpoints(self) -> Sequence[EndpointSettings]: ...
     @property
     def ca_file(self) -> Any: ...
+    @property
+    def search(self) -> str | None: ...
+    @property
+    def tag_details(self) -> str | None: ...
     def credentials(self) -> tuple[str, str] | None: ...
 
 
@@ -89,6 +94,7 @@ class Registry:
             )
             for endpoint, url in zip(settings.endpoints, urls, strict=True)
         ]
+        self._hub_api = HubApi(name, settings.search or "", settings.tag_details or "", transport, tls)
         self._pulled_manifest = metrics.pulled_bytes.labels(name, "manifest")
 
     async def aclose(self) -> None:
@@ -190,6 +196,14 @@ class Registry:
             if not error.certain:
                 raise
             return Listing([], True)
+
+    async def search(self, term: str) -> list[SearchResult] | None:
+        """See `HubApi.search`."""
+        return await self._hub_api.search(term)
+
+    async def tag_details(self, repository: Repository, containing: str) -> dict[str, TagDetails] | None:
+        """See `HubApi.tag_details`."""
+        return await self._hub_api.tag_details(repository, containing)
 
     async def _pages(
         self,

@@ -49,14 +49,16 @@ async def test_documents_have_the_documented_keys(upstream: Scripted, tmp_path: 
     upstream.add_image("library/other", "1", layers=[base])
     found: dict[str, set[str]] = {}
 
-    async def run(*arguments: str, status: int = 0) -> Any:
-        document = await commands.json(*arguments, status=status)
+    async def run(*arguments: str, status: int = 0, **environment: str) -> Any:
+        document = await commands.json(*arguments, status=status, **environment)
         found.setdefault(arguments[0], set()).update(keys(document))
         return document
 
     await run("pull", "app:1", "other:1", "--platform", "linux/amd64")
     await run("pin", "app:1")
     await run("have")
+    upstream.add_to_hub("app", "An app", 1)
+    await run("search", "app", MIRROR_REGISTRIES=json.dumps({"docker.io": {"search": f"{upstream.url}/v1/search"}}))
     third = upstream.add_image("library/third", "1")
     await run("pull", "third:1", "--platform", "linux/amd64")
     (tmp_path / "cache" / "blobs" / "sha256" / third.layers[0].hex).unlink()

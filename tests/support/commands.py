@@ -45,5 +45,5 @@ class Commands:
     async def run(self, *arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
         return await asyncio.to_thread(mirror, *arguments, *self.flags, stdin=stdin, **environment)
 
-    async def json(self, *arguments: str, status: int = 0) -> Any:
-        return json.loads(await self(*arguments, "--json", status=status))
+    async def json(self, *arguments: str, status: int = 0, **environment: str) -> Any:
+        return json.loads(await self(*arguments, "--json", status=status, **environment))

@@ -208,6 +208,10 @@ class Scripted:
         """The last page links to an empty one, which links to itself."""
         self.prefix = ""
         """Of all paths, as behind a proxy."""
+        self.hub: dict[str, dict[str, Any]] = {}
+        """Docker Hub's search: results by name, whose description or name must contain the term."""
+        self.tag_details: dict[str, list[dict[str, Any]]] = {}
+        """Docker Hub's details of tags, by repository."""
         self.extra_headers: dict[str, str] = {}
         self.rate: float | None = None
         """Bytes per second of each body, where no fault says otherwise."""
@@ -373,6 +377,13 @@ class Scripted:
             return web.Response(status=429, text='{"errors":[{"code":"TOOMANYREQUESTS"}]}')
         if path in ("/v2/", "/v2"):
             return web.Response(text="{}", headers=self.extra_headers)
+        if path == "/v1/search":
+            if (hold := fault.of(Hold)) is not None:
+                hold.reached.set()
+                await hold.release.wait()
+            return self._search(request.query["q"], int(request.query["n"]))
+        if match := re.fullmatch(r"/v2/repositories/(.+)/tags", path):
+            return self._tag_details(match[1], request)
         if match := re.fullmatch(r"/v2/(.+)/manifests/([^/]+)", path):
             return self._manifest(match[1], match[2], fault)
         if match := re.fullmatch(r"/v2/(.+)/blobs/([^/]+)", path):
@@ -519,6 +530,29 @@ class Scripted:
         if length is not None and length.claimed > stop - start:
             assert request.transport is not None
             request.transport.close()
+
+    def _search(self, term: str, count: int) -> web.Response:
+        found = [entry for name, entry in self.hub.items() if term in name or term in str(entry.get("description"))]
+        return web.json_response({"num_results": len(found), "query": term, "results": found[:count]})
+
+    def _tag_details(self, repository: str, request: web.BaseRequest) -> web.Response:
+        size, page = int(request.query["page_size"]), int(request.query["page"])
+        wanted = request.query.get("name", "")
+        found = [entry for entry in self.tag_details.get(repository, []) if wanted in str(entry.get("name"))]
+        following = f"{self.url}{request.path}?page={page + 1}" if len(found) > page * size else None
+        return web.json_response(
+            {"count": len(found), "next": following, "previous": None, "results": found[(page - 1) * size : page * size]}
+        )
+
+    def add_to_hub(self, name: str, description: str = "", stars: int = 0, official: bool = False) -> None:
+        """Makes a repository known to Docker Hub's search, as its v1 API describes one."""
+        self.hub[name] = {
+            "name": name,
+            "description": description,
+            "star_count": stars,
+            "is_official": official,
+            "is_automated": False,
+        }
 
     def _tags(self, request: web.BaseRequest, repository: str) -> web.Response:
         tags = sorted(reference for name, reference in self.manifests if name == repository and ":" not in reference)
