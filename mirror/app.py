@@ -54,7 +54,7 @@ async def running(
         access = AccessLog() if settings.server.access_log else None
         if access is not None:
             stack.callback(access.close)
-        targets = Targets(settings.registries.keys(), DEFAULT_REGISTRY, ALIASES)
+        targets = Targets({*settings.registries, *settings.unlisted}, DEFAULT_REGISTRY, ALIASES)
         probe = DiskProbe(settings.cache.dir, settings.cache.min_free)
         stack.callback(probe.close)
         readiness = Readiness(settings, upstreams, worker, probe, notes)

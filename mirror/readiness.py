@@ -66,9 +66,10 @@ class Readiness:
             views += [view for path in self._file.parent.glob("endpoints-*.json") if (view := _read(path)) is not None]
         degraded = list(faults)
         registries: Endpoints = {}
-        for name, own in views[0].items():
+        for name in dict.fromkeys(name for view in views for name in view):
             # A worker learns of an endpoint's state when it asks it: the one that asked last knows.
-            latest = [max((view[name][place] for view in views), key=_heard) for place in range(len(own))]
+            known = [view[name] for view in views if name in view]
+            latest = [max((endpoints[place] for endpoints in known), key=_heard) for place in range(len(known[0]))]
             registries[name] = latest
             for endpoint in latest:
                 if endpoint["state"] != "ok":
@@ -95,7 +96,7 @@ class Readiness:
                 }
                 for endpoint in self._upstreams.registry(name).health()
             ]
-            for name in self._settings.registries
+            for name in self._upstreams.in_use()
         }
 
 

@@ -50,7 +50,10 @@ async def wired(settings: Settings, share: int = 1) -> AsyncIterator[tuple[Cache
         bound if share == 1 else max(bound // share, most) for bound in (waits.connections_per_endpoint, waits.connections)
     )
     connections = Connections(most, per_endpoint, in_all)
-    async with Upstreams(settings.registries, timeouts, connections) as upstreams, _cache(settings, upstreams.registry) as cache:
+    async with (
+        Upstreams(settings.registries, timeouts, connections, settings.unlisted) as upstreams,
+        _cache(settings, upstreams.registry) as cache,
+    ):
         yield cache, upstreams
 
 

@@ -264,3 +264,9 @@ def test_the_chart_knows_every_setting_and_no_other() -> None:
     existing["cache"] -= {"dir"}
     assert {name: set(table["properties"]) for name, table in tables.items()} == existing
     assert not any(table["additionalProperties"] for table in tables.values())
+
+
+def test_the_known_registries_are_listed() -> None:
+    """docs/upstreams.md names exactly those that need no table."""
+    text = (ROOT / "docs" / "upstreams.md").read_text().partition("under their own address:")[2].partition(".\n\n")[0]
+    assert sorted(text.replace("\n", " ").replace(" ", "").split(",")) == sorted(config.KNOWN_ENDPOINTS)

@@ -5,6 +5,7 @@ from mirror.config.cache import Expire as Expire
 from mirror.config.registries import ALIASES as ALIASES
 from mirror.config.registries import DEFAULT_ENDPOINTS as DEFAULT_ENDPOINTS
 from mirror.config.registries import DEFAULT_REGISTRY as DEFAULT_REGISTRY
+from mirror.config.registries import KNOWN_ENDPOINTS as KNOWN_ENDPOINTS
 from mirror.config.registries import Endpoint as Endpoint
 from mirror.config.registries import Registry as Registry
 from mirror.config.server import Server as Server

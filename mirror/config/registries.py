@@ -34,6 +34,37 @@ DEFAULT_ENDPOINTS = {
 DEFAULT_SEARCH = {"docker.io": "https://index.docker.io/v1/search"}
 DEFAULT_TAG_DETAILS = {"docker.io": "https://hub.docker.com/v2/repositories"}
 
+KNOWN_ENDPOINTS = {
+    name: f"https://{name}"
+    for name in (
+        "asia.gcr.io",
+        "cgr.dev",
+        "code.forgejo.org",
+        "codeberg.org",
+        "container-registry.oracle.com",
+        "data.forgejo.org",
+        "docker.elastic.co",
+        "docker.n8n.io",
+        "docker.redpanda.com",
+        "eu.gcr.io",
+        "gitea.com",
+        "hf.co",
+        "icr.io",
+        "lscr.io",
+        "nvcr.io",
+        "registry.access.redhat.com",
+        "registry.fedoraproject.org",
+        "registry.gitlab.com",
+        "registry.ollama.ai",
+        "registry.opensuse.org",
+        "registry.redhat.io",
+        "registry.suse.com",
+        "us.gcr.io",
+        "us-docker.pkg.dev",
+    )
+}
+"""Other public registries and their URLs: they are mirrored without a table if `upstream.registries` is ``known``. No other host is asked because a client names it."""
+
 
 class Endpoint(Table):
     url: str = Field(description="its URL, without /v2")

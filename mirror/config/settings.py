@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from mirror.config.cache import Cache
 from mirror.config.errors import describe
-from mirror.config.registries import DEFAULT_ENDPOINTS, DEFAULT_SEARCH, DEFAULT_TAG_DETAILS, Endpoint, Registry
+from mirror.config.registries import DEFAULT_ENDPOINTS, DEFAULT_SEARCH, DEFAULT_TAG_DETAILS, KNOWN_ENDPOINTS, Endpoint, Registry
 from mirror.config.server import Server
 from mirror.config.sources import ConfigError, from_file, merge
 from mirror.config.tables import Table
@@ -52,17 +52,26 @@ class Settings(BaseSettings):
         for name, registry in value.items():
             if not is_registry_name(name):
                 raise ValueError(f"{name!r} is not a registry's name: a lower-case host such as ghcr.io or registry.lan:5000")
-            if not registry.endpoints and name not in DEFAULT_ENDPOINTS:
+            if not registry.endpoints and name not in DEFAULT_ENDPOINTS | KNOWN_ENDPOINTS:
                 raise ValueError(f'{name} needs endpoints = ["https://…"]')
         known = {name: Registry(endpoints=(Endpoint(url=url),)) for name, url in DEFAULT_ENDPOINTS.items()}
         for name, registry in value.items():
-            endpoints = registry.endpoints or known[name].endpoints
+            endpoints = registry.endpoints or (Endpoint(url=(DEFAULT_ENDPOINTS | KNOWN_ENDPOINTS)[name]),)
             known[name] = registry.model_copy(update={"endpoints": endpoints})
         for name, registry in known.items():
             search = DEFAULT_SEARCH.get(name) if registry.search is None else registry.search
             details = DEFAULT_TAG_DETAILS.get(name) if registry.tag_details is None else registry.tag_details
             known[name] = registry.model_copy(update={"search": search, "tag_details": details})
         return types.MappingProxyType(known)
+
+    @property
+    def unlisted(self) -> dict[str, Registry]:
+        """The registries that are mirrored without a table, beside those of `registries`."""
+        if self.upstream.registries == "listed":
+            return {}
+        return {
+            name: Registry(endpoints=(Endpoint(url=url),)) for name, url in KNOWN_ENDPOINTS.items() if name not in self.registries
+        }
 
 
 def load(
@@ -112,7 +121,7 @@ def _with_two_underscores(key: str) -> str | None:
     """The variable that was meant by ``MIRROR_CACHE_MAX_SIZE`` or ``MIRROR_MAX_SIZE``; None where no setting has such a name."""
     for table, fields in _TABLES.items():
         for field in () if table == "registries" else fields.model_fields:
-            if key in (f"MIRROR_{table}_{field}".upper(), f"MIRROR_{field}".upper()):
+            if key in (f"MIRROR_{table}_{field}".upper(), f"MIRROR_{field}".upper()) and key != "MIRROR_REGISTRIES":
                 return f"MIRROR_{table}__{field}".upper()
     return None
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from mirror.config.tables import Duration, Table
 
 
 class Upstream(Table):
+    registries: Literal["known", "listed"] = Field(
+        "known",
+        description="`known` mirrors well-known public registries without a table of their own; `listed` only the default ones and those with a table",
+    )
     connect_timeout: Duration = Field(5.0, description="time limit for connecting to an upstream")
     header_timeout: Duration = Field(
         20.0, description="time limit for an upstream's response headers; containerd gives up after 30 s"

@@ -227,10 +227,18 @@ class Registry:
 
 
 class Upstreams:
-    """All configured registries."""
+    """All registries that are mirrored."""
 
-    def __init__(self, registries: Mapping[str, RegistrySettings], timeouts: Timeouts, connections: Connections) -> None:
+    def __init__(
+        self,
+        registries: Mapping[str, RegistrySettings],
+        timeouts: Timeouts,
+        connections: Connections,
+        unlisted: Mapping[str, RegistrySettings] | None = None,
+    ) -> None:
+        """The registries in `unlisted` are set up when they are first used."""
         self._settings = registries
+        self._unlisted = unlisted or {}
         self._timeouts = timeouts
         self._connections = connections
         self._registries: dict[str, Registry] = {}
@@ -247,10 +255,17 @@ class Upstreams:
 
     def registry(self, name: str) -> Registry:
         """Returns a registry by its name. Raises RegistryUnknown."""
-        try:
-            return self._registries[name]
-        except KeyError:
-            raise RegistryUnknown.named(name) from None
+        found = self._registries.get(name)
+        if found is None:
+            if name not in self._unlisted:
+                raise RegistryUnknown.named(name)
+            assert self._transport is not None
+            found = self._registries[name] = Registry(name, self._unlisted[name], self._transport)
+        return found
+
+    def in_use(self) -> list[str]:
+        """Returns the names of the configured registries, and of others that were used."""
+        return list(self._registries)
 
 
 def is_own(registry: str, url: URL) -> bool:
