@@ -7,6 +7,7 @@ chooses. The error is raised only after several connections in a row have brough
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from mirror.backoff import pause
@@ -86,8 +87,9 @@ class Download:
         *,
         spare: bool = False,
         avoid: str | None = None,
+        superseded: Callable[[], bool] = lambda: False,
     ) -> None:
-        """A `spare` download is one that the blob's other connections can do without."""
+        """A `spare` download is one that the blob's other connections can do without. Where `superseded` returns True, no more connections are opened."""
         self.position = start
         """The offset of the next byte that `read` returns."""
         self.size = size
@@ -98,6 +100,7 @@ class Download:
         self._stop = stop
         self._spare = spare
         self._avoid = avoid
+        self._superseded = superseded
         self._stream: Stream | None = None
         self._skip = 0
         self._failures = 0
@@ -166,6 +169,8 @@ class Download:
             raise error
         if self._failures:
             await asyncio.sleep(pause(self._failures - 1, error.retry_after if isinstance(error, UpstreamLimited) else None))
+        if self._superseded():
+            raise error
 
     async def aclose(self) -> None:
         """Closes the connection."""

@@ -163,7 +163,15 @@ class Filling:
     async def _fetch(self, segment: Segment, spare: bool) -> None:
         spool = self._spool
         whole = segment.start == 0 and (segment.end is None or segment.end == spool.size)
-        download = Download(self._suppliers, segment.start, None if whole else segment.end, spool.size, spare=spare)
+        download = Download(
+            self._suppliers,
+            segment.start,
+            None if whole else segment.end,
+            spool.size,
+            spare=spare,
+            # When this connection fails, its hedge is fetching the same bytes already.
+            superseded=lambda: segment.hedge is not None,
+        )
         segment.task = asyncio.current_task()
         try:
             if not self._answered:

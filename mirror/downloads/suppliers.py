@@ -38,7 +38,7 @@ class Supplier:
         """False when its bytes were wrong, or it claims another size than the download's."""
         self.failures = 0
         self.streams = 0
-        """The number of its open connections."""
+        """The number of its connections that are open, or being opened."""
         self.tried = float("-inf")
         """The time at which it was last tried because the others were slow, in seconds of the event loop."""
 
@@ -68,13 +68,12 @@ class Supplier:
 
 
 class _SupplierStream:
-    """A stream that its supplier counts while it is open."""
+    """A stream that its supplier counts until it is closed; `Suppliers.open_at` counts it from its request on."""
 
     def __init__(self, stream: Stream, supplier: Supplier) -> None:
         self.size, self.start, self.endpoint = stream.size, stream.start, stream.endpoint
         self._stream = stream
         self._supplier: Supplier | None = supplier
-        supplier.streams += 1
 
     async def read(self) -> bytes | memoryview:
         try:
@@ -189,15 +188,15 @@ class Suppliers:
 
     async def open_at(self, supplier: Supplier, start: int, stop: int | None, *, spare: bool, avoid: str | None) -> Stream:
         """Opens the blob at one supplier. Raises what upstream raises, and UpstreamInvalid where the supplier claims another size than the download's."""
+        supplier.streams += 1
         try:
-            stream = await supplier.source.open(start, stop, spare=spare, avoid=avoid)
-        except UpstreamBusy as error:
-            if not spare:
+            opened = await supplier.source.open(start, stop, spare=spare, avoid=avoid)
+        except BaseException as error:
+            supplier.streams -= 1
+            if isinstance(error, MirrorError) and not (spare and isinstance(error, UpstreamBusy)):
                 supplier.fail(error)
             raise
-        except MirrorError as error:
-            supplier.fail(error)
-            raise
+        stream = _SupplierStream(opened, supplier)
         supplier.promise(stream.size)
         if self.size is not None and stream.size not in (None, self.size):
             await stream.aclose()
@@ -207,7 +206,7 @@ class Suppliers:
         if self._shown:
             supplier.answered.set()
         self._givers.add(supplier)
-        return _SupplierStream(stream, supplier)
+        return stream
 
     async def describe(self) -> Descriptor:
         return await self.first.source.describe()
