@@ -26,6 +26,7 @@ _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _REGISTRY = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?|\[[0-9a-f:]+\](?::[0-9]{1,5})?")
 _HEX_LENGTH = {"sha256": 64, "sha512": 128}
 _HEX = re.compile(r"[0-9a-f]+")
+_NUMBER = re.compile(r"(\d+)")
 
 # "Many clients impose a limit of 255 characters on the length of the concatenation of hostname, /, and name"
 _MAX_NAME = 255
@@ -154,18 +155,26 @@ def parse_repository(text: str, default: str, aliases: Mapping[str, str]) -> Rep
 
 
 def parse_search(text: str, default: str, aliases: Mapping[str, str]) -> tuple[str, str]:
-    """Splits a search term as people write it, ``[REGISTRY/]TERM``, into a registry and what to search for there."""
+    """Splits a search term as people write it, ``[REGISTRY/]TERM``, into a registry and what to search for there, without a tag or digest."""
     term = " ".join(text.split())
     first, slash, rest = term.partition("/")
     registry = aliases.get(first.lower(), first.lower())
     if not slash or not looks_like_registry(first) or not is_registry_name(registry):
         registry, rest = default, term
+    rest = rest.partition("@")[0].partition(":")[0]
     return registry, rest.removeprefix("library/") if registry == "docker.io" else rest
 
 
 def short_name(repository: Repository) -> str:
     """Returns a repository's name as people write it, such as ``redis`` for ``docker.io/library/redis``."""
     return repository.path.removeprefix("library/") if repository.registry == "docker.io" else str(repository)
+
+
+def natural(tag: str) -> tuple[bool, list[tuple[bool, int, str]], str]:
+    """Returns a sort key: numbers in numeric order, and what is not a version first."""
+    version = tag[1:] if tag[:1] == "v" else tag
+    parts = [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in _NUMBER.split(version) if part]
+    return version[:1].isdigit(), parts, tag
 
 
 def image_name(repository: Repository, reference: Reference) -> str:

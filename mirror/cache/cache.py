@@ -20,6 +20,7 @@ from mirror.cache.outcome import HIT, PASSED, Outcome, miss
 from mirror.cache.prefetcher import Prefetcher
 from mirror.cache.pull import Pulls
 from mirror.cache.search import Search, SearchSource
+from mirror.cache.tag_details import TagDetails, TagDetailsSource
 from mirror.cache.tags import ManifestSource, Tags
 from mirror.cache.verification import Verification
 from mirror.downloads.active import ActiveDownloads
@@ -63,7 +64,7 @@ class Blob(BlobSource, Protocol):
     async def describe(self) -> Descriptor: ...
 
 
-class Source(ManifestSource, ListSource, SearchSource, Protocol):
+class Source(ManifestSource, ListSource, SearchSource, TagDetailsSource, Protocol):
     """A registry, as the cache asks it. Raises MirrorError."""
 
     def blob(self, repository: Repository, digest: Digest) -> Blob: ...
@@ -109,6 +110,7 @@ class Cache:
         self.images = Images(store, self.manifests)
         self.lists = Lists(store, source, limits.tag_ttl)
         self.search = Search(inventory, source, default, aliases)
+        self.tag_details = TagDetails(source)
 
     def start(self) -> None:
         """Begins the work in the background."""
@@ -128,6 +130,7 @@ class Cache:
             self.manifests,
             self.lists,
             self.search,
+            self.tag_details,
             self._negative,
         ]
         for part in reversed(closing):

@@ -1,34 +1,16 @@
-"""Search for repositories: at the registry while its search can be reached, else among what is cached.
-
-Nobody waits long for a search: what upstream has not answered in time is there for the next one. Answers are kept in memory, and are used however old they are
-while upstream's search fails.
-"""
+"""Searches for repositories: at the registry while its search can be reached, and among what is cached."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from mirror.errors import MirrorError, RequestInvalid, SearchUnknown, UpstreamTimeout
+from mirror.cache.hub_answers import PATIENCE, HubAnswers
+from mirror.errors import MirrorError, RequestInvalid, SearchUnknown
 from mirror.names import Repository, parse_search, short_name
 from mirror.storage.inventory import Inventory
-from mirror.tasks import SingleFlight
 
-log = logging.getLogger(__name__)
-
-PATIENCE = 3.0
-"""Seconds for which a person waits for upstream's search."""
-_IMPATIENCE = 0.3
-"""The same after a failure within the last `_FAILING` seconds."""
-_FAILING = 60.0
-_FRESH = 600.0
-"""Seconds for which an answer is used without asking again."""
-_MOST_KEPT = 200
 _LONGEST_TERM = 100
 _MOST_IMAGES = 500
 """Cached images that are looked through for a search, the last pulled first."""
@@ -64,6 +46,8 @@ class Found:
     description: str = ""
     stars: int = 0
     official: bool = False
+    listed: bool = False
+    """True if upstream's search named it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +72,16 @@ class Search:
         source: Callable[[str], SearchSource],
         default: str,
         aliases: Mapping[str, str],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`default` is the registry that is searched if a term names none; `aliases` are other names of registries."""
         self._inventory = inventory
         self._source = source
         self._default = default
         self._aliases = aliases
-        self._clock = clock
-        self._asking: SingleFlight[Sequence[Result]] = SingleFlight()
-        self._answers: OrderedDict[tuple[str, str], tuple[float, Sequence[Result]]] = OrderedDict()
-        self._failed: dict[str, float] = {}
+        self._answers: HubAnswers[Sequence[Result]] = HubAnswers("the search")
 
     async def aclose(self) -> None:
-        await self._asking.aclose()
+        await self._answers.aclose()
 
     async def find(self, text: str, count: int, patience: float = PATIENCE) -> Answer:
         """Searches for ``[REGISTRY/]TERM`` and waits up to `patience` seconds for upstream. Returns at most `count` repositories.
@@ -112,46 +92,15 @@ class Search:
         if not term or len(term) > _LONGEST_TERM or not term.isprintable():
             raise RequestInvalid(f"search for a term of 1 to {_LONGEST_TERM} printable characters, such as redis")
         source = self._source(registry)
-        results, problem = await self._results(source, registry, term.lower(), patience)
+        asked = term.lower()
+        results, problem = await self._answers.get(registry, asked, lambda: self._ask(source, registry, asked), patience)
         cached = await self._cached(registry, term)
         return Answer(registry, term, _merged(cached, results or ())[:count], results is not None, problem)
 
-    async def _results(
-        self, source: SearchSource, registry: str, term: str, patience: float
-    ) -> tuple[Sequence[Result] | None, MirrorError | None]:
-        """Returns upstream's results, None if there are none at hand; and why they are missing or old."""
-        key = registry, term
-        known = self._answers.get(key)
-        if known is not None and self._clock() - known[0] < _FRESH:
-            return known[1], None
-        task, _ = self._asking.start(key, lambda: self._ask(source, registry, term))
-        failed = self._failed.get(registry)
-        if failed is not None and self._clock() - failed < _FAILING:
-            patience = min(patience, _IMPATIENCE)
-        await asyncio.wait([task], timeout=patience)
-        try:
-            if task.done():
-                return task.result(), None
-            problem: MirrorError = UpstreamTimeout(f"the search of {registry} did not answer in time")
-            self._failed[registry] = self._clock()
-        except MirrorError as error:
-            problem = error
-        return known[1] if known is not None else None, problem
-
     async def _ask(self, source: SearchSource, registry: str, term: str) -> Sequence[Result]:
-        try:
-            results = await source.search(term)
-        except MirrorError as error:
-            log.info("%s cannot be searched: %s", registry, error)
-            self._failed[registry] = self._clock()
-            raise
+        results = await source.search(term)
         if results is None:
             raise SearchUnknown(f"{registry} has no search that this mirror can use: name the whole repository")
-        self._failed.pop(registry, None)
-        self._answers[registry, term] = self._clock(), results
-        self._answers.move_to_end((registry, term))
-        if len(self._answers) > _MOST_KEPT:
-            self._answers.popitem(last=False)
         return results
 
     async def _cached(self, registry: str, term: str) -> dict[Repository, list[str]]:
@@ -177,5 +126,5 @@ def _merged(cached: Mapping[Repository, list[str]], results: Sequence[Result]) -
         if result is None:
             merged.append(Found(repository, tags))
         else:
-            merged.append(Found(repository, tags, result.description, result.stars, result.official))
+            merged.append(Found(repository, tags, result.description, result.stars, result.official, True))
     return tuple(merged)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,11 +12,10 @@ import click
 from mirror.cli.ask import on_cache, repository_of
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import print_json
+from mirror.names import natural
 
 if TYPE_CHECKING:
     from mirror.cache.cache import Cache
-
-_NUMBER = re.compile(r"(\d+)")
 
 
 @click.command(short_help="List upstream's tags of a repository.")
@@ -64,10 +62,3 @@ def tags(
 
 def _matches(tag: str, pattern: str) -> bool:
     return fnmatchcase(tag, pattern) if set("*?[") & set(pattern) else pattern in tag
-
-
-def natural(tag: str) -> tuple[bool, list[tuple[bool, int, str]], str]:
-    """Returns a sort key: numbers in numeric order, and what is not a version first."""
-    version = tag[1:] if tag[:1] == "v" else tag
-    parts = [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in _NUMBER.split(version) if part]
-    return version[:1].isdigit(), parts, tag

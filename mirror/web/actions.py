@@ -29,6 +29,7 @@ _PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
 _PATIENCE = 3.0
 """Seconds within which the failure of a fetch is the answer to the request; later, the list of downloads shows it."""
 _MOST_FETCHES = 20
+_MOST_PLATFORMS = 20
 _FAILED_FOR = 60.0
 """Seconds for which a failure is shown."""
 
@@ -89,24 +90,27 @@ class Actions:
                 return "deleted"
         raise RequestInvalid("action is pin, unpin, refresh, delete or fetch")
 
-    async def fetch(self, image: Image, platform: str) -> str:
+    async def fetch(self, image: Image, platforms: Sequence[str]) -> str:
         """Starts to fetch the missing parts of an image, as ``mirror pull`` does, and continues in the background. Raises errors that occur within `_PATIENCE`."""
-        if platform != EVERY and not _PLATFORM.fullmatch(platform):
+        wanted = tuple(sorted(set(platforms)))
+        if not 0 < len(wanted) <= _MOST_PLATFORMS:
+            raise RequestInvalid(f"select between 1 and {_MOST_PLATFORMS} platforms")
+        if any(platform != EVERY and not _PLATFORM.fullmatch(platform) for platform in wanted):
             raise RequestInvalid(f"platform is {EVERY}, or one such as {PLATFORMS[1]}")
         name = image_name(*image)
         if len(self._running) >= _MOST_FETCHES and name not in self._running:
             raise RequestInvalid(f"{_MOST_FETCHES} images are being fetched already: wait for one of them")
         self._failures.pop(name, None)
-        task, _ = self._fetches.start((name, platform), lambda: self._fetch(image, name, platform))
+        task, _ = self._fetches.start((name, wanted), lambda: self._fetch(image, name, wanted))
         await asyncio.wait([task], timeout=_PATIENCE)
         if task.done():
             task.result()
         return "fetched" if task.done() else "fetching"
 
-    async def _fetch(self, image: Image, name: str, platform: str) -> None:
+    async def _fetch(self, image: Image, name: str, platforms: Sequence[str]) -> None:
         self._running.add(name)
         try:
-            await self._pulls.pull(Pull(*image, None if platform == EVERY else [platform]))
+            await self._pulls.pull(Pull(*image, None if EVERY in platforms else platforms))
         except MirrorError as error:
             log.warning("%s could not be fetched: %s", name, error)
             self._failures[name] = time.monotonic(), error.message

@@ -46,6 +46,12 @@ class PageContext:
         return f"{path}?{urlencode(query)}" if query else path
 
 
+def page_number(query: Mapping[str, str]) -> int:
+    """Returns the page of a list that a query asks for, 1 if it names none."""
+    wanted = query.get("page", "")
+    return max(1, int(wanted)) if wanted.isascii() and wanted.isdigit() and len(wanted) < 8 else 1
+
+
 def recognise(request: web.BaseRequest, target: Target, admin: Admin) -> PageContext:
     cookies = request.cookies
     language = cookies.get(LANGUAGE_COOKIE)

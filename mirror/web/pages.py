@@ -14,14 +14,15 @@ from mirror.cache.cache import Cache
 from mirror.cache.freshness import is_fresh
 from mirror.clients import CLIENTS, Address, Client
 from mirror.downloads.active import Download
-from mirror.errors import CatalogFailed, ManifestUnknown, MirrorError, NameUnknown
+from mirror.errors import CatalogFailed, ManifestUnknown, MirrorError, NameUnknown, Unknown
 from mirror.names import Reference, Repository, image_name
 from mirror.storage.inventory import ORDERS, Details, History, Image, Pulled, Totals, UnderWay, Variant
 from mirror.tasks import BackgroundTask, SingleFlight, close_all
 from mirror.web import charts
 from mirror.web.actions import EVERY, PLATFORMS, Actions
-from mirror.web.context import PageContext
+from mirror.web.context import PageContext, page_number
 from mirror.web.downloads import ImageDownload, by_image
+from mirror.web.finding import Finding
 from mirror.web.setup import plan
 from mirror.web.templating import Templates
 
@@ -80,6 +81,7 @@ class Pages:
         self._site_info = site_info
         self._templates = templates
         self._figures: tuple[float, Totals, History, tuple[Pulled, ...]] | None = None
+        self._finding = Finding(cache)
         self._renewals: SingleFlight[tuple[Totals, History, tuple[Pulled, ...]]] = SingleFlight()
         self._background_task = BackgroundTask(self._warm)
 
@@ -88,18 +90,16 @@ class Pages:
         self._background_task.start()
 
     async def aclose(self) -> None:
-        await close_all(self._background_task.aclose, self._renewals.aclose)
+        await close_all(self._background_task.aclose, self._renewals.aclose, self._finding.aclose)
 
     def changed(self) -> None:
         """Makes the next page compute the figures again."""
         self._figures = None
 
     async def state(self) -> State:
-        downloads = await self._cache.active.downloads()
-        shown = by_image(downloads, await self._images_under_way(downloads[: 2 * _MOST_DOWNLOADS]))
-        failed = tuple(_failed(image, message) for image, message in self._actions.failures)
+        downloads = await self._downloads()
         totals, history, top = await self._current_figures()
-        return State((*failed, *shown), totals, history, self._site_info.report(), top)
+        return State(downloads, totals, history, self._site_info.report(), top)
 
     def parts(self, state: State, language: str) -> Mapping[str, str]:
         """Renders the live parts of the overview, by the IDs of their elements."""
@@ -109,7 +109,7 @@ class Pages:
         return {
             "faults": page("_faults.html", language, **shown),
             "figures": page("_figures.html", language, trend=trend, **shown),
-            "downloads": page("_downloads.html", language, **shown),
+            "downloads": page("_downloads.html", language, downloads=state.downloads, most=_MOST_DOWNLOADS),
             "traffic": page("_traffic.html", language, chart=charts.bars(state.history), **shown),
             "upstreams": page("_upstreams.html", language, **shown),
             "top": page("_top.html", language, **shown),
@@ -126,9 +126,30 @@ class Pages:
 
     async def repository(self, context: PageContext, repository: Repository) -> str:
         found = await self._list(context, repository)
-        if not found["page"].total:
-            raise NameUnknown(f"nothing is cached of {repository}")
-        return self._render("repository.html", context, repository=repository, **found)
+        cached = found["page"].total
+        if cached and context.query.get("view") != "tags":
+            return self._render("repository.html", context, repository=repository, **found)
+        try:
+            tags = await self._finding.tags(context, repository)
+        except Unknown as error:
+            raise NameUnknown(f"nothing is cached of {repository}, and {error.message}") from None
+        downloads = await self._downloads()
+        return self._render(
+            "tags.html",
+            context,
+            repository=repository,
+            cached=cached,
+            platforms=PLATFORMS,
+            every=EVERY,
+            downloads=self._templates.page("_downloads.html", context.language, downloads=downloads, most=_MOST_DOWNLOADS),
+            **tags,
+        )
+
+    async def search(self, context: PageContext) -> str:
+        """Renders the results of a search: cached images, and repositories that the registry's search finds."""
+        text = context.query.get("q", "")[:_LONGEST_SEARCH]
+        found = await self._finding.search(text)
+        return self._render("search.html", context, **await self._list(context), **found)
 
     async def image(self, context: PageContext, repository: Repository, reference: Reference) -> str:
         details = await self._cache.inventory.image(repository, reference)
@@ -186,9 +207,7 @@ class Pages:
         search = context.query.get("q", "")[:_LONGEST_SEARCH]
         order = context.query.get("order", "")
         order = order if order in ORDERS else ORDERS[0]
-        wanted = context.query.get("page", "")
-        number = int(wanted) if wanted.isascii() and wanted.isdigit() and 0 < len(wanted) < 8 else 1
-        number = max(number, 1)
+        number = page_number(context.query)
         start = (number - 1) * PAGE
         grouped = repository is None and not search and context.query.get("view") != "images"
         page: Any
@@ -226,6 +245,11 @@ class Pages:
             return is_fresh(image.checked, self._site_info.tag_ttl, now)
 
         return {"fresh": fresh}
+
+    async def _downloads(self) -> tuple[ImageDownload, ...]:
+        downloads = await self._cache.active.downloads()
+        shown = by_image(downloads, await self._images_under_way(downloads[: 2 * _MOST_DOWNLOADS]))
+        return (*(_failed(image, message) for image, message in self._actions.failures), *shown)
 
     async def _images_under_way(self, downloads: Iterable[Download]) -> dict[tuple[str, str], UnderWay]:
         digests: dict[str, list[str]] = {}

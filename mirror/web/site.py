@@ -7,7 +7,10 @@
     POST  /images                 action=pin|unpin|refresh|delete, image=NAME once for each image
     GET   /image/NAME             an image; NAME is registry/path:tag or registry/path@digest (?platform=)
     POST  /image/NAME             action=pin|unpin|refresh|delete|fetch; for fetch, platform=PLATFORM|all
+    GET   /search                 cached images, and repositories that a registry's search finds (?q= &order= &page=)
     GET   /repository/NAME        the images of a repository; NAME is registry/path (?order= &page=)
+    GET   /repository/NAME?view=tags   the tags that upstream has (&filter= &page=)
+    POST  /fetch                  image=NAME, platform=PLATFORM|all once for each platform
     GET   /settings               the settings in force, with the admin token
     GET   /setup, /setup/CLIENT.sh
     GET   /events                 live updates of the overview, as server-sent events
@@ -104,6 +107,8 @@ class Site:
                 return await self._change(request, target, name)
             case "POST", "images", "":
                 return await self._change_several(request)
+            case "POST", "fetch", "":
+                return await self._fetch(request)
             case "POST", "login", "":
                 return await self._log_in(request, target)
             case "POST", "logout", "":
@@ -114,7 +119,7 @@ class Site:
                 return self._asset(target.path)
             case "GET" | "HEAD", _, _:
                 return await self._get(request, target, first, rest)
-            case _, ("" | "repository" | "settings" | "setup" | "events" | "web"), _:
+            case _, ("" | "repository" | "search" | "settings" | "setup" | "events" | "web"), _:
                 raise Unsupported(f"{request.method} is not supported here")
             case _, ("image" | "images" | "login"), _:
                 raise Unsupported(f"{request.method} is not supported here", "GET, HEAD, POST")
@@ -137,6 +142,8 @@ class Site:
                 page = await self._pages.image(context, *_image(name))
             case "repository", name if name:
                 page = await self._pages.repository(context, _repository(name))
+            case "search", "":
+                page = await self._pages.search(context)
             case "settings", "":
                 if context.session is None:
                     raise AdminNeeded("the settings are shown to whoever has the admin token: log in")
@@ -153,7 +160,7 @@ class Site:
         form, image = await _form(request), _image(name)
         await self._admin.allow(request, form.get("secret", ""))
         if form.get("action") == "fetch":
-            done = await self._actions.fetch(image, form.get("platform", EVERY))
+            done = await self._actions.fetch(image, [form.get("platform", EVERY)])
         else:
             done = await self._actions.apply(form.get("action", ""), [image])
         self._pages.changed()
@@ -170,6 +177,18 @@ class Site:
         self._pages.changed()
         if not _wants_html(request):
             return web.json_response({"done": done, "images": names}, headers=_SAFETY)
+        back = _local(form.get("to", ""))
+        return _redirect(f"{back}{'&' if '?' in back else '?'}done={done}")
+
+    async def _fetch(self, request: web.BaseRequest) -> web.StreamResponse:
+        fields = await _fields(request)
+        form = dict(fields)
+        await self._admin.allow(request, form.get("secret", ""))
+        name = form.get("image", "")
+        done = await self._actions.fetch(_image(name), [value for key, value in fields if key == "platform"])
+        self._pages.changed()
+        if not _wants_html(request):
+            return web.json_response({"done": done, "image": name}, headers=_SAFETY)
         back = _local(form.get("to", ""))
         return _redirect(f"{back}{'&' if '?' in back else '?'}done={done}")
 

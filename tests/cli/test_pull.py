@@ -16,10 +16,9 @@ from pathlib import Path
 import pytest
 
 from mirror.cli.pull import this_platform
-from mirror.cli.tags import natural
 from mirror.downloads.active import merged
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST
-from mirror.names import Digest
+from mirror.names import Digest, natural
 from mirror.storage.disk.statuses import Statuses
 from tests.support.commands import Commands, mirror
 from tests.support.images import make_index

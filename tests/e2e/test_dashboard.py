@@ -15,6 +15,7 @@ import pytest
 from mirror.clients import CLIENTS
 from mirror.web.token import NAME
 from tests.support.browser import Browser
+from tests.support.dashboard import HOSTILE
 from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Hold, Scripted
 
@@ -296,6 +297,62 @@ async def test_what_is_not_cached_is_fetched_from_its_page(watched: Watched, ups
         assert "complete" in window.text("#platform")
 
     await watched.do(steer)
+
+
+async def test_an_image_is_found_on_docker_hub_and_fetched(watched: Watched, upstream: Scripted) -> None:
+    """From the search box to the results, to the repository's tags, filtered; a click fetches one for two platforms, and the page shows it coming. In Chinese too."""
+    mirror, window = watched.mirror, watched.window
+    await cache(mirror, upstream, "owner/redis-cached", "1")
+    upstream.add_to_hub("redis", HOSTILE, 12000, official=True)
+    images = [upstream.add_image("library/redis", layers=[os.urandom(200_000)]) for _ in range(3)]
+    upstream.add_index("library/redis", "7.10", images)
+    for tag in ("7.9", "latest"):
+        upstream.add_image("library/redis", tag)
+    half = Hold(after=100_000)
+    upstream.fail(str(images[1].layers[0]), half)
+
+    def find() -> None:
+        window.go(f"{mirror.url}/login?to=/")
+        window.type("#token", watched.token)
+        window.click(".login button")
+        window.until_text("owner/redis-cached", "#images")
+        window.type("#search input", "redis\n")
+        window.until_text("12,000", ".found")
+        assert window.url.startswith(f"{mirror.url}/search?q=redis")
+        assert HOSTILE in window.text(".found")
+        assert "official" in window.text(".found")
+        assert "redis-cached" in window.text("#images")
+        window.click("[hreflang=zh]")
+        window.until_text("官方", ".found")
+        window.click("[hreflang=en]")
+        window.until_text("official", ".found")
+        window.click(".found th a")
+        window.until_text("3 tags")
+        names = "return [...document.querySelectorAll('.upstream-tags th[scope=row]')].map(e => e.innerText)"
+        assert window.script(names) == ["latest", "7.10", "7.9"]
+        window.type("[name=filter]", "7.1\n")
+        window.until(lambda: window.script(names) == ["7.10"], "the filtered tags")
+        window.click("[name=platform][value='linux/arm64']")
+        window.click(".upstream-tags button")
+        window.until_text("docker.io/library/redis:7.10", "#downloads")
+        assert "filter=7.1" in window.url
+
+    await watched.do(find)
+    await half.reached.wait()
+    half.release.set()
+    await watched.do(lambda: window.until_text("Nothing is being downloaded", "#downloads"))
+    assert [mirror.cached(image.layers[0]) for image in images] == [True, True, False]
+
+    def see() -> None:
+        window.go(window.url)
+        assert window.text(".upstream-tags .badge") == "cached"
+        window.size(360, 740, mobile=True)
+        for path in ("/search?q=redis", "/repository/docker.io/library/redis?view=tags"):
+            window.go(mirror.url + path)
+            assert window.script("return document.documentElement.scrollWidth") <= 360, path
+
+    await watched.do(see)
+    assert upstream.count("GET", "/v1/search") == 1
 
 
 async def test_the_page_comes_to_life_again_after_a_restart(start: StartMirror, browser: Browser, tmp_path: Path) -> None:

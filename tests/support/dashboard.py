@@ -28,6 +28,10 @@ PAGES = (
     "/setup?client=k3s",
     "/login",
     "/?q=none",
+    "/search",
+    "/search?q=app",
+    "/search?q=ghcr.io/none",
+    "/repository/docker.io/library/app?view=tags",
     "/nothing",
     "/image/docker.io/library/none:1",
 )

@@ -50,7 +50,10 @@ if (moving) {
     events = new EventSource(moving.dataset.events);
     events.onopen = () => showState(true);
     events.onmessage = (event) => {
-      for (const [name, html] of Object.entries(JSON.parse(event.data))) show(document.getElementById(name), html);
+      for (const [name, html] of Object.entries(JSON.parse(event.data))) {
+        const part = document.getElementById(name);
+        if (part) show(part, html);
+      }
     };
     events.onerror = () => {
       showState(false);
@@ -89,11 +92,8 @@ if (search) {
     clearTimeout(waiting);
     waiting = setTimeout(find, 200);
   });
-  search.addEventListener("submit", (event) => {
-    event.preventDefault();
-    clearTimeout(waiting);
-    find();
-  });
+  // Enter leads to the page that searches Docker Hub too.
+  search.addEventListener("submit", () => clearTimeout(waiting));
 }
 
 // One box selects all of a page.
