@@ -19,7 +19,7 @@ _HEAD = 64 * 1024
 """Bytes of the longest response head, and of one read: signed URLs in Location are long."""
 _GATHER = 0.05
 """Seconds at most to wait for more bytes of a slow body: passing bytes to the event loop costs as much as receiving 100 kB."""
-_ENOUGH = 256 * 1024
+_ENOUGH = 1024 * 1024
 """Bytes that are passed on without waiting for more."""
 _RESET = struct.pack("ii", 1, 0)
 
