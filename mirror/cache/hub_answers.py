@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
-from mirror.errors import MirrorError, UpstreamError, UpstreamTimeout
+from mirror.errors import MirrorError, UpstreamBusy, UpstreamError, UpstreamTimeout
 from mirror.tasks import SingleFlight
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,10 @@ _FAILING = 60.0
 _FRESH = 600.0
 """Seconds for which an answer is used without asking again."""
 _MOST_KEPT = 200
+_MOST_REQUESTS = 8
+"""Requests to all services of a kind at the same time."""
+_MOST_WAITING = 100
+"""Questions that are being asked, or wait for their request, at the same time."""
 
 
 class HubAnswers(Generic[_T]):
@@ -39,6 +43,8 @@ class HubAnswers(Generic[_T]):
         self._clock = clock
         self._asking: SingleFlight[_T] = SingleFlight()
         self._kept: OrderedDict[Hashable, tuple[float, _T]] = OrderedDict()
+        self._requests = asyncio.Semaphore(_MOST_REQUESTS)
+        self._waiting = 0
         self._failed: dict[str, float] = {}
         """When each registry's service last failed."""
 
@@ -68,12 +74,18 @@ class HubAnswers(Generic[_T]):
         return known[1] if known is not None else None, problem
 
     async def _ask(self, registry: str, key: Hashable, ask: Callable[[], Awaitable[_T]]) -> _T:
+        if self._waiting >= _MOST_WAITING:
+            raise UpstreamBusy(f"too many others wait for {self._what}: try again")
+        self._waiting += 1
         try:
-            answer = await ask()
+            async with self._requests:
+                answer = await ask()
         except UpstreamError as error:
             log.info("no answer from %s of %s: %s", self._what, registry, error)
             self._failed[registry] = self._clock()
             raise
+        finally:
+            self._waiting -= 1
         self._failed.pop(registry, None)
         self._kept[key] = self._clock(), answer
         self._kept.move_to_end(key)

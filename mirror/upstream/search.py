@@ -56,7 +56,7 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class TagDetails:
-    """What is known about a tag without its manifest. `size` is that of the compressed image in bytes, the largest platform's; None if unknown."""
+    """What is known about a tag without its manifest. `size` is that of one platform's compressed image in bytes; None if unknown."""
 
     size: int | None
     platforms: tuple[str, ...]

@@ -132,6 +132,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "tags_none": ("No tag contains “{filter}”.", "没有包含“{filter}”的标签。"),
     "tags_empty": ("It has no tags.", "没有标签。"),
     "tags_incomplete": ("Tags may be missing here.", "此处的标签可能不全。"),
+    "fetch_platforms": ("Fetch for these platforms", "拉取以下平台"),
     "fetch_image": ("Fetch {image} into the cache", "拉取 {image} 到缓存"),
     "column_image": ("Image", "镜像"),
     "column_repository": ("Repository", "仓库"),

@@ -167,3 +167,14 @@ async def test_no_search_is_asked_where_the_setting_is_empty(start: StartMirror,
     mirror: Mirror = await start(settings=settings)
     assert (await mirror.get("/v1/search?q=redis")).status == 404
     assert upstream.asked == []
+
+
+async def test_many_searches_at_once_are_few_requests(mirror: Mirror, upstream: Scripted) -> None:
+    """Docker Hub is not flooded on behalf of one client: eight are asked at the same time, and everybody gets an answer."""
+    await cache(mirror, upstream, "library/app", "1.0")
+    held = Hold(after=0)
+    upstream.fail("/v1/search", held, times=300)
+    answers = await asyncio.gather(*(mirror.get(f"/v1/search?q=app{number or ''}") for number in range(150)))
+    assert [answer.status for answer in answers] == [200] + [503] * 149
+    assert upstream.count("GET", "/v1/search") == 8
+    held.release.set()
