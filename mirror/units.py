@@ -104,3 +104,23 @@ def parse_workers(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_WORKERS:
         raise ValueError(f'a number from 1 to {_MOST_WORKERS} or "auto" is expected')
     return value
+
+
+def parse_proxy(value: Any) -> str | None:
+    """Returns ``"none"``, ``"environment"``, or the URL of a proxy. Raises ValueError."""
+    if value is None or value in ("none", "environment"):
+        return None if value is None else str(value)
+    try:
+        parts = urlsplit(value) if isinstance(value, str) else urlsplit("")
+        good = parts.scheme in ("http", "https", "socks5", "socks5h") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError('"none", "environment" or a URL such as http://proxy.lan:3128 or socks5h://proxy.lan:1080 is expected')
+    if "@" in parts.netloc:
+        raise ValueError(
+            "a URL without user and password is expected: put user:password into a file, and name it in proxy_credentials_file"
+        )
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError("a URL of a host and a port is expected, without a path")
+    return str(value).rstrip("/")

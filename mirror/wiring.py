@@ -42,6 +42,7 @@ async def wired(settings: Settings, share: int = 1) -> AsyncIterator[tuple[Cache
     """
     # The HTTP client is half of what a command costs to start.
     from mirror.upstream import Connections, Timeouts, Upstreams
+    from mirror.upstream.registry import upstream_way
 
     waits = settings.upstream
     timeouts = Timeouts(waits.connect_timeout, waits.header_timeout, waits.stall_timeout, waits.attempts)
@@ -50,8 +51,9 @@ async def wired(settings: Settings, share: int = 1) -> AsyncIterator[tuple[Cache
         bound if share == 1 else max(bound // share, most) for bound in (waits.connections_per_endpoint, waits.connections)
     )
     connections = Connections(most, per_endpoint, in_all)
+    out = upstream_way(settings.upstream)
     async with (
-        Upstreams(settings.registries, timeouts, connections, settings.unlisted) as upstreams,
+        Upstreams(settings.registries, timeouts, connections, settings.unlisted, out) as upstreams,
         _cache(settings, upstreams.registry) as cache,
     ):
         yield cache, upstreams

@@ -46,7 +46,7 @@ def noted(settings: Settings, config: Path | None, url: str) -> Iterator[None]:
         "config": None if config is None else str(config.absolute()),
         "listen": urlsplit(url).netloc,
         "endpoints": {
-            name: [endpoint.model_dump() for endpoint in registry.endpoints]
+            name: [endpoint.model_dump(mode="json", exclude_defaults=True) for endpoint in registry.endpoints]
             for name, registry in settings.registries.items()
             if [str(endpoint) for endpoint in registry.endpoints] != [DEFAULT_ENDPOINTS.get(name)]
         },

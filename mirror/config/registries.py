@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from mirror.config.tables import Table, readable
+from mirror.config.tables import readable
+from mirror.config.ways import WayOut
 from mirror.names import is_repository_path
 from mirror.regular_files import LARGEST_SECRET, read_file
 from mirror.units import parse_endpoint
@@ -66,7 +67,7 @@ KNOWN_ENDPOINTS = {
 """Other public registries and their URLs: they are mirrored without a table if `upstream.registries` is ``known``. No other host is asked because a client names it."""
 
 
-class Endpoint(Table):
+class Endpoint(WayOut):
     url: str = Field(description="its URL, without /v2")
     path: str = Field(
         "",
@@ -100,7 +101,7 @@ class Endpoint(Table):
         return f"{self.url}/v2/{self.path}" if self.path else self.url
 
 
-class Registry(Table):
+class Registry(WayOut):
     endpoints: tuple[Endpoint, ...] = Field(
         (),
         description="URLs, or tables with the settings below, tried in order: blobs from any, tags from the first that knows them;"

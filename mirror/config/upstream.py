@@ -6,13 +6,18 @@ from typing import Literal
 
 from pydantic import Field
 
-from mirror.config.tables import Duration, Table
+from mirror.config.tables import Duration
+from mirror.config.ways import Proxy, WayOut
 
 
-class Upstream(Table):
+class Upstream(WayOut):
     registries: Literal["known", "listed"] = Field(
         "known",
         description="`known` mirrors well-known public registries without a table of their own; `listed` only the default ones and those with a table",
+    )
+    proxy: Proxy = Field(
+        "environment",
+        description="`environment` for what `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` say, `none`, or the URL of an `http`, `https`, `socks5` or `socks5h` proxy (`socks5h`: it resolves the names)",
     )
     connect_timeout: Duration = Field(5.0, description="time limit for connecting to an upstream")
     header_timeout: Duration = Field(

@@ -16,17 +16,18 @@ from yarl import URL
 
 from mirror import metrics
 from mirror.clients import runs_systemd
-from mirror.config import DEFAULT_REGISTRY, Registry, Settings
+from mirror.config import DEFAULT_REGISTRY, Endpoint, Registry, Settings
 from mirror.doctor.findings import Finding, Level, advice, ok, problem
 from mirror.doctor.waiting import within
 from mirror.errors import Denied, ManifestUnknown, MirrorError, UpstreamError
 from mirror.names import Repository, Tag
-from mirror.upstream import Connections, Timeouts, Upstreams
+from mirror.upstream import Connections, Timeouts, Upstreams, dialing
 from mirror.upstream.challenges import choose, parse_challenges
 from mirror.upstream.endpoint import endpoint_label
 from mirror.upstream.guard import Guard
-from mirror.upstream.proxies import Proxies
+from mirror.upstream.proxies import Proxy, Way
 from mirror.upstream.receiver import Response
+from mirror.upstream.registry import endpoint_way, registry_way, upstream_way
 from mirror.upstream.tokens import Authenticator
 from mirror.upstream.transport import Transport
 from mirror.upstream.trust import trusting
@@ -50,13 +51,13 @@ async def examine(settings: Settings) -> list[Finding]:
     # A name server that does not answer holds a thread for as long as this says (resolv.conf(5)).
     os.environ.setdefault("RES_OPTIONS", "timeout:2 attempts:1")
     try:
-        transport = Transport(_TIMEOUTS, _ONE_EACH)
+        transport = Transport(_TIMEOUTS, _ONE_EACH, upstream_way(settings.upstream))
     except OSError as error:
         return [
             problem(
                 "upstreams",
                 str(error),
-                "set the variable to an HTTP proxy's URL, or unset it; the mirror does not start otherwise",
+                "set the variable to a proxy's URL, or unset it; the mirror does not start otherwise",
             )
         ]
     skews: list[float] = []
@@ -103,9 +104,9 @@ async def _registry(name: str, registry: Registry, transport: Transport, skews: 
     try:
         async with asyncio.timeout(_REGISTRY):
             for endpoint in registry.endpoints:
-                found.append(await _endpoint(name, registry, URL(endpoint.url), transport, tls, skews))
+                found.append(await _endpoint(name, registry, endpoint, transport, tls, skews))
             if name == DEFAULT_REGISTRY and any(finding.level != "problem" for finding in found):
-                found += await _limit(name, registry)
+                found += await _limit(name, registry, transport.way)
     except TimeoutError:
         found.append(
             problem(
@@ -118,21 +119,22 @@ async def _registry(name: str, registry: Registry, transport: Transport, skews: 
 
 
 async def _endpoint(
-    name: str, registry: Registry, base: URL, transport: Transport, tls: ssl.SSLContext | None, skews: list[float]
+    name: str, registry: Registry, endpoint: Endpoint, transport: Transport, tls: ssl.SSLContext | None, skews: list[float]
 ) -> Finding:
     """Requests the API's root as `docker login` does, with credentials if they are set."""
+    base = URL(endpoint.url)
     host = base.host or ""
-    through = Proxies().of(base)
-    proxy = str(through.url) if through is not None else None
-    if proxy is None:
+    way = endpoint_way(name, endpoint, registry_way(name, registry, transport.way))
+    proxy = way.of(base)
+    if proxy is None or not proxy.resolves:
         fault = await _resolve(host)
         if fault:
             return problem(
                 name,
                 f"the host {host} cannot be resolved: {fault}",
-                "check /etc/resolv.conf and the name server, and the endpoint's spelling; behind a proxy, set HTTPS_PROXY",
+                "check /etc/resolv.conf and the name server, and the endpoint's spelling; behind a proxy, set upstream.proxy, with socks5h:// or http:// for one that resolves names",
             )
-    guard, authenticator = Guard(transport, base, tls), Authenticator(name, registry.credentials)
+    guard, authenticator = Guard(transport, base, tls, way), Authenticator(name, registry.credentials)
     url = URL(f"{str(base).rstrip('/')}/v2/")
     began = time.monotonic()
     try:
@@ -179,8 +181,8 @@ async def _endpoint(
     return _latency(name, base, seconds, proxy, "with credentials" if registry.username is not None else "open to anybody")
 
 
-def _latency(name: str, base: URL, seconds: float, proxy: str | None, how: str) -> Finding:
-    by = f", through the proxy {URL(proxy).host}" if proxy else ""
+def _latency(name: str, base: URL, seconds: float, proxy: Proxy | None, how: str) -> Finding:
+    by = f", through {dialing.told(proxy)}" if proxy else ""
     message = f"{base} answers in {seconds * 1000:.0f} ms, {how}{by}"
     return (
         ok(name, message)
@@ -189,12 +191,15 @@ def _latency(name: str, base: URL, seconds: float, proxy: str | None, how: str) 
     )
 
 
-def _cure(error: MirrorError, base: URL, proxy: str | None) -> str:
+def _cure(error: MirrorError, base: URL, proxy: Proxy | None) -> str:
     if "TLS" in error.message or "ertificate" in error.message:
         return "for a private registry, set ca_file; behind a proxy that intercepts TLS, add its certificate to the system's; check the clock"
     if proxy:
-        return "check the proxy in HTTPS_PROXY; NO_PROXY exempts hosts from it"
-    return f"try: curl -v {base}/v2/ ; a firewall, a missing proxy (HTTPS_PROXY) or the registry itself may be the cause. Cached content is served"
+        exempt = (
+            "NO_PROXY exempts hosts from it" if proxy.origin.isupper() else 'proxy = "none" under a registry exempts that one'
+        )
+        return f"check the proxy named by {proxy.origin}; {exempt}"
+    return f"try: curl -v {base}/v2/ ; a firewall, a missing proxy (upstream.proxy) or the registry itself may be the cause. Cached content is served"
 
 
 async def _resolve(host: str) -> str:
@@ -213,9 +218,9 @@ async def _resolve(host: str) -> str:
     return ""
 
 
-async def _limit(name: str, registry: Registry) -> list[Finding]:
+async def _limit(name: str, registry: Registry, way: Way) -> list[Finding]:
     """Checks Docker Hub's remaining pulls, with a request as the mirror makes it."""
-    async with Upstreams({name: registry}, _TIMEOUTS, _ONE_EACH) as upstreams:
+    async with Upstreams({name: registry}, _TIMEOUTS, _ONE_EACH, way=way) as upstreams:
         try:
             await upstreams.registry(name).head_manifest(_PREVIEW, Tag("latest"))
         except ManifestUnknown:

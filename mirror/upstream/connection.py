@@ -15,6 +15,8 @@ from collections.abc import Hashable
 import h11
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from mirror.upstream.tunnels import NestedTls, ProxyHop
+
 _HEAD = 64 * 1024
 """Bytes of the longest response head, and of one read: signed URLs in Location are long."""
 _GATHER = 0.05
@@ -33,6 +35,9 @@ class Connection:
         self.answered = False
         """True if a part of the last response was received."""
         self._socket = connected
+        """What the kernel has."""
+        self._stream: socket.socket | NestedTls = connected
+        """What is read from and written to: the socket, or TLS within its TLS."""
         self._aborted = False
         self._h11 = h11.Connection(h11.CLIENT)
         self._left: int | None = 0
@@ -43,12 +48,26 @@ class Connection:
         self._flowing = False
         """True after the first bytes of a body."""
 
+    def pass_proxy(self, hop: ProxyHop) -> None:
+        """Makes the TLS handshake with an HTTP proxy, and the tunnel to the origin. Raises ProxyUnreachable."""
+        if hop.tls is not None:
+            try:
+                self.start_tls(hop.tls, hop.host)
+            except OSError as error:
+                raise hop.broken(error) from None
+        hop.tunnel(self._socket)
+
     def start_tls(self, context: ssl.SSLContext, host: str) -> None:
         """Makes the TLS handshake. Raises OSError."""
-        self._socket = context.wrap_socket(self._socket, server_hostname=host, do_handshake_on_connect=False)
+        tls: ssl.SSLSocket | NestedTls
+        if isinstance(self._socket, ssl.SSLSocket):
+            self._stream = tls = NestedTls(self._socket, context, host)
+        else:
+            self._stream = self._socket = tls = context.wrap_socket(
+                self._socket, server_hostname=host, do_handshake_on_connect=False
+            )
         self._check()
-        assert isinstance(self._socket, ssl.SSLSocket)
-        self._socket.do_handshake()
+        tls.do_handshake()
 
     def exchange(self, request: h11.Request) -> tuple[int, CIMultiDictProxy[str]]:
         """Sends a request without a body and reads the head of the response. Raises OSError, h11.RemoteProtocolError."""
@@ -57,7 +76,7 @@ class Connection:
         self._h11 = connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD)
         head = connection.send(request)
         assert head is not None
-        self._socket.sendall(head)
+        self._stream.sendall(head)
         connection.send(h11.EndOfMessage())
         while not isinstance(response := self._event(in_head=True), h11.Response):
             if not isinstance(response, h11.InformationalResponse):
@@ -129,7 +148,7 @@ class Connection:
         assert self._left is not None
         if not self._left:
             return 0
-        count = self._socket.recv_into(buffer[: self._left])
+        count = self._stream.recv_into(buffer[: self._left])
         if not count:
             raise ConnectionResetError("the other side closed the connection")
         self._left -= count
@@ -160,7 +179,7 @@ class Connection:
 
     def _event(self, *, in_head: bool = False) -> object:
         while (event := self._h11.next_event()) is h11.NEED_DATA:
-            data = self._socket.recv(_HEAD)
+            data = self._stream.recv(_HEAD)
             if in_head and not data:
                 raise ConnectionResetError("the other side closed the connection without an answer")
             self.answered = self.answered or bool(data)
@@ -168,7 +187,7 @@ class Connection:
         return event
 
     def _readable(self) -> bool:
-        if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+        if isinstance(self._stream, ssl.SSLSocket | NestedTls) and self._stream.pending():
             return True
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)

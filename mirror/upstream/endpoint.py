@@ -28,6 +28,7 @@ from mirror.upstream.challenges import Challenge, choose, parse_challenges, pull
 from mirror.upstream.guard import Guard
 from mirror.upstream.health import Breaker, Delivery, EndpointHealth
 from mirror.upstream.pacing import EndpointPacer
+from mirror.upstream.proxies import Way
 from mirror.upstream.receiver import Response
 from mirror.upstream.redirects import follow
 from mirror.upstream.tokens import Authenticator, Credentials
@@ -72,10 +73,11 @@ class Endpoint:
         own: bool,
         only: bool,
         path: str = "",
+        way: Way | None = None,
     ) -> None:
         """`credentials` are those that its origin may get, None for none; `own` is True for the registry's own host, `only` if the registry has no other endpoint.
 
-        `path` is put before each repository's name."""
+        `path` is put before each repository's name. `way` is the way out, None for the transport's."""
         self.base = URL(url)
         self.path = path
         self.name = shown(self.base / "v2" / path if path else self.base)
@@ -90,7 +92,7 @@ class Endpoint:
         self._registry = registry
         self._transport = transport
         self._authenticator = Authenticator(registry, credentials)
-        self._guard = Guard(transport, self.base, tls)
+        self._guard = Guard(transport, self.base, tls, way)
         self._anonymous = Authenticator(registry, None)
         self._challenges: OrderedDict[str, Challenge] = OrderedDict()
         self._signed: OrderedDict[tuple[Repository, Digest], _Signed] = OrderedDict()

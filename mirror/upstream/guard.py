@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from yarl import URL
 
 from mirror.errors import TargetRefused
+from mirror.upstream.proxies import Way
 from mirror.upstream.receiver import Response
 from mirror.upstream.transport import Transport, shown
 from mirror.upstream.urls import same_origin
@@ -24,11 +25,15 @@ _MOST_HOSTS = 1000
 class Guard:
     """Sends requests on behalf of one endpoint."""
 
-    def __init__(self, transport: Transport, base: URL, tls: ssl.SSLContext | None) -> None:
-        """`base` is the endpoint's URL; `tls` is None for the system's certificates."""
+    def __init__(self, transport: Transport, base: URL, tls: ssl.SSLContext | None, way: Way | None = None) -> None:
+        """`base` is the endpoint's URL; `tls` is None for the system's certificates; `way` is None for the transport's way out.
+
+        Token services and the targets of redirects are reached by the same way as the endpoint.
+        """
         self.base = base
         self._transport = transport
         self._tls = tls
+        self._way = way
         self._private: dict[tuple[str | None, int | None], tuple[float, bool]] = {}
 
     async def request(
@@ -39,7 +44,9 @@ class Guard:
         Raises TargetRefused, and whatever Transport.request raises.
         """
         public_only = await self._check(via, url)
-        return await self._transport.request(method, url, headers, public_only=public_only, tls=self._tls, timeout=timeout)
+        return await self._transport.request(
+            method, url, headers, public_only=public_only, tls=self._tls, timeout=timeout, way=self._way
+        )
 
     async def _check(self, via: Sequence[URL], url: URL) -> bool:
         """Returns True if only public addresses may be connected to. Raises TargetRefused."""
@@ -60,5 +67,5 @@ class Guard:
         if known is None or time.monotonic() - known[0] > _PRIVACY_KEPT:
             if len(self._private) >= _MOST_HOSTS:
                 self._private.clear()
-            known = self._private[key] = time.monotonic(), await self._transport.is_private(url)
+            known = self._private[key] = time.monotonic(), await self._transport.is_private(url, self._way)
         return known[1]

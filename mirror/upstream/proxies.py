@@ -1,38 +1,104 @@
-"""Proxies from the environment: ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY``, read as Go's clients read them (golang.org/x/net/http/httpproxy)."""
+"""Which proxy a request to a registry goes through: the settings' choice, or the environment's as Go's clients read it (golang.org/x/net/http/httpproxy)."""
 
 from __future__ import annotations
 
 import base64
 import ipaddress
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 from yarl import URL
+
+from mirror.regular_files import LARGEST_SECRET, read_file
+
+_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+"""The proxies that can be used, by scheme, and their default ports (RFC 9110, RFC 1928)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """An HTTP proxy. User and password are in `headers`, not in `url`, which appears in errors."""
+    """A proxy. User and password are not part of `url`, since URLs appear in errors."""
 
     url: URL
-    headers: Mapping[str, str]
+    credentials: Callable[[], tuple[str, str] | None]
+    """Returns user and password, None if the proxy needs none. Raises OSError, ValueError."""
+    origin: str
+    """The setting or environment variable that names the proxy."""
+
+    @property
+    def resolves(self) -> bool:
+        """True if the proxy resolves the names of hosts, so that none is resolved on this machine."""
+        return self.url.scheme != "socks5"
+
+    def headers(self) -> dict[str, str]:
+        """Returns the headers for an HTTP proxy (RFC 9110, section 11.7). Raises OSError, ValueError."""
+        if (found := self.credentials()) is None:
+            return {}
+        return {"Proxy-Authorization": f"Basic {base64.b64encode(':'.join(found).encode()).decode()}"}
+
+
+class Way(Protocol):
+    """The way out for the requests of an endpoint."""
+
+    def of(self, url: URL) -> Proxy | None:
+        """Returns the proxy for a URL; None for a direct connection."""
+        ...
+
+
+class Fixed:
+    """One proxy, or none, for every request."""
+
+    def __init__(self, proxy: Proxy | None) -> None:
+        self._proxy = proxy
+
+    def of(self, url: URL) -> Proxy | None:
+        return self._proxy
 
 
 class Proxies:
-    """The proxies that the environment sets, and its exceptions."""
+    """The proxies that the environment names: ``HTTP_PROXY``, ``HTTPS_PROXY``, for both ``ALL_PROXY``, except for the hosts of ``NO_PROXY``."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
-        """Raises OSError if a variable is not the URL of an HTTP proxy."""
-        self._proxies = {scheme: _proxy(environment, f"{scheme}_proxy") for scheme in ("http", "https")}
+        """Raises OSError if a variable does not name a proxy that can be used."""
+        self._proxies = {
+            scheme: _from_environment(environment, f"{scheme}_proxy") or _from_environment(environment, "all_proxy")
+            for scheme in ("http", "https")
+        }
         self._exceptions = _value(environment, "no_proxy").split(",")
 
     def of(self, url: URL) -> Proxy | None:
-        """Returns the proxy for a URL; None if it is reached directly."""
+        """Returns the proxy for a URL; None for a direct connection."""
         proxy = self._proxies.get(url.scheme)
         if proxy is None or is_excepted(self._exceptions, url.raw_host or "", url.port or 0):
             return None
         return proxy
+
+
+def way(proxy: str | None, credentials_file: Path | None, otherwise: Way, origin: str) -> Way:
+    """Returns the way out that a setting `proxy` chooses: ``environment``, ``none`` or a URL; `otherwise` if it is None.
+
+    `origin` names the setting in errors. Raises OSError if the environment names a proxy that cannot be used.
+    """
+    if proxy is None:
+        return otherwise
+    if proxy == "environment":
+        return Proxies()
+    if proxy == "none":
+        return Fixed(None)
+    url = URL(proxy)
+
+    def credentials() -> tuple[str, str] | None:
+        if credentials_file is None:
+            return None
+        user, colon, password = read_file(credentials_file, LARGEST_SECRET, follow=True).decode().strip("\r\n").partition(":")
+        if not colon:
+            raise ValueError(f"{credentials_file} does not hold user:password")
+        return user, password
+
+    return Fixed(Proxy(url.with_port(url.port or _PORTS[url.scheme]), credentials, origin))
 
 
 def is_excepted(exceptions: list[str], host: str, port: int) -> bool:
@@ -111,21 +177,21 @@ def _value(environment: Mapping[str, str], name: str) -> str:
     return environment.get(name.upper()) or environment.get(name) or ""
 
 
-def _proxy(environment: Mapping[str, str], name: str) -> Proxy | None:
+def _from_environment(environment: Mapping[str, str], name: str) -> Proxy | None:
     text = _value(environment, name)
     if not text:
         return None
     try:
         url = URL(text if "://" in text else f"http://{text}")
-        usable = bool(url.host and url.port)
+        usable = bool(url.host) and (url.port or 0) >= 0
     except ValueError:
-        raise OSError(f"{name.upper()} is not the URL of a proxy") from None
-    if url.scheme != "http" or not usable:
+        usable = False
+    if not usable:
+        raise OSError(f"{name.upper()} is not a URL of a proxy")
+    if url.scheme not in _PORTS:
         raise OSError(
-            f"{name.upper()} names a {url.scheme} proxy: only HTTP proxies are supported, such as http://proxy.lan:3128"
+            f"{name.upper()} names a {url.scheme} proxy: http, https, socks5 and socks5h can be used, as in http://proxy.lan:3128"
         )
-    headers = {}
-    if url.user or url.password:
-        given = f"{url.user or ''}:{url.password or ''}".encode()
-        headers["Proxy-Authorization"] = f"Basic {base64.b64encode(given).decode()}"
-    return Proxy(url.with_user(None), headers)
+    found = (url.user or "", url.password or "") if url.user or url.password else None
+    bare = url.with_user(None).with_port(url.port or _PORTS[url.scheme])
+    return Proxy(bare, lambda: found, name.upper())

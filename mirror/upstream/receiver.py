@@ -22,6 +22,7 @@ from yarl import URL
 
 from mirror.threads import ended
 from mirror.upstream.connection import Connection
+from mirror.upstream.tunnels import ProxyHop
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
@@ -47,10 +48,13 @@ class Route:
     """Makes a TCP connection, to the origin or through a proxy. Raises OSError."""
     tls: ssl.SSLContext | None
     """None for plain HTTP."""
-    absolute: bool = False
-    """True if requests go to an HTTP proxy, in absolute form (RFC 9112, section 3.2.2)."""
-    headers: Mapping[str, str] | None = None
-    """Headers for that proxy."""
+    hop: ProxyHop | None = None
+    """The HTTP proxy that the connection leads to, if any."""
+
+    @property
+    def absolute(self) -> bool:
+        """True if the target of a request is the whole URL: for an HTTP proxy without a tunnel (RFC 9112, section 3.2.2)."""
+        return self.hop is not None and self.hop.target is None
 
 
 class Receiver:
@@ -73,7 +77,7 @@ class Receiver:
         sent = {
             "Host": host if url.is_default_port() else f"{host}:{url.port}",
             **self._headers,
-            **(route.headers or {}),
+            **(route.hop.headers if route.hop is not None and route.absolute else {}),
             **headers,
         }
         target = str(url.with_fragment(None)) if route.absolute else url.raw_path_qs
@@ -85,9 +89,13 @@ class Receiver:
                 connection = Connection(route.key, await route.connect())
                 self._open.add(connection)
             try:
+                if not reused and route.hop is not None:
+                    await self.run(connection, connection.pass_proxy, route.hop)
                 if not reused and route.tls is not None:
                     await self.run(connection, connection.start_tls, route.tls, url.host or "")
                 status, fields = await self.run(connection, connection.exchange, request)
+                if status == 407 and route.hop is not None:
+                    raise route.hop.refusal(status, "")
             except (OSError, h11.RemoteProtocolError):
                 self._discard(connection)
                 if reused and not connection.answered:

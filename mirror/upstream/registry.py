@@ -31,6 +31,7 @@ from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.failover import with_failover
 from mirror.upstream.health import EndpointHealth
 from mirror.upstream.pages import Listing, read_pages
+from mirror.upstream.proxies import Fixed, Way, way
 from mirror.upstream.receiver import Response
 from mirror.upstream.search import HubApi, SearchResult, TagDetails
 from mirror.upstream.transport import Connections, Timeouts, Transport, length_of, read_bounded, shown
@@ -55,6 +56,10 @@ class EndpointSettings(Protocol):
     def url(self) -> str: ...
     @property
     def path(self) -> str: ...
+    @property
+    def proxy(self) -> str | None: ...
+    @property
+    def proxy_credentials_file(self) -> Any: ...
 
 
 class RegistrySettings(Protocol):
@@ -68,6 +73,10 @@ class RegistrySettings(Protocol):
     def search(self) -> str | None: ...
     @property
     def tag_details(self) -> str | None: ...
+    @property
+    def proxy(self) -> str | None: ...
+    @property
+    def proxy_credentials_file(self) -> Any: ...
     def credentials(self) -> tuple[str, str] | None: ...
 
 
@@ -81,6 +90,7 @@ class Registry:
         urls = [URL(endpoint.url) for endpoint in settings.endpoints]
         # The credentials are for the registry's own endpoint, or for the first one: others are often public mirrors.
         home = next((url for url in urls if is_own(name, url)), urls[0])
+        out = registry_way(name, settings, transport.way)
         self._endpoints = [
             Endpoint(
                 name,
@@ -91,10 +101,11 @@ class Registry:
                 own=is_own(name, url),
                 only=len(urls) == 1,
                 path=endpoint.path,
+                way=endpoint_way(name, endpoint, out),
             )
             for endpoint, url in zip(settings.endpoints, urls, strict=True)
         ]
-        self._hub_api = HubApi(name, settings.search or "", settings.tag_details or "", transport, tls)
+        self._hub_api = HubApi(name, settings.search or "", settings.tag_details or "", transport, tls, out)
         self._pulled_manifest = metrics.pulled_bytes.labels(name, "manifest")
 
     async def aclose(self) -> None:
@@ -235,17 +246,19 @@ class Upstreams:
         timeouts: Timeouts,
         connections: Connections,
         unlisted: Mapping[str, RegistrySettings] | None = None,
+        way: Way | None = None,
     ) -> None:
-        """The registries in `unlisted` are set up when they are first used."""
+        """The registries in `unlisted` are set up when they are first used; `way` is the way out of those that name no proxy, by default the environment's."""
         self._settings = registries
         self._unlisted = unlisted or {}
         self._timeouts = timeouts
         self._connections = connections
+        self._way = way
         self._registries: dict[str, Registry] = {}
         self._transport: Transport | None = None
 
     async def __aenter__(self) -> Upstreams:
-        self._transport = Transport(self._timeouts, self._connections)
+        self._transport = Transport(self._timeouts, self._connections, self._way)
         self._registries = {name: Registry(name, settings, self._transport) for name, settings in self._settings.items()}
         return self
 
@@ -266,6 +279,30 @@ class Upstreams:
     def in_use(self) -> list[str]:
         """Returns the names of the configured registries, and of others that were used."""
         return list(self._registries)
+
+
+class WaySettings(Protocol):
+    """The settings for all registries that are used here (mirror/config/upstream.py)."""
+
+    @property
+    def proxy(self) -> str: ...
+    @property
+    def proxy_credentials_file(self) -> Any: ...
+
+
+def upstream_way(settings: WaySettings) -> Way:
+    """Returns the way out for registries that name none. Raises OSError if the environment names a proxy that cannot be used."""
+    return way(settings.proxy, settings.proxy_credentials_file, Fixed(None), "upstream.proxy")
+
+
+def endpoint_way(name: str, settings: EndpointSettings, otherwise: Way) -> Way:
+    """Returns the way out to an endpoint of a registry; `otherwise` if it names none of its own. Raises OSError."""
+    return way(settings.proxy, settings.proxy_credentials_file, otherwise, f'registries."{name}".endpoints.proxy')
+
+
+def registry_way(name: str, settings: RegistrySettings, otherwise: Way) -> Way:
+    """Returns the way out to a registry; `otherwise` if it names none of its own. Raises OSError."""
+    return way(settings.proxy, settings.proxy_credentials_file, otherwise, f'registries."{name}".proxy')
 
 
 def is_own(registry: str, url: URL) -> bool:

@@ -27,6 +27,7 @@ from mirror.errors import (
 from mirror.names import Repository, Tag
 from mirror.upstream.guard import Guard
 from mirror.upstream.health import Breaker
+from mirror.upstream.proxies import Way
 from mirror.upstream.receiver import Response
 from mirror.upstream.redirects import follow
 from mirror.upstream.transport import Transport, read_bounded, retry_after, shown
@@ -65,11 +66,19 @@ class TagDetails:
 class HubApi:
     """The search and the tag details of one registry. It stops asking for a while after failures."""
 
-    def __init__(self, registry: str, search: str, tag_details: str, transport: Transport, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        registry: str,
+        search: str,
+        tag_details: str,
+        transport: Transport,
+        tls: ssl.SSLContext | None,
+        way: Way | None = None,
+    ) -> None:
         """`search` and `tag_details` are the URLs of the two APIs; an empty one means that the registry has no such API."""
         self._registry = registry
-        self._search = _Service(search, transport, tls) if search else None
-        self._details = _Service(tag_details, transport, tls) if tag_details else None
+        self._search = _Service(search, transport, tls, way) if search else None
+        self._details = _Service(tag_details, transport, tls, way) if tag_details else None
 
     async def search(self, term: str) -> list[SearchResult] | None:
         """Returns at most `SEARCHED` results in the service's order; None if the registry has no search. Raises UpstreamError.
@@ -115,9 +124,9 @@ class HubApi:
 class _Service:
     """GET requests to one base URL, with a circuit breaker."""
 
-    def __init__(self, url: str, transport: Transport, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, url: str, transport: Transport, tls: ssl.SSLContext | None, way: Way | None) -> None:
         self._base = URL(url)
-        self._guard = Guard(transport, self._base, tls)
+        self._guard = Guard(transport, self._base, tls, way)
         self._breaker = Breaker()
 
     async def get(self, query: dict[str, str], below: str = "") -> dict[str, Any]:

@@ -25,9 +25,10 @@ from mirror.errors import TargetRefused, UpstreamFailed, UpstreamInvalid, Upstre
 from mirror.tasks import close_all
 from mirror.upstream import dialing
 from mirror.upstream.health import Delivery
-from mirror.upstream.proxies import Proxies
+from mirror.upstream.proxies import Proxies, Way
 from mirror.upstream.receiver import Receiver, Response
 from mirror.upstream.trust import trusting
+from mirror.upstream.tunnels import ProxyUnreachable
 
 _GZIP = b"\x1f\x8b"
 """The first bytes of gzip data (RFC 1952, section 2.3.1)."""
@@ -61,12 +62,13 @@ class Connections:
 class Transport:
     """Sends requests over a pool of connections. Connections to public addresses only are pooled apart."""
 
-    def __init__(self, timeouts: Timeouts, connections: Connections) -> None:
+    def __init__(self, timeouts: Timeouts, connections: Connections, way: Way | None = None) -> None:
+        """`way` is for requests that name none; the environment's proxies by default. Raises OSError if those cannot be used."""
         self.timeouts = timeouts
         self.connections = connections
         self.deliveries: list[Delivery] = []
-        """Those of all endpoints of all registries."""
-        self._proxies = Proxies()
+        """Of all endpoints of all registries."""
+        self.way: Way = Proxies() if way is None else way
         self._resolver = ThreadedResolver()
         self._public_resolver = _PublicOnly(self._resolver)
         self._receiver = Receiver(f"mirror/{__version__}")
@@ -94,28 +96,36 @@ class Transport:
         public_only: bool = False,
         tls: ssl.SSLContext | None = None,
         timeout: float | None = None,
+        way: Way | None = None,
     ) -> Response:
         """Sends a GET or HEAD and waits for the response's head. Does not follow redirects. The caller releases or closes the response.
 
         Raises UpstreamUnreachable, UpstreamTimeout, UpstreamInvalid, TargetRefused; UpstreamFailed if the connection ends without a response.
         """
         context = (tls or self._tls) if url.scheme == "https" else None
-        if (proxy := self._proxies.of(url)) is not None:
-            # A proxy resolves names itself, and its own address may be private.
-            route = dialing.proxied(url, proxy, self._resolver, context, self.timeouts.connect)
-        else:
-            route = dialing.direct(
-                url, self._public_resolver if public_only else self._resolver, context, public_only, self.timeouts.connect
+        resolver = self._public_resolver if public_only else self._resolver
+        proxy = (self.way if way is None else way).of(url)
+        seconds = self.timeouts.connect
+        with _translated(url, public_only, proxy is not None and proxy.resolves):
+            route = (
+                dialing.direct(url, resolver, context, public_only, seconds)
+                if proxy is None
+                else dialing.proxied(url, proxy, self._resolver, resolver, context, seconds)
             )
-        with _translated(url, public_only):
             async with asyncio.timeout(self.timeouts.header if timeout is None else timeout):
                 return await self._receiver.send(method, url, headers, route)
 
-    async def is_private(self, url: URL) -> bool:
-        """Returns whether none of a host's addresses is public. A host that cannot be resolved counts as public, which is stricter."""
+    async def is_private(self, url: URL, way: Way | None = None) -> bool:
+        """Returns whether no address of the host is public. A host that cannot be resolved counts as public, which allows less.
+
+        So does a name that a proxy resolves: it is not resolved here.
+        """
         host = url.host or ""
         if _literal(host) is not None:
             return not _public(host)
+        proxy = (self.way if way is None else way).of(url)
+        if proxy is not None and proxy.resolves:
+            return False
         try:
             async with asyncio.timeout(self.timeouts.connect):
                 found = await self._resolver.resolve(host, url.port or 443)
@@ -125,11 +135,12 @@ class Transport:
 
 
 @contextlib.contextmanager
-def _translated(url: URL, public_only: bool) -> Iterator[None]:
-    """Translates the errors of a request. Raises as Transport.request does."""
+def _translated(url: URL, public_only: bool, resolved_beyond: bool) -> Iterator[None]:
+    """Makes errors of ours of what goes wrong with a request. Raises as Transport.request does."""
     where = shown(url)
     host = url.host or ""
-    if public_only and _literal(host) is not None and not _public(host):
+    local_name = resolved_beyond and host.rstrip(".").rpartition(".")[2] == "localhost"
+    if public_only and ((_literal(host) is not None and not _public(host)) or local_name):
         raise TargetRefused(f"an upstream with a public address points to {where}, which is not public")
     try:
         yield
@@ -143,7 +154,7 @@ def _translated(url: URL, public_only: bool) -> Iterator[None]:
         raise UpstreamTimeout(f"{where} did not answer in time") from None
     except ssl.SSLError as error:
         raise UpstreamUnreachable(f"no TLS connection with {where}: {_brief(error)}") from None
-    except dialing.ProxyUnreachable as error:
+    except ProxyUnreachable as error:
         raise UpstreamUnreachable(f"no connection with {where}: {error}") from None
     except dialing.NoConnection as error:
         raise UpstreamUnreachable(f"no connection with {where}: {_reason(error)}") from None

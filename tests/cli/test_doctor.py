@@ -53,9 +53,9 @@ def test_problems_end_with_status_1(tmp_path: Path) -> None:
 
 def test_a_proxy_that_cannot_be_used_is_a_finding(tmp_path: Path) -> None:
     """The mirror does not start with it, and the doctor says why, instead of failing as well."""
-    done = mirror("doctor", "--cache-dir", str(tmp_path), "--json", HTTPS_PROXY="socks5://proxy:1080")
+    done = mirror("doctor", "--cache-dir", str(tmp_path), "--json", HTTPS_PROXY="socks4://proxy:1080")
     found = [finding for finding in json.loads(done.stdout)["findings"] if finding["check"] == "upstreams"]
     assert done.returncode == 1
     assert len(found) == 1
-    assert "HTTPS_PROXY names a socks5 proxy" in found[0]["message"]
+    assert "HTTPS_PROXY names a socks4 proxy" in found[0]["message"]
     assert found[0]["cure"]

@@ -30,6 +30,8 @@ _PACKAGES = {
     "prometheus": "prometheus",
     "promtool": "prometheus",
     "nginx": "nginx-light",
+    "microsocks": "microsocks",
+    "tinyproxy": "tinyproxy",
     "wrk": "wrk",
     "systemd-analyze": "systemd",
     "chromium": "chromium",

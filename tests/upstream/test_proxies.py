@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from yarl import URL
 
-from mirror.upstream.proxies import Proxies
+from mirror.upstream.proxies import Fixed, Proxies, way
 
 PROXY = {"HTTP_PROXY": "http://proxy:3128", "HTTPS_PROXY": "proxy:3129"}
 
@@ -88,12 +90,54 @@ def test_the_upper_case_variable_counts_first() -> None:
     assert str(Proxies({**PROXY, "http_proxy": "http://other:1"}).of(URL("http://x/")).url) == "http://proxy:3128"  # type: ignore[union-attr]
     assert str(Proxies({"http_proxy": "http://other:1"}).of(URL("http://x/")).url) == "http://other:1"  # type: ignore[union-attr]
     assert Proxies({"http_proxy": "http://other:1"}).of(URL("https://x/")) is None
-    assert Proxies({"all_proxy": "http://other:1"}).of(URL("https://x/")) is None
+
+
+def test_all_proxy_counts_where_no_other_does() -> None:
+    """As curl has it, whose users set it; NO_PROXY and loopback are exceptions from it too."""
+    found = Proxies({"all_proxy": "socks5h://p", "HTTPS_PROXY": "http://q:1", "NO_PROXY": "lan"})
+    assert str(found.of(URL("http://x/")).url) == "socks5h://p:1080"  # type: ignore[union-attr]
+    assert str(found.of(URL("https://x/")).url) == "http://q:1"  # type: ignore[union-attr]
+    assert found.of(URL("http://lan/")) is None
+    assert found.of(URL("http://127.0.0.1/")) is None
 
 
 @pytest.mark.parametrize(
-    "value", ["socks5://p:1080", "socks5h://p", "https://p", "ftp://p", "http://p:99999", "http://", "http://[::1"]
+    ("value", "url", "resolves"),
+    [
+        ("proxy", "http://proxy/", True),
+        ("http://proxy:3128", "http://proxy:3128/", True),
+        ("https://proxy", "https://proxy/", True),
+        ("socks5://proxy", "socks5://proxy:1080", False),
+        ("socks5h://u:p@proxy:1", "socks5h://proxy:1", True),
+    ],
 )
+def test_every_kind_of_proxy_has_its_port_and_says_who_resolves(value: str, url: str, resolves: bool) -> None:
+    """The usual port where none is given; user and password are not in the URL, which gets into errors."""
+    found = Proxies({"HTTPS_PROXY": value}).of(URL("https://x/"))
+    assert found is not None
+    assert (str(found.url).rstrip("/"), found.resolves) == (url.rstrip("/"), resolves)
+    assert found.credentials() == (("u", "p") if "@" in value else None)
+
+
+def test_a_setting_comes_before_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry's own proxy, else what holds for all; `none` is none, and a loopback host goes through a proxy that a setting names."""
+    monkeypatch.setenv("HTTP_PROXY", "http://env:1")
+    monkeypatch.setenv("NO_PROXY", "")
+    url, everywhere = URL("http://x/"), Fixed(None)
+    assert way(None, None, everywhere, "o") is everywhere
+    assert way("none", None, everywhere, "o").of(url) is None
+    assert str(way("environment", None, everywhere, "o").of(url).url) == "http://env:1"  # type: ignore[union-attr]
+    file = tmp_path / "credentials"
+    file.write_text("robot:hunter2:x\n")
+    chosen = way("socks5h://proxy", file, everywhere, "upstream.proxy").of(URL("http://127.0.0.1/"))
+    assert chosen is not None
+    assert chosen.credentials() == ("robot", "hunter2:x")
+    file.write_text("robot:changed\n")
+    assert chosen.credentials() == ("robot", "changed"), "read at each use"
+    assert "hunter2" not in repr(chosen)
+
+
+@pytest.mark.parametrize("value", ["ftp://p", "socks4://p", "http://p:99999", "http://", "http://[::1"])
 def test_a_proxy_that_cannot_be_used_is_refused_in_words(value: str) -> None:
     """At the start, by the variable's name: not by speaking HTTP to what speaks something else."""
     with pytest.raises(OSError, match="HTTPS_PROXY"):

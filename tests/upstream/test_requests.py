@@ -6,15 +6,19 @@ import asyncio
 import base64
 import contextlib
 import os
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
-from mirror.errors import UpstreamError
+from mirror.errors import TargetRefused, UpstreamError
+from mirror.upstream import proxies
 from mirror.upstream import transport as transport_module
+from mirror.upstream.guard import Guard
 from mirror.upstream.health import Breaker
 from mirror.upstream.transport import Connections, Timeouts, Transport
 from tests.support.certificates import Authority
@@ -215,7 +219,10 @@ async def test_a_proxy_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("no_proxy", "")
     proxied = Transport(Timeouts(1, 1, 1, 1), Connections(1, 1, 1))
     try:
-        with pytest.raises(UpstreamError, match=r"with http://registry\.invalid/: the proxy 127\.0\.0\.1:1: Connection refused"):
+        with pytest.raises(
+            UpstreamError,
+            match=r"with http://registry\.invalid/: the proxy http://127\.0\.0\.1:1 \(HTTP_PROXY\): Connection refused",
+        ):
             await proxied.request("GET", URL("http://registry.invalid/"), {})
     finally:
         await proxied.aclose()
@@ -334,3 +341,106 @@ async def test_a_blob_comes_through_a_tunnel(tmp_path: Path, monkeypatch: pytest
         origin.close()
         proxy.close()
     assert asked == [b"CONNECT registry.invalid:4433 HTTP/1.1"]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_blob_comes_through_a_proxy_that_is_spoken_to_by_tls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """Both for https registries, by TLS within TLS, and for http ones; bodies of many records come whole, and the connection is used again."""
+    authority = Authority(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(authority.certificate, authority.key)
+    body = os.urandom(3_000_000)
+    asked: list[bytes] = []
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.extend(filter(None, [asyncio.current_task()]))
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                asked.append((await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")[0])
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                await writer.drain()
+        writer.close()
+
+    async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.extend(filter(None, [asyncio.current_task()]))
+        asked.append((await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")[0])
+        there_reader, there = await asyncio.open_connection("127.0.0.1", origin.sockets[0].getsockname()[1])
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+
+        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(ConnectionError):
+                while data := await source.read(65536):
+                    sink.write(data)
+                    await sink.drain()
+            sink.close()
+
+        await asyncio.gather(copy(reader, there), copy(there_reader, writer))
+
+    origin = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=tls)
+    proxy = await asyncio.start_server(tunnel if scheme == "https" else answer, "127.0.0.1", 0, ssl=tls)
+    monkeypatch.setattr("mirror.upstream.dialing._system_tls", lambda: ssl.create_default_context(cafile=authority.ca))
+    way = proxies.way(f"https://127.0.0.1:{proxy.sockets[0].getsockname()[1]}", None, proxies.Fixed(None), "upstream.proxy")
+    transport = Transport(Timeouts(2, 5, 1, 1), Connections(1, 1, 1), way)
+    trusting = ssl.create_default_context(cafile=authority.ca)
+    trusting.check_hostname = False
+    try:
+        for _ in range(2):
+            response = await transport.request("GET", URL(f"{scheme}://registry.invalid:4433/x"), {}, tls=trusting)
+            received = bytearray()
+            while data := await response.read(2):
+                received += data
+            await response.aclose()
+            assert received == body
+    finally:
+        await transport.aclose()
+        await asyncio.gather(*tasks)
+        origin.close()
+        proxy.close()
+    if scheme == "https":
+        assert asked == [b"CONNECT registry.invalid:4433 HTTP/1.1", b"GET /x HTTP/1.1", b"GET /x HTTP/1.1"]
+    else:
+        assert asked == [b"GET http://registry.invalid:4433/x HTTP/1.1"] * 2
+
+
+async def test_a_name_that_a_proxy_resolves_is_not_resolved_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither to connect, nor to judge a redirect; behind it ``localhost`` and internal addresses are refused from where the endpoint's name is not known."""
+    looked_up: list[str] = []
+
+    async def resolve(self: object, host: str, *_: object, **__: object) -> list[Any]:
+        looked_up.append(host)
+        return [{"host": host, "family": socket.AF_INET}]
+
+    monkeypatch.setattr(ThreadedResolver, "resolve", resolve)
+    way = proxies.way("socks5h://127.0.0.1:1", None, proxies.Fixed(None), "upstream.proxy")
+    transport = Transport(Timeouts(1, 2, 1, 1), Connections(1, 1, 1), way)
+    guard = Guard(transport, URL("http://registry.lan"), None)
+    try:
+        for target in ("http://localhost/x", "http://a.localhost./x", "http://10.0.0.1/x"):
+            with pytest.raises(TargetRefused, match="not public"):
+                await guard.request("GET", [guard.base], URL(target), {})
+        with pytest.raises(UpstreamError, match=r"the proxy socks5h://127\.0\.0\.1:1 \(upstream\.proxy\): Connection refused"):
+            await guard.request("GET", [guard.base], URL("http://cdn.lan/x"), {})
+    finally:
+        await transport.aclose()
+    assert set(looked_up) <= {"127.0.0.1"}, "the proxy's own"
+
+
+async def test_an_endpoints_proxy_counts_before_the_registrys_and_that_before_all(start: StartMirror, upstream: Scripted) -> None:
+    """Each way is seen by the proxy that the error names; ``none`` reaches upstream without one."""
+    upstream.add_image("library/app", "latest")
+    everywhere = {"upstream": {"proxy": "http://127.0.0.1:1"}}
+    mirror = await start(settings=everywhere)
+    assert b"the proxy http://127.0.0.1:1 (upstream.proxy): Connection refused" in (await mirror.get(LATEST)).body
+    assert upstream.asked == []
+    await mirror.stop()
+    registry = {"docker.io": {"endpoints": [upstream.url], "proxy": "http://127.0.0.1:2"}}
+    mirror = await start(settings={**everywhere, "registries": registry})
+    assert b'the proxy http://127.0.0.1:2 (registries.\\"docker.io\\".proxy)' in (await mirror.get(LATEST)).body
+    assert upstream.asked == []
+    await mirror.stop()
+    endpoint = {"docker.io": {"endpoints": [{"url": upstream.url, "proxy": "none"}], "proxy": "http://127.0.0.1:2"}}
+    mirror = await start(settings={**everywhere, "registries": endpoint})
+    assert (await mirror.get(LATEST)).status == 200
