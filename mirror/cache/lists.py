@@ -103,5 +103,14 @@ async def known_referrers(store: Store, repository: Repository, digest: Digest) 
     return found
 
 
+async def add_referrers(store: Store, repository: Repository, digest: Digest, entries: list[dict[str, Any]]) -> None:
+    """Adds descriptors to what is known to refer to a manifest. Upstream's own list keeps its age, and without one, upstream is asked as soon as it can be."""
+    key = _referrers_key(repository, digest)
+    known = await store.document(key) or {"asked": 0.0, "list": []}
+    here = {entry.get("digest") for entry in known["list"] if isinstance(entry, dict)}
+    new = [entry for entry in entries if entry["digest"] not in here]
+    await store.set_document(key, {"asked": known["asked"], "list": [*known["list"], *new]})
+
+
 def _referrers_key(repository: Repository, digest: Digest) -> str:
     return f"referrers {repository} {digest}"

@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import gc as python_gc  # `gc` is a command here
 import importlib
+import keyword
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ COMMANDS = {
     "pull": "pull",
     "export": "export",
     "have": "have",
+    "import": "import_",
     "pin": "pin",
     "unpin": "pin",
     "rm": "rm",
@@ -56,6 +58,8 @@ class _Commands(click.Group):
         finally:
             python_gc.freeze()
             python_gc.enable()
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        command = getattr(importlib.import_module(f"mirror.cli.{COMMANDS[cmd_name]}"), name)
         assert isinstance(command, click.Command)
         return command
 

@@ -12,7 +12,9 @@ from typing import Any
 from click import Context
 
 from mirror.cli import main
+from tests.support.archives import layout_of, pack
 from tests.support.commands import Commands
+from tests.support.images import make_image
 from tests.support.scripted import Scripted
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
@@ -64,6 +66,11 @@ async def test_documents_have_the_documented_keys(upstream: Scripted, tmp_path: 
     (tmp_path / "cache" / "blobs" / "sha256" / third.layers[0].hex).unlink()
     await run("export", "--all", "-o", str(tmp_path / "lab.tar"))
     await run("rm", "third:1")
+    layout = layout_of({"docker.io/library/fourth:1": make_image(1)})
+    del layout[next(name for name, blob in layout.items() if blob.startswith(b"\x1f\x8b"))]
+    (tmp_path / "delta.tar").write_bytes(pack(layout))
+    await run("import", str(tmp_path / "delta.tar"), status=1)
+    await run("import", str(tmp_path / "lab.tar"))
     for command in (["ls"], ["show", "app:1"], ["tags", "app"], ["gc", "--dry-run"], ["unpin", "app:1"]):
         await run(*command)
     (tmp_path / "cache" / "blobs" / "sha256" / image.config.hex).write_bytes(b"damaged")

@@ -1,0 +1,195 @@
+"""Enters the images of an archive into a store: their manifests, names and pins, once their blobs are there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+
+from mirror.bundles.claims import Claim, Claims
+from mirror.cache.lists import add_referrers
+from mirror.cache.platforms import Selection
+from mirror.errors import ManifestUnknown, MirrorError
+from mirror.manifests import Descriptor, Manifest, blobs_of, embedded_in, entries_of, platform_of
+from mirror.names import Digest, Reference, Repository, Tag, image_name
+from mirror.storage.store import Store, TagRecord
+
+_ELSEWHERE = ("foreign", "nondistributable")
+"""In media types of layers that registries do not have (image-spec 1.1, "layer.md")."""
+NAMELESS = "has no name in the archive: run it again with --as NAME"
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What came of one name in an archive. It is served unless `fault` says why not."""
+
+    repository: Repository | None
+    reference: Reference | None
+    digest: Digest
+    platforms: tuple[str, ...] = ()
+    """Those that are here whole."""
+    came: int = 0
+    """Bytes that were not here before."""
+    lacking: tuple[Digest, ...] = ()
+    """What the archive leaves out, and is not cached either."""
+    rebuilt: bool = False
+    fault: str = ""
+
+    def __str__(self) -> str:
+        return (
+            f"an image {self.digest}"
+            if self.repository is None or self.reference is None
+            else image_name(self.repository, self.reference)
+        )
+
+
+@dataclass
+class _Parts:
+    """The manifests of an image that are in the archive, or cached."""
+
+    root: Manifest | None = None
+    images: dict[Digest, Manifest] = field(default_factory=dict)
+    indexes: dict[Digest, Manifest] = field(default_factory=dict)
+    platforms: dict[Digest, str] = field(default_factory=dict)
+    fault: str = ""
+
+    def is_for_containers(self, digest: Digest) -> bool:
+        return not self.platforms.get(digest, "unknown").startswith("unknown")
+
+
+async def _parts(claim: Claim, claims: Claims, platforms: Collection[str] | None, store: Store | None) -> _Parts:
+    found = _Parts()
+
+    async def known(digest: Digest) -> Manifest | None:
+        manifest = claims.manifest(digest)
+        return await store.manifest(digest) if manifest is None and store is not None else manifest
+
+    async def manifest_of(digest: Digest) -> Manifest:
+        manifest = await known(digest)
+        if manifest is None:
+            raise ManifestUnknown(f"{digest} is not in the archive")
+        found.indexes[digest] = manifest
+        return manifest
+
+    async def config_of(manifest: Manifest) -> bytes:
+        config, _ = blobs_of(manifest.body)
+        return b"" if config is None else claims.documents.get(config.digest, b"")
+
+    found.root = await known(claim.root)
+    if found.root is None:
+        return found
+    name = image_name(*claim.names[0]) if claim.names else str(claim.root)
+    selection = Selection(name, platforms, manifest_of, config_of)
+    try:
+        await selection.walk(found.root)
+    except MirrorError as error:
+        found.fault = error.message
+    found.images = selection.images
+    found.indexes[claim.root] = found.root
+    for index in found.indexes.values():
+        for entry in entries_of(index.body):
+            if entry.platform is not None:
+                found.platforms.setdefault(entry.descriptor.digest, entry.platform)
+    for digest, manifest in found.images.items():
+        found.indexes.pop(digest, None)
+        if digest not in found.platforms and (platform := platform_of(await config_of(manifest))) is not None:
+            found.platforms[digest] = platform
+    # What was read on the way and is no index is of a platform that nobody wants.
+    found.indexes = {digest: manifest for digest, manifest in found.indexes.items() if entries_of(manifest.body)}
+    return found
+
+
+def _blobs(manifest: Manifest) -> list[Descriptor]:
+    """What an image needs beside its manifest."""
+    config, layers = blobs_of(manifest.body)
+    return [
+        blob
+        for blob in [*([config] if config is not None else []), *layers]
+        if not any(word in blob.media_type for word in _ELSEWHERE) and embedded_in(manifest.body, blob.digest) is None
+    ]
+
+
+async def required(claim: Claim, claims: Claims, platforms: Collection[str] | None) -> set[Digest]:
+    """The configurations and layers that an image of the archive needs."""
+    parts = await _parts(claim, claims, platforms, None)
+    return {blob.digest for manifest in parts.images.values() for blob in _blobs(manifest)}
+
+
+class Receiver:
+    """Enters images, one after the other. `is_here` tells whether a blob is cached, `came` how many of its bytes this import brought."""
+
+    def __init__(
+        self,
+        store: Store,
+        claims: Claims,
+        is_here: Callable[[Digest], bool],
+        came: Callable[[Digest], int],
+        platforms: Collection[str] | None,
+        *,
+        pin: bool,
+        dry_run: bool,
+    ) -> None:
+        self._store = store
+        self._claims = claims
+        self._is_here = is_here
+        self._came = came
+        self._platforms = platforms
+        self._pin = pin
+        self._dry_run = dry_run
+
+    async def receive(self, found: Iterable[Claim]) -> list[Received]:
+        """Enters images, each where at least one of its platforms is here whole."""
+        return [one for claim in found for one in await self._receive(claim)]
+
+    async def _receive(self, claim: Claim) -> list[Received]:
+        parts = await _parts(claim, self._claims, self._platforms, self._store)
+        lacking: dict[Digest, None] = {}
+        if parts.root is None:
+            lacking[claim.root] = None
+        whole: dict[Digest, Manifest] = {}
+        came = 0
+        for digest, manifest in parts.images.items():
+            blobs = {blob.digest for blob in _blobs(manifest)}
+            came += sum(map(self._came, blobs))
+            absent = [blob for blob in blobs if not self._is_here(blob)]
+            lacking.update(dict.fromkeys(sorted(absent, key=str)))
+            if not absent:
+                whole[digest] = manifest
+        for_containers = [digest for digest in parts.images if parts.is_for_containers(digest)]
+        served = bool(whole) and (not for_containers or any(digest in whole for digest in for_containers))
+        platforms = tuple(dict.fromkeys(parts.platforms[digest] for digest in for_containers if digest in whole))
+        fault = parts.fault
+        if not served and not fault:
+            fault = (
+                f"is not complete: {_listed(tuple(lacking))} missing" if lacking else "has nothing in the archive but an index"
+            )
+        if not claim.names:
+            return [Received(None, None, claim.root, platforms, came, tuple(lacking), claim.rebuilt, fault or NAMELESS)]
+        received = []
+        for repository, reference in claim.names:
+            if not fault and not self._dry_run:
+                await self._enter(repository, reference, parts, whole)
+            received.append(Received(repository, reference, claim.root, platforms, came, tuple(lacking), claim.rebuilt, fault))
+        return received
+
+    async def _enter(self, repository: Repository, reference: Reference, parts: _Parts, whole: dict[Digest, Manifest]) -> None:
+        for manifest in (*whole.values(), *parts.indexes.values()):
+            await self._store.put_manifest(repository, manifest)
+        assert parts.root is not None
+        if isinstance(reference, Tag):
+            await self._store.set_tag(repository, reference, TagRecord(parts.root.descriptor, time.time()))
+        if self._pin:
+            await self._store.pin(repository, reference)
+
+
+async def enter_referrers(store: Store, referred: Iterable[tuple[Repository, Digest, dict[str, object]]]) -> None:
+    """Lists what refers to images, as if upstream had, but long ago: it is asked again where it can be."""
+    for repository, subject, described in referred:
+        if store.size(Digest.parse(str(described["digest"]))) is None:
+            continue
+        await add_referrers(store, repository, subject, [described])
+
+
+def _listed(digests: tuple[Digest, ...]) -> str:
+    named = ", ".join(map(str, digests[:3]))
+    return f"{named} is" if len(digests) == 1 else f"{named}{f' and {len(digests) - 3} more' if len(digests) > 3 else ''} are"
