@@ -51,10 +51,11 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
         # Imports leave next to no garbage, and looking for it takes an eighth of a start.
         python_gc.disable()
         try:
-            command = getattr(importlib.import_module(f"mirror.cli.{COMMANDS[cmd_name]}"), cmd_name)
+            command = getattr(importlib.import_module(f"mirror.cli.{COMMANDS[cmd_name]}"), name)
         finally:
             python_gc.freeze()
             python_gc.enable()
