@@ -53,7 +53,7 @@ class Lists:
         """Returns all tags in ASCII order ("lexical order", distribution-spec 1.1, "Listing Tags"). Raises MirrorError."""
         try:
             found, outcome = await self._list(
-                f"tags {repository}", lambda: self._source(repository.registry).list_tags(repository)
+                _tags_key(repository), lambda: self._source(repository.registry).list_tags(repository)
             )
         except MirrorError as error:
             if isinstance(error, Unknown) and error.certain:
@@ -63,6 +63,11 @@ class Lists:
             if not found:
                 raise
         return sorted(set(found)), outcome
+
+    async def last_tags(self, repository: Repository) -> list[str]:
+        """Returns the tags that upstream listed last, or else those that are cached, without asking."""
+        known = await self._store.document(_tags_key(repository))
+        return known["list"] if known is not None else await self._store.tags(repository)
 
     async def referrers(self, repository: Repository, digest: Digest) -> tuple[list[dict[str, Any]], Outcome]:
         """Returns the descriptors of a manifest's referrers. Raises MirrorError."""
@@ -110,6 +115,10 @@ async def add_referrers(store: Store, repository: Repository, digest: Digest, en
     here = {entry.get("digest") for entry in known["list"] if isinstance(entry, dict)}
     new = [entry for entry in entries if entry["digest"] not in here]
     await store.set_document(key, {"asked": known["asked"], "list": [*known["list"], *new]})
+
+
+def _tags_key(repository: Repository) -> str:
+    return f"tags {repository}"
 
 
 def _referrers_key(repository: Repository, digest: Digest) -> str:

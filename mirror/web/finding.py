@@ -97,7 +97,8 @@ class Finding:
         task, _ = self._tag_lists.start(repository, lambda: self._cache.lists.tags(repository))
         await asyncio.wait([task], timeout=PATIENCE)
         if not task.done():
-            return set(), UpstreamTimeout(f"{repository.registry} did not list its tags in time")
+            last = await self._cache.lists.last_tags(repository)
+            return set(last), UpstreamTimeout(f"{repository.registry} did not list its tags in time")
         try:
             names, outcome = task.result()
         except MirrorError as error:

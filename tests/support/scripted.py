@@ -392,6 +392,9 @@ class Scripted:
             return await self._blob(request, match[2], fault)
         if match := re.fullmatch(r"/v2/(.+)/tags/list", path):
             await asyncio.sleep(self.page_seconds)
+            if (hold := fault.of(Hold)) is not None:
+                hold.reached.set()
+                await hold.release.wait()
             return self._tags(request, match[1])
         if (match := re.fullmatch(r"/v2/(.+)/referrers/([^/]+)", path)) and self.referrers_api:
             return self._referrers(match[1], match[2])

@@ -11,8 +11,8 @@ import pytest
 
 from mirror.web import translations
 from tests.support.dashboard import HOSTILE, HTML, log_in, post, token
-from tests.support.mirrors import Mirror
-from tests.support.scripted import Fault, Scripted, Status
+from tests.support.mirrors import Mirror, StartMirror
+from tests.support.scripted import Fault, Hold, Scripted, Status
 
 UNKNOWN = "\u2013"
 TAGS = "/repository/docker.io/library/app?view=tags"
@@ -127,6 +127,24 @@ async def test_without_upstream_the_cached_tags_are_shown(dashboard: Mirror, ups
     assert missing.status == 404
     assert b"nothing is cached of docker.io/library/none" in missing.body
     assert (await dashboard.get("/repository/nobody.example/x", **HTML)).status == 404
+
+
+async def test_an_upstream_that_hangs_holds_no_page_up(start: StartMirror, upstream: Scripted) -> None:
+    """The tags that it listed last are shown meanwhile, and those that come late are there for the next page."""
+    mirror: Mirror = await start(tag_ttl="0s")
+    upstream.add_image("library/app", "1")
+    upstream.add_image("library/app", "2")
+    assert [row[0] for row in rows(await shown(mirror, TAGS), "upstream-tags")] == ["2", "1"]
+    upstream.add_image("library/app", "3")
+    late = Hold(after=0)
+    upstream.fail("/tags/list", late, times=9)
+    page = await shown(mirror, TAGS)
+    assert late.reached.is_set()
+    assert [row[0] for row in rows(page, "upstream-tags")] == ["2", "1"]
+    assert "Tags may be missing here." in page
+    late.release.set()
+    upstream.heal()
+    assert [row[0] for row in rows(await shown(mirror, TAGS), "upstream-tags")] == ["3", "2", "1"]
 
 
 async def test_an_admin_fetches_a_tag_for_chosen_platforms(dashboard: Mirror, upstream: Scripted) -> None:
