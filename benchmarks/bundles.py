@@ -1,0 +1,163 @@
+"""``python -m benchmarks.bundles``: export beside ``tar cf - blobs | cat`` on the same files, its memory, and the time to its first byte.
+
+The layers' digests are not verified: their files are made here, sealed as if they were, of bytes (throughput) or holes (memory).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from statistics import median
+
+from mirror.manifests import OCI_MANIFEST
+from mirror.names import Digest
+from mirror.storage.disk.blobs import BlobStore
+from mirror.storage.disk.catalog.catalog import Catalog
+from tests.support.mirrors import MirrorProcess
+
+MIB = 1024 * 1024
+_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+_CONFIG = "application/vnd.oci.image.config.v1+json"
+
+
+def fill(directory: Path, images: int, layers: int, size: int, *, holes: bool) -> None:
+    """Makes a cache of ``library/app-N:1``, each with `layers` of `size` bytes."""
+    store = BlobStore(directory)
+    Catalog(directory / "catalog").close()
+    db = sqlite3.connect(directory / "catalog" / "content.sqlite")
+    block = os.urandom(16 * MIB)
+
+    def keep(digest: Digest, length: int, media_type: str | None) -> None:
+        db.execute(
+            "INSERT OR IGNORE INTO content (digest, size, media_type, used) VALUES (?, ?, ?, ?)",
+            (str(digest), length, media_type, time.time()),
+        )
+
+    def put(body: bytes, media_type: str | None) -> Digest:
+        digest = Digest.of(body)
+        store.put(digest, body)
+        keep(digest, len(body), media_type)
+        return digest
+
+    def make_layer(name: str) -> Digest:
+        digest = Digest.of(name.encode())
+        with open(store.path(digest), "wb") as file:
+            if holes:
+                file.truncate(size)
+            else:
+                for start in range(0, size, len(block)):
+                    file.write(block[: size - start])
+            file.flush()
+            store.seal(file.fileno(), digest)
+        keep(digest, size, None)
+        return digest
+
+    with db:
+        for number in range(images):
+            config = json.dumps({"os": "linux", "architecture": "amd64", "name": number}).encode()
+            digests = [make_layer(f"{number} {layer}") for layer in range(layers)]
+            described = [{"mediaType": _LAYER, "digest": str(digest), "size": size} for digest in digests]
+            named = {"mediaType": _CONFIG, "digest": str(put(config, None)), "size": len(config)}
+            body = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": named, "layers": described}).encode()
+            manifest = put(body, OCI_MANIFEST)
+            db.executemany(
+                "INSERT OR IGNORE INTO child VALUES (?, ?)", [(str(manifest), one["digest"]) for one in (named, *described)]
+            )
+            path = f"library/app-{number}"
+            db.execute("INSERT OR IGNORE INTO holding VALUES ('docker.io', ?, ?)", (path, str(manifest)))
+            row = (path, str(manifest), OCI_MANIFEST, len(body), time.time())
+            db.execute("INSERT INTO tag VALUES ('docker.io', ?, '1', ?, ?, ?, ?)", row)
+    db.close()
+
+
+def timed(command: str) -> float:
+    """Seconds that a shell command takes."""
+    began = time.perf_counter()
+    subprocess.run(["sh", "-c", command], check=True)
+    return time.perf_counter() - began
+
+
+def export_command(directory: Path) -> str:
+    return f"{sys.executable} -m mirror export --all -o - --cache-dir {directory} 2>/dev/null"
+
+
+def throughput(folder: Path, gib: int, rounds: int) -> None:
+    directory = folder / "bytes"
+    fill(directory, 4, gib * 16 // 4, 64 * MIB, holes=False)
+    with MirrorProcess(directory, {"docker.io": "http://127.0.0.1:1"}) as mirror:
+        commands = {
+            "tar": f"cd {directory} && tar cf - blobs | cat > /dev/null",
+            "export": f"{export_command(directory)} | cat > /dev/null",
+            "http": f"curl -sf '{mirror.url}/export/lab.tar?images=*' | cat > /dev/null",
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in commands}
+        for command in commands.values():
+            timed(command)
+        for _ in range(rounds):
+            for name, command in commands.items():
+                seconds[name].append(timed(command))
+    for name, found in seconds.items():
+        ratio = median(seconds["tar"]) / median(found)
+        print(f"{name:8} {gib / median(found):6.2f} GiB/s   {ratio:5.2f} x tar   ({', '.join(f'{one:.2f}' for one in found)} s)")
+
+
+def memory(folder: Path, gib: int) -> None:
+    directory = folder / "holes"
+    fill(directory, 4, gib // 4, 1024 * MIB, holes=True)
+    with subprocess.Popen(["sh", "-c", f"{export_command(directory)} > /dev/null"]) as process:
+        _, _, usage = os.wait4(process.pid, 0)
+        process.returncode = 0
+    print(f"export of {gib} GiB: {usage.ru_maxrss / 1024:.0f} MiB")
+    with MirrorProcess(directory, {"docker.io": "http://127.0.0.1:1"}) as mirror:
+        before = _peak(mirror.pid)
+        timed(f"curl -sf '{mirror.url}/export/lab.tar?images=*' > /dev/null")
+        print(f"http of {gib} GiB: {_peak(mirror.pid)} MiB, {before} MiB before")
+
+
+def _peak(pid: int) -> int:
+    """The most memory that a process had, in MiB (proc(5), VmHWM)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) // 1024
+
+
+def first_byte(folder: Path, images: int) -> None:
+    directory = folder / "many"
+    fill(directory, images, 6, 100_000, holes=True)
+    with subprocess.Popen(["sh", "-c", export_command(directory)], stdout=subprocess.PIPE) as process:
+        began = time.perf_counter()
+        assert process.stdout is not None
+        process.stdout.read(1)
+        print(f"export of {images} images, first byte: {time.perf_counter() - began:.2f} s")
+        while process.stdout.read(MIB):
+            pass
+    with MirrorProcess(directory, {"docker.io": "http://127.0.0.1:1"}) as mirror:
+        for attempt in ("first", "second"):
+            began = time.perf_counter()
+            with urllib.request.urlopen(f"{mirror.url}/export/lab.tar?images=*") as answer:
+                answer.read(1)
+            print(f"http of {images} images, first byte, {attempt}: {time.perf_counter() - began:.2f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gib", type=int, default=4, help="how much is exported to measure throughput  [4]")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory", type=int, default=20, metavar="GIB", help="how much is exported to measure memory  [20]")
+    parser.add_argument("--images", type=int, default=500)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bundles-") as name:
+        first_byte(Path(name), options.images)
+        throughput(Path(name), options.gib, options.rounds)
+        memory(Path(name), options.memory)
+
+
+if __name__ == "__main__":
+    main()
