@@ -16,7 +16,7 @@ from mirror.bundles.contents import Gatherer, Incomplete
 from mirror.bundles.layout import Layout
 from mirror.bundles.writing import BundleReader
 from mirror.cache.cache import Cache
-from mirror.errors import MirrorError, RequestInvalid
+from mirror.errors import RequestInvalid
 from mirror.names import Reference, Repository
 
 _PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
@@ -61,15 +61,11 @@ class Exports:
         referrers = target.query.get("referrers", "yes") not in ("no", "0", "false")
         gatherer = Gatherer(self._cache.store, platforms, cached=platforms is None, referrers=referrers)
         everything = named.strip() == "*"
-        found = False
-        for repository, reference in await self._images(target, named, everything):
-            try:
-                await gatherer.add(repository, reference)
-                found = True
-            except MirrorError:
-                if not everything:
-                    raise
-        if not found:
+        images = await self._images(target, named, everything)
+        failed = await gatherer.add_all(images)
+        if failed and not everything:
+            raise failed[0][2]
+        if len(failed) == len(images):
             raise Incomplete("no image is cached whole")
         layout = await asyncio.to_thread(Layout, gatherer.contents())
         return self._layouts.setdefault(layout.etag, layout)

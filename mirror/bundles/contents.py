@@ -5,6 +5,7 @@ All of it comes from the store. Indexes keep all their entries, since their dige
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Collection, Container, Iterable, Iterator
@@ -38,6 +39,7 @@ _ATTESTS = "vnd.docker.reference.digest"
 """The annotation by which an entry of an index attests another (buildkit, "attestation-storage.md")."""
 _DEEPEST = 4
 """Levels of what refers to what refers to an image."""
+_SIDE_BY_SIDE = 16
 _MOST_NAMED = 3
 """Missing digests that an error names."""
 
@@ -111,7 +113,7 @@ class _Found:
 
 
 class Gatherer:
-    """Gathers images, one after the other, for `contents`."""
+    """Gathers images for `contents`."""
 
     def __init__(self, store: Store, platforms: Collection[str] | None, *, cached: bool = False, referrers: bool = True) -> None:
         """`platforms` such as ``linux/arm64``, None for all of them. With `cached`, what is missing is no error: the platforms that are cached whole are taken."""
@@ -163,6 +165,33 @@ class Gatherer:
             self.subjects.update(dict.fromkeys((repository, subject) for subject in subjects))
             await self._add_attestations(repository, found)
             await self._add_referrers(repository, subjects, _DEEPEST)
+
+    async def add_all(self, images: Iterable[tuple[Repository, Reference]]) -> list[tuple[Repository, Reference, MirrorError]]:
+        """Adds images in their order, reading some side by side. Returns those that could not be added, with why."""
+        slots = asyncio.Semaphore(_SIDE_BY_SIDE)
+
+        async def gather_one(repository: Repository, reference: Reference) -> Gatherer | MirrorError:
+            one = Gatherer(self._store, self._platforms, cached=self._cached, referrers=self._with_referrers)
+            one._tags = self._tags
+            async with slots:
+                try:
+                    await one.add(repository, reference)
+                except MirrorError as error:
+                    return error
+            return one
+
+        named, failed = list(images), []
+        for name, one in zip(named, await asyncio.gather(*(gather_one(*name) for name in named)), strict=True):
+            if isinstance(one, MirrorError):
+                failed.append((*name, one))
+                continue
+            self._images += one._images
+            self._blobs.update(one._blobs)
+            for key, referrer in one._referrers.items():
+                self._referrers.setdefault(key, referrer)
+            self.subjects.update(one.subjects)
+            self.attestations.update(one.attestations)
+        return failed
 
     def contents(self, have: Container[Digest] = ()) -> Contents:
         """Returns what a bundle of all added images holds. Layers that are in `have` are left out; manifests and configurations are small, and always in."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mirror.cli.ask import fail, images_of, inventory, on_cache, on_store, require_cache
+from mirror.cli.compose import images_in
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.pull import bars, listed, parse_platform, this_platform
 from mirror.cli.text import os_error_text, print_json
@@ -49,6 +50,14 @@ _SMALLEST_PIECE = 1024 * 1024
     help="Read image names from a file, one per line, with # comments; - is standard input.",
 )
 @click.option(
+    "--compose",
+    "composed",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The images of a Compose file's services.",
+)
+@click.option(
     "--all", "everything", is_flag=True, help="Every cached image, for the platforms that are cached whole. Fetches nothing."
 )
 @click.option(
@@ -73,6 +82,7 @@ def export(
     images: tuple[str, ...],
     output: str,
     lists: tuple[str, ...],
+    composed: tuple[Path, ...],
     everything: bool,
     platforms: tuple[str, ...],
     all_platforms: bool,
@@ -96,8 +106,9 @@ def export(
     from mirror.cli.outputs import Outputs, StandardOutput
 
     names = [*images, *(name for file in lists for name in listed(file))]
+    names += [name for file in composed for name in images_in(file)]
     if bool(names) == everything:
-        raise click.UsageError("give image names, or a file of them with --file, or --all")
+        raise click.UsageError("give image names, a file of them with --file or --compose, or --all")
     if platforms and all_platforms:
         raise click.UsageError("--platform and --all-platforms exclude each other")
     piped = output == "-"
@@ -218,12 +229,9 @@ async def _gather(
 
     gathered = Gatherer(store, wanted, cached=cached, referrers=referrers)
     faults = []
-    for repository, reference in named:
-        try:
-            await gathered.add(repository, reference)
-        except MirrorError as error:
-            name = image_name(repository, reference)
-            faults.append(error.message if name in error.message else f"{name}: {error.message}")
+    for repository, reference, error in await gathered.add_all(named):
+        name = image_name(repository, reference)
+        faults.append(error.message if name in error.message else f"{name}: {error.message}")
     return gathered, faults
 
 

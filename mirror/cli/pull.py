@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mirror.cli.ask import images_of, on_cache
+from mirror.cli.compose import images_in
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import print_json
 from mirror.config import Settings
@@ -51,6 +52,14 @@ _MACHINES = {
     help="Read image names from a file, one per line, with # comments; - is standard input.",
 )
 @click.option(
+    "--compose",
+    "composed",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The images of a Compose file's services.",
+)
+@click.option(
     "--platform",
     "platforms",
     multiple=True,
@@ -65,6 +74,7 @@ def pull(
     cache_dir: str | None,
     upstreams: tuple[str, ...],
     lists: tuple[str, ...],
+    composed: tuple[Path, ...],
     platforms: tuple[str, ...],
     all_platforms: bool,
     as_json: bool,
@@ -75,8 +85,9 @@ def pull(
     running mirror, each blob is downloaded only once. The exit status is 1 if an image is incomplete.
     """
     names = [*images, *(name for file in lists for name in listed(file))]
+    names += [name for file in composed for name in images_in(file)]
     if not names:
-        raise click.UsageError("give image names, or a file of them with --file")
+        raise click.UsageError("give image names, or a file of them with --file or --compose")
     if platforms and all_platforms:
         raise click.UsageError("--platform and --all-platforms exclude each other")
     named = dict.fromkeys(images_of(names))
