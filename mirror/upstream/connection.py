@@ -83,7 +83,8 @@ class Connection:
                 raise h11.RemoteProtocolError("the connection was closed without an answer")
         fields: CIMultiDict[str] = CIMultiDict()
         for name, value in response.headers:
-            fields.add(name.decode("ascii"), value.decode("latin-1"))
+            # Go passes values on as bytes; URLs in them are UTF-8 as often as not. urls.py makes bytes of other encodings again of what they become here.
+            fields.add(name.decode("ascii"), value.decode("utf-8", "surrogateescape"))
         self._frame(request.method != b"HEAD", response, fields)
         return response.status_code, CIMultiDictProxy(fields)
 

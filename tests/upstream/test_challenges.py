@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from urllib.parse import parse_qs
 
 import pytest
 from yarl import URL
@@ -162,6 +163,24 @@ def test_what_is_no_url_is_upstreams_error(text: str) -> None:
 def test_urls_are_escaped_as_go_does(text: str, expected: str) -> None:
     """Spaces and UTF-8 are; what is escaped already is signed perhaps, and stays as it is."""
     assert str(parse_url(text, "it", URL("http://base/a/b/c"))) == expected
+
+
+async def test_urls_that_are_sent_as_utf_8_arrive_as_utf_8(start: StartMirror, upstream: Scripted) -> None:
+    """A redirect, a realm and a next page with spaces and letters that nobody has escaped: what is asked for next has them escaped, as Go's clients do."""
+    image = upstream.add_image("library/größe x", "latest")
+    mirror: Mirror = await start()
+    length = "Content-Length: 0\r\n\r\n"
+    upstream.fail("latest", Raw(f"HTTP/1.1 307 x\r\nLocation: /v2/library/größe x/manifests/latest\r\n{length}".encode()))
+    assert (await mirror.get(LATEST)).body == image.body
+    assert upstream.asked[-1].path == "/v2/library/größe x/manifests/latest"
+    challenge = f'Bearer realm="{upstream.url}/token?größe=1 2",service="größe"'
+    upstream.fail("tags/list", Raw(f"HTTP/1.1 401 x\r\nWWW-Authenticate: {challenge}\r\n{length}".encode()))
+    page = f'HTTP/1.1 200 x\r\nLink: <?last=größe x>; rel="next"\r\nContent-Length: 14\r\n\r\n{{"tags":["a"]}}'
+    upstream.fail("tags/list", Raw(page.encode()))
+    await mirror.get("/v2/app/tags/list")
+    queries = [parse_qs(asked.query) for asked in upstream.asked]
+    assert {"größe": ["1 2"], "service": ["größe"], "scope": ["repository:library/app:pull"]} in queries
+    assert {"last": ["größe x"], "ns": ["docker.io"]} in queries
 
 
 @pytest.mark.parametrize("where", _NO_URLS)
