@@ -87,13 +87,15 @@ class Blob:
             ranked = [endpoint for endpoint in ranked if self._transport.allows_spare(endpoint.delivery)]
             if not ranked:
                 raise UpstreamBusy(f"{self._registry}: as many connections as allowed are open")
+        impatient = spare and bool(self._givers)
         return await with_failover(
             self._registry,
             ranked,
             self._transport.timeouts,
-            lambda endpoint, deadline: self._open(endpoint, start, stop, deadline, spare=spare),
+            lambda endpoint, deadline: self._open(endpoint, start, stop, deadline, impatient=impatient),
             self._repository,
             mutable=False,
+            patient=not impatient,
         )
 
     def reject(self) -> bool:
@@ -134,7 +136,7 @@ class Blob:
         return sorted(self._endpoints, key=key)
 
     async def _open(
-        self, endpoint: Endpoint, start: int, stop: int | None, deadline: float, *, spare: bool = False
+        self, endpoint: Endpoint, start: int, stop: int | None, deadline: float, *, impatient: bool = False
     ) -> BlobStream:
         url = endpoint.url(self._repository, f"blobs/{self._digest}")
         headers = {}
@@ -148,9 +150,7 @@ class Blob:
             raise UpstreamLimited(f"{endpoint.name}: {MOST_ACTIVE} downloads are under way, the most from one endpoint") from None
         asked = asyncio.get_running_loop().time()
         try:
-            response = await endpoint.send(
-                "GET", url, self._repository, headers, deadline, self._digest, impatient=spare and bool(self._givers)
-            )
+            response = await endpoint.send("GET", url, self._repository, headers, deadline, self._digest, impatient=impatient)
         except BaseException:
             lease.end()
             raise

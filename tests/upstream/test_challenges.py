@@ -175,7 +175,7 @@ async def test_urls_that_are_sent_as_utf_8_arrive_as_utf_8(start: StartMirror, u
     assert upstream.asked[-1].path == "/v2/library/größe x/manifests/latest"
     challenge = f'Bearer realm="{upstream.url}/token?größe=1 2",service="größe"'
     upstream.fail("tags/list", Raw(f"HTTP/1.1 401 x\r\nWWW-Authenticate: {challenge}\r\n{length}".encode()))
-    page = f'HTTP/1.1 200 x\r\nLink: <?last=größe x>; rel="next"\r\nContent-Length: 14\r\n\r\n{{"tags":["a"]}}'
+    page = 'HTTP/1.1 200 x\r\nLink: <?last=größe x>; rel="next"\r\nContent-Length: 14\r\n\r\n{"tags":["a"]}'
     upstream.fail("tags/list", Raw(page.encode()))
     await mirror.get("/v2/app/tags/list")
     queries = [parse_qs(asked.query) for asked in upstream.asked]

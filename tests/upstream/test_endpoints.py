@@ -33,7 +33,7 @@ _FAULTS: list[Fault] = [
 _CLAIMS = [fault for fault in _FAULTS if b" 200 " in getattr(fault, "data", b"") or getattr(fault, "status", 0) == 200]
 
 
-def shown(value: Fault | str) -> str:
+def shown(value: object) -> str:
     return value if isinstance(value, str) else repr(value)[:70]
 
 
@@ -71,3 +71,38 @@ async def test_what_the_first_endpoint_does_not_give_the_next_one_does(
                 assert [entry["digest"] for entry in json.loads(answer.body)["manifests"]] == [str(signature.digest)]
         assert upstream.asked
         assert len(second.asked) <= 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "status"),
+    [
+        (Raw(), Status(403), 503),
+        (Raw(), Status(401, {"WWW-Authenticate": 'Basic realm="x"'}), 503),
+        (Silence(), Status(403), 503),
+        (Status(429), Status(403), 503),
+        (Status(403), Status(403), 403),
+        (Status(404, body=_GONE), Status(403), 403),
+        (Status(404, body=_GONE), Raw(), 503),
+    ],
+    ids=shown,
+)
+async def test_a_refusal_is_told_where_no_endpoint_has_failed(
+    start: StartMirror, upstream: Scripted, first: Fault, second: Fault, status: int
+) -> None:
+    """A mirror with an allow-list does not know whether the registry, which is away, would refuse."""
+    async with Scripted() as other:
+        upstream.fail("library/app", first, times=50, method="*")
+        other.fail("library/app", second, times=50, method="*")
+        mirror: Mirror = await start(endpoints=[upstream.url, other.url], settings={"upstream": {"header_timeout": 1}})
+        assert (await mirror.get("/v2/app/manifests/latest")).status == status
+        assert upstream.asked
+        assert other.asked
+
+
+async def test_the_registrys_own_refusal_is_told(start: StartMirror, upstream: Scripted) -> None:
+    """Whatever became of the other endpoints."""
+    name = upstream.url.removeprefix("http://")
+    upstream.fail("/app/", Status(403), times=50, method="*")
+    registry = {"endpoints": ["http://127.0.0.1:1", upstream.url]}
+    mirror: Mirror = await start(settings={"registries": {name: registry}})
+    assert (await mirror.get(f"/v2/{name}/app/manifests/latest")).status == 403

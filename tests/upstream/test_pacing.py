@@ -24,6 +24,26 @@ async def test_images_of_a_registry_that_limits_all_come(start: StartMirror, ups
     assert upstream.count("GET") <= 60, "they do not hammer"
 
 
+@pytest.mark.parametrize("second", ["away", "without them", "refusing", "limiting too"])
+async def test_images_of_a_registry_that_limits_all_come_where_it_has_another_endpoint(
+    start: StartMirror, upstream: Scripted, second: str
+) -> None:
+    """What the other endpoint does not give either waits for its turn at the first one, as long as it would without the other."""
+    upstream.manifests_per_second = 3
+    images = [upstream.add_image(f"library/app{number}", "latest") for number in range(12)]
+    async with Scripted() as other:
+        if second == "away":
+            await other.stop()
+        elif second == "refusing":
+            other.fail("manifests/", Status(403), times=1000, method="*")
+        elif second == "limiting too":
+            other.manifests, other.manifests_per_second = upstream.manifests, 0.5
+        mirror: Mirror = await start(endpoints=[upstream.url, other.url], settings={"upstream": {"header_timeout": 20}})
+        answers = await asyncio.gather(*(mirror.get(f"/v2/app{number}/manifests/latest") for number in range(12)))
+    assert [answer.body for answer in answers] == [image.body for image in images]
+    assert upstream.count("GET") <= 60, "they do not hammer"
+
+
 async def test_tokens_of_a_service_that_limits_all_come(start: StartMirror, upstream: Scripted) -> None:
     """As ghcr.io's does, with a Retry-After that is none: each repository's token waits for its turn."""
     upstream.auth, upstream.tokens_per_second = "bearer", 5
