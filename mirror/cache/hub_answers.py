@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
-from mirror.errors import MirrorError, UpstreamBusy, UpstreamError, UpstreamTimeout
+from mirror.errors import MirrorError, UpstreamBusy, UpstreamFailed, UpstreamTimeout, UpstreamUnreachable
 from mirror.tasks import SingleFlight
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,10 @@ class HubAnswers(Generic[_T]):
         try:
             async with self._requests:
                 answer = await ask()
-        except UpstreamError as error:
+        except UpstreamFailed:
+            # It answered, so nobody waits long for it.
+            raise
+        except (UpstreamUnreachable, UpstreamTimeout) as error:
             log.info("no answer from %s of %s: %s", self._what, registry, error)
             self._failed[registry] = self._clock()
             raise

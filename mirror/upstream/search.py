@@ -22,6 +22,7 @@ from mirror.errors import (
     UpstreamFailed,
     UpstreamInvalid,
     UpstreamLimited,
+    UpstreamTimeout,
     UpstreamUnreachable,
 )
 from mirror.names import Repository, Tag
@@ -132,16 +133,20 @@ class _Service:
     async def get(self, query: dict[str, str], below: str = "") -> dict[str, Any]:
         """Returns the JSON object at a path below the base URL. Raises UpstreamError."""
         breaker, where = self._breaker, shown(self._base)
-        if not breaker.allows():
+        separator = "&" if self._base.raw_query_string else "?"
+        url = URL(f"{str(self._base).rstrip('/')}{below}{separator}{urlencode(query)}", encoded=True)
+        if not breaker.allows(url.raw_path_qs):
             raise UpstreamUnreachable(
                 f"{where} is paused for {math.ceil(breaker.pause_left or 1)} s after failures: {breaker.last_error}"
             )
-        separator = "&" if self._base.raw_query_string else "?"
-        url = URL(f"{str(self._base).rstrip('/')}{below}{separator}{urlencode(query)}", encoded=True)
         try:
             document = await self._get(url)
         except UpstreamInvalid:
             breaker.succeeded()
+            raise
+        except (UpstreamFailed, UpstreamTimeout) as error:
+            # It may be the failure of this question alone.
+            breaker.failed(error.message, url.raw_path_qs)
             raise
         except MirrorError as error:
             breaker.failed(error.message)

@@ -147,6 +147,19 @@ async def test_an_upstream_that_hangs_holds_no_page_up(start: StartMirror, upstr
     assert [row[0] for row in rows(await shown(mirror, TAGS), "upstream-tags")] == ["3", "2", "1"]
 
 
+@pytest.mark.parametrize("status", [404, 500])
+async def test_details_of_one_repository_that_fail_cost_no_other_its_own(mirror: Mirror, upstream: Scripted, status: int) -> None:
+    """However often they fail."""
+    upstream.add_image("library/app", "1")
+    upstream.add_image("library/bad", "1")
+    upstream.tag_details["library/app"] = [details("1", 2**20, "linux/amd64")]
+    upstream.fail("/v2/repositories/library/bad", Status(status), times=99)
+    for _ in range(4):
+        page = await shown(mirror, "/repository/docker.io/library/bad?view=tags")
+        assert rows(page, "upstream-tags") == [["1", UNKNOWN, UNKNOWN, "not cached"]]
+    assert rows(await shown(mirror, TAGS), "upstream-tags") == [["1", "amd64", "1 MiB", "not cached"]]
+
+
 async def test_an_admin_fetches_a_tag_for_chosen_platforms(dashboard: Mirror, upstream: Scripted) -> None:
     """Only those, and only with the token, by a form of the session's own pages, which leads back to the page that it is on."""
     images = [upstream.add_image("library/other", layers=[os.urandom(500)]) for _ in range(3)]
