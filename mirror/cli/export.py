@@ -103,7 +103,7 @@ def export(
     `docker load -i`, `ctr images import`, `podman load -i`, `skopeo copy oci-archive:` or `mirror import`. The file appears under its name when it is whole. The
     exit status is 1 if an image is incomplete; nothing is written then.
     """
-    from mirror.cli.outputs import Outputs, StandardOutput
+    from mirror.cli.outputs import MOST_PIECES, Outputs, StandardOutput
 
     names = [*images, *(name for file in lists for name in listed(file))]
     names += [name for file in composed for name in images_in(file)]
@@ -153,6 +153,8 @@ def export(
         if not contents.images or (faults and not everything):
             fail("nothing was written, because images are not cached whole" if faults else "no image is cached")
         layout = Layout(contents, sign)
+        if limit is not None and layout.size > MOST_PIECES * limit:
+            fail(f"{format_size(layout.size)} would be more than {MOST_PIECES} pieces: give --split a larger size")
         try:
             await write(layout, store, outputs.sink, _progress(layout.size))
         except BrokenPipeError:

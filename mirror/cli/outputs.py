@@ -12,26 +12,39 @@ from mirror.cli.ask import as_invoker
 from mirror.durable import BESIDE, rename_durably
 from mirror.regular_files import open_file
 
+MOST_PIECES = 1000
+"""Numbers with three digits, in whose order a shell lists them."""
+
 
 class Outputs:
-    """Writes one file, or pieces ``lab.tar.000``, ``lab.tar.001``, …, beside their names. Those of a run that failed are removed."""
+    """Writes one file, or pieces ``lab.tar.000``, ``lab.tar.001``, …, beside their names. Those of a run that failed are removed.
+
+    Pieces of an earlier, larger bundle of that name are removed at the end: ``cat lab.tar.*`` would append them.
+    """
 
     def __init__(self, path: Path, limit: int | None) -> None:
         """`limit` is the most bytes of a piece, None for one file. Raises OSError if nothing can be written there."""
         self._path = path
+        self._split = limit is not None
         self._open: list[tuple[int, Path, Path]] = []
         self.sink: Sink
         if limit is None:
             self.sink = Output(self._begin(path))
         else:
-            self.sink = SplitOutput(limit, lambda number: self._begin(path.with_name(f"{path.name}.{number:03}")))
-            # So that a folder that cannot be written is told before anything is fetched.
-            self._begin(path.with_name(f"{path.name}.000"))
+            self.sink = SplitOutput(limit, lambda number: self._begin(self._piece(number)))
+            # So that a folder that cannot be written is reported before anything is fetched.
+            self._begin(self._piece(0))
             self._drop()
+
+    def _piece(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.{number:03}")
 
     def _begin(self, path: Path) -> int:
         beside = path.with_name(f"{BESIDE}{path.name}")
         with as_invoker():
+            if path.exists() and not path.is_file():
+                # A rename would replace a device.
+                raise OSError("it is not a regular file; - is standard output")
             fd = open_file(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode=0o644)
         self._open.append((fd, beside, path))
         return fd
@@ -50,6 +63,8 @@ class Outputs:
         try:
             yield
             with as_invoker():
+                for number in range(len(self._open), MOST_PIECES if self._split else 0):
+                    self._piece(number).unlink(missing_ok=True)
                 while self._open:
                     fd, beside, path = self._open[0]
                     rename_durably(fd, beside, path, ())

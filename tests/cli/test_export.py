@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -21,7 +22,7 @@ from mirror.manifests import OCI_INDEX, OCI_MANIFEST
 from mirror.names import Digest
 from tests.support.commands import Commands
 from tests.support.programs import run
-from tests.support.scripted import Image, Scripted, Status
+from tests.support.scripted import Hold, Image, Scripted, Status
 
 PLATFORMS = ("--platform", "linux/amd64")
 
@@ -228,6 +229,9 @@ async def test_pieces_are_whole_or_not_there_and_together_the_bundle(
     assert [piece.name for piece in pieces] == [f"lab.tar.{number:03}" for number in range(5)]
     assert {piece.stat().st_size for piece in pieces[:-1]} == {1024 * 1024}
     assert b"".join(piece.read_bytes() for piece in pieces) == tar.read_bytes()
+    (tmp_path / "split" / "lab.tar.005").write_bytes(b"of a larger bundle")
+    await commands("export", "app:1", *PLATFORMS, "--split", "3MiB", "-o", str(tmp_path / "split" / "lab.tar"))
+    assert b"".join(piece.read_bytes() for piece in sorted((tmp_path / "split").iterdir())) == tar.read_bytes()
     await commands("export", "app:1", "--split", "10kB", "-o", str(tar), status=2)
 
 
@@ -257,6 +261,21 @@ async def test_a_signed_bundle_is_verified_by_the_public_key_alone(
     rsa = tmp_path / "rsa.key"
     run("openssl", "genpkey", "-algorithm", "rsa", "-out", str(rsa))
     assert "not an Ed25519 key" in (await commands.run("export", "app:1", "--sign", str(rsa), "-o", str(tar))).stderr
+
+
+async def test_only_a_regular_file_is_replaced(commands: Commands, upstream: Scripted, tmp_path: Path) -> None:
+    """A device, a FIFO or a folder of that name stays what it is, and nothing is fetched."""
+    upstream.add_image("library/app", "1")
+    fifo, folder = tmp_path / "fifo", tmp_path / "folder"
+    os.mkfifo(fifo)
+    folder.mkdir()
+    for target in (fifo, folder):
+        done = await commands.run("export", "app:1", *PLATFORMS, "-o", str(target))
+        assert done.returncode == 1
+        assert "not a regular file" in done.stderr
+    assert fifo.is_fifo()
+    assert folder.is_dir()
+    assert not upstream.asked
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="changes owners")
@@ -291,3 +310,26 @@ async def test_a_pipe_gets_the_bundle_and_a_closed_one_ends_it(commands: Command
         assert done.stdout == expected
         assert b"Traceback" not in done.stderr
     assert b"closed the pipe" in done.stderr
+
+
+async def test_ctrl_c_leaves_no_file_behind(commands: Commands, upstream: Scripted, tmp_path: Path) -> None:
+    """Status 130 and a sentence; what was fetched is kept, and the next run writes the bundle."""
+    image = upstream.add_image("library/app", "1", layers=[os.urandom(2_000_000)])
+    hold = Hold(1_000_000)
+    upstream.fail(f"/blobs/{image.layers[0]}", hold)
+    tar = tmp_path / "lab.tar"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mirror", "export", "app:1", *PLATFORMS, "-o", str(tar), *commands.flags),
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    await hold.reached.wait()
+    assert list(tmp_path.glob(".writing-*"))
+    process.send_signal(signal.SIGINT)
+    _, stderr = await process.communicate()
+    assert process.returncode == 130
+    assert b"interrupted; run it again to go on" in stderr
+    assert not list(tmp_path.glob("*.tar")) + list(tmp_path.glob(".writing-*"))
+    hold.release.set()
+    await commands("export", "app:1", *PLATFORMS, "-o", str(tar))
+    assert str(image.layers[0]) in blobs(checked(tar)[0])

@@ -18,6 +18,7 @@ from tests.e2e.test_dockerd import Dockerd
 from tests.e2e.test_podman import policy
 from tests.support.commands import mirror
 from tests.support.images import Image, digest_of, make_image, make_index, push
+from tests.support.mirrors import MirrorProcess
 from tests.support.programs import DockerRegistry, require, require_root, run
 
 SINGLE, INDEX, OCI = "docker.io/library/single:1", "docker.io/library/both:1", "ghcr.io/owner/oci:2"
@@ -194,3 +195,32 @@ def test_crane_pushes_the_unpacked_layout_and_the_tar(source: Source, tmp_path: 
         assert run("crane", "digest", "--insecure", reference).strip() == source.images[OCI].digest
     finally:
         target.stop()
+
+
+def test_a_mirror_without_a_network_imports_a_signed_bundle_and_serves_it(source: Source, tmp_path: Path) -> None:
+    """Export, import with the key, pull from the other mirror: the digest is the registry's; the import's own list makes the next bundle small."""
+    require("skopeo", "openssl")
+    private, public = tmp_path / "lab.key", tmp_path / "lab.pub"
+    run("openssl", "genpkey", "-algorithm", "ed25519", "-out", str(private))
+    run("openssl", "pkey", "-in", str(private), "-pubout", "-out", str(public))
+    names = (SINGLE, INDEX, OCI)
+    tar = source.export(*names, "--sign", str(private))
+    lab = tmp_path / "lab"
+    done = mirror("import", str(tar), "--require-key", str(public), "--cache-dir", str(lab))
+    assert done.returncode == 0, done.stderr
+    plain = source.export(*names, tar="plain.tar")
+    assert mirror("import", str(plain), "--require-key", str(public), "--cache-dir", str(tmp_path / "none")).returncode == 1
+    nowhere: dict[str, str | list[str]] = {"docker.io": "http://127.0.0.1:1", "ghcr.io": "http://127.0.0.1:1"}
+    with MirrorProcess(lab, nowhere) as served:
+        for name in names:
+            target = tmp_path / "copy"
+            address = f"docker://{served.url.removeprefix('http://')}/{name}"
+            command = ["skopeo", "--policy", str(policy(tmp_path)), "copy", "--override-arch", "amd64", "--src-tls-verify=false"]
+            run(*command, address, f"dir:{target}")
+            image = source.of_platform(name)
+            for digest, data in image.blobs.items():
+                assert (target / digest.partition(":")[2]).read_bytes() == data
+            shutil.rmtree(target)
+    have = tmp_path / "have.txt"
+    have.write_text(mirror("have", "--cache-dir", str(lab)).stdout)
+    assert source.export(*names, "--have", str(have), tar="next.tar").stat().st_size < 40_000 < tar.stat().st_size

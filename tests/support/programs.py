@@ -37,6 +37,7 @@ _PACKAGES = {
     "chromium": "chromium",
     "chromedriver": "chromium-driver",
     "shellcheck": "shellcheck",
+    "openssl": "openssl",
 }
 
 _SOURCES = dict.fromkeys(("crane", "helm", "buildkitd", "buildctl", "wharfie"), "built from its Go module: see .ci/run")
