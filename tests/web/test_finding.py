@@ -58,6 +58,8 @@ async def test_a_search_shows_what_is_cached_and_what_docker_hub_has(dashboard: 
     assert "搜索" in await shown(dashboard, "/search?q=app", Accept_Language="zh")
     assert upstream.count("GET", "/v1/search") == 1
     assert (await dashboard.get("/search?q=%1b", **HTML)).status == 400
+    for term in ("app", "nothing&x"):
+        assert f'href="/search?q={term.replace("&", "%26")}"' in await shown(dashboard, f"/images?q={term.replace('&', '%26')}")
 
 
 async def test_without_docker_hub_the_page_says_so(dashboard: Mirror, upstream: Scripted) -> None:
