@@ -18,6 +18,7 @@ from mirror.bundles.writing import BundleReader
 from mirror.cache.cache import Cache
 from mirror.errors import RequestInvalid
 from mirror.names import Reference, Repository
+from mirror.tasks import SingleFlight
 
 _PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
 _MOST_IMAGES = 5000
@@ -32,11 +33,16 @@ class Exports:
         self._targets = targets
         self._layouts: WeakValueDictionary[str, Layout] = WeakValueDictionary()
         """Those that are being sent, by ETag: many clients who get the same share one."""
+        self._making: SingleFlight[Layout] = SingleFlight()
+
+    async def aclose(self) -> None:
+        await self._making.aclose()
 
     async def answer(self, context: RequestContext, target: Target) -> web.StreamResponse:
         """GET and HEAD. Raises Incomplete where an image is not cached whole, other MirrorErrors."""
         request = context.request
-        layout = await self._layout(target)
+        key = target.path, *(target.query.get(name) for name in ("images", "platform", "referrers"))
+        layout, _ = await self._making.do(key, lambda: self._layout(target))
         headers = {"Content-Type": "application/x-tar", "ETag": layout.etag, "Cache-Control": "no-cache"}
         if matches(header(request, "If-None-Match"), layout.etag):
             del headers["Content-Type"]

@@ -28,6 +28,7 @@ from mirror.api.unread import Hold, UnreadBodies, large_body
 from mirror.cache.cache import Cache
 from mirror.errors import Denied, MirrorError, UpstreamError
 from mirror.names import Digest
+from mirror.tasks import close_all
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Api:
 
     async def aclose(self) -> None:
         """Ends work that was started for requests."""
-        await self._listing.aclose()
+        await close_all(self._listing.aclose, self._exports.aclose)
 
     def server(self) -> tuple[web.Server, Connections]:
         """An aiohttp server, which the caller shuts down, and the factory of its connections."""

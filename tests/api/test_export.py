@@ -7,9 +7,11 @@ import json
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mirror.bundles.contents import Gatherer
 from tests.cli.test_export import blobs, checked
 from tests.support.commands import Commands
 from tests.support.mirrors import Mirror
@@ -129,6 +131,34 @@ async def test_a_platform_is_chosen_and_those_that_are_not_cached_are_left_out(m
     assert await bundled() == all_of(amd, arm)
     assert await bundled("?platform=linux/amd64") == all_of(amd)
     assert await bundled("?platform=linux/amd64,linux/arm64") == all_of(amd, arm)
+
+
+async def test_a_class_that_downloads_the_same_at_once_makes_one_bundle(
+    mirror: Mirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in it is gathered once for all who ask meanwhile; each gets all of it."""
+    await cached(mirror, upstream)
+    gathering, go = asyncio.Event(), asyncio.Event()
+    calls = 0
+    real = Gatherer.add_all
+
+    async def held(self: Gatherer, images: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        gathering.set()
+        await go.wait()
+        return await real(self, images)
+
+    monkeypatch.setattr(Gatherer, "add_all", held)
+    async with asyncio.TaskGroup() as group:
+        students = [group.create_task(mirror.get("/export/lab.tar?images=*")) for _ in range(8)]
+        await gathering.wait()
+        # Sent after them, so that they have begun once it is answered.
+        assert (await mirror.get("/healthz")).status == 200
+        go.set()
+    (body,) = {student.result().body for student in students}
+    assert calls == 1
+    checked(body)
 
 
 async def test_a_blob_that_vanishes_cuts_the_download(mirror: Mirror, upstream: Scripted) -> None:
