@@ -19,6 +19,7 @@
     │   ├── SearchUnknown          the registry has no search
     │   └── RouteUnknown           no such URL
     ├── Denied                     upstream wants credentials that the mirror does not have (403)
+    │   └── RegionBlocked          upstream refuses this network's country or region
     ├── AdminNeeded                a change on the dashboard without the admin token (401)
     ├── Refused                    a change that was sent from elsewhere than the dashboard (403)
     ├── HostUnknown                asked under a name that is not the mirror's (421)
@@ -148,6 +149,10 @@ class Denied(MirrorError):
 
     status = 403
     code = "DENIED"
+
+
+class RegionBlocked(Denied):
+    """No credentials help."""
 
 
 class AdminNeeded(MirrorError):

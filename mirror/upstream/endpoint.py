@@ -26,13 +26,14 @@ from mirror.names import Digest, Repository
 from mirror.tasks import close_all
 from mirror.upstream.challenges import Challenge, choose, parse_challenges, pull_scope
 from mirror.upstream.guard import Guard
-from mirror.upstream.health import Breaker, Delivery, EndpointHealth
+from mirror.upstream.health import Breaker, Delivery, EndpointHealth, Standing
 from mirror.upstream.pacing import EndpointPacer
 from mirror.upstream.proxies import Way
 from mirror.upstream.receiver import Response
 from mirror.upstream.redirects import follow
+from mirror.upstream.refusals import refusal
 from mirror.upstream.tokens import Authenticator, Credentials
-from mirror.upstream.transport import Transport, retry_after, shown
+from mirror.upstream.transport import Transport, read_bounded, retry_after, shown
 from mirror.upstream.urls import may_get_credentials, same_origin
 
 _SIGNED_KEPT = 60.0
@@ -40,6 +41,9 @@ _SIGNED_KEPT = 60.0
 _MOST_SIGNED = 1000
 _MOST_CHALLENGES = 4096
 _NAMED = re.compile(r".*/v2/(.+)/(?:manifests|blobs|tags|referrers)/")
+_LONGEST_REFUSAL = 64 * 1024
+_REFUSAL_TIME = 1.0
+"""Seconds for reading why something was refused."""
 _PATIENCE = 30.0
 """Seconds for which a request waits after a 429: containerd waits 30 s for headers, and the header timeout is shorter."""
 _IMPATIENCE = 1.0
@@ -85,6 +89,7 @@ class Endpoint:
         up = metrics.upstream_up.labels(*self._labels)
         up.set(1)
         self.breaker = Breaker(on_outcome=up.set)
+        self.standing = Standing()
         self.delivery = Delivery()
         transport.deliveries.append(self.delivery)
         self.own = own
@@ -103,6 +108,10 @@ class Endpoint:
 
     async def aclose(self) -> None:
         await close_all(self._authenticator.aclose, self._anonymous.aclose)
+
+    def is_asked_last(self, repository: str) -> bool:
+        """Returns whether others are asked first: it failed recently, is slower, or refused this repository."""
+        return self.breaker.state != "ok" or self.standing.is_last(repository)
 
     @property
     def health(self) -> EndpointHealth:
@@ -157,7 +166,7 @@ class Endpoint:
         except (Denied, UpstreamFailed, UpstreamInvalid, UpstreamTimeout):
             return None
         response.release()
-        return response if response.status == 200 else None
+        return response if response.status == 200 and not (_is_page(response) and not self.only) else None
 
     async def send(
         self,
@@ -195,7 +204,7 @@ class Endpoint:
             pacer.limited(repository.path, sent, retry_after(response), self._limits[1] == 0)
         pacer.answered(repository.path)
         try:
-            self._check(response, method)
+            await self._check(response, method, deadline)
         except MirrorError as error:
             metrics.upstream_errors.labels(*self._labels, _kind(error)).inc()
             response.release()
@@ -301,13 +310,16 @@ class Endpoint:
             # The target of a redirect cannot be reached, which is no evidence about this endpoint.
             raise UpstreamFailed(error.message) from None
 
-    def _check(self, response: Response, method: str) -> None:
-        """Raises Denied or UpstreamFailed for a status of failure; never for HEAD, whose failure proves nothing (see `head`)."""
+    async def _check(self, response: Response, method: str, deadline: float) -> None:
+        """Raises Denied or UpstreamFailed for a status of failure, and UpstreamInvalid for a web page if there are other endpoints; never for HEAD, whose failure
+        proves nothing (see `head`)."""
         where, status = shown(response.url), response.status
         if method == "HEAD":
             return
         if status in (401, 403, 451):
-            raise Denied(f"{where} answered {status}: pulling this needs credentials that are not set, or is not allowed")
+            raise refusal(where, response, await _excerpt(response, deadline))
+        if status == 200 and _is_page(response) and not self.only:
+            raise UpstreamInvalid(f"{where} answered with a web page, as log-in pages and captive portals do")
         if status >= 500 or status == 408:
             raise UpstreamFailed(f"{where} answered {status}")
 
@@ -318,6 +330,18 @@ class Endpoint:
             if value.isascii() and value.isdigit():
                 self._limits[place] = int(value[:12])
                 gauge.labels(*self._labels).set(int(value[:12]))
+
+
+def _is_page(response: Response) -> bool:
+    return response.headers.get("Content-Type", "").partition(";")[0].strip().lower() in ("text/html", "application/xhtml+xml")
+
+
+async def _excerpt(response: Response, deadline: float) -> bytes:
+    """Returns the body of a refusal; empty if it cannot be read in time."""
+    try:
+        return await read_bounded(response, _LONGEST_REFUSAL, min(_left(deadline), _REFUSAL_TIME))
+    except MirrorError:
+        return b""
 
 
 def endpoint_label(base: URL, path: str) -> str:

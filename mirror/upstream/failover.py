@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from mirror.backoff import pause
 from mirror.errors import (
     Denied,
-    Invalid,
     MirrorError,
+    RegionBlocked,
     TokenServiceFailed,
     Unknown,
     UpstreamFailed,
@@ -26,6 +27,42 @@ from mirror.upstream.transport import Timeouts
 
 _T = TypeVar("_T")
 
+_HEAD_START = 0.6
+"""Seconds that an endpoint has before the next one is asked too, at most."""
+
+_AS_GOOD = 1.5
+"""Endpoints within this factor of the fastest one's latency keep the configured order."""
+_QUICK = 0.1
+"""Seconds of latency up to which no other endpoint is preferred."""
+
+
+class Unfinished:
+    """Requests that continue after another endpoint answered first: their outcome still counts for the ranking."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def start(self, work: Coroutine[Any, Any, object]) -> None:
+        self.keep(asyncio.create_task(work))
+
+    async def aclose(self) -> None:
+        """Cancels them, and waits for their end."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            # What went wrong is recorded where it happened; this marks it as retrieved.
+            task.exception()
+
 
 async def with_failover(
     registry: str,
@@ -36,76 +73,152 @@ async def with_failover(
     *,
     mutable: bool,
     patient: bool = True,
+    unfinished: Unfinished | None = None,
 ) -> _T:
     """Returns the first endpoint's successful answer, within the header timeout.
 
-    If an endpoint does not have the content, or refuses it, the next one is asked. For `mutable` content, a tag or a list, the registry's own endpoint is
-    authoritative: what it does not have is gone. `ask` gets an endpoint and its deadline, in the event loop's time; the remaining time is shared equally among the
-    endpoints not asked yet. If no endpoint has an answer, one that limits requests is asked again when it allows that, unless the request is not `patient`.
-    Raises Unknown, Denied, UpstreamError.
+    If an endpoint does not have the content, or refuses it, the next one is asked. Those that failed recently, or refused the repository, are asked last. For
+    `mutable` content, a tag or a list, the registry's own endpoint is authoritative: what it does not have is gone. `ask` gets an endpoint and its deadline, in the
+    event loop's time. With `unfinished`, the next endpoint is asked too if one has not answered within its head start; without, one is asked after the other, and
+    the remaining time is shared equally among those not asked yet. If no endpoint has an answer, one that limits requests is asked again when it allows that, unless
+    the request is not `patient`. Raises Unknown, Denied, UpstreamError.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeouts.header
-    left = list(endpoints)
+    name = str(repository)
+    left = _ranked(endpoints, name, by_latency=unfinished is not None and not mutable)
+    head_start = min(_HEAD_START, timeouts.header / (4 * len(left)))
     errors: dict[Endpoint, MirrorError] = {}
     limited: dict[Endpoint, float] = {}
     """When those that answered 429 may be asked again."""
-    attempt = 0
-    while True:
-        for place, endpoint in enumerate(asking := list(left)):
-            now = loop.time()
-            if now >= deadline:
-                break
-            if not endpoint.breaker.allows(str(repository)):
-                left.remove(endpoint)
-                errors[endpoint] = UpstreamUnreachable(
-                    f"{endpoint.name} is paused for {math.ceil(endpoint.breaker.pause_left or 1)} s after failures: {endpoint.breaker.last_error}"
-                )
-                continue
-            try:
-                answer = await ask(endpoint, now + (deadline - now) / (len(asking) - place))
-            except TokenServiceFailed as error:
-                endpoint.breaker.succeeded()
-                errors[endpoint] = error
-            except (UpstreamFailed, UpstreamTimeout) as error:
-                endpoint.breaker.failed(error.message, str(repository))
-                errors[endpoint] = error
-                if isinstance(error, UpstreamTimeout):
-                    left.remove(endpoint)
-            except UpstreamUnreachable as error:
-                endpoint.breaker.failed(error.message)
-                errors[endpoint] = error
-            except UpstreamLimited as error:
-                endpoint.breaker.succeeded()
-                errors[endpoint] = error
-                left.remove(endpoint)
-                if error.retry_after is not None and patient:
-                    limited[endpoint] = loop.time() + error.retry_after
-            except (Unknown, Denied, UpstreamInvalid, Invalid) as error:
-                # It answered, whatever it said.
-                endpoint.breaker.succeeded()
-                if isinstance(error, Unknown) and error.certain and mutable and endpoint.own:
-                    raise
-                errors[endpoint] = error
-                left.remove(endpoint)
+    authoritative: list[MirrorError] = []
+    running: dict[asyncio.Task[_T], Endpoint] = {}
+
+    async def ask_one(endpoint: Endpoint, until: float) -> _T:
+        began = loop.time()
+        try:
+            answer = await ask(endpoint, until)
+        except MirrorError as error:
+            _record(endpoint, name, error)
+            raise
+        endpoint.breaker.succeeded()
+        endpoint.standing.answered(loop.time() - began, head_start)
+        return answer
+
+    def failed(endpoint: Endpoint, error: BaseException) -> None:
+        if not isinstance(error, MirrorError):
+            raise error
+        if isinstance(error, Unknown) and error.certain and endpoint.own and unfinished is not None:
+            if mutable:
+                raise error
+            authoritative.append(error)
+        errors[endpoint] = error
+        if not isinstance(error, TokenServiceFailed | UpstreamUnreachable):
+            left.remove(endpoint)
+        if isinstance(error, UpstreamLimited) and error.retry_after is not None and patient:
+            limited[endpoint] = loop.time() + error.retry_after
+
+    def answered(endpoint: Endpoint) -> None:
+        if unfinished is not None:
+            for other in endpoints[: endpoints.index(endpoint)]:
+                if other not in running.values() and other.standing.probe_due(other.breaker.state):
+                    unfinished.start(_probe(other, ask_one, loop.time() + timeouts.header))
+
+    try:
+        attempt = 0
+        while True:
+            queue = list(left)
+            while (queue or running) and loop.time() < deadline:
+                if queue:
+                    endpoint = queue.pop(0)
+                    if not endpoint.breaker.allows(name):
+                        left.remove(endpoint)
+                        errors[endpoint] = _paused(endpoint)
+                        continue
+                    if unfinished is None or not (queue or running):
+                        now = loop.time()
+                        until = deadline if unfinished is not None else now + (deadline - now) / (len(queue) + 1)
+                        try:
+                            answer = await ask_one(endpoint, until)
+                        except MirrorError as error:
+                            failed(endpoint, error)
+                            continue
+                        answered(endpoint)
+                        return answer
+                    running[asyncio.create_task(ask_one(endpoint, deadline))] = endpoint
+                done, _ = await asyncio.wait(running, timeout=head_start if queue else None, return_when=asyncio.FIRST_COMPLETED)
+                for task in [task for task in running if task in done]:
+                    if (fault := task.exception()) is not None:
+                        failed(running.pop(task), fault)
+                        continue
+                    endpoint = running[task]
+                    before = list(running)[: list(running).index(task)]
+                    for slower in before:
+                        # Those before it had their head start; their outcome is awaited in the background.
+                        running[slower].standing.overtaken()
+                        if unfinished is not None and not slower.done():
+                            unfinished.keep(slower)
+                        running.pop(slower)
+                    del running[task]
+                    answered(endpoint)
+                    return task.result()
+            attempt += 1
+            if left and attempt < timeouts.attempts:
+                wait = pause(attempt - 1)
+            elif limited:
+                left, wait = [], max(min(limited.values()) - loop.time(), 0.0)
             else:
-                endpoint.breaker.succeeded()
-                return answer
-        attempt += 1
-        if left and attempt < timeouts.attempts:
-            wait = pause(attempt - 1)
-        elif limited:
-            left, wait = [], max(min(limited.values()) - loop.time(), 0.0)
-        else:
-            break
-        if loop.time() + wait >= deadline:
-            break
-        await asyncio.sleep(wait)
-        due = [endpoint for endpoint, when in limited.items() if when <= loop.time()]
-        left = [endpoint for endpoint in endpoints if endpoint in left or endpoint in due]
-        for endpoint in due:
-            del limited[endpoint]
-    raise _final(errors)
+                break
+            if loop.time() + wait >= deadline:
+                break
+            await asyncio.sleep(wait)
+            due = [endpoint for endpoint, when in limited.items() if when <= loop.time()]
+            left = [endpoint for endpoint in endpoints if endpoint in left or endpoint in due]
+            for endpoint in due:
+                del limited[endpoint]
+    finally:
+        for task in running:
+            task.cancel()
+            if unfinished is not None:
+                unfinished.keep(task)
+    raise (authoritative or [_final(errors)])[0]
+
+
+def _ranked(endpoints: Sequence[Endpoint], repository: str, *, by_latency: bool) -> list[Endpoint]:
+    """Returns the endpoints in the order in which they are asked: as configured, but for those that are asked last, and `by_latency` those that are clearly slower."""
+    latencies = {endpoint: endpoint.standing.latency or 0.0 for endpoint in endpoints}
+    slow = _AS_GOOD * min((latency for latency in latencies.values() if latency), default=0.0)
+
+    def key(endpoint: Endpoint) -> tuple[bool, float]:
+        latency = latencies[endpoint]
+        return endpoint.is_asked_last(repository), latency if by_latency and latency > max(slow, _QUICK) else 0.0
+
+    return sorted(endpoints, key=key)
+
+
+async def _probe(endpoint: Endpoint, ask_one: Callable[[Endpoint, float], Awaitable[object]], deadline: float) -> None:
+    """Asks an endpoint that is asked last for what another one had, to learn whether it is well again."""
+    with contextlib.suppress(MirrorError):
+        await ask_one(endpoint, deadline)
+
+
+def _record(endpoint: Endpoint, repository: str, error: MirrorError) -> None:
+    """Records an endpoint's error in its breaker and its standing."""
+    breaker, standing = endpoint.breaker, endpoint.standing
+    if isinstance(error, UpstreamFailed | UpstreamTimeout):
+        breaker.failed(error.message, repository)
+    elif isinstance(error, UpstreamUnreachable):
+        breaker.failed(error.message)
+    else:
+        # Any other answer shows that the endpoint works.
+        breaker.succeeded()
+        if not isinstance(error, TokenServiceFailed | Unknown) or (isinstance(error, Unknown) and not error.certain):
+            standing.refused(repository)
+
+
+def _paused(endpoint: Endpoint) -> UpstreamUnreachable:
+    seconds = math.ceil(endpoint.breaker.pause_left or 1)
+    return UpstreamUnreachable(f"{endpoint.name} is paused for {seconds} s after failures: {endpoint.breaker.last_error}")
 
 
 def _final(errors: Mapping[Endpoint, MirrorError]) -> MirrorError:
@@ -121,5 +234,6 @@ def _weight(error: MirrorError, *, own: bool) -> int:
     if isinstance(error, Unknown):
         return 1 if error.certain else 0
     if isinstance(error, Denied):
-        return 0 if own else 4
+        blocked = isinstance(error, RegionBlocked)
+        return -blocked if own else 5 - blocked
     return 1 if isinstance(error, UpstreamLimited) else 2 if isinstance(error, UpstreamInvalid) else 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ _WEIGHT = 0.3
 """The weight of the newest observation in the moving average."""
 _LATELY = 300.0
 """Seconds for which an observation counts; then the endpoint is tried again."""
+_MOST_REFUSED = 1000
 _JUDGED_FROM = 1024 * 1024
 """Bytes from which on a finished body counts for the throughput."""
 _MEASURED_FROM = 1.0
@@ -115,6 +117,50 @@ class Breaker:
 
     def _pause(self) -> float:
         return doubled(_FIRST_PAUSE, max(self._evidence - _FAILURES, 0), _LONGEST_PAUSE)
+
+
+class Standing:
+    """Which endpoints are asked last: those that a later one overtook, and those that refused a repository. Both expire."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.latency: float | None = None
+        """The moving average of the seconds until a document was received, or a blob's headers."""
+        self._clock = clock
+        self._refused: OrderedDict[str, float] = OrderedDict()
+        self._overtaken_until = 0.0
+        self._probes = 0
+        self._probe_from = 0.0
+
+    def is_last(self, repository: str) -> bool:
+        """Returns whether others should be asked for this repository first."""
+        now = self._clock()
+        return now < self._overtaken_until or now < self._refused.get(repository, 0.0)
+
+    def answered(self, seconds: float, quick: float) -> None:
+        """Records a successful answer; one within `quick` seconds makes up for being overtaken."""
+        self.latency = _mean(self.latency, seconds)
+        if seconds <= quick:
+            self._overtaken_until, self._probes = 0.0, 0
+
+    def overtaken(self) -> None:
+        """Records that an endpoint that was asked later answered first."""
+        self._overtaken_until = self._clock() + _LATELY
+
+    def refused(self, repository: str) -> None:
+        """Records an answer that no registry gives for what it has: a refusal, a web page, wrong bytes."""
+        self._refused[repository] = self._clock() + _LATELY
+        self._refused.move_to_end(repository)
+        if len(self._refused) > _MOST_REFUSED:
+            self._refused.popitem(last=False)
+
+    def probe_due(self, state: str) -> bool:
+        """Returns whether an endpoint in this state of its breaker should be probed now; the next time is after a pause, from 1 s doubling up to 60 s."""
+        now = self._clock()
+        if now < self._probe_from or (state == "ok" and now >= self._overtaken_until):
+            return False
+        self._probe_from = now + doubled(_FIRST_PAUSE, self._probes, _LONGEST_PAUSE)
+        self._probes += 1
+        return True
 
 
 class Lease:

@@ -28,7 +28,7 @@ from mirror.names import Digest, Reference, Repository, Tag
 from mirror.tasks import close_all
 from mirror.upstream.blobs import Blob
 from mirror.upstream.endpoint import Endpoint
-from mirror.upstream.failover import with_failover
+from mirror.upstream.failover import Unfinished, with_failover
 from mirror.upstream.health import EndpointHealth
 from mirror.upstream.pages import Listing, read_pages
 from mirror.upstream.proxies import Fixed, Way, way
@@ -86,6 +86,7 @@ class Registry:
     def __init__(self, name: str, settings: RegistrySettings, transport: Transport) -> None:
         self.name = name
         self._transport = transport
+        self._unfinished = Unfinished()
         tls = trusting(settings.ca_file) if settings.ca_file is not None else None
         urls = [URL(endpoint.url) for endpoint in settings.endpoints]
         # The credentials are for the registry's own endpoint, or for the first one: others are often public mirrors.
@@ -109,7 +110,7 @@ class Registry:
         self._pulled_manifest = metrics.pulled_bytes.labels(name, "manifest")
 
     async def aclose(self) -> None:
-        await close_all(*(endpoint.aclose for endpoint in self._endpoints))
+        await close_all(self._unfinished.aclose, *(endpoint.aclose for endpoint in self._endpoints))
 
     def health(self) -> list[EndpointHealth]:
         """Returns the health of each endpoint, in order."""
@@ -234,7 +235,9 @@ class Registry:
         return await read_pages(endpoint, repository, url, headers, deadline, seconds, entries, unknown)
 
     async def _ask(self, ask: Callable[[Endpoint, float], Awaitable[_T]], repository: Repository, *, mutable: bool) -> _T:
-        return await with_failover(self.name, self._endpoints, self._transport.timeouts, ask, repository, mutable=mutable)
+        return await with_failover(
+            self.name, self._endpoints, self._transport.timeouts, ask, repository, mutable=mutable, unfinished=self._unfinished
+        )
 
 
 class Upstreams:

@@ -15,13 +15,22 @@ from typing import Any
 from aiocache import SimpleMemoryCache
 from yarl import URL
 
-from mirror.errors import Denied, TokenServiceFailed, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
+from mirror.errors import (
+    Denied,
+    RegionBlocked,
+    TokenServiceFailed,
+    UpstreamError,
+    UpstreamInvalid,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from mirror.tasks import SingleFlight
 from mirror.upstream.challenges import Challenge
 from mirror.upstream.guard import Guard
 from mirror.upstream.pacing import EndpointPacer
 from mirror.upstream.receiver import Response
 from mirror.upstream.redirects import follow
+from mirror.upstream.refusals import refusal
 from mirror.upstream.transport import read_bounded, retry_after, shown
 from mirror.upstream.urls import may_get_credentials, parse_url
 
@@ -106,6 +115,9 @@ class Authenticator:
                 advice = (
                     "check the username and password set for it" if credentials else "this needs credentials, and none are set"
                 )
+                reason = refusal(f"{self._registry}'s token service ({where})", response, await _body(response, timeout))
+                if isinstance(reason, RegionBlocked):
+                    raise reason
                 raise Denied(f"{self._registry}'s token service ({where}) answered {response.status}: {advice}")
             if response.status != 200:
                 raise UpstreamInvalid(f"{where} answered {response.status} instead of a token")
@@ -156,6 +168,13 @@ class Authenticator:
             response.release()
             raise TokenServiceFailed(f"{self._registry}'s token service ({shown(url)}) answered {response.status}")
         return response
+
+
+async def _body(response: Response, seconds: float) -> bytes:
+    try:
+        return await read_bounded(response, _LARGEST_TOKEN, min(seconds, 1.0))
+    except UpstreamError:
+        return b""
 
 
 def _key(challenge: Challenge, scope: str) -> str:
