@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from mirror.backoff import pause
 from mirror.errors import (
     Denied,
+    DigestMismatch,
     MirrorError,
     RegionBlocked,
     TokenServiceFailed,
@@ -214,6 +215,8 @@ def _record(endpoint: Endpoint, repository: str, error: MirrorError) -> None:
         breaker.succeeded()
         if not isinstance(error, TokenServiceFailed | Unknown) or (isinstance(error, Unknown) and not error.certain):
             standing.refused(repository)
+        if isinstance(error, DigestMismatch):
+            standing.lied()
 
 
 def _paused(endpoint: Endpoint) -> UpstreamUnreachable:

@@ -127,6 +127,10 @@ class Standing:
         """The moving average of the seconds until a document was received, or a blob's headers."""
         self._clock = clock
         self._refused: OrderedDict[str, float] = OrderedDict()
+        self._refusing: set[str] = set()
+        """Repositories refused since the last successful answer; from three on, others are asked first for all."""
+        self._refusing_until = 0.0
+        self._lied_until = 0.0
         self._overtaken_until = 0.0
         self._probes = 0
         self._probe_from = 0.0
@@ -134,24 +138,34 @@ class Standing:
     def is_last(self, repository: str) -> bool:
         """Returns whether others should be asked for this repository first."""
         now = self._clock()
-        return now < self._overtaken_until or now < self._refused.get(repository, 0.0)
+        refuses_all = len(self._refusing) >= _FAILURES and now < self._refusing_until
+        return refuses_all or now < max(self._lied_until, self._overtaken_until) or now < self._refused.get(repository, 0.0)
 
     def answered(self, seconds: float, quick: float) -> None:
         """Records a successful answer; one within `quick` seconds makes up for being overtaken."""
         self.latency = _mean(self.latency, seconds)
+        self._refusing.clear()
         if seconds <= quick:
             self._overtaken_until, self._probes = 0.0, 0
 
     def overtaken(self) -> None:
         """Records that an endpoint that was asked later answered first."""
-        self._overtaken_until = self._clock() + _LATELY
+        now = self._clock()
+        self._overtaken_until = now + _LATELY
+        self._probe_from = max(self._probe_from, now + _FIRST_PAUSE)
 
     def refused(self, repository: str) -> None:
         """Records an answer that no registry gives for what it has: a refusal, a web page, wrong bytes."""
-        self._refused[repository] = self._clock() + _LATELY
+        self._refused[repository] = self._refusing_until = self._clock() + _LATELY
+        if len(self._refusing) < _FAILURES:
+            self._refusing.add(repository)
         self._refused.move_to_end(repository)
         if len(self._refused) > _MOST_REFUSED:
             self._refused.popitem(last=False)
+
+    def lied(self) -> None:
+        """Records a document that is not what its digest says: it says the same of any repository."""
+        self._lied_until = self._clock() + _LATELY
 
     def probe_due(self, state: str) -> bool:
         """Returns whether an endpoint in this state of its breaker should be probed now; the next time is after a pause, from 1 s doubling up to 60 s."""
