@@ -182,7 +182,9 @@ async def with_failover(
             task.cancel()
             if unfinished is not None:
                 unfinished.keep(task)
-    raise (authoritative or [_final(errors)])[0]
+    if not errors:
+        raise UpstreamTimeout(f"{registry} did not answer in time")
+    raise authoritative[0] if authoritative else _final(errors)
 
 
 def _ranked(endpoints: Sequence[Endpoint], repository: str, *, by_latency: bool) -> list[Endpoint]:

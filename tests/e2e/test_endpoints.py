@@ -33,8 +33,8 @@ async def test_skopeo_pulls_the_right_image_through_a_fleet_of_dead_endpoints(tm
                 for digest, data in image.blobs.items():
                     assert (tmp_path / "copy" / digest.removeprefix("sha256:")).read_bytes() == data
                 shutil.rmtree(tmp_path / "copy")
-                # The slow one is probed in the background.
-                now = {name: count for name, count in found.asked().items() if name != "slow"}
-                assert asked in ({}, now), f"{asked} {now}"
+                # The slow one is probed in the background; the one with an old tag answers like a registry, and may be asked for a part of a blob.
+                now = {name: count for name, count in found.asked().items() if name not in ("slow", "stale")}
+                assert asked in ({}, now)
                 asked = now
             assert "Traceback" not in mirror.log
