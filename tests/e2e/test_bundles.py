@@ -224,3 +224,29 @@ def test_a_mirror_without_a_network_imports_a_signed_bundle_and_serves_it(source
     have = tmp_path / "have.txt"
     have.write_text(mirror("have", "--cache-dir", str(lab)).stdout)
     assert source.export(*names, "--have", str(have), tar="next.tar").stat().st_size < 40_000 < tar.stat().st_size
+
+
+def test_an_image_by_digest_is_loaded_with_the_others(source: Source, dockerd: Dockerd, tmp_path: Path) -> None:
+    """It has no name for Docker and podman, which refuse such names; containerd has it by its digest."""
+    digest = source.images[OCI].digest
+    by_digest = f"ghcr.io/owner/oci@{digest}"
+    tar = source.export(SINGLE, by_digest)
+    (config,) = (json.loads(body)["config"]["digest"] for _, body in source.images[OCI].manifests)
+    dockerd.docker("load", "-i", str(tar))
+    assert json.loads(dockerd.docker("image", "inspect", config))[0]["RepoTags"] == []
+    check_docker(dockerd, source, SINGLE, tmp_path)
+    require("podman")
+    run_root = tempfile.mkdtemp(prefix="podman-")
+    storage = f"--root {tmp_path}/storage --runroot {run_root} --storage-driver vfs --cgroup-manager cgroupfs".split()
+    environment = {"HOME": str(tmp_path)}
+    run("podman", *storage, "load", "--signature-policy", str(policy(tmp_path)), "-i", str(tar), environment=environment)
+    assert json.loads(run("podman", *storage, "image", "inspect", config, environment=environment))
+    assert json.loads(run("podman", *storage, "image", "inspect", SINGLE, environment=environment))
+    shutil.rmtree(run_root)
+    containerd = Containerd(tmp_path / "containerd", "http://127.0.0.1:1")
+    try:
+        containerd.ctr("images", "import", "--snapshotter", "native", str(tar))
+        listed = {line.split()[0]: line.split()[2] for line in containerd.ctr("images", "ls").splitlines()[1:]}
+        assert listed == {SINGLE: source.images[SINGLE].digest, by_digest: digest}
+    finally:
+        containerd.stop()
