@@ -107,7 +107,9 @@ class Tar:
         count = self._fill(memoryview(block))
         if count < _BLOCK:
             raise ArchiveInvalid(
-                f"the archive is cut off after {self._member!r}" if self._member else "this is no archive: it is too short"
+                f"the archive is cut off after {self._member!r}"
+                if self._member
+                else "this is no archive, or it is cut off: it has less than one header"
             )
         try:
             return tarfile.TarInfo.frombuf(bytes(block), "utf-8", "surrogateescape")

@@ -102,22 +102,22 @@ class Files:
 
 
 class Pipe:
-    """What comes from an open descriptor, once."""
+    """What comes from an open file, once. It closes the file."""
 
     rereadable = False
     size: int | None = None
 
     def __init__(self, file: io.RawIOBase) -> None:
-        self._file = file
+        self._stream = io.BufferedReader(file, _BUFFER)
 
     def __str__(self) -> str:
         return "standard input"
 
     def open(self) -> contextlib.AbstractContextManager[Members]:
-        return _members(io.BufferedReader(self._file, _BUFFER), False)
+        return _members(self._stream, False)
 
     def close(self) -> None:
-        """The descriptor is the caller's."""
+        self._stream.close()
 
 
 @contextlib.contextmanager

@@ -107,7 +107,10 @@ def import_(
                         fail(f"{this}: {error.message}")
         return done
 
-    done = on_store(settings, work)
+    with contextlib.ExitStack() as stack:
+        for source in sources:
+            stack.callback(source.close)
+        done = on_store(settings, work)
     images = [image for this in done for image in this.images]
     if want is not None and not dry_run:
         _write_want(want, images)

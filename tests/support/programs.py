@@ -26,6 +26,7 @@ _PACKAGES = {
     "containerd": "containerd",
     "ctr": "containerd",
     "podman": "podman",
+    "buildah": "buildah",
     "skopeo": "skopeo",
     "prometheus": "prometheus",
     "promtool": "prometheus",
