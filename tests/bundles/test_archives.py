@@ -277,7 +277,7 @@ async def test_a_folder_with_links_and_fifos(tmp_path: Path) -> None:
 
 async def test_an_interrupted_import_goes_on(tmp_path: Path) -> None:
     """What came before the archive was cut off stays, and is not read again."""
-    cut = source_of(WHOLE[:-1500], tmp_path, "pipe")
+    cut = source_of(WHOLE.rstrip(b"\0")[:-700], tmp_path, "pipe")
     store = MemoryStore()
     with pytest.raises(ArchiveInvalid):
         await imported(store, cut)
