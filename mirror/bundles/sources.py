@@ -108,7 +108,7 @@ class Pipe:
     size: int | None = None
 
     def __init__(self, file: io.RawIOBase) -> None:
-        self._stream = io.BufferedReader(file, _BUFFER)
+        self._stream: io.BufferedReader[Any] = io.BufferedReader(file, _BUFFER)
 
     def __str__(self) -> str:
         return "standard input"
@@ -121,7 +121,7 @@ class Pipe:
 
 
 @contextlib.contextmanager
-def _members(stream: io.BufferedReader, seekable: bool) -> Iterator[Members]:
+def _members(stream: io.BufferedReader[Any], seekable: bool) -> Iterator[Members]:
     magic = stream.peek(4)
     if magic.startswith(_GZIP):
         with gzip.GzipFile(fileobj=stream, mode="rb") as unzipped:
