@@ -40,17 +40,25 @@ _PUBLISH = 2.0
 
 @contextlib.asynccontextmanager
 async def running(
-    settings: Settings, worker: WorkerContext | None = None, notes: Sequence[str] = (), reload: Callable[[], None] | None = None
+    settings: Settings,
+    worker: WorkerContext | None = None,
+    notes: Sequence[str] = (),
+    reload: Callable[[], Settings] | None = None,
 ) -> AsyncIterator[str]:
     """Runs the mirror, or one worker of it; yields its URL. Raises OSError or CatalogFailed if it cannot listen or use its cache directory.
 
-    At SIGHUP it calls `reload`, and reads its certificate again. `notes` are sentences for /readyz.
+    At SIGHUP it calls `reload`, which returns the settings from now on in force, and reads its certificate again. `notes` are sentences for /readyz.
     """
     async with contextlib.AsyncExitStack() as stack:
         share = settings.server.workers if worker is not None else 1
         cache, upstreams = await stack.enter_async_context(wired(settings, share))
         certificate = await stack.enter_async_context(_certificate(settings))
-        stack.enter_context(_hangup(reload, certificate))
+
+        def take() -> None:
+            if reload is not None:
+                upstreams.offline = reload().upstream.offline
+
+        stack.enter_context(_hangup(take, certificate))
         access = AccessLog() if settings.server.access_log else None
         if access is not None:
             stack.callback(access.close)
@@ -120,14 +128,9 @@ async def _certificate(settings: Settings) -> AsyncIterator[Certificate | None]:
 
 
 @contextlib.contextmanager
-def _hangup(reload: Callable[[], None] | None, certificate: Certificate | None) -> Iterator[None]:
-    if reload is None and certificate is None:
-        yield
-        return
-
+def _hangup(take: Callable[[], None], certificate: Certificate | None) -> Iterator[None]:
     def handle() -> None:
-        if reload is not None:
-            reload()
+        take()
         if certificate is not None:
             certificate.refresh()
 
@@ -162,7 +165,7 @@ async def _publish(readiness: Readiness) -> None:
 async def serve(
     settings: Settings,
     started: Callable[[str], None],
-    reload: Callable[[], None],
+    reload: Callable[[], Settings],
     worker: WorkerContext | None = None,
     notes: Sequence[str] = (),
 ) -> None:

@@ -29,6 +29,7 @@
     ├── UpstreamError              upstream could not, or did not rightly, answer (503)
     │   ├── UpstreamUnreachable    no connection, or an answer of 5xx
     │   ├── UpstreamTimeout        no answer in time
+    │   ├── Offline                the settings forbid to ask upstream (404)
     │   ├── UpstreamLimited        429; carries Retry-After
     │   ├── UpstreamBusy           no further connection is allowed now; never shown to a client
     │   ├── UpstreamInvalid        an answer that breaks the protocol or lies
@@ -216,6 +217,15 @@ class UpstreamFailed(UpstreamUnreachable):
 
 class UpstreamTimeout(UpstreamError):
     """No answer in time, though there was a connection. It may concern one repository only."""
+
+
+class Offline(UpstreamError):
+    """`upstream.offline` is set, and the cache does not have what was asked for.
+
+    404, since dockerd shows the message of a 4xx only; but never with a code for absent content, so that another mirror in front of this one forgets nothing.
+    """
+
+    status = 404
 
 
 class UpstreamLimited(UpstreamError):

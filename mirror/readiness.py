@@ -54,7 +54,8 @@ class Readiness:
                 durable.replace(self._file, json.dumps(self._own()).encode())
 
     def report(self) -> dict[str, Any]:
-        """Returns a JSON object: ``mirror`` has the mirror's own faults in sentences, ``degraded`` these and the endpoints', ``registries`` each endpoint's state."""
+        """Returns a JSON object: ``mirror`` has the mirror's own faults in sentences, ``degraded`` these and the endpoints', ``registries`` each endpoint's state;
+        ``offline`` is whether no registry is asked."""
         faults = list(self._notes)
         if fault := self._probe.fault:
             faults.append(fault)
@@ -72,9 +73,9 @@ class Readiness:
             latest = [max((endpoints[place] for endpoints in known), key=_heard) for place in range(len(known[0]))]
             registries[name] = latest
             for endpoint in latest:
-                if endpoint["state"] != "ok":
+                if endpoint["state"] != "ok" and not self._upstreams.offline:
                     degraded.append(f"{name}: {endpoint['endpoint']} {_state(endpoint)}: {endpoint['last_error']}")
-        return {"degraded": degraded, "mirror": faults, "registries": registries}
+        return {"degraded": degraded, "mirror": faults, "registries": registries, "offline": self._upstreams.offline}
 
     def _certificate_end(self) -> float | None:
         file = self._settings.server.tls_certificate

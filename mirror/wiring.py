@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from mirror import metrics
-from mirror.cache.cache import Cache, Limits, Source
+from mirror.cache.cache import Cache, Limits
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
 from mirror.storage.disk.store import DiskStore
 from mirror.storage.settings import Expire, Upkeep
@@ -53,17 +53,20 @@ async def wired(settings: Settings, share: int = 1) -> AsyncIterator[tuple[Cache
     connections = Connections(most, per_endpoint, in_all)
     out = upstream_way(settings.upstream)
     async with (
-        Upstreams(settings.registries, timeouts, connections, settings.unlisted, out) as upstreams,
-        _cache(settings, upstreams.registry) as cache,
+        Upstreams(settings.registries, timeouts, connections, settings.unlisted, out, offline=waits.offline) as upstreams,
+        _cache(settings, upstreams) as cache,
     ):
         yield cache, upstreams
 
 
 @contextlib.asynccontextmanager
-async def _cache(settings: Settings, source: Callable[[str], Source]) -> AsyncIterator[Cache]:
+async def _cache(settings: Settings, upstreams: Upstreams) -> AsyncIterator[Cache]:
     kept = settings.cache
     limits = Limits(kept.tag_ttl, kept.negative_ttl, kept.revalidate_timeout, kept.prefetch)
-    async with _store(settings) as found, Cache(found, found.inventory, source, limits, DEFAULT_REGISTRY, ALIASES) as cache:
+    async with (
+        _store(settings) as found,
+        Cache(found, found.inventory, upstreams.registry, limits, DEFAULT_REGISTRY, ALIASES, lambda: upstreams.offline) as cache,
+    ):
         yield cache
 
 

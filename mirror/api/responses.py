@@ -18,6 +18,7 @@ from mirror.errors import (
     ManifestUnknown,
     MirrorError,
     NameUnknown,
+    Offline,
     RangeNotSatisfiable,
     TooManyGuesses,
     Unknown,
@@ -81,7 +82,7 @@ def error_response(error: MirrorError) -> web.Response:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     elif isinstance(error, AdminNeeded):
         headers["WWW-Authenticate"] = 'Bearer realm="the mirror\'s admin token"'
-    elif isinstance(error, UpstreamError | ClientBusy):
+    elif isinstance(error, UpstreamError | ClientBusy) and not isinstance(error, Offline):
         headers["Retry-After"] = str(_RETRY_AFTER)
     body = {"errors": [{"code": code, "message": error.message, "detail": None}]}
     return web.Response(

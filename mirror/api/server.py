@@ -26,7 +26,8 @@ from mirror.api.shortcuts import Shortcuts
 from mirror.api.targets import Resource, Target, Targets, refuse_write
 from mirror.api.unread import Hold, UnreadBodies, large_body
 from mirror.cache.cache import Cache
-from mirror.errors import Denied, MirrorError, UpstreamError
+from mirror.cache.nearby import offline_miss
+from mirror.errors import Denied, MirrorError, Offline, UpstreamError
 from mirror.names import Digest
 from mirror.tasks import close_all
 
@@ -101,6 +102,8 @@ class Api:
         context = RequestContext(request, hold)
         try:
             response = await self._answer(context)
+        except Offline as error:
+            response = error_response(await self._miss(error, context))
         except MirrorError as error:
             if isinstance(error, UpstreamError | Denied):
                 log.warning("%s %s: %s", request.method, request.raw_path[:300], error.message, extra={"cause": error.message})
@@ -120,6 +123,12 @@ class Api:
         if not context.complete:
             log.info("%s %s: cut short: %s", request.method, request.raw_path[:300], context.cut, extra={"cause": context.cut})
         return response
+
+    async def _miss(self, error: Offline, context: RequestContext) -> Offline:
+        target = context.target
+        if target is None or target.repository is None or context.request.method == "HEAD":
+            return error
+        return await offline_miss(self._cache.inventory, target.repository, target.reference)
 
     async def _answer(self, context: RequestContext) -> web.StreamResponse:
         request = context.request

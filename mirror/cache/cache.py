@@ -91,8 +91,10 @@ class Cache:
         limits: Limits,
         default: str,
         aliases: Mapping[str, str],
+        offline: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`source` gives a registry by its name; `default` is the one of names without one, `aliases` are other names. The caller closes the store."""
+        """`source` gives a registry by its name; `default` is the one of names without one, `aliases` are other names. While `offline`, no tag and no list
+        expires. The caller closes the store."""
         self.store = store
         self.inventory = inventory
         self._source = source
@@ -104,11 +106,11 @@ class Cache:
         self._too_large: dict[tuple[Repository, Digest], float] = {}
         """Blobs larger than the cache, with when that was found: no download is begun for them, which would fetch more than was asked for."""
         self._prefetcher = Prefetcher(store, self._flights, self._context) if limits.prefetch else None
-        self.manifests = Tags(store, source, self._negative, limits.tag_ttl, limits.revalidate_timeout)
+        self.manifests = Tags(store, source, self._negative, limits.tag_ttl, limits.revalidate_timeout, offline=offline)
         self.verification = Verification(store, self.manifests, self.fetch)
         self.pulls = Pulls(store, self.manifests, self.fetch)
         self.images = Images(store, self.manifests)
-        self.lists = Lists(store, source, limits.tag_ttl)
+        self.lists = Lists(store, source, limits.tag_ttl, offline=offline)
         self.search = Search(inventory, source, default, aliases)
         self.tag_details = TagDetails(source)
 

@@ -38,8 +38,15 @@ class Lists:
     """Returns lists from the cache while they are fresh, else from upstream."""
 
     def __init__(
-        self, store: Store, source: Callable[[str], ListSource], ttl: float, clock: Callable[[], float] = time.time
+        self,
+        store: Store,
+        source: Callable[[str], ListSource],
+        ttl: float,
+        clock: Callable[[], float] = time.time,
+        offline: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`ttl` in seconds; `source` gives a registry by its name. While `offline`, lists are made of what is cached."""
+        self._offline = offline
         self._store = store
         self._source = source
         self._ttl = ttl
@@ -51,6 +58,9 @@ class Lists:
 
     async def tags(self, repository: Repository) -> tuple[list[str], Outcome]:
         """Returns all tags in ASCII order ("lexical order", distribution-spec 1.1, "Listing Tags"). Raises MirrorError."""
+        if self._offline() and (cached := await self._store.tags(repository)):
+            # The tags that can be pulled: others that upstream listed once are of no use.
+            return sorted(set(cached)), PARTIAL
         try:
             found, outcome = await self._list(
                 _tags_key(repository), lambda: self._source(repository.registry).list_tags(repository)
@@ -71,6 +81,10 @@ class Lists:
 
     async def referrers(self, repository: Repository, digest: Digest) -> tuple[list[dict[str, Any]], Outcome]:
         """Returns the descriptors of a manifest's referrers. Raises MirrorError."""
+        if self._offline():
+            known = await self._store.document(_referrers_key(repository, digest))
+            # A manifest without known referrers has an empty list (distribution-spec 1.1, "Listing Referrers").
+            return (known["list"], HIT) if known is not None else ([], PARTIAL)
         return await self._list(
             _referrers_key(repository, digest), lambda: self._source(repository.registry).list_referrers(repository, digest)
         )

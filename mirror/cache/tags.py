@@ -53,8 +53,10 @@ class Tags:
         ttl: float,
         patience: float,
         clock: Callable[[], float] = time.time,
+        offline: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`ttl` and `patience`, how long a check may hold a client, in seconds; `source` gives a registry by its name."""
+        """`ttl` and `patience`, how long a check may hold a client, in seconds; `source` gives a registry by its name. While `offline`, tags are not checked."""
+        self._offline = offline
         self._store = store
         self._source = source
         self._negative = negative
@@ -276,7 +278,7 @@ class Tags:
 
     async def _current(self, repository: Repository, tag: Tag, record: TagRecord, since: float) -> tuple[Descriptor, Outcome]:
         """Returns what a known tag means, or what it meant last if upstream does not answer in time. Raises Unknown if it is gone."""
-        if self._fresh(record):
+        if self._fresh(record) or self._offline():
             return record.descriptor, HIT
         if time.monotonic() >= self._held.get((repository, tag), 0.0):
             check, _ = self._descriptors.start((repository, tag, "check"), lambda: self._check(repository, tag, record, since))

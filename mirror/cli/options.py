@@ -65,11 +65,12 @@ def settings_to_serve(
     listen: str | None,
     max_size: str | None,
     workers: str | None,
+    offline: bool,
 ) -> tuple[Settings, Callable[[], Settings]]:
     """Returns the settings of the mirror itself, and a function that reads them again, which raises ConfigError. Prints faults and exits with status 2."""
 
     def read() -> Settings:
-        return load(config, os.environ, _flags(cache_dir, upstreams, listen, max_size, workers))
+        return load(config, os.environ, _flags(cache_dir, upstreams, listen, max_size, workers, offline))
 
     with _listed():
         return read(), read
@@ -92,12 +93,15 @@ def _flags(
     listen: str | None = None,
     max_size: str | None = None,
     workers: str | None = None,
+    offline: bool = False,
 ) -> dict[str, Any]:
     flags: dict[str, Any] = {}
     if listen is not None:
         flags["server"] = {"listen": listen}
     if workers is not None:
         flags.setdefault("server", {})["workers"] = workers
+    if offline:
+        flags["upstream"] = {"offline": True}
     if cache_dir is not None:
         flags.setdefault("cache", {})["dir"] = cache_dir
     if max_size is not None:

@@ -14,7 +14,7 @@ from mirror.config.in_force import changed
 
 log = logging.getLogger(__name__)
 
-_TAKEN = ("log.level", "log.format")
+_TAKEN = ("log.level", "log.format", "upstream.offline")
 
 
 class Reload:
@@ -26,17 +26,17 @@ class Reload:
         self._load = load
         self._on_terminal = os.isatty(0)
 
-    def __call__(self) -> None:
-        """Takes the settings, and logs what was taken and what was not."""
+    def __call__(self) -> Settings:
+        """Takes the settings, and logs what was taken and what was not. Returns the settings in force."""
         if self._on_terminal and not os.isatty(0):
             # It was hung up (tty_ioctl(4)): SIGHUP means what it means to most programs.
             os.kill(os.getpid(), signal.SIGTERM)
-            return
+            return self._in_force
         try:
             names = self._take()
         except ConfigError as error:
             log.error("SIGHUP: the settings cannot be used, and those before stay in force: %s", "; ".join(error.faults))
-            return
+            return self._in_force
         taken = [name for name in names if name in _TAKEN]
         left = [name for name in names if name not in _TAKEN]
         log.info(
@@ -45,11 +45,13 @@ class Reload:
         )
         if left:
             log.warning("SIGHUP: a restart is needed for what has changed of %s", ", ".join(left))
+        return self._in_force
 
-    def silently(self) -> None:
-        """Takes the settings, in a worker: its parent logs."""
+    def silently(self) -> Settings:
+        """Takes the settings, in a worker: its parent logs. Returns the settings in force."""
         with contextlib.suppress(ConfigError):
             self._take()
+        return self._in_force
 
     def _take(self) -> list[str]:
         """The keys of the settings that have changed since they were taken. Raises ConfigError."""
@@ -57,5 +59,6 @@ class Reload:
         names = changed(self._in_force, found)
         if found.log != self._in_force.log:
             logs.set_up(found.log.level, found.log.format)
-            self._in_force = self._in_force.model_copy(update={"log": found.log})
+        upstream = self._in_force.upstream.model_copy(update={"offline": found.upstream.offline})
+        self._in_force = self._in_force.model_copy(update={"log": found.log, "upstream": upstream})
         return names

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 @click.option("--listen", metavar="HOST:PORT", help="Address and port to listen on.  [127.0.0.1:5000]")
 @click.option("--workers", "number", metavar="N|auto", help="Number of worker processes.  [1]")
 @click.option("--max-size", metavar="SIZE", help="Size limit of the cache.  [a quarter of the disk]")
+@click.option("--offline", is_flag=True, help="Ask no registry: serve what is cached, however old.")
 @click.option("--yes", is_flag=True, help="Allow a smaller --max-size to remove more than half of the cache.")
 def serve(
     config: Path | None,
@@ -43,6 +44,7 @@ def serve(
     number: str | None,
     cache_dir: str | None,
     max_size: str | None,
+    offline: bool,
     yes: bool,
     upstreams: tuple[str, ...],
 ) -> None:
@@ -50,7 +52,7 @@ def serve(
 
     All settings are optional. Flags override the environment (such as MIRROR_SERVER__LISTEN), which overrides the file.
     """
-    settings, read = settings_to_serve(config, cache_dir, upstreams, listen, max_size, number)
+    settings, read = settings_to_serve(config, cache_dir, upstreams, listen, max_size, number, offline)
     reload = Reload(settings, read)
     logs.set_up(settings.log.level, settings.log.format)
     settings, kept_limit = (settings, "") if yes else keep_from_emptying(settings)
@@ -95,7 +97,7 @@ def _work(
     settings: Settings,
     notes: list[str],
     started: Callable[[str], None],
-    reload: Callable[[], None],
+    reload: Callable[[], Settings],
     worker: WorkerContext | None = None,
 ) -> int:
     """Serves until stopped. Returns the exit status."""
@@ -133,13 +135,15 @@ def _print_start(settings: Settings, notes: list[str], url: str, check: bool = F
     _print(
         f"listening on {url}",
         f"cache in {settings.cache.dir}, up to {format_size(settings.cache.max_size)}",
-        f"mirroring {', '.join(settings.registries)}",
+        "offline: no registry is asked, and what is cached is served however old it is"
+        if settings.upstream.offline
+        else f"mirroring {', '.join(settings.registries)}",
         f"dashboard at {shown}/",
         f'for Docker, in /etc/docker/daemon.json:  {{"registry-mirrors": ["{shown}"]}}',
     )
     for note in notes:
         log.warning("%s", note)
-    if check:
+    if check and not settings.upstream.offline:
         threading.Thread(target=_check_upstreams, args=(settings,), name="reachability", daemon=True).start()
 
 

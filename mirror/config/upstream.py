@@ -19,6 +19,10 @@ class Upstream(WayOut):
         "environment",
         description="`environment` for what `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` say, `none`, or the URL of an `http`, `https`, `socks5` or `socks5h` proxy (`socks5h`: it resolves the names)",
     )
+    offline: bool = Field(
+        False,
+        description="true: no registry is asked and no name resolved, cached tags and lists do not expire; `mirror serve --offline` sets it, and SIGHUP changes it",
+    )
     connect_timeout: Duration = Field(5.0, description="time limit for connecting to an upstream")
     header_timeout: Duration = Field(
         20.0, description="time limit for an upstream's response headers; containerd gives up after 30 s"

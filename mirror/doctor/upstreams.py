@@ -48,6 +48,10 @@ _PREVIEW = Repository.parse("docker.io", "ratelimitpreview/test")
 
 async def examine(settings: Settings) -> list[Finding]:
     """Returns findings about every registry. Raises only CancelledError."""
+    if settings.upstream.offline:
+        return [
+            ok("upstreams", "offline (upstream.offline): no registry is asked, and none was checked; what is cached is served")
+        ]
     # A name server that does not answer holds a thread for as long as this says (resolv.conf(5)).
     os.environ.setdefault("RES_OPTIONS", "timeout:2 attempts:1")
     try:

@@ -96,6 +96,7 @@ class Endpoint:
         self.only = only
         self._registry = registry
         self._transport = transport
+        self.check_online = transport.check_online
         self._authenticator = Authenticator(registry, credentials)
         self._guard = Guard(transport, self.base, tls, way)
         self._anonymous = Authenticator(registry, None)

@@ -82,8 +82,10 @@ async def with_failover(
     `mutable` content, a tag or a list, the registry's own endpoint is authoritative: what it does not have is gone. `ask` gets an endpoint and its deadline, in the
     event loop's time. With `unfinished`, the next endpoint is asked too if one has not answered within its head start; without, one is asked after the other, and
     the remaining time is shared equally among those not asked yet. If no endpoint has an answer, one that limits requests is asked again when it allows that, unless
-    the request is not `patient`. Raises Unknown, Denied, UpstreamError.
+    the request is not `patient`. Raises Unknown, Denied, UpstreamError; Offline before anything else, whatever is known of the endpoints.
     """
+    for endpoint in endpoints:
+        endpoint.check_online()
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeouts.header
     name = str(repository)

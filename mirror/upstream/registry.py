@@ -250,6 +250,8 @@ class Upstreams:
         connections: Connections,
         unlisted: Mapping[str, RegistrySettings] | None = None,
         way: Way | None = None,
+        *,
+        offline: bool = False,
     ) -> None:
         """The registries in `unlisted` are set up when they are first used; `way` is the way out of those that name no proxy, by default the environment's."""
         self._settings = registries
@@ -257,17 +259,29 @@ class Upstreams:
         self._timeouts = timeouts
         self._connections = connections
         self._way = way
+        self._offline = offline
         self._registries: dict[str, Registry] = {}
         self._transport: Transport | None = None
 
     async def __aenter__(self) -> Upstreams:
         self._transport = Transport(self._timeouts, self._connections, self._way)
+        self._transport.offline = self._offline
         self._registries = {name: Registry(name, settings, self._transport) for name, settings in self._settings.items()}
         return self
 
     async def __aexit__(self, *_: object) -> None:
         assert self._transport is not None
         await close_all(*(registry.aclose for registry in self._registries.values()), self._transport.aclose)
+
+    @property
+    def offline(self) -> bool:
+        """True if no registry is asked: then all requests raise Offline. Bodies that are being received when this is set are received to their end."""
+        return self._offline
+
+    @offline.setter
+    def offline(self, offline: bool) -> None:
+        assert self._transport is not None
+        self._offline = self._transport.offline = offline
 
     def registry(self, name: str) -> Registry:
         """Returns a registry by its name. Raises RegistryUnknown."""

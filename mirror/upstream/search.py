@@ -127,11 +127,13 @@ class _Service:
 
     def __init__(self, url: str, transport: Transport, tls: ssl.SSLContext | None, way: Way | None) -> None:
         self._base = URL(url)
+        self._transport = transport
         self._guard = Guard(transport, self._base, tls, way)
         self._breaker = Breaker()
 
     async def get(self, query: dict[str, str], below: str = "") -> dict[str, Any]:
         """Returns the JSON object at a path below the base URL. Raises UpstreamError."""
+        self._transport.check_online()
         breaker, where = self._breaker, shown(self._base)
         separator = "&" if self._base.raw_query_string else "?"
         url = URL(f"{str(self._base).rstrip('/')}{below}{separator}{urlencode(query)}", encoded=True)

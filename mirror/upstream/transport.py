@@ -21,7 +21,7 @@ from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
 from mirror import __version__
-from mirror.errors import TargetRefused, UpstreamFailed, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
+from mirror.errors import Offline, TargetRefused, UpstreamFailed, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
 from mirror.tasks import close_all
 from mirror.upstream import dialing
 from mirror.upstream.health import Delivery
@@ -69,6 +69,8 @@ class Transport:
         self.deliveries: list[Delivery] = []
         """Of all endpoints of all registries."""
         self.way: Way = Proxies() if way is None else way
+        self.offline = False
+        """True if no request may be sent, and no name resolved."""
         self._resolver = ThreadedResolver()
         self._public_resolver = _PublicOnly(self._resolver)
         self._receiver = Receiver(f"mirror/{__version__}")
@@ -76,6 +78,11 @@ class Transport:
 
     async def aclose(self) -> None:
         await close_all(self._receiver.aclose, self._resolver.close)
+
+    def check_online(self) -> None:
+        """Raises Offline if no request may be sent."""
+        if self.offline:
+            raise Offline("this mirror is offline (upstream.offline), so no registry is asked")
 
     def allows_spare(self, delivery: Delivery) -> bool:
         """Returns whether an endpoint may have one more spare connection.
@@ -100,8 +107,9 @@ class Transport:
     ) -> Response:
         """Sends a GET or HEAD and waits for the response's head. Does not follow redirects. The caller releases or closes the response.
 
-        Raises UpstreamUnreachable, UpstreamTimeout, UpstreamInvalid, TargetRefused; UpstreamFailed if the connection ends without a response.
+        Raises Offline, UpstreamUnreachable, UpstreamTimeout, UpstreamInvalid, TargetRefused; UpstreamFailed if the connection ends without a response.
         """
+        self.check_online()
         context = (tls or self._tls) if url.scheme == "https" else None
         resolver = self._public_resolver if public_only else self._resolver
         proxy = (self.way if way is None else way).of(url)
@@ -118,8 +126,9 @@ class Transport:
     async def is_private(self, url: URL, way: Way | None = None) -> bool:
         """Returns whether no address of the host is public. A host that cannot be resolved counts as public, which allows less.
 
-        So does a name that a proxy resolves: it is not resolved here.
+        So does a name that a proxy resolves: it is not resolved here. Raises Offline.
         """
+        self.check_online()
         host = url.host or ""
         if _literal(host) is not None:
             return not _public(host)

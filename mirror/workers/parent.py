@@ -98,7 +98,7 @@ def run(
     folder: Path,
     work: Callable[[WorkerContext], int],
     started: Callable[[str], None],
-    reload: Callable[[], None],
+    reload: Callable[[], object],
 ) -> int:
     """Serves with workers until SIGTERM or SIGINT; returns the exit status. Raises OSError if it cannot listen.
 
@@ -124,7 +124,7 @@ class _Parent:
         folder: Path,
         work: Callable[[WorkerContext], int],
         listeners: tuple[socket.socket, ...],
-        reload: Callable[[], None],
+        reload: Callable[[], object],
     ) -> None:
         self._reload = reload
         self._server = server

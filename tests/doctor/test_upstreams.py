@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from mirror.clients import runs_systemd
+from mirror.config import load
 from mirror.doctor import Finding, upstreams
 from mirror.doctor.findings import Level
 from tests.doctor.conftest import of, one, settings
@@ -160,3 +161,11 @@ async def test_an_upstream_that_never_answers_is_waited_for_no_longer_than_other
     assert "did not answer in time" in told.message
     server.close()
     await server.wait_closed()
+
+
+async def test_offline_nothing_is_checked(upstream: Scripted) -> None:
+    """One finding says that the mirror is offline; no registry is asked."""
+    tree = {"upstream": {"offline": True}, "registries": {"docker.io": {"endpoints": [upstream.url]}}}
+    (finding,) = await upstreams.examine(load(None, {}, tree))
+    assert (finding.level, finding.message.partition(" (")[0]) == (Level.OK, "offline")
+    assert upstream.asked == []

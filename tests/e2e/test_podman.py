@@ -7,6 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.conftest import REPOSITORY, Stage, make_of_platform
 from tests.support.images import digest_of
 from tests.support.programs import require, require_root, run
@@ -98,3 +100,32 @@ def test_skopeo_copies_every_byte_cold_and_then_warm_with_upstream_stopped(stage
         copy(source, "oci")
     for tag in stage.images:
         copy(sources[0], tag)
+
+
+def test_skopeo_pulls_from_a_mirror_that_is_offline(stage: Stage, tmp_path: Path) -> None:
+    """Cached images as before, without a request to upstream though it is there; the error for another one names what there is."""
+    require("skopeo")
+    conf = registries_conf(tmp_path, stage)
+    environment = {"CONTAINERS_REGISTRIES_CONF": str(conf), "HOME": str(tmp_path)}
+    copy = ["skopeo", "--policy", str(policy(tmp_path)), "copy", "-q", "--src-tls-verify=false"]
+
+    def pull(tag: str, place: str) -> None:
+        run(*copy, f"docker://{stage.address}/docker.io/{REPOSITORY}:{tag}", f"dir:{tmp_path}/{place}", environment=environment)
+
+    pull("oci", "online")
+    with open(tmp_path / "mirror.toml", "a") as file:
+        file.write("[cache]\ntag_ttl = 0\n[upstream]\noffline = true\n")
+    # A restart, so that the tag's age counts too.
+    assert stage.mirror.terminate() == 0
+    stage.mirror.start()
+    asked = stage.registry.asked("GET", "/") + stage.registry.asked("HEAD", "/")
+    assert asked
+    pull("oci", "offline")
+    assert (tmp_path / "offline/manifest.json").read_bytes() == (tmp_path / "online/manifest.json").read_bytes()
+    with pytest.raises(
+        AssertionError, match=rf"offline .*not in the cache: docker.io/{REPOSITORY}:docker; cached of docker.io/{REPOSITORY}: oci"
+    ):
+        pull("docker", "missing")
+    assert stage.registry.asked("GET", "/") + stage.registry.asked("HEAD", "/") == asked
+    stage.registry.stop()
+    pull("oci", "gone")

@@ -1,0 +1,46 @@
+"""What is cached that comes near to an image which is not: for the error of a mirror that may not ask a registry."""
+
+from __future__ import annotations
+
+import difflib
+
+from mirror.errors import CatalogFailed, Offline
+from mirror.names import Digest, Reference, Repository, image_name
+from mirror.storage.inventory import Inventory
+
+_MOST_NAMED = 8
+_MOST_COMPARED = 500
+"""Cached tags that are compared with the one asked for, the last pulled first."""
+
+
+async def offline_miss(inventory: Inventory, repository: Repository, reference: Reference | None) -> Offline:
+    """Returns an error that names up to 8 cached tags of the repository; else images with a similar name; else those pulled last."""
+    asked = str(repository) if reference is None else image_name(repository, reference)
+    try:
+        what = await _what_there_is(inventory, repository, reference)
+    except CatalogFailed as error:
+        what = error.message
+    return Offline(f"offline (upstream.offline), and not in the cache: {asked}; {what}")
+
+
+async def _what_there_is(inventory: Inventory, repository: Repository, reference: Reference | None) -> str:
+    page = await inventory.images("", "pulled", 0, _MOST_COMPARED, repository)
+    if page.entries:
+        names = [str(image.reference) for image in page.entries]
+        if reference is not None and not isinstance(reference, Digest):
+            names = difflib.get_close_matches(str(reference), names, _MOST_NAMED, cutoff=0.0)
+        return f"cached of {repository}: {_some(names, page.total)}"
+    last = repository.path.rpartition("/")[2]
+    page = await inventory.images(last, "pulled", 0, _MOST_NAMED)
+    if page.entries:
+        return f"cached under a similar name: {_some([str(image) for image in page.entries], page.total)}"
+    page = await inventory.images("", "pulled", 0, _MOST_NAMED)
+    if page.entries:
+        return f"nothing with a similar name is cached, but {_some([str(image) for image in page.entries], page.total)}"
+    return "the cache is empty: bring images with mirror import, or with mirror pull where there is a network"
+
+
+def _some(names: list[str], total: int) -> str:
+    shown = names[:_MOST_NAMED]
+    more = total - len(shown)
+    return f"{', '.join(shown)}{f' and {more} more' if more > 0 else ''}"
