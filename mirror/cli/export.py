@@ -74,7 +74,7 @@ _SMALLEST_PIECE = 1024 * 1024
 @click.option("--offline", is_flag=True, help="Ask no registry: fail if something is not cached.")
 @click.option("--have", "haves", multiple=True, metavar="FILE", help="Leave out the layers in this list, made by `mirror have`.")
 @click.option("--since", "bundles", multiple=True, metavar="FILE", help="Leave out the layers of this earlier bundle.")
-@click.option("--split", metavar="SIZE", help="Write pieces FILE.000, FILE.001, … of this size, such as 3900MB for FAT32.")
+@click.option("--split", metavar="SIZE", help="Write pieces FILE.000, FILE.001 and so on of this size, such as 3900MB for FAT32.")
 @click.option("--sign", "key", type=click.Path(path_type=Path), metavar="KEY", help="Sign with this Ed25519 private key (PEM).")
 @cache_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

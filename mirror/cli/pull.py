@@ -16,6 +16,7 @@ import click
 
 from mirror.cli.ask import images_of, on_cache
 from mirror.cli.compose import images_in
+from mirror.cli.kubernetes import images_in_manifests
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import print_json
 from mirror.config import Settings
@@ -60,6 +61,14 @@ _MACHINES = {
     help="The images of a Compose file's services.",
 )
 @click.option(
+    "--kubernetes",
+    "manifests",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE|FOLDER",
+    help="The images of the containers in Kubernetes manifests.",
+)
+@click.option(
     "--platform",
     "platforms",
     multiple=True,
@@ -75,6 +84,7 @@ def pull(
     upstreams: tuple[str, ...],
     lists: tuple[str, ...],
     composed: tuple[Path, ...],
+    manifests: tuple[Path, ...],
     platforms: tuple[str, ...],
     all_platforms: bool,
     as_json: bool,
@@ -86,8 +96,9 @@ def pull(
     """
     names = [*images, *(name for file in lists for name in listed(file))]
     names += [name for file in composed for name in images_in(file)]
+    names += [name for place in manifests for name in images_in_manifests(place)]
     if not names:
-        raise click.UsageError("give image names, or a file of them with --file or --compose")
+        raise click.UsageError("give image names, or a file of them with --file, --compose or --kubernetes")
     if platforms and all_platforms:
         raise click.UsageError("--platform and --all-platforms exclude each other")
     named = dict.fromkeys(images_of(names))

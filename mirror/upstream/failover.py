@@ -13,6 +13,7 @@ from mirror.errors import (
     Denied,
     DigestMismatch,
     MirrorError,
+    Offline,
     RegionBlocked,
     TokenServiceFailed,
     Unknown,
@@ -217,7 +218,7 @@ def _record(endpoint: Endpoint, repository: str, error: MirrorError) -> None:
     else:
         # Any other answer shows that the endpoint works.
         breaker.succeeded()
-        if not isinstance(error, TokenServiceFailed | Unknown) or (isinstance(error, Unknown) and not error.certain):
+        if not isinstance(error, TokenServiceFailed | Unknown | Offline) or (isinstance(error, Unknown) and not error.certain):
             standing.refused(repository)
         if isinstance(error, DigestMismatch):
             standing.lied()
