@@ -19,6 +19,9 @@ from mirror.upstream.receiver import Route
 from mirror.upstream.trust import trusting
 from mirror.upstream.tunnels import ProxyHop, ProxyUnreachable
 
+_LONGEST_SECRET = 255
+"""Of a user name or password for SOCKS5 (RFC 1929, section 2)."""
+
 
 class NoConnection(OSError):
     """A connection was refused, or the host cannot be reached."""
@@ -113,6 +116,8 @@ async def _connect_socks(
         user, password = proxy.credentials() or (None, None)
     except (OSError, ValueError) as error:
         raise ProxyUnreachable(f"{told(proxy)}: its credentials cannot be read: {_words(error)}") from None
+    if not all(word is None or (word.isascii() and len(word) <= _LONGEST_SECRET) for word in (user, password)):
+        raise ProxyUnreachable(f"{told(proxy)}: its user and password must be ASCII, of {_LONGEST_SECRET} characters at most")
     way = socks.Proxy(
         ProxyType.SOCKS5, *_place(proxy.url), user, password, rdns=True, forward=_Connector(proxy, resolver, seconds)
     )
@@ -126,6 +131,9 @@ async def _connect_socks(
         raise
     except OSError as error:
         raise ProxyUnreachable(f"{told(proxy)}: {_words(error)}") from None
+    except ValueError:
+        # python-socks parses a reply without checks. Nothing of the error is shown: it may quote what was sent.
+        raise ProxyUnreachable(f"{told(proxy)}: it sent a malformed reply, or cannot be sent the name of the host") from None
 
 
 class _Connector(socks.Proxy):

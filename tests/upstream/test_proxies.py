@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
 from yarl import URL
 
-from mirror.upstream.proxies import Fixed, Proxies, way
+from mirror.errors import UpstreamUnreachable
+from mirror.upstream.proxies import Fixed, Proxies, Proxy, way
+from mirror.upstream.transport import Connections, Timeouts, Transport
 
 PROXY = {"HTTP_PROXY": "http://proxy:3128", "HTTPS_PROXY": "proxy:3129"}
 
@@ -142,3 +146,42 @@ def test_a_proxy_that_cannot_be_used_is_refused_in_words(value: str) -> None:
     """At the start, by the variable's name: not by speaking HTTP to what speaks something else."""
     with pytest.raises(OSError, match="HTTPS_PROXY"):
         Proxies({"HTTPS_PROXY": value})
+
+
+@pytest.mark.parametrize(
+    ("user", "password", "reply", "host", "expected"),
+    [
+        ("jane", "pässw0rd", b"", "registry.lan", "its user and password must be ASCII"),
+        ("jané", "hunter2", b"", "registry.lan", "its user and password must be ASCII"),
+        ("jane", "p" * 256, b"", "registry.lan", "its user and password must be ASCII, of 255 characters at most"),
+        ("jane", "pw", b"\5\0\0\3\1\xff\0\1", "registry.lan", "it sent a malformed reply"),
+        ("jane", "pw", b"", f"{'a' * 64}.lan", "cannot be sent the name of the host"),
+        ("jane", "pw", b"", ".".join(["a" * 60] * 5), "cannot be sent the name of the host"),
+    ],
+)
+async def test_what_socks_cannot_carry_is_the_proxys_failure_and_shows_no_secret(
+    user: str, password: str, reply: bytes, host: str, expected: str
+) -> None:
+    """It is not an answer of upstream, and no error quotes a character of the user or password."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError), contextlib.closing(writer):
+            for answer in (b"\5\2", b"\1\0", reply):
+                if not await reader.read(1024):
+                    break
+                writer.write(answer)
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = URL(f"socks5h://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        proxy = Proxy(url, lambda: (user, password), "upstream.proxy")
+        transport = Transport(Timeouts(5, 5, 5, 1), Connections(1, 1, 1), Fixed(proxy))
+        try:
+            with pytest.raises(UpstreamUnreachable) as raised:
+                await transport.request("GET", URL(f"http://{host}/"), {})
+        finally:
+            await transport.aclose()
+    message = raised.value.message
+    assert f"the proxy {url} (upstream.proxy): " in message
+    assert expected in message
+    assert "codec" not in message
+    assert password not in message
