@@ -1,7 +1,8 @@
 """Fetches whole images into the cache before clients request them.
 
 It fetches all that a client needs for a pull without upstream: the manifest that the tag points to, the manifests of an index for the wanted platforms, and their
-configurations and layers. Attestations, which an index lists and neither dockerd nor containerd requests, are fetched with all platforms only; referrers never are.
+configurations and layers. Attestations, which an index lists and neither dockerd nor containerd requests, are fetched with all platforms only. What refers to an
+image is fetched by mirror/cli/attached.py.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
-from mirror.bundles.contents import COSIGN
+from mirror.bundles.contents import COSIGN, Gatherer
 from mirror.errors import Denied, MirrorError, Unknown
 from mirror.names import Digest, Reference, Repository, Tag
 
@@ -17,6 +17,16 @@ if TYPE_CHECKING:
 _SIDE_BY_SIDE = 8
 _DEEPEST = 4
 """Levels of what refers to what refers to an image."""
+
+
+async def fetch_attached_to(
+    cache: Cache, named: Iterable[tuple[Repository, Reference]], platforms: Collection[str] | None
+) -> list[str]:
+    """Fetches what is attached to cached images, for these platforms, None for all. Returns what upstream failed to tell or to give."""
+    gathered = Gatherer(cache.store, platforms, cached=False, referrers=True)
+    # What is not cached has been reported by the pull.
+    await gathered.add_all(list(named))
+    return await fetch_attached(cache, gathered.subjects, gathered.attestations)
 
 
 async def fetch_attached(

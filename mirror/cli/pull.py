@@ -76,6 +76,7 @@ _MACHINES = {
     help="A platform such as linux/arm64; repeatable.  [this machine's]",
 )
 @click.option("--all-platforms", is_flag=True, help="Everything that an index lists, including attestations.")
+@click.option("--referrers", is_flag=True, help="Also signatures, attestations, SBOMs and whatever else refers to the images.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def pull(
     images: tuple[str, ...],
@@ -87,6 +88,7 @@ def pull(
     manifests: tuple[Path, ...],
     platforms: tuple[str, ...],
     all_platforms: bool,
+    referrers: bool,
     as_json: bool,
 ) -> None:
     """Downloads images into the cache, with everything that a client needs to pull them while upstream is unreachable.
@@ -124,12 +126,19 @@ def pull(
 
         async with bars(pulls) if os.isatty(2) and not as_json else contextlib.nullcontext() as shown:
             await asyncio.gather(*(one(this) for this in pulls))
+            if referrers:
+                from mirror.cli.attached import fetch_attached_to
+
+                lacking.extend(await fetch_attached_to(cache, named, wanted))
         for this in pulls:
             if (str(this) not in faults or str(this) in full) and (missing := cache.pulls.missing(this)):
                 faults[str(this)] = _why_missing(settings, missing, (await cache.inventory.totals()).size)
         return [_outcome(this, faults.get(str(this))) for this in pulls]
 
+    lacking: list[str] = []
     report = on_cache(settings, work)
+    for fault in lacking[:3]:
+        click.echo(f"mirror: signatures and the like may be missing: {fault}", err=True)
     failed = [outcome for outcome in report if outcome["fault"]]
     if as_json:
         print_json(report)
@@ -141,7 +150,7 @@ def pull(
         there = len(report) - len(fetched) - len(failed)
         counted = "1 image" if len(report) == 1 else f"{len(report)} images"
         click.echo(f"{counted}: {len(fetched)} fetched, {there} already there, {len(failed)} failed; {size} in all")
-    sys.exit(1 if failed else 0)
+    sys.exit(1 if failed or lacking else 0)
 
 
 def _why_missing(settings: Settings, missing: int, cached: int) -> str:

@@ -211,6 +211,34 @@ async def test_a_blob_that_is_embedded_need_not_be_upstream(commands: Commands, 
     assert told["fault"] is None
 
 
+async def test_what_refers_to_an_image_comes_if_it_is_asked_for(
+    commands: Commands, upstream: Scripted, start: StartMirror, tmp_path: Path
+) -> None:
+    """With --referrers: an SBOM, what refers to that, and cosign's tags are then served offline; a list that cannot be had is status 1. Without, nothing of it is asked."""
+    image = upstream.add_image("library/app", "1", layers=[b"app"])
+    subject = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": str(image.digest), "size": len(image.body)}
+    sbom = upstream.add_image("library/app", layers=[b"sbom"], subject=subject)
+    subject = {**subject, "digest": str(sbom.digest), "size": len(sbom.body)}
+    nested = upstream.add_image("library/app", layers=[b"of the sbom"], subject=subject)
+    signature = upstream.add_image("library/app", f"sha256-{image.digest.hex}.sig", layers=[b"signature"])
+    await commands("pull", "app:1", "--all-platforms")
+    assert not [asked for asked in upstream.asked if "referrers" in asked.path or ".sig" in asked.path]
+    upstream.fail("/referrers/", Status(500), times=50)
+    done = await commands.run("pull", "app:1", "--all-platforms", "--referrers")
+    assert (done.returncode, "signatures and the like may be missing" in done.stderr) == (1, True)
+    upstream.heal()
+    await commands("pull", "app:1", "--all-platforms", "--referrers")
+    asked = len(upstream.asked)
+    mirror = await start(directory=tmp_path / "cache", settings={"upstream": {"offline": True}})
+    listed = json.loads((await mirror.get(f"/v2/app/referrers/{image.digest}")).body)["manifests"]
+    assert [entry["digest"] for entry in listed] == [str(sbom.digest)]
+    for one in (image, sbom, nested, signature):
+        assert (await mirror.get(f"/v2/app/manifests/{one.digest}")).body == one.body
+        assert (await mirror.get(f"/v2/app/blobs/{one.layers[0]}")).status == 200
+    assert (await mirror.get(f"/v2/app/manifests/sha256-{image.digest.hex}.sig")).body == signature.body
+    assert len(upstream.asked) == asked
+
+
 async def test_wrong_use_is_status_2_and_says_where(commands: Commands, tmp_path: Path) -> None:
     """Nothing is fetched before every name has been read."""
     file = tmp_path / "images.txt"
