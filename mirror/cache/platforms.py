@@ -15,6 +15,8 @@ _MOST_MANIFESTS = 2000
 """Manifests that an image may list, at all levels."""
 _PARALLEL = 6
 """Manifests that are fetched in parallel."""
+_BLOBS = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.", "application/vnd.buildkit.cacheconfig.")
+"""Beginnings of the media types of blobs in an index: BuildKit's registry cache lists layers and a configuration where other indexes list manifests."""
 _MOST_NAMED = 5
 """Missing manifests that an error names."""
 
@@ -47,8 +49,16 @@ class Selection:
         platforms: Collection[str] | None,
         manifest_of: Callable[[Digest], Awaitable[Manifest]],
         config_of: Callable[[Manifest], Awaitable[bytes]],
+        *,
+        build_caches: bool = False,
     ) -> None:
-        """`platforms` are such as ``linux/arm64``, None for all. `config_of` returns an image's configuration, empty if there is none."""
+        """`platforms` are such as ``linux/arm64``, None for all. `config_of` returns an image's configuration, empty if there is none. With `build_caches`, blobs
+        that an index lists are found too."""
+        self.blobs: dict[Digest, int] = {}
+        """The blobs that indexes list, with their sizes."""
+        self._build_caches = build_caches
+        self._artifacts: dict[Digest, Manifest] = {}
+        """Manifests below an index that are for no platform."""
         self.images: dict[Digest, Manifest] = {}
         self.failures: list[MirrorError] = []
         """Why `images` is not complete."""
@@ -69,6 +79,10 @@ class Selection:
                 self.images[root.digest] = root
         else:
             await self._descend(root)
+            if not self._met and not self._offered - {"unknown/unknown"} and (self._artifacts or self.blobs):
+                # Nothing in it is for a platform: charts, models, a build cache. All of it was meant.
+                self.images |= self._artifacts
+                self._met.update(self._platforms or ())
         unmet = [platform for platform in self._platforms or () if platform not in self._met]
         absent = [entry for entry in self._absent if entry.platform or unmet or self._platforms is None]
         if absent:
@@ -104,6 +118,9 @@ class Selection:
         """Returns the entries of an index to fetch: those for a wanted platform, and those that name none."""
         wanted = []
         for entry in entries_of(index.body):
+            if self._build_caches and entry.descriptor.media_type.startswith(_BLOBS):
+                self.blobs[entry.descriptor.digest] = entry.descriptor.size
+                continue
             platform = entry.platform or inherited
             if platform is not None:
                 self._offered.add(platform)
@@ -124,6 +141,8 @@ class Selection:
             # Not for any platform (a chart, a signature): wanted only if it was requested by name.
             if is_root:
                 self._met.update(self._platforms)
+            else:
+                self._artifacts[image.digest] = image
             return is_root
         self._offered.add(actual)
         met = {one for one in self._platforms if runs_on(actual, one)}

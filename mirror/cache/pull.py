@@ -88,7 +88,11 @@ class Pulls:
         async with self._images:
             manifest = await self._resolve(this)
             chosen = Selection(
-                str(this), this.platforms, partial(self._manifest, this.repository), partial(self._read_config, this)
+                str(this),
+                this.platforms,
+                partial(self._manifest, this.repository),
+                partial(self._read_config, this),
+                build_caches=True,
             )
             await chosen.walk(manifest)
             for image in chosen.images.values():
@@ -96,6 +100,7 @@ class Pulls:
                 for blob in (*([config] if config else []), *layers):
                     if not any(word in blob.media_type for word in _ELSEWHERE):
                         this.blobs[blob.digest] = blob.size
+            this.blobs.update(chosen.blobs)
             for digest in this.blobs:
                 self._note(this, digest)
             this.total = sum(this.blobs.values())

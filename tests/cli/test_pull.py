@@ -239,6 +239,43 @@ async def test_what_refers_to_an_image_comes_if_it_is_asked_for(
     assert len(upstream.asked) == asked
 
 
+async def test_build_caches_and_artifacts_have_no_platform(commands: Commands, upstream: Scripted, tmp_path: Path) -> None:
+    """BuildKit's cache, an index of layers, and an index of artifacts come whole, whatever the platform: each blob once, and no layer is asked for as a manifest."""
+    layer, config = os.urandom(1000), json.dumps({"layers": [], "records": []}).encode()
+    listed = [
+        {"mediaType": media_type, "digest": str(upstream.add_blob(data)), "size": len(data)}
+        for media_type, data in (
+            ("application/vnd.oci.image.layer.v1.tar+gzip", layer),
+            ("application/vnd.buildkit.cacheconfig.v0", config),
+        )
+    ]
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed}
+    upstream.add_manifest("library/app", "cache", json.dumps(document).encode(), OCI_INDEX)
+    artifacts = []
+    for number in range(2):
+        chart, empty = upstream.add_blob(b"chart %d" % number), upstream.add_blob(b"{}")
+        body = json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": OCI_MANIFEST,
+                "artifactType": "application/vnd.example",
+                "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": str(empty), "size": 2},
+                "layers": [{"mediaType": "application/vnd.example", "digest": str(chart), "size": 7}],
+            }
+        ).encode()
+        digest = upstream.add_manifest("library/app", None, body, OCI_MANIFEST)
+        artifacts.append({"mediaType": OCI_MANIFEST, "digest": str(digest), "size": len(body)})
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": artifacts}
+    upstream.add_manifest("library/app", "charts", json.dumps(document).encode(), OCI_INDEX)
+    for platforms in (["--platform", "linux/arm64"], ["--all-platforms"]):
+        found = await commands.json("pull", "app:cache", "app:charts", *platforms)
+        assert [(told["fault"], told["blobs"]) for told in found] == [(None, 2), (None, 3)]
+    for data in (layer, config, b"chart 0", b"chart 1", b"{}"):
+        assert cached(tmp_path / "cache", Digest.of(data))
+        assert upstream.count("GET", f"/blobs/{Digest.of(data)}") == 1
+        assert upstream.count("GET", f"/manifests/{Digest.of(data)}") == 0
+
+
 async def test_wrong_use_is_status_2_and_says_where(commands: Commands, tmp_path: Path) -> None:
     """Nothing is fetched before every name has been read."""
     file = tmp_path / "images.txt"
