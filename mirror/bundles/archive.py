@@ -35,7 +35,15 @@ _KINDS = {
 
 
 class ArchiveInvalid(RequestInvalid):
-    """An archive that is damaged, cut off, not what an image archive is, or made to do harm. The message names the member."""
+    """An archive that is damaged, cut off, not what an image archive is, or made to do harm. The message names the member, escaped where that is not printable."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """Escapes what is not printable: names in an archive must not control a terminal, and may hold bytes that are not UTF-8."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mirror.bundles.archive import ArchiveInvalid, Member, Members
+from mirror.bundles.archive import ArchiveInvalid, Member, Members, printable
 from mirror.bundles.claims import Claim, Claims, Content, ParseName, digest_in, is_layer, tagged
 from mirror.bundles.received import Received, Receiver, enter_referrers, required
 from mirror.bundles.sources import Source
@@ -208,7 +208,7 @@ class Importer:
                         spool.discard()
         except StorageFull as error:
             raise StorageFull(
-                f"{member.name} does not fit into the cache: {error.message}; set a larger cache.max_size, or make room"
+                f"{printable(member.name)} does not fit into the cache: {error.message}; set a larger cache.max_size, or make room"
             ) from None
         this.came[digest] = member.size
         return digest

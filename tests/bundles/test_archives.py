@@ -220,6 +220,36 @@ async def test_attacks(tmp_path: Path, attack: str, way: str) -> None:
     assert sorted(os.listdir(tmp_path)) == ["archive"]
 
 
+EVIL = "\x1b]0;owned\x07\u202e\udcff"
+"""Sets a terminal's title, reverses the text, and is not UTF-8."""
+EVIL_CONFIG = json.dumps({"os": "linux", "rootfs": {"type": "layers", "diff_ids": [f"sha256:{'a' * 64}"]}}).encode()
+
+
+def evil(config: str, layers: list[str], files: dict[str, bytes]) -> bytes:
+    entry = {"Config": config, "RepoTags": ["app:1"], "Layers": layers}
+    return pack({**files, "manifest.json": json.dumps([entry]).encode()})
+
+
+@pytest.mark.parametrize("way", ["file", "pipe"])
+@pytest.mark.parametrize(
+    "made",
+    [
+        evil(EVIL, [], {}),
+        evil(f"{EVIL}.json", [], {f"{EVIL}.json": EVIL_CONFIG}),
+        evil("c.json", [f"{EVIL}/layer.tar"], {"c.json": EVIL_CONFIG}),
+        evil("c.json", [f"{EVIL}/layer.tar"], {"c.json": EVIL_CONFIG, f"{EVIL}/layer.tar": b"x"}),
+        pack({f"../{EVIL}": b""}),
+    ],
+    ids=["no config", "config", "no layer", "layer", "path"],
+)
+async def test_names_in_an_archive_do_not_control_a_terminal(tmp_path: Path, made: bytes, way: str) -> None:
+    """Errors show them escaped, as printable text that can be encoded."""
+    with pytest.raises(ArchiveInvalid) as caught:
+        await imported(MemoryStore(), source_of(made, tmp_path, way))
+    assert "owned" in caught.value.message
+    assert caught.value.message.isprintable()
+
+
 async def test_what_the_cache_cannot_hold_is_an_error(tmp_path: Path) -> None:
     """A blob larger than the cache, whose bytes are never sent, and an endless one: refused by the size that its header says."""
     begin = member(f"blobs/sha256/{'1' * 64}", size=2**40)
