@@ -96,7 +96,7 @@ async def running(
         tls = certificate.context if certificate is not None else None
         listeners = worker.listeners if worker is not None else listen(*settings.server.address)
         counts, number = (worker.counts, worker.number) if worker is not None else (memoryview(bytearray(8)).cast("q"), 0)
-        acceptor = Acceptor(connections, connections.__len__, listeners, tls, counts, number)
+        acceptor = Acceptor(connections, connections.__len__, connections.end_idle, listeners, tls, counts, number)
         stack.push_async_callback(acceptor.aclose)
         cache.start()
         site.start()

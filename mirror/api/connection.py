@@ -10,6 +10,7 @@ hold of requests that are not answered yet is bounded too. A client that does no
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 import weakref
 from collections import Counter, deque
@@ -43,6 +44,8 @@ _PENDING_PER_CLIENT = 8 * 1024 * 1024
 _PENDING_IN_ALL = 64 * 1024 * 1024
 """Bytes of unanswered requests on all connections of a client, and on all there are, from which on none may have more than `_SMALL`."""
 _SMALL = 16 * 1024
+_SPARED = 2.0
+"""Seconds for which an idle connection is kept even if there are too many: clients pause for as long between the requests of a pull."""
 _LAST_WORDS = 2.0
 """Seconds for a client to read why it is refused, before its connection is closed."""
 _LARGEST_BUFFER = 16 * 1024
@@ -96,6 +99,7 @@ class Connection(asyncio.Protocol):
         """Bytes that the client has not read, and the time at which there were as many for the first time."""
         self._pass_on_at = self._loop.time() + IDLE / 2
         """When a request must be passed on even if it is known: aiohttp closes a connection on which it has seen none for `IDLE`."""
+        self._idle_since = self._loop.time()
         self.request: bytes | None = None
         """The bytes of the request that is being answered, where it came whole, by itself, while nothing else was being answered."""
 
@@ -117,7 +121,8 @@ class Connection(asyncio.Protocol):
         self._last = self._last or not response.keep_alive
         if self._unanswered:
             self._hold(-self._unanswered.popleft())
-        self._pass_on_at = self._loop.time() + IDLE / 2
+        self._idle_since = self._loop.time()
+        self._pass_on_at = self._idle_since + IDLE / 2
         if self._reading_paused and (self._pending <= _MOST_PENDING or self._last) and self._transport is not None:
             self._reading_paused = False
             self._transport.resume_reading()
@@ -173,13 +178,14 @@ class Connection(asyncio.Protocol):
             transport is None
             or transport.is_closing()
             or transport.get_write_buffer_size() > _LARGEST_BUFFER
-            or self._loop.time() > self._pass_on_at
+            or (now := self._loop.time()) > self._pass_on_at
         ):
             return False
         answer = self._shortcuts.answer(data, self.loopback, self._client)
         if answer is None:
             return False
         transport.write(answer)
+        self._idle_since = now
         return True
 
     def _refuse(self, error: MirrorError) -> None:
@@ -195,6 +201,18 @@ class Connection(asyncio.Protocol):
         transport.write(raw_response(error))
         # What is unread when a socket is closed resets the connection, and the answer with it.
         self._loop.call_later(_LAST_WORDS, transport.close)
+
+    def idle_since(self) -> float | None:
+        """The time from which on no request has been answered or is being received. None while one is, or while a response is being sent."""
+        transport = self._transport
+        if transport is None or self._unanswered or not self._framing.at_boundary or transport.get_write_buffer_size():
+            return None
+        return self._idle_since
+
+    def close(self) -> None:
+        """Closes the connection. A server may do so to one that is idle at any time (RFC 9112, section 9.5)."""
+        if self._transport is not None:
+            self._transport.close()
 
     def end_if_stuck(self, now: float) -> None:
         """Ends the connection where the client has read nothing for `_STUCK_AFTER`. To be called from time to time."""
@@ -250,6 +268,13 @@ class Connections:
 
     def __len__(self) -> int:
         return len(self._server.connections)
+
+    def end_idle(self, count: int) -> None:
+        """Closes up to `count` connections, those that have been idle for longest, and for `_SPARED` at least."""
+        latest = asyncio.get_running_loop().time() - _SPARED
+        idle = [(since, one) for one in self._made if (since := one.idle_since()) is not None and since <= latest]
+        for _, connection in heapq.nsmallest(count, idle, key=lambda found: found[0]):
+            connection.close()
 
     async def end_stuck(self) -> None:
         """Ends connections whose clients read nothing, until it is cancelled."""

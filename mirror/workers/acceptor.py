@@ -3,7 +3,8 @@
 The kernel wakes all workers for a new connection, and one that is running already would accept most of them. So a worker that has more connections than another
 waits a moment, and accepts what is left then.
 
-Connections may use three quarters of the process's descriptors; files need the rest. Beyond that nothing is accepted: the kernel keeps clients in its queue.
+Connections may use three quarters of the process's descriptors; files need the rest. Beyond that,
+connections that have been idle for longest are closed; while there are none, nothing is accepted: the kernel keeps clients in its queue.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Acceptor:
         self,
         factory: Callable[[], asyncio.Protocol],
         connections: Callable[[], int],
+        end_idle: Callable[[int], None],
         listeners: Sequence[socket.socket],
         tls: ssl.SSLContext | None,
         counts: memoryview[int],
@@ -52,6 +54,7 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._factory = factory
         self._connections = connections
+        self._end_idle = end_idle
         self._listeners = listeners
         self._tls = tls
         self._counts = counts
@@ -113,6 +116,8 @@ class Acceptor:
                 resource.getrlimit(resource.RLIMIT_NOFILE)[0],
                 extra={"cause": reason},
             )
+        # Down to where connections are accepted again.
+        self._end_idle(max(self._open() - self._most * 9 // 10 + 1, 1))
         self._pause(listener, _FULL_PAUSE, self._listen)
 
     def _accept(self, listener: socket.socket) -> bool:
