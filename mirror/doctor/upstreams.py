@@ -18,6 +18,7 @@ from mirror import metrics
 from mirror.clients import runs_systemd
 from mirror.config import DEFAULT_REGISTRY, Endpoint, Registry, Settings
 from mirror.doctor.findings import Finding, Level, advice, ok, problem
+from mirror.doctor.ranking import rank
 from mirror.doctor.waiting import within
 from mirror.errors import Denied, ManifestUnknown, MirrorError, UpstreamError
 from mirror.names import Repository, Tag
@@ -107,8 +108,9 @@ async def _registry(name: str, registry: Registry, transport: Transport, skews: 
     found: list[Finding] = []
     try:
         async with asyncio.timeout(_REGISTRY):
-            for endpoint in registry.endpoints:
-                found.append(await _endpoint(name, registry, endpoint, transport, tls, skews))
+            asked = (_endpoint(name, registry, endpoint, transport, tls, skews) for endpoint in registry.endpoints)
+            answers, ranking = await asyncio.gather(asyncio.gather(*asked), rank(name, registry, transport.way))
+            found += [*answers, *ranking]
             if name == DEFAULT_REGISTRY and any(finding.level != "problem" for finding in found):
                 found += await _limit(name, registry, transport.way)
     except TimeoutError:
