@@ -22,7 +22,7 @@ from mirror.doctor.ranking import rank
 from mirror.doctor.waiting import within
 from mirror.errors import Denied, ManifestUnknown, MirrorError, UpstreamError
 from mirror.names import Repository, Tag
-from mirror.upstream import Connections, Timeouts, Upstreams, dialing
+from mirror.upstream import Connections, Timeouts, Upstreams
 from mirror.upstream.challenges import choose, parse_challenges
 from mirror.upstream.endpoint import endpoint_label
 from mirror.upstream.guard import Guard
@@ -188,7 +188,7 @@ async def _endpoint(
 
 
 def _latency(name: str, base: URL, seconds: float, proxy: Proxy | None, how: str) -> Finding:
-    by = f", through {dialing.told(proxy)}" if proxy else ""
+    by = f", through {proxy.name}" if proxy else ""
     message = f"{base} answers in {seconds * 1000:.0f} ms, {how}{by}"
     return (
         ok(name, message)

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import socket
 import ssl
 
 import aiohappyeyeballs
 from aiohttp.abc import AbstractResolver
-from python_socks import ProxyError, ProxyTimeoutError, ProxyType
-from python_socks.async_ import asyncio as socks
 from yarl import URL
 
 from mirror.upstream.proxies import Proxy
 from mirror.upstream.receiver import Route
 from mirror.upstream.trust import trusting
-from mirror.upstream.tunnels import ProxyHop, ProxyUnreachable
-
-_LONGEST_SECRET = 255
-"""Of a user name or password for SOCKS5 (RFC 1929, section 2)."""
+from mirror.upstream.tunnels import ProxyHop, ProxyUnreachable, words
 
 
 class NoConnection(OSError):
@@ -52,15 +46,15 @@ def proxied(
     host, port = _place(url)
     key = (proxy, host, port, tls, target_resolver)
     if proxy.url.scheme.startswith("socks5"):
-        return Route(key, lambda: _connect_socks(proxy, resolver, target_resolver, host, port, seconds), tls)
+        return Route(key, lambda: _connect_by_socks(proxy, resolver, target_resolver, host, port, seconds), tls)
     try:
         headers = proxy.headers()
     except (OSError, ValueError) as error:
-        raise ProxyUnreachable(f"{told(proxy)}: its credentials cannot be read: {_words(error)}") from None
+        raise ProxyUnreachable(f"{proxy.name}: its credentials cannot be read: {words(error)}") from None
     proxy_tls = _system_tls() if proxy.url.scheme == "https" else None
     # A tunnel for https (RFC 9110, section 9.3.6), and the whole URL as target for http.
     hop = ProxyHop(
-        told(proxy), proxy.url.host or "", proxy_tls, None if tls is None else f"{url.host_subcomponent}:{port}", headers
+        proxy.name, proxy.url.host or "", proxy_tls, None if tls is None else f"{url.host_subcomponent}:{port}", headers
     )
     return Route(key, lambda: _connect_proxy(proxy, resolver, seconds), tls, hop)
 
@@ -68,11 +62,6 @@ def proxied(
 @functools.cache
 def _system_tls() -> ssl.SSLContext:
     return trusting(None)
-
-
-def told(proxy: Proxy) -> str:
-    """Returns the name of a proxy for errors: its URL without credentials, and what names it."""
-    return f"the proxy {str(proxy.url).rstrip('/')} ({proxy.origin})"
 
 
 def _place(url: URL) -> tuple[str, int]:
@@ -102,74 +91,20 @@ async def _connect_proxy(proxy: Proxy, resolver: AbstractResolver, seconds: floa
     try:
         return await _connect(resolver, *_place(proxy.url), seconds)
     except OSError as error:
-        raise ProxyUnreachable(f"{told(proxy)}: {_words(error)}; check that it runs, and its address and port") from None
+        raise ProxyUnreachable(f"{proxy.name}: {words(error)}; check that it runs, and its address and port") from None
 
 
-async def _connect_socks(
+async def _connect_by_socks(
     proxy: Proxy, resolver: AbstractResolver, target_resolver: AbstractResolver, host: str, port: int, seconds: float
 ) -> socket.socket:
-    """Connects through a SOCKS5 proxy (RFC 1928), and resolves the host here unless the proxy does. Raises OSError, ProxyUnreachable."""
+    """Connects through a SOCKS5 proxy, and resolves the host here unless the proxy does. Raises OSError, ProxyUnreachable."""
+    # Most mirrors have no such proxy, and the library takes a hundredth of a start.
+    from mirror.upstream import socks
+
     if not proxy.resolves:
         found = await target_resolver.resolve(host, port, socket.AF_UNSPEC)
         host = found[0]["host"]
-    try:
-        user, password = proxy.credentials() or (None, None)
-    except (OSError, ValueError) as error:
-        raise ProxyUnreachable(f"{told(proxy)}: its credentials cannot be read: {_words(error)}") from None
-    if not all(word is None or (word.isascii() and len(word) <= _LONGEST_SECRET) for word in (user, password)):
-        raise ProxyUnreachable(f"{told(proxy)}: its user and password must be ASCII, of {_LONGEST_SECRET} characters at most")
-    way = socks.Proxy(
-        ProxyType.SOCKS5, *_place(proxy.url), user, password, rdns=True, forward=_Connector(proxy, resolver, seconds)
-    )
-    try:
-        return await way.connect(host, port, timeout=2 * seconds)
-    except ProxyTimeoutError:
-        raise ProxyUnreachable(f"{told(proxy)}: no answer in {2 * seconds:g} s") from None
-    except ProxyError as error:
-        raise ProxyUnreachable(f"{told(proxy)}: {_refusal(proxy, error)}") from None
-    except ProxyUnreachable:
-        raise
-    except OSError as error:
-        raise ProxyUnreachable(f"{told(proxy)}: {_words(error)}") from None
-    except ValueError:
-        # python-socks parses a reply without checks. Nothing of the error is shown: it may quote what was sent.
-        raise ProxyUnreachable(f"{told(proxy)}: it sent a malformed reply, or cannot be sent the name of the host") from None
-
-
-class _Connector(socks.Proxy):
-    """Makes the TCP connection to the proxy as all others are made: python-socks would try one address only."""
-
-    def __init__(self, proxy: Proxy, resolver: AbstractResolver, seconds: float) -> None:
-        super().__init__(ProxyType.SOCKS5, *_place(proxy.url))
-        self._arguments = proxy, resolver, seconds
-
-    async def connect(self, dest_host: str, dest_port: int, timeout: float | None = None, **_: object) -> socket.socket:
-        return await _connect_proxy(*self._arguments)
-
-
-_REFUSALS = {
-    1: "it cannot reach the host, or does not resolve its name",
-    2: "its rules forbid this connection",
-    3: "it has no way to that network",
-    4: "it cannot reach the host",
-    5: "the host refused its connection",
-    6: "the host did not answer it in time",
-}
-"""Of a SOCKS server's reply (RFC 1928, section 6)."""
-
-
-def _refusal(proxy: Proxy, error: ProxyError) -> str:
-    if error.error_code in _REFUSALS:
-        return _REFUSALS[error.error_code]
-    text = " ".join(str(error).split())[:200]
-    if "uthentication" in text or "cceptable" in text:
-        return f"{text}; check the user and password in proxy_credentials_file"
-    return f"{text or 'it closed the connection'}; is it a SOCKS5 proxy?"
-
-
-def _words(error: BaseException) -> str:
-    number = error.errno if isinstance(error, OSError) and error.errno and error.errno > 0 else None
-    return os.strerror(number) if number else str(error)
+    return await socks.connect(proxy, lambda: _connect_proxy(proxy, resolver, seconds), host, port, seconds)
 
 
 def _address(host: str, port: int, family: int) -> tuple[str, int] | tuple[str, int, int, int]:

@@ -29,6 +29,11 @@ class Proxy:
     """The setting or environment variable that names the proxy."""
 
     @property
+    def name(self) -> str:
+        """The proxy's name in errors: its URL, and the setting that names it."""
+        return f"the proxy {str(self.url).rstrip('/')} ({self.origin})"
+
+    @property
     def resolves(self) -> bool:
         """True if the proxy resolves the names of hosts, so that none is resolved on this machine."""
         return self.url.scheme != "socks5"

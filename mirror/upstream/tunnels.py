@@ -20,6 +20,12 @@ class ProxyUnreachable(OSError):
     """A proxy does not answer, or refuses a connection. The message names the proxy and the reason."""
 
 
+def words(error: BaseException) -> str:
+    """Returns the text of an error, the system's own if it has a number."""
+    number = error.errno if isinstance(error, OSError) and error.errno and error.errno > 0 else None
+    return os.strerror(number) if number else str(error)
+
+
 @dataclass(frozen=True, slots=True)
 class ProxyHop:
     """An HTTP proxy between this machine and the origin."""
