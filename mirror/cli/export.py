@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mirror.cli.ask import fail, images_of, inventory, on_cache, on_store, require_cache
-from mirror.cli.compose import images_in
 from mirror.cli.options import cache_options, settings_or_exit
-from mirror.cli.pull import bars, listed, parse_platform, this_platform
+from mirror.cli.pull import bars
+from mirror.cli.selection import image_options, names_of, platforms_of
 from mirror.cli.text import os_error_text, print_json
 from mirror.errors import MirrorError
 from mirror.names import Digest, Reference, Repository, image_name
@@ -33,7 +33,7 @@ _SMALLEST_PIECE = 1024 * 1024
 
 
 @click.command(short_help="Write images into one tar that every tool loads.")
-@click.argument("images", nargs=-1, metavar="[IMAGE...]")
+@image_options
 @click.option(
     "--output",
     "-o",
@@ -42,32 +42,8 @@ _SMALLEST_PIECE = 1024 * 1024
     help="The tar to write; - is standard output, such as for a pipe to docker load.",
 )
 @click.option(
-    "--file",
-    "-f",
-    "lists",
-    multiple=True,
-    metavar="FILE",
-    help="Read image names from a file, one per line, with # comments; - is standard input.",
-)
-@click.option(
-    "--compose",
-    "composed",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The images of a Compose file's services.",
-)
-@click.option(
     "--all", "everything", is_flag=True, help="Every cached image, for the platforms that are cached whole. Fetches nothing."
 )
-@click.option(
-    "--platform",
-    "platforms",
-    multiple=True,
-    metavar="PLATFORM",
-    help="A platform such as linux/arm64; repeatable.  [this machine's]",
-)
-@click.option("--all-platforms", is_flag=True, help="Everything that an index lists, including attestations.")
 @click.option(
     "--no-referrers", is_flag=True, help="Without signatures, attestations, SBOMs and whatever else refers to the images."
 )
@@ -83,6 +59,7 @@ def export(
     output: str,
     lists: tuple[str, ...],
     composed: tuple[Path, ...],
+    manifests: tuple[Path, ...],
     everything: bool,
     platforms: tuple[str, ...],
     all_platforms: bool,
@@ -105,12 +82,9 @@ def export(
     """
     from mirror.cli.outputs import MOST_PIECES, Outputs, StandardOutput
 
-    names = [*images, *(name for file in lists for name in listed(file))]
-    names += [name for file in composed for name in images_in(file)]
+    names = names_of(images, lists, composed, manifests)
     if bool(names) == everything:
-        raise click.UsageError("give image names, a file of them with --file or --compose, or --all")
-    if platforms and all_platforms:
-        raise click.UsageError("--platform and --all-platforms exclude each other")
+        raise click.UsageError("give image names, a file of them with --file, --compose or --kubernetes, or --all")
     piped = output == "-"
     if piped and split is not None:
         raise click.UsageError("--split makes files: give a file with --output")
@@ -122,11 +96,8 @@ def export(
         )
     limit = _limit(split)
     named = list(dict.fromkeys(images_of(names)))
-    wanted = (
-        None
-        if all_platforms or (everything and not platforms)
-        else [parse_platform(one) for one in platforms] or [this_platform()]
-    )
+    chosen = platforms_of(platforms, all_platforms)
+    wanted = None if everything and not platforms else chosen
     have = _read_have(haves, bundles)
     sign = _signer(key)
     settings = settings_or_exit(config, cache_dir, upstreams)

@@ -14,7 +14,7 @@ import click
 
 from mirror.cli.ask import as_invoker, fail, on_store
 from mirror.cli.options import cache_options, settings_or_exit
-from mirror.cli.pull import parse_platform
+from mirror.cli.selection import parse_platform
 from mirror.cli.text import os_error_text, print_json, table
 from mirror.config import ALIASES, DEFAULT_REGISTRY
 from mirror.errors import Invalid, MirrorError

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import platform as machine
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mirror.cli.ask import images_of, on_cache
-from mirror.cli.compose import images_in
-from mirror.cli.kubernetes import images_in_manifests
 from mirror.cli.options import cache_options, settings_or_exit
+from mirror.cli.selection import image_options, names_of, platforms_of
 from mirror.cli.text import print_json
 from mirror.config import Settings
 from mirror.disk_room import measure
@@ -28,54 +25,10 @@ if TYPE_CHECKING:
     from mirror.cache.cache import Cache
     from mirror.cache.pull import Pull
 
-_PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
-_MACHINES = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "armv7l": "arm/v7",
-    "armv6l": "arm/v6",
-    "i386": "386",
-    "i686": "386",
-    "loongarch64": "loong64",
-}
-"""Machine names of ``uname -m`` and of images (image-spec 1.1, "image-index.md": GOARCH), where they differ."""
-
 
 @click.command(short_help="Download images in advance.")
-@click.argument("images", nargs=-1, metavar="[IMAGE...]")
+@image_options
 @cache_options
-@click.option(
-    "--file",
-    "-f",
-    "lists",
-    multiple=True,
-    metavar="FILE",
-    help="Read image names from a file, one per line, with # comments; - is standard input.",
-)
-@click.option(
-    "--compose",
-    "composed",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The images of a Compose file's services.",
-)
-@click.option(
-    "--kubernetes",
-    "manifests",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE|FOLDER",
-    help="The images of the containers in Kubernetes manifests.",
-)
-@click.option(
-    "--platform",
-    "platforms",
-    multiple=True,
-    metavar="PLATFORM",
-    help="A platform such as linux/arm64; repeatable.  [this machine's]",
-)
-@click.option("--all-platforms", is_flag=True, help="Everything that an index lists, including attestations.")
 @click.option("--referrers", is_flag=True, help="Also signatures, attestations, SBOMs and whatever else refers to the images.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def pull(
@@ -96,15 +49,11 @@ def pull(
     Tags are checked with upstream, and only missing content is downloaded. After an interruption or a failed download, run it again to continue. Beside a
     running mirror, each blob is downloaded only once. The exit status is 1 if an image is incomplete.
     """
-    names = [*images, *(name for file in lists for name in listed(file))]
-    names += [name for file in composed for name in images_in(file)]
-    names += [name for place in manifests for name in images_in_manifests(place)]
+    names = names_of(images, lists, composed, manifests)
     if not names:
         raise click.UsageError("give image names, or a file of them with --file, --compose or --kubernetes")
-    if platforms and all_platforms:
-        raise click.UsageError("--platform and --all-platforms exclude each other")
     named = dict.fromkeys(images_of(names))
-    wanted = None if all_platforms else [parse_platform(one) for one in platforms] or [this_platform()]
+    wanted = platforms_of(platforms, all_platforms)
     settings = settings_or_exit(config, cache_dir, upstreams)
 
     async def work(cache: Cache) -> list[dict[str, Any]]:
@@ -164,42 +113,6 @@ def _why_missing(settings: Settings, missing: int, cached: int) -> str:
             " make room on it, or set cache.dir to a larger one"
         )
     return f"{kept}: they had to make room for others within cache.max_size ({format_size(limit)}); set a larger one, or pull fewer images"
-
-
-def this_platform() -> str:
-    """Returns the platform of this machine's containers."""
-    architecture = machine.machine().lower()
-    return f"linux/{_MACHINES.get(architecture, architecture)}"
-
-
-def parse_platform(text: str) -> str:
-    """Returns a platform as images name it; without an operating system, Linux is meant. Raises click.BadParameter."""
-    platform = text.strip().lower() if "/" in text else f"linux/{text.strip().lower()}"
-    if not _PLATFORM.fullmatch(platform):
-        raise click.BadParameter(
-            f"a platform such as linux/arm64 or linux/arm/v7 is expected; found {text[:80]!r}", param_hint="--platform"
-        )
-    return platform
-
-
-def listed(file: str) -> list[str]:
-    """Returns the image names in a file; - is standard input. Raises click.UsageError with the line number of a wrong one."""
-    try:
-        # Opening fails if standard input is closed. Editors on Windows begin a file with a byte order mark.
-        with open(0 if file == "-" else file, encoding="utf-8-sig", closefd=file != "-") as opened:
-            text = opened.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"--file {file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    names = []
-    for number, line in enumerate(text.splitlines(), 1):
-        name = re.sub(r"(^|\s)#.*", "", line).strip()
-        if name:
-            try:
-                images_of([name])
-            except click.UsageError as error:
-                raise click.UsageError(f"{file}, line {number}: {error.message}") from None
-            names.append(name)
-    return names
 
 
 def _outcome(this: Pull, fault: str | None) -> dict[str, Any]:

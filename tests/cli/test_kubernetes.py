@@ -9,6 +9,7 @@ import click
 import pytest
 
 from mirror.cli.kubernetes import images_in_manifests
+from tests.cli.test_export import checked
 from tests.support.commands import Commands
 from tests.support.scripted import Scripted
 
@@ -122,8 +123,8 @@ def test_a_place_without_manifests(tmp_path: Path) -> None:
             images_in_manifests(place)
 
 
-async def test_pull_takes_them(upstream: Scripted, tmp_path: Path) -> None:
-    """``mirror pull --kubernetes`` fetches each image once, and again nothing."""
+async def test_pull_and_export_take_them(upstream: Scripted, tmp_path: Path) -> None:
+    """``--kubernetes``: each image is fetched once, and is once in the bundle."""
     image = upstream.add_image("library/app", "1")
     (tmp_path / "k8s").mkdir()
     (tmp_path / "k8s" / "pod.yaml").write_text("kind: Pod\nspec: {containers: [{image: 'app:1'}, {image: 'app:1'}]}")
@@ -134,3 +135,5 @@ async def test_pull_takes_them(upstream: Scripted, tmp_path: Path) -> None:
     for digest in (*image.layers, image.config):
         assert upstream.count("GET", f"/blobs/{digest}") == 1
     assert (await commands.run("pull")).returncode == 2
+    await commands("export", "--kubernetes", str(tmp_path / "k8s"), "--offline", "-o", str(tmp_path / "lab.tar"))
+    assert [one["name"] for one in checked(tmp_path / "lab.tar")[1]["images"]] == ["docker.io/library/app:1"]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.cli.pull import this_platform
+from mirror.cli.selection import this_platform
 from mirror.downloads.active import merged
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST
 from mirror.names import Digest, natural

@@ -1,0 +1,121 @@
+"""Which images a command is for: names, lists, Compose files, Kubernetes manifests; and for which platforms."""
+
+from __future__ import annotations
+
+import platform as machine
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from mirror.cli.ask import images_of
+from mirror.cli.compose import images_in
+from mirror.cli.kubernetes import images_in_manifests
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
+_MACHINES = {
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "armv7l": "arm/v7",
+    "armv6l": "arm/v6",
+    "i386": "386",
+    "i686": "386",
+    "loongarch64": "loong64",
+}
+"""Machine names of ``uname -m`` and of images (image-spec 1.1, "image-index.md": GOARCH), where they differ."""
+
+
+def image_options(command: _Command) -> _Command:
+    """``IMAGE…``, ``--file``, ``--compose``, ``--kubernetes``, ``--platform`` and ``--all-platforms``."""
+    for option in (
+        click.option("--all-platforms", is_flag=True, help="Everything that an index lists, including attestations."),
+        click.option(
+            "--platform",
+            "platforms",
+            multiple=True,
+            metavar="PLATFORM",
+            help="A platform such as linux/arm64; repeatable.  [this machine's]",
+        ),
+        click.option(
+            "--kubernetes",
+            "manifests",
+            multiple=True,
+            type=click.Path(path_type=Path),
+            metavar="FILE|FOLDER",
+            help="The images of the containers in Kubernetes manifests.",
+        ),
+        click.option(
+            "--compose",
+            "composed",
+            multiple=True,
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="The images of a Compose file's services.",
+        ),
+        click.option(
+            "--file",
+            "-f",
+            "lists",
+            multiple=True,
+            metavar="FILE",
+            help="Read image names from a file, one per line, with # comments; - is standard input.",
+        ),
+        click.argument("images", nargs=-1, metavar="[IMAGE...]"),
+    ):
+        command = option(command)
+    return command
+
+
+def names_of(
+    images: tuple[str, ...], lists: tuple[str, ...], composed: tuple[Path, ...], manifests: tuple[Path, ...]
+) -> list[str]:
+    """Returns the names that these options give. Raises click.UsageError."""
+    names = [*images, *(name for file in lists for name in listed(file))]
+    names += [name for file in composed for name in images_in(file)]
+    return names + [name for place in manifests for name in images_in_manifests(place)]
+
+
+def platforms_of(platforms: tuple[str, ...], all_platforms: bool) -> list[str] | None:
+    """Returns the platforms, this machine's if none is given; None for all. Raises click.UsageError."""
+    if platforms and all_platforms:
+        raise click.UsageError("--platform and --all-platforms exclude each other")
+    return None if all_platforms else [parse_platform(one) for one in platforms] or [this_platform()]
+
+
+def this_platform() -> str:
+    """Returns the platform of this machine's containers."""
+    architecture = machine.machine().lower()
+    return f"linux/{_MACHINES.get(architecture, architecture)}"
+
+
+def parse_platform(text: str) -> str:
+    """Returns a platform as images name it; without an operating system, Linux is meant. Raises click.BadParameter."""
+    platform = text.strip().lower() if "/" in text else f"linux/{text.strip().lower()}"
+    if not _PLATFORM.fullmatch(platform):
+        raise click.BadParameter(
+            f"a platform such as linux/arm64 or linux/arm/v7 is expected; found {text[:80]!r}", param_hint="--platform"
+        )
+    return platform
+
+
+def listed(file: str) -> list[str]:
+    """Returns the image names in a file; - is standard input. Raises click.UsageError with the line number of a wrong one."""
+    try:
+        # Opening fails if standard input is closed. Editors on Windows begin a file with a byte order mark.
+        with open(0 if file == "-" else file, encoding="utf-8-sig", closefd=file != "-") as opened:
+            text = opened.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"--file {file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    names = []
+    for number, line in enumerate(text.splitlines(), 1):
+        name = re.sub(r"(^|\s)#.*", "", line).strip()
+        if name:
+            try:
+                images_of([name])
+            except click.UsageError as error:
+                raise click.UsageError(f"{file}, line {number}: {error.message}") from None
+            names.append(name)
+    return names
