@@ -12,12 +12,13 @@ import click
 
 from mirror.cli.ask import images_of
 from mirror.cli.text import os_error_text
+from mirror.cli.yaml_files import documents_of, read_text
 
 _VARIABLE = re.compile(
     r"\$(?:(?P<escaped>\$)|(?P<name>[A-Za-z_]\w*)|\{(?P<braced>[A-Za-z_]\w*)(?:(?P<operator>:?[-?+])(?P<word>[^{}]*))?\}|(?P<wrong>))"
 )
 _LARGEST = 4 * 1024 * 1024
-"""Bytes of a Compose file."""
+"""Characters of a Compose file."""
 
 
 def images_in(file: Path) -> list[str]:
@@ -25,17 +26,10 @@ def images_in(file: Path) -> list[str]:
 
     Variables have the values of the environment and of ``.env`` beside the file. Raises click.UsageError with what is wrong where.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        with open(file, encoding="utf-8-sig") as opened:
-            text = opened.read(_LARGEST)
-        document = YAML(typ="safe", pure=True).load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"--compose {file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except YAMLError as error:
-        raise click.UsageError(f"--compose {file}: no YAML: {' '.join(str(error).split())}") from None
+    documents = documents_of("--compose", file, read_text("--compose", file, _LARGEST))
+    if len(documents) > 1:
+        raise click.UsageError(f"--compose {file}: one document is expected, and it has {len(documents)}")
+    document = documents[0] if documents else None
     services = document.get("services") if isinstance(document, dict) else None
     if not isinstance(services, dict):
         raise click.UsageError(f"--compose {file}: it has no services")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mirror.cli.ask import images_of
+from mirror.cli.yaml_files import documents_of, read_text
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 _CONTAINERS = ("initContainers", "containers", "ephemeralContainers")
@@ -41,22 +42,9 @@ def images_in_manifests(place: Path) -> list[str]:
 
 
 def _documents(file: Path) -> list[Any]:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        with open(file, encoding="utf-8-sig") as opened:
-            text = opened.read(_LARGEST + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"--kubernetes {file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(text) > _LARGEST:
-        raise click.UsageError(f"--kubernetes {file}: it has more than {_LARGEST} characters")
-    try:
-        # JSON is YAML, and YAML 1.2 has no values such as "no" or "1:30" with a surprising meaning.
-        return list(YAML(typ="safe", pure=True).load_all(text))
-    except (YAMLError, ValueError, RecursionError) as error:
-        hint = "; render a Helm chart first: helm template CHART > FILE" if "{{" in text else ""
-        raise click.UsageError(f"--kubernetes {file}: no YAML: {' '.join(str(error).split())[:300]}{hint}") from None
+    text = read_text("--kubernetes", file, _LARGEST)
+    hint = "; render a Helm chart first: helm template CHART > FILE" if "{{" in text else ""
+    return documents_of("--kubernetes", file, text, hint)
 
 
 def _named(document: Any) -> list[str]:
