@@ -16,14 +16,12 @@ from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.failover import with_failover
-from mirror.upstream.health import MOST_ACTIVE
+from mirror.upstream.health import AS_GOOD, MOST_ACTIVE
 from mirror.upstream.receiver import Response
 from mirror.upstream.streams import BlobStream
 from mirror.upstream.transport import Transport, length_of, shown
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", re.IGNORECASE)
-_AS_GOOD = 1.5
-"""Endpoints within this factor of the fastest one's time keep the configured order."""
 
 
 class Blob:
@@ -122,7 +120,7 @@ class Blob:
             cost = best or 1.0 if cost is None else cost
             if spare:
                 cost *= delivery.active + 1
-            elif cost <= best * _AS_GOOD or not best:
+            elif cost <= best * AS_GOOD or not best:
                 cost = 0.0
             return (
                 endpoint in self._refused,

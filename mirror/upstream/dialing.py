@@ -89,7 +89,7 @@ async def _connect_now(resolver: AbstractResolver, host: str, port: int) -> sock
 async def _connect_proxy(proxy: Proxy, resolver: AbstractResolver, seconds: float) -> socket.socket:
     """Raises ProxyUnreachable."""
     try:
-        return await _connect(resolver, *_place(proxy.url), seconds)
+        return await _connect(resolver, *proxy.address, seconds)
     except OSError as error:
         raise ProxyUnreachable(f"{proxy.name}: {words(error)}; check that it runs, and its address and port") from None
 

@@ -25,15 +25,13 @@ from mirror.errors import (
 )
 from mirror.names import Repository
 from mirror.upstream.endpoint import Endpoint
+from mirror.upstream.health import AS_GOOD
 from mirror.upstream.transport import Timeouts
 
 _T = TypeVar("_T")
 
 _HEAD_START = 0.6
 """Seconds that an endpoint has before the next one is asked too, at most."""
-
-_AS_GOOD = 1.5
-"""Endpoints within this factor of the fastest one's latency keep the configured order."""
 _QUICK = 0.1
 """Seconds of latency up to which no other endpoint is preferred."""
 
@@ -160,7 +158,7 @@ async def with_failover(
                     for slower in before:
                         # Those before it had their head start; their outcome is awaited in the background.
                         running[slower].standing.overtaken()
-                        if unfinished is not None and not slower.done():
+                        if unfinished is not None:
                             unfinished.keep(slower)
                         running.pop(slower)
                     del running[task]
@@ -193,7 +191,7 @@ async def with_failover(
 def _ranked(endpoints: Sequence[Endpoint], repository: str, *, by_latency: bool) -> list[Endpoint]:
     """Returns the endpoints in the order in which they are asked: as configured, but for those that are asked last, and `by_latency` those that are clearly slower."""
     latencies = {endpoint: endpoint.standing.latency or 0.0 for endpoint in endpoints}
-    slow = _AS_GOOD * min((latency for latency in latencies.values() if latency), default=0.0)
+    slow = AS_GOOD * min((latency for latency in latencies.values() if latency), default=0.0)
 
     def key(endpoint: Endpoint) -> tuple[bool, float]:
         latency = latencies[endpoint]

@@ -26,6 +26,8 @@ _JUDGED_FROM = 1024 * 1024
 """Bytes from which on a finished body counts for the throughput."""
 _MEASURED_FROM = 1.0
 """Seconds from which on an unfinished body counts for the throughput."""
+AS_GOOD = 1.5
+"""Endpoints within this factor of the best one keep the configured order."""
 _TYPICAL = 8 * 1024 * 1024
 
 

@@ -29,6 +29,11 @@ class Proxy:
     """The setting or environment variable that names the proxy."""
 
     @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        return self.url.host or "", self.url.port or 0
+
+    @property
     def name(self) -> str:
         """The proxy's name in errors: its URL, and the setting that names it."""
         return f"the proxy {str(self.url).rstrip('/')} ({self.origin})"

@@ -25,7 +25,7 @@ async def connect(
         raise ProxyUnreachable(f"{proxy.name}: its credentials cannot be read: {words(error)}") from None
     if not all(word is None or (word.isascii() and len(word) <= _LONGEST_SECRET) for word in (user, password)):
         raise ProxyUnreachable(f"{proxy.name}: its user and password must be ASCII, of {_LONGEST_SECRET} characters at most")
-    way = asyncio.Proxy(ProxyType.SOCKS5, *_place(proxy), user, password, rdns=True, forward=_Connector(proxy, connect_proxy))
+    way = asyncio.Proxy(ProxyType.SOCKS5, *proxy.address, user, password, rdns=True, forward=_Connector(proxy, connect_proxy))
     try:
         return await way.connect(host, port, timeout=2 * seconds)
     except ProxyTimeoutError:
@@ -45,15 +45,11 @@ class _Connector(asyncio.Proxy):
     """Makes the TCP connection to the proxy as all others are made: python-socks would try one address only."""
 
     def __init__(self, proxy: Proxy, connect_proxy: Callable[[], Awaitable[socket.socket]]) -> None:
-        super().__init__(ProxyType.SOCKS5, *_place(proxy))
+        super().__init__(ProxyType.SOCKS5, *proxy.address)
         self._connect_proxy = connect_proxy
 
     async def connect(self, dest_host: str, dest_port: int, timeout: float | None = None, **_: object) -> socket.socket:
         return await self._connect_proxy()
-
-
-def _place(proxy: Proxy) -> tuple[str, int]:
-    return proxy.url.host or "", proxy.url.port or 0
 
 
 _REFUSALS = {
