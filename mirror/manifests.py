@@ -50,6 +50,8 @@ _SAFE_TYPE = re.compile(r"application/(?:[a-z0-9.+-]+\+json|json|octet-stream|vn
 """Types that no browser runs or renders. What upstream says is served from the dashboard's own origin."""
 
 _PLATFORM = re.compile(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+){1,2}")
+"""What is taken for a platform in what upstream says."""
+_REQUESTED_PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,11 @@ def blobs_of(body: bytes) -> tuple[Descriptor | None, list[Descriptor]]:
         for _, descriptor in _described(document.get(name), "blobSum" if name == "fsLayers" else "digest")
     ]
     return (configs[0] if configs else None), layers
+
+
+def is_platform(text: str) -> bool:
+    """Returns whether what somebody asks for has the form of a platform, ``linux/amd64`` or ``linux/arm/v7`` (image-spec 1.1, "image-index.md")."""
+    return _REQUESTED_PLATFORM.fullmatch(text) is not None
 
 
 def platform_of(config: bytes) -> str | None:

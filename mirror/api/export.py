@@ -17,12 +17,12 @@ from mirror.bundles.layout import Layout
 from mirror.bundles.writing import BundleReader
 from mirror.cache.cache import Cache
 from mirror.errors import RequestInvalid
+from mirror.manifests import is_platform
 from mirror.names import Reference, Repository
 from mirror.tasks import SingleFlight
 
-_PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
 _MOST_IMAGES = 5000
-_TELL_ASIDE = re.compile(r"[^A-Za-z0-9._-]+")
+_NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 class Exports:
@@ -47,7 +47,7 @@ class Exports:
         if matches(header(request, "If-None-Match"), layout.etag):
             del headers["Content-Type"]
             return web.Response(status=304, headers=headers)
-        name = _TELL_ASIDE.sub("-", target.path.removeprefix("/export/"))
+        name = _NOT_IN_FILE_NAMES.sub("-", target.path.removeprefix("/export/"))
         headers["Content-Disposition"] = f'attachment; filename="{name[-150:]}"'
         if request.method == "HEAD":
             headers["Accept-Ranges"] = "bytes"
@@ -91,6 +91,6 @@ def _platforms(text: str) -> list[str] | None:
     """The platforms of a query; None for all that are cached. Raises RequestInvalid."""
     platforms = [platform.strip().lower() for platform in text.split(",") if platform.strip()]
     for platform in platforms:
-        if not _PLATFORM.fullmatch(platform):
+        if not is_platform(platform):
             raise RequestInvalid(f"a platform such as linux/arm64 is expected; found {platform[:80]!r}")
     return platforms or None

@@ -13,9 +13,9 @@ import click
 from mirror.cli.ask import images_of
 from mirror.cli.compose import images_in
 from mirror.cli.kubernetes import images_in_manifests
+from mirror.manifests import is_platform
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
 _MACHINES = {
     "x86_64": "amd64",
     "aarch64": "arm64",
@@ -94,7 +94,7 @@ def this_platform() -> str:
 def parse_platform(text: str) -> str:
     """Returns a platform as images name it; without an operating system, Linux is meant. Raises click.BadParameter."""
     platform = text.strip().lower() if "/" in text else f"linux/{text.strip().lower()}"
-    if not _PLATFORM.fullmatch(platform):
+    if not is_platform(platform):
         raise click.BadParameter(
             f"a platform such as linux/arm64 or linux/arm/v7 is expected; found {text[:80]!r}", param_hint="--platform"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from mirror.cache.images import Images
 from mirror.cache.pull import Pull, Pulls
 from mirror.errors import MirrorError, RequestInvalid
+from mirror.manifests import is_platform
 from mirror.names import Reference, Repository, image_name
 from mirror.tasks import SingleFlight
 
@@ -25,7 +25,6 @@ EVERY = "all"
 MOST = 50
 """Images that can be changed at once."""
 
-_PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
 _PATIENCE = 3.0
 """Seconds within which the failure of a fetch is the answer to the request; later, the list of downloads shows it."""
 _MOST_FETCHES = 20
@@ -95,7 +94,7 @@ class Actions:
         wanted = tuple(sorted(set(platforms)))
         if not 0 < len(wanted) <= _MOST_PLATFORMS:
             raise RequestInvalid(f"select between 1 and {_MOST_PLATFORMS} platforms")
-        if any(platform != EVERY and not _PLATFORM.fullmatch(platform) for platform in wanted):
+        if any(platform != EVERY and not is_platform(platform) for platform in wanted):
             raise RequestInvalid(f"platform is {EVERY}, or one such as {PLATFORMS[1]}")
         name = image_name(*image)
         if len(self._running) >= _MOST_FETCHES and name not in self._running:
