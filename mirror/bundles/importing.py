@@ -7,33 +7,22 @@ stands for is here.
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import os
-from collections.abc import Callable, Collection, Mapping
-from contextlib import closing
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from mirror.bundles.archive import ArchiveInvalid, Member, Members, printable
+from mirror.bundles.archive import ArchiveInvalid, Member, Members
 from mirror.bundles.claims import Claim, Claims, Content, ParseName, digest_in, is_layer, tagged
+from mirror.bundles.keeping import Keeper, MemberBytes
 from mirror.bundles.received import Received, Receiver, enter_referrers, required
 from mirror.bundles.sources import Source
-from mirror.errors import StorageFull
 from mirror.names import Digest, Reference, Repository
-from mirror.storage.partial import Partial
-from mirror.storage.slices import FileSlice
 from mirror.storage.store import Store
 from mirror.threads import ThreadPool
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
 
 _CHUNK = 1024 * 1024
 _MOST_IGNORED = 256 * 1024 * 1024
 """Bytes of files that belong to no image."""
 _MAGIC = 4
-_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +65,7 @@ class Importer:
         self._store = store
         self._threads = ThreadPool(1)
         """One: an archive is read by one thread at a time, in order."""
+        self._keeper = Keeper(store, self._threads)
 
     def close(self) -> None:
         self._threads.close()
@@ -166,13 +156,7 @@ class Importer:
                     head = bytearray(data)
                 claims.add(member, data)
             if needed:
-                cached = self._store.size(digest) if digest is not None else None
-                if digest is not None and cached is not None:
-                    if cached != member.size:
-                        raise ArchiveInvalid(f"{member.name} has {member.size} bytes; {digest} has {cached}")
-                else:
-                    digest = await self._take(this, _Bytes(bytes(head), members), member, digest)
-                assert digest is not None
+                digest = await self._keep(this, MemberBytes(bytes(head), members), member, digest)
                 contents[member.name] = Content(digest, member.size, bytes(head[:_MAGIC]))
             elif gather and data is None:
                 ignored += member.size
@@ -184,118 +168,13 @@ class Importer:
         for body in claims.docker_configs():
             config = Digest.of(body)
             if self._store.size(config) is None and (wanted is None or config in wanted):
-                await self._take(this, _Bytes(body, None), Member(str(config), len(body)), config)
+                await self._keep(this, MemberBytes(body, None), Member(str(config), len(body)), config)
 
-    async def _take(self, this: Import, content: _Bytes, member: Member, digest: Digest | None) -> Digest:
-        """Keeps the content of a file. Without `digest`, it is kept under a name of chance until its own is known."""
-        try:
-            if digest is not None:
-                await self._keep(content.read, member, digest)
-            else:
-                chance = Digest.of(os.urandom(32))
-                with closing(self._store.partial(chance)) as spool:
-                    if not spool.lead():
-                        raise AssertionError
-                    try:
-                        hasher = hashlib.sha256()
-                        await self._copy(content.read, spool, member.size, hasher)
-                        digest = Digest("sha256", hasher.hexdigest())
-                        if self._store.size(digest) is None:
-                            await self._keep(_Spooled(spool, member.size).read, member, digest)
-                        else:
-                            return digest
-                    finally:
-                        spool.discard()
-        except StorageFull as error:
-            raise StorageFull(
-                f"{printable(member.name)} does not fit into the cache: {error.message}; set a larger cache.max_size, or make room"
-            ) from None
-        this.came[digest] = member.size
+    async def _keep(self, this: Import, content: MemberBytes, member: Member, digest: Digest | None) -> Digest:
+        digest, is_new = await self._keeper.keep(content, member, digest)
+        if is_new:
+            this.came[digest] = member.size
         return digest
-
-    async def _keep(self, read: Callable[[memoryview, _Hash], int], member: Member, digest: Digest) -> None:
-        for _ in range(_TRIES):
-            # Its own, beside a download of the same blob by a mirror that is running.
-            with closing(self._store.partial(digest, member.size)) as partial:
-                if not partial.lead():
-                    raise ArchiveInvalid(f"{member.name} is being imported by another process: wait for that, then run it again")
-                if not partial.current:
-                    continue
-                partial.restart()
-                kept = False
-                try:
-                    hasher = digest.hasher()
-                    await self._copy(read, partial, member.size, hasher)
-                    if hasher.hexdigest() != digest.hex:
-                        raise ArchiveInvalid(
-                            f"{member.name} is not what its name says: its digest is {digest.algorithm}:{hasher.hexdigest()}"
-                        )
-                    await partial.commit()
-                    kept = True
-                finally:
-                    if not kept:
-                        partial.discard()
-                return
-        raise ArchiveInvalid(f"{member.name} is being imported by another process: wait for that, then run it again")
-
-    async def _copy(self, read: Callable[[memoryview, _Hash], int], partial: Partial, size: int, hasher: _Hash) -> None:
-        """Copies a file into the store. A piece is read and hashed while the one before is written."""
-        await partial.set_size(size)
-        buffers = [memoryview(bytearray(min(_CHUNK, max(size, 1)))) for _ in range(2)]
-        offset = turn = 0
-        writing: asyncio.Task[None] | None = None
-        try:
-            while offset < size:
-                count = await self._threads.run(read, buffers[turn], hasher)
-                if count == 0:
-                    break
-                if writing is not None:
-                    await writing
-                writing = asyncio.create_task(partial.write(offset, buffers[turn][:count]))
-                offset += count
-                turn ^= 1
-        finally:
-            if writing is not None:
-                await writing
-
-
-@dataclass
-class _Bytes:
-    """The content of a file: what has been read of it, then the rest."""
-
-    head: bytes
-    members: Members | None
-
-    def read(self, buffer: memoryview, hasher: _Hash) -> int:
-        """Fills the buffer, but at the end of the file."""
-        count = min(len(self.head), len(buffer))
-        buffer[:count] = self.head[:count]
-        self.head = self.head[count:]
-        if self.members is not None:
-            while count < len(buffer) and (got := self.members.readinto(buffer[count:])):
-                count += got
-        hasher.update(buffer[:count])
-        return count
-
-
-@dataclass
-class _Spooled:
-    """What was kept under a name of chance."""
-
-    spool: Partial
-    size: int
-    offset: int = 0
-
-    def read(self, buffer: memoryview, hasher: _Hash) -> int:
-        part = self.spool.slice(self.offset, min(self.offset + len(buffer), self.size))
-        if isinstance(part, FileSlice):
-            count = os.preadv(part.fd, [buffer[: part.length]], part.offset)
-        else:
-            count = len(part)
-            buffer[:count] = part
-        self.offset += count
-        hasher.update(buffer[:count])
-        return count
 
 
 def _survey(source: Source, claims: Claims, key: bytes | None) -> dict[str, bytes]:
