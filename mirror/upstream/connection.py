@@ -134,8 +134,9 @@ class Connection:
         if self._left is None:
             return self._fill_by_h11(buffer)
         count = self._receive(buffer)
-        if self._flowing and self._left and count < _ENOUGH:
-            self._gather(min(self._left, _ENOUGH - count))
+        enough = min(len(buffer), _ENOUGH)
+        if self._flowing and self._left and count < enough:
+            self._gather(min(self._left, enough - count))
         self._flowing = True
         try:
             while self._left and count < len(buffer) and self._readable():

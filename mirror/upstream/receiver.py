@@ -27,9 +27,16 @@ from mirror.upstream.tunnels import ProxyHop
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
-BUFFER = 1024 * 1024
-"""Bytes of a buffer. A body has two: one is filled while the caller processes the other."""
-_KEPT_BUFFERS = 16
+BUFFER = 4 * 1024 * 1024
+"""Bytes of a buffer. A body has two: one is filled while the caller processes the other.
+
+Passing bytes from thread to thread costs as much as receiving some 100 kB, so a fast body is passed on in large pieces. A slow one never fills a buffer.
+"""
+_FILLED = 32 * 1024 * 1024
+"""Bytes of all buffers in use that are filled at most, as long as there are no more bodies than `_LEAST` is enough for."""
+_LEAST = 256 * 1024
+"""Bytes of each buffer that are used, however many bodies there are."""
+_KEPT_BUFFERS = 8
 """Unused buffers kept for reuse: the first write to new memory costs as much as receiving the bytes."""
 _IDLE = 60.0
 """Seconds that an unused connection is kept."""
@@ -66,6 +73,8 @@ class Receiver:
         self._idle: dict[Hashable, list[tuple[Connection, float]]] = {}
         self._open: set[Connection] = set()
         self._buffers: list[memoryview] = []
+        self._bodies = 0
+        """Responses that have buffers."""
 
     async def send(self, method: str, url: URL, headers: Mapping[str, str], route: Route) -> Response:
         """Sends a GET or HEAD and waits for the response's head. The caller closes the response, and sets the time limit.
@@ -129,16 +138,21 @@ class Receiver:
     # ------------------------------------------------------------------ for responses
 
     def start(self, connection: Connection, buffer: memoryview) -> asyncio.Future[int]:
-        """Starts to fill a buffer from a connection, in a thread."""
-        return asyncio.get_running_loop().run_in_executor(self._pool, connection.fill, buffer)
+        """Starts to fill a buffer from a connection, in a thread: as much of it as the other bodies leave."""
+        share = max(min(_FILLED // (2 * self._bodies), BUFFER), _LEAST)
+        return asyncio.get_running_loop().run_in_executor(self._pool, connection.fill, buffer[:share])
 
-    def take_buffer(self) -> memoryview:
-        return self._buffers.pop() if self._buffers else memoryview(mmap.mmap(-1, BUFFER))
+    def take_buffers(self) -> list[memoryview]:
+        """Returns the two buffers of a body."""
+        self._bodies += 1
+        return [self._buffers.pop() if self._buffers else memoryview(mmap.mmap(-1, BUFFER)) for _ in range(2)]
 
-    def give_back(self, connection: Connection, *buffers: memoryview) -> None:
-        """Takes back buffers and a connection, which is kept if another request can use it and closed otherwise."""
-        self._buffers += buffers
-        del self._buffers[_KEPT_BUFFERS:]
+    def give_back(self, connection: Connection, buffers: list[memoryview]) -> None:
+        """Takes back a body's buffers, if it has any, and a connection, which is kept if another request can use it and closed otherwise."""
+        if buffers:
+            self._bodies -= 1
+            self._buffers += buffers
+            del self._buffers[_KEPT_BUFFERS:]
         kept = self._idle.setdefault(connection.key, [])
         if connection.reusable and len(kept) < _MOST_IDLE:
             kept.append((connection, time.monotonic() + _IDLE))
@@ -186,7 +200,7 @@ class Response:
         Raises TimeoutError if none are received for so many seconds; OSError or h11.RemoteProtocolError if the connection ends early.
         """
         if not self._buffers:
-            self._buffers = [self._receiver.take_buffer(), self._receiver.take_buffer()]
+            self._buffers = self._receiver.take_buffers()
         if self._filling is None:
             self._filling = self._receiver.start(self._connection, self._buffers[0])
         filling = self._filling
@@ -212,7 +226,7 @@ class Response:
         self._closed = True
         if self._filling is None:
             self._connection.skip()
-            self._receiver.give_back(self._connection, *self._buffers)
+            self._receiver.give_back(self._connection, self._buffers)
             return
         self._connection.abort()
         self._filling.add_done_callback(self._let_go)
@@ -220,7 +234,7 @@ class Response:
     def _let_go(self, filled: asyncio.Future[int]) -> None:
         if not filled.cancelled():
             filled.exception()
-        self._receiver.give_back(self._connection, *self._buffers)
+        self._receiver.give_back(self._connection, self._buffers)
 
     async def aclose(self) -> None:
         """Returns the connection to the pool if the body is complete, and closes it otherwise."""
@@ -230,4 +244,4 @@ class Response:
         if self._filling is not None:
             self._connection.abort()
             await ended(self._filling)
-        self._receiver.give_back(self._connection, *self._buffers)
+        self._receiver.give_back(self._connection, self._buffers)

@@ -120,6 +120,25 @@ async def test_bodies_of_every_size_come_whole_over_one_connection(server: tuple
     assert running.connections == 1
 
 
+async def test_bodies_share_the_memory(server: tuple[Server, Upstreams]) -> None:
+    """Many at once hold 32 MiB of unread bytes together, not 8 MiB each, and all of them come whole."""
+    running, upstreams = server
+    running.answer(os.urandom(4 * MIB))
+    streams = [await opened(upstreams) for _ in range(40)]
+    bodies = [bytearray() for _ in streams]
+    for _ in range(3):
+        # What is received while the caller reads was asked for before the others were there.
+        for stream, body in zip(streams, bodies, strict=True):
+            piece = await stream.read()
+            body += piece
+    for stream, body in zip(streams, bodies, strict=True):
+        piece = await stream.read()
+        assert len(piece) <= 32 * MIB // (2 * len(streams))
+        body += piece
+    for stream, body in zip(streams, bodies, strict=True):
+        assert bytes(body) + await read_all(stream) == running.body
+
+
 async def test_a_reader_that_takes_its_time_holds_the_sender_up(server: tuple[Server, Upstreams]) -> None:
     """What comes is bounded by the buffers, ours and the kernel's, until it is read; then all of it is there, in order."""
     running, upstreams = server
