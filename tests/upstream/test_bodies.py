@@ -130,11 +130,11 @@ async def test_bodies_share_the_memory(server: tuple[Server, Upstreams]) -> None
         # What is received while the caller reads was asked for before the others were there.
         for stream, body in zip(streams, bodies, strict=True):
             piece = await stream.read()
-            body += piece
+            body.extend(piece)
     for stream, body in zip(streams, bodies, strict=True):
         piece = await stream.read()
         assert len(piece) <= 32 * MIB // (2 * len(streams))
-        body += piece
+        body.extend(piece)
     for stream, body in zip(streams, bodies, strict=True):
         assert bytes(body) + await read_all(stream) == running.body
 
