@@ -106,7 +106,7 @@ class Cache:
         self._too_large: dict[tuple[Repository, Digest], float] = {}
         """Blobs larger than the cache, with when that was found: no download is begun for them, which would fetch more than was asked for."""
         self._prefetcher = Prefetcher(store, self._flights, self._context) if limits.prefetch else None
-        self.manifests = Tags(store, source, self._negative, limits.tag_ttl, limits.revalidate_timeout, offline=offline)
+        self.manifests = Tags(store, source, self._negative, limits.tag_ttl, limits.revalidate_timeout, offline, self.fetch)
         self.verification = Verification(store, self.manifests, self.fetch)
         self.pulls = Pulls(store, self.manifests, self.fetch)
         self.images = Images(store, self.manifests)

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import Collection
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from functools import partial
 from weakref import WeakValueDictionary
 
+from mirror.cache.configurations import Fetch, read_configuration
 from mirror.cache.embedded import find_embedded
 from mirror.cache.platforms import Selection
 from mirror.cache.tags import Tags
-from mirror.downloads.flight import Progress
 from mirror.errors import Denied, MirrorError, Unknown, UpstreamError
-from mirror.manifests import MAX_SIZE, Manifest, blobs_of, embedded_in
+from mirror.manifests import Manifest, blobs_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.store import Store
 
@@ -72,10 +71,7 @@ class Pull:
 class Pulls:
     """Fetches images, several in parallel."""
 
-    def __init__(
-        self, store: Store, manifests: Tags, fetch: Callable[[Repository, Digest], AsyncGenerator[Progress, None]]
-    ) -> None:
-        """`fetch` downloads a blob into the cache and yields its progress."""
+    def __init__(self, store: Store, manifests: Tags, fetch: Fetch) -> None:
         self._store = store
         self._manifests = manifests
         self._fetch = fetch
@@ -146,27 +142,14 @@ class Pulls:
 
     async def _read_config(self, this: Pull, image: Manifest) -> bytes:
         """Returns an image's configuration, fetched if it is not cached; empty if there is none or it cannot be fetched."""
-        config, _ = blobs_of(image.body)
-        if config is None or not 0 < config.size <= MAX_SIZE:
-            return b""
-        if (embedded := embedded_in(image.body, config.digest)) is not None:
-            return embedded
         try:
-            if self._store.size(config.digest) is None:
-                self._note(this, config.digest)
-                async with aclosing(self._fetch(this.repository, config.digest)) as progress:
-                    async for _ in progress:
-                        pass
-            reader = await self._store.open(config.digest)
+            return await read_configuration(
+                self._store, self._fetch, this.repository, image, lambda digest: self._note(this, digest)
+            )
         except MirrorError as error:
             # Raised again when the blobs are fetched.
-            log.info("%s: no configuration %s: %s", this, config.digest, error)
+            log.info("%s: no configuration of %s: %s", this, image.digest, error)
             return b""
-        if reader is None:
-            return b""
-        async with aclosing(reader):
-            parts = [part async for part in reader.parts(0, MAX_SIZE)]
-            return b"".join(part if isinstance(part, bytes) else os.pread(part.fd, part.length, part.offset) for part in parts)
 
     async def _blob(self, this: Pull, digest: Digest, size: int) -> None:
         async with self._blobs:

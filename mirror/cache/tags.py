@@ -7,16 +7,20 @@ once the new manifest is here, not before. When upstream is down, slow or limiti
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol
 
 from mirror import metrics
+from mirror.cache.configurations import Fetch, read_configuration
 from mirror.cache.embedded import find_embedded
 from mirror.cache.freshness import is_fresh
 from mirror.cache.negative import Negative
+from mirror.cache.newest import Newest, TagAnswers
 from mirror.cache.outcome import HIT, STALE, VALIDATED, Outcome, miss
 from mirror.errors import Denied, MirrorError, Unknown, UpstreamError, UpstreamFailed, UpstreamInvalid
 from mirror.manifests import Descriptor, Manifest, media_type_of
@@ -38,6 +42,12 @@ _OF_ITS_DIGEST = (Unknown, Denied, UpstreamInvalid, UpstreamFailed)
 class ManifestSource(Protocol):
     """What is asked of upstream here. Raises MirrorError."""
 
+    @property
+    def compares_tags(self) -> bool:
+        """True if the newest of all endpoints' tags counts."""
+        ...
+
+    async def tag_answers(self, repository: Repository, tag: Tag) -> TagAnswers: ...
     async def head_manifest(self, repository: Repository, reference: Reference) -> Descriptor: ...
     async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest: ...
 
@@ -52,10 +62,12 @@ class Tags:
         negative: Negative,
         ttl: float,
         patience: float,
+        offline: Callable[[], bool],
+        fetch: Fetch,
         clock: Callable[[], float] = time.time,
-        offline: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`ttl` and `patience`, how long a check may hold a client, in seconds; `source` gives a registry by its name. While `offline`, tags are not checked."""
+        """`ttl` and `patience`, how long a check may hold a client, in seconds; `source` gives a registry by its name. While `offline`, tags are not checked.
+        `fetch` downloads the configurations of images whose dates are compared."""
         self._offline = offline
         self._store = store
         self._source = source
@@ -67,6 +79,7 @@ class Tags:
         self._held: dict[tuple[Repository, Tag], float] = {}
         self._descriptors: SingleFlight[Descriptor] = SingleFlight()
         self._manifests: SingleFlight[Manifest] = SingleFlight()
+        self._newest = Newest(self._manifest_of, partial(read_configuration, store, fetch), clock)
 
     async def aclose(self) -> None:
         await close_all(self._descriptors.aclose, self._manifests.aclose)
@@ -190,7 +203,15 @@ class Tags:
         manifest, joined = await self._manifests.do((repository, tag), lambda: self._fetch(repository, tag, since))
         return manifest, miss(joined)
 
+    async def _manifest_of(self, repository: Repository, digest: Digest) -> Manifest:
+        return (await self._by_digest(repository, digest))[0]
+
     async def _fetch(self, repository: Repository, reference: Reference, since: float) -> Manifest:
+        if isinstance(reference, Tag) and self._source(repository.registry).compares_tags:
+            descriptor, _ = await self._descriptors.do((repository, reference), lambda: self._head(repository, reference, since))
+            # A tag may be had where its manifest's digest is not known yet.
+            with contextlib.suppress(*_OF_ITS_DIGEST):
+                return await self._manifest_of(repository, descriptor.digest)
         async with self._store.lock(Question.FETCH, f"get {repository} {reference}"):
             if (manifest := await self._fetched_elsewhere(repository, reference, since)) is not None:
                 return manifest
@@ -224,20 +245,28 @@ class Tags:
         return manifest
 
     async def _head(self, repository: Repository, reference: Reference, since: float) -> Descriptor:
-        async with self._store.lock(Question.FETCH, f"head {repository} {reference}"):
+        # Comparing the tags of several endpoints fetches manifests.
+        question = Question.CHECK if isinstance(reference, Tag) else Question.FETCH
+        async with self._store.lock(question, f"head {repository} {reference}"):
             if isinstance(reference, Tag) and (record := await self._stored_since(repository, reference, since)) is not None:
                 return record.descriptor
             return await self._head_now(repository, reference)
 
     async def _head_now(self, repository: Repository, reference: Reference) -> Descriptor:
         try:
-            descriptor = await self._source(repository.registry).head_manifest(repository, reference)
+            if isinstance(reference, Digest):
+                return await self._source(repository.registry).head_manifest(repository, reference)
+            descriptor = await self._meaning(repository, reference, None)
         except Unknown as error:
             await self._unknown(repository, reference, error)
             raise
-        if isinstance(reference, Tag):
-            await self._remember(repository, reference, descriptor)
+        await self._remember(repository, reference, descriptor)
         return descriptor
+
+    async def _meaning(self, repository: Repository, tag: Tag, known: TagRecord | None) -> Descriptor:
+        """Returns what a tag means by upstream's word. `known` is what it meant last. Raises MirrorError."""
+        answers = await self._source(repository.registry).tag_answers(repository, tag)
+        return await self._newest.choose(repository, tag, answers, known)
 
     async def _unknown(self, repository: Repository, reference: Reference, error: Unknown) -> None:
         if not error.certain:
@@ -308,7 +337,7 @@ class Tags:
     async def _check_now(self, repository: Repository, tag: Tag, record: TagRecord) -> Descriptor:
         source = self._source(repository.registry)
         try:
-            found = await source.head_manifest(repository, tag)
+            found = await self._meaning(repository, tag, record)
         except Unknown as error:
             await self._unknown(repository, tag, error)
             raise

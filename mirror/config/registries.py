@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -106,6 +106,10 @@ class Registry(WayOut):
         (),
         description="URLs, or tables with the settings below, tried in order: blobs from any, tags from the first that knows them;"
         " for a default registry, its own",
+    )
+    tags: Literal["first", "newest"] = Field(
+        "first",
+        description="whose word counts for a tag: `first`, that of the first endpoint that knows it; `newest`, the registry's own, or if that cannot be had the newest of all endpoints'",
     )
     username: str | None = Field(
         None,

@@ -61,7 +61,7 @@ def parse_config(body: bytes) -> ImageConfig | None:
     run = document.get("config")
     run = run if isinstance(run, dict) else {}
     return ImageConfig(
-        _moment(document.get("created")),
+        parse_moment(document.get("created")),
         _text(document.get("author")),
         _text(run.get("User")),
         _text(run.get("WorkingDir")),
@@ -78,10 +78,11 @@ def parse_config(body: bytes) -> ImageConfig | None:
 
 def _step(entry: dict[str, Any]) -> Step:
     command = _SHELL.sub("", _text(entry.get("created_by")) or _text(entry.get("comment"))).strip()
-    return Step(command.removesuffix("# buildkit").rstrip(), _moment(entry.get("created")), entry.get("empty_layer") is True)
+    return Step(command.removesuffix("# buildkit").rstrip(), parse_moment(entry.get("created")), entry.get("empty_layer") is True)
 
 
-def _moment(value: Any) -> float | None:
+def parse_moment(value: Any) -> float | None:
+    """Returns a date of RFC 3339 in seconds since the epoch; None for anything else."""
     try:
         moment = datetime.fromisoformat(value)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

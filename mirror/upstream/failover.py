@@ -30,7 +30,7 @@ from mirror.upstream.transport import Timeouts
 
 _T = TypeVar("_T")
 
-_HEAD_START = 0.6
+HEAD_START = 0.6
 """Seconds that an endpoint has before the next one is asked too, at most."""
 _QUICK = 0.1
 """Seconds of latency up to which no other endpoint is preferred."""
@@ -48,6 +48,14 @@ class Unfinished:
 
     def start(self, work: Coroutine[Any, Any, object]) -> None:
         self.keep(asyncio.create_task(work))
+
+    def probe(
+        self, endpoints: Sequence[Endpoint], ask_one: Callable[[Endpoint, float], Awaitable[object]], deadline: float
+    ) -> None:
+        """Asks those that are asked last, and for which a probe is due, for what another one had: this shows whether they are well again."""
+        for endpoint in endpoints:
+            if endpoint.standing.probe_due(endpoint.breaker.state):
+                self.start(_probe(endpoint, ask_one, deadline))
 
     async def aclose(self) -> None:
         """Cancels them, and waits for their end."""
@@ -74,22 +82,24 @@ async def with_failover(
     mutable: bool,
     patient: bool = True,
     unfinished: Unfinished | None = None,
+    deadline: float | None = None,
 ) -> _T:
-    """Returns the first endpoint's successful answer, within the header timeout.
+    """Returns the first endpoint's successful answer, within the header timeout or until `deadline`.
 
     If an endpoint does not have the content, or refuses it, the next one is asked. Those that failed recently, or refused the repository, are asked last. For
-    `mutable` content, a tag or a list, the registry's own endpoint is authoritative: what it does not have is gone. `ask` gets an endpoint and its deadline, in the
-    event loop's time. With `unfinished`, the next endpoint is asked too if one has not answered within its head start; without, one is asked after the other, and
+    `mutable` content, a tag or a list, the registry's own endpoint is authoritative: what it does not have is gone. `ask` gets an endpoint and its deadline. All
+    deadlines are in the event loop's time. With `unfinished`, the next endpoint is asked too if one has not answered within its head start; without, one is asked after the other, and
     the remaining time is shared equally among those not asked yet. If no endpoint has an answer, one that limits requests is asked again when it allows that, unless
     the request is not `patient`. Raises Unknown, Denied, UpstreamError; Offline before anything else, whatever is known of the endpoints.
     """
     for endpoint in endpoints:
         endpoint.check_online()
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeouts.header
+    if deadline is None:
+        deadline = loop.time() + timeouts.header
     name = str(repository)
     left = _ranked(endpoints, name, by_latency=unfinished is not None and not mutable)
-    head_start = min(_HEAD_START, timeouts.header / (4 * len(left)))
+    head_start = min(HEAD_START, timeouts.header / (4 * len(left)))
     errors: dict[Endpoint, MirrorError] = {}
     limited: dict[Endpoint, float] = {}
     """When those that answered 429 may be asked again."""
@@ -97,15 +107,7 @@ async def with_failover(
     running: dict[asyncio.Task[_T], Endpoint] = {}
 
     async def ask_one(endpoint: Endpoint, until: float) -> _T:
-        began = loop.time()
-        try:
-            answer = await ask(endpoint, until)
-        except MirrorError as error:
-            _record(endpoint, name, error)
-            raise
-        endpoint.breaker.succeeded()
-        endpoint.standing.answered(loop.time() - began, head_start)
-        return answer
+        return await ask_and_record(endpoint, ask, until, name, head_start)
 
     def failed(endpoint: Endpoint, error: BaseException) -> None:
         if not isinstance(error, MirrorError):
@@ -122,9 +124,8 @@ async def with_failover(
 
     def answered(endpoint: Endpoint) -> None:
         if unfinished is not None:
-            for other in endpoints[: endpoints.index(endpoint)]:
-                if other not in running.values() and other.standing.probe_due(other.breaker.state):
-                    unfinished.start(_probe(other, ask_one, loop.time() + timeouts.header))
+            idle = [other for other in endpoints[: endpoints.index(endpoint)] if other not in running.values()]
+            unfinished.probe(idle, ask_one, loop.time() + timeouts.header)
 
     try:
         attempt = 0
@@ -135,7 +136,7 @@ async def with_failover(
                     endpoint = queue.pop(0)
                     if not endpoint.breaker.allows(name):
                         left.remove(endpoint)
-                        errors[endpoint] = _paused(endpoint)
+                        errors[endpoint] = paused(endpoint)
                         continue
                     if unfinished is None or not (queue or running):
                         now = loop.time()
@@ -185,7 +186,7 @@ async def with_failover(
                 unfinished.keep(task)
     if not errors:
         raise UpstreamTimeout(f"{registry} did not answer in time")
-    raise authoritative[0] if authoritative else _final(errors)
+    raise authoritative[0] if authoritative else final_error(errors)
 
 
 def _ranked(endpoints: Sequence[Endpoint], repository: str, *, by_latency: bool) -> list[Endpoint]:
@@ -201,9 +202,24 @@ def _ranked(endpoints: Sequence[Endpoint], repository: str, *, by_latency: bool)
 
 
 async def _probe(endpoint: Endpoint, ask_one: Callable[[Endpoint, float], Awaitable[object]], deadline: float) -> None:
-    """Asks an endpoint that is asked last for what another one had, to learn whether it is well again."""
     with contextlib.suppress(MirrorError):
         await ask_one(endpoint, deadline)
+
+
+async def ask_and_record(
+    endpoint: Endpoint, ask: Callable[[Endpoint, float], Awaitable[_T]], until: float, repository: str, quick: float
+) -> _T:
+    """Asks one endpoint, and records the outcome in its breaker and its standing; see `Standing.answered` for `quick`. Raises what `ask` raises."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    try:
+        answer = await ask(endpoint, until)
+    except MirrorError as error:
+        _record(endpoint, repository, error)
+        raise
+    endpoint.breaker.succeeded()
+    endpoint.standing.answered(loop.time() - began, quick)
+    return answer
 
 
 def _record(endpoint: Endpoint, repository: str, error: MirrorError) -> None:
@@ -222,12 +238,13 @@ def _record(endpoint: Endpoint, repository: str, error: MirrorError) -> None:
             standing.lied()
 
 
-def _paused(endpoint: Endpoint) -> UpstreamUnreachable:
+def paused(endpoint: Endpoint) -> UpstreamUnreachable:
+    """Returns the error for an endpoint whose breaker lets no request through."""
     seconds = math.ceil(endpoint.breaker.pause_left or 1)
     return UpstreamUnreachable(f"{endpoint.name} is paused for {seconds} s after failures: {endpoint.breaker.last_error}")
 
 
-def _final(errors: Mapping[Endpoint, MirrorError]) -> MirrorError:
+def final_error(errors: Mapping[Endpoint, MirrorError]) -> MirrorError:
     """Returns the error to raise. Unknown is raised only if all endpoints gave it, and it is certain only if all of them are.
 
     A refusal by the registry itself is raised before anything else, a refusal by another endpoint only if none has failed.

@@ -12,8 +12,8 @@ from typing import Any
 
 from yarl import URL
 
-from mirror.errors import MirrorError, Unknown, UpstreamInvalid
-from mirror.names import Repository
+from mirror.errors import DigestInvalid, Invalid, MirrorError, Unknown, UpstreamInvalid
+from mirror.names import Digest, Repository, Tag
 from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.receiver import Response
 from mirror.upstream.transport import read_bounded, shown
@@ -57,7 +57,7 @@ async def read_pages(
     while True:
         try:
             page, size, link, said_by = await _page(endpoint, repository, url, headers, deadline, seconds, left, unknown)
-            found += (listed := entries(page))
+            found += (added := entries(page))
         except MirrorError as error:
             if len(seen) == 1:
                 raise
@@ -71,7 +71,7 @@ async def read_pages(
         except UpstreamInvalid as error:
             log.warning("a list of %s ends early: %s", repository, error.message)
             return Listing(found, False)
-        if url in seen and not listed:
+        if url in seen and not added:
             # At some registries the last page links to an empty one, which links to itself.
             return Listing(found, True)
         if url in seen or len(seen) >= _MOST or left <= 0:
@@ -139,3 +139,29 @@ def _next(endpoint: Endpoint, first: URL, link: str, said_by: URL) -> URL:
         raise UpstreamInvalid(f"{shown(said_by)} has a link to a next page without a query")
     below = first.raw_path.removeprefix(f"{endpoint.base.raw_path.rstrip('/')}/v2/")
     return endpoint.resolve(f"{below}?{url.raw_query_string}")
+
+
+def is_tag(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(Tag.parse(value))
+    except Invalid:
+        return False
+
+
+def is_descriptor(value: Any) -> bool:
+    """Returns whether a value is a descriptor (image-spec 1.1, "descriptor.md") that can be sent to clients: without lone surrogates, NaN or infinity."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        return isinstance(value["mediaType"], str) and isinstance(value["size"], int) and bool(Digest.parse(value["digest"]))
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError, DigestInvalid):
+        return False
+
+
+def listed(page: dict[str, Any], key: str, beside: str) -> list[Any]:
+    """Returns the list under `key` of a page; empty if it is null, or if there is only `beside`. Raises UpstreamInvalid for another document."""
+    found = page.get(key)
+    if isinstance(found, list):
+        return found
+    if found is None and (key in page or beside in page):
+        return []
+    raise UpstreamInvalid(f"upstream answered a request for a list with a document without {key}")

@@ -1,7 +1,7 @@
 """A registry: requests for manifests, blobs and lists, with failover between its endpoints.
 
 Endpoints are tried in the configured order. Blobs and manifests by digest may come from any of them, since they are verified; a tag comes from the first that
-knows it. Headers, or an error, are returned within the header timeout, and a whole document within twice that.
+knows it, or with ``tags = "newest"`` from a comparison of all. Headers, or an error, are returned within the header timeout, and a whole document within twice that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from mirror import metrics
 from mirror.errors import (
     DigestInvalid,
     DigestMismatch,
-    Invalid,
     ManifestUnknown,
     NameUnknown,
     RegistryUnknown,
@@ -30,10 +29,11 @@ from mirror.upstream.blobs import Blob
 from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.failover import Unfinished, with_failover
 from mirror.upstream.health import EndpointHealth
-from mirror.upstream.pages import Listing, read_pages
+from mirror.upstream.pages import Listing, is_descriptor, is_tag, listed, read_pages
 from mirror.upstream.proxies import Fixed, Way, way
 from mirror.upstream.receiver import Response
 from mirror.upstream.search import HubApi, SearchResult, TagDetails
+from mirror.upstream.survey import Surveys, TagAnswers
 from mirror.upstream.transport import Connections, Timeouts, Transport, length_of, read_bounded, shown
 from mirror.upstream.trust import trusting
 from mirror.upstream.urls import same_origin
@@ -67,6 +67,8 @@ class RegistrySettings(Protocol):
 
     @property
     def endpoints(self) -> Sequence[EndpointSettings]: ...
+    @property
+    def tags(self) -> str: ...
     @property
     def ca_file(self) -> Any: ...
     @property
@@ -106,6 +108,9 @@ class Registry:
             )
             for endpoint, url in zip(settings.endpoints, urls, strict=True)
         ]
+        self._surveys = Surveys(name, self._endpoints, transport.timeouts, self._unfinished)
+        self.compares_tags = settings.tags == "newest" and len(urls) > 1
+        """True if the newest of all endpoints' tags counts, not the first answer."""
         self._hub_api = HubApi(name, settings.search or "", settings.tag_details or "", transport, tls, out)
         self._pulled_manifest = metrics.pulled_bytes.labels(name, "manifest")
 
@@ -121,27 +126,40 @@ class Registry:
     async def head_manifest(self, repository: Repository, reference: Reference) -> Descriptor:
         """Returns what a reference points to, by HEAD, which Docker Hub does not count as a pull. Raises ManifestUnknown, Denied, UpstreamError."""
 
-        async def ask(endpoint: Endpoint, deadline: float) -> Descriptor:
-            trusted = endpoint.heads
-            if trusted:
-                url = endpoint.url(repository, f"manifests/{reference}")
-                response = await endpoint.head(url, repository, {"Accept": ACCEPT}, deadline)
-                if response is not None and (described := _descriptor(response, reference)) is not None:
-                    return described
-            manifest = await self._get(endpoint, repository, reference, deadline)
-            if trusted:
-                endpoint.distrust_heads()
-            return manifest.descriptor
-
-        return await self._ask(ask, repository, mutable=isinstance(reference, Tag))
-
-    async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest:
-        """Returns a verified manifest. Raises ManifestUnknown, Denied, UpstreamError."""
         return await self._ask(
-            lambda endpoint, deadline: self._get(endpoint, repository, reference, deadline),
+            lambda endpoint, deadline: self._head(endpoint, repository, reference, deadline),
             repository,
             mutable=isinstance(reference, Tag),
         )
+
+    async def tag_answers(self, repository: Repository, tag: Tag) -> TagAnswers:
+        """Returns what a tag means by HEAD: what all endpoints say if `compares_tags`, otherwise the first answer. Raises as `head_manifest` does."""
+        if not self.compares_tags:
+            return TagAnswers((await self.head_manifest(repository, tag),), True, True)
+        return await self._surveys.ask(lambda endpoint, deadline: self._head(endpoint, repository, tag, deadline), repository)
+
+    async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest:
+        """Returns a verified manifest. Raises ManifestUnknown, Denied, UpstreamError."""
+        manifest = await self._ask(
+            lambda endpoint, deadline: self._get(endpoint, repository, reference, deadline),
+            repository,
+            mutable=isinstance(reference, Tag),
+            endpoints=self._surveys.ranked(reference) if isinstance(reference, Digest) else None,
+        )
+        self._surveys.note_children(manifest)
+        return manifest
+
+    async def _head(self, endpoint: Endpoint, repository: Repository, reference: Reference, deadline: float) -> Descriptor:
+        trusted = endpoint.heads
+        if trusted:
+            url = endpoint.url(repository, f"manifests/{reference}")
+            response = await endpoint.head(url, repository, {"Accept": ACCEPT}, deadline)
+            if response is not None and (described := _descriptor(response, reference)) is not None:
+                return described
+        manifest = await self._get(endpoint, repository, reference, deadline)
+        if trusted:
+            endpoint.distrust_heads()
+        return manifest.descriptor
 
     async def _get(self, endpoint: Endpoint, repository: Repository, reference: Reference, deadline: float) -> Manifest:
         url = endpoint.url(repository, f"manifests/{reference}")
@@ -180,7 +198,7 @@ class Registry:
         """Returns all tags, from all pages. Raises NameUnknown, Denied, UpstreamError."""
 
         def tags(page: dict[str, Any]) -> list[Any]:
-            return [tag for tag in _listed(page, "tags", "name") if _is_tag(tag)]
+            return [tag for tag in listed(page, "tags", "name") if is_tag(tag)]
 
         async def ask(endpoint: Endpoint, deadline: float) -> Listing:
             return await self._pages(endpoint, repository, "tags/list", {}, deadline, tags)
@@ -192,7 +210,7 @@ class Registry:
         (distribution-spec 1.1, "Referrers Tag Schema"). Raises Denied, UpstreamError."""
 
         def manifests(page: dict[str, Any]) -> list[Any]:
-            return [entry for entry in _listed(page, "manifests", "schemaVersion") if _is_descriptor(entry)]
+            return [entry for entry in listed(page, "manifests", "schemaVersion") if is_descriptor(entry)]
 
         async def ask(endpoint: Endpoint, deadline: float) -> Listing:
             try:
@@ -234,9 +252,17 @@ class Registry:
         url, seconds = endpoint.url(repository, rest), self._transport.timeouts.header
         return await read_pages(endpoint, repository, url, headers, deadline, seconds, entries, unknown)
 
-    async def _ask(self, ask: Callable[[Endpoint, float], Awaitable[_T]], repository: Repository, *, mutable: bool) -> _T:
+    async def _ask(
+        self,
+        ask: Callable[[Endpoint, float], Awaitable[_T]],
+        repository: Repository,
+        *,
+        mutable: bool,
+        endpoints: Sequence[Endpoint] | None = None,
+    ) -> _T:
+        timeouts, unfinished = self._transport.timeouts, self._unfinished
         return await with_failover(
-            self.name, self._endpoints, self._transport.timeouts, ask, repository, mutable=mutable, unfinished=self._unfinished
+            self.name, endpoints or self._endpoints, timeouts, ask, repository, mutable=mutable, unfinished=unfinished
         )
 
 
@@ -346,32 +372,6 @@ def _digest(response: Response) -> Digest | None:
         return Digest.parse(response.headers.get("Docker-Content-Digest", ""))
     except DigestInvalid:
         return None
-
-
-def _is_tag(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and bool(Tag.parse(value))
-    except Invalid:
-        return False
-
-
-def _is_descriptor(value: Any) -> bool:
-    """Returns whether a value is a descriptor (image-spec 1.1, "descriptor.md") that can be sent to clients: without lone surrogates, NaN or infinity."""
-    try:
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-        return isinstance(value["mediaType"], str) and isinstance(value["size"], int) and bool(Digest.parse(value["digest"]))
-    except (LookupError, TypeError, AttributeError, ValueError, RecursionError, DigestInvalid):
-        return False
-
-
-def _listed(page: dict[str, Any], key: str, beside: str) -> list[Any]:
-    """Returns the list under `key` of a page; empty if it is null, or if there is only `beside`. Raises UpstreamInvalid for another document."""
-    found = page.get(key)
-    if isinstance(found, list):
-        return found
-    if found is None and (key in page or beside in page):
-        return []
-    raise UpstreamInvalid(f"upstream answered a request for a list with a document without {key}")
 
 
 def _no_manifest(endpoint: Endpoint, repository: Repository, reference: Reference, body: bytes) -> ManifestUnknown:

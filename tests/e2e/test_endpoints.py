@@ -1,16 +1,20 @@
-"""Real skopeo, through a mirror with ten endpoints of which nine are dead or lie."""
+"""Real clients, through a mirror with several endpoints: tables with a path, and ten of which nine are dead or lie."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from pathlib import Path
 
+import pytest
+
+from tests.e2e.test_dockerd import Dockerd
 from tests.e2e.test_podman import policy
-from tests.support.fleet import fleet
-from tests.support.images import make_image
+from tests.support.fleet import black_hole, fleet
+from tests.support.images import digest_of, make_image, make_index, push
 from tests.support.mirrors import MirrorProcess
-from tests.support.programs import require, run
+from tests.support.programs import DockerRegistry, require, run
 
 
 async def test_skopeo_pulls_the_right_image_through_a_fleet_of_dead_endpoints(tmp_path: Path) -> None:
@@ -38,3 +42,40 @@ async def test_skopeo_pulls_the_right_image_through_a_fleet_of_dead_endpoints(tm
                 assert asked in ({}, now)
                 asked = now
             assert "Traceback" not in mirror.log
+
+
+@pytest.mark.parametrize("tags", ["first", "newest"])
+def test_dockerd_pulls_through_endpoint_tables_behind_dead_ones(tmp_path: Path, tags: str) -> None:
+    """A project of a real registry, behind an endpoint that refuses connections and one that is silent; byte for byte, and each blob is fetched once.
+
+    The second image is pulled after the registry that has the first project was stopped, from the project of another one.
+    """
+    require("dockerd", "docker")
+    first, second = (DockerRegistry(tmp_path / name) for name in ("first", "second"))
+    image, index = make_image(21, "docker"), make_index(22)
+    push(first.url, "team/hub/library/app", "1", image)
+    push(second.url, "hub/library/app", "2", index)
+    with black_hole() as hole:
+        config = tmp_path / "mirror.toml"
+        tables = f'{{ url = "{first.url}", path = "team/hub" }}, {{ url = "{second.url}/", path = "/hub/" }}'
+        config.write_text(
+            f'[registries."docker.io"]\ntags = "{tags}"\nendpoints = ["http://127.0.0.1:1", {{ url = "{hole}" }}, {tables}]\n'
+        )
+        with MirrorProcess(tmp_path / "cache", {}, "--config", str(config)) as mirror:
+            dockerd = Dockerd(mirror.url)
+            try:
+                dockerd.docker("pull", "app:1")
+                first.stop()
+                dockerd.docker("pull", "app:2")
+                for tag, made in (("1", image), ("2", index)):
+                    found = json.loads(dockerd.docker("image", "inspect", f"app:{tag}"))[0]
+                    assert found["RepoDigests"] == [f"app@{digest_of(made.manifests[-1][1])}"]
+                    assert found["Id"] in made.blobs
+            finally:
+                dockerd.stop()
+            for registry, path, made in ((first, "team/hub", image), (second, "hub", make_image(22))):
+                assert registry.asked("GET", "/v2/") == registry.asked("GET", f"/v2/{path}/library/app/")
+                for digest in made.blobs:
+                    assert registry.asked("GET", f"/v2/{path}/library/app/blobs/{digest}") == 1
+            assert "Traceback" not in mirror.log
+    second.stop()

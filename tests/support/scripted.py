@@ -279,9 +279,18 @@ class Scripted:
             self.manifests[repository, reference] = media_type, body
         return digest
 
-    def add_image(self, repository: str, tag: str | None = None, layers: list[bytes] | None = None, **more: Any) -> Image:
-        """A single-platform image; `more` are further fields of its manifest."""
-        config_body = json.dumps({"architecture": "amd64", "os": "linux", "salt": os.urandom(4).hex()}).encode()
+    def add_image(
+        self,
+        repository: str,
+        tag: str | None = None,
+        layers: list[bytes] | None = None,
+        configuration: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> Image:
+        """A single-platform image; `more` are further fields of its manifest, `configuration` those of its configuration."""
+        config_body = json.dumps(
+            {"architecture": "amd64", "os": "linux", "salt": os.urandom(4).hex(), **(configuration or {})}
+        ).encode()
         config = self.add_blob(config_body)
         contents = layers if layers is not None else [os.urandom(1000)]
         digests = tuple(self.add_blob(layer) for layer in contents)
@@ -303,13 +312,15 @@ class Scripted:
         ).encode()
         return Image(self.add_manifest(repository, tag, body), body, config, digests)
 
-    def add_index(self, repository: str, tag: str, images: list[Image]) -> tuple[Digest, bytes]:
+    def add_index(self, repository: str, tag: str, images: list[Image], **more: Any) -> tuple[Digest, bytes]:
+        """An index of images for different platforms; `more` are further fields of each entry."""
         manifests = [
             {
                 "mediaType": OCI_MANIFEST,
                 "digest": str(image.digest),
                 "size": len(image.body),
                 "platform": {"os": "linux", "architecture": arch},
+                **more,
             }
             for image, arch in zip(images, ("amd64", "arm64", "s390x"), strict=False)
         ]
