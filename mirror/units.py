@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
+from collections.abc import Collection
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
@@ -75,20 +77,52 @@ def parse_listen(listen: str) -> tuple[str, int]:
     return host, int(port)
 
 
+_LABEL = re.compile(r"(?!-)[\w-]{1,63}(?<!-)")
+_LONGEST_HOST = 253
+"""Characters of a name, and of a label in it (RFC 1035, section 2.3.4)."""
+
+
 def parse_endpoint(url: str) -> str:
-    """A URL without a slash at its end. Raises ValueError."""
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        good = False
-    if not good:
-        raise ValueError("a URL such as https://registry.example is expected")
+    """Returns a URL without a slash at its end. Raises ValueError."""
+    parts = _url(url, ("http", "https"), "https://registry.example")
     if "@" in parts.netloc:
         raise ValueError("a URL without user and password is expected: they have settings of their own")
-    if parts.query or parts.fragment:
+    if "?" in url or "#" in url:
         raise ValueError("a URL without query and fragment is expected")
+    if {".", ".."} & set(unquote(parts.path).split("/")):
+        raise ValueError("a URL without . and .. in its path is expected")
     return url.rstrip("/")
+
+
+def _url(url: str, schemes: Collection[str], example: str) -> SplitResult:
+    """Returns the parts of a URL whose scheme is known, and whose host and port can be dialled. Raises ValueError."""
+    if not url.isprintable() or " " in url or "\\" in url:
+        raise ValueError(f"a URL without spaces, backslashes and control characters is expected, such as {example}")
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        raise ValueError(f"a URL such as {example} is expected, an IPv6 address in brackets") from None
+    if parts.scheme not in schemes or not host:
+        raise ValueError(f"a URL such as {example} is expected")
+    try:
+        port_is_good = parts.port != 0
+    except ValueError:
+        port_is_good = False
+    if not port_is_good:
+        raise ValueError("a URL whose port is a number from 1 to 65535 is expected, an IPv6 address in brackets")
+    if not _is_host(host):
+        raise ValueError(f"a URL with the name or the address of a host is expected, such as {example}")
+    return parts
+
+
+def _is_host(host: str) -> bool:
+    if ":" in host or re.fullmatch(r"[\d.]+", host):
+        try:
+            return bool(ipaddress.ip_address(host))
+        except ValueError:
+            return False
+    return len(host) <= _LONGEST_HOST and all(map(_LABEL.fullmatch, host.removesuffix(".").split(".")))
 
 
 _MOST_WORKERS = 64
@@ -110,17 +144,13 @@ def parse_proxy(value: Any) -> str | None:
     """Returns ``"none"``, ``"environment"``, or the URL of a proxy. Raises ValueError."""
     if value is None or value in ("none", "environment"):
         return None if value is None else str(value)
-    try:
-        parts = urlsplit(value) if isinstance(value, str) else urlsplit("")
-        good = parts.scheme in ("http", "https", "socks5", "socks5h") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        good = False
-    if not good:
+    if not isinstance(value, str) or "://" not in value:
         raise ValueError('"none", "environment" or a URL such as http://proxy.lan:3128 or socks5h://proxy.lan:1080 is expected')
+    parts = _url(value, ("http", "https", "socks5", "socks5h"), "http://proxy.lan:3128 or socks5h://proxy.lan:1080")
     if "@" in parts.netloc:
         raise ValueError(
             "a URL without user and password is expected: put user:password into a file, and name it in proxy_credentials_file"
         )
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError("a URL of a host and a port is expected, without a path")
-    return str(value).rstrip("/")
+    return value.rstrip("/")

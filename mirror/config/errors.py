@@ -50,7 +50,7 @@ def _unquoted(parts: list[str], table: Any, settings: list[str]) -> list[str]:
 
 def shown(value: object) -> str:
     """Formats a value without the credentials of a URL."""
-    return repr(re.sub(r"//[^/@]*@", "//…@", str(value))[:100])
+    return repr(re.sub(r"//.*@", "//…@", str(value), flags=re.DOTALL)[:100])
 
 
 def _holds_tables(value: Any) -> bool:
@@ -62,6 +62,11 @@ def _look_up(layer: Any, path: list[str]) -> tuple[bool, Any]:
     for part in path:
         if isinstance(layer, Mapping) and part in layer:
             layer = layer[part]
+        elif isinstance(layer, list | tuple) and part.isdigit() and int(part) < len(layer):
+            layer = layer[int(part)]
+        elif isinstance(layer, str) and part == "url":
+            # An endpoint that is not a table.
+            break
         else:
             return isinstance(layer, list | tuple), layer
     return True, layer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -77,13 +78,20 @@ class Endpoint(WayOut):
     @model_validator(mode="before")
     @classmethod
     def _table(cls, value: Any) -> Any:
-        return {"url": value} if isinstance(value, str) else value
+        if isinstance(value, str):
+            return {"url": value}
+        if isinstance(value, Mapping) and "url" not in value:
+            raise ValueError('a table with the setting url is expected: { url = "https://…" }')
+        if not isinstance(value, Mapping | cls):
+            raise ValueError('a URL or a table is expected: "https://…" or { url = "https://…", path = "dockerhub" }')
+        return value
 
     @field_validator("url")
     @classmethod
     def _url(cls, value: str) -> str:
         url = parse_endpoint(value)
-        if f"{urlsplit(url).path}/".startswith("/v2/"):
+        path = f"{urlsplit(url).path}/"
+        if path.startswith("/v2/") or path.endswith("/v2/"):
             raise ValueError(
                 'a URL without /v2 is expected; what follows it is the setting path: { url = "https://…", path = "dockerhub" }'
             )
@@ -95,10 +103,19 @@ class Endpoint(WayOut):
         path = value.strip("/")
         if path and not is_repository_path(path):
             raise ValueError('the beginning of a repository\'s name is expected, such as "dockerhub" or "team/dockerhub"')
+        if f"{path}/".startswith("v2/"):
+            raise ValueError("a path without v2/ is expected: it is put in front of it")
         return path
 
     def __str__(self) -> str:
         return f"{self.url}/v2/{self.path}" if self.path else self.url
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """What is the same for two spellings of one endpoint."""
+        url = urlsplit(self.url)
+        port = url.port or {"http": 80, "https": 443}[url.scheme]
+        return url.scheme, url.hostname, port, url.path, self.path
 
 
 class Registry(WayOut):
@@ -129,6 +146,24 @@ class Registry(WayOut):
         None,
         description="URL of details of tags like Docker Hub's `/v2/repositories`, for the dashboard; empty for none; for docker.io, Docker Hub's own",
     )
+
+    @field_validator("endpoints", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise ValueError('a list is expected: ["https://…", …]')
+        if not value:
+            raise ValueError("a list of at least one endpoint is expected; leave the setting out for the registry's own")
+        return value
+
+    @field_validator("endpoints")
+    @classmethod
+    def _different(cls, value: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+        places = [endpoint.place for endpoint in value]
+        for number, endpoint in enumerate(value):
+            if endpoint.place in places[:number]:
+                raise ValueError(f"each endpoint is expected once: {endpoint} is listed again")
+        return value
 
     @field_validator("search", "tag_details")
     @classmethod

@@ -351,7 +351,8 @@ def registry_way(name: str, settings: RegistrySettings, otherwise: Way) -> Way:
 def is_own(registry: str, url: URL) -> bool:
     """Returns whether a URL is on the registry's own host, which its name is: a host, or a host and a port."""
     host = _HOSTS.get(registry, registry)
-    return host in (url.host, f"{url.host}:{url.port}") or url.host == registry
+    # Not `host`, which is decoded: a registry's name is in ASCII.
+    return host in (url.raw_host, f"{url.raw_host}:{url.port}") or url.raw_host == registry
 
 
 def _descriptor(response: Response, reference: Reference) -> Descriptor | None:

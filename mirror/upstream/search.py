@@ -135,8 +135,7 @@ class _Service:
         """Returns the JSON object at a path below the base URL. Raises UpstreamError."""
         self._transport.check_online()
         breaker, where = self._breaker, shown(self._base)
-        separator = "&" if self._base.raw_query_string else "?"
-        url = URL(f"{str(self._base).rstrip('/')}{below}{separator}{urlencode(query)}", encoded=True)
+        url = URL(f"{str(self._base).rstrip('/')}{below}?{urlencode(query)}", encoded=True)
         if not breaker.allows(url.raw_path_qs):
             raise UpstreamUnreachable(
                 f"{where} is paused for {math.ceil(breaker.pause_left or 1)} s after failures: {breaker.last_error}"
