@@ -74,7 +74,7 @@ def test_dockerd_pulls_through_endpoint_tables_behind_dead_ones(tmp_path: Path, 
             finally:
                 dockerd.stop()
             for registry, path, made in ((first, "team/hub", image), (second, "hub", make_image(22))):
-                assert registry.asked("GET", "/v2/") == registry.asked("GET", f"/v2/{path}/library/app/")
+                assert registry.asked("GET", "/library/app/") == registry.asked("GET", f"/v2/{path}/library/app/")
                 for digest in made.blobs:
                     assert registry.asked("GET", f"/v2/{path}/library/app/blobs/{digest}") == 1
             assert "Traceback" not in mirror.log
