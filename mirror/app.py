@@ -51,12 +51,12 @@ async def running(
     """
     async with contextlib.AsyncExitStack() as stack:
         share = settings.server.workers if worker is not None else 1
-        cache, upstreams = await stack.enter_async_context(wired(settings, share))
+        cache, upstreams, live = await stack.enter_async_context(wired(settings, share))
         certificate = await stack.enter_async_context(_certificate(settings))
 
         def take() -> None:
             if reload is not None:
-                upstreams.offline = reload().upstream.offline
+                live.take(reload())
 
         stack.enter_context(_hangup(take, certificate))
         access = AccessLog() if settings.server.access_log else None
@@ -136,6 +136,8 @@ def _hangup(take: Callable[[], None], certificate: Certificate | None) -> Iterat
 
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, handle)
+    # One that came before this is handled now.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGHUP,))
     try:
         yield
     finally:

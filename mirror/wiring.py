@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from mirror import metrics
 from mirror.cache.cache import Cache, Limits
-from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
+from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings, rates_at
 from mirror.storage.disk.store import DiskStore
 from mirror.storage.settings import Expire, Upkeep
 from mirror.storage.store import Store
+from mirror.tasks import BackgroundTask
 
 if TYPE_CHECKING:
     from mirror.upstream import Upstreams
+
+_CLOCK = 5.0
+"""Seconds after which the time of day is read again."""
 
 
 @contextlib.asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Cache]:
     """Opens a cache that can fetch, without a server or background work. Raises OSError or CatalogFailed if its directory cannot be used."""
-    async with wired(settings) as (cache, _):
+    async with wired(settings) as (cache, _, _):
         # What a command downloads is seen on the dashboard too.
         cache.active.start()
         cache.store.start_counting()
@@ -35,7 +41,7 @@ async def store(settings: Settings) -> AsyncIterator[Store]:
 
 
 @contextlib.asynccontextmanager
-async def wired(settings: Settings, share: int = 1) -> AsyncIterator[tuple[Cache, Upstreams]]:
+async def wired(settings: Settings, share: int = 1) -> AsyncIterator[tuple[Cache, Upstreams, Live]]:
     """Opens a cache and its upstreams for one of `share` processes, which may open its share of the connections, but at least as many as one blob may use.
 
     Raises as `opened` does.
@@ -53,10 +59,38 @@ async def wired(settings: Settings, share: int = 1) -> AsyncIterator[tuple[Cache
     connections = Connections(most, per_endpoint, in_all)
     out = upstream_way(settings.upstream)
     async with (
-        Upstreams(settings.registries, timeouts, connections, settings.unlisted, out, offline=waits.offline) as upstreams,
+        Upstreams(settings.registries, timeouts, connections, settings.unlisted, out) as upstreams,
         _cache(settings, upstreams) as cache,
     ):
-        yield cache, upstreams
+        live = Live(upstreams, settings, share)
+        hours = BackgroundTask(live.follow_clock)
+        hours.start()
+        try:
+            yield cache, upstreams, live
+        finally:
+            await hours.aclose()
+
+
+class Live:
+    """The settings that a running mirror takes: whether it is offline, and the caps on downloads as they are at this hour."""
+
+    def __init__(self, upstreams: Upstreams, settings: Settings, share: int) -> None:
+        """For one of `share` processes."""
+        self._upstreams = upstreams
+        self._share = share
+        self.take(settings)
+
+    def take(self, settings: Settings) -> None:
+        """Puts other settings in force at once."""
+        self._settings = settings
+        self._upstreams.offline = settings.upstream.offline
+        self._upstreams.limit(*rates_at(settings, time.time(), self._share))
+
+    async def follow_clock(self) -> None:
+        """Changes the caps at the hours that the settings name. Never returns."""
+        while True:
+            await asyncio.sleep(_CLOCK)
+            self.take(self._settings)
 
 
 @contextlib.asynccontextmanager

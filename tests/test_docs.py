@@ -40,11 +40,12 @@ TABLES: dict[str, type[BaseModel]] = {
     "cache": config.Cache,
     "cache.expire": config.Expire,
     "upstream": config.Upstream,
+    "upstream.rate": config.RateHours,
     "log": config.Log,
     'registries."NAME"': config.Registry,
     'registries."NAME".endpoints': config.Endpoint,
 }
-LISTED = ("cache.expire", 'registries."NAME".endpoints')
+LISTED = ("cache.expire", "upstream.rate", 'registries."NAME".endpoints')
 """Tables that stand in a list of another table."""
 
 
@@ -68,7 +69,9 @@ def test_every_setting_is_documented_with_its_description() -> None:
     """Neither more nor less."""
     documented = dict(re.findall(r"^\| `([a-zA-Z\".]+\.[a-z_]+)` \| [^|]*\| (.*) \|$", SETTINGS, re.MULTILINE))
     existing = {
-        f"{table}.{name}": field.description for table, model in TABLES.items() for name, field in model.model_fields.items()
+        f"{table}.{field.alias or name}": field.description
+        for table, model in TABLES.items()
+        for name, field in model.model_fields.items()
     }
     assert documented == existing
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 from collections.abc import Callable
 
@@ -14,7 +15,9 @@ from mirror.config.in_force import changed
 
 log = logging.getLogger(__name__)
 
-_TAKEN = ("log.level", "log.format", "upstream.offline")
+_OF_UPSTREAM = ("max_rate", "offline", "rate")
+_TAKEN = re.compile(rf'log\.\w+|upstream\.({"|".join(_OF_UPSTREAM)})|registries\."[^"]+"\.max_rate')
+"""The settings that need no restart."""
 
 
 class Reload:
@@ -25,6 +28,10 @@ class Reload:
         self._in_force = settings
         self._load = load
         self._on_terminal = os.isatty(0)
+
+    def applied_to(self, settings: Settings) -> Settings:
+        """Returns `settings` as they are in force now: for a worker that starts after a SIGHUP."""
+        return _with_taken(settings, self._in_force)
 
     def __call__(self) -> Settings:
         """Takes the settings, and logs what was taken and what was not. Returns the settings in force."""
@@ -37,8 +44,8 @@ class Reload:
         except ConfigError as error:
             log.error("SIGHUP: the settings cannot be used, and those before stay in force: %s", "; ".join(error.faults))
             return self._in_force
-        taken = [name for name in names if name in _TAKEN]
-        left = [name for name in names if name not in _TAKEN]
+        taken = [name for name in names if _TAKEN.fullmatch(name)]
+        left = [name for name in names if not _TAKEN.fullmatch(name)]
         log.info(
             "SIGHUP: %s; files of passwords and certificates are read anew",
             f"taken: {', '.join(taken)}" if taken else "no other setting has changed" if left else "no setting has changed",
@@ -59,6 +66,17 @@ class Reload:
         names = changed(self._in_force, found)
         if found.log != self._in_force.log:
             logs.set_up(found.log.level, found.log.format)
-        upstream = self._in_force.upstream.model_copy(update={"offline": found.upstream.offline})
-        self._in_force = self._in_force.model_copy(update={"log": found.log, "upstream": upstream})
+        self._in_force = _with_taken(self._in_force, found)
         return names
+
+
+def _with_taken(settings: Settings, found: Settings) -> Settings:
+    """Returns `settings` with those of `found` that are taken without a restart."""
+    upstream = {name: getattr(found.upstream, name) for name in _OF_UPSTREAM}
+    registries = {
+        name: one.model_copy(update={"max_rate": found.registries[name].max_rate}) if name in found.registries else one
+        for name, one in settings.registries.items()
+    }
+    return settings.model_copy(
+        update={"log": found.log, "upstream": settings.upstream.model_copy(update=upstream), "registries": registries}
+    )

@@ -61,8 +61,8 @@ def serve(
         # Each client may take a socket and a file.
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    # It may arrive before the mirror handles it, and must not end the start.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # One that arrives before the mirror can handle it waits, and does not end the start.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))
     noting = contextlib.ExitStack()
 
     def announce(url: str, check: bool = False) -> None:
@@ -82,7 +82,7 @@ def serve(
             status = parent.run(
                 settings.server,
                 folder,
-                lambda worker: _work(settings, notes, lambda _: None, reload.silently, worker),
+                lambda worker: _work(reload.applied_to(settings), notes, lambda _: None, reload.silently, worker),
                 announce,
                 reload,
             )

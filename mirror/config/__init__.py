@@ -2,6 +2,8 @@
 
 from mirror.config.cache import Cache as Cache
 from mirror.config.cache import Expire as Expire
+from mirror.config.rates import RateHours as RateHours
+from mirror.config.rates import rates_at as rates_at
 from mirror.config.registries import ALIASES as ALIASES
 from mirror.config.registries import DEFAULT_ENDPOINTS as DEFAULT_ENDPOINTS
 from mirror.config.registries import DEFAULT_REGISTRY as DEFAULT_REGISTRY

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from mirror.config.tables import readable
+from mirror.config.tables import Rate, readable
 from mirror.config.ways import WayOut
 from mirror.names import is_repository_path
 from mirror.regular_files import LARGEST_SECRET, read_file
@@ -127,6 +127,10 @@ class Registry(WayOut):
     tags: Literal["first", "newest"] = Field(
         "first",
         description="whose word counts for a tag: `first`, that of the first endpoint that knows it; `newest`, the registry's own, or if that cannot be had the newest of all endpoints'",
+    )
+    max_rate: Rate = Field(
+        0,
+        description="bytes per second at which its content is downloaded, within `upstream.max_rate`; 0 for no limit of its own",
     )
     username: str | None = Field(
         None,

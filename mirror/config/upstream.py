@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from mirror.config.tables import Duration
+from mirror.config.rates import RateHours
+from mirror.config.tables import Duration, Rate
 from mirror.config.ways import Proxy, WayOut
 
 
@@ -22,6 +23,12 @@ class Upstream(WayOut):
     offline: bool = Field(
         False,
         description="true: no registry is asked and no name resolved, cached tags and lists do not expire; `mirror serve --offline` sets it, and SIGHUP changes it",
+    )
+    max_rate: Rate = Field(
+        0, description="bytes per second at which content is downloaded, of all registries together; 0 for no limit"
+    )
+    rate: tuple[RateHours, ...] = Field(
+        (), description="hours with another limit, each a table `[[upstream.rate]]`; of several that hold the first counts"
     )
     connect_timeout: Duration = Field(5.0, description="time limit for connecting to an upstream")
     header_timeout: Duration = Field(

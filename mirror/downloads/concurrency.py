@@ -77,6 +77,11 @@ class AdaptiveConcurrency:
         self._not_before = now + _PAUSE
         self._base, self._mark, self._raised = None, None, None
 
+    def restart(self) -> None:
+        """Forgets the current measurement. A step that was not measured to its end is taken back."""
+        self.target = self._before
+        self._base, self._mark, self._raised = None, None, None
+
     def _consider(self, now: float, count: int, rate: float, left: int) -> None:
         """Raises the number where the rest of the blob, at `rate`, takes long enough for it."""
         self._base = rate

@@ -58,6 +58,15 @@ class Source(Protocol):
         """False where upstream is known not to answer requests with a Range."""
         ...
 
+    @property
+    def throttled(self) -> bool:
+        """True if a cap on the rate, not upstream, makes it slow."""
+        ...
+
+    def attend(self, wanted: bool) -> None:
+        """Tells whether a client waits for the blob."""
+        ...
+
     async def open(self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None) -> Stream:
         """Opens ``[start, stop)``; ``(0, None)`` is the whole blob, without a Range.
 

@@ -101,6 +101,7 @@ class Filling:
             self._suppliers.ranges,
             len(self._workers),
             len(self._extras),
+            self._suppliers.throttled,
         )
 
     # ------------------------------------------------------------------ connections
@@ -138,6 +139,7 @@ class Filling:
 
     def _observe(self) -> None:
         self._watcher.exchange(self._spool)
+        self._suppliers.attend(self._watcher.wanted)
         state, now = self._state, self._time()
         if (gives_up := self._planner.give_up(state, now)) is not None:
             raise UpstreamStalled(f"only {gives_up.count} bytes came in {gives_up.seconds:g} s")

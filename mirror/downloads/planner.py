@@ -56,6 +56,8 @@ class State:
     """Connections that take one segment after the other."""
     extras: int
     """Connections that fetch one stretch: detours and hedges."""
+    throttled: bool = False
+    """True where the mirror's own cap on the rate makes it slow: upstream is not judged by it, and more connections would gain nothing."""
 
     @property
     def divisible(self) -> bool:
@@ -147,7 +149,7 @@ class Planner:
 
     def start(self, state: State, now: float) -> Fetch | Split | None:
         """Returns the next worker to start; None where there are enough."""
-        if state.workers >= self.target(state):
+        if state.workers >= self.target(state) or (state.throttled and state.workers):
             return None
         if (segment := self.next_segment(state, now)) is not None:
             # Without readers even the first connection can wait.
@@ -220,7 +222,9 @@ class Planner:
 
     def observe(self, state: State, now: float) -> list[Hedge]:
         """Measures the throughput. Returns the hedges to start."""
-        if not state.divisible or not state.wanted:
+        if state.throttled:
+            self.concurrency.restart()
+        if not state.divisible or not state.wanted or state.throttled:
             return []
         assert state.size is not None
         here = state.have.total
@@ -258,7 +262,7 @@ class Planner:
         if now - self._recent[-1][0] >= _INTERVAL:
             self._recent.append((now, total))
         since, had = self._recent[0]
-        if not state.wanted or now - since < _INTERVAL:
+        if not state.wanted or state.throttled or now - since < _INTERVAL:
             return None
         rate = (total - had) / (now - since)
         if state.answered and state.size is not None and rate * RESCUE_BELOW >= state.size - total:
@@ -268,7 +272,7 @@ class Planner:
 
     def give_up(self, state: State, now: float) -> GiveUp | None:
         """Returns GiveUp where all connections together have brought too little in a window."""
-        if state.wanted and not self._window_wanted:
+        if state.throttled or (state.wanted and not self._window_wanted):
             # The first reader may wait for a whole window.
             self._window.restart(now, state.have.total)
         self._window_wanted = state.wanted

@@ -168,6 +168,14 @@ class Suppliers:
     def ranges(self) -> bool:
         return any(supplier.source.ranges for supplier in self._usable())
 
+    @property
+    def throttled(self) -> bool:
+        return any(supplier.source.throttled for supplier in self)
+
+    def attend(self, wanted: bool) -> None:
+        for supplier in self:
+            supplier.source.attend(wanted)
+
     async def open(self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None) -> Stream:
         """Opens the blob at the first supplier that gives it: the preferred one, then the others in the order of joining, those that have failed last.
 
@@ -255,6 +263,13 @@ class _Only:
     @property
     def ranges(self) -> bool:
         return self._supplier.source.ranges
+
+    @property
+    def throttled(self) -> bool:
+        return self._supplier.source.throttled
+
+    def attend(self, wanted: bool) -> None:
+        self._supplier.source.attend(wanted)
 
     async def open(self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None) -> Stream:
         return await self._suppliers.open_at(self._supplier, start, stop, spare=spare, avoid=avoid)

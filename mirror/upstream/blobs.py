@@ -17,6 +17,7 @@ from mirror.names import Digest, Repository
 from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.failover import with_failover
 from mirror.upstream.health import AS_GOOD, MOST_ACTIVE
+from mirror.upstream.rates import Share
 from mirror.upstream.receiver import Response
 from mirror.upstream.streams import BlobStream
 from mirror.upstream.transport import Transport, length_of, shown
@@ -39,6 +40,7 @@ class Blob:
         self._givers: set[Endpoint] = set()
         self._refused: set[Endpoint] = set()
         self._single_source = False
+        self._share = Share(registry)
 
     @property
     def connections(self) -> int:
@@ -49,6 +51,15 @@ class Blob:
     def ranges(self) -> bool:
         """False if no endpoint handles Range correctly, as far as is known."""
         return not all(endpoint.delivery.unranged for endpoint in self._endpoints)
+
+    @property
+    def throttled(self) -> bool:
+        """True if it is slow because of the cap on the rate."""
+        return self._share.throttled(asyncio.get_running_loop().time())
+
+    def attend(self, wanted: bool) -> None:
+        """Call this with False if no client waits for the blob: those that clients wait for get their bytes first."""
+        self._share.wanted = wanted
 
     @property
     def _empty(self) -> bool:
@@ -161,7 +172,7 @@ class Blob:
         endpoint.delivery.begin(lease, asyncio.get_running_loop().time() - asked)
         self._givers.add(endpoint)
         stall = self._transport.timeouts.stall
-        return BlobStream(response, size, first, stall, self._pulled, endpoint.name, lease)
+        return BlobStream(response, size, first, stall, self._pulled, endpoint.name, lease, self._transport.limiter, self._share)
 
     def _read_head(
         self, endpoint: Endpoint, response: Response, start: int, stop: int | None, ranged: bool

@@ -194,15 +194,17 @@ class Response:
         self._buffers: list[memoryview] = []
         self._closed = False
 
-    async def read(self, seconds: float) -> memoryview:
+    async def read(self, seconds: float, most: int = 0) -> memoryview:
         """Returns the next bytes, empty at the end. They are valid until the next `read` or `aclose`.
+
+        With `most`, no more bytes than that are received, and none ahead of the next call: for a capped rate.
 
         Raises TimeoutError if none are received for so many seconds; OSError or h11.RemoteProtocolError if the connection ends early.
         """
         if not self._buffers:
             self._buffers = self._receiver.take_buffers()
         if self._filling is None:
-            self._filling = self._receiver.start(self._connection, self._buffers[0])
+            self._filling = self._receiver.start(self._connection, self._buffers[0][: most or None])
         filling = self._filling
         done, _ = await asyncio.wait([filling], timeout=seconds)
         if not done:
@@ -211,7 +213,7 @@ class Response:
         data, free = self._buffers
         self._buffers = [free, data]
         # While the caller processes these bytes, the next ones are received.
-        self._filling = None if self._connection.complete else self._receiver.start(self._connection, free)
+        self._filling = None if most or self._connection.complete else self._receiver.start(self._connection, free)
         return data[:count]
 
     @property

@@ -276,8 +276,6 @@ class Upstreams:
         connections: Connections,
         unlisted: Mapping[str, RegistrySettings] | None = None,
         way: Way | None = None,
-        *,
-        offline: bool = False,
     ) -> None:
         """The registries in `unlisted` are set up when they are first used; `way` is the way out of those that name no proxy, by default the environment's."""
         self._settings = registries
@@ -285,13 +283,11 @@ class Upstreams:
         self._timeouts = timeouts
         self._connections = connections
         self._way = way
-        self._offline = offline
         self._registries: dict[str, Registry] = {}
         self._transport: Transport | None = None
 
     async def __aenter__(self) -> Upstreams:
         self._transport = Transport(self._timeouts, self._connections, self._way)
-        self._transport.offline = self._offline
         self._registries = {name: Registry(name, settings, self._transport) for name, settings in self._settings.items()}
         return self
 
@@ -302,12 +298,13 @@ class Upstreams:
     @property
     def offline(self) -> bool:
         """True if no registry is asked: then all requests raise Offline. Bodies that are being received when this is set are received to their end."""
-        return self._offline
+        assert self._transport is not None
+        return self._transport.offline
 
     @offline.setter
     def offline(self, offline: bool) -> None:
         assert self._transport is not None
-        self._offline = self._transport.offline = offline
+        self._transport.offline = offline
 
     def registry(self, name: str) -> Registry:
         """Returns a registry by its name. Raises RegistryUnknown."""
@@ -318,6 +315,11 @@ class Upstreams:
             assert self._transport is not None
             found = self._registries[name] = Registry(name, self._unlisted[name], self._transport)
         return found
+
+    def limit(self, rate: int, rates: Mapping[str, int]) -> None:
+        """Caps downloads, in bytes per second: those of all registries, and those of some. 0 is no cap."""
+        assert self._transport is not None
+        self._transport.limiter.set(rate, rates)
 
     def in_use(self) -> list[str]:
         """Returns the names of the configured registries, and of others that were used."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import h11
 from prometheus_client import Counter
 
 from mirror.errors import UpstreamCut, UpstreamStalled
 from mirror.upstream.health import Lease
+from mirror.upstream.rates import Limiter, Share
 from mirror.upstream.receiver import Response
 from mirror.upstream.transport import shown
 
@@ -15,9 +18,18 @@ class BlobStream:
     """The bytes of a blob from `start` on. The caller closes it."""
 
     def __init__(
-        self, response: Response, size: int | None, start: int, stall: float, pulled: Counter, endpoint: str, lease: Lease
+        self,
+        response: Response,
+        size: int | None,
+        start: int,
+        stall: float,
+        pulled: Counter,
+        endpoint: str,
+        lease: Lease,
+        limiter: Limiter,
+        share: Share,
     ) -> None:
-        """`stall` is the longest time without a byte, in seconds."""
+        """`stall` is the longest time without a byte, in seconds; time spent waiting for the rate cap is not part of it."""
         self.size = size
         """Bytes of the whole blob; None if upstream did not state it."""
         self.start = start
@@ -28,18 +40,31 @@ class BlobStream:
         self._lease = lease
         self._stall = stall
         self._pulled = pulled
+        self._limiter = limiter
+        self._share = share
 
     async def read(self) -> memoryview:
         """Returns the next bytes, empty at the end; waits up to the stall timeout. They are valid until the next `read` or `aclose`.
 
         Raises UpstreamCut, UpstreamStalled.
         """
+        share, time = self._share, asyncio.get_running_loop().time
+        asked = time()
+        most = await self._limiter.turn(share)
+        began = time()
+        # The cap is no fault of the endpoint's.
+        self._lease.delay(began - asked)
+        data = memoryview(b"")
         try:
-            data = await self._response.read(self._stall)
+            data = await self._response.read(self._stall, most)
         except TimeoutError:
             raise UpstreamStalled(f"{shown(self._response.url)} sent nothing for {self._stall:g} s") from None
         except (OSError, h11.RemoteProtocolError) as error:
             raise UpstreamCut(f"{shown(self._response.url)} broke off: {error or type(error).__name__}") from None
+        finally:
+            if most:
+                share.received = share.received / 2 + time() - began
+                self._limiter.unused(share.registry, most - len(data))
         self._lease.taken += len(data)
         self._pulled.inc(len(data))
         return data

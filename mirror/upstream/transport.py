@@ -26,6 +26,7 @@ from mirror.tasks import close_all
 from mirror.upstream import dialing
 from mirror.upstream.health import Delivery
 from mirror.upstream.proxies import Proxies, Way
+from mirror.upstream.rates import Limiter
 from mirror.upstream.receiver import Receiver, Response
 from mirror.upstream.trust import trusting
 from mirror.upstream.tunnels import ProxyUnreachable
@@ -71,12 +72,14 @@ class Transport:
         self.way: Way = Proxies() if way is None else way
         self.offline = False
         """True if no request may be sent, and no name resolved."""
+        self.limiter = Limiter()
         self._resolver = ThreadedResolver()
         self._public_resolver = _PublicOnly(self._resolver)
         self._receiver = Receiver(f"mirror/{__version__}")
         self._tls = trusting(None)
 
     async def aclose(self) -> None:
+        self.limiter.close()
         await close_all(self._receiver.aclose, self._resolver.close)
 
     def check_online(self) -> None:

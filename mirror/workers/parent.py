@@ -197,7 +197,8 @@ class _Parent:
         status = 1
         try:
             os.close(self._lifeline)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            # SIGHUP waits until the worker can handle it: it may mean settings that are newer than the fork.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, set(_SIGNALS) - {signal.SIGHUP})
             metrics.count_for(number)
             self._counts[number] = 0
             worker = WorkerContext(

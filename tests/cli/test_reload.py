@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pty
 import signal
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from mirror.config import load
+from mirror import app
+from mirror.config import Settings, load
 from mirror.config.in_force import changed
 from tests.support.mirrors import MirrorProcess, until
 
@@ -36,18 +38,76 @@ async def test_sighup_takes_what_it_can_and_says_what_it_cannot(tmp_path: Path, 
         (told,) = [line for line in mirror.log.splitlines() if "a restart is needed" in line]
         assert told.endswith('what has changed of server.admin_token, cache.tag_ttl, registries."lan:5000"')
         assert "secret" not in mirror.log
-        # Workers have the level too.
-        with pytest.raises(urllib.error.HTTPError):
-            await asyncio.to_thread(
-                urllib.request.urlopen, urllib.request.Request(f"{mirror.url}/v2/", headers={"X" * 40_000: "1"})
-            )
-        await until(lambda: "INFO mirror.api.connection: refused a request" in mirror.log)
+        # Workers take the level too, shortly after the parent has logged it.
+        async with asyncio.timeout(30):
+            while "INFO mirror.api.connection: refused a request" not in mirror.log:
+                with pytest.raises(urllib.error.HTTPError):
+                    await asyncio.to_thread(
+                        urllib.request.urlopen, urllib.request.Request(f"{mirror.url}/v2/", headers={"X" * 40_000: "1"})
+                    )
         file.write_text('[cache]\ntag_ttl = "soon"\n')
         os.kill(mirror.pid, signal.SIGHUP)
         await until(lambda: "the settings cannot be used" in mirror.log)
         assert mirror.log.count("the settings cannot be used") == 1
         assert f"cache.tag_ttl (in {file})" in mirror.log
         assert await asyncio.to_thread(mirror.terminate) == 0
+
+
+async def test_a_worker_that_replaces_another_has_the_settings_of_the_last_sighup(tmp_path: Path) -> None:
+    """Not those with which the mirror was started."""
+    file = tmp_path / "mirror.toml"
+    file.write_text("")
+    with MirrorProcess(tmp_path / "cache", {}, "--config", str(file), "--workers", "2") as mirror:
+        file.write_text("[upstream]\noffline = true\n")
+        os.kill(mirror.pid, signal.SIGHUP)
+        await until(lambda: "SIGHUP: taken: upstream.offline" in mirror.log)
+        for pid in mirror.workers:
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: mirror.log.count("was ended by signal 9") == 2)
+        for _ in range(10):
+            assert json.loads(await asyncio.to_thread(_fetch, f"{mirror.url}/readyz"))["offline"] is True
+        assert await asyncio.to_thread(mirror.terminate) == 0
+
+
+def _fetch(url: str) -> bytes:
+    with urllib.request.urlopen(url) as response:
+        return bytes(response.read())
+
+
+async def test_a_sighup_that_comes_before_it_can_be_handled_is_handled_later(tmp_path: Path) -> None:
+    """It is neither lost nor ends the process."""
+    settings = load(None, {}, {"server": {"listen": "127.0.0.1:0"}, "cache": {"dir": str(tmp_path / "cache")}})
+    hung_up = asyncio.Event()
+
+    def reload() -> Settings:
+        hung_up.set()
+        return settings
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))
+    os.kill(os.getpid(), signal.SIGHUP)
+    async with app.running(settings, reload=reload), asyncio.timeout(10):
+        await hung_up.wait()
+
+
+def test_a_worker_is_forked_with_sighup_blocked(tmp_path: Path) -> None:
+    """So that one which comes before the worker handles it waits: it may mean settings that are newer than the fork."""
+    command = [sys.executable, "-c", _FORKED]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    # A worker that ends before it serves ends the parent.
+    assert subprocess.run(command, env=environment, check=False, stdout=subprocess.PIPE, timeout=60).stdout == b"True\n"
+
+
+_FORKED = """
+import signal
+from mirror.config import Server
+from mirror.workers import parent
+
+def work(_):
+    print(signal.SIGHUP in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+    return 0
+
+parent.run(Server(listen="127.0.0.1:0", workers=2), parent.prepare(), work, print, print)
+"""
 
 
 def test_which_settings_have_changed() -> None:

@@ -15,7 +15,9 @@ SIZE = 1024 * 1024
 class Cuts:
     """A source whose connections end early: each after the next of some numbers of bytes."""
 
-    connections, ranges = 1, True
+    connections, ranges, throttled = 1, True, False
+
+    def attend(self, wanted: bool) -> None: ...
 
     def __init__(self, *counts: int) -> None:
         self._counts = iter(counts)

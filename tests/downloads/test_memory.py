@@ -27,6 +27,9 @@ class Source:
 
     connections = 1
     ranges = True
+    throttled = False
+
+    def attend(self, wanted: bool) -> None: ...
 
     def __init__(self, data: bytes, gated: int | None = None, error: MirrorError | None = None, cut: int | None = None) -> None:
         """`error` is raised by `open`; every stream breaks off at `cut`."""

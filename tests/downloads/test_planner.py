@@ -206,3 +206,17 @@ def test_what_an_earlier_download_has_left_is_no_progress() -> None:
     made = planner.Planner(1, 1, 0.0, 10 * planner.SEGMENT)
     resumed = state(here=10 * planner.SEGMENT, size=20 * planner.SEGMENT, wanted=False)
     assert made.give_up(resumed, planner.WINDOW_UNREAD) == GiveUp(0, planner.WINDOW_UNREAD)
+
+
+def test_a_download_that_the_cap_makes_slow_is_not_judged_by_it() -> None:
+    """No connection is added, nothing is hedged or given up, whatever little comes; once the cap no longer holds it back, the windows begin anew."""
+    made, slow = plan(learned=8), state(workers=1, throttled=True)
+    running(made, 0, None, 0)
+    for second in range(1, 700):
+        assert made.give_up(slow, float(second)) is None
+        assert made.observe(slow, float(second)) == []
+        assert made.rescue(slow, float(second)) is None
+        assert made.start(slow, float(second)) is None
+    judged = state(workers=1)
+    assert made.give_up(judged, 900.0) is None
+    assert made.give_up(judged, 1000.0) is not None

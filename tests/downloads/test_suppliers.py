@@ -170,7 +170,9 @@ async def test_a_registry_that_is_being_asked_already_is_not_idle() -> None:
     asked, answer = asyncio.Event(), asyncio.Event()
 
     class Busy:
-        connections, ranges = 1, True
+        connections, ranges, throttled = 1, True, False
+
+        def attend(self, wanted: bool) -> None: ...
 
         async def open(self, *_: object, **__: object) -> Stream:
             asked.set()

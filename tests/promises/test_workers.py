@@ -29,12 +29,6 @@ from tests.support.scripted import Hold, Scripted
 MIB = 1024 * 1024
 
 
-def workers_of(mirror: MirrorProcess) -> list[int]:
-    """The process ids of its workers."""
-    children = Path(f"/proc/{mirror.pid}/task/{mirror.pid}/children")
-    return [int(pid) for pid in children.read_text().split()]
-
-
 def alive(pid: int) -> bool:
     """True for a process that runs, and is no zombie."""
     try:
@@ -66,7 +60,7 @@ async def held_by(mirror: MirrorProcess, blob: str, hold: Hold) -> tuple[int, li
     leader = _leader(mirror.directory / "spool" / f"{blob.replace(':', '-')}.part")
     port = int(mirror.url.rpartition(":")[2])
     while True:
-        served = {pid: sum(ours == port for ours, _ in _connections(pid)) for pid in workers_of(mirror)}
+        served = {pid: sum(ours == port for ours, _ in _connections(pid)) for pid in mirror.workers}
         if sum(served.values()) == len(clients):
             if served[leader] < len(clients):
                 return leader, clients
@@ -112,7 +106,7 @@ async def test_a_crowd_over_four_workers_is_one_download(upstream: Scripted, tmp
             assert await fetch(f"{mirror.url}/v2/app/blobs/{digest}") == upstream.blobs[str(digest)]
 
     with MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}, SERVER__WORKERS="4") as mirror:
-        assert len(workers_of(mirror)) == 4
+        assert len(mirror.workers) == 4
         await asyncio.gather(*(client(mirror) for _ in range(60)))
         for digest in sizes:
             assert upstream.count("GET", str(digest)) == 1
@@ -162,7 +156,7 @@ async def test_connections_are_spread_over_the_workers(tmp_path: Path) -> None:
                 session = await sessions.enter_async_context(aiohttp.ClientSession())
                 async with session.get(f"{mirror.url}/v2/") as response:
                     assert response.status == 200
-                if all(_has_connection(pid, port) for pid in workers_of(mirror)):
+                if all(_has_connection(pid, port) for pid in mirror.workers):
                     break
             else:
                 pytest.fail("one worker got none")
@@ -196,7 +190,7 @@ async def test_a_worker_that_is_killed_loses_nothing(upstream: Scripted, tmp_pat
         # The workers that followed have the size from the one that led.
         asked = [(asked.method, asked.range) for asked in upstream.asked if blob in asked.path]
         assert asked == [("GET", None), ("GET", f"bytes={5 * MIB}-{len(data) - 1}")]
-        await until(lambda: len(workers_of(mirror)) == 3 and victim not in workers_of(mirror))
+        await until(lambda: len(mirror.workers) == 3 and victim not in mirror.workers)
         for _ in range(12):
             assert await fetch(f"{mirror.url}/v2/app/blobs/{blob}") == data
         assert upstream.count("GET", blob) == 2
@@ -219,7 +213,7 @@ async def test_a_worker_that_hangs_is_killed_and_another_goes_on(upstream: Scrip
         mirror._command[1:3] = ["-c", impatient]
         mirror.start()
         victim, clients = await held_by(mirror, str(digest), hold)
-        others = [pid for pid in workers_of(mirror) if pid != victim]
+        others = [pid for pid in mirror.workers if pid != victim]
         await until(lambda: noted(tmp_path / "cache", digest) == 5 * MIB)
         os.kill(victim, signal.SIGSTOP)
         bodies = [
@@ -228,8 +222,8 @@ async def test_a_worker_that_hangs_is_killed_and_another_goes_on(upstream: Scrip
         assert bodies
         assert all(body == data for body in bodies)
         assert "has given no sign of life" in mirror.log
-        await until(lambda: len(workers_of(mirror)) == 3)
-        assert set(others) < set(workers_of(mirror))
+        await until(lambda: len(mirror.workers) == 3)
+        assert set(others) < set(mirror.workers)
         assert mirror.terminate() == 0
     hold.release.set()
 
@@ -243,7 +237,7 @@ async def test_sigterm_drains_all_workers(upstream: Scripted, tmp_path: Path) ->
     with MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}, SERVER__WORKERS="3") as mirror:
         _, clients = await held_by(mirror, blob, hold)
         await until(lambda: mirror.metric("mirror_readers") == len(clients))
-        workers = workers_of(mirror)
+        workers = mirror.workers
         stopped = asyncio.create_task(asyncio.to_thread(mirror.terminate))
         await _until_refused(mirror.url)
         assert not stopped.done()
@@ -267,7 +261,7 @@ async def _until_refused(url: str) -> None:
 async def test_workers_do_not_outlive_their_parent(upstream: Scripted, tmp_path: Path) -> None:
     """``kill -9`` of the parent: the workers end too, and the address and the folder that they shared are free for the next start."""
     with MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}, SERVER__WORKERS="2") as mirror:
-        workers, left = workers_of(mirror), folders(mirror)
+        workers, left = mirror.workers, folders(mirror)
         assert len(left) == 1
         mirror.kill()
         await until(lambda: not any(map(alive, workers)))
@@ -280,12 +274,12 @@ async def test_a_worker_that_dies_again_and_again_is_replaced_more_and_more_slow
     """And serving goes on meanwhile."""
     blob = str(upstream.add_blob(os.urandom(MIB)))
     with MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}, SERVER__WORKERS="2") as mirror:
-        spared, victim = workers_of(mirror)
+        spared, victim = mirror.workers
         for _ in range(4):
             os.kill(victim, signal.SIGKILL)
             await fetch(f"{mirror.url}/v2/app/blobs/{blob}")
-            await until(lambda gone=victim: {spared} < set(workers_of(mirror)) - {gone})
-            (victim,) = set(workers_of(mirror)) - {spared}
+            await until(lambda gone=victim: {spared} < set(mirror.workers) - {gone})
+            (victim,) = set(mirror.workers) - {spared}
         assert mirror.log.count("was ended by signal 9") == 4
         assert upstream.count("GET", blob) == 1
         assert mirror.terminate() == 0
@@ -340,7 +334,7 @@ def test_what_a_killed_parent_of_the_same_number_left_is_swept_away(tmp_path: Pa
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_reload_amid_the_start_ends_nothing(workers: str, tmp_path: Path) -> None:
-    """SIGHUP again and again, from when the settings are read until it listens."""
+    """SIGHUP again and again, from when it is blocked until it listens."""
     authority = Authority(tmp_path)
     environment = {**os.environ, "MIRROR_SERVER__TLS_CERTIFICATE": str(authority.certificate)}
     environment["MIRROR_SERVER__TLS_KEY"] = str(authority.key)
@@ -349,7 +343,7 @@ def test_a_reload_amid_the_start_ends_nothing(workers: str, tmp_path: Path) -> N
     log = tmp_path / "log"
     with open(log, "wb") as file, subprocess.Popen(command, stdout=file, stderr=file, env=environment) as running:
         status, deadline = Path(f"/proc/{running.pid}/status"), time.monotonic() + 30
-        while not int(status.read_text().split("SigIgn:")[1].split()[0], 16) & 1:
+        while not int(status.read_text().split("SigBlk:")[1].split()[0], 16) & 1:
             assert running.poll() is None and time.monotonic() < deadline
         while b"listening on" not in log.read_bytes():
             running.send_signal(signal.SIGHUP)
@@ -402,7 +396,7 @@ async def test_a_new_certificate_reaches_all_workers_and_a_broken_one_hurts_none
         await until(lambda: mirror.log.count("the previous one stays") == 2)
         for _ in range(8):
             assert await asyncio.to_thread(shown_serial, mirror.url, context) == second
-        for pid in workers_of(mirror):
+        for pid in mirror.workers:
             os.kill(pid, signal.SIGKILL)
         assert await asyncio.to_thread(mirror.wait) == 1
         assert "giving up" in mirror.log

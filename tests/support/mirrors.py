@@ -165,6 +165,12 @@ class MirrorProcess:
         return self._process.pid
 
     @property
+    def workers(self) -> list[int]:
+        """The process IDs of its workers."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
+
+    @property
     def log(self) -> str:
         return self._log.read_text()
 

@@ -1,0 +1,86 @@
+"""Caps on the rate of downloads, and the hours at which others hold."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any, Protocol
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from mirror.config.tables import Rate, Table
+from mirror.units import format_size
+
+_CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)|24:00")
+
+
+def _minutes(value: Any) -> int:
+    """Returns minutes since midnight. Raises ValueError."""
+    match = _CLOCK.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError('a time of day such as "08:00" is expected')
+    return 24 * 60 if match[1] is None else int(match[1]) * 60 + int(match[2])
+
+
+Clock = Annotated[int, BeforeValidator(_minutes)]
+
+
+class RateHours(Table):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, serialize_by_alias=True)
+
+    begin: Clock = Field(
+        alias="from", description="time of day from which on it holds, such as `08:00`, in the machine's local time"
+    )
+    end: Clock = Field(alias="to", description="time of day at which it ends; before `from`, it is that of the next day")
+    rate: Rate = Field(description="bytes per second in these hours instead of `max_rate`; 0 for no limit")
+    registry: str | None = Field(
+        None, description="a registry's name, whose own `max_rate` this replaces; by default that of all"
+    )
+
+    def holds(self, minute: int) -> bool:
+        """Returns whether it holds at a minute of the day."""
+        if self.begin < self.end:
+            return self.begin <= minute < self.end
+        return minute >= self.begin or minute < self.end
+
+    def __str__(self) -> str:
+        hours = f"{self.begin // 60:02}:{self.begin % 60:02} to {self.end // 60:02}:{self.end % 60:02}"
+        return f"{format_size(self.rate)}/s from {hours}" + (f" for {self.registry}" if self.registry else "")
+
+
+class _Capped(Protocol):
+    @property
+    def max_rate(self) -> int: ...
+
+
+class _Hours(_Capped, Protocol):
+    @property
+    def rate(self) -> tuple[RateHours, ...]: ...
+
+
+class _Settings(Protocol):
+    @property
+    def upstream(self) -> _Hours: ...
+    @property
+    def registries(self) -> Mapping[str, _Capped]: ...
+
+
+def rates_at(settings: _Settings, when: float, share: int = 1) -> tuple[int, dict[str, int]]:
+    """Returns the caps at a time, in bytes per second: of all registries, and of each that has one. 0 is none. `when` is in seconds since the epoch.
+
+    For one of `share` processes, each of which gets an equal part.
+    """
+    clock = time.localtime(when)
+    minute = clock.tm_hour * 60 + clock.tm_min
+    held: dict[str | None, int] = {}
+    for one in settings.upstream.rate:
+        if one.holds(minute):
+            held.setdefault(one.registry, one.rate)
+
+    def part(rate: int) -> int:
+        return max(rate // share, 1) if rate else 0
+
+    caps = {name: held.get(name, registry.max_rate) for name, registry in settings.registries.items()}
+    caps |= {name: rate for name, rate in held.items() if name is not None}
+    return part(held.get(None, settings.upstream.max_rate)), {name: part(rate) for name, rate in caps.items() if rate}
