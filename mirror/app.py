@@ -129,7 +129,17 @@ async def _certificate(settings: Settings) -> AsyncIterator[Certificate | None]:
 
 @contextlib.contextmanager
 def _hangup(take: Callable[[], None], certificate: Certificate | None) -> Iterator[None]:
+    due: asyncio.Handle | None = None
+
     def handle() -> None:
+        nonlocal due
+        # Several that come while the loop is busy are handled once, so that they cannot keep it busy.
+        if due is None:
+            due = loop.call_soon(run)
+
+    def run() -> None:
+        nonlocal due
+        due = None
         take()
         if certificate is not None:
             certificate.refresh()
@@ -142,6 +152,8 @@ def _hangup(take: Callable[[], None], certificate: Certificate | None) -> Iterat
         yield
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
+        if due is not None:
+            due.cancel()
 
 
 def admin_token(settings: Settings) -> tuple[str, bool]:

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from mirror import app
@@ -87,6 +88,27 @@ async def test_a_sighup_that_comes_before_it_can_be_handled_is_handled_later(tmp
     os.kill(os.getpid(), signal.SIGHUP)
     async with app.running(settings, reload=reload), asyncio.timeout(10):
         await hung_up.wait()
+
+
+async def test_sighups_in_quick_succession_do_not_keep_requests_waiting(tmp_path: Path) -> None:
+    """Those that come while the mirror is busy are handled once: here each reload brings the next two."""
+    settings = load(None, {}, {"server": {"listen": "127.0.0.1:0"}, "cache": {"dir": str(tmp_path / "cache")}})
+    reloads, most = 0, 5000
+
+    def reload() -> Settings:
+        nonlocal reloads
+        reloads += 1
+        for _ in range(2 if reloads < most else 0):
+            os.kill(os.getpid(), signal.SIGHUP)
+        return settings
+
+    async with app.running(settings, reload=reload) as url, aiohttp.ClientSession() as session:
+        os.kill(os.getpid(), signal.SIGHUP)
+        for _ in range(5):
+            async with session.get(f"{url}/v2/") as answer:
+                assert answer.status == 200
+        assert 0 < reloads < most
+        most = 0
 
 
 def test_a_worker_is_forked_with_sighup_blocked(tmp_path: Path) -> None:

@@ -343,14 +343,17 @@ def test_a_reload_amid_the_start_ends_nothing(workers: str, tmp_path: Path) -> N
     log = tmp_path / "log"
     with open(log, "wb") as file, subprocess.Popen(command, stdout=file, stderr=file, env=environment) as running:
         status, deadline = Path(f"/proc/{running.pid}/status"), time.monotonic() + 30
-        while not int(status.read_text().split("SigBlk:")[1].split()[0], 16) & 1:
-            assert running.poll() is None and time.monotonic() < deadline
-        while b"listening on" not in log.read_bytes():
-            running.send_signal(signal.SIGHUP)
-            time.sleep(0.005)
-            assert running.poll() is None and time.monotonic() < deadline, log.read_text()
-        running.terminate()
-        assert running.wait(40) == 0
+        try:
+            while not int(status.read_text().split("SigBlk:")[1].split()[0], 16) & 1:
+                assert running.poll() is None and time.monotonic() < deadline
+            while b"listening on" not in log.read_bytes():
+                running.send_signal(signal.SIGHUP)
+                time.sleep(0.005)
+                assert running.poll() is None and time.monotonic() < deadline, log.read_text()
+            running.terminate()
+            assert running.wait(40) == 0
+        finally:
+            running.kill()
 
 
 async def test_what_one_worker_learns_of_an_endpoint_all_tell(upstream: Scripted, tmp_path: Path) -> None:
