@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "workers": {"backoff", "config", "metrics", "locks", "workers"},
     "disk_probe": {"disk_room"},
     "readiness": {"certificate", "disk_probe", "config", "durable", "regular_files", "upstream", "workers"},
-    "wiring": {"config", "metrics", "errors", "cache", "storage", "upstream"},
+    "wiring": {"config", "metrics", "errors", "cache", "storage", "tasks", "upstream"},
     "app": {
         "disk_probe",
         "workers",
