@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.config import DEFAULT_ENDPOINTS, ConfigError, Registry, load
+from mirror.config import DEFAULT_ENDPOINTS, ConfigError, Expire, Registry, load
 from mirror.disk_room import default_limit
 from mirror.units import format_size, parse_duration, parse_size
 
@@ -190,6 +190,63 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             load(file, {}, {})
         assert str(file) in str(caught.value)
         assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "key", "expected"),
+    [
+        ({"MIRROR_SERVER__HOSTS": '["a.lan", "b.lan"]'}, "server.hosts", ("a.lan", "b.lan")),
+        ({"MIRROR_SERVER__LISTEN": "[::1]:5000"}, "server.listen", "[::1]:5000"),
+        ({"mirror_server__listen": "1.1.1.1:1"}, "server.listen", "1.1.1.1:1"),
+        ({"MIRROR_LOG": '{"level": "debug", "format": "json"}', "MIRROR_LOG__LEVEL": "error"}, "log.level", "error"),
+        ({"MIRROR_LOG__LEVEL": "error", "MIRROR_LOG": '{"level": "debug", "format": "json"}'}, "log.format", "json"),
+        (
+            {"MIRROR_CACHE__EXPIRE": '[{"repositories": "ci/*", "after": "1d"}]'},
+            "cache.expire",
+            (Expire(repositories="ci/*", after=86400),),
+        ),
+        ({"MIRROR_SERVER__ACCESS_LOG": "false"}, "server.access_log", False),
+        ({"MIRROR_UPSTREAM__ATTEMPTS": "7"}, "upstream.attempts", 7),
+    ],
+)
+def test_the_environment_sets_tables_lists_and_single_settings(environment: dict[str, str], key: str, expected: object) -> None:
+    """Lists and tables are JSON; a setting's own variable wins over that of its table, in whichever order they come; case does not count."""
+    table, name = key.split(".")
+    assert getattr(getattr(load(None, environment, {}), table), name) == expected
+
+
+def test_the_environment_names_registries_with_dots() -> None:
+    """By one variable for each setting, or all registries as one table, or both."""
+    environment = {
+        "MIRROR_REGISTRIES": '{"registry.lan:5000": {"endpoints": ["http://registry.lan:5000"]}}',
+        "MIRROR_REGISTRIES__docker.io__ENDPOINTS": '["https://one.example", {"url": "https://two.example", "path": "hub"}]',
+        "MIRROR_REGISTRIES__docker.io__SEARCH": "",
+    }
+    registries = load(None, environment, {}).registries
+    assert [str(endpoint) for endpoint in registries["registry.lan:5000"].endpoints] == ["http://registry.lan:5000"]
+    assert [str(endpoint) for endpoint in registries["docker.io"].endpoints] == [
+        "https://one.example",
+        "https://two.example/v2/hub",
+    ]
+    assert registries["docker.io"].search == ""
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("MIRROR_SERVER", "0.0.0.0:5000", "MIRROR_SERVER: a table given as one variable must be JSON"),
+        ("MIRROR_CACHE", '{"max_size": ', "MIRROR_CACHE: a table"),
+        ("MIRROR_REGISTRIES", '["docker.io"]', "MIRROR_REGISTRIES: a table"),
+        ("MIRROR_SERVER__HOSTS", "a.lan", "server.hosts (in the environment)"),
+        ("MIRROR_SERVER__HOSTS", "[" * 100_000, "server.hosts (in the environment)"),
+        ("MIRROR_SERVER__LISTEN__PORT", "1", "server.listen (in the environment)"),
+    ],
+)
+def test_what_the_environment_cannot_set(variable: str, value: str, told: str) -> None:
+    """The fault names the variable, or the setting and its source."""
+    with pytest.raises(ConfigError) as caught:
+        load(None, {variable: value}, {})
+    assert told in str(caught.value)
 
 
 def test_unknown_settings_in_the_environment_are_told() -> None:

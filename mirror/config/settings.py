@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from mirror.config.cache import Cache
 from mirror.config.errors import describe
 from mirror.config.registries import DEFAULT_ENDPOINTS, DEFAULT_SEARCH, DEFAULT_TAG_DETAILS, KNOWN_ENDPOINTS, Endpoint, Registry
 from mirror.config.server import Server
-from mirror.config.sources import ConfigError, from_file, merge
+from mirror.config.sources import ConfigError, from_environment, from_file, merge
 from mirror.config.tables import Table
 from mirror.config.upstream import Upstream
 from mirror.names import is_registry_name
@@ -28,23 +27,12 @@ class Log(Table):
     format: Literal["text", "json"] = Field("text", description="`text` or `json`, on standard error")
 
 
-class Settings(BaseSettings):
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True, env_prefix="MIRROR_", env_nested_delimiter="__"
-    )
-
+class Settings(Table):
     server: Server = Server()
     cache: Cache = Field(default_factory=Cache)
     upstream: Upstream = Upstream()
     log: Log = Log()
     registries: Mapping[str, Registry] = Field(default_factory=dict)
-
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], *args: Any, **kwargs: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # `load` merges the sources itself, so that an error can name the source.
-        return (kwargs["init_settings"],)
 
     @field_validator("registries")
     @classmethod
@@ -94,14 +82,6 @@ def load(
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    class Environment(EnvSettingsSource):
-        def _load_env_vars(self) -> Mapping[str, str | None]:
-            return {key.lower(): value for key, value in environ.items()}
-
-    try:
-        found: dict[str, Any] = Environment(Settings)()
-    except Exception:
-        raise ConfigError(["MIRROR_…: a table given as one variable must be JSON"]) from None
     faults = [
         f"{key}: is not read; two underscores stand between a table and its setting: {meant}"
         for key in environ
@@ -109,12 +89,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     ]
     if faults:
         raise ConfigError(faults)
-    tables = {name.upper() for name in Settings.model_fields}
-    for key in environ:
-        table = key.removeprefix("MIRROR_").partition("__")[0]
-        if "__" in key and key.startswith("MIRROR_") and table.upper() not in tables:
-            found[table.lower()] = {}
-    return found
+    return from_environment(environ, Settings.model_fields)
 
 
 def _with_two_underscores(key: str) -> str | None:

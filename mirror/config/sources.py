@@ -1,11 +1,13 @@
-"""Where settings come from: a TOML file's tree, how a later tree is laid over an earlier one, and a default that depends on the user."""
+"""Where settings come from: the trees of a TOML file and of the environment, how a later tree is laid over an earlier one, and a default that depends on the user."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,34 @@ def from_file(file: Path) -> dict[str, Any]:
 def _has_unquoted_registry(file: Path) -> bool:
     """Whether a table such as ``[registries.registry.lan:5000]`` is in a file: TOML allows a colon in quotes only."""
     return re.search(rb"^\s*\[\s*registries\.[^\"'\]\n]*:", file.read_bytes(), re.MULTILINE) is not None
+
+
+def from_environment(environ: Mapping[str, str], tables: Collection[str]) -> dict[str, Any]:
+    """Returns the tree of variables such as ``MIRROR_CACHE__MAX_SIZE``, whose case does not count.
+
+    A list, or a table as one variable, is JSON; variables of single settings are laid over that of their table. Raises ConfigError if a table is not JSON.
+    """
+    found: dict[str, Any] = {}
+    variables = [(key.lower().removeprefix("mirror_").split("__"), key) for key in environ if key.lower().startswith("mirror_")]
+    for path, key in sorted(variables, key=lambda variable: len(variable[0])):
+        if len(path) == 1 and path[0] not in tables:
+            continue
+        value = _parsed(environ[key])
+        if len(path) == 1 and not isinstance(value, dict):
+            raise ConfigError([f"{key}: a table given as one variable must be JSON"])
+        for part in reversed(path):
+            value = {part: value}
+        merge(found, value)
+    return found
+
+
+def _parsed(text: str) -> Any:
+    """Returns the list or table that a text is in JSON; otherwise the text."""
+    if text.lstrip().startswith(("[", "{")):
+        # Not everything with a bracket is a list: an address may be [::1]:5000.
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(text)
+    return text
 
 
 def merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
