@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
 import ssl
 
@@ -13,7 +12,7 @@ from yarl import URL
 
 from mirror.upstream.proxies import Proxy
 from mirror.upstream.receiver import Route
-from mirror.upstream.trust import trusting
+from mirror.upstream.trust import system_tls
 from mirror.upstream.tunnels import ProxyHop, ProxyUnreachable, words
 
 
@@ -51,17 +50,12 @@ def proxied(
         headers = proxy.headers()
     except (OSError, ValueError) as error:
         raise ProxyUnreachable(f"{proxy.name}: its credentials cannot be read: {words(error)}") from None
-    proxy_tls = _system_tls() if proxy.url.scheme == "https" else None
+    proxy_tls = system_tls() if proxy.url.scheme == "https" else None
     # A tunnel for https (RFC 9110, section 9.3.6), and the whole URL as target for http.
     hop = ProxyHop(
         proxy.name, proxy.url.host or "", proxy_tls, None if tls is None else f"{url.host_subcomponent}:{port}", headers
     )
     return Route(key, lambda: _connect_proxy(proxy, resolver, seconds), tls, hop)
-
-
-@functools.cache
-def _system_tls() -> ssl.SSLContext:
-    return trusting(None)
 
 
 def _place(url: URL) -> tuple[str, int]:

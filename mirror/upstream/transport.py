@@ -28,7 +28,7 @@ from mirror.upstream.health import Delivery
 from mirror.upstream.proxies import Proxies, Way
 from mirror.upstream.rates import Limiter
 from mirror.upstream.receiver import Receiver, Response
-from mirror.upstream.trust import trusting
+from mirror.upstream.trust import system_tls
 from mirror.upstream.tunnels import ProxyUnreachable
 
 _GZIP = b"\x1f\x8b"
@@ -76,7 +76,6 @@ class Transport:
         self._resolver = ThreadedResolver()
         self._public_resolver = _PublicOnly(self._resolver)
         self._receiver = Receiver(f"mirror/{__version__}")
-        self._tls = trusting(None)
 
     async def aclose(self) -> None:
         self.limiter.close()
@@ -113,7 +112,7 @@ class Transport:
         Raises Offline, UpstreamUnreachable, UpstreamTimeout, UpstreamInvalid, TargetRefused; UpstreamFailed if the connection ends without a response.
         """
         self.check_online()
-        context = (tls or self._tls) if url.scheme == "https" else None
+        context = (tls or system_tls()) if url.scheme == "https" else None
         resolver = self._public_resolver if public_only else self._resolver
         proxy = (self.way if way is None else way).of(url)
         seconds = self.timeouts.connect

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ssl
 from pathlib import Path
 
@@ -19,3 +20,9 @@ def trusting(ca_file: Path | str | None) -> ssl.SSLContext:
     # The default from Python 3.13 on. It rejects CA certificates without key identifiers, which many private ones lack.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
+
+
+@functools.cache
+def system_tls() -> ssl.SSLContext:
+    """Returns the process's context that trusts the system's certificates. The first call reads them: a twentieth of a start, so no start makes it."""
+    return trusting(None)

@@ -381,7 +381,7 @@ async def test_a_blob_comes_through_a_proxy_that_is_spoken_to_by_tls(
 
     origin = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=tls)
     proxy = await asyncio.start_server(tunnel if scheme == "https" else answer, "127.0.0.1", 0, ssl=tls)
-    monkeypatch.setattr("mirror.upstream.dialing._system_tls", lambda: ssl.create_default_context(cafile=authority.ca))
+    monkeypatch.setattr("mirror.upstream.dialing.system_tls", lambda: ssl.create_default_context(cafile=authority.ca))
     way = proxies.way(f"https://127.0.0.1:{proxy.sockets[0].getsockname()[1]}", None, proxies.Fixed(None), "upstream.proxy")
     transport = Transport(Timeouts(2, 5, 1, 1), Connections(1, 1, 1), way)
     trusting = ssl.create_default_context(cafile=authority.ca)
