@@ -24,9 +24,9 @@ from mirror.disk_probe import DiskProbe
 from mirror.readiness import Readiness
 from mirror.tasks import BackgroundTask
 from mirror.web.admin import Admin
-from mirror.web.pages import SiteInfo
+from mirror.web.dashboard import Dashboard
 from mirror.web.sessions import EndedSessions
-from mirror.web.site import Site
+from mirror.web.site_info import SiteInfo
 from mirror.web.token import token_in
 from mirror.wiring import wired
 from mirror.workers.acceptor import Acceptor, listen
@@ -79,10 +79,10 @@ async def running(
             in_force(settings),
             lambda: None if pem is None else ends(pem),
         )
-        site = Site(cache, Admin(admin_token(settings)[0], EndedSessions(settings.cache.dir)), site_info)
+        dashboard = Dashboard(cache, Admin(admin_token(settings)[0], EndedSessions(settings.cache.dir)), site_info)
         public = urlsplit(settings.server.public_url or "").hostname
         known_hosts = KnownHosts((*settings.server.hosts, *([public] if public else [])))
-        api = Api(cache, targets, DEFAULT_REGISTRY, readiness.report, access, site.answer, known_hosts)
+        api = Api(cache, targets, DEFAULT_REGISTRY, readiness.report, access, dashboard.answer, known_hosts)
         stack.push_async_callback(api.aclose)
         server, connections = api.server()
         runner = web.ServerRunner(server, shutdown_timeout=settings.server.drain_timeout)
@@ -92,14 +92,14 @@ async def running(
         stuck.start()
         stack.push_async_callback(stuck.aclose)
         # Before connections are drained, which would wait for event streams.
-        stack.push_async_callback(site.aclose)
+        stack.push_async_callback(dashboard.aclose)
         tls = certificate.context if certificate is not None else None
         listeners = worker.listeners if worker is not None else listen(*settings.server.address)
         counts, number = (worker.counts, worker.number) if worker is not None else (memoryview(bytearray(8)).cast("q"), 0)
         acceptor = Acceptor(connections, connections.__len__, connections.end_idle, listeners, tls, counts, number)
         stack.push_async_callback(acceptor.aclose)
         cache.start()
-        site.start()
+        dashboard.start()
         if worker is not None:
             for work in (partial(_show_life, worker), partial(_publish, readiness)):
                 background_task = BackgroundTask(work)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -16,7 +16,6 @@ from mirror.api import content, monitoring, search
 from mirror.api.access import AccessLog
 from mirror.api.connection import IDLE, LONGEST_LINE, MOST_HEADERS, Connection, Connections
 from mirror.api.context import RequestContext
-from mirror.api.export import Exports
 from mirror.api.hosts import KnownHosts
 from mirror.api.listing import Listing
 from mirror.api.repeat_reads import RepeatReads
@@ -30,6 +29,9 @@ from mirror.cache.nearby import offline_miss
 from mirror.errors import Denied, MirrorError, Offline, UpstreamError
 from mirror.names import Digest
 from mirror.tasks import close_all
+
+if TYPE_CHECKING:
+    from mirror.api.export import Exports
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +61,13 @@ class Api:
         self._hosts = hosts
         self._shortcuts = Shortcuts(cache, access)
         self._listing = Listing(cache, default)
-        self._exports = Exports(cache, targets)
+        self._exports: Exports | None = None
         self._repeat_reads = RepeatReads()
         self._unread = UnreadBodies()
 
     async def aclose(self) -> None:
         """Ends work that was started for requests."""
-        await close_all(self._listing.aclose, self._exports.aclose)
+        await close_all(self._listing.aclose, *([] if self._exports is None else [self._exports.aclose]))
 
     def server(self) -> tuple[web.Server, Connections]:
         """An aiohttp server, which the caller shuts down, and the factory of its connections."""
@@ -143,7 +145,7 @@ class Api:
             raise refuse_write(request.method)
         repository, reference = target.repository, target.reference
         if target.resource is Resource.EXPORT:
-            return await self._exports.answer(context, target)
+            return await self._opened_exports().answer(context, target)
         if repository is not None:
             match target.resource:
                 case Resource.MANIFEST if reference is not None:
@@ -158,6 +160,14 @@ class Api:
         if target.resource in (Resource.TAGS, Resource.REFERRERS, Resource.CATALOG):
             return await self._listing.answer(context, target)
         return base_response()
+
+    def _opened_exports(self) -> Exports:
+        if self._exports is None:
+            # Few mirrors are asked for bundles, and their modules are a fiftieth of a start.
+            from mirror.api.export import Exports
+
+            self._exports = Exports(self._cache, self._targets)
+        return self._exports
 
     async def _outside_api(self, target: Target, request: web.BaseRequest) -> web.StreamResponse:
         match target.path:

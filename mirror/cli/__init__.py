@@ -59,8 +59,6 @@ class _Commands(click.Group):
         finally:
             python_gc.freeze()
             python_gc.enable()
-        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
-        command = getattr(importlib.import_module(f"mirror.cli.{COMMANDS[cmd_name]}"), name)
         assert isinstance(command, click.Command)
         return command
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
@@ -17,21 +17,20 @@ from mirror.downloads.active import Download
 from mirror.errors import CatalogFailed, ManifestUnknown, MirrorError, NameUnknown, Unknown
 from mirror.names import Reference, Repository, image_name
 from mirror.storage.inventory import ORDERS, Details, History, Image, Pulled, Totals, UnderWay, Variant
-from mirror.tasks import BackgroundTask, SingleFlight, close_all
+from mirror.tasks import SingleFlight, close_all
 from mirror.web import charts
 from mirror.web.actions import EVERY, PLATFORMS, Actions
 from mirror.web.context import PageContext, page_number
 from mirror.web.downloads import ImageDownload, by_image
 from mirror.web.finding import Finding
 from mirror.web.setup import plan
+from mirror.web.site_info import SiteInfo
 from mirror.web.templating import Templates
 
 PAGE = 25
 """Images, or repositories, on a page."""
 _FRESH = 5.0
 """Seconds for which computed figures are shown; then they are computed again in the background."""
-_WARM_AFTER = 1.0
-"""Seconds from the start until the templates are compiled."""
 _OLD = 3600.0
 """Seconds after which a page waits for new figures. Until then it shows the old ones at once, and the new ones a second later."""
 _MOST_DOWNLOADS = 50
@@ -42,22 +41,6 @@ _MOST_VARIANTS = 40
 _LONGEST_SEARCH = 200
 _TOP = 6
 _MORE_TAGS = 12
-
-
-@dataclass(frozen=True, slots=True)
-class SiteInfo:
-    """What the pages say about the mirror itself. Sizes in bytes, times in seconds."""
-
-    version: str
-    registries: tuple[str, ...]
-    max_size: int
-    tag_ttl: float
-    report: Callable[[], dict[str, Any]]
-    """As /readyz has it."""
-    settings: Mapping[str, str] = field(default_factory=dict)
-    """The settings in force, without secrets."""
-    certificate_ends: Callable[[], float | None] = lambda: None
-    """When the mirror's own certificate expires, in seconds since the epoch; None if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +66,17 @@ class Pages:
         self._figures: tuple[float, Totals, History, tuple[Pulled, ...]] | None = None
         self._finding = Finding(cache)
         self._renewals: SingleFlight[tuple[Totals, History, tuple[Pulled, ...]]] = SingleFlight()
-        self._background_task = BackgroundTask(self._warm)
 
-    def start(self) -> None:
+    async def warm(self) -> None:
         """Compiles templates and computes figures, so that the first page does not have to wait."""
-        self._background_task.start()
+        for _ in self._templates.compile():
+            # Requests come first.
+            await asyncio.sleep(0)
+        with contextlib.suppress(CatalogFailed):
+            await self._current_figures()
 
     async def aclose(self) -> None:
-        await close_all(self._background_task.aclose, self._renewals.aclose, self._finding.aclose)
+        await close_all(self._renewals.aclose, self._finding.aclose)
 
     def changed(self) -> None:
         """Makes the next page compute the figures again."""
@@ -261,15 +247,6 @@ class Pages:
             images = await self._cache.inventory.under_way(Repository(registry, path), wanted)
             found.update({(name, digest): image for digest, image in images.items()})
         return found
-
-    async def _warm(self) -> None:
-        # A start is short without this: clients may wait for it, and hardly anybody opens a page in its first second.
-        await asyncio.sleep(_WARM_AFTER)
-        for _ in self._templates.compile():
-            # Requests come first.
-            await asyncio.sleep(0)
-        with contextlib.suppress(CatalogFailed):
-            await self._current_figures()
 
     async def _current_figures(self) -> tuple[Totals, History, tuple[Pulled, ...]]:
         now = time.monotonic()

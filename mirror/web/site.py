@@ -48,7 +48,8 @@ from mirror.web.actions import EVERY, MOST, Actions
 from mirror.web.admin import COOKIE, LASTS, Admin, check_origin
 from mirror.web.context import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, PageContext, recognise
 from mirror.web.live import Live
-from mirror.web.pages import Pages, SiteInfo, State
+from mirror.web.pages import Pages, State
+from mirror.web.site_info import SiteInfo
 from mirror.web.templating import Templates
 from mirror.web.translations import LANGUAGES
 
@@ -84,8 +85,9 @@ class Site:
         self._pages = Pages(cache, self._actions, site_info, self._templates)
         self._live: Live[State] = Live(self._pages.state, self._pages.parts)
 
-    def start(self) -> None:
-        self._pages.start()
+    async def warm(self) -> None:
+        """Does what the first page would otherwise have to wait for."""
+        await self._pages.warm()
 
     async def aclose(self) -> None:
         """Ends event streams and fetches, so that the mirror can stop."""

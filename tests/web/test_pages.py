@@ -19,7 +19,8 @@ from mirror.storage.disk.catalog.inventory import Inventory
 from mirror.storage.inventory import Day, History, Totals, Traffic, UnderWay
 from mirror.web import charts
 from mirror.web.downloads import by_image
-from mirror.web.pages import Pages, SiteInfo, State
+from mirror.web.pages import Pages, State
+from mirror.web.site_info import SiteInfo
 from mirror.web.templating import Templates
 from tests.cache.test_inventory import pull, serve
 from tests.support.dashboard import HOSTILE, HTML, IMAGE, log_in, token

@@ -13,7 +13,8 @@ from mirror.clients import CLIENTS
 from mirror.storage.inventory import Day, History, Pulled, Totals, Traffic
 from mirror.web import translations
 from mirror.web.downloads import ImageDownload
-from mirror.web.pages import Pages, SiteInfo, State
+from mirror.web.pages import Pages, State
+from mirror.web.site_info import SiteInfo
 from mirror.web.templating import Templates
 from tests.support.dashboard import HOSTILE, HTML, PAGES, log_in, token
 from tests.support.mirrors import Mirror

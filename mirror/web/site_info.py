@@ -1,0 +1,23 @@
+"""What the pages say about the mirror itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class SiteInfo:
+    """The mirror that the pages are about. Sizes in bytes, times in seconds."""
+
+    version: str
+    registries: tuple[str, ...]
+    max_size: int
+    tag_ttl: float
+    report: Callable[[], dict[str, Any]]
+    """As /readyz has it."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """The settings in force, without secrets."""
+    certificate_ends: Callable[[], float | None] = lambda: None
+    """When the mirror's own certificate expires, in seconds since the epoch; None if it has none."""
