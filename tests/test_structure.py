@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "downloads": SHARED | {"storage", "downloads"},
     "cache": SHARED | {"storage", "downloads", "cache"},
     "bundles": SHARED | {"units", "cache", "storage", "bundles"},
+    "laptop": {"laptop"},
     "api": SHARED | {"units", "api", "bundles", "cache", "downloads", "storage"},
     "web": SHARED | {"units", "clients", "api", "cache", "storage", "downloads", "web"},
     "doctor": SHARED | {"units", "disk_room", "config", "clients", "upstream", "doctor"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -51,6 +52,11 @@ _SMALLEST_PIECE = 1024 * 1024
 @click.option("--have", "haves", multiple=True, metavar="FILE", help="Leave out the layers in this list, made by `mirror have`.")
 @click.option("--since", "bundles", multiple=True, metavar="FILE", help="Leave out the layers of this earlier bundle.")
 @click.option("--split", metavar="SIZE", help="Write pieces FILE.000, FILE.001 and so on of this size, such as 3900MB for FAT32.")
+@click.option(
+    "--laptop",
+    is_flag=True,
+    help="Put the mirror itself beside FILE, with start.sh, start.bat and start.command: it serves the images from FILE wherever there is Python.",
+)
 @click.option("--sign", "key", type=click.Path(path_type=Path), metavar="KEY", help="Sign with this Ed25519 private key (PEM).")
 @cache_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -68,6 +74,7 @@ def export(
     haves: tuple[str, ...],
     bundles: tuple[str, ...],
     split: str | None,
+    laptop: bool,
     key: Path | None,
     config: Path | None,
     cache_dir: str | None,
@@ -80,6 +87,7 @@ def export(
     `docker load -i`, `ctr images import`, `podman load -i`, `skopeo copy oci-archive:` or `mirror import`. The file appears under its name when it is whole. The
     exit status is 1 if an image is incomplete; nothing is written then.
     """
+    from mirror.bundles.laptop import companions
     from mirror.cli.outputs import MOST_PIECES, Outputs, StandardOutput
 
     names = names_of(images, lists, composed, manifests)
@@ -88,6 +96,10 @@ def export(
     piped = output == "-"
     if piped and split is not None:
         raise click.UsageError("--split makes files: give a file with --output")
+    if piped and laptop:
+        raise click.UsageError("--laptop puts files beside the tar: give a file with --output, such as lab/lab.tar")
+    if laptop and not output.endswith(".tar"):
+        raise click.UsageError("--laptop serves files that end in .tar: give one with --output, such as lab/lab.tar")
     if piped and as_json:
         raise click.UsageError("--json prints to standard output: give a file with --output")
     if piped and os.isatty(1):
@@ -104,7 +116,7 @@ def export(
     if everything or offline:
         require_cache(settings)
     try:
-        outputs = StandardOutput(1) if piped else Outputs(Path(output), limit)
+        outputs = StandardOutput(1) if piped else Outputs(Path(output), limit, companions() if laptop else ())
     except OSError as error:
         fail(f"{output} cannot be written: {os_error_text(error)}")
     if everything:
@@ -146,6 +158,8 @@ def export(
         left_out = f", without {format_size(report['omitted'])} that the receiver has" if report["omitted"] else ""
         where = "" if piped else f", in {output}"
         click.echo(f"{'1 image' if count == 1 else f'{count} images'}, {format_size(report['size'])}{left_out}{where}", err=True)
+        if laptop:
+            click.echo(f"to serve them: sh {shlex.quote(str(Path(output).with_name('start.sh')))}", err=True)
 
 
 def _report(contents: Contents, size: int, faults: list[str]) -> dict[str, Any]:

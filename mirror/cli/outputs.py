@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
+from mirror.bundles.laptop import MARK, Companion
 from mirror.bundles.writing import Output, Sink, SplitOutput
 from mirror.cli.ask import as_invoker
-from mirror.durable import BESIDE, rename_durably
-from mirror.regular_files import open_file
+from mirror.durable import BESIDE, rename_durably, write_durably
+from mirror.regular_files import NoFile, open_file, read_file
 
 MOST_PIECES = 1000
 """Numbers with three digits, in whose order a shell lists them."""
+_MUCH = 1024 * 1024
+"""Bytes that another version's companion may be longer."""
 
 
 class Outputs:
@@ -22,11 +26,16 @@ class Outputs:
     Pieces of an earlier, larger bundle of that name are removed at the end: ``cat lab.tar.*`` would append them.
     """
 
-    def __init__(self, path: Path, limit: int | None) -> None:
-        """`limit` is the most bytes of a piece, None for one file. Raises OSError if nothing can be written there."""
+    def __init__(self, path: Path, limit: int | None, companions: Iterable[Companion] = ()) -> None:
+        """`limit` is the most bytes of a piece, None for one file. `companions` are written beside it; for them its folder is made. Raises OSError if nothing can be written there."""
         self._path = path
         self._split = limit is not None
         self._open: list[tuple[int, Path, Path]] = []
+        self._companions = [(path.with_name(one.name), one) for one in companions]
+        if self._companions:
+            with as_invoker():
+                path.parent.mkdir(exist_ok=True)
+                _check_replaceable(self._companions)
         self.sink: Sink
         if limit is None:
             self.sink = Output(self._begin(path))
@@ -70,8 +79,27 @@ class Outputs:
                     rename_durably(fd, beside, path, ())
                     os.close(fd)
                     del self._open[0]
+                for path, companion in self._companions:
+                    write_durably(path, companion.content, partial(_set_mode, companion.mode))
         finally:
             self._drop()
+
+
+def _check_replaceable(companions: Iterable[tuple[Path, Companion]]) -> None:
+    """Raises OSError where something else has the name of a companion."""
+    for path, companion in companions:
+        try:
+            ours = MARK in read_file(path, len(companion.content) + _MUCH)
+        except NoFile:
+            ours = not os.path.lexists(path)
+        if not ours:
+            raise FileExistsError(f"{path.name} beside it was not written by `mirror export --laptop`: give another folder")
+
+
+def _set_mode(mode: int, fd: int) -> None:
+    # FAT knows no modes: what is there has those that it was mounted with.
+    with contextlib.suppress(OSError):
+        os.fchmod(fd, mode)
 
 
 class StandardOutput:

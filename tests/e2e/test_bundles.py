@@ -31,15 +31,19 @@ class Source:
         self._cache = folder / "cache"
         self._folder = folder
         self.registry = DockerRegistry(folder / "registry")
-        self.images = {SINGLE: make_image(11, "docker"), INDEX: make_index(12, "oci"), OCI: make_image(13, "oci")}
-        for name, image in self.images.items():
-            repository, tag = name.partition("/")[2].split(":")
-            push(self.registry.url, repository, tag, image)
+        self.images: dict[str, Image] = {}
+        for name, image in ((SINGLE, make_image(11, "docker")), (INDEX, make_index(12, "oci")), (OCI, make_image(13, "oci"))):
+            self.add(name, image)
+
+    def add(self, name: str, image: Image) -> None:
+        self.images[name] = image
+        repository, tag = name.partition("/")[2].split(":")
+        push(self.registry.url, repository, tag, image)
 
     @property
     def flags(self) -> list[str]:
-        url = self.registry.url
-        return ["--cache-dir", str(self._cache), "--upstream", f"docker.io={url}", "--upstream", f"ghcr.io={url}"]
+        upstreams = [f"--upstream={registry}={self.registry.url}" for registry in ("docker.io", "ghcr.io", "quay.io")]
+        return ["--cache-dir", str(self._cache), *upstreams]
 
     def export(self, *arguments: str, tar: str = "lab.tar") -> Path:
         target = self._folder / tar
