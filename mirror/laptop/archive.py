@@ -9,7 +9,7 @@ import tarfile
 from typing import Any, BinaryIO, Iterator
 
 _PIECE = re.compile(r"(.*)\.(\d{3})")
-_BUNDLE = re.compile(r"(.*\.tar)(?:\.\d{3})?")
+_BUNDLE = re.compile(r"(.*)\.tar(?:\.\d{3})?")
 _CHUNK = 1024 * 1024
 
 
@@ -113,7 +113,7 @@ class _Stream(io.RawIOBase):
 
 
 def find(folder: str) -> list[str]:
-    """Returns the bundles of a folder, of split ones one piece, in natural order: ``lab-2.tar`` before ``lab-10.tar``."""
+    """Returns the bundles of a folder, of split ones one piece, in natural order: ``lab.tar``, ``lab-2.tar``, ``lab-10.tar``."""
 
     def natural(name: str) -> list[tuple[bool, int, str]]:
         return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]

@@ -14,6 +14,7 @@ from socketserver import TCPServer
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
+from mirror.laptop.archive import Changed
 from mirror.laptop.library import Blob, Damaged, Library
 from mirror.laptop.names import full, is_digest, segments_of
 from mirror.laptop.page import page
@@ -28,10 +29,11 @@ _MOST_NAMED = 5
 class Refused(Exception):
     """An error for the client, with one of the specification's codes."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.headers = headers or {}
 
 
 class Server(ThreadingHTTPServer):
@@ -80,7 +82,8 @@ class Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
+        # That a client has gone, or is too slow, is its own affair.
+        if not isinstance(error, (ConnectionError, socket.timeout)):
             say(f"{client_address[0]}: {error!r}")
 
 
@@ -104,9 +107,8 @@ class Handler(BaseHTTPRequestHandler):
     def _refuse_write(self) -> None:
         # Its body is not read, so nothing can follow it on this connection.
         self.close_connection = True
-        self._send_error(
-            Refused(405, "UNSUPPORTED", "images are only served here, from a bundle: nothing can be pushed or deleted")
-        )
+        message = "images are only served here, from a bundle: nothing can be pushed or deleted"
+        self._send_error(Refused(405, "UNSUPPORTED", message, {"Allow": "GET, HEAD"}))
 
     do_POST = do_PUT = do_PATCH = do_DELETE = _refuse_write
 
@@ -206,14 +208,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send_parts(self, blob: Blob, start: int, stop: int, status: int, headers: dict[str, str]) -> None:
         try:
-            blob.verify()
+            parts = blob.open_parts(start, stop)
+            part = next(parts, None)
         except OSError as error:
             say(f"{blob.archive} cannot be read: {error}")
             raise Refused(500, "UNKNOWN", f"{blob.archive} cannot be read: {error}") from None
         self._send(status, headers, None)
-        for file, offset, count in blob.open_parts(start, stop):
+        while part is not None:
+            file, offset, count = part
             if self.connection.sendfile(file, offset, count) != count:
-                raise ConnectionError(f"{blob.archive} has become shorter")
+                raise Changed(f"{blob.archive} has become shorter")
+            part = next(parts, None)
 
     def _range(self, size: int) -> tuple[int, int] | None:
         """The range that is asked for; None for all. Of several ranges, which a server may ignore (RFC 9110, section 14.2), all is sent."""
@@ -227,7 +232,8 @@ class Handler(BaseHTTPRequestHandler):
         else:
             start, stop = int(first), min(int(last) + 1, size) if last else size
         if start >= stop:
-            raise Refused(416, "UNSUPPORTED", f"{header!r} is not within the {size} bytes of the blob")
+            message = f"{header!r} is not within the {size} bytes of the blob"
+            raise Refused(416, "UNSUPPORTED", message, {"Content-Range": f"bytes */{size}"})
         return start, stop
 
     def _list(self, key: str, names: list[str], more: dict[str, str], path: str, query: dict[str, str]) -> None:
@@ -253,9 +259,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send(200, headers, json.dumps({"schemaVersion": 2, "mediaType": _INDEX, "manifests": found}).encode())
 
     def _send_error(self, error: Refused) -> None:
-        headers = {"Content-Type": "application/json"}
-        if error.status == 405:
-            headers["Allow"] = "GET, HEAD"
+        headers = {"Content-Type": "application/json", **error.headers}
         self._send(error.status, headers, json.dumps({"errors": [{"code": error.code, "message": str(error)}]}).encode())
 
     def _send(self, status: int, headers: dict[str, str], body: bytes | None) -> None:

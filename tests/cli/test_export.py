@@ -333,3 +333,33 @@ async def test_ctrl_c_leaves_no_file_behind(commands: Commands, upstream: Script
     hold.release.set()
     await commands("export", "app:1", *PLATFORMS, "-o", str(tar))
     assert str(image.layers[0]) in blobs(checked(tar)[0])
+
+
+async def test_laptop_puts_the_mirror_beside_the_tar(commands: Commands, upstream: Scripted, tmp_path: Path) -> None:
+    """In a folder that is made; the tar is as without it. A second time they are replaced; a file of that name that is somebody's own is not, and nothing is fetched then."""
+    upstream.add_image("library/one", "1")
+    await commands("export", "one:1", *PLATFORMS, "-o", str(tmp_path / "plain.tar"))
+    lab = tmp_path / "lab"
+    names = {"lab.tar", "mirror.pyz", "start.sh", "start.command", "start.bat", "README.txt"}
+    for _ in range(2):
+        done = await commands.run("export", "one:1", *PLATFORMS, "--laptop", "-o", str(lab / "lab.tar"))
+        assert f"to serve them: sh {lab}/start.sh" in done.stderr
+        assert {path.name for path in lab.iterdir()} == names
+    assert (lab / "lab.tar").read_bytes() == (tmp_path / "plain.tar").read_bytes()
+    assert os.access(lab / "start.sh", os.X_OK)
+    for other in ("README.txt", "start.sh"):
+        folder = tmp_path / f"with {other}"
+        folder.mkdir()
+        (folder / other).write_text("mine")
+        upstream.add_image("library/two", "1")
+        done = await commands.run("export", "two:1", *PLATFORMS, "--laptop", "-o", str(folder / "lab.tar"))
+        assert done.returncode == 1
+        assert f"{other} beside it was not written by `mirror export --laptop`: give another folder" in done.stderr
+        assert [path.name for path in folder.iterdir()] == [other] and (folder / other).read_text() == "mine"
+    assert upstream.count("GET", "/library/two/") == 0
+
+
+@pytest.mark.parametrize("output", ["-", "lab", "lab.tar.gz"])
+async def test_laptop_needs_a_file_that_it_can_find(commands: Commands, output: str) -> None:
+    """A pipe has no folder, and mirror.pyz serves what ends in .tar."""
+    assert "such as lab/lab.tar" in (await commands.run("export", "one:1", "--laptop", "-o", output)).stderr
