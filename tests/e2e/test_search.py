@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import unicodedata
 from collections.abc import AsyncIterator
 
 import pytest
@@ -50,3 +51,18 @@ async def test_docker_searches_through_the_mirror(dockerd: Dockerd, mirror: Mirr
     assert {name: line["Description"] for name, line in offline.items()} == {"redis": "[docker.io not reached; cached: 7.2]"}
     with pytest.raises(AssertionError, match="503"):
         await search(dockerd, mirror, "unheard-of")
+
+
+async def test_no_description_controls_a_terminal(dockerd: Dockerd, mirror: Mirror, upstream: Scripted) -> None:
+    """Every control, format and separator character of Unicode is left out of what docker prints, in names too; other writings stay."""
+    odd = [chr(code) for code in range(0x30000) if unicodedata.category(chr(code)) in ("Cc", "Cf", "Zl", "Zp", "Co")]
+    step = len(odd) // 90 + 1
+    for number, start in enumerate(range(0, len(odd), step)):
+        upstream.add_to_hub(f"owner/redis{number}", f"redis {'x'.join(odd[start : start + step])[:280]}")
+    upstream.add_to_hub("redis\x1b[31m", "a name that is none")
+    upstream.add_to_hub("redis", "\x1b]0;title\x07\x1b[2Jredis 数据库 база 🙂", 5)
+    address = mirror.url.removeprefix("http://")
+    printed = await asyncio.to_thread(dockerd.docker, "search", "--no-trunc", "--limit", "100", f"{address}/redis")
+    assert all(line.isprintable() for line in printed.split("\n"))
+    assert "]0;title [2Jredis 数据库 база 🙂" in printed
+    assert "a name that is none" not in printed

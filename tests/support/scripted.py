@@ -392,7 +392,10 @@ class Scripted:
             if (hold := fault.of(Hold)) is not None:
                 hold.reached.set()
                 await hold.release.wait()
-            return self._search(request.query["q"], int(request.query["n"]))
+            answer = self._search(request.query["q"], int(request.query["n"]))
+            if fault.of(Rate) is not None or fault.of(Endless) is not None:
+                return await self._streamed(request, answer, fault)
+            return answer
         if match := re.fullmatch(r"/v2/repositories/(.+)/tags", path):
             return self._tag_details(match[1], request)
         if match := re.fullmatch(r"/v2/(.+)/manifests/([^/]+)", path):
@@ -544,6 +547,24 @@ class Scripted:
         if length is not None and length.claimed > stop - start:
             assert request.transport is not None
             request.transport.close()
+
+    async def _streamed(self, request: web.BaseRequest, answer: web.Response, fault: Fault) -> web.StreamResponse:
+        """Sends an answer byte by byte, or without an end; `sent` counts the bytes under its path."""
+        response = web.StreamResponse(headers={"Content-Type": answer.content_type})
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        steady, endless = fault.of(Rate), fault.of(Endless) is not None
+        assert isinstance(answer.body, bytes)
+        body = answer.body
+        with contextlib.suppress(ConnectionError):
+            while body or endless:
+                piece = body[: 1 if steady is not None else _CHUNK] or b" " * _CHUNK
+                await response.write(piece)
+                self.sent[request.path] = self.sent.get(request.path, 0) + len(piece)
+                body = body[len(piece) :]
+                if steady is not None:
+                    await asyncio.sleep(1 / steady.per_second)
+        return response
 
     def _search(self, term: str, count: int) -> web.Response:
         found = [entry for name, entry in self.hub.items() if term in name or term in str(entry.get("description"))]

@@ -19,6 +19,17 @@ _FAULTS: list[Fault] = [
     Status(404, {"Content-Type": "text/plain"}, b"404 page not found"),
     Status(429, {"Retry-After": "3600"}),
     Status(200, body=b"<html>"),
+    *(
+        Status(status, {"Content-Type": kind}, page)
+        for status in (200, 403, 404)
+        for kind, page in (
+            ("text/html", b"<html>This image is not in the whitelist</html>"),
+            ("text/html", b""),
+            ("application/json", b'{"code": 403, "msg": "not in the whitelist"}'),
+            ("application/json", b'{"errors": [{"code": "DENIED", "message": "not in the whitelist"}]}'),
+            ("application/json", b'"Buy a subscription at example.org"'),
+        )
+    ),
     Redirect("http://127.0.0.1:1/"),
     Redirect("/"),
     Redirect("http://[::1"),
@@ -34,7 +45,7 @@ _CLAIMS = [fault for fault in _FAULTS if b" 200 " in getattr(fault, "data", b"")
 
 
 def shown(value: object) -> str:
-    return value if isinstance(value, str) else repr(value)[:70]
+    return value if isinstance(value, str) else repr(value)[:150]
 
 
 # A blob of an endpoint that answers 200 is believed until its bytes are here.
