@@ -9,6 +9,7 @@ DATABASE  catalog/open.lock       while a process opens the database; shared for
 EVICTION  catalog/eviction.lock   by the process that removes content; SQLite's own lock is taken after it
 MENDING   catalog/mend.lock       by the process that repairs after a start
 SCRUB     catalog/scrub.lock      by the process that scrubs
+LISTS     catalog/lists.lock      by the process that pulls the images of [[warm]] lists
 LEAD      spool/….part            by the process that writes a download
 READERS   spool/….sources         shared by the processes that read a download along; tried by the one that writes it
 CONTENT   blobs/…                 shared by readers; exclusive by the process that removes it
@@ -50,10 +51,11 @@ class Lock(IntEnum):
     EVICTION = 4
     MENDING = 5
     SCRUB = 6
-    LEAD = 7
-    READERS = 8
-    CONTENT = 9
-    METRICS = 10
+    LISTS = 7
+    LEAD = 8
+    READERS = 9
+    CONTENT = 10
+    METRICS = 11
 
 
 WAITED_FOR = (Lock.CHECK, Lock.FETCH, Lock.DATABASE, Lock.EVICTION)

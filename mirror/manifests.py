@@ -12,6 +12,7 @@ import base64
 import json
 import re
 from dataclasses import dataclass
+from platform import machine
 from typing import Any
 
 from mirror.errors import DigestInvalid, UpstreamInvalid
@@ -51,6 +52,16 @@ _SAFE_TYPE = re.compile(r"application/(?:[a-z0-9.+-]+\+json|json|octet-stream|vn
 
 _PLATFORM = re.compile(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+){1,2}")
 """What is taken for a platform in what upstream says."""
+_MACHINES = {
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "armv7l": "arm/v7",
+    "armv6l": "arm/v6",
+    "i386": "386",
+    "i686": "386",
+    "loongarch64": "loong64",
+}
+"""Machine names of ``uname -m`` and of images (image-spec 1.1, "image-index.md": GOARCH), where they differ."""
 _REQUESTED_PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
 
 
@@ -200,6 +211,20 @@ def blobs_of(body: bytes) -> tuple[Descriptor | None, list[Descriptor]]:
 def is_platform(text: str) -> bool:
     """Returns whether what somebody asks for has the form of a platform, ``linux/amd64`` or ``linux/arm/v7`` (image-spec 1.1, "image-index.md")."""
     return _REQUESTED_PLATFORM.fullmatch(text) is not None
+
+
+def platform_named(text: str) -> str:
+    """Returns a platform as images name it; without an operating system, Linux is meant. Raises ValueError."""
+    named = text.strip().lower() if "/" in text else f"linux/{text.strip().lower()}"
+    if not is_platform(named):
+        raise ValueError(f"a platform such as linux/arm64 or linux/arm/v7 is expected; found {text[:80]!r}")
+    return named
+
+
+def this_platform() -> str:
+    """Returns the platform of this machine's containers."""
+    architecture = machine().lower()
+    return f"linux/{_MACHINES.get(architecture, architecture)}"
 
 
 def platform_of(config: bytes) -> str | None:

@@ -125,6 +125,29 @@ stale_served = Counter(
     "mirror_stale_served", "Manifests served stale because upstream could not be asked", ("upstream_host",), registry=REGISTRY
 )
 
+_LIST = ("list",)
+warm_pulls = Counter(
+    "mirror_warm_pulls", "Pulls of images of `[[warm]]` lists, `pulled` or `failed`", (*_LIST, "result"), registry=REGISTRY
+)
+warm_images = Gauge("mirror_warm_images", "Images in a `[[warm]]` list", _LIST, registry=REGISTRY, multiprocess_mode="mostrecent")
+warm_failing = Gauge(
+    "mirror_warm_failing", "Those whose last pull failed", _LIST, registry=REGISTRY, multiprocess_mode="mostrecent"
+)
+warm_last = Gauge(
+    "mirror_warm_last_pull_timestamp_seconds",
+    "When the last successful pull of one began, 0 if there was none",
+    _LIST,
+    registry=REGISTRY,
+    multiprocess_mode="mostrecent",
+)
+warm_next = Gauge(
+    "mirror_warm_next_pull_timestamp_seconds",
+    "When the next one is pulled, 0 if the list is empty",
+    _LIST,
+    registry=REGISTRY,
+    multiprocess_mode="mostrecent",
+)
+
 
 def begin(registries: Iterable[str], cache: Path) -> None:
     """Sets the counters of each registry to 0, since Prometheus' `increase` misses a counter's first event otherwise, and the folder whose disk is measured."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
 from mirror import metrics
 from mirror.cache.cache import Cache, Limits
+from mirror.cache.warming import Warming, WarmList
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings, rates_at
 from mirror.storage.disk.store import DiskStore
 from mirror.storage.settings import Expire, Upkeep
@@ -36,7 +37,7 @@ async def opened(settings: Settings) -> AsyncIterator[Cache]:
 @contextlib.asynccontextmanager
 async def store(settings: Settings) -> AsyncIterator[Store]:
     """Opens only the store, for commands that fetch nothing. Raises as `opened` does."""
-    async with _store(settings) as found:
+    async with _store(settings, lambda: settings.upstream.offline) as found:
         yield found
 
 
@@ -62,7 +63,7 @@ async def wired(settings: Settings, share: int = 1) -> AsyncIterator[tuple[Cache
         Upstreams(settings.registries, timeouts, connections, settings.unlisted, out) as upstreams,
         _cache(settings, upstreams) as cache,
     ):
-        live = Live(upstreams, settings, share)
+        live = Live(upstreams, cache.warming, settings, share)
         hours = BackgroundTask(live.follow_clock)
         hours.start()
         try:
@@ -72,11 +73,12 @@ async def wired(settings: Settings, share: int = 1) -> AsyncIterator[tuple[Cache
 
 
 class Live:
-    """The settings that a running mirror takes: whether it is offline, and the caps on downloads as they are at this hour."""
+    """The settings that a running mirror takes: whether it is offline, the lists that it pulls, and the caps on downloads as they are at this hour."""
 
-    def __init__(self, upstreams: Upstreams, settings: Settings, share: int) -> None:
+    def __init__(self, upstreams: Upstreams, warming: Warming, settings: Settings, share: int) -> None:
         """For one of `share` processes."""
         self._upstreams = upstreams
+        self._warming = warming
         self._share = share
         self.take(settings)
 
@@ -84,33 +86,41 @@ class Live:
         """Puts other settings in force at once."""
         self._settings = settings
         self._upstreams.offline = settings.upstream.offline
-        self._upstreams.limit(*rates_at(settings, time.time(), self._share))
+        self._warming.take([WarmList(warm.name, warm.read, warm.wanted, warm.interval, warm.at) for warm in settings.warm])
+        self._limit()
+
+    def _limit(self) -> None:
+        self._upstreams.limit(*rates_at(self._settings, time.time(), self._share))
 
     async def follow_clock(self) -> None:
         """Changes the caps at the hours that the settings name. Never returns."""
         while True:
             await asyncio.sleep(_CLOCK)
-            self.take(self._settings)
+            self._limit()
 
 
 @contextlib.asynccontextmanager
 async def _cache(settings: Settings, upstreams: Upstreams) -> AsyncIterator[Cache]:
     kept = settings.cache
     limits = Limits(kept.tag_ttl, kept.negative_ttl, kept.revalidate_timeout, kept.prefetch)
+
+    def offline() -> bool:
+        return upstreams.offline
+
     async with (
-        _store(settings) as found,
-        Cache(found, found.inventory, upstreams.registry, limits, DEFAULT_REGISTRY, ALIASES, lambda: upstreams.offline) as cache,
+        _store(settings, offline) as found,
+        Cache(found, found.inventory, upstreams.registry, limits, DEFAULT_REGISTRY, ALIASES, offline) as cache,
     ):
         yield cache
 
 
 @contextlib.asynccontextmanager
-async def _store(settings: Settings) -> AsyncIterator[DiskStore]:
+async def _store(settings: Settings, offline: Callable[[], bool]) -> AsyncIterator[DiskStore]:
     kept = settings.cache
     expire = tuple(Expire(rule.repositories, rule.after) for rule in kept.expire)
     upkeep = Upkeep(
         kept.max_size, kept.high_watermark, kept.low_watermark, expire, kept.scrub_rate, kept.scrub_interval, kept.min_free
     )
-    async with DiskStore(kept.dir, upkeep) as found:
+    async with DiskStore(kept.dir, upkeep, offline) as found:
         metrics.begin(settings.registries, kept.dir)
         yield found

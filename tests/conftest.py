@@ -62,7 +62,10 @@ async def start(upstream: Scripted, tmp_path: Path) -> AsyncIterator[StartMirror
                 },
             }
             for table, values in (settings or {}).items():
-                tree.setdefault(table, {}).update(values)
+                if isinstance(values, list):
+                    tree[table] = values
+                else:
+                    tree.setdefault(table, {}).update(values)
             stack = contextlib.AsyncExitStack()
             url = await stack.enter_async_context(app.running(load(None, {}, tree)))
             session = await stack.enter_async_context(aiohttp.ClientSession(url, auto_decompress=False))

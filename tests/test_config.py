@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from mirror.config import DEFAULT_ENDPOINTS, ConfigError, Expire, Registry, load
 from mirror.disk_room import default_limit
+from mirror.manifests import this_platform
+from mirror.names import image_name
 from mirror.units import format_size, parse_duration, parse_size
 
 
@@ -171,6 +174,17 @@ def test_secrets_in_the_wrong_place_are_not_shown(tmp_path: Path, text: str) -> 
         ({"cache": {"expire": {"repositories": "ci/*", "after": "7d"}}}, "under [[cache.expire]]"),
         ({"cache": {"expire": [{"repositories": "ci/*"}]}}, "cache.expire.0.after"),
         ({"cache": {"expire": [{"repositories": "ci/*", "after": "0s"}]}}, "greater than 0"),
+        ({"warm": {"images": ["redis"]}}, "under [[warm]], with two brackets"),
+        ({"warm": [{"every": "1h"}]}, "images or a file of them"),
+        ({"warm": [{"images": ["redis"], "every": "1h", "at": "02:00"}]}, "every and at exclude each other"),
+        ({"warm": [{"images": ["redis"], "every": 0}]}, "warm.0.every"),
+        ({"warm": [{"images": ["redis"], "at": "24:00"}]}, "a time of day"),
+        ({"warm": [{"images": ["redis"], "at": "2:00"}]}, "a time of day"),
+        ({"warm": [{"images": ["Redis"]}]}, "is not a repository name"),
+        ({"warm": [{"images": ["redis"], "platforms": ["linux/"]}]}, "a platform such as"),
+        ({"warm": [{"images": ["redis"], "platforms": ["all", "amd64"]}]}, "stands alone"),
+        ({"warm": [{"imagse": ["redis"]}]}, "is 'images' meant?"),
+        ({"warm": [{"images": ["redis"], "name": "2"}, {"images": ["redis"]}]}, "two lists have the name '2'"),
         ({"log": {"level": "loud"}}, "log.level"),
     ],
 )
@@ -361,3 +375,31 @@ def test_a_variable_with_one_underscore_is_not_passed_over_in_silence(variable: 
     with pytest.raises(ConfigError) as caught:
         load(None, {variable: "1"}, {})
     assert variable in str(caught.value) and meant in str(caught.value)
+
+
+def test_lists_of_images(tmp_path: Path) -> None:
+    """Images with those of the file, each once, as ``mirror pull -f`` reads it; numbered unless named; every six hours, for this machine's platform, by default."""
+    file = tmp_path / "names.txt"
+    file.write_text("\ufeff# all of them\nredis:7  # one\n\nghcr.io/owner/app@sha256:" + "0" * 64 + "\n", encoding="utf-8")
+    tables = [
+        {"images": ["redis:7", "nginx"], "file": str(file)},
+        {"name": "night", "images": ["redis"], "at": "23:59", "platforms": ["arm64", "linux/arm/v7"]},
+        {"images": ["redis"], "every": "90m", "platforms": ["all"]},
+    ]
+    one, two, three = load(None, {"MIRROR_WARM": json.dumps(tables)}, {}).warm
+    assert load(None, {}, {"warm": tables}).warm == (one, two, three)
+    assert [image_name(*image) for image in one.read()] == [
+        "docker.io/library/redis:7",
+        "docker.io/library/nginx:latest",
+        "ghcr.io/owner/app@sha256:" + "0" * 64,
+    ]
+    assert [(warm.name, warm.interval, warm.at) for warm in (one, two, three)] == [
+        ("1", 21600.0, None),
+        ("night", None, "23:59"),
+        ("3", 5400.0, None),
+    ]
+    assert [warm.wanted for warm in (one, two, three)] == [(this_platform(),), ("linux/arm64", "linux/arm/v7"), None]
+    for content, fault in ((b"redis\nno:no:no\n", "line 2: "), (b"\xff\xfe", "not UTF-8"), (None, "No such file")):
+        file.unlink() if content is None else file.write_bytes(content)
+        with pytest.raises(ValueError, match=fault):
+            one.read()

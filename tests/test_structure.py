@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "durable": {"regular_files"},
     "certificate": {"regular_files", "tasks"},
     "units": set(),
-    "config": {"names", "regular_files", "certificate", "disk_room", "units", "config"},
+    "config": {"names", "errors", "manifests", "regular_files", "certificate", "disk_room", "units", "config"},
     "clients": {"clients", ""},
     "upstream": SHARED | {"upstream", ""},
     "disk_room": {"units"},

@@ -23,6 +23,7 @@ from mirror.cache.search import Search, SearchSource
 from mirror.cache.tag_details import TagDetails, TagDetailsSource
 from mirror.cache.tags import ManifestSource, Tags
 from mirror.cache.verification import Verification
+from mirror.cache.warming import Warming
 from mirror.downloads.active import ActiveDownloads
 from mirror.downloads.context import DownloadContext
 from mirror.downloads.direct import DirectReader
@@ -109,6 +110,7 @@ class Cache:
         self.manifests = Tags(store, source, self._negative, limits.tag_ttl, limits.revalidate_timeout, offline, self.fetch)
         self.verification = Verification(store, self.manifests, self.fetch)
         self.pulls = Pulls(store, self.manifests, self.fetch)
+        self.warming = Warming(store, Pulls(store, self.manifests, self.fetch), offline)
         self.images = Images(store, self.manifests)
         self.lists = Lists(store, source, limits.tag_ttl, offline=offline)
         self.search = Search(inventory, source, default, aliases)
@@ -119,11 +121,13 @@ class Cache:
         self.store.start(self.verification.restore)
         self.images.start()
         self.active.start()
+        self.warming.start()
 
     async def __aenter__(self) -> Self:
         self._stack = await AsyncExitStack().__aenter__()
         # In the order of closing: what asks for content, then what brings it.
         closing = [
+            self.warming,
             self._prefetcher,
             self.active,
             self._flights,

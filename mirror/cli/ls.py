@@ -70,7 +70,7 @@ def ls(
 def state(image: Image, ttl: float) -> str:
     """Returns an image's state in a few words."""
     words = ["fresh" if is_fresh(image.checked, ttl) else "stale"]
-    words += ["pinned"] if image.pinned else []
+    words += ["pinned"] if image.pinned else ["listed"] if image.listed else []
     words += ["incomplete"] if image.missing else []
     return ", ".join(words)
 
@@ -93,4 +93,5 @@ def describe(image: Image, ttl: float) -> dict[str, Any]:
         "pulled": moment(image.pulled),
         "fresh": is_fresh(image.checked, ttl),
         "pinned": image.pinned,
+        "listed": image.listed,
     }

@@ -39,13 +39,15 @@ def cache_options(command: _Command) -> _Command:
 def settings_of(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]) -> Settings:
     """Returns the settings from file, environment and flags; without a file, on top of the running mirror's.
 
-    The cache's size is the running mirror's, or, if nothing sets it, the last mirror's. Raises ConfigError.
+    They are offline if the mirror that runs on the cache directory is. The cache's size is the running mirror's, or, if nothing sets it, the last mirror's. Raises ConfigError.
     """
     found = running.find(cache_dir, os.environ) if config is None else None
     if found is None:
         settings = load(config, os.environ, _flags(cache_dir, upstreams))
     else:
         settings = load(found.config, os.environ, _flags(cache_dir, upstreams), found.tree)
+    if (found is not None and found.offline) or running.is_offline(settings.cache.dir):
+        settings = settings.model_copy(update={"upstream": settings.upstream.model_copy(update={"offline": True})})
     size = None if found is None and "max_size" in settings.cache.model_fields_set else noted_limit(settings.cache.dir)
     if size is None:
         return settings

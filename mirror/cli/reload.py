@@ -16,7 +16,7 @@ from mirror.config.in_force import changed
 log = logging.getLogger(__name__)
 
 _OF_UPSTREAM = ("max_rate", "offline", "rate")
-_TAKEN = re.compile(rf'log\.\w+|upstream\.({"|".join(_OF_UPSTREAM)})|registries\."[^"]+"\.max_rate')
+_TAKEN = re.compile(rf'warm|log\.\w+|upstream\.({"|".join(_OF_UPSTREAM)})|registries\."[^"]+"\.max_rate')
 """The settings that need no restart."""
 
 
@@ -78,5 +78,10 @@ def _with_taken(settings: Settings, found: Settings) -> Settings:
         for name, one in settings.registries.items()
     }
     return settings.model_copy(
-        update={"log": found.log, "upstream": settings.upstream.model_copy(update=upstream), "registries": registries}
+        update={
+            "log": found.log,
+            "warm": found.warm,
+            "upstream": settings.upstream.model_copy(update=upstream),
+            "registries": registries,
+        }
     )

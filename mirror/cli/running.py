@@ -12,7 +12,7 @@ import json
 import os
 import ssl
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,16 +31,17 @@ _OVERRIDE = "MIRROR_RUN_FOLDER"
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """`tree` is laid over the settings file `config`."""
+    """`tree` is laid over the settings file `config`. `offline` is whether the mirror asks no registry."""
 
     config: Path | None
     tree: dict[str, Any]
+    offline: bool
 
 
 @contextlib.contextmanager
-def noted(settings: Settings, config: Path | None, url: str) -> Iterator[None]:
-    """Keeps a record of the mirror at `url` while this is open. A folder that cannot be written is skipped."""
-    record = {
+def noted(settings: Settings, config: Path | None, url: str) -> Iterator[Callable[[bool], None]]:
+    """Keeps a record of the mirror at `url` while this is open; yields a function that records whether it is offline. A folder that cannot be written is skipped."""
+    record: dict[str, Any] = {
         "pid": os.getpid(),
         "cache_dir": str(settings.cache.dir),
         "config": None if config is None else str(config.absolute()),
@@ -52,12 +53,16 @@ def noted(settings: Settings, config: Path | None, url: str) -> Iterator[None]:
         },
     }
     places = [settings.cache.dir, *_run_folders(os.environ)[:1]]
-    for place in places:
-        with contextlib.suppress(OSError):
-            place.mkdir(mode=0o755, exist_ok=True)
-            durable.replace(place / _NAME, json.dumps(record).encode())
+
+    def write(offline: bool) -> None:
+        for place in places:
+            with contextlib.suppress(OSError):
+                place.mkdir(mode=0o755, exist_ok=True)
+                durable.replace(place / _NAME, json.dumps({**record, "offline": offline}).encode())
+
+    write(settings.upstream.offline)
     try:
-        yield
+        yield write
     finally:
         for place in places:
             with contextlib.suppress(OSError, ValueError):
@@ -78,6 +83,13 @@ def find(cache_dir: str | None, environ: Mapping[str, str]) -> Running | None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             return _read(place / _NAME)
     return None
+
+
+def is_offline(cache_dir: Path) -> bool:
+    """Returns whether a mirror runs on `cache_dir` that asks no registry."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        return _read(cache_dir / _NAME).offline
+    return False
 
 
 def degraded(settings: Settings) -> list[str] | None:
@@ -106,7 +118,7 @@ def _read(file: Path) -> Running:
     config = None if record["config"] is None else Path(record["config"])
     registries = {str(name): {"endpoints": list(endpoints)} for name, endpoints in record["endpoints"].items()}
     tree = {"cache": {"dir": str(directory)}, "server": {"listen": str(record["listen"])}, "registries": registries}
-    return Running(config if config is not None and os.access(config, os.R_OK) else None, tree)
+    return Running(config if config is not None and os.access(config, os.R_OK) else None, tree, record.get("offline") is True)
 
 
 def _run_folders(environ: Mapping[str, str]) -> list[Path]:

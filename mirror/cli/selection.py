@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import platform as machine
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from mirror.cli.ask import images_of
 from mirror.cli.compose import images_in
 from mirror.cli.kubernetes import images_in_manifests
-from mirror.manifests import is_platform
+from mirror.config.warm import names_in_list
+from mirror.manifests import platform_named, this_platform
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_MACHINES = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "armv7l": "arm/v7",
-    "armv6l": "arm/v6",
-    "i386": "386",
-    "i686": "386",
-    "loongarch64": "loong64",
-}
-"""Machine names of ``uname -m`` and of images (image-spec 1.1, "image-index.md": GOARCH), where they differ."""
 
 
 def image_options(command: _Command) -> _Command:
@@ -85,20 +73,12 @@ def platforms_of(platforms: tuple[str, ...], all_platforms: bool) -> list[str] |
     return None if all_platforms else [parse_platform(one) for one in platforms] or [this_platform()]
 
 
-def this_platform() -> str:
-    """Returns the platform of this machine's containers."""
-    architecture = machine.machine().lower()
-    return f"linux/{_MACHINES.get(architecture, architecture)}"
-
-
 def parse_platform(text: str) -> str:
     """Returns a platform as images name it; without an operating system, Linux is meant. Raises click.BadParameter."""
-    platform = text.strip().lower() if "/" in text else f"linux/{text.strip().lower()}"
-    if not is_platform(platform):
-        raise click.BadParameter(
-            f"a platform such as linux/arm64 or linux/arm/v7 is expected; found {text[:80]!r}", param_hint="--platform"
-        )
-    return platform
+    try:
+        return platform_named(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--platform") from None
 
 
 def listed(file: str) -> list[str]:
@@ -109,13 +89,7 @@ def listed(file: str) -> list[str]:
             text = opened.read()
     except (OSError, UnicodeDecodeError) as error:
         raise click.UsageError(f"--file {file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    names = []
-    for number, line in enumerate(text.splitlines(), 1):
-        name = re.sub(r"(^|\s)#.*", "", line).strip()
-        if name:
-            try:
-                images_of([name])
-            except click.UsageError as error:
-                raise click.UsageError(f"{file}, line {number}: {error.message}") from None
-            names.append(name)
-    return names
+    try:
+        return names_in_list(text)
+    except ValueError as error:
+        raise click.UsageError(f"{file}, {error}") from None

@@ -64,10 +64,18 @@ def serve(
     # One that arrives before the mirror can handle it waits, and does not end the start.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))
     noting = contextlib.ExitStack()
+    note_offline: Callable[[bool], None] | None = None
 
     def announce(url: str, check: bool = False) -> None:
-        noting.enter_context(running.noted(settings, config, url))
+        nonlocal note_offline
+        note_offline = noting.enter_context(running.noted(settings, config, url))
         _print_start(settings, notes, url, check)
+
+    def take() -> Settings:
+        found = reload()
+        if note_offline is not None:
+            note_offline(found.upstream.offline)
+        return found
 
     try:
         token, made = app.admin_token(settings)
@@ -77,14 +85,14 @@ def serve(
             )
         folder = parent.prepare() if settings.server.workers > 1 else None
         if folder is None:
-            status = _work(settings, notes, lambda url: announce(url, check=sys.stderr.isatty()), reload)
+            status = _work(settings, notes, lambda url: announce(url, check=sys.stderr.isatty()), take)
         else:
             status = parent.run(
                 settings.server,
                 folder,
                 lambda worker: _work(reload.applied_to(settings), notes, lambda _: None, reload.silently, worker),
                 announce,
-                reload,
+                take,
             )
     except OSError as error:
         status = _cannot_start(settings, error)

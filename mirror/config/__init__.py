@@ -16,3 +16,4 @@ from mirror.config.settings import Settings as Settings
 from mirror.config.settings import load as load
 from mirror.config.sources import ConfigError as ConfigError
 from mirror.config.upstream import Upstream as Upstream
+from mirror.config.warm import Warm as Warm

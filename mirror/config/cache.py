@@ -37,7 +37,9 @@ class Cache(Table):
     min_free: float = Field(
         0.05, ge=0, lt=1, description="share of the disk that the cache leaves free, whatever `max_size` says"
     )
-    expire: tuple[Expire, ...] = Field((), description="age limits, each a table `[[cache.expire]]`; pinned images are exempt")
+    expire: tuple[Expire, ...] = Field(
+        (), description="age limits, each a table `[[cache.expire]]`; pinned images are exempt, and nothing expires offline"
+    )
     scrub_rate: Rate = Field(
         10_000_000, description="bytes per second at which cached content is verified in the background; 0 for never"
     )

@@ -21,6 +21,8 @@ def in_force(settings: Settings) -> dict[str, str]:
         found |= _shown(table, getattr(settings, table))
     for name, registry in settings.registries.items():
         found |= {key: value for key, value in _shown(f'registries."{name}"', registry).items() if value}
+    for warm in settings.warm:
+        found |= {key: value for key, value in _shown(f'warm."{warm.name}"', warm).items() if value}
     return found
 
 
@@ -32,6 +34,8 @@ def changed(before: Settings, after: Settings) -> list[str]:
         for name in type(getattr(before, table)).model_fields
         if getattr(getattr(before, table), name) != getattr(getattr(after, table), name)
     ]
+    if before.warm != after.warm:
+        found.append("warm")
     for name in dict.fromkeys((*before.registries, *after.registries)):
         old, new = before.registries.get(name), after.registries.get(name)
         if old is None or new is None:

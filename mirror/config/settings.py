@@ -19,6 +19,7 @@ from mirror.config.server import Server
 from mirror.config.sources import ConfigError, from_environment, from_file, merge
 from mirror.config.tables import Table
 from mirror.config.upstream import Upstream
+from mirror.config.warm import Warm
 from mirror.names import is_registry_name
 
 
@@ -33,6 +34,23 @@ class Settings(Table):
     upstream: Upstream = Upstream()
     log: Log = Log()
     registries: Mapping[str, Registry] = Field(default_factory=dict)
+    warm: tuple[Warm, ...] = ()
+
+    @field_validator("warm", mode="before")
+    @classmethod
+    def _tables(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            raise ValueError("a list of tables is expected, each under [[warm]], with two brackets")
+        return value
+
+    @field_validator("warm")
+    @classmethod
+    def _named(cls, value: tuple[Warm, ...]) -> tuple[Warm, ...]:
+        named = tuple(one if one.name else one.model_copy(update={"name": str(number)}) for number, one in enumerate(value, 1))
+        for number, one in enumerate(named):
+            if one.name in (other.name for other in named[:number]):
+                raise ValueError(f"two lists have the name {one.name!r}")
+        return named
 
     @field_validator("registries")
     @classmethod
@@ -109,4 +127,6 @@ def _known_keys(path: list[str]) -> list[str]:
         return list(Settings.model_fields)
     if path[0] == "registries" and "endpoints" in path[2:-1]:
         return list(Endpoint.model_fields)
+    if path[0] == "warm":
+        return list(Warm.model_fields)
     return list(_TABLES[path[0]].model_fields) if path[0] in _TABLES else []

@@ -40,6 +40,9 @@ class Image:
     pulled: float | None
     """When a client last pulled it by this name; None if none has since pulls are counted."""
     pinned: bool
+    """True if it was pinned by hand."""
+    listed: bool = False
+    """True if it is in a list, which pins it too."""
 
     def __str__(self) -> str:
         return image_name(self.repository, self.reference)

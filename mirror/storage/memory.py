@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Self
 
 from mirror.errors import ManifestUnknown, Pinned, StorageFull
@@ -14,7 +15,19 @@ from mirror.manifests import Manifest, children_of, payload_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.memory_partial import MemoryDownload, MemoryPartial
 from mirror.storage.slices import Part
-from mirror.storage.store import Change, Collected, Deleted, Gone, Question, Restore, State, Statistics, TagRecord, Verified
+from mirror.storage.store import (
+    Change,
+    Collected,
+    Deleted,
+    Gone,
+    ListedImage,
+    Question,
+    Restore,
+    State,
+    Statistics,
+    TagRecord,
+    Verified,
+)
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -53,6 +66,8 @@ class MemoryStore:
         self._tags: dict[tuple[Repository, str], TagRecord] = {}
         self._pins: dict[tuple[Repository, Reference], Digest | None] = {}
         """What each pinned reference meant last; None while that is unknown."""
+        self._listed: dict[tuple[str, Repository, Reference], tuple[ListedImage, Digest | None]] = {}
+        """Each with what it meant last, as in `_pins`."""
         self._documents: dict[str, str] = {}
         self._status: Any = None
 
@@ -168,6 +183,9 @@ class MemoryStore:
         self._tags[repository, tag.value] = record
         if (repository, tag) in self._pins:
             self._pins[repository, tag] = record.descriptor.digest
+        for key, (image, _) in self._listed.items():
+            if key[1:] == (repository, tag):
+                self._listed[key] = image, record.descriptor.digest
 
     async def drop_tag(self, repository: Repository, tag: Tag) -> None:
         self._tags.pop((repository, tag.value), None)
@@ -206,11 +224,15 @@ class MemoryStore:
     # ------------------------------------------------------------------ what people do
 
     async def pin(self, repository: Repository, reference: Reference) -> bool:
-        digest = reference if isinstance(reference, Digest) else None
-        if isinstance(reference, Tag) and (record := self._tags.get((repository, reference.value))) is not None:
-            digest = record.descriptor.digest
+        digest = self._meant(repository, reference)
         self._pins.setdefault((repository, reference), digest)
         return digest in self.content
+
+    def _meant(self, repository: Repository, reference: Reference) -> Digest | None:
+        if isinstance(reference, Digest):
+            return reference
+        record = self._tags.get((repository, reference.value))
+        return None if record is None else record.descriptor.digest
 
     async def unpin(self, repository: Repository, reference: Reference) -> bool:
         if (repository, reference) not in self._pins:
@@ -219,7 +241,32 @@ class MemoryStore:
         return True
 
     def _pinned(self) -> set[Digest]:
-        return self._family({digest for digest in self._pins.values() if digest is not None})
+        listed = (digest for _, digest in self._listed.values())
+        return self._family({digest for digest in (*self._pins.values(), *listed) if digest is not None})
+
+    async def set_listed(self, lists: Mapping[str, Collection[tuple[Repository, Reference]] | None]) -> None:
+        before, self._listed = self._listed, {}
+        for name, images in lists.items():
+            self._listed |= {
+                key: value for key, value in before.items() if key[0] == name and (images is None or key[1:] in images)
+            }
+            for image in images or ():
+                new = ListedImage(name, *image, time.time(), None, None, 0, "")
+                self._listed.setdefault((name, *image), (new, self._meant(*image)))
+
+    async def listed(self) -> list[ListedImage]:
+        return sorted((image for image, _ in self._listed.values()), key=lambda image: image.list)
+
+    async def note_listed(self, name: str, repository: Repository, reference: Reference, tried: float, fault: str) -> None:
+        key = name, repository, reference
+        if key in self._listed:
+            image, digest = self._listed[key]
+            ran, failures = (image.ran, image.failures + 1) if fault else (tried, 0)
+            self._listed[key] = dataclasses.replace(image, tried=tried, ran=ran, failures=failures, fault=fault), digest
+
+    def lead_lists(self) -> AbstractContextManager[None]:
+        """There is no other process."""
+        return nullcontext()
 
     async def delete(self, repository: Repository, reference: Reference, *, force: bool = False) -> Deleted:
         if isinstance(reference, Tag):
@@ -235,6 +282,13 @@ class MemoryStore:
         names: list[Reference] = [Tag(tag) for tag in tags] + ([] if isinstance(reference, Tag) else [digest])
         if not force and any((repository, name) in self._pins for name in names):
             raise Pinned(f"{image_name(repository, reference)} is pinned: unpin it first, or force it")
+        listed = [key for key in self._listed if key[1] == repository and key[2] in (*names, reference)]
+        if listed and not force:
+            raise Pinned(
+                f"{image_name(repository, reference)} is in the list {listed[0][0]} of [[warm]]: remove it there, or force it"
+            )
+        for key in listed:
+            self._listed[key] = self._listed[key][0], None
         for name in names:
             self._pins.pop((repository, name), None)
             self._tags.pop((repository, str(name)), None)

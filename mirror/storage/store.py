@@ -7,7 +7,7 @@ Two stores implement it, `mirror.storage.disk.store.DiskStore` and `mirror.stora
 what is promised here. A store is an async context manager. All methods belong to the event loop that entered it.
 
 What is atomic, across the tasks and processes that share a store: `put_manifest` and `Partial.commit` (the content is here whole or not at all), `set_tag`,
-`drop_tag`, `pin`, `unpin`, `set_document`, and `delete` (no eviction and no other deletion comes between the names and the content).
+`drop_tag`, `pin`, `unpin`, `set_listed`, `set_document`, and `delete` (no eviction and no other deletion comes between the names and the content).
 
 Failures. Content is *absent* if it is known not to be there. If the disk does not give it for another reason (no descriptors, an I/O error, no permission), it is not absent:
 `open` and `size` raise StorageUnreadable, and nothing is forgotten. The other methods that a pull needs do not raise if the disk or the catalog fails: they return
@@ -16,8 +16,8 @@ what an empty store would, so that upstream is asked. The methods that people ca
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -48,6 +48,25 @@ class Change:
 
     deleted: bool
     tags: tuple[tuple[Repository, Tag], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedImage:
+    """An image of a list. Times in seconds since the epoch."""
+
+    list: str
+    repository: Repository
+    reference: Reference
+    since: float
+    """Since when it has been in the list."""
+    ran: float | None
+    """When the last pull that succeeded began; None if none has."""
+    tried: float | None
+    """When the last pull began; None if there was none."""
+    failures: int
+    """Pulls in a row that have failed."""
+    fault: str
+    """Why the last one failed; empty if it did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +252,29 @@ class Store(Protocol):
         """Lets an image be evicted again. Returns False if it was not pinned by this reference."""
         ...
 
+    async def set_listed(self, lists: Mapping[str, Collection[tuple[Repository, Reference]] | None]) -> None:
+        """Replaces the images of all lists, by the lists' names; where None is given, a list keeps those that it has. What is listed is protected as by `pin`.
+
+        A pin by hand is another matter: neither takes the other's place. Raises CatalogFailed.
+        """
+        ...
+
+    async def listed(self) -> list[ListedImage]:
+        """Returns the images of all lists, in the order in which they were listed. Raises CatalogFailed."""
+        ...
+
+    async def note_listed(self, name: str, repository: Repository, reference: Reference, tried: float, fault: str) -> None:
+        """Records how the pull of a listed image went that began at `tried`; `fault` is empty if it succeeded. Raises CatalogFailed."""
+        ...
+
+    def lead_lists(self) -> AbstractContextManager[None]:
+        """Held by the process that pulls the images of lists. Raises OSError if another one does."""
+        ...
+
     async def delete(self, repository: Repository, reference: Reference, *, force: bool = False) -> Deleted:
         """Deletes an image: its name, and the content that no other image has; by digest, all tags of the repository that mean it.
 
-        What is being read stays readable to its end. Raises ManifestUnknown where nothing is known by that name; Pinned, unless by `force`.
+        What is being read stays readable to its end. Raises ManifestUnknown where nothing is known by that name; Pinned if it is pinned or listed, unless by `force`.
         """
         ...
 

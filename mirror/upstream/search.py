@@ -18,6 +18,7 @@ from yarl import URL
 from mirror.errors import (
     MirrorError,
     NameInvalid,
+    Offline,
     TagInvalid,
     UpstreamFailed,
     UpstreamInvalid,
@@ -144,6 +145,9 @@ class _Service:
             document = await self._get(url)
         except UpstreamInvalid:
             breaker.succeeded()
+            raise
+        except Offline:
+            # It says nothing of the service.
             raise
         except (UpstreamFailed, UpstreamTimeout) as error:
             # It may be the failure of this question alone.

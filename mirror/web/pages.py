@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
 from mirror.cache.cache import Cache
 from mirror.cache.freshness import is_fresh
+from mirror.cache.warming import WarmState
 from mirror.clients import CLIENTS, Address, Client
 from mirror.downloads.active import Download
 from mirror.errors import CatalogFailed, ManifestUnknown, MirrorError, NameUnknown, Unknown
@@ -53,6 +54,7 @@ class State:
     report: Mapping[str, Any]
     """What /readyz says."""
     top: tuple[Pulled, ...] = ()
+    warm: Sequence[WarmState] = ()
 
 
 class Pages:
@@ -85,7 +87,7 @@ class Pages:
     async def state(self) -> State:
         downloads = await self._downloads()
         totals, history, top = await self._current_figures()
-        return State(downloads, totals, history, self._site_info.report(), top)
+        return State(downloads, totals, history, self._site_info.report(), top, await self._cache.warming.state())
 
     def parts(self, state: State, language: str) -> Mapping[str, str]:
         """Renders the live parts of the overview, by the IDs of their elements."""
@@ -99,6 +101,7 @@ class Pages:
             "traffic": page("_traffic.html", language, chart=charts.bars(state.history), **shown),
             "upstreams": page("_upstreams.html", language, **shown),
             "top": page("_top.html", language, **shown),
+            "warm": page("_warm.html", language, **shown),
         }
 
     async def overview(self, context: PageContext) -> str:

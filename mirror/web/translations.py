@@ -40,6 +40,12 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "live": ("live", "实时"),
     "live_lost": ("reconnecting…", "正在重新连接…"),
     "live_off": ("With JavaScript, this part updates itself.", "启用 JavaScript 后，此部分会自动刷新。"),
+    # without a network
+    "offline": ("offline", "离线"),
+    "offline_why": (
+        "No registry is asked: what is cached is served however old it is, nothing expires, and what is not cached cannot be pulled.",
+        "不访问任何上游仓库：缓存中的内容不论多旧都照常提供，也不会因长期未用而删除；不在缓存中的内容无法拉取。",
+    ),
     # figures
     "figures": ("At a glance", "总览"),
     "hit_ratio": ("Hit ratio", "命中率"),
@@ -106,6 +112,23 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "throughput": ("{rate} a connection", "单连接 {rate}"),
     "pulls_left": ("{left} of {limit} pulls left", "剩余拉取次数 {left} / {limit}"),
     "answered": ("answered {ago}", "最近应答：{ago}"),
+    # lists that are pulled by schedule
+    "warm": ("Pulled by schedule", "定时拉取"),
+    "warm_list": ("List {name}", "列表 {name}"),
+    "warm_every": ("every {time}", "每隔 {time}"),
+    "warm_at": ("daily at {time}", "每天 {time}"),
+    "warm_pulled": ("{pulled} of {n} pulled", "{n} 个中已拉取 {pulled} 个"),
+    "warm_last": ("last {ago}", "上次：{ago}"),
+    "warm_never": ("not pulled yet", "尚未拉取"),
+    "warm_next": ("next in {time}", "{time}后进行下一次"),
+    "warm_now": ("due now", "即将或正在进行"),
+    "warm_offline": ("waits until the mirror is online", "离线期间暂停"),
+    "colon": (": ", "："),
+    "listed": ("in a list", "列表内"),
+    "listed_why": (
+        "It is in a list that is pulled by schedule, and is not evicted while it is.",
+        "该镜像在定时拉取的列表中，期间不会被清理。",
+    ),
     # the most pulled
     "top": ("Most pulled", "最常拉取"),
     "top_none": ("Nothing has been pulled yet.", "尚无拉取记录。"),

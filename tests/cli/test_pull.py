@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from mirror.cli.selection import this_platform
 from mirror.downloads.active import merged
-from mirror.manifests import OCI_INDEX, OCI_MANIFEST
+from mirror.manifests import OCI_INDEX, OCI_MANIFEST, this_platform
 from mirror.names import Digest, natural
 from mirror.storage.disk.statuses import Statuses
 from tests.support.commands import Commands, mirror

@@ -14,7 +14,11 @@ from typing import Any
 
 import pytest
 
-from mirror.names import Digest
+from mirror.names import Digest, Tag
+from mirror.storage.disk.store import DiskStore
+from mirror.storage.settings import Expire, Upkeep
+from tests.storage.test_conformance import APP, put_image
+from tests.support.commands import Commands
 from tests.support.mirrors import Mirror, MirrorProcess, StartMirror, until
 from tests.support.scripted import Scripted
 
@@ -182,3 +186,49 @@ async def test_the_flag(tmp_path: Path, upstream: Scripted) -> None:
         await until(lambda: "SIGHUP: no setting has changed" in mirror.log)
         assert (await asyncio.to_thread(fetch, f"{mirror.url}/v2/app/manifests/1.0"))[0] == 404
     assert upstream.asked == []
+
+
+async def test_nothing_expires(tmp_path: Path) -> None:
+    """Neither in the background nor by ``mirror gc``: it could not be fetched again. What was unused for too long goes once the mirror is online again."""
+    offline = True
+    upkeep = Upkeep(2**30, expire=(Expire("*", 0.0),))
+    async with DiskStore(tmp_path / "cache", upkeep, lambda: offline) as store:
+        manifest = await put_image(store, APP, Tag("1.0"), b"layer")
+        for dry_run in (True, False):
+            assert (await store.collect(dry_run=dry_run)).expired.count == 0
+        assert store.size(manifest.digest) is not None
+        offline = False
+        assert (await store.collect(dry_run=True)).expired.count == 3
+        assert (await store.collect()).expired.count == 3
+        assert store.size(manifest.digest) is None
+
+
+async def test_commands_beside_it_are_offline_too(tmp_path: Path, upstream: Scripted) -> None:
+    """By the flag, by the file, with the settings file named or not: they use what is cached, name what is missing, and ask nobody. Online again, they ask."""
+    upstream.add_image("library/app", "1.0")
+    upstream.add_image("library/app", "2.0")
+    file = tmp_path / "mirror.toml"
+    file.write_text("")
+    commands = Commands(tmp_path / "cache")
+    named = ["--upstream", f"docker.io={upstream.url}"]
+    await commands("pull", "app:1.0", *named)
+    asked = len(upstream.asked)
+    with MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}, "--config", str(file), "--offline") as mirror:
+        for flags in ([], ["--config", str(file)], [*named]):
+            assert "already there" in await commands("pull", "app:1.0", *flags)
+            for arguments in (["pull", "app:2.0"], ["export", "app:2.0", "-o", str(tmp_path / "lab.tar")]):
+                done = await commands.run(*arguments, *flags)
+                assert (done.returncode, "offline (upstream.offline)" in done.stderr) == (1, True), done.stderr
+            assert "app" in await commands("search", "app", *flags)
+        assert "no registry is asked, and none was checked" in (await commands.run("doctor")).stdout
+        assert len(upstream.asked) == asked
+        assert mirror.terminate() == 0
+    file.write_text("[upstream]\noffline = true\n")
+    with MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}, "--config", str(file)) as mirror:
+        assert (await commands.run("pull", "app:2.0")).returncode == 1
+        assert len(upstream.asked) == asked
+        file.write_text("")
+        os.kill(mirror.pid, signal.SIGHUP)
+        await until(lambda: "SIGHUP: taken: upstream.offline" in mirror.log)
+        await until(lambda: json.loads((tmp_path / "cache" / "running.json").read_text())["offline"] is False)
+        await commands("pull", "app:2.0")

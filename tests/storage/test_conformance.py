@@ -388,6 +388,65 @@ async def test_pins_hold_what_a_tag_means(store: Store) -> None:
     assert not await store.unpin(APP, ONE)
 
 
+async def test_lists_hold_what_they_name(store: Store) -> None:
+    """As pins do, while the image is in any list; what leaves the last one can be evicted, unless it is pinned by hand. A list that is not told keeps its own."""
+    layers = [os.urandom(100_000 + number) for number in range(4)]
+    tags = [Tag(str(number)) for number in range(4)]
+    await store.set_listed({"a": [(APP, tags[0]), (APP, tags[1])], "b": [(APP, tags[0]), (APP, tags[2]), (APP, tags[3])]})
+    for tag, layer in zip(tags, layers, strict=True):
+        await put_image(store, APP, tag, layer)
+
+    async def check(*expected: int) -> None:
+        # Nothing else fits beside it.
+        await put(store, os.urandom(LIMIT - 101_000 * len(expected) - 20_000))
+        assert [number for number, layer in enumerate(layers) if store.size(Digest.of(layer)) is not None] == list(expected)
+
+    await check(0, 1, 2, 3)
+    assert not await store.unpin(APP, tags[0])
+    await store.pin(APP, tags[2])
+    await store.set_listed({"a": None, "b": [(APP, tags[3])]})
+    assert [(image.list, image.reference) for image in await store.listed()] == [("a", tags[0]), ("a", tags[1]), ("b", tags[3])]
+    with pytest.raises(Pinned, match="list b"):
+        await store.delete(APP, tags[3])
+    await store.delete(APP, tags[3], force=True)
+    await check(0, 1, 2)
+    await store.set_listed({"b": [(APP, tags[0])]})
+    await check(0, 2)
+    await store.set_listed({})
+    await check(2)
+    assert await store.listed() == []
+    assert await store.unpin(APP, tags[2])
+    await check()
+
+
+async def test_how_pulls_of_listed_images_went(store: Store) -> None:
+    """The last one that succeeded, the last one, failures in a row and why; kept while the image is listed, of each list apart."""
+    await store.set_listed({"a": [(APP, ONE), (OTHER, TWO)], "b": [(APP, ONE)]})
+    await store.note_listed("a", APP, ONE, 10.0, "no connection")
+    await store.note_listed("a", APP, ONE, 20.0, "no room")
+    await store.note_listed("a", OTHER, TWO, 20.0, "")
+    await store.note_listed("gone", OTHER, TWO, 20.0, "")
+
+    async def state() -> list[tuple[object, ...]]:
+        return [(one.list, one.reference, one.ran, one.tried, one.failures, one.fault) for one in await store.listed()]
+
+    failed, fine, other = ("a", ONE, None, 20.0, 2, "no room"), ("a", TWO, 20.0, 20.0, 0, ""), ("b", ONE, None, None, 0, "")
+    assert await state() == [failed, fine, other]
+    await store.set_listed({"b": [(APP, ONE)], "a": [(OTHER, TWO), (APP, ONE), (APP, TWO)]})
+    assert await state() == [failed, fine, ("a", TWO, None, None, 0, ""), other]
+    await store.note_listed("a", APP, ONE, 30.0, "")
+    await store.note_listed("a", OTHER, TWO, 40.0, "too late")
+    assert await state() == [
+        ("a", ONE, 30.0, 30.0, 0, ""),
+        ("a", TWO, 20.0, 40.0, 1, "too late"),
+        ("a", TWO, None, None, 0, ""),
+        other,
+    ]
+    assert all(one.since > 1e9 for one in await store.listed())
+    with store.lead_lists():
+        pass
+
+
 @pytest.mark.parametrize("by", ["tag", "digest"])
 async def test_deleting_takes_what_no_other_image_has(store: Store, by: str) -> None:
     """Names, pins and bytes; a shared layer stays, and so does what somebody is reading, to its end."""

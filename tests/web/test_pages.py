@@ -12,6 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from mirror.cache.warming import WarmState
 from mirror.certificate import ends
 from mirror.downloads.active import Download
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST
@@ -23,7 +24,7 @@ from mirror.web.pages import Pages, State
 from mirror.web.site_info import SiteInfo
 from mirror.web.templating import Templates
 from tests.cache.test_inventory import pull, serve
-from tests.support.dashboard import HOSTILE, HTML, IMAGE, log_in, token
+from tests.support.dashboard import HOSTILE, HTML, IMAGE, PAGES, log_in, token
 from tests.support.filled import fill
 from tests.support.images import make_index
 from tests.support.mirrors import Mirror, StartMirror, until
@@ -246,3 +247,64 @@ async def test_a_page_has_links_to_the_tars_of_the_platforms_that_are_cached(mir
         for link in links:
             assert (await mirror.get(link)).headers["Content-Type"] == "application/x-tar"
         assert f"curl -f &#39;{mirror.url}{links[0]}&#39; | docker load" in page
+
+
+async def test_every_page_says_that_the_mirror_is_offline(start: StartMirror, upstream: Scripted) -> None:
+    """In both languages, and among the live parts; a mirror that is not says nothing of it."""
+    mirror: Mirror = await start()
+    for path in PAGES:
+        assert b"No registry is asked" not in (await mirror.get(path, **HTML)).body, path
+    await mirror.stop()
+    asked = len(upstream.asked)
+    mirror = await start(settings={"upstream": {"offline": True}})
+    for language, words in (("en", "No registry is asked"), ("zh", "不访问任何上游仓库")):
+        for path in PAGES:
+            if path != "/images":
+                page = (await mirror.get(path, **HTML, Accept_Language=language)).body.decode()
+                assert page.count(words) == 1, path
+        async with mirror.session.get("/events", headers={"Accept-Language": language}) as events:
+            async for line in events.content:
+                if line.startswith(b"data: "):
+                    assert words in json.loads(line[6:])["faults"]
+                    break
+    assert "离线模式" in (await mirror.get("/repository/docker.io/library/none", **HTML, Accept_Language="zh")).body.decode()
+    assert len(upstream.asked) == asked
+
+
+def test_lists_that_are_pulled_by_schedule() -> None:
+    """What each holds, when it was and will be pulled, what fails and why, in both languages; nothing where there are no lists; while offline they wait."""
+    totals = Totals(0, 0, 0, 0, 4096, 0, 0, Traffic(0, 0, 0, 0))
+    pages = Pages(None, None, SiteInfo("1", (), 8192, 1.0, dict), Templates("1"))  # type: ignore[arg-type]
+    now = time.time()
+    failures = tuple((f"docker.io/library/app:{number}", "no connection with x: Connection refused") for number in range(7))
+    lists = (
+        WarmState("lab", ("linux/arm64", "linux/amd64"), 21600.0, None, 9, 2, now - 7200, now + 3500, failures, ""),
+        WarmState("<b>", None, None, "02:00", 1, 0, None, now - 1, (), "/etc/x.txt cannot be read: No such file or directory"),
+    )
+
+    def shown(language: str, warm: tuple[WarmState, ...] = lists, *, offline: bool = False) -> str:
+        report = {"mirror": [], "registries": {}, "offline": offline}
+        part = pages.parts(State((), totals, History((), ()), report, (), warm), language)["warm"]
+        return " ".join(re.sub(r"<[^>]*>", " ", part).split())
+
+    english, chinese = shown("en"), shown("zh")
+    for words in (
+        "2 of 9 pulled List lab every 6 h, linux/arm64, linux/amd64",
+        "last 2 h ago next in 58 min",
+        "docker.io/library/app:4: no connection with x: Connection refused and 2 more",
+        "0 of 1 pulled List &lt;b&gt; daily at 02:00, all platforms not pulled yet due now",
+        "/etc/x.txt cannot be read",
+    ):
+        assert words in english, (words, english)
+    for words in (
+        "定时拉取",
+        "拉取 2 个",
+        "列表 lab",
+        "上游拒绝连接",
+        "每天 02:00、所有平台",
+        "尚未拉取",
+        "即将或正在进行",
+    ):
+        assert words in chinese.replace("\u00a0", " "), (words, chinese)
+    assert "waits until the mirror is online" in shown("en", offline=True)
+    assert shown("en", ()) == ""

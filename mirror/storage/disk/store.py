@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from mirror.locks import KeyedFileLock, Lock
+from mirror.locks import KeyedFileLock, Lock, attempt
 from mirror.manifests import Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.disk.blobs import BlobStore, FileReader
@@ -34,7 +34,17 @@ from mirror.storage.disk.maintenance.verification import Verification
 from mirror.storage.disk.partial import DiskPartial
 from mirror.storage.disk.statuses import Statuses
 from mirror.storage.settings import Upkeep
-from mirror.storage.store import Change, Collected, Deleted, Question, Restore, Statistics, TagRecord, Verified
+from mirror.storage.store import (
+    Change,
+    Collected,
+    Deleted,
+    ListedImage,
+    Question,
+    Restore,
+    Statistics,
+    TagRecord,
+    Verified,
+)
 from mirror.tasks import BackgroundTask
 from mirror.threads import ThreadPool
 
@@ -53,13 +63,14 @@ _WATCH = 1.0
 class DiskStore:
     """Implements `mirror.storage.store.Store` in a cache directory, which several processes may share."""
 
-    def __init__(self, root: Path, upkeep: Upkeep) -> None:
-        """Opens the directory, and creates it if there is none. Raises OSError or CatalogFailed if it cannot be used."""
+    def __init__(self, root: Path, upkeep: Upkeep, offline: Callable[[], bool] = lambda: False) -> None:
+        """Opens the directory, and creates it if there is none. While `offline`, nothing expires. Raises OSError or CatalogFailed if it cannot be used."""
         self.blobs = BlobStore(root)
         self._catalog = CatalogExecutor(root / "catalog")
         self.threads = ThreadPool()
         self.inventory = InventoryExecutor(root)
         self._upkeep = upkeep
+        self._offline = offline
         self._eviction = Eviction(self.blobs, self._catalog, upkeep)
         self._content = Content(self.blobs, self.threads, self._catalog, self._eviction)
         self._mending = Mending(self.blobs, self.threads, self._catalog, self._eviction)
@@ -83,7 +94,8 @@ class DiskStore:
     def start(self, restore: Restore) -> None:
         limit.note(self.blobs.root, self._upkeep.max_size)
         self._eviction.warn_of_the_disk()
-        work = [self._mending.run, self._write_uses, Expiry(self._catalog, self._eviction, self._upkeep.expire).run]
+        expiry = Expiry(self._catalog, self._eviction, self._upkeep.expire, self._offline)
+        work = [self._mending.run, self._write_uses, expiry.run]
         if self._upkeep.scrub_rate:
             work.append(Scrub(self.blobs, self._catalog, restore, self._upkeep.scrub_rate, self._upkeep.scrub_interval).run)
         for task in [BackgroundTask(this) for this in work]:
@@ -178,6 +190,18 @@ class DiskStore:
     async def unpin(self, repository: Repository, reference: Reference) -> bool:
         return await self._catalog.do(Catalog.unpin, repository, reference)
 
+    async def set_listed(self, lists: Mapping[str, Collection[tuple[Repository, Reference]] | None]) -> None:
+        await self._catalog.do(lambda catalog: catalog.listed.replace(lists))
+
+    async def listed(self) -> list[ListedImage]:
+        return await self._catalog.do(lambda catalog: catalog.listed.images())
+
+    async def note_listed(self, name: str, repository: Repository, reference: Reference, tried: float, fault: str) -> None:
+        await self._catalog.do(lambda catalog: catalog.listed.note(name, repository, reference, tried, fault))
+
+    def lead_lists(self) -> AbstractContextManager[None]:
+        return attempt(self.blobs.root / "catalog" / "lists.lock")
+
     async def delete(self, repository: Repository, reference: Reference, *, force: bool = False) -> Deleted:
         deleted = await self._catalog.do(self._delete, repository, reference, force)
         self._content.cool()
@@ -189,7 +213,9 @@ class DiskStore:
             return delete(catalog, self.blobs, repository, reference, force)
 
     async def collect(self, *, dry_run: bool = False) -> Collected:
-        garbage = GarbageCollection(self.blobs, self.threads, self._catalog, self._eviction, self._mending, self._upkeep)
+        garbage = GarbageCollection(
+            self.blobs, self.threads, self._catalog, self._eviction, self._mending, self._upkeep, self._offline
+        )
         return await (garbage.dry_run() if dry_run else garbage.collect())
 
     async def contents(self) -> Mapping[Digest, int]:

@@ -8,6 +8,7 @@ child       which content a manifest names
 tag         what a tag meant when upstream was last asked
 holding     which repository has been seen to hold which manifest
 pin         which images are never evicted
+listed      the images of lists, which are not evicted either, and how their last pulls went
 pull        how often clients asked for a tag or digest, and when last
 traffic     what clients asked for and got, by day
 removals    how many times images were deleted or tags dropped: what other processes have in memory is older than that
@@ -37,6 +38,7 @@ from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.disk.catalog import history
 from mirror.storage.disk.catalog.changes import Changes
 from mirror.storage.disk.catalog.documents import Documents
+from mirror.storage.disk.catalog.listed import Listed
 from mirror.storage.disk.catalog.queues import BlobQueues
 from mirror.storage.disk.catalog.removal import Removal
 from mirror.storage.disk.catalog.schema import MANIFESTS, open_database
@@ -61,6 +63,7 @@ class Catalog:
             stack.callback(self._db.close)
             self.queues = BlobQueues(self._db)
             self.removal = Removal(self._db)
+            self.listed = Listed(self._db)
             self.changed = Changes(self._db)
             self._documents = Documents(folder / "documents")
             stack.callback(self._documents.close)
@@ -311,11 +314,12 @@ class Catalog:
         return found.rowcount > 0
 
     def pinned(self) -> dict[Digest, int]:
-        """Everything cached that belongs to a pinned image, with sizes in bytes: manifest or index, what they name, and so on down."""
+        """Everything cached that belongs to a pinned or listed image, with sizes in bytes: manifest or index, what they name, and so on down."""
         return dict(
             _sized(
                 self._db.execute(
                     "WITH RECURSIVE kept (digest) AS (SELECT digest FROM pin WHERE digest IS NOT NULL"
+                    " UNION SELECT digest FROM listed WHERE digest IS NOT NULL"
                     " UNION SELECT child.digest FROM kept JOIN child ON child.parent = kept.digest)"
                     " SELECT digest, size FROM kept JOIN content USING (digest)"
                 )

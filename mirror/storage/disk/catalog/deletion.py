@@ -17,6 +17,10 @@ def delete(catalog: Catalog, blobs: BlobStore, repository: Repository, reference
             raise ManifestUnknown(f"nothing is cached of {image_name(repository, reference)}")
         if named.pinned and not force:
             raise Pinned(f"{image_name(repository, reference)} is pinned: unpin it first, or force it")
+        if named.list is not None and not force:
+            raise Pinned(
+                f"{image_name(repository, reference)} is in the list {named.list} of [[warm]]: remove it there, or force it"
+            )
         catalog.removal.forget_names(repository, reference, named)
         gone, kept = catalog.removal.exclusive_content(repository, named.digest)
         for name in gone:

@@ -47,14 +47,16 @@ WITH named AS (
     SELECT registry, path, NULL, digest, NULL FROM holding WHERE NOT EXISTS (
         SELECT 1 FROM tag WHERE tag.digest = holding.digest AND tag.registry = holding.registry AND tag.path = holding.path)
 )
-SELECT named.*, id, fetched, pull.count AS pulls, pull.last AS pulled, pin.since IS NOT NULL AS pinned
+SELECT named.*, id, fetched, pull.count AS pulls, pull.last AS pulled, pin.since IS NOT NULL AS pinned,
+    EXISTS (SELECT 1 FROM listed WHERE listed.registry = named.registry AND listed.path = named.path
+        AND listed.reference = coalesce(tag, named.digest)) AS listed
 FROM named CROSS JOIN item ON item.digest = named.digest AND item.manifest
 LEFT JOIN pull ON pull.registry = named.registry AND pull.path = named.path AND pull.reference = coalesce(tag, named.digest)
 LEFT JOIN pin ON pin.registry = named.registry AND pin.path = named.path AND pin.reference = coalesce(tag, named.digest)
 WHERE tag IS NOT NULL OR NOT EXISTS (SELECT 1 FROM part WHERE part.item = item.id AND part.root != item.id)
 """
 _PAGE = """
-SELECT registry, path, tag, digest, checked, id, fetched, pulls, pulled, pinned, count(*) OVER () FROM image
+SELECT registry, path, tag, digest, checked, id, fetched, pulls, pulled, pinned, listed, count(*) OVER () FROM image
 WHERE (?1 = '' OR registry || '/' || path = ?1) AND NOT EXISTS (
     SELECT 1 FROM json_each(?2) AS word
     WHERE instr(lower(image.registry || '/' || image.path || ':' || coalesce(tag, '')), word.value) = 0
@@ -64,7 +66,7 @@ ORDER BY CASE ?3 WHEN 'pulled' THEN -coalesce(pulled, 0) WHEN 'fetched' THEN -fe
     registry, path, tag IS NULL, tag, digest LIMIT ?4 OFFSET ?5
 """
 _ONE = """
-SELECT registry, path, tag, digest, checked, id, fetched, pulls, pulled, pinned FROM image
+SELECT registry, path, tag, digest, checked, id, fetched, pulls, pulled, pinned, listed FROM image
 WHERE registry = ? AND path = ? AND ? IN (tag, digest) ORDER BY tag LIMIT 1
 """
 
@@ -145,7 +147,7 @@ class Inventory:
         self.learn()
         one = self._db.execute
         images, repositories, pinned = one(
-            "SELECT count(*), count(DISTINCT registry || '/' || path), coalesce(sum(pinned), 0) FROM image"
+            "SELECT count(*), count(DISTINCT registry || '/' || path), coalesce(sum(pinned OR listed), 0) FROM image"
         ).fetchone()
         manifests, entries, size = one(
             "SELECT coalesce(sum(manifest), 0), count(*), coalesce(sum(size), 0) FROM item WHERE size >= 0"
@@ -165,7 +167,7 @@ class Inventory:
         listed = list(rows)
         known = {row[0]: row[1:] for row in sizes(self._db, json.dumps([row[5] for row in listed]))}
         found = []
-        for registry, path, tag, digest, checked, number, fetched, pulls, pulled, pinned, *_ in listed:
+        for registry, path, tag, digest, checked, number, fetched, pulls, pulled, pinned, in_list, *_ in listed:
             size, shared, missing, platforms = known.get(number, (0, 0, 0, None))
             parsed = Digest.parse(digest)
             found.append(
@@ -182,6 +184,7 @@ class Inventory:
                     pulls or 0,
                     pulled,
                     bool(pinned),
+                    bool(in_list),
                 )
             )
         return tuple(found)

@@ -18,6 +18,7 @@ kept (digest) AS (
     SELECT digest FROM own WHERE
         EXISTS (SELECT 1 FROM tag WHERE tag.digest = own.digest)
         OR EXISTS (SELECT 1 FROM pin WHERE pin.digest = own.digest)
+        OR EXISTS (SELECT 1 FROM listed WHERE listed.digest = own.digest)
         OR EXISTS (SELECT 1 FROM holding WHERE holding.digest = own.digest AND (registry != ?2 OR path != ?3))
         OR EXISTS (SELECT 1 FROM child JOIN content ON content.digest = parent WHERE child.digest = own.digest AND parent NOT IN own)
     UNION SELECT child.digest FROM kept JOIN child ON child.parent = kept.digest)
@@ -32,6 +33,8 @@ class Named:
     digest: Digest
     tags: tuple[str, ...]
     pinned: bool
+    list: str | None
+    """The list that it is in; None if it is in none."""
 
 
 class Removal:
@@ -62,7 +65,11 @@ class Removal:
             "SELECT EXISTS (SELECT 1 FROM pin WHERE registry = ? AND path = ? AND reference IN (SELECT value FROM json_each(?)))",
             (*place, json.dumps(names)),
         ).fetchone()
-        return Named(digest, tuple(tags), bool(pinned))
+        row = self._db.execute(
+            "SELECT list FROM listed WHERE registry = ? AND path = ? AND reference IN (SELECT value FROM json_each(?)) LIMIT 1",
+            (*place, json.dumps(names)),
+        ).fetchone()
+        return Named(digest, tuple(tags), bool(pinned), row[0] if row else None)
 
     def forget_names(self, repository: Repository, reference: Reference, named: Named) -> None:
         """Deletes the names with their pins and pulls, and lets other processes know (see changes.py)."""
@@ -73,6 +80,10 @@ class Removal:
                 f"DELETE FROM {table} WHERE registry = ? AND path = ? AND {column} IN (SELECT value FROM json_each(?))",  # noqa: S608
                 (*place, names),
             )
+        self._db.execute(
+            "UPDATE listed SET digest = NULL WHERE registry = ? AND path = ? AND reference IN (SELECT value FROM json_each(?))",
+            (*place, names),
+        )
         self._db.execute("DELETE FROM holding WHERE registry = ? AND path = ? AND digest = ?", (*place, str(named.digest)))
         self._db.execute(
             "INSERT INTO holding SELECT DISTINCT registry, path, digest FROM tag WHERE registry = ? AND path = ? AND digest = ?",

@@ -14,7 +14,7 @@ _SHOWN = 6
 """Tags that are listed for a repository."""
 
 _PAGE = """
-SELECT registry, path, count(*), sum(pinned), max(fetched), total(pulls), max(pulled), count(*) OVER () FROM image
+SELECT registry, path, count(*), sum(pinned OR listed), max(fetched), total(pulls), max(pulled), count(*) OVER () FROM image
 GROUP BY registry, path
 ORDER BY CASE ? WHEN 'pulled' THEN -coalesce(max(pulled), 0) WHEN 'fetched' THEN -max(fetched) WHEN 'size' THEN -(
     SELECT sum(size) FROM item WHERE id IN (

@@ -47,6 +47,13 @@ CREATE TABLE IF NOT EXISTS pin (
     PRIMARY KEY (registry, path, reference)) WITHOUT ROWID;
 CREATE TRIGGER IF NOT EXISTS tag_pinned AFTER INSERT ON tag BEGIN
     UPDATE pin SET digest = new.digest WHERE registry = new.registry AND path = new.path AND reference = new.tag; END;
+CREATE TABLE IF NOT EXISTS listed (
+    list TEXT NOT NULL, registry TEXT NOT NULL, path TEXT NOT NULL, reference TEXT NOT NULL, digest TEXT, since REAL NOT NULL,
+    ran REAL, tried REAL, failures INTEGER NOT NULL DEFAULT 0, fault TEXT NOT NULL DEFAULT '',
+    UNIQUE (list, registry, path, reference));
+CREATE INDEX IF NOT EXISTS listed_reference ON listed (registry, path, reference);
+CREATE TRIGGER IF NOT EXISTS tag_listed AFTER INSERT ON tag BEGIN
+    UPDATE listed SET digest = new.digest WHERE registry = new.registry AND path = new.path AND reference = new.tag; END;
 CREATE TABLE IF NOT EXISTS total (part INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, entries INTEGER NOT NULL);
 INSERT INTO total
     SELECT column1, (SELECT coalesce(sum(size), 0) FROM content WHERE queue = column1), (SELECT count(*) FROM content WHERE queue = column1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 from mirror.names import Digest
 from mirror.storage.disk.catalog.catalog import Catalog
@@ -20,12 +21,15 @@ _SPENT = 30 * 86400.0
 
 
 class Expiry:
-    """Finds and removes expired images."""
+    """Finds and removes expired images. Nothing expires while the mirror is offline: it could not be fetched again."""
 
-    def __init__(self, catalog: CatalogExecutor, eviction: Eviction, rules: tuple[Expire, ...]) -> None:
+    def __init__(
+        self, catalog: CatalogExecutor, eviction: Eviction, rules: tuple[Expire, ...], offline: Callable[[], bool]
+    ) -> None:
         self._catalog = catalog
         self._eviction = eviction
         self._rules = rules
+        self._offline = offline
 
     async def run(self) -> None:
         """Removes expired images from time to time. Never returns."""
@@ -38,6 +42,8 @@ class Expiry:
 
     async def expire(self) -> None:
         """Removes what has expired."""
+        if self._offline():
+            return
         gone: list[Digest] = await self._catalog.read([], self._expired, time.time())
         if gone:
             await self._eviction.remove(gone)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from mirror.locks import try_exclusive
@@ -40,6 +40,7 @@ class GarbageCollection:
         eviction: Eviction,
         mending: Mending,
         upkeep: Upkeep,
+        offline: Callable[[], bool],
     ) -> None:
         self._blobs = blobs
         self._threads = threads
@@ -47,6 +48,7 @@ class GarbageCollection:
         self._eviction = eviction
         self._mending = mending
         self._upkeep = upkeep
+        self._offline = offline
 
     async def collect(self) -> Collected:
         """Removes what has expired, what belongs to no image, what was given up, and what is above the limit. Raises OSError, CatalogFailed."""
@@ -74,7 +76,7 @@ class GarbageCollection:
             sizes = [size for digest, size in before.items() if digest not in known]
             return Gone(len(sizes), sum(sizes))
 
-        expired = await gone(Expiry(catalog, eviction, self._upkeep.expire).expire())
+        expired = await gone(Expiry(catalog, eviction, self._upkeep.expire, self._offline).expire())
         orphaned = await catalog.do(Catalog.orphans, time.time() - _ORPHANED)
         orphans = await gone(eviction.remove(orphaned))
         unfinished = Gone(*await self._threads.run(lambda: sweep(self._blobs, dry_run=dry_run)))
