@@ -48,7 +48,7 @@ def from_environment(environ: Mapping[str, str], tables: Collection[str]) -> dic
         if len(path) == 1 and path[0] not in tables:
             continue
         value = _parsed(environ[key])
-        if len(path) == 1 and not isinstance(value, dict):
+        if len(path) == 1 and not isinstance(value, dict) and not (path[0] == "warm" and isinstance(value, list)):
             raise ConfigError([f"{key}: a table given as one variable must be JSON"])
         for part in reversed(path):
             value = {part: value}

@@ -75,7 +75,7 @@ async def test_listeners_are_few_and_cost_nothing_when_they_have_left(dashboard:
     monkeypatch.setattr(live, "_MOST", 1)
     stream = events(dashboard.session)
     told = await anext(stream)
-    assert set(told) == {"faults", "figures", "downloads", "traffic", "upstreams", "top"}
+    assert set(told) == {"faults", "figures", "downloads", "traffic", "upstreams", "top", "warm"}
     assert (await dashboard.get("/events")).status == 503
     assert (await post(dashboard, IMAGE, {"action": "pin"}, Authorization=f"Bearer {token(dashboard)}"))[0] == 200
     async with asyncio.timeout(20):
