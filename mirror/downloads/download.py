@@ -7,6 +7,7 @@ chooses. The error is raised only after several connections in a row have brough
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from typing import Protocol
 
@@ -35,13 +36,14 @@ class Stream(Protocol):
     """The bytes of a blob from `start` on.
 
     `size` is the size of the whole blob, None if upstream does not state it; `endpoint` names the server. What `read` returns is valid until its next call.
+    After `wanted` more bytes nothing is read: what is received beyond them is lost.
     """
 
     size: int | None
     start: int
     endpoint: str
 
-    async def read(self) -> bytes | memoryview: ...
+    async def read(self, wanted: int) -> bytes | memoryview: ...
     async def aclose(self) -> None: ...
 
 
@@ -132,18 +134,21 @@ class Download:
         self._stream, self._skip, self._gained = stream, self.position - stream.start, 0
         self.endpoint = stream.endpoint
 
-    async def read(self) -> bytes | memoryview:
+    async def read(self, wanted: int = sys.maxsize) -> bytes | memoryview:
         """Returns the next bytes, valid until the next `read` or `aclose`; none at the end of the stretch.
+
+        The caller reads no more than `wanted` bytes from here on. There may be more of them, where it wanted more before.
 
         Raises UpstreamError when no more connections are tried; Unknown and Denied at once.
         """
-        while True:
+        while self._stop is None or self.position < self._stop:
             try:
                 if self._stream is None:
                     await self.open()
                 assert self._stream is not None
-                data = await self._stream.read()
                 end = self._stop if self._stop is not None else self.size
+                left = wanted if self._stop is None else min(wanted, self._stop - self.position)
+                data = await self._stream.read(left + self._skip)
                 if not data and end is not None and self.position < end:
                     raise UpstreamCut(f"upstream ended the blob at byte {self.position} of {end}")
             except _PASSING as error:
@@ -161,11 +166,10 @@ class Download:
                     continue
             if self._stop is not None and self.position + len(data) > self._stop:
                 data = data[: self._stop - self.position]
-                if not data:
-                    return b""
             self.position += len(data)
             self._gained += len(data)
             return data
+        return b""
 
     async def _recover(self, error: UpstreamError) -> None:
         await self.aclose()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
@@ -263,7 +264,8 @@ class Filling:
     async def _transfer(self, download: Download, segment: Segment) -> None:
         segment.task = asyncio.current_task()
         while segment.end is None or segment.position < segment.end:
-            data = await download.read()
+            # Where another connection has taken over the rest, its bytes are not received twice.
+            data = await download.read(sys.maxsize if segment.end is None else segment.end - segment.position)
             if not data:
                 break
             if segment.began is None:

@@ -75,9 +75,9 @@ class _SupplierStream:
         self._stream = stream
         self._supplier: Supplier | None = supplier
 
-    async def read(self) -> bytes | memoryview:
+    async def read(self, wanted: int) -> bytes | memoryview:
         try:
-            return await self._stream.read()
+            return await self._stream.read(wanted)
         except UpstreamError:
             # The next connection is opened at another supplier, where there is one.
             if self._supplier is not None:

@@ -10,6 +10,7 @@ import asyncio
 import mmap
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -194,17 +195,17 @@ class Response:
         self._buffers: list[memoryview] = []
         self._closed = False
 
-    async def read(self, seconds: float, most: int = 0) -> memoryview:
+    async def read(self, seconds: float, wanted: int = sys.maxsize, *, ahead: bool = True) -> memoryview:
         """Returns the next bytes, empty at the end. They are valid until the next `read` or `aclose`.
 
-        With `most`, no more bytes than that are received, and none ahead of the next call: for a capped rate.
+        `wanted` is the number of bytes after which the caller reads no more: those beyond are not received. Without `ahead`, none of them are received before the next call.
 
         Raises TimeoutError if none are received for so many seconds; OSError or h11.RemoteProtocolError if the connection ends early.
         """
         if not self._buffers:
             self._buffers = self._receiver.take_buffers()
         if self._filling is None:
-            self._filling = self._receiver.start(self._connection, self._buffers[0][: most or None])
+            self._filling = self._receiver.start(self._connection, self._buffers[0][:wanted])
         filling = self._filling
         done, _ = await asyncio.wait([filling], timeout=seconds)
         if not done:
@@ -213,7 +214,8 @@ class Response:
         data, free = self._buffers
         self._buffers = [free, data]
         # While the caller processes these bytes, the next ones are received.
-        self._filling = None if most or self._connection.complete else self._receiver.start(self._connection, free)
+        going_on = ahead and wanted > count and not self._connection.complete
+        self._filling = self._receiver.start(self._connection, free[: wanted - count]) if going_on else None
         return data[:count]
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import h11
 from prometheus_client import Counter
@@ -43,8 +44,10 @@ class BlobStream:
         self._limiter = limiter
         self._share = share
 
-    async def read(self) -> memoryview:
+    async def read(self, wanted: int = sys.maxsize) -> memoryview:
         """Returns the next bytes, empty at the end; waits up to the stall timeout. They are valid until the next `read` or `aclose`.
+
+        No more than the next `wanted` bytes are received, unless an earlier call asked for more.
 
         Raises UpstreamCut, UpstreamStalled.
         """
@@ -56,7 +59,7 @@ class BlobStream:
         self._lease.delay(began - asked)
         data = memoryview(b"")
         try:
-            data = await self._response.read(self._stall, most)
+            data = await self._response.read(self._stall, min(most, wanted) if most else wanted, ahead=not most)
         except TimeoutError:
             raise UpstreamStalled(f"{shown(self._response.url)} sent nothing for {self._stall:g} s") from None
         except (OSError, h11.RemoteProtocolError) as error:

@@ -43,7 +43,7 @@ class Stream:
         self._left = min(count, SIZE - start)
         self._cut = start + count < SIZE
 
-    async def read(self) -> bytes:
+    async def read(self, wanted: int) -> bytes:
         count, self._left = min(self._left, 64 * 1024), max(self._left - 64 * 1024, 0)
         if not count and self._cut:
             raise UpstreamCut("cut")

@@ -23,7 +23,7 @@ CHUNK = 64 * 1024
 
 
 class Source:
-    """A blob as one registry has it. `gate` must be set for bytes from `gated` on to come."""
+    """A blob as one registry has it. `gate` must be set for bytes from `gated` on to come in a stream that began before them."""
 
     connections = 1
     ranges = True
@@ -40,6 +40,8 @@ class Source:
         self.error = error
         self.opened: list[tuple[int, int | None]] = []
         self.described = 0
+        self.wanted: dict[int, int] = {}
+        """The offset up to which bytes were wanted of a stream by its last read, by the stream's start."""
 
     async def open(self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None) -> Stream:
         self.opened.append((start, stop))
@@ -69,10 +71,11 @@ class Stream:
         self._position = start
         self._stop = stop
 
-    async def read(self) -> bytes:
+    async def read(self, wanted: int) -> bytes:
         if self._source.cut is not None and self._position >= self._source.cut:
             raise UpstreamCut("cut")
-        if self._source.gated <= self._position < self._stop:
+        self._source.wanted[self.start] = self._position + wanted
+        if self.start < self._source.gated <= self._position < self._stop:
             await self._source.gate.wait()
         data = self._source.data[self._position : min(self._position + CHUNK, self._stop)]
         self._position += len(data)
@@ -134,6 +137,19 @@ async def test_what_is_read_is_kept(store: MemoryStore, flights: Flights) -> Non
     await flights.ended(flight)
     assert store.size(digest) == 3 * MIB
     assert (source.opened, source.described) == ([(0, None)], 0)
+
+
+async def test_what_another_connection_fetches_is_not_received_twice(flights: Flights) -> None:
+    """A connection whose last part was taken over receives what is left to it, and no byte more."""
+    source = Source(os.urandom(20 * MIB), gated=MIB)
+    flight, _ = flights.join(Digest.of(source.data), context(source))
+    whole = asyncio.create_task(read(await reader(flight, context(source))))
+    far = 12 * MIB
+    assert await read(await reader(flight, context(source)), far, 20 * MIB) == source.data[far:]
+    source.gate.set()
+    assert await whole == source.data
+    assert source.opened == [(0, None), (far, 20 * MIB)]
+    assert source.wanted == {0: far, far: 20 * MIB}
 
 
 async def test_the_last_bytes_of_a_range_are_not_withheld(flights: Flights) -> None:

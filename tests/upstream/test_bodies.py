@@ -120,6 +120,19 @@ async def test_bodies_of_every_size_come_whole_over_one_connection(server: tuple
     assert running.connections == 1
 
 
+async def test_no_more_is_received_than_is_wanted(server: tuple[Server, Upstreams]) -> None:
+    """The caller says how many bytes it will read: the rest stays with the sender, as far as the kernel's buffers allow."""
+    running, upstreams = server
+    running.answer(os.urandom(64 * MIB))
+    stream = await opened(upstreams)
+    wanted, body = 3 * MIB + 1, bytearray()
+    while len(body) < wanted:
+        piece = await stream.read(wanted - len(body))
+        body.extend(piece)
+    assert bytes(body) == running.body[:wanted]
+    await stream.aclose()
+
+
 async def test_bodies_share_the_memory(server: tuple[Server, Upstreams]) -> None:
     """Many at once hold 32 MiB of unread bytes together, not 8 MiB each, and all of them come whole."""
     running, upstreams = server
