@@ -70,7 +70,7 @@ class Authenticator:
         `via` is the chain of URLs that led to the challenge; `timeout` is in seconds. Raises Denied if credentials are missing or wrong; UpstreamError.
         """
         if challenge.scheme == "basic":
-            return _basic(self._known("requires user and password")), False
+            return _basic(self._known(via[-1])), False
         key = _key(challenge, scope)
         token = await self._tokens.get(key)
         if token is not None:
@@ -89,11 +89,16 @@ class Authenticator:
         """Drops a cached token that was refused."""
         await self._tokens.delete(_key(challenge, scope))
 
-    def _known(self, wish: str) -> tuple[str, str]:
+    def _known(self, url: URL) -> tuple[str, str]:
         found = self._read()
         if found is None:
-            raise Denied(f'{self._registry} {wish}: set username and password_file under [registries."{self._registry}"]')
+            raise Denied(f"{shown(url)} requires user and password: {self._advice()}")
         return found
+
+    def _advice(self) -> str:
+        if self._credentials is None:
+            return f"those of {self._registry} are sent only to its own endpoint, or to the first in the list if its own is not in it"
+        return f'set username and password_file under [registries."{self._registry}"]'
 
     def _read(self) -> tuple[str, str] | None:
         try:
@@ -113,7 +118,9 @@ class Authenticator:
         try:
             if response.status in (400, 401, 403):
                 advice = (
-                    "check the username and password set for it" if credentials else "this needs credentials, and none are set"
+                    "check the username and password set for it"
+                    if credentials
+                    else f"it requires user and password: {self._advice()}"
                 )
                 reason = refusal(f"{self._registry}'s token service ({where})", response, await _body(response, timeout))
                 if isinstance(reason, RegionBlocked):

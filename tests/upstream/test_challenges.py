@@ -267,6 +267,27 @@ async def test_credentials_go_to_the_endpoint_that_they_are_for(start: StartMirr
         assert [asked.authorization for asked in second.asked] == [None] * len(second.asked)
 
 
+@pytest.mark.parametrize("wants", ["basic", "a token"])
+@pytest.mark.parametrize("there", ["none set", "set for the first endpoint"])
+async def test_an_endpoint_that_requires_a_password_is_named(
+    start: StartMirror, upstream: Scripted, wants: str, there: str
+) -> None:
+    """With what to do: nobody is told to set credentials that are set, and that this endpoint does not get."""
+    upstream.auth = "basic" if wants == "basic" else "bearer"
+    upstream.accounts = {"someone": "else"}
+    given = {} if there == "none set" else {"username": "robot", "password": "secret-pw"}
+    async with Scripted() as first:
+        endpoints = [upstream.url] if there == "none set" else [first.url, upstream.url]
+        mirror: Mirror = await start(settings={"registries": {"docker.io": {"endpoints": endpoints, **given}}})
+        answer = await mirror.get(LATEST)
+        assert answer.status == 403
+        said = answer.body.decode()
+        assert f"{upstream.url}/" in said
+        assert ("set username and password_file" in said) == (there == "none set")
+        assert ("those of docker.io are sent only to" in said) == (there != "none set")
+        assert first.count("GET", "manifests/") == (there != "none set")
+
+
 @pytest.mark.parametrize(
     "answer",
     [
