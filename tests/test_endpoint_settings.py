@@ -96,6 +96,7 @@ _ODD = "without spaces, backslashes and control characters"
     ],
 )
 def test_what_cannot_be_used_is_named(tmp_path: Path, value: str, place: str, expected: str) -> None:
+    """By its place, with what was found and what is expected."""
     file = tmp_path / "m.toml"
     file.write_text(f'[registries."docker.io"]\nendpoints = {value}\n')
     with pytest.raises(ConfigError) as caught:

@@ -128,7 +128,7 @@ def test_only_the_wiring_knows_the_disk(path: Path) -> None:
         assert not re.search(r"os\.(open|stat|unlink|replace|scandir|listdir|path)\b|\.execute\(", path.read_text())
 
 
-@pytest.mark.parametrize("folder", ["storage", "downloads", "cache", "upstream", "bundles", "api"])
+@pytest.mark.parametrize("folder", sorted(path.parent.name for path in ROOT.glob("*/__init__.py")))
 def test_modules_of_a_package_have_no_cycles(folder: str) -> None:
     """Each can be read, and tested, after those that it imports. What only type checkers import counts as well."""
     graph = {
@@ -188,6 +188,14 @@ def test_modules_are_short_and_say_what_they_are(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 400
     assert ast.get_docstring(ast.parse(text))
+
+
+def test_every_test_says_what_it_holds() -> None:
+    """In its docstring."""
+    for path in Path(__file__).parent.rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+                assert ast.get_docstring(node), f"{path}:{node.lineno} {node.name}"
 
 
 def test_the_cache_and_the_api_know_no_http_client() -> None:

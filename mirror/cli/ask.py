@@ -22,7 +22,7 @@ from mirror.cli.text import os_error_text, print_json
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
 from mirror.errors import Invalid, MirrorError
 from mirror.names import Reference, Repository, parse_image, parse_repository
-from mirror.storage.offline import Inventory, read_inventory
+from mirror.storage.offline import Inventory, holds_cache, read_inventory
 
 if TYPE_CHECKING:
     from mirror.cache.cache import Cache
@@ -61,7 +61,7 @@ def require_cache(settings: Settings) -> None:
     """Exits where the directory holds no cache, so that a mistyped name does not create one."""
     folder = settings.cache.dir
     with _reporting(folder):
-        if not (folder / "catalog" / "content.sqlite").exists():
+        if not holds_cache(folder):
             fail(f"there is no cache in {folder}: give its directory with --cache-dir, or the mirror's settings with --config")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mirror.config import Settings
 from mirror.errors import CatalogFailed
-from mirror.storage.offline import noted_limit, read_inventory
+from mirror.storage.offline import holds_cache, noted_limit, read_inventory
 from mirror.units import format_size
 
 _MUCH = 0.5
@@ -19,7 +19,7 @@ def keep_from_emptying(settings: Settings) -> tuple[Settings, str]:
     """
     folder, limit = settings.cache.dir, settings.cache.max_size
     try:
-        if not (folder / "catalog" / "content.sqlite").exists():
+        if not holds_cache(folder):
             return settings, ""
         with read_inventory(folder) as inventory:
             cached = inventory.totals().size

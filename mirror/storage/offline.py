@@ -8,8 +8,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from mirror.errors import CatalogFailed
+from mirror.storage.disk.catalog import schema
 from mirror.storage.disk.catalog.inventory import Inventory as Inventory
 from mirror.storage.disk.maintenance import limit
+
+
+def holds_cache(root: Path) -> bool:
+    """Returns whether a directory is a cache directory. Raises OSError."""
+    return (root / "catalog" / schema.FILE).exists()
 
 
 @contextmanager

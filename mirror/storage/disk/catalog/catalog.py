@@ -41,7 +41,7 @@ from mirror.storage.disk.catalog.documents import Documents
 from mirror.storage.disk.catalog.listed import Listed
 from mirror.storage.disk.catalog.queues import BlobQueues
 from mirror.storage.disk.catalog.removal import Removal
-from mirror.storage.disk.catalog.schema import MANIFESTS, open_database
+from mirror.storage.disk.catalog.schema import FILE, MANIFESTS, open_database
 from mirror.storage.disk.files import make_private_folder
 from mirror.storage.disk.maintenance.policy import MOST_FREQUENT, queue_of_new
 from mirror.storage.store import Change
@@ -72,7 +72,7 @@ class Catalog:
 
     def copy(self, folder: Path) -> None:
         """Copies the database into another catalog's folder."""
-        with contextlib.closing(sqlite3.connect(folder / "content.sqlite")) as other:
+        with contextlib.closing(sqlite3.connect(folder / FILE)) as other:
             self._db.backup(other)
 
     # ------------------------------------------------------------------ content

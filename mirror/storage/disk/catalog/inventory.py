@@ -21,7 +21,7 @@ from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog import repositories
 from mirror.storage.disk.catalog.composition import learn, sizes
 from mirror.storage.disk.catalog.history import TRAFFIC, read
-from mirror.storage.disk.catalog.schema import connect
+from mirror.storage.disk.catalog.schema import FILE, connect
 from mirror.storage.image_config import parse_config
 from mirror.storage.inventory import (
     ORDERS,
@@ -77,7 +77,7 @@ class Inventory:
     def __init__(self, root: Path) -> None:
         """Opens the catalog of an existing cache directory. Raises OSError, sqlite3.Error."""
         self._store = BlobStore(root)
-        self._db = connect(root / "catalog" / "content.sqlite")
+        self._db = connect(root / "catalog" / FILE)
         try:
             self._db.execute(_VIEW)
         except BaseException:

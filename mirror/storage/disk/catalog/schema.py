@@ -13,7 +13,7 @@ from mirror.regular_files import open_file, status_of
 
 log = logging.getLogger(__name__)
 
-_NAME = "content.sqlite"
+FILE = "content.sqlite"
 _DAMAGED = "content.damaged"
 """A file that marks the database as damaged: the next start makes a new one."""
 
@@ -134,7 +134,7 @@ def open_database(folder: Path) -> tuple[sqlite3.Connection, int]:
 
     Gives a descriptor too, by which others know that it is open: to be closed after it. Raises OSError, sqlite3.Error.
     """
-    path = folder / _NAME
+    path = folder / FILE
     lock = open_file(folder / "open.lock", os.O_RDWR | os.O_CREAT)
     try:
         with opening(lock, Lock.DATABASE) as exclusive:
@@ -157,7 +157,7 @@ def open_database(folder: Path) -> tuple[sqlite3.Connection, int]:
 def check_for_damage(folder: Path) -> None:
     """Reads the whole database, and marks it for the next start if it is damaged. Blocks. Raises OSError."""
     try:
-        with contextlib.closing(sqlite3.connect(folder / _NAME)) as db:
+        with contextlib.closing(sqlite3.connect(folder / FILE)) as db:
             [found] = db.execute("PRAGMA quick_check(1)").fetchone()
     except sqlite3.OperationalError:
         return
