@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -14,13 +15,16 @@ from typing import Any
 
 import pytest
 
+from mirror.config import Endpoint, Registry
+from mirror.errors import Offline, UpstreamError
 from mirror.names import Digest, Tag
 from mirror.storage.disk.store import DiskStore
 from mirror.storage.settings import Expire, Upkeep
+from mirror.upstream import Connections, Timeouts, Upstreams
 from tests.storage.test_conformance import APP, put_image
 from tests.support.commands import Commands
 from tests.support.mirrors import Mirror, MirrorProcess, StartMirror, until
-from tests.support.scripted import Scripted
+from tests.support.scripted import Delay, Raw, Redirect, Scripted
 
 OFFLINE = {"upstream": {"offline": True}}
 
@@ -232,3 +236,36 @@ async def test_commands_beside_it_are_offline_too(tmp_path: Path, upstream: Scri
         await until(lambda: "SIGHUP: taken: upstream.offline" in mirror.log)
         await until(lambda: json.loads((tmp_path / "cache" / "running.json").read_text())["offline"] is False)
         await commands("pull", "app:2.0")
+
+
+async def test_a_search_says_nothing_of_its_service_while_offline(upstream: Scripted) -> None:
+    """Neither one that is refused at once nor one that the switch interrupts counts as a failure of the service; nor does a paused service change what it is offline."""
+    upstream.add_to_hub("redis", "The key-value store")
+    settings = Registry(endpoints=(Endpoint(url=upstream.url),), search=f"{upstream.url}/v1/search", tag_details="")
+    async with Upstreams({"docker.io": settings}, Timeouts(2, 4, 2, 1), Connections(4, 4, 4)) as upstreams:
+        registry = upstreams.registry("docker.io")
+
+        async def search(term: str) -> None:
+            with pytest.raises(Offline):
+                await registry.search(term)
+
+        for number in range(10):
+            # It has been sent when the switch is turned, and would go on elsewhere.
+            upstream.fail("/v1/search", Delay(0.1) & Redirect(f"{upstream.url}/v1/elsewhere"))
+            interrupted = asyncio.create_task(search(str(number)))
+            await until(lambda number=number: upstream.count("GET", "/v1/search") > number)
+            upstreams.offline = True
+            await interrupted
+            await search(f"refused {number}")
+            upstreams.offline = False
+        assert upstream.count("GET", "/v1/elsewhere") == 0
+        found = await registry.search("redis")
+        assert found is not None
+        assert [result.description for result in found] == ["The key-value store"]
+        assert upstream.count("GET", "/v1/search") == 11
+        upstream.fail("/v1/search", Raw(reset=True), times=100)
+        for number in range(20):
+            with contextlib.suppress(UpstreamError):
+                await registry.search(str(number))
+        upstreams.offline = True
+        await search("redis")

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,11 @@ async def test_sighup_takes_another_list(tmp_path: Path, upstream: Scripted) -> 
             return {image["reference"]: (image["pinned"], image["listed"]) for image in found}
 
         assert await listed() == {"one": (False, True), "two": (False, True)}
+        for _ in range(8):
+            # A connection of its own each, so that every worker answers.
+            page = await asyncio.to_thread(_page, mirror.url)
+            assert "List lab" in page
+            assert "2 of 2 pulled" in page
         await commands("pin", "app:one")
         done = await commands.run("rm", "app:two")
         assert (done.returncode, "is in the list lab of [[warm]]" in done.stderr) == (1, True)
@@ -180,6 +186,12 @@ async def test_sighup_takes_another_list(tmp_path: Path, upstream: Scripted) -> 
             while any(one[1] for one in (await listed()).values()):
                 pass
         assert mirror.terminate() == 0
+
+
+def _page(url: str) -> str:
+    request = urllib.request.Request(url, headers={**HTML, "Accept-Language": "en"})
+    with urllib.request.urlopen(request) as response:
+        return bytes(response.read()).decode()
 
 
 async def test_another_process_takes_over(tmp_path: Path, upstream: Scripted) -> None:
