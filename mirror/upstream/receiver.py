@@ -33,11 +33,11 @@ BUFFER = 4 * 1024 * 1024
 
 Passing bytes from thread to thread costs as much as receiving some 100 kB, so a fast body is passed on in large pieces. A slow one never fills a buffer.
 """
-_FILLED = 32 * 1024 * 1024
+_FILLED = 16 * 1024 * 1024
 """Bytes of all buffers in use that are filled at most, as long as there are no more bodies than `_LEAST` is enough for."""
 _LEAST = 256 * 1024
 """Bytes of each buffer that are used, however many bodies there are."""
-_KEPT_BUFFERS = 8
+_KEPT_BUFFERS = 4
 """Unused buffers kept for reuse: the first write to new memory costs as much as receiving the bytes."""
 _IDLE = 60.0
 """Seconds that an unused connection is kept."""
