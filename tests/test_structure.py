@@ -119,10 +119,10 @@ def test_only_the_wiring_knows_the_disk(path: Path) -> None:
     if place.parts[0] != "storage":
         assert not {name for name in names if name.startswith("mirror.storage.disk")} or place.name == "wiring.py"
         assert "DiskStore(" not in path.read_text() or place.name == "wiring.py"
-    elif "disk" not in place.parts and place.name != "offline.py":
+    elif "disk" not in place.parts and place.name != "cache_directory.py":
         assert not {name for name in names if name.startswith("mirror.storage.disk")}
     if "disk" not in place.parts:
-        assert not {name for name in names if name.startswith(("sqlite3", "diskcache"))} or place.name == "offline.py"
+        assert not {name for name in names if name.startswith(("sqlite3", "diskcache"))} or place.name == "cache_directory.py"
     if place.parts[0] in ("cache", "downloads"):
         assert not {name for name in names if name.split(".")[0] in ("pathlib", "tempfile", "fcntl", "threading")}
         assert not re.search(r"os\.(open|stat|unlink|replace|scandir|listdir|path)\b|\.execute\(", path.read_text())

@@ -22,7 +22,7 @@ from mirror.cli.text import os_error_text, print_json
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
 from mirror.errors import Invalid, MirrorError
 from mirror.names import Reference, Repository, parse_image, parse_repository
-from mirror.storage.offline import Inventory, holds_cache, read_inventory
+from mirror.storage.cache_directory import Inventory, holds_cache, read_inventory
 
 if TYPE_CHECKING:
     from mirror.cache.cache import Cache

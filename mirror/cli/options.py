@@ -14,7 +14,7 @@ import click
 from mirror.cli import running
 from mirror.config import ConfigError, Settings, load
 from mirror.config.errors import shown
-from mirror.storage.offline import noted_limit
+from mirror.storage.cache_directory import noted_limit
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mirror.config import Settings
 from mirror.errors import CatalogFailed
-from mirror.storage.offline import holds_cache, noted_limit, read_inventory
+from mirror.storage.cache_directory import holds_cache, noted_limit, read_inventory
 from mirror.units import format_size
 
 _MUCH = 0.5
