@@ -242,6 +242,9 @@ class Warming:
         return fault
 
     def _measure(self, name: str, images: Sequence[ListedImage], due: float) -> None:
+        for result in ("pulled", "failed"):
+            # Prometheus' `increase` misses a counter's first event otherwise.
+            metrics.warm_pulls.labels(name, result)
         metrics.warm_images.labels(name).set(len(images))
         metrics.warm_failing.labels(name).set(sum(image.fault != "" for image in images))
         metrics.warm_last.labels(name).set(max((image.ran or 0.0 for image in images), default=0.0))

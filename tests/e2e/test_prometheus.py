@@ -60,9 +60,11 @@ def test_prometheus_scrapes_and_every_panel_of_the_dashboard_shows_data(hub: Hub
     require("prometheus", "promtool")
     image = make_image(1)
     push(hub.registry.url, REPOSITORY, "one", image)
+    push(hub.registry.url, "library/listed", "one", make_image(2))
     port = free_port()
     # Without what is fetched ahead, so that it is known which requests miss.
     environment = {"CACHE__TAG_TTL": "0s", "CACHE__PREFETCH": "false", "UPSTREAM__CONNECT_TIMEOUT": "1s"}
+    environment["WARM"] = json.dumps([{"images": ["listed:one"]}])
     with MirrorProcess(tmp_path / "cache", {"docker.io": hub.url}, **environment) as mirror:
         config = tmp_path / "prometheus.yml"
         target = mirror.url.removeprefix("http://")
@@ -76,6 +78,7 @@ def test_prometheus_scrapes_and_every_panel_of_the_dashboard_shows_data(hub: Hub
             for registry in ("docker.io", "ghcr.io"):
                 # Counters begin at 0 for every registry, before anything was asked for: what comes first is an increase too.
                 assert query(port, f'registry_proxy_requests_total{{upstream_host="{registry}",type="blob"}}') == 0
+            query(port, 'mirror_warm_pulls_total{list="1",result="pulled"} == 1')
             pull(mirror, image.blobs)
             pull(mirror, image.blobs)
             exposition = urllib.request.urlopen(f"{mirror.url}/metrics").read()
