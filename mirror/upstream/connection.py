@@ -124,6 +124,13 @@ class Connection:
         """True if an idle connection is open, and nothing was received on it."""
         return not self._readable()
 
+    @property
+    def has_received(self) -> bool:
+        """True if bytes, or the connection's end, wait in the kernel. May be called from any thread."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
+
     def fill(self, buffer: memoryview) -> int:
         """Receives bytes of the body and returns how many; 0 at its end. Raises OSError, h11.RemoteProtocolError."""
         if self._early:
@@ -191,9 +198,7 @@ class Connection:
     def _readable(self) -> bool:
         if isinstance(self._stream, ssl.SSLSocket | NestedTls) and self._stream.pending():
             return True
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        return bool(poll.poll(0))
+        return self.has_received
 
     def _check(self) -> None:
         if self._aborted:

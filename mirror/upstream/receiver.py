@@ -207,9 +207,10 @@ class Response:
         if self._filling is None:
             self._filling = self._receiver.start(self._connection, self._buffers[0][:wanted])
         filling = self._filling
-        done, _ = await asyncio.wait([filling], timeout=seconds)
-        if not done:
-            raise TimeoutError
+        while not (await asyncio.wait([filling], timeout=seconds))[0]:
+            # What has come and was not read yet is no fault of the server: this machine is busy, or was asleep.
+            if not self._connection.has_received:
+                raise TimeoutError
         count = filling.result()
         data, free = self._buffers
         self._buffers = [free, data]

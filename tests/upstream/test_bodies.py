@@ -9,14 +9,17 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
 from mirror.config import Endpoint, Registry
 from mirror.errors import MirrorError, UpstreamCut, UpstreamStalled
 from mirror.names import Digest, Repository
 from mirror.upstream import Connections, Timeouts, Upstreams
-from mirror.upstream.receiver import BUFFER
+from mirror.upstream.receiver import BUFFER, Response
 from mirror.upstream.streams import BlobStream
 from tests.support.certificates import Authority
 from tests.support.mirrors import until
@@ -210,6 +213,41 @@ async def test_a_body_that_stalls_goes_on_after_the_error_or_is_left(server: tup
     running.answer(b"whole")
     assert await read_all(await opened(upstreams)) == b"whole"
     assert running.connections == 2
+
+
+async def test_bytes_that_wait_in_the_kernel_are_no_stall() -> None:
+    """A machine that is too busy to read, or was asleep, does not take its own silence for the server's."""
+
+    class Late:
+        """A connection of which a thread reads only when it has been found twice that bytes are there."""
+
+        key, complete, reusable, looks = "late", True, True, 0
+        filling: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        @property
+        def has_received(self) -> bool:
+            self.looks += 1
+            if self.looks == 2:
+                self.filling.set_result(3)
+            return True
+
+    class Receiving:
+        def take_buffer(self) -> memoryview:
+            return memoryview(bytearray(b"abcdef"))
+
+        def start(self, connection: Late, _: memoryview) -> asyncio.Future[int]:
+            return connection.filling
+
+        def give_back(self, *_: object) -> None:
+            pass
+
+    late = Late()
+    response = Response(
+        URL("http://r.example"), 200, CIMultiDictProxy(CIMultiDict()), cast("Any", late), cast("Any", Receiving())
+    )
+    assert bytes(await response.read(0)) == b"abc"
+    assert late.looks == 2
+    await response.aclose()
 
 
 async def test_a_body_that_is_left_midway_harms_nobody(server: tuple[Server, Upstreams]) -> None:
