@@ -28,17 +28,15 @@ from mirror.downloads.active import ActiveDownloads
 from mirror.downloads.context import DownloadContext
 from mirror.downloads.direct import DirectReader
 from mirror.downloads.download import Source as BlobSource
-from mirror.downloads.flight import Flight, Progress
+from mirror.downloads.flight import Progress
 from mirror.downloads.flights import FlightReader, Flights
 from mirror.downloads.parts import Reader
 from mirror.errors import (
     Denied,
-    MirrorError,
     SizeDisputed,
     StorageFull,
     StorageUnreadable,
     Unknown,
-    UpstreamBusy,
     UpstreamError,
 )
 from mirror.manifests import Descriptor
@@ -174,7 +172,7 @@ class Cache:
         if self._too_large.get((repository, digest), float("-inf")) > time.monotonic() - _TOO_LARGE_FOR:
             return await self._direct(digest, context), PASSED
         try:
-            _, reader, joined = await self._join(repository, digest, context)
+            reader = await self._join(repository, digest, context)
         except SizeDisputed as error:
             return await self._direct(digest, context, error.size), PASSED
         except StorageFull:
@@ -184,54 +182,32 @@ class Cache:
                     self._too_large.clear()
                 self._too_large[repository, digest] = time.monotonic()
             return direct, PASSED
-        return reader, miss(joined)
+        return reader, miss(reader.joined)
 
     async def fetch(self, repository: Repository, digest: Digest) -> AsyncGenerator[Progress, None]:
         """Downloads a blob into the cache, and yields its progress. Raises MirrorError if the blob is not cached in the end."""
-        flight, reader, joined = await self._join(repository, digest, self._context(repository, digest))
-        before = flight.progress.have
+        reader = await self._join(repository, digest, self._context(repository, digest))
         try:
-            while not await self._flights.ended(flight, _INTERVAL):
-                yield flight.progress
+            while not await reader.ended(_INTERVAL):
+                yield reader.flight.progress
         finally:
             await reader.aclose()
-            if not joined:
-                metrics.ahead_bytes.labels(repository.registry, "pull").inc(max(0, flight.progress.have - before))
-        if flight.error is not None:
-            raise flight.error
+            if not reader.joined:
+                metrics.ahead_bytes.labels(repository.registry, "pull").inc(reader.gained)
         if self.store.size(digest) is None:
             raise StorageFull("it was downloaded, but the cache's disk did not keep it: see the log")
 
-    async def _join(self, repository: Repository, digest: Digest, context: DownloadContext) -> tuple[Flight, FlightReader, bool]:
+    async def _join(self, repository: Repository, digest: Digest, context: DownloadContext) -> FlightReader:
         """Joins or starts a blob's flight and waits for its size. The caller closes the reader. Raises MirrorError."""
-        claimed: int | None = None
-        while True:
-            flight, joined = self._flights.join(digest, context, claimed)
-            reader = FlightReader(flight, context)
-            try:
-                await reader.open()
-            except SizeDisputed as error:
-                await reader.aclose()
-                if claimed is not None:
-                    # The registry states another size each time.
-                    raise
-                claimed = error.size
-                continue
-            except StorageFull:
-                await reader.aclose()
-                raise
-            except MirrorError as error:
-                await reader.aclose()
-                if joined and error is flight.error and (error is not reader.refusal or isinstance(error, UpstreamBusy)):
-                    # The flight failed for another registry's reason, or because it had no readers: this client's registry has not been asked.
-                    continue
-                if isinstance(error, Unknown):
-                    await self._negative.remember(_key(repository, digest), error)
-                raise
-            except BaseException:
-                await reader.aclose()
-                raise
-            return flight, reader, joined
+        reader = FlightReader(self._flights, digest, context)
+        try:
+            await reader.open()
+        except BaseException as error:
+            await reader.aclose()
+            if isinstance(error, Unknown):
+                await self._negative.remember(_key(repository, digest), error)
+            raise
+        return reader
 
     async def stat_blob(self, repository: Repository, digest: Digest) -> tuple[Descriptor, Outcome]:
         """What a blob is, without having it: never downloads. Raises MirrorError."""

@@ -166,15 +166,13 @@ class Filling:
     async def _fetch(self, segment: Segment, spare: bool) -> None:
         spool = self._spool
         whole = segment.start == 0 and (segment.end is None or segment.end == spool.size)
-        download = Download(
-            self._suppliers,
-            segment.start,
-            None if whole else segment.end,
-            spool.size,
-            spare=spare,
+
+        def superseded() -> bool:
             # When this connection fails, its hedge is fetching the same bytes already.
-            superseded=lambda: segment.hedge is not None,
-        )
+            return segment.hedge is not None
+
+        source = self._suppliers.unless(superseded)
+        download = Download(source, segment.start, None if whole else segment.end, spool.size, spare=spare, superseded=superseded)
         segment.task = asyncio.current_task()
         try:
             if not self._answered:

@@ -136,10 +136,11 @@ class Flight:
             raise supplier.error
         if self.error is not None and (self._spool is None or supplier is not self.suppliers.first):
             raise self.error
-        self._check_size(supplier.size)
+        self.check_size(supplier.size)
         return supplier.size
 
-    def _check_size(self, size: int | None) -> None:
+    def check_size(self, size: int | None) -> None:
+        """Raises SizeDisputed where the download is known to be of another size in bytes."""
         if size is not None and self.size is not None and size != self.size:
             raise SizeDisputed(f"{size} bytes, where the download of {self.digest} is of {self.size}", size)
 
@@ -163,7 +164,7 @@ class Flight:
         """
         while True:
             spool = self._spool
-            self._check_size(size)
+            self.check_size(size)
             if spool is not None:
                 end = spool.have.covered_until(position) if not self.verified else self.size or 0
                 if not self.verified and whole:

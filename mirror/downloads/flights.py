@@ -12,7 +12,15 @@ from mirror.downloads.direct import go_on, stream
 from mirror.downloads.download import Download
 from mirror.downloads.flight import Flight
 from mirror.downloads.parts import Part
-from mirror.errors import MirrorError, SizeDisputed, StorageFull, UpstreamCut, UpstreamInvalid, UpstreamUnreachable
+from mirror.errors import (
+    MirrorError,
+    SizeDisputed,
+    StorageFull,
+    UpstreamBusy,
+    UpstreamCut,
+    UpstreamInvalid,
+    UpstreamUnreachable,
+)
 from mirror.names import Digest, Repository
 from mirror.storage.partial import Partial
 from mirror.storage.slices import SliceUnreadable
@@ -106,31 +114,87 @@ class Flights:
 
 
 class FlightReader:
-    """A client's reader of a flight."""
+    """A client's reader of a blob that is being downloaded.
 
-    def __init__(self, flight: Flight, context: DownloadContext) -> None:
-        """`context` is the repository that the client asked. Where the flight cannot serve the client, the blob is passed through from there."""
+    It changes to another flight where its own fails, or has another size, because of what a registry says that its client has not asked: whatever other
+    registries do, the blob is kept when its client has got it.
+    """
+
+    def __init__(self, flights: Flights, digest: Digest, context: DownloadContext) -> None:
+        """`context` is the repository that the client asked."""
         self.size: int | None = None
         """The size of the whole blob in bytes, as the client's registry claims; known, if at all, when `open` has returned."""
-        self._flight = flight
-        self._supplier = flight.join(context)
-        self._source = context.source
+        self._flights = flights
+        self._digest = digest
+        self._context = context
+        self._claimed: int | None = None
+        self._entered = False
+        self.flight: Flight
+        self.joined: bool
+        """True where the flight had been begun for others."""
+        self._enter()
+
+    def _enter(self) -> None:
+        self.flight, self.joined = self._flights.join(self._digest, self._context, self._claimed)
+        self._had = self.flight.progress.have
+        self._supplier = self.flight.join(self._context)
         self._entered = True
-        flight.enter()
+        self.flight.enter()
 
     @property
-    def refusal(self) -> MirrorError | None:
-        """The error of the client's registry."""
-        return self._supplier.error
+    def gained(self) -> int:
+        """The bytes that the flight has got since this reader began or joined it."""
+        return max(0, self.flight.progress.have - self._had)
 
     @property
-    def _independent(self) -> bool:
-        """True where the client's registry has the blob, and another registry's failure may have ended the download."""
-        return self._supplier.promised and self._supplier is not self._flight.suppliers.first
+    def _asked_first(self) -> bool:
+        """True where the flight downloads, to begin with, from the client's registry."""
+        return self._supplier is self.flight.suppliers.first
 
     async def open(self) -> None:
-        """Waits until status and size are known. Raises MirrorError; SizeDisputed where the download has another size."""
-        self.size = await self._flight.headers(self._supplier)
+        """Waits until status and size are known. Raises MirrorError; SizeDisputed where the client's registry states another size each time."""
+        while True:
+            try:
+                self.size = await self.flight.headers(self._supplier)
+                return
+            except MirrorError as error:
+                if not self._change_flight(error):
+                    raise
+
+    async def ended(self, seconds: float) -> bool:
+        """Waits until the blob is complete; False where it is not after so many seconds. Raises MirrorError when it will not be."""
+        ended = await self._flights.ended(self.flight, seconds)
+        try:
+            if self.flight.error is not None:
+                raise self.flight.error
+            if not self.flight.verified:
+                self.flight.check_size(self.size)
+        except MirrorError as error:
+            if not self._change_flight(error):
+                raise
+            return False
+        return ended
+
+    def _change_flight(self, error: MirrorError) -> bool:
+        """Leaves the flight for another one where `error` is another registry's fault. Returns False where it is not."""
+        claimed = self._claimed
+        if isinstance(error, SizeDisputed):
+            if claimed is not None:
+                return False
+            claimed = error.size
+        elif error is not self.flight.error or not self._may_succeed_elsewhere(error):
+            return False
+        self._leave()
+        self._claimed = claimed
+        self._enter()
+        return True
+
+    def _may_succeed_elsewhere(self, error: MirrorError) -> bool:
+        if not self._asked_first:
+            return True
+        # Without readers a flight ends sooner.
+        had_no_readers = error is not self._supplier.error or isinstance(error, UpstreamBusy)
+        return self.joined and self.size is None and had_no_readers and not isinstance(error, StorageFull)
 
     async def parts(self, start: int, stop: int | None) -> AsyncGenerator[Part, None]:
         position = start
@@ -138,9 +202,11 @@ class FlightReader:
         file: Partial | None = None
         while stop is None or position < stop:
             try:
-                spool, end = await self._flight.readable(position, stop, self.size, whole=whole)
+                spool, end = await self.flight.readable(position, stop, self.size, whole=whole)
             except MirrorError as error:
-                if not isinstance(error, StorageFull | SizeDisputed) and not self._independent:
+                if file is None and self._change_flight(error):
+                    continue
+                if not isinstance(error, StorageFull | SizeDisputed) and (self._asked_first or not self._supplier.promised):
                     raise
                 rest = self._without_disk(file, position, stop)
                 break
@@ -157,9 +223,7 @@ class FlightReader:
                 yield spool.slice(position, end)
             except SliceUnreadable as error:
                 # Written, and not to be read: beginning in the middle it cannot be verified here, but the client verifies the whole.
-                log.error(
-                    "%s cannot be read from byte %d on while it is downloaded (%s)", self._flight.digest, error.position, error
-                )
+                log.error("%s cannot be read from byte %d on while it is downloaded (%s)", self._digest, error.position, error)
                 rest = self._without_disk(None, error.position, stop)
                 break
             position = end
@@ -170,13 +234,16 @@ class FlightReader:
                 yield part
 
     def _without_disk(self, file: Partial | None, position: int, stop: int | None) -> AsyncGenerator[Part, None]:
-        digest, size = self._flight.digest, self.size
+        digest, size = self._digest, self.size
         if file is None or file.have.covered_until(0) < position:
             hasher = digest.hasher() if position == 0 else None
-            return stream(digest, Download(self._source, position, stop, size), stop, hasher)
-        return go_on(digest, self._source, file, position, stop, size)
+            return stream(digest, Download(self._context.source, position, stop, size), stop, hasher)
+        return go_on(digest, self._context.source, file, position, stop, size)
 
     async def aclose(self) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
         if self._entered:
             self._entered = False
-            self._flight.leave()
+            self.flight.leave()

@@ -11,13 +11,17 @@ leads takes them all as sources. See flight.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from itertools import count
 
 from mirror.downloads.context import DownloadContext
 from mirror.downloads.download import Source, Stream
 from mirror.errors import DigestMismatch, MirrorError, UpstreamBusy, UpstreamError, UpstreamInvalid
 from mirror.manifests import Descriptor
 from mirror.names import Repository
+
+_failures = count(1)
 
 
 class Supplier:
@@ -36,14 +40,15 @@ class Supplier:
         """True when it has said that it has the blob."""
         self.usable = True
         """False when its bytes were wrong, or it claims another size than the download's."""
-        self.failures = 0
+        self.failed = 0
+        """0 unless its last request failed; otherwise the place of that failure among all failures of the download."""
         self.streams = 0
         """The number of its connections that are open, or being opened."""
         self.tried = float("-inf")
-        """The time at which it was last tried because the others were slow, in seconds of the event loop."""
+        """The time at which it last failed, or was tried because the others were slow, in seconds of the event loop."""
 
     def promise(self, size: int | None) -> None:
-        self.promised, self.error, self.failures = True, None, 0
+        self.promised, self.error, self.failed = True, None, 0
         self.size = self.size if size is None else size
 
     def hear(self, size: int | None) -> None:
@@ -52,8 +57,13 @@ class Supplier:
             self.promise(size)
             self.answered.set()
 
+    def note_failure(self) -> None:
+        """Puts it behind the suppliers that have not failed, and behind those that failed before."""
+        self.failed = next(_failures)
+        self.tried = asyncio.get_running_loop().time()
+
     def fail(self, error: MirrorError) -> None:
-        self.failures += 1
+        self.note_failure()
         if not self.promised:
             self.error = error
             self.answered.set()
@@ -81,7 +91,7 @@ class _SupplierStream:
         except UpstreamError:
             # The next connection is opened at another supplier, where there is one.
             if self._supplier is not None:
-                self._supplier.failures += 1
+                self._supplier.note_failure()
             raise
 
     async def aclose(self) -> None:
@@ -150,13 +160,17 @@ class Suppliers:
     def idle(self, now: float, seconds: float) -> Supplier | None:
         """Returns an unused supplier that has the blob in the size of the download and was not tried for so many seconds."""
         for supplier in self._usable() if len(self._all) > 1 else ():
-            if supplier.promised and not supplier.streams and not supplier.failures and now - supplier.tried > seconds:
+            if supplier.promised and not supplier.streams and now - supplier.tried > seconds:
                 return supplier
         return None
 
     def only(self, supplier: Supplier) -> Source:
         """Returns a source that asks only `supplier`."""
-        return _Only(self, supplier)
+        return _Through(supplier.source, partial(self.open_at, supplier), self.reject)
+
+    def unless(self, superseded: Callable[[], bool]) -> Source:
+        """Returns a source that asks no further supplier once `superseded` returns True: somebody else is fetching the same bytes."""
+        return _Through(self, partial(self.open_unless, superseded), self.reject)
 
     # ------------------------------------------------------------------ as a source
 
@@ -177,21 +191,30 @@ class Suppliers:
             supplier.source.attend(wanted)
 
     async def open(self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None) -> Stream:
-        """Opens the blob at the first supplier that gives it: the preferred one, then the others in the order of joining, those that have failed last.
+        """Opens the blob at the first supplier that gives it: the preferred one, then the others in the order of joining, then those that failed, the one whose
+        failure is longest ago first.
 
         Raises what a supplier raised: an error that may pass (UpstreamError) rather than one that will not.
         """
+        return await self.open_unless(lambda: False, start, stop, spare=spare, avoid=avoid)
+
+    async def open_unless(
+        self, superseded: Callable[[], bool], start: int, stop: int | None, *, spare: bool, avoid: str | None
+    ) -> Stream:
+        """As `open`, but asks no further supplier once `superseded` returns True."""
         found: MirrorError | None = None
         tried: set[Supplier] = set()
         while left := [supplier for supplier in self._usable() if supplier not in tried]:
             # Others may have joined while one was tried.
-            supplier = min(left, key=lambda s: (s.failures > 0, s is not self.preferred, s.failures))
+            supplier = min(left, key=lambda s: (s.failed, s is not self.preferred))
             tried.add(supplier)
             try:
                 return await self.open_at(supplier, start, stop, spare=spare, avoid=avoid)
             except MirrorError as error:
                 if found is None or (isinstance(error, UpstreamError) and not isinstance(found, UpstreamError)):
                     found = error
+                if superseded():
+                    break
         raise found or UpstreamInvalid("no registry that was asked for the blob has it as its digest says")
 
     async def open_at(self, supplier: Supplier, start: int, stop: int | None, *, spare: bool, avoid: str | None) -> Stream:
@@ -249,33 +272,31 @@ class Suppliers:
         return iter(tuple(self._all.values()))
 
 
-class _Only:
-    """See `Suppliers.only`."""
+class _Through:
+    """A source whose connections are opened, and whose bytes are rejected, through `Suppliers`."""
 
-    def __init__(self, suppliers: Suppliers, supplier: Supplier) -> None:
-        self._suppliers = suppliers
-        self._supplier = supplier
+    def __init__(self, source: Source, open_: Callable[..., Awaitable[Stream]], reject: Callable[[], bool]) -> None:
+        self._source = source
+        self._open = open_
+        self.reject = reject
 
     @property
     def connections(self) -> int:
-        return self._supplier.source.connections
+        return self._source.connections
 
     @property
     def ranges(self) -> bool:
-        return self._supplier.source.ranges
+        return self._source.ranges
 
     @property
     def throttled(self) -> bool:
-        return self._supplier.source.throttled
+        return self._source.throttled
 
     def attend(self, wanted: bool) -> None:
-        self._supplier.source.attend(wanted)
+        self._source.attend(wanted)
 
     async def open(self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None) -> Stream:
-        return await self._suppliers.open_at(self._supplier, start, stop, spare=spare, avoid=avoid)
+        return await self._open(start, stop, spare=spare, avoid=avoid)
 
     async def describe(self) -> Descriptor:
-        return await self._supplier.source.describe()
-
-    def reject(self) -> bool:
-        return self._suppliers.reject()
+        return await self._source.describe()

@@ -43,7 +43,7 @@ async def test_a_registry_that_leads_in_one_process_holds_no_other_registrys_cli
     await until(lambda: other.count("GET", str(blob)) > 0)
     await served_by_the_healthy(two, upstream, blob, data, name)
     other.heal()
-    assert outcome(await asyncio.wait_for(theirs, 40), data) in CASES[name].first
+    assert outcome(await asyncio.wait_for(theirs, 60), data) in CASES[name].first
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -62,10 +62,10 @@ async def test_a_registry_that_joins_from_another_process_harms_no_download(
     theirs = asyncio.create_task(two.get(of_other(blob)))
     await until(lambda: other.count("HEAD", str(blob)) > 0)
     hold.release.set()
-    got = await asyncio.wait_for(ours, 15)
+    got = await asyncio.wait_for(ours, 60)
     assert (got.cut, got.body) == (False, data)
     assert upstream.count("GET", str(blob)) == 1
-    assert outcome(await asyncio.wait_for(theirs, 40), data) in CASES[name].joined
+    assert outcome(await asyncio.wait_for(theirs, 60), data) in CASES[name].joined
 
 
 async def test_clients_of_one_repository_share_one_request_across_processes(
@@ -97,7 +97,7 @@ async def test_a_reader_in_another_process_counts_where_nobody_else_reads(
         ours = asyncio.create_task(two.get(of_healthy(blob)))
         await until(lambda: upstream.count("HEAD", str(blob)) == 1)
         response.close()
-    assert (await asyncio.wait_for(ours, 15)).body == data
+    assert (await asyncio.wait_for(ours, 60)).body == data
     await one.until_cached(blob)
     assert upstream.sent[str(blob)] <= 1.2 * SIZE
 
@@ -147,10 +147,10 @@ async def test_clients_of_the_right_registry_share_one_download_while_another_cl
 
 
 async def test_the_end_of_a_blob_that_another_process_downloads_does_not_wait_for_the_rest(
-    mirrors: tuple[Mirror, Mirror], upstream: Scripted
+    start: StartMirror, upstream: Scripted
 ) -> None:
     """Lazy pullers read a layer's last bytes first: the process that leads fetches them out of order, once."""
-    one, two = mirrors
+    one, two = [await start(settings={"upstream": {"stall_timeout": 60}}) for _ in range(2)]
     blob = upstream.add_blob(data := os.urandom(24 * MIB))
     hold = Hold(MIB)
     upstream.fail(str(blob), hold)
@@ -161,5 +161,7 @@ async def test_the_end_of_a_blob_that_another_process_downloads_does_not_wait_fo
     assert not hold.release.is_set()
     hold.release.set()
     assert (await whole).body == data
-    assert upstream.sent[str(blob)] < 1.1 * len(data)
-    assert upstream.count("HEAD") == 0
+    # Not what upstream has sent: some of that is in the kernel's buffers when a connection's last bytes are left to another one.
+    ranges = [asked.range for asked in upstream.asked if asked.range is not None]
+    assert [wanted for wanted in ranges if wanted.endswith(f"-{len(data) - 1}")] == [f"bytes={len(data) - 1000}-{len(data) - 1}"]
+    assert (len(upstream.asked) - len(ranges), upstream.count("HEAD")) == (1, 0)

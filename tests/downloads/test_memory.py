@@ -10,9 +10,17 @@ import pytest
 
 from mirror.downloads import filling, following, planner
 from mirror.downloads.context import DownloadContext
-from mirror.downloads.flight import WITHHELD, Flight
+from mirror.downloads.flight import WITHHELD
 from mirror.downloads.flights import FlightReader, Flights
-from mirror.errors import BlobUnknown, MirrorError, RegistryUnknown, SizeDisputed, UpstreamCut, UpstreamInvalid, UpstreamStalled
+from mirror.errors import (
+    BlobUnknown,
+    MirrorError,
+    RegistryUnknown,
+    UpstreamCut,
+    UpstreamInvalid,
+    UpstreamStalled,
+    UpstreamUnreachable,
+)
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 from mirror.storage.memory import MemoryStore
@@ -31,8 +39,20 @@ class Source:
 
     def attend(self, wanted: bool) -> None: ...
 
-    def __init__(self, data: bytes, gated: int | None = None, error: MirrorError | None = None, cut: int | None = None) -> None:
-        """`error` is raised by `open`; every stream breaks off at `cut`."""
+    def __init__(
+        self,
+        data: bytes,
+        gated: int | None = None,
+        error: MirrorError | None = None,
+        cut: int | None = None,
+        *,
+        silent: bool = False,
+    ) -> None:
+        """`error` is raised by `open`; every stream breaks off at `cut`. A `silent` one answers `open` once `answers` is set."""
+        self.answers = asyncio.Event()
+        if not silent:
+            self.answers.set()
+        self.failed = asyncio.Event()
         self.data = data
         self.cut = cut
         self.gated = len(data) if gated is None else gated
@@ -45,7 +65,9 @@ class Source:
 
     async def open(self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None) -> Stream:
         self.opened.append((start, stop))
+        await self.answers.wait()
         if self.error is not None:
+            self.failed.set()
             raise self.error
         return Stream(self, start, len(self.data) if stop is None else stop)
 
@@ -108,11 +130,17 @@ def context(source: Source, registry: str = "one.example") -> DownloadContext:
     return DownloadContext(Repository(registry, "app"), source, {})
 
 
-async def reader(flight: Flight, asked: DownloadContext) -> FlightReader:
+async def reader(flights: Flights, digest: Digest, asked: DownloadContext) -> FlightReader:
     """An open reader."""
-    made = FlightReader(flight, asked)
+    made = FlightReader(flights, digest, asked)
     await made.open()
     return made
+
+
+async def asked_for(source: Source) -> None:
+    """Waits until the blob is opened at a registry."""
+    while not source.opened:
+        await asyncio.sleep(0.001)
 
 
 async def read(made: FlightReader, start: int = 0, stop: int | None = None) -> bytes:
@@ -133,7 +161,7 @@ async def test_what_is_read_is_kept(store: MemoryStore, flights: Flights) -> Non
     digest = Digest.of(source.data)
     flight, joined = flights.join(digest, context(source))
     assert not joined
-    assert await read(await reader(flight, context(source))) == source.data
+    assert await read(await reader(flights, flight.digest, context(source))) == source.data
     await flights.ended(flight)
     assert store.size(digest) == 3 * MIB
     assert (source.opened, source.described) == ([(0, None)], 0)
@@ -142,10 +170,10 @@ async def test_what_is_read_is_kept(store: MemoryStore, flights: Flights) -> Non
 async def test_what_another_connection_fetches_is_not_received_twice(flights: Flights) -> None:
     """A connection whose last part was taken over receives what is left to it, and no byte more."""
     source = Source(os.urandom(20 * MIB), gated=MIB)
-    flight, _ = flights.join(Digest.of(source.data), context(source))
-    whole = asyncio.create_task(read(await reader(flight, context(source))))
+    digest = Digest.of(source.data)
+    whole = asyncio.create_task(read(await reader(flights, digest, context(source))))
     far = 12 * MIB
-    assert await read(await reader(flight, context(source)), far, 20 * MIB) == source.data[far:]
+    assert await read(await reader(flights, digest, context(source)), far, 20 * MIB) == source.data[far:]
     source.gate.set()
     assert await whole == source.data
     assert source.opened == [(0, None), (far, 20 * MIB)]
@@ -157,7 +185,7 @@ async def test_the_last_bytes_of_a_range_are_not_withheld(flights: Flights) -> N
     source = Source(os.urandom(MIB), gated=MIB - 10)
     source.gated = MIB // 2
     flight, _ = flights.join(Digest.of(source.data), context(source))
-    ranged, whole = await reader(flight, context(source)), await reader(flight, context(source))
+    ranged, whole = await reader(flights, flight.digest, context(source)), await reader(flights, flight.digest, context(source))
     assert await read(ranged, MIB // 2 - 1000, MIB // 2) == source.data[MIB // 2 - 1000 : MIB // 2]
     source.gate.set()
     assert await read(whole) == source.data
@@ -176,7 +204,7 @@ async def test_a_download_that_hardly_moves_ends_and_is_gone_on_with(
     source.gate.set()
     flight, joined = flights.join(digest, context(source))
     assert not joined
-    assert await read(await reader(flight, context(source))) == source.data
+    assert await read(await reader(flights, flight.digest, context(source))) == source.data
     assert source.opened == [(0, None), (MIB, 3 * MIB)]
 
 
@@ -187,7 +215,7 @@ async def test_a_download_that_is_read_is_given_more_time(flights: Flights, monk
     source = Source(os.urandom(3 * MIB), gated=MIB)
     flight, _ = flights.join(Digest.of(source.data), context(source))
     with pytest.raises(UpstreamStalled):
-        await read(await reader(flight, context(source)))
+        await read(await reader(flights, flight.digest, context(source)))
 
 
 async def test_a_second_registry_is_asked_for_its_word_and_then_for_the_bytes(flights: Flights) -> None:
@@ -196,8 +224,8 @@ async def test_a_second_registry_is_asked_for_its_word_and_then_for_the_bytes(fl
     healthy.data, healthy.gated = slow.data, MIB
     digest = Digest.of(slow.data)
     flight, _ = flights.join(digest, context(slow))
-    first = asyncio.create_task(read(await reader(flight, context(slow))))
-    second = await reader(flight, context(healthy, "two.example"))
+    first = asyncio.create_task(read(await reader(flights, flight.digest, context(slow))))
+    second = await reader(flights, flight.digest, context(healthy, "two.example"))
     assert (await read(second), await first) == (slow.data, slow.data)
     assert healthy.described == 1
     assert healthy.opened == [(CHUNK, MIB)]
@@ -209,17 +237,14 @@ async def test_a_size_that_is_disproved_ends_the_download_that_went_by_it(store:
     data = os.urandom(MIB)
     liar, honest = Source(data + b"more", gated=CHUNK), Source(data)
     digest = Digest.of(data)
-    flight, _ = flights.join(digest, context(liar))
-    theirs = asyncio.create_task(read(await reader(flight, context(liar))))
-    with pytest.raises(SizeDisputed):
-        await reader(flight, context(honest, "two.example"))
+    theirs = asyncio.create_task(read(await reader(flights, digest, context(liar))))
     asked = context(honest, "two.example")
-    second, _ = flights.join(digest, asked, MIB)
-    assert flights.join(digest, asked, MIB) == (second, True)
-    assert await asyncio.gather(*[read(await reader(second, asked)) for _ in range(3)]) == [data] * 3
+    readers = [await reader(flights, digest, asked) for _ in range(3)]
+    assert len({made.flight for made in readers}) == 1
+    assert await asyncio.gather(*map(read, readers)) == [data] * 3
     with pytest.raises(UpstreamInvalid):
         await theirs
-    await flights.ended(second)
+    await flights.ended(readers[0].flight)
     assert store.size(digest) == MIB
     assert (honest.described, len(honest.opened)) == (1, 1)
 
@@ -229,9 +254,9 @@ async def test_a_refusal_is_told_to_its_own_readers(flights: Flights) -> None:
     source = Source(os.urandom(MIB), gated=CHUNK)
     refusing = Source(b"", error=BlobUnknown("not here"))
     flight, _ = flights.join(Digest.of(source.data), context(source))
-    whole = asyncio.create_task(read(await reader(flight, context(source))))
+    whole = asyncio.create_task(read(await reader(flights, flight.digest, context(source))))
     with pytest.raises(BlobUnknown):
-        await reader(flight, context(refusing, "two.example"))
+        await reader(flights, flight.digest, context(refusing, "two.example"))
     source.gate.set()
     assert await whole == source.data
     assert (refusing.described, refusing.opened) == (1, [])
@@ -249,7 +274,7 @@ async def test_a_process_that_does_not_bring_another_registrys_download_on_is_no
     held.announce(Repository("two.example", "app"))
     await held.set_size(MIB)
     flight, _ = flights.join(digest, context(source))
-    readers = [await reader(flight, context(source)) for _ in range(3)]
+    readers = [await reader(flights, flight.digest, context(source)) for _ in range(3)]
     assert await asyncio.gather(*map(read, readers)) == [source.data] * 3
     assert (source.described, source.opened) == (1, [(0, None)])
     assert held.take_sources() == [(Repository("one.example", "app"), MIB)]
@@ -269,7 +294,7 @@ async def test_a_process_that_brings_the_same_registrys_download_on_slowly_is_wa
     await held.set_size(MIB)
     held.add_source(asked.repository, MIB)
     flight, _ = flights.join(held.digest, asked)
-    reading = asyncio.create_task(read(await reader(flight, asked)))
+    reading = asyncio.create_task(read(await reader(flights, flight.digest, asked)))
     for offset in range(0, MIB, CHUNK):
         await held.write(offset, source.data[offset : offset + CHUNK])
         await asyncio.sleep(0.03)
@@ -294,7 +319,7 @@ async def test_a_download_that_other_processes_give_up_again_and_again_is_not_wa
 
     leaders = [lead()]
     flight, _ = flights.join(digest, context(source))
-    reading = asyncio.create_task(read(await reader(flight, context(source))))
+    reading = asyncio.create_task(read(await reader(flights, flight.digest, context(source))))
     for _ in range(10):
         # At once, so that nobody else has the lead between.
         leaders[-1].discard()
@@ -321,7 +346,7 @@ async def test_a_process_that_is_stopped_is_not_waited_for(
         await stopped.set_size(MIB)
         stopped.add_source(asked.repository, MIB)
     flight, _ = flights.join(stopped.digest, asked)
-    parts = await asyncio.gather(*(reader(flight, asked) for _ in range(3)))
+    parts = await asyncio.gather(*(reader(flights, flight.digest, asked) for _ in range(3)))
     assert await asyncio.gather(*map(read, parts)) == [source.data] * 3
     assert (source.described, source.opened) == (0 if answered else 1, [(0, None)])
     stopped.close()
@@ -341,7 +366,7 @@ async def test_a_process_that_is_stopped_before_it_has_verified_is_not_waited_fo
     stopped.add_source(asked.repository, MIB)
     await stopped.write(0, source.data)
     flight, _ = flights.join(stopped.digest, asked)
-    assert await read(await reader(flight, asked)) == source.data
+    assert await read(await reader(flights, flight.digest, asked)) == source.data
     await flights.ended(flight)
     assert store.size(stopped.digest) == MIB
     assert sorted(source.opened) == [(0, None), (MIB - WITHHELD, MIB)]
@@ -353,12 +378,91 @@ async def test_a_registry_that_breaks_off_is_not_asked_again_before_the_others(f
     healthy = Source(os.urandom(MIB))
     breaking = Source(healthy.data, gated=CHUNK, cut=2 * CHUNK)
     flight, _ = flights.join(Digest.of(healthy.data), context(breaking))
-    first = asyncio.create_task(read(await reader(flight, context(breaking))))
-    second = await reader(flight, context(healthy, "two.example"))
+    first = asyncio.create_task(read(await reader(flights, flight.digest, context(breaking))))
+    second = await reader(flights, flight.digest, context(healthy, "two.example"))
     breaking.gate.set()
     assert (await read(second), await first) == (healthy.data, healthy.data)
     assert breaking.opened == [(0, None)]
     assert healthy.opened == [(2 * CHUNK, MIB)]
+
+
+async def test_a_registry_that_failed_once_is_asked_again_before_one_that_fails_again(flights: Flights) -> None:
+    """The first one breaks off again and again, after some progress each time: it does not hold the download for ever."""
+    healthy = Source(os.urandom(MIB), error=UpstreamUnreachable("too busy to answer"))
+    breaking = Source(healthy.data, gated=CHUNK, cut=2 * CHUNK)
+    digest = Digest.of(healthy.data)
+    first = asyncio.create_task(read(await reader(flights, digest, context(breaking))))
+    asked = context(healthy, "two.example")
+    healthy.error, error = None, healthy.error
+    second = await reader(flights, digest, asked)
+    healthy.error = error
+    breaking.gate.set()
+    await asked_for(healthy)
+    healthy.error, breaking.cut = None, 3 * CHUNK
+    assert (await read(second), await first) == (healthy.data, healthy.data)
+    assert healthy.opened[-1][0] <= 3 * CHUNK
+    assert len(breaking.opened) <= 2
+
+
+async def test_a_registry_that_does_not_answer_is_not_replaced_twice(flights: Flights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one is fetching the bytes by then, and is asked for them once."""
+    monkeypatch.setattr(planner, "_INTERVAL", 0.0)
+    healthy = Source(os.urandom(MIB), gated=CHUNK)
+    silent = Source(healthy.data, error=UpstreamUnreachable("no answer in time"), silent=True)
+    digest = Digest.of(healthy.data)
+    first = asyncio.create_task(reader(flights, digest, context(silent)))
+    await asked_for(silent)
+    second = await reader(flights, digest, context(healthy, "two.example"))
+    reading = asyncio.create_task(read(second))
+    await asked_for(healthy)
+    silent.answers.set()
+    await silent.failed.wait()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    healthy.gate.set()
+    assert await reading == healthy.data
+    assert healthy.opened == [(0, None)]
+    with pytest.raises(UpstreamUnreachable):
+        await first
+
+
+@pytest.mark.parametrize("more", [b"", b"more"])
+async def test_what_a_reader_gets_of_a_download_in_the_wrong_size_is_kept(
+    store: MemoryStore, flights: Flights, more: bytes
+) -> None:
+    """The registry that was asked first answers, with another size, when the reader of another one knows its size already."""
+    data = os.urandom(MIB)
+    liar, honest = Source(data[:-10] + more, silent=True), Source(data)
+    digest = Digest.of(data)
+    theirs = asyncio.create_task(reader(flights, digest, context(liar)))
+    await asked_for(liar)
+    ours = await reader(flights, digest, context(honest, "two.example"))
+    liar.answers.set()
+    assert await read(ours) == data
+    await flights.ended(ours.flight)
+    assert store.size(digest) == MIB
+    assert (honest.described, honest.opened) == (1, [(0, None)])
+    with pytest.raises(UpstreamInvalid):
+        await read(await theirs)
+
+
+async def test_a_pull_does_not_fail_for_what_another_registry_says(store: MemoryStore, flights: Flights) -> None:
+    """It goes on with a download of the size that its own registry states."""
+    data = os.urandom(MIB)
+    liar, honest = Source(data + b"more", gated=CHUNK, silent=True), Source(data)
+    digest = Digest.of(data)
+    theirs = asyncio.create_task(reader(flights, digest, context(liar)))
+    await asked_for(liar)
+    ours = await reader(flights, digest, context(honest, "two.example"))
+    liar.answers.set()
+    theirs_opened = await theirs
+    while not await ours.ended(0.01):
+        pass
+    await ours.aclose()
+    assert store.size(digest) == MIB
+    assert (honest.described, honest.opened) == (1, [(0, None)])
+    with pytest.raises(UpstreamInvalid):
+        await read(theirs_opened)
 
 
 async def test_readers_in_another_process_have_headers_as_soon_as_upstream_has_answered(
@@ -369,10 +473,8 @@ async def test_readers_in_another_process_have_headers_as_soon_as_upstream_has_a
         monkeypatch.setattr(filling, tick, 3600.0)
     source = Source(os.urandom(MIB), gated=CHUNK)
     digest, asked, elsewhere = Digest.of(source.data), context(source), Flights(store, unknown)
-    leading, _ = flights.join(digest, asked)
-    first = asyncio.create_task(read(await reader(leading, asked)))
-    followed, _ = elsewhere.join(digest, asked)
-    second = await asyncio.wait_for(reader(followed, asked), 10)
+    first = asyncio.create_task(read(await reader(flights, digest, asked)))
+    second = await asyncio.wait_for(reader(elsewhere, digest, asked), 10)
     assert second.size == MIB
     source.gate.set()
     assert (await read(second), await first) == (source.data, source.data)

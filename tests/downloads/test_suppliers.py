@@ -15,8 +15,8 @@ from mirror.downloads.download import Stream
 from mirror.downloads.suppliers import Suppliers
 from mirror.errors import UpstreamUnreachable
 from mirror.names import Digest, Repository
-from tests.support.mirrors import Got, Mirror, StartMirror, until
-from tests.support.scripted import Corrupt, Cut, Delay, Fault, Hold, Length, Rate, Scripted, Status
+from tests.support.mirrors import Got, Mirror, StartMirror, read_to_end, until
+from tests.support.scripted import Corrupt, Cut, Delay, Fault, Hold, Length, Pending, Rate, Scripted, Status
 
 MIB = 1024 * 1024
 SIZE = 2 * MIB
@@ -86,18 +86,28 @@ def fail_always(other: Scripted, blob: Digest, name: str) -> None:
         other.fail(str(blob), *(CASES[name].fault() for _ in range(40)), method=method)
 
 
-async def served_by_the_healthy(mirror: Mirror, upstream: Scripted, blob: Digest, data: bytes, name: str) -> None:
-    """A client of the healthy registry gets the whole blob, whose bytes it sends once."""
-    ours = await asyncio.wait_for(mirror.get(of_healthy(blob)), 15)
+async def served_by_the_healthy(
+    mirror: Mirror, upstream: Scripted, blob: Digest, data: bytes, name: str, then: Callable[[], object] = lambda: None
+) -> None:
+    """A client of the healthy registry gets the whole blob, whose bytes it sends once, and which is cached. `then` is called when it has its headers."""
+
+    async def client() -> Got:
+        async with mirror.session.get(of_healthy(blob)) as response:
+            then()
+            return await read_to_end(response)
+
+    ours = await asyncio.wait_for(client(), 60)
     if name == "wrong bytes" and ours.cut:
-        ours = await asyncio.wait_for(mirror.get(of_healthy(blob)), 15)
+        ours = await asyncio.wait_for(mirror.get(of_healthy(blob)), 60)
     assert (ours.status, ours.cut) == (200, False)
     assert ours.body == data
     assert ours.headers["Content-Length"] == str(SIZE)
     # Twice where this machine is too busy to read for a second: the missing bytes are asked for.
     assert upstream.count("GET", str(blob)) <= 2
     # Of wrong bytes from two registries nobody knows whose were wrong: where this one had helped already, all come once more.
-    assert upstream.sent[str(blob)] <= (2.2 if name == "wrong bytes" else 1.2) * SIZE
+    assert upstream.sent[str(blob)] <= (2.2 if name == "wrong bytes" else 1.2) * SIZE, [
+        (a.method, a.range) for a in upstream.asked
+    ]
     assert upstream.count("HEAD", str(blob)) <= 1
     await mirror.until_cached(blob)
 
@@ -117,7 +127,51 @@ async def test_a_registry_that_was_asked_first_holds_no_other_registrys_clients(
     await until(lambda: other.count("GET", str(blob)) > 0)
     await served_by_the_healthy(mirror, upstream, blob, data, name)
     other.heal()
-    assert outcome(await asyncio.wait_for(theirs, 40), data) in CASES[name].first
+    assert outcome(await asyncio.wait_for(theirs, 60), data) in CASES[name].first
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_a_registry_that_answers_after_a_client_of_another_has_its_headers(
+    mirror: Mirror, upstream: Scripted, other: Scripted, name: str
+) -> None:
+    """It was asked first. The client goes on with what its own registry has said, and the blob is cached when it has got it."""
+    blob = upstream.add_blob(data := os.urandom(SIZE))
+    other.add_blob(data)
+    last = Pending()
+    other.fail(str(blob), last & CASES[name].fault())
+    fail_always(other, blob, name)
+    theirs = asyncio.create_task(mirror.get(of_other(blob)))
+    await last.reached.wait()
+    await served_by_the_healthy(mirror, upstream, blob, data, name, last.release.set)
+    other.heal()
+    assert outcome(await asyncio.wait_for(theirs, 60), data) in CASES[name].first
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "hangs before headers"])
+async def test_a_registry_that_answers_before_that_of_another_client(
+    mirror: Mirror, upstream: Scripted, other: Scripted, name: str
+) -> None:
+    """Its own client has an answer while the other one's registry has not answered yet: that one's client gets the whole blob, and it is cached."""
+    blob = upstream.add_blob(data := os.urandom(SIZE))
+    other.add_blob(data)
+    first, last = Pending(), Pending()
+    other.fail(str(blob), first & CASES[name].fault())
+    fail_always(other, blob, name)
+    upstream.fail(str(blob), last, method="HEAD")
+
+    async def client() -> Got:
+        async with mirror.session.get(of_other(blob)) as response:
+            last.release.set()
+            return await read_to_end(response)
+
+    theirs = asyncio.create_task(client())
+    await first.reached.wait()
+    ours = asyncio.create_task(served_by_the_healthy(mirror, upstream, blob, data, name))
+    await last.reached.wait()
+    first.release.set()
+    await ours
+    other.heal()
+    assert outcome(await asyncio.wait_for(theirs, 60), data) in CASES[name].first
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -133,11 +187,11 @@ async def test_a_registry_that_joins_harms_no_download(mirror: Mirror, upstream:
     theirs = asyncio.create_task(mirror.get(of_other(blob)))
     await until(lambda: other.count("HEAD", str(blob)) > 0)
     hold.release.set()
-    got = await asyncio.wait_for(ours, 15)
+    got = await asyncio.wait_for(ours, 60)
     assert not got.cut
     assert got.body == data
     assert upstream.count("GET", str(blob)) == 1
-    assert outcome(await asyncio.wait_for(theirs, 40), data) in CASES[name].joined
+    assert outcome(await asyncio.wait_for(theirs, 60), data) in CASES[name].joined
 
 
 async def test_a_registry_that_fails_while_another_helps_is_not_replaced_a_second_time(
@@ -191,6 +245,10 @@ async def test_a_registry_that_is_being_asked_already_is_not_idle() -> None:
     with pytest.raises(UpstreamUnreachable):
         await opening
     assert supplier.streams == 0
+    # It has failed: it is tried again after a while.
+    now = asyncio.get_running_loop().time()
+    assert suppliers.idle(now, 30.0) is None
+    assert suppliers.idle(now + 31.0, 30.0) is supplier
 
 
 async def test_another_registry_takes_over_when_the_first_fails_midway(

@@ -50,15 +50,8 @@ class Mirror:
     async def get(self, path: str, method: str = "GET", **headers: str) -> Got:
         """Asks; header names have underscores for hyphens."""
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        body = bytearray()
         async with self.session.request(method, path, headers=sent, allow_redirects=False) as response:
-            cut = False
-            try:
-                while data := await response.content.readany():
-                    body += data
-            except aiohttp.ClientPayloadError:
-                cut = True
-            return Got(response.status, response.headers, bytes(body), cut)
+            return await read_to_end(response)
 
     async def head(self, path: str, **headers: str) -> Got:
         return await self.get(path, "HEAD", **headers)
@@ -120,6 +113,17 @@ def _was_held(lock: Path) -> bool:
     except (FileNotFoundError, BlockingIOError):
         return False
     return True
+
+
+async def read_to_end(response: aiohttp.ClientResponse) -> Got:
+    """Reads a response whose headers are here."""
+    body, cut = bytearray(), False
+    try:
+        while data := await response.content.readany():
+            body += data
+    except aiohttp.ClientPayloadError:
+        cut = True
+    return Got(response.status, response.headers, bytes(body), cut)
 
 
 async def until(condition: Any, seconds: float = 10.0) -> None:

@@ -48,7 +48,7 @@ class Fault:
 
 @dataclass
 class Combined(Fault):
-    """Several faults in one answer: those that choose it (`Delay`, then `Status` or `Redirect`) come first, those of its body last."""
+    """Several faults in one answer: those that choose it (`Pending` and `Delay`, then `Status` or `Redirect`) come first, those of its body last."""
 
     faults: tuple[Fault, ...]
 
@@ -100,6 +100,14 @@ class Delay(Fault):
     """The headers come late, by seconds."""
 
     seconds: float
+
+
+@dataclass
+class Pending(Fault):
+    """The headers do not come until `release` is set; `reached` is set when the request has come."""
+
+    release: asyncio.Event = field(default_factory=asyncio.Event)
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass
@@ -254,8 +262,9 @@ class Scripted:
         """Gone: connections are refused."""
         self._stopping.set()
         for _, _, fault in self._faults:
-            if (hold := fault.of(Hold)) is not None:
-                hold.release.set()
+            for held in (fault.of(Hold), fault.of(Pending)):
+                if held is not None:
+                    held.release.set()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -370,6 +379,9 @@ class Scripted:
         if (refused := self._unauthorized(request)) is not None:
             return refused
         fault = self._fault(request.method, request.path)
+        if (pending := fault.of(Pending)) is not None:
+            pending.reached.set()
+            await pending.release.wait()
         if (delay := fault.of(Delay)) is not None:
             await asyncio.sleep(delay.seconds)
         if (status := fault.of(Status)) is not None and status.status:

@@ -232,8 +232,8 @@ async def test_bytes_that_wait_in_the_kernel_are_no_stall() -> None:
             return True
 
     class Receiving:
-        def take_buffer(self) -> memoryview:
-            return memoryview(bytearray(b"abcdef"))
+        def take_buffers(self) -> list[memoryview]:
+            return [memoryview(bytearray(b"abcdef")) for _ in range(2)]
 
         def start(self, connection: Late, _: memoryview) -> asyncio.Future[int]:
             return connection.filling
