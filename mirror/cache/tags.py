@@ -31,6 +31,7 @@ from mirror.tasks import SingleFlight, close_all
 log = logging.getLogger(__name__)
 
 _MOST_IN_MEMORY = 50_000
+_MOST_COMPARED = 16
 _HOLD = 30.0
 """Seconds that a tag whose check failed is served stale without asking again, unless its `ttl` is shorter."""
 
@@ -79,7 +80,9 @@ class Tags:
         self._held: dict[tuple[Repository, Tag], float] = {}
         self._descriptors: SingleFlight[Descriptor] = SingleFlight()
         self._manifests: SingleFlight[Manifest] = SingleFlight()
-        self._newest = Newest(self._manifest_of, partial(read_configuration, store, fetch), clock)
+        self._compared: OrderedDict[tuple[Repository, Reference], Manifest] = OrderedDict()
+        """Manifests that were fetched to compare them, for whoever needs the chosen one next."""
+        self._newest = Newest(self._to_compare, partial(read_configuration, store, fetch), clock)
 
     async def aclose(self) -> None:
         await close_all(self._descriptors.aclose, self._manifests.aclose)
@@ -203,15 +206,21 @@ class Tags:
         manifest, joined = await self._manifests.do((repository, tag), lambda: self._fetch(repository, tag, since))
         return manifest, miss(joined)
 
-    async def _manifest_of(self, repository: Repository, digest: Digest) -> Manifest:
-        return (await self._by_digest(repository, digest))[0]
+    async def _to_compare(self, repository: Repository, digest: Digest) -> Manifest:
+        """Returns a manifest without caching it, since what is not chosen is no image of this cache. Raises MirrorError."""
+        if (manifest := await self._store.manifest(digest)) is None:
+            manifest = await self._source(repository.registry).get_manifest(repository, digest)
+            self._compared[repository, digest] = manifest
+            if len(self._compared) > _MOST_COMPARED:
+                self._compared.popitem(last=False)
+        return manifest
 
     async def _fetch(self, repository: Repository, reference: Reference, since: float) -> Manifest:
         if isinstance(reference, Tag) and self._source(repository.registry).compares_tags:
             descriptor, _ = await self._descriptors.do((repository, reference), lambda: self._head(repository, reference, since))
             # A tag may be had where its manifest's digest is not known yet.
             with contextlib.suppress(*_OF_ITS_DIGEST):
-                return await self._manifest_of(repository, descriptor.digest)
+                return (await self._by_digest(repository, descriptor.digest))[0]
         async with self._store.lock(Question.FETCH, f"get {repository} {reference}"):
             if (manifest := await self._fetched_elsewhere(repository, reference, since)) is not None:
                 return manifest
@@ -235,7 +244,9 @@ class Tags:
 
     async def _fetch_now(self, repository: Repository, reference: Reference) -> Manifest:
         try:
-            manifest = await self._source(repository.registry).get_manifest(repository, reference)
+            manifest = self._compared.pop((repository, reference), None)
+            if manifest is None:
+                manifest = await self._source(repository.registry).get_manifest(repository, reference)
         except Unknown as error:
             await self._unknown(repository, reference, error)
             raise
@@ -245,9 +256,7 @@ class Tags:
         return manifest
 
     async def _head(self, repository: Repository, reference: Reference, since: float) -> Descriptor:
-        # Comparing the tags of several endpoints fetches manifests.
-        question = Question.CHECK if isinstance(reference, Tag) else Question.FETCH
-        async with self._store.lock(question, f"head {repository} {reference}"):
+        async with self._store.lock(Question.FETCH, f"head {repository} {reference}"):
             if isinstance(reference, Tag) and (record := await self._stored_since(repository, reference, since)) is not None:
                 return record.descriptor
             return await self._head_now(repository, reference)
