@@ -79,7 +79,8 @@ async def running(
             in_force(settings),
             lambda: None if pem is None else ends(pem),
         )
-        dashboard = Dashboard(cache, Admin(admin_token(settings)[0], EndedSessions(settings.cache.dir)), site_info)
+        admin = Admin(admin_token(settings)[0], EndedSessions(settings.cache.dir))
+        dashboard = Dashboard(cache, admin, site_info, targets.image)
         public = urlsplit(settings.server.public_url or "").hostname
         known_hosts = KnownHosts((*settings.server.hosts, *([public] if public else [])))
         api = Api(cache, targets, DEFAULT_REGISTRY, readiness.report, access, dashboard.answer, known_hosts)

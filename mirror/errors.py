@@ -42,7 +42,7 @@
     ├── CatalogFailed              the cache's catalog could not be read or written (503)
     ├── SizeDisputed               registries disagree on a blob's size; never shown to a client
     ├── StorageUnreadable          the cache's disk cannot say whether it has something; never shown to a client
-    └── StorageFull                the cache's disk cannot take it; never shown to a client
+    └── StorageFull                the cache's disk cannot take it; shown to whoever uploads an archive, never to a client that pulls (507)
 
 Codes: OCI distribution-spec 1.1, "Error Codes"; UNAVAILABLE and UNKNOWN are distribution's own. Upstream's failures are 503, whatever
 they were: containerd goes on to the next host on 503 and hammers the same one on 429 and 408.
@@ -294,4 +294,6 @@ class StorageUnreadable(MirrorError):
 
 
 class StorageFull(MirrorError):
-    pass
+    """507 (RFC 4918, section 11.5)."""
+
+    status = 507

@@ -51,6 +51,10 @@ class SingleFlight(Generic[_T]):
     def __init__(self) -> None:
         self._tasks: dict[Hashable, asyncio.Task[_T]] = {}
 
+    def __len__(self) -> int:
+        """The number of tasks that are running."""
+        return len(self._tasks)
+
     def start(self, key: Hashable, work: Callable[[], Awaitable[_T]]) -> tuple[asyncio.Task[_T], bool]:
         """Returns the task of `key`, started if there is none; and True if it was running already.
 

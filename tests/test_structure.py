@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "bundles": SHARED | {"units", "cache", "storage", "bundles"},
     "laptop": {"laptop"},
     "api": SHARED | {"units", "api", "bundles", "cache", "downloads", "storage"},
-    "web": SHARED | {"units", "clients", "api", "cache", "storage", "downloads", "web"},
+    "web": SHARED | {"units", "clients", "api", "bundles", "cache", "storage", "downloads", "web"},
     "doctor": SHARED | {"units", "disk_room", "config", "clients", "upstream", "doctor"},
     "workers": {"backoff", "config", "metrics", "locks", "workers"},
     "disk_probe": {"disk_room"},

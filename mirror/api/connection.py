@@ -94,7 +94,7 @@ class Connection(asyncio.Protocol):
         self._last = False
         """aiohttp closes the connection after the response that it has given."""
         self._reading_paused = self._writing_paused = False
-        self._refused = False
+        self._refused = self._streams = False
         self._unread, self._unread_since = 0, 0.0
         """Bytes that the client has not read, and the time at which there were as many for the first time."""
         self._pass_on_at = self._loop.time() + IDLE / 2
@@ -127,6 +127,16 @@ class Connection(asyncio.Protocol):
             self._reading_paused = False
             self._transport.resume_reading()
 
+    def stream(self, is_empty: bool) -> None:
+        """Lets the body of a request whose end is not followed come as fast as its handler reads it: aiohttp alone bounds then what is held of it.
+
+        To be called before each read; `is_empty` where all that has come was read.
+        """
+        self._streams = True
+        if is_empty and self._reading_paused and self._transport is not None:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
@@ -140,7 +150,7 @@ class Connection(asyncio.Protocol):
         self.request = None
         if self._refused:
             return
-        if self._last:
+        if self._last or (self._streams and self._framing.endless):
             self._inner.data_received(data)
             return
         idle = not self._unanswered

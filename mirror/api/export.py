@@ -63,7 +63,7 @@ class Exports:
 
     async def _layout(self, target: Target) -> Layout:
         named = target.query.get("images", "")
-        platforms = _platforms(target.query.get("platform", ""))
+        platforms = platforms_in(target.query.get("platform", ""))
         referrers = target.query.get("referrers", "yes") not in ("no", "0", "false")
         gatherer = Gatherer(self._cache.store, platforms, cached=platforms is None, referrers=referrers)
         everything = named.strip() == "*"
@@ -87,8 +87,8 @@ class Exports:
         return [(target.repository, target.reference)]
 
 
-def _platforms(text: str) -> list[str] | None:
-    """The platforms of a query; None for all that are cached. Raises RequestInvalid."""
+def platforms_in(text: str) -> list[str] | None:
+    """The platforms of a query, with commas between them; None for all that are cached. Raises RequestInvalid."""
     platforms = [platform.strip().lower() for platform in text.split(",") if platform.strip()]
     for platform in platforms:
         if not is_platform(platform):

@@ -8,14 +8,16 @@ stands for is here.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 from mirror.bundles.archive import ArchiveInvalid, Member, Members
 from mirror.bundles.claims import Claim, Claims, Content, ParseName, digest_in, is_layer, tagged
 from mirror.bundles.keeping import Keeper, MemberBytes
 from mirror.bundles.received import Received, Receiver, enter_referrers, required
 from mirror.bundles.sources import Source
-from mirror.names import Digest, Reference, Repository
+from mirror.names import Digest
 from mirror.storage.store import Store
 from mirror.threads import ThreadPool
 
@@ -31,8 +33,7 @@ class Wishes:
 
     parse: ParseName
     platforms: Collection[str] | None = None
-    name: tuple[Repository, Reference] | None = None
-    name_has_tag: bool = False
+    name: str | None = None
     pin: bool = False
     dry_run: bool = False
     key: bytes | None = None
@@ -57,6 +58,15 @@ class Import:
     def __str__(self) -> str:
         return str(self.source)
 
+    @property
+    def size(self) -> int:
+        """Bytes of `came`."""
+        return sum(self.came.values())
+
+    def document(self) -> dict[str, Any]:
+        """What came of it, as JSON."""
+        return {"images": [image.document() for image in self.images], "size": self.size}
+
 
 class Importer:
     """Imports into a store."""
@@ -73,7 +83,8 @@ class Importer:
     async def run(self, this: Import) -> None:
         """Imports an archive. `this` says meanwhile how far that is, and in the end what came of it.
 
-        Raises ArchiveInvalid, and StorageFull where the cache cannot hold it; SignatureWrong, KeyUnusable; OSError. Blobs that came before that stay.
+        Raises ArchiveInvalid, and StorageFull where the cache cannot hold it; Invalid for the wished name; SignatureWrong, KeyUnusable; OSError. Blobs that came
+        before that stay.
         """
         claims = Claims()
         contents: dict[str, Content] = {}
@@ -84,7 +95,9 @@ class Importer:
             contents = _promised(claims, expected, magics)
             wanted = await self._wanted(this, claims, contents, magics)
         if not this.wishes.dry_run:
-            with this.source.open() as members:
+            with ExitStack() as stack:
+                # In the thread as well, since it looks at the first bytes, which may have yet to come.
+                members = await self._threads.run(stack.enter_context, this.source.open())
                 await self._read(this, members, claims, contents, wanted)
         receiver = Receiver(
             self._store,
@@ -104,7 +117,8 @@ class Importer:
         given = this.wishes.name
         if given is not None:
             nameless = [claim for claim in found if not claim.names]
-            named = [tagged(given, None if this.wishes.name_has_tag else claim.bare_tag) for claim in nameless]
+            has_tag = ":" in given.rpartition("/")[2] or "@" in given
+            named = [tagged(this.wishes.parse(given), None if has_tag else claim.bare_tag) for claim in nameless]
             if len(set(named)) < len(named):
                 raise ArchiveInvalid(f"the archive has {len(named)} images without a name: --as names only one of them")
             names = dict(zip(map(id, nameless), named, strict=True))

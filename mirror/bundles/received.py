@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from mirror.bundles.claims import Claim, Claims
 from mirror.cache.lists import add_referrers
@@ -41,6 +42,25 @@ class Received:
             if self.repository is None or self.reference is None
             else image_name(self.repository, self.reference)
         )
+
+    @property
+    def state(self) -> str:
+        """In a word or two, for people."""
+        if self.fault:
+            return "incomplete" if self.lacking else "not imported"
+        return "imported" if self.came else "already here"
+
+    def document(self) -> dict[str, Any]:
+        """This as JSON."""
+        return {
+            "image": None if self.repository is None else str(self),
+            "digest": str(self.digest),
+            "platforms": list(self.platforms),
+            "new": self.came,
+            "lacking": [str(digest) for digest in self.lacking],
+            "rebuilt": self.rebuilt,
+            "fault": self.fault or None,
+        }
 
 
 @dataclass

@@ -107,11 +107,12 @@ class Pipe:
     rereadable = False
     size: int | None = None
 
-    def __init__(self, file: io.RawIOBase) -> None:
+    def __init__(self, file: io.RawIOBase, name: str = "standard input") -> None:
         self._stream: io.BufferedReader[Any] = io.BufferedReader(file, _BUFFER)
+        self._name = name
 
     def __str__(self) -> str:
-        return "standard input"
+        return self._name
 
     def open(self) -> contextlib.AbstractContextManager[Members]:
         return _members(self._stream, False)

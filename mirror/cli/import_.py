@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -81,8 +81,7 @@ def import_(
     wishes = Wishes(
         _parse,
         [parse_platform(one) for one in platforms] or None,
-        None if name is None else _named(name),
-        name is not None and (":" in name.rpartition("/")[2] or "@" in name),
+        None if name is None else _checked(name),
         pin,
         dry_run,
         None if key is None else _key(key),
@@ -119,11 +118,15 @@ def import_(
 
 
 def _print(images: Sequence[Received], done: Sequence[Import], dry_run: bool, want: Path | None, as_json: bool) -> None:
-    size = sum(size for this in done for size in this.came.values())
+    size = sum(this.size for this in done)
     if as_json:
-        print_json({"images": [_outcome(image) for image in images], "size": size})
+        print_json({"images": [image.document() for image in images], "size": size})
         return
-    rows = [[str(image), ", ".join(image.platforms) or "-", format_size(image.came), _state(image, dry_run)] for image in images]
+    states = {"imported": "would come in"} if dry_run else {}
+    rows = [
+        [str(image), ", ".join(image.platforms) or "-", format_size(image.came), states.get(image.state, image.state)]
+        for image in images
+    ]
     click.echo(table(("IMAGE", "PLATFORMS", "NEW", "STATE"), rows, ("NEW",)), nl=False)
     for image in images:
         if image.fault:
@@ -142,26 +145,6 @@ def _print(images: Sequence[Received], done: Sequence[Import], dry_run: bool, wa
     )
     if want is None and any(image.lacking for image in images):
         click.echo("--want want.txt writes a list of what is lacking, for `mirror export -f want.txt` where there is a network")
-
-
-def _state(image: Received, dry_run: bool) -> str:
-    if image.fault:
-        return "incomplete" if image.lacking else "not imported"
-    if not image.came:
-        return "already here"
-    return "would come in" if dry_run else "imported"
-
-
-def _outcome(image: Received) -> dict[str, Any]:
-    return {
-        "image": None if image.repository is None else str(image),
-        "digest": str(image.digest),
-        "platforms": list(image.platforms),
-        "new": image.came,
-        "lacking": [str(digest) for digest in image.lacking],
-        "rebuilt": image.rebuilt,
-        "fault": image.fault or None,
-    }
 
 
 def _write_want(path: Path, images: Sequence[Received]) -> None:
@@ -195,11 +178,12 @@ def _parse(name: str) -> tuple[Repository, Reference]:
     return parse_image(name, DEFAULT_REGISTRY, ALIASES)
 
 
-def _named(name: str) -> tuple[Repository, Reference]:
+def _checked(name: str) -> str:
     try:
-        return _parse(name)
+        _parse(name)
     except Invalid as error:
         raise click.BadParameter(error.message, param_hint="--as") from None
+    return name
 
 
 def _key(path: Path) -> bytes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from mirror.api.targets import Target
 from mirror.cache.cache import Cache
+from mirror.names import Reference, Repository
 from mirror.tasks import BackgroundTask
 from mirror.web.admin import Admin
 from mirror.web.site_info import SiteInfo
@@ -23,8 +25,11 @@ _OPEN_AFTER = 1.0
 class Dashboard:
     """Answers requests for the dashboard. It is opened by the first one, or a second after the start, whichever comes first."""
 
-    def __init__(self, cache: Cache, admin: Admin, site_info: SiteInfo) -> None:
-        self._parts = (cache, admin, site_info)
+    def __init__(
+        self, cache: Cache, admin: Admin, site_info: SiteInfo, parse: Callable[[str], tuple[Repository, Reference]]
+    ) -> None:
+        """`parse` takes an image's name as people write it. Raises Invalid."""
+        self._parts = (cache, admin, site_info, parse)
         self._site: Site | None = None
         self._background_task = BackgroundTask(self._warm)
 
@@ -32,7 +37,7 @@ class Dashboard:
         self._background_task.start()
 
     async def aclose(self) -> None:
-        """Ends event streams and fetches, so that the mirror can stop."""
+        """Ends event streams, uploads and fetches, so that the mirror can stop."""
         await self._background_task.aclose()
         if self._site is not None:
             await self._site.aclose()

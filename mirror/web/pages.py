@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from mirror.cache.cache import Cache
@@ -27,6 +27,9 @@ from mirror.web.finding import Finding
 from mirror.web.setup import plan
 from mirror.web.site_info import SiteInfo
 from mirror.web.templating import Templates
+
+if TYPE_CHECKING:
+    from mirror.bundles.importing import Import
 
 PAGE = 25
 """Images, or repositories, on a page."""
@@ -163,6 +166,10 @@ class Pages:
 
     def settings(self, context: PageContext) -> str:
         return self._render("settings.html", context, ends=self._site_info.certificate_ends())
+
+    def upload(self, context: PageContext, imported: Import | None = None) -> str:
+        """Renders the form for an archive, and what came of the last one."""
+        return self._render("import.html", context, imported=imported, platforms=PLATFORMS)
 
     def setup(self, context: PageContext) -> str:
         name = context.query.get("client", "")

@@ -11,6 +11,9 @@
     GET   /repository/NAME        the images of a repository; NAME is registry/path (?order= &page=)
     GET   /repository/NAME?view=tags   the tags that upstream has (&filter= &page=)
     POST  /fetch                  image=NAME, platform=PLATFORM|all once for each platform
+    GET   /import                 a form to upload an archive of images
+    POST  /import                 takes that form; answers 422 if an image is not complete
+    PUT   /import, /import/FILE   the same with the archive as the body (?as= &platform= &pin=)
     GET   /settings               the settings in force, with the admin token
     GET   /setup, /setup/CLIENT.sh
     GET   /events                 live updates of the overview, as server-sent events
@@ -24,7 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from urllib.parse import parse_qsl, quote
 
 from aiohttp import web
@@ -52,6 +55,7 @@ from mirror.web.pages import Pages, State
 from mirror.web.site_info import SiteInfo
 from mirror.web.templating import Templates
 from mirror.web.translations import LANGUAGES
+from mirror.web.uploads import Uploads, continue_
 
 _HTML = "text/html; charset=utf-8"
 _FOR_EVER = "public, max-age=31536000, immutable"
@@ -78,8 +82,12 @@ _SAFETY = {
 class Site:
     """Answers requests for the dashboard."""
 
-    def __init__(self, cache: Cache, admin: Admin, site_info: SiteInfo) -> None:
+    def __init__(
+        self, cache: Cache, admin: Admin, site_info: SiteInfo, parse: Callable[[str], tuple[Repository, Reference]]
+    ) -> None:
+        """`parse` takes an image's name as people write it. Raises Invalid."""
         self._admin = admin
+        self._uploads = Uploads(cache.store, admin, parse, cache.manifests.forget)
         self._actions = Actions(cache.images, cache.pulls)
         self._templates = Templates(site_info.version)
         self._pages = Pages(cache, self._actions, site_info, self._templates)
@@ -90,8 +98,8 @@ class Site:
         await self._pages.warm()
 
     async def aclose(self) -> None:
-        """Ends event streams and fetches, so that the mirror can stop."""
-        await close_all(self._live.aclose, self._actions.aclose, self._pages.aclose)
+        """Ends event streams, uploads and fetches, so that the mirror can stop."""
+        await close_all(self._live.aclose, self._uploads.aclose, self._actions.aclose, self._pages.aclose)
 
     async def answer(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """Answers with a page or, where an error occurs, a page about it. Raises MirrorError if the client does not accept HTML."""
@@ -111,6 +119,8 @@ class Site:
                 return await self._change_several(request)
             case "POST", "fetch", "":
                 return await self._fetch(request)
+            case ("POST", "import", "") | ("PUT", "import", _):
+                return await self._upload(request, target)
             case "POST", "login", "":
                 return await self._log_in(request, target)
             case "POST", "logout", "":
@@ -125,6 +135,8 @@ class Site:
                 raise Unsupported(f"{request.method} is not supported here")
             case _, ("image" | "images" | "login"), _:
                 raise Unsupported(f"{request.method} is not supported here", "GET, HEAD, POST")
+            case _, "import", "":
+                raise Unsupported(f"{request.method} is not supported here", "GET, HEAD, POST, PUT")
         raise _no_route()
 
     async def _get(self, request: web.BaseRequest, target: Target, first: str, rest: str) -> web.StreamResponse:
@@ -146,6 +158,10 @@ class Site:
                 page = await self._pages.repository(context, _repository(name))
             case "search", "":
                 page = await self._pages.search(context)
+            case "import", "":
+                if context.session is None:
+                    await self._admin.allow(request, "")
+                page = self._pages.upload(context)
             case "settings", "":
                 if context.session is None:
                     raise AdminNeeded("the settings are shown to whoever has the admin token: log in")
@@ -193,6 +209,16 @@ class Site:
             return web.json_response({"done": done, "image": name}, headers=_SAFETY)
         back = _local(form.get("to", ""))
         return _redirect(f"{back}{'&' if '?' in back else '?'}done={done}")
+
+    async def _upload(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
+        done = await self._uploads.take(request, target.query)
+        self._pages.changed()
+        status = 422 if any(image.fault for image in done.images) else 200
+        if not _wants_html(request):
+            return web.json_response(done.document(), status=status, headers=_SAFETY)
+        response = _html_response(self._pages.upload(recognise(request, target, self._admin), done))
+        response.set_status(status)
+        return response
 
     async def _log_in(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         check_origin(request)
@@ -267,9 +293,7 @@ async def _form(request: web.BaseRequest) -> dict[str, str]:
 async def _fields(request: web.BaseRequest) -> list[tuple[str, str]]:
     """Reads the fields of a form, or of a JSON object, in which a list stands for several fields of one name. Raises RequestInvalid."""
     body = bytearray()
-    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
-        # RFC 9110, section 10.1.1: the client waits for this before it sends the body.
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    continue_(request)
     try:
         async with asyncio.timeout(_FORM_TIMEOUT):
             while len(body) <= _LARGEST_FORM and (data := await request.content.readany()):

@@ -285,6 +285,34 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "done_deleted": ("Deleted from the cache.", "已从缓存删除。"),
     "done_fetched": ("All of it is in the cache now.", "已全部缓存。"),
     "done_fetching": ("It is being fetched: the list of downloads shows the progress.", "正在拉取，进度见下载列表。"),
+    # an archive that is uploaded
+    "import": ("Upload images", "上传镜像"),
+    "import_why": (
+        "Takes bundles of mirror export, OCI layouts and what docker save, podman save, skopeo, buildah and crane write, compressed or not. What is cached already is not stored again; an upload that was interrupted goes on when it is sent again.",
+        "可上传 mirror export 的 tar 文件、OCI layout，以及 docker save、podman save、skopeo、buildah 和 crane 生成的文件，压缩与否均可。已缓存的内容不会重复保存；上传中断后重新上传即可继续。",
+    ),
+    "import_file": ("Tar", "tar 文件"),
+    "import_as": ("Name, if the tar has none", "名称（tar 中没有名称时）"),
+    "import_platform": ("Platform", "平台"),
+    "import_every": ("all in the tar", "tar 中的全部"),
+    "import_pin": ("Pin the images", "固定这些镜像"),
+    "import_do": ("Upload", "上传"),
+    "import_progress": ("Progress of the upload", "上传进度"),
+    "import_broke_off": (
+        "The connection broke off. Upload it again: what has come is kept.",
+        "连接中断。请重新上传，已传输的内容会保留。",
+    ),
+    "import_curl": ("From a command line, also from a pipe with -T -:", "使用命令行，也可用 -T - 从管道上传："),
+    "imported_title": ("{n} image, {size} new|{n} images, {size} new", "{n} 个镜像，新增 {size}"),
+    "imported_new": ("New", "新增"),
+    "import_imported": ("imported", "已导入"),
+    "import_already_here": ("already here", "已存在"),
+    "import_incomplete": ("incomplete", "不完整"),
+    "import_not_imported": ("not imported", "未导入"),
+    "import_rebuilt": (
+        "{image}: its manifest was made here, since docker save had kept none. Its digest is not the registry's.",
+        "{image}：docker save 未保留清单，因此在此重新生成，摘要与原仓库不同。",
+    ),
     # logging in
     "login_title": ("Log in to manage images", "登录以管理镜像"),
     "login_why": (

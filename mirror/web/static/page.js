@@ -96,6 +96,48 @@ if (search) {
   search.addEventListener("submit", () => clearTimeout(waiting));
 }
 
+// An upload shows how far it is, and its answer in place of the page.
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (!form.matches(".upload")) return;
+  event.preventDefault();
+  const going = form.querySelector(".going");
+  const bar = going.querySelector("progress");
+  const words = going.querySelector("[role=status]");
+  const button = form.querySelector("button");
+  const percent = new Intl.NumberFormat(document.documentElement.lang, { style: "percent" });
+  const request = new XMLHttpRequest();
+  request.upload.onprogress = ({ loaded, total }) => {
+    bar.max = total;
+    bar.value = loaded;
+    words.textContent = percent.format(total ? loaded / total : 0);
+  };
+  request.onload = () => {
+    const page = new DOMParser().parseFromString(request.responseText, "text/html");
+    const main = page.querySelector("main");
+    if (!main) return request.onerror();
+    document.title = page.title;
+    document.querySelector("main").replaceWith(main);
+    main.focus();
+  };
+  request.onerror = () => {
+    going.hidden = true;
+    button.disabled = false;
+    const note = form.querySelector(".note") || form.appendChild(document.createElement("p"));
+    note.className = "note bad";
+    note.setAttribute("role", "alert");
+    note.textContent = form.dataset.failed;
+  };
+  request.open("POST", form.action);
+  request.setRequestHeader("Accept", "text/html");
+  request.send(new FormData(form));
+  form.querySelector(".note")?.remove();
+  bar.removeAttribute("value");
+  words.textContent = "";
+  button.disabled = true;
+  going.hidden = false;
+});
+
 // One box selects all of a page.
 document.addEventListener("change", (event) => {
   if (!event.target.matches("[data-all]")) return;
