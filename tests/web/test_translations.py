@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mirror.errors import MirrorError
-from mirror.web import filters, site, translations
+from mirror.web import filters, site, texts, translations
 from tests.support.dashboard import HTML, post
 from tests.support.mirrors import Mirror
 
@@ -20,7 +20,7 @@ def test_every_text_is_there_in_every_language() -> None:
     """With the same things filled in; and every key that the templates name exists, and is named somewhere."""
     fields = string.Formatter()
     for key in sorted(translations.keys()):
-        written = [translations._TEXTS[key][place] for place in range(len(translations.LANGUAGES))]
+        written = [texts.TEXTS[key][place] for place in range(len(translations.LANGUAGES))]
         assert all(written), key
         names = [{name for _, name, _, _ in fields.parse(text) if name} - {"n"} for text in written]
         assert names[0] == names[1], key
