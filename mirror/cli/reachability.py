@@ -42,7 +42,7 @@ def _fault(name: str, registry: Registry, way: Way) -> str:
         if endpoint_way(name, endpoint, way).of(url) is not None:
             return ""
         try:
-            socket.create_connection((url.host or "", url.port or 443), _PATIENCE).close()
+            socket.create_connection((url.raw_host or "", url.port or 443), _PATIENCE).close()
             return ""
         except (OSError, UnicodeError) as error:
             fault = f"{url.host}: {getattr(error, 'strerror', None) or error}"

@@ -93,7 +93,7 @@ async def _measure(name: str, registry: Registry, endpoint: Endpoint, way: Way) 
 
 async def _connect(registry: Registry, url: URL, measured: _Measured) -> None:
     """Measures name resolution, TCP and TLS. Raises OSError, TimeoutError."""
-    host, port = url.host or "", url.port or 443
+    host, port = url.raw_host or "", url.port or 443
     async with _timed(measured, "name"):
         addresses = await within(_TIMEOUTS.connect, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     async with asyncio.timeout(_TIMEOUTS.connect), _timed(measured, "TCP"):

@@ -129,7 +129,7 @@ async def _endpoint(
 ) -> Finding:
     """Requests the API's root as `docker login` does, with credentials if they are set."""
     base = URL(endpoint.url)
-    host = base.host or ""
+    host = base.raw_host or ""
     way = endpoint_way(name, endpoint, registry_way(name, registry, transport.way))
     proxy = way.of(base)
     if proxy is None or not proxy.resolves:

@@ -53,13 +53,14 @@ def proxied(
     proxy_tls = system_tls() if proxy.url.scheme == "https" else None
     # A tunnel for https (RFC 9110, section 9.3.6), and the whole URL as target for http.
     hop = ProxyHop(
-        proxy.name, proxy.url.host or "", proxy_tls, None if tls is None else f"{url.host_subcomponent}:{port}", headers
+        proxy.name, proxy.url.raw_host or "", proxy_tls, None if tls is None else f"{url.host_subcomponent}:{port}", headers
     )
     return Route(key, lambda: _connect_proxy(proxy, resolver, seconds), tls, hop)
 
 
 def _place(url: URL) -> tuple[str, int]:
-    return url.host or "", url.port or 0
+    # Not `host`, which is decoded: resolvers encode it by IDNA 2003, which makes another name of some.
+    return url.raw_host or "", url.port or 0
 
 
 async def _connect(resolver: AbstractResolver, host: str, port: int, seconds: float) -> socket.socket:

@@ -31,7 +31,7 @@ class Proxy:
     @property
     def address(self) -> tuple[str, int]:
         """Host and port."""
-        return self.url.host or "", self.url.port or 0
+        return self.url.raw_host or "", self.url.port or 0
 
     @property
     def name(self) -> str:

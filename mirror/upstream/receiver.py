@@ -102,7 +102,7 @@ class Receiver:
                 if not reused and route.hop is not None:
                     await self.run(connection, connection.pass_proxy, route.hop)
                 if not reused and route.tls is not None:
-                    await self.run(connection, connection.start_tls, route.tls, url.host or "")
+                    await self.run(connection, connection.start_tls, route.tls, url.raw_host or "")
                 status, fields = await self.run(connection, connection.exchange, request)
                 if status == 407 and route.hop is not None:
                     raise route.hop.refusal(status, "")

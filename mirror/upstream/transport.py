@@ -131,7 +131,7 @@ class Transport:
         So does a name that a proxy resolves: it is not resolved here. Raises Offline.
         """
         self.check_online()
-        host = url.host or ""
+        host = url.raw_host or ""
         if _literal(host) is not None:
             return not _public(host)
         proxy = (self.way if way is None else way).of(url)
@@ -149,7 +149,7 @@ class Transport:
 def _translated(url: URL, public_only: bool, resolved_beyond: bool) -> Iterator[None]:
     """Makes errors of ours of what goes wrong with a request. Raises as Transport.request does."""
     where = shown(url)
-    host = url.host or ""
+    host = url.raw_host or ""
     local_name = resolved_beyond and host.rstrip(".").rpartition(".")[2] == "localhost"
     if public_only and ((_literal(host) is not None and not _public(host)) or local_name):
         raise TargetRefused(f"an upstream with a public address points to {where}, which is not public")

@@ -146,3 +146,24 @@ async def test_a_connection_that_was_allowed_is_not_lent_to_a_request_that_is_no
                 "GET", [URL("http://8.8.8.8")], server.url.with_host("localhost"), {}
             )
         assert server.requests == 1
+
+
+@pytest.mark.parametrize("way_out", [None, "http"])
+async def test_a_name_that_is_not_ascii_is_the_same_everywhere(monkeypatch: pytest.MonkeyPatch, way_out: str | None) -> None:
+    """What is resolved is what the Host field says, by IDNA 2008 (RFC 5891): by IDNA 2003, \"straße\" would be the host \"strasse\" of somebody else."""
+    asked: list[str] = []
+
+    async def resolve(self: Any, host: str, port: int = 0, family: Any = 0) -> list[ResolveResult]:
+        asked.append(host)
+        raise OSError("nobody")
+
+    monkeypatch.setattr(ThreadedResolver, "resolve", resolve)
+    if way_out is not None:
+        monkeypatch.setenv("HTTP_PROXY", "http://straße.example:1")
+    async with transport() as way:
+        guard = Guard(way, URL("http://8.8.8.8"), None)
+        for url in ("http://straße.example:1/", "http://xn--strae-oqa.example:1/"):
+            with pytest.raises(UpstreamUnreachable):
+                await guard.request("GET", [], URL(url), {})
+            await way.is_private(URL(url))
+    assert asked and set(asked) == {"xn--strae-oqa.example"}
