@@ -22,6 +22,7 @@ from mirror.laptop.page import page
 _RANGE = re.compile(r"bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*")
 _HOST = re.compile(r"[A-Za-z0-9.:\[\]_-]{1,255}")
 _INDEX = "application/vnd.oci.image.index.v1+json"
+_MAPPED = "::ffff:"
 _MOST_NAMED = 5
 """Tags or images that an error names."""
 
@@ -170,7 +171,7 @@ class Handler(BaseHTTPRequestHandler):
                     404, "MANIFEST_UNKNOWN", f"{repository}:{reference} is not in the bundle; it has {_some(sorted(tags))}"
                 )
             digest = tags[reference]
-            say(f"{self.client_address[0]} {self.command} {repository}:{reference}")
+            say(f"{self.address_string()} {self.command} {repository}:{reference}")
         media_type = library.manifests.get(digest)
         if media_type is None:
             raise Refused(404, "MANIFEST_UNKNOWN", f"{repository}@{digest} is not in the bundle: it may be of another platform")
@@ -287,7 +288,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """http.server reports here what is no request in HTTP."""
-        say(f"{self.client_address[0]}: {format % args}")
+        say(f"{self.address_string()}: {format % args}")
+
+    def address_string(self) -> str:
+        """The client's address. One of IPv4 comes as one of IPv6 to a socket that takes both."""
+        address = str(self.client_address[0])
+        return address[len(_MAPPED) :] if address.startswith(_MAPPED) else address
 
 
 def say(text: str) -> None:

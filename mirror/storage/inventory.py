@@ -14,8 +14,8 @@ from mirror.names import Digest, Reference, Repository, image_name
 from mirror.storage.image_config import ImageConfig
 
 _T = TypeVar("_T")
-ORDERS = ("name", "pulled", "fetched", "size")
-"""How images can be sorted: by name; the last pulled, the last fetched or the largest first."""
+ORDERS = ("name", "pulled", "fetched", "size", "pinned")
+"""How images can be sorted: by name; the last pulled, the last fetched, the largest, or those that are pinned or in a list first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,6 +143,22 @@ class Pages:
         found = await self._finding.search(text)
         return self._render("search.html", context, **await self._list(context), **found)
 
+    async def classroom(self, context: PageContext) -> str:
+        """Renders the images for a class to copy commands from: those that are pinned, or in a list, first."""
+        number = page_number(context.query)
+        search = context.query.get("q", "")[:_LONGEST_SEARCH]
+        page = await self._cache.inventory.images(search, "pinned", (number - 1) * PAGE, PAGE)
+        together = [str(image) for image in page.entries if (image.pinned or image.listed) and not image.missing]
+        return self._render(
+            "class.html",
+            context,
+            page=page,
+            together=together,
+            current=number,
+            pages=max(1, -(-page.total // PAGE)),
+            search=search,
+        )
+
     async def image(self, context: PageContext, repository: Repository, reference: Reference) -> str:
         details = await self._cache.inventory.image(repository, reference)
         if details is None:

@@ -14,6 +14,7 @@
     GET   /import                 a form to upload an archive of images
     POST  /import                 takes that form; answers 422 if an image is not complete
     PUT   /import, /import/FILE   the same with the archive as the body (?as= &platform= &pin=)
+    GET   /class                  the images, with commands for a class to copy (?q= &page=)
     GET   /settings               the settings in force, with the admin token
     GET   /setup, /setup/CLIENT.sh
     GET   /events                 live updates of the overview, as server-sent events
@@ -131,7 +132,7 @@ class Site:
                 return self._asset(target.path)
             case "GET" | "HEAD", _, _:
                 return await self._get(request, target, first, rest)
-            case _, ("" | "repository" | "search" | "settings" | "setup" | "events" | "web"), _:
+            case _, ("" | "class" | "repository" | "search" | "settings" | "setup" | "events" | "web"), _:
                 raise Unsupported(f"{request.method} is not supported here")
             case _, ("image" | "images" | "login"), _:
                 raise Unsupported(f"{request.method} is not supported here", "GET, HEAD, POST")
@@ -166,6 +167,8 @@ class Site:
                 if context.session is None:
                     raise AdminNeeded("the settings are shown to whoever has the admin token: log in")
                 page = self._pages.settings(context)
+            case "class", "":
+                page = await self._pages.classroom(context)
             case "setup", "":
                 page = self._pages.setup(context)
             case "login", "":

@@ -6,6 +6,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     # the frame
     "skip": ("Skip to the content", "跳到内容"),
     "overview": ("Overview", "概览"),
+    "class": ("Class", "课堂"),
     "setup": ("Set up a client", "配置客户端"),
     "setup_short": ("Set up", "配置"),
     "setup_rest": (" a client", "客户端"),
@@ -224,6 +225,15 @@ TEXTS: dict[str, tuple[str, str]] = {
         "From any client. Over plain http, all clients but Docker on the mirror's own machine need it as an insecure registry.",
         "适用于任何客户端。若使用 http，除本机的 Docker 外，需将其设为不安全的镜像仓库。",
     ),
+    "class_title": ("Images for the class", "课堂镜像"),
+    "class_why": ("Copy a command, and run it in a terminal on your own machine.", "复制命令，在自己电脑的终端中运行。"),
+    "class_once": (
+        "Before the first pull: Docker on other machines needs this in /etc/docker/daemon.json (Docker Desktop: Settings, Docker Engine), and a restart, because the mirror speaks plain http.",
+        "首次拉取之前：本站使用 http，其他机器上的 Docker 需在 /etc/docker/daemon.json（Docker Desktop：Settings → Docker Engine）中加入以下内容并重启。",
+    ),
+    "class_setup": ("To pull by short names, set the client up:", "若要直接用短名称拉取，请配置客户端："),
+    "class_together": ("All pinned images as one tar", "所有已固定的镜像（单个 tar 文件）"),
+    "class_load": ("Load it with", "导入命令："),
     "export": ("Download as a tar", "下载为 tar 文件"),
     "export_tar": ("Tar", "tar 文件"),
     "export_all": ("All of these platforms", "以上所有平台"),

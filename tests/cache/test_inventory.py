@@ -232,6 +232,7 @@ def test_pages_searches_and_orders(tmp_path: Path) -> None:
             "pulled": lambda image: image.pulled,
             "fetched": lambda image: image.fetched,
             "size": lambda image: image.size,
+            "pinned": lambda image: image.pinned or image.listed,
         }
         for order, key in keys.items():
             values = [key(image) for image in ask.images(order=order).entries]

@@ -212,7 +212,7 @@ async def test_languages_themes_and_phones(watched: Watched, upstream: Scripted)
     background = "return getComputedStyle(document.body).backgroundColor"
     pages = ["/", "/image/docker.io/library/app-with-quite-a-long-name/and-a-second-part:a-tag-that-is-long-too-2025-11-25"]
     window.forgiven += ["status of 404"]
-    pages += [*(f"/setup?client={client}" for client in CLIENTS), "/login", "/image/docker.io/library/none:1"]
+    pages += [*(f"/setup?client={client}" for client in CLIENTS), "/class", "/login", "/image/docker.io/library/none:1"]
 
     def spoken(language: str) -> bool:
         return str(window.script("return document.documentElement.lang")).startswith(language)
@@ -367,3 +367,34 @@ async def test_the_page_comes_to_life_again_after_a_restart(start: StartMirror, 
     await asyncio.to_thread(browser.until_text, "reconnecting", "#live")
     await start(settings={"server": {"listen": listen}})
     await asyncio.to_thread(browser.until_text, "live", "#live")
+
+
+COPYING = """
+const write = navigator.clipboard.writeText.bind(navigator.clipboard);
+navigator.clipboard.writeText = async text => { await write(text); window.copied = text; };
+"""
+"""Notes what has come into the clipboard."""
+
+
+async def test_students_copy_commands_from_the_class_page(watched: Watched, upstream: Scripted) -> None:
+    """From the overview, without a token: each image has its command in the clipboard at one click, and a tar; in Chinese too."""
+    mirror, window = watched.mirror, watched.window
+    for name in ("library/first", "library/second"):
+        await cache(mirror, upstream, name)
+    command = f"docker pull {mirror.url.removeprefix('http://')}/docker.io/library/second:1"
+
+    def study() -> None:
+        window.go(mirror.url)
+        window.click("nav.places a[href='/class']")
+        window.until_text("Images for the class")
+        window.script(COPYING)
+        window.click(f"[data-copy='{command}']")
+        window.until(lambda: window.script("return window.copied") == command, "the command in the clipboard")
+        window.until(lambda: window.script("return document.querySelector('.copy.done') !== null"), "copied")
+        links = window.script("return [...document.querySelectorAll('a[download]')].map(link => link.getAttribute('href'))")
+        assert links == [f"/export/docker.io/library/{name}:1.tar" for name in ("first", "second")]
+        window.click("[hreflang=zh]")
+        window.until_text("课堂镜像")
+        assert window.url == f"{mirror.url}/class"
+
+    await watched.do(study)

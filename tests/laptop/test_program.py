@@ -69,7 +69,7 @@ def test_the_start_scripts_are_sound(folder: Path) -> None:
         ["/bin/sh", "start.sh"], cwd=folder, env={"PATH": "/nowhere"}, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert "Python 3.8 or newer is needed" in done.stderr
+    assert done.stderr == "Python 3.8 or newer is needed, and was not found: install python3.\n"
 
 
 @pytest.fixture

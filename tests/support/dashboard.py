@@ -24,6 +24,8 @@ PAGES = (
     "/",
     "/images",
     IMAGE,
+    "/class",
+    "/class?q=none",
     "/setup",
     "/setup?client=k3s",
     "/login",

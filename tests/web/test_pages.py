@@ -24,7 +24,7 @@ from mirror.web.pages import Pages, State
 from mirror.web.site_info import SiteInfo
 from mirror.web.templating import Templates
 from tests.cache.test_inventory import pull, serve
-from tests.support.dashboard import HOSTILE, HTML, IMAGE, PAGES, log_in, token
+from tests.support.dashboard import HOSTILE, HTML, IMAGE, PAGES, log_in, post, token
 from tests.support.filled import fill
 from tests.support.images import make_index
 from tests.support.mirrors import Mirror, StartMirror, until
@@ -312,3 +312,47 @@ def test_lists_that_are_pulled_by_schedule() -> None:
         assert words in chinese.replace("\u00a0", " "), (words, chinese)
     assert "waits until the mirror is online" in shown("en", offline=True)
     assert shown("en", ()) == ""
+
+
+async def test_the_class_page_has_a_command_and_a_tar_for_every_image(start: StartMirror, upstream: Scripted) -> None:
+    """Without a token: pinned images first, each by the name under which this client knows the mirror; one tar of all that are pinned; no tar of what is not whole."""
+    mirror = await start()
+    images = {name: upstream.add_image(f"library/{name}", "1", layers=[os.urandom(2000)]) for name in "abcd"}
+    for name, image in images.items():
+        await mirror.get(f"/v2/{name}/manifests/1")
+        for blob in (*(image.layers if name != "b" else ()), image.config):
+            await mirror.get(f"/v2/{name}/blobs/{blob}")
+            await mirror.until_cached(blob)
+    cookie = await log_in(mirror)
+    secret = re.search(r'name="secret" value="([^"]*)"', (await mirror.get("/?view=images", **HTML, Cookie=cookie)).body.decode())
+    assert secret is not None
+    for name in "dc":
+        form = {"action": "pin", "image": f"docker.io/library/{name}:1", "secret": secret[1]}
+        assert (await post(mirror, "/images", form, Cookie=cookie))[0] in (200, 303)
+    page = (await mirror.get("/class", **HTML, Host="mirror.lan:5000")).body.decode()
+    commands = re.findall(r'data-copy="(docker pull [^"]*)"', page)
+    assert commands == [f"docker pull mirror.lan:5000/docker.io/library/{name}:1" for name in "cdab"]
+    assert "insecure-registries&#34;: [&#34;mirror.lan:5000&#34;]" in page
+    links = re.findall(r'href="(/export/[^"]*)" download', page)
+    together = "/export/lab.tar?images=docker.io/library/c%3A1%2Cdocker.io/library/d%3A1"
+    assert links == [*(f"/export/docker.io/library/{name}:1.tar" for name in "cda"), together]
+    for link in links:
+        got = await mirror.get(link)
+        assert (got.status, got.headers["Content-Type"]) == (200, "application/x-tar")
+    assert "insecure-registries" not in (await mirror.get("/class", **HTML)).body.decode()
+    assert "课堂镜像" in (await mirror.get("/class", **HTML, Accept_Language="zh")).body.decode()
+    found = (await mirror.get("/class?q=a:1", **HTML)).body.decode()
+    assert re.findall(r"docker pull [^\"]*/(.):1\"", found) == ["a"]
+    assert (await post(mirror, "/class", {}))[0] == 405
+
+
+async def test_a_class_page_of_many_images_has_pages(start: StartMirror) -> None:
+    """Each image is on one of them."""
+    mirror = await start(max_size="2TiB")
+    await mirror.mended()
+    await asyncio.to_thread(fill, mirror.directory, 60)
+    first = (await mirror.get("/class", **HTML)).body.decode()
+    assert 'rel="next" href="/class?page=2"' in first and 'rel="prev"' not in first
+    second = (await mirror.get("/class?page=2", **HTML)).body.decode()
+    commands = [re.findall(r'data-copy="(docker pull [^"]*)"', page) for page in (first, second)]
+    assert [len(page) for page in commands] == [25, 25] and not set(commands[0]) & set(commands[1])

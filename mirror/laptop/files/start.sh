@@ -1,6 +1,9 @@
 #!/bin/sh
 # Serves the images of the bundles in this folder. Written by mirror export --laptop.
-here=$(dirname -- "$0")
+case $0 in
+    */*) here=${0%/*} ;;
+    *) here=. ;;
+esac
 for python in python3 python; do
     if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 8))' >/dev/null 2>&1; then
         exec "$python" -I "$here/mirror.pyz" "$@"

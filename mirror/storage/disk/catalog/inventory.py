@@ -61,7 +61,7 @@ WHERE (?1 = '' OR registry || '/' || path = ?1) AND NOT EXISTS (
     SELECT 1 FROM json_each(?2) AS word
     WHERE instr(lower(image.registry || '/' || image.path || ':' || coalesce(tag, '')), word.value) = 0
         AND instr(digest, word.value) != 1)
-ORDER BY CASE ?3 WHEN 'pulled' THEN -coalesce(pulled, 0) WHEN 'fetched' THEN -fetched
+ORDER BY CASE ?3 WHEN 'pulled' THEN -coalesce(pulled, 0) WHEN 'fetched' THEN -fetched WHEN 'pinned' THEN -(pinned OR listed)
     WHEN 'size' THEN -(SELECT sum(item.size) FROM part JOIN item ON item.id = part.item WHERE part.root = image.id) END,
     registry, path, tag IS NULL, tag, digest LIMIT ?4 OFFSET ?5
 """

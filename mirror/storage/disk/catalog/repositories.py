@@ -16,7 +16,7 @@ _SHOWN = 6
 _PAGE = """
 SELECT registry, path, count(*), sum(pinned OR listed), max(fetched), total(pulls), max(pulled), count(*) OVER () FROM image
 GROUP BY registry, path
-ORDER BY CASE ? WHEN 'pulled' THEN -coalesce(max(pulled), 0) WHEN 'fetched' THEN -max(fetched) WHEN 'size' THEN -(
+ORDER BY CASE ? WHEN 'pulled' THEN -coalesce(max(pulled), 0) WHEN 'fetched' THEN -max(fetched) WHEN 'pinned' THEN -max(pinned OR listed) WHEN 'size' THEN -(
     SELECT sum(size) FROM item WHERE id IN (
         SELECT part.item FROM holding JOIN item AS root ON root.digest = holding.digest JOIN part ON part.root = root.id
         WHERE holding.registry = image.registry AND holding.path = image.path)) END, registry, path
