@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mirror.downloads.flight import Flight
@@ -43,6 +43,9 @@ class Download:
     def left(self) -> float | None:
         """Seconds until it is complete, at this rate; None where that is not known."""
         return None if self.ended or self.size is None or self.rate < 1 else max(0, self.size - self.have) / self.rate
+
+
+_NAMES = tuple(field.name for field in fields(Download))
 
 
 class _Watched:
@@ -109,7 +112,7 @@ class ActiveDownloads:
                 await self._flights.begun.wait()
                 self._flights.begun.clear()
                 while lines := self._observe():
-                    await self._store.set_status([asdict(line) for line in lines])
+                    await self._store.set_status([_written(line) for line in lines])
                     await asyncio.sleep(_INTERVAL)
                 await self._store.set_status(None)
         finally:
@@ -127,6 +130,11 @@ class ActiveDownloads:
                 if now - watched.ended > _SHOWN:
                     del self._watched[flight]
         return [watched.observe() for watched in self._watched.values()]
+
+
+def _written(line: Download) -> dict[str, Any]:
+    """As `asdict`, which copies every value."""
+    return {name: getattr(line, name) for name in _NAMES}
 
 
 def merged(statuses: Iterable[Any]) -> list[Download]:
