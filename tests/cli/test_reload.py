@@ -75,19 +75,35 @@ def _fetch(url: str) -> bytes:
         return bytes(response.read())
 
 
-async def test_a_sighup_that_comes_before_it_can_be_handled_is_handled_later(tmp_path: Path) -> None:
+def test_a_sighup_that_comes_before_it_can_be_handled_is_handled_later(tmp_path: Path) -> None:
     """It is neither lost nor ends the process."""
-    settings = load(None, {}, {"server": {"listen": "127.0.0.1:0"}, "cache": {"dir": str(tmp_path / "cache")}})
+    # In a process of its own: here other threads would take the signal.
+    command = [sys.executable, "-c", _EARLY, str(tmp_path / "cache")]
+    assert subprocess.run(command, check=False, stdout=subprocess.PIPE, timeout=60).stdout == b"handled\n"
+
+
+_EARLY = """
+import asyncio, os, signal, sys
+from mirror import app
+from mirror.config import load
+
+settings = load(None, {}, {"server": {"listen": "127.0.0.1:0"}, "cache": {"dir": sys.argv[1]}})
+
+async def main():
     hung_up = asyncio.Event()
 
-    def reload() -> Settings:
+    def reload():
         hung_up.set()
         return settings
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))
-    os.kill(os.getpid(), signal.SIGHUP)
-    async with app.running(settings, reload=reload), asyncio.timeout(10):
+    async with app.running(settings, reload=reload), asyncio.timeout(30):
         await hung_up.wait()
+    print("handled")
+
+signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))
+os.kill(os.getpid(), signal.SIGHUP)
+asyncio.run(main())
+"""
 
 
 async def test_sighups_in_quick_succession_do_not_keep_requests_waiting(tmp_path: Path) -> None:

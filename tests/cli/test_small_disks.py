@@ -67,7 +67,7 @@ async def test_a_disk_that_others_fill_is_told_everywhere_until_there_is_room(di
         assert (await asyncio.to_thread(readyz, mirror))[1]["status"] == "ready"
         ballast = fill(disk, leave=MIB)
         await told("1 MiB free of 40 MiB, less than the 2 MiB that cache.min_free leaves")
-        assert "WARNING mirror.disk_probe: the disk of" in mirror.log
+        await until(lambda: "WARNING mirror.disk_probe: the disk of" in mirror.log)
         await pulled()
         assert "cache.min_free" in (await commands.json("stats"))["degraded"][0]
         assert "degraded    the disk of" in await commands("stats")
