@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 LATER = {
-    "/export/docker.io/library/none:latest.tar": ("mirror.api.export", "mirror.bundles", "tarfile"),
     "/": ("jinja2", "mirror.clients", "mirror.web.pages", "mirror.web.site", "mirror.web.templating", "mirror.web.translations"),
+    "/export/docker.io/library/none:latest.tar": ("mirror.api.export", "mirror.bundles", "tarfile"),
 }
 """Paths, and the modules that the first request to one imports."""
 NEVER = (

@@ -11,13 +11,11 @@ from aiohttp import web
 from mirror.api.content import choose_ranges
 from mirror.api.context import RequestContext, header, stream_body
 from mirror.api.ranges import matches
-from mirror.api.targets import Target, Targets
+from mirror.api.targets import Target, Targets, platforms_in
 from mirror.bundles.contents import Gatherer, Incomplete
 from mirror.bundles.layout import Layout
 from mirror.bundles.writing import BundleReader
 from mirror.cache.cache import Cache
-from mirror.errors import RequestInvalid
-from mirror.manifests import is_platform
 from mirror.names import Reference, Repository
 from mirror.tasks import SingleFlight
 
@@ -85,12 +83,3 @@ class Exports:
             return list(dict.fromkeys(self._targets.image(name) for name in names))
         assert target.repository is not None and target.reference is not None
         return [(target.repository, target.reference)]
-
-
-def platforms_in(text: str) -> list[str] | None:
-    """The platforms of a query, with commas between them; None for all that are cached. Raises RequestInvalid."""
-    platforms = [platform.strip().lower() for platform in text.split(",") if platform.strip()]
-    for platform in platforms:
-        if not is_platform(platform):
-            raise RequestInvalid(f"a platform such as linux/arm64 is expected; found {platform[:80]!r}")
-    return platforms or None

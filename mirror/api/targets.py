@@ -23,6 +23,7 @@ from functools import lru_cache
 from urllib.parse import parse_qsl, unquote
 
 from mirror.errors import RegistryUnknown, RequestInvalid, RouteUnknown, Unsupported
+from mirror.manifests import is_platform
 from mirror.names import Digest, Reference, Repository, is_registry_name, looks_like_registry, parse_image, parse_reference
 
 _LONGEST_KEPT = 512
@@ -212,3 +213,12 @@ def _query(raw: str) -> dict[str, str]:
 def refuse_write(method: str) -> Unsupported:
     """The error for pushes and deletes."""
     return Unsupported(f"{method} is not supported: this is a pull-through mirror; push to the registry itself")
+
+
+def platforms_in(text: str) -> list[str] | None:
+    """The platforms of a query, with commas between them; None for all that are cached. Raises RequestInvalid."""
+    platforms = [platform.strip().lower() for platform in text.split(",") if platform.strip()]
+    for platform in platforms:
+        if not is_platform(platform):
+            raise RequestInvalid(f"a platform such as linux/arm64 is expected; found {platform[:80]!r}")
+    return platforms or None

@@ -41,7 +41,7 @@ class Supplier:
         self.usable = True
         """False when its bytes were wrong, or it claims another size than the download's."""
         self.failed = 0
-        """0 unless its last request failed; otherwise the place of that failure among all failures of the download."""
+        """0 unless its last request failed; otherwise the place of that failure among all failures of this process."""
         self.streams = 0
         """The number of its connections that are open, or being opened."""
         self.tried = float("-inf")

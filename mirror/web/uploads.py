@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import BodyPartReader, web
 
 from mirror.api.connection import Connection
-from mirror.api.export import platforms_in
+from mirror.api.targets import platforms_in
 from mirror.errors import ClientBusy, MirrorError, RequestInvalid
 from mirror.names import Reference, Repository, Tag
 from mirror.storage.store import Store
