@@ -6,6 +6,7 @@ The framing is h11's. A body whose length is known goes from the socket into the
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import socket
 import ssl
@@ -24,6 +25,9 @@ _GATHER = 0.05
 _ENOUGH = 1024 * 1024
 """Bytes that are passed on without waiting for more."""
 _RESET = struct.pack("ii", 1, 0)
+_END_OF_HEAD = re.compile(rb"(?<=\n)\r?\n")
+_SPACED_NAMES = re.compile(rb"(?m)^[!#-'*+\-.0-9A-Z^-z|~]+ [!#-'*+\-.0-9A-Z^-z|~ ]*:[\t -~\x80-\xff]*\r?\n(?:[ \t].*\n)*")
+"""Header fields with a space in their name or after it. RFC 9112, section 5.1, forbids them, but Go's clients read past them."""
 
 
 class Connection:
@@ -73,12 +77,8 @@ class Connection:
         """Sends a request without a body and reads the head of the response. Raises OSError, h11.RemoteProtocolError."""
         self._check()
         self.answered, self._flowing = False, False
-        self._h11 = connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD)
-        head = connection.send(request)
-        assert head is not None
-        self._stream.sendall(head)
-        connection.send(h11.EndOfMessage())
-        while not isinstance(response := self._event(in_head=True), h11.Response):
+        self._stream.sendall(self._begin(request))
+        while not isinstance(response := self._head_event(request), h11.Response):
             if not isinstance(response, h11.InformationalResponse):
                 raise h11.RemoteProtocolError("the connection was closed without an answer")
         fields: CIMultiDict[str] = CIMultiDict()
@@ -87,6 +87,32 @@ class Connection:
             fields.add(name.decode("ascii"), value.decode("utf-8", "surrogateescape"))
         self._frame(request.method != b"HEAD", response, fields)
         return response.status_code, CIMultiDictProxy(fields)
+
+    def _begin(self, request: h11.Request) -> bytes:
+        """Begins an exchange, and returns the bytes of the request."""
+        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD)
+        head = self._h11.send(request)
+        assert head is not None
+        self._h11.send(h11.EndOfMessage())
+        return head
+
+    def _head_event(self, request: h11.Request) -> object:
+        """Returns h11's next event before the body. Leaves out header fields with a space in their name, at which h11 fails."""
+        while True:
+            received = self._h11.trailing_data[0]
+            try:
+                event = self._h11.next_event()
+            except h11.RemoteProtocolError:
+                end = _END_OF_HEAD.search(received)
+                head, spaced = _SPACED_NAMES.subn(b"", received[: end.start()]) if end is not None else (b"", 0)
+                if end is None or not spaced:
+                    raise
+                self._begin(request)
+                self._h11.receive_data(head + received[end.start() :])
+                continue
+            if event is not h11.NEED_DATA:
+                return event
+            self._receive_more(in_head=True)
 
     def _frame(self, has_body: bool, response: h11.Response, fields: CIMultiDict[str]) -> None:
         """Determines the length of the body (RFC 9112, section 6.3)."""
@@ -186,14 +212,18 @@ class Connection:
         finally:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
-    def _event(self, *, in_head: bool = False) -> object:
+    def _event(self) -> object:
         while (event := self._h11.next_event()) is h11.NEED_DATA:
-            data = self._stream.recv(_HEAD)
-            if in_head and not data:
-                raise ConnectionResetError("the other side closed the connection without an answer")
-            self.answered = self.answered or bool(data)
-            self._h11.receive_data(data)
+            self._receive_more()
         return event
+
+    def _receive_more(self, *, in_head: bool = False) -> None:
+        """Passes the next bytes from the connection to h11."""
+        data = self._stream.recv(_HEAD)
+        if in_head and not data:
+            raise ConnectionResetError("the other side closed the connection without an answer")
+        self.answered = self.answered or bool(data)
+        self._h11.receive_data(data)
 
     def _readable(self) -> bool:
         if isinstance(self._stream, ssl.SSLSocket | NestedTls) and self._stream.pending():
