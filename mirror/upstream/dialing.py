@@ -44,18 +44,17 @@ def proxied(
     """
     host, port = _place(url)
     key = (proxy, host, port, tls, target_resolver)
+    through = f" through {proxy.name}"
     if proxy.url.scheme.startswith("socks5"):
-        return Route(key, lambda: _connect_by_socks(proxy, resolver, target_resolver, host, port, seconds), tls)
+        return Route(key, lambda: _connect_by_socks(proxy, resolver, target_resolver, host, port, seconds), tls, through=through)
     try:
         headers = proxy.headers()
     except (OSError, ValueError) as error:
         raise ProxyUnreachable(f"{proxy.name}: its credentials cannot be read: {words(error)}") from None
     proxy_tls = system_tls() if proxy.url.scheme == "https" else None
     # A tunnel for https (RFC 9110, section 9.3.6), and the whole URL as target for http.
-    hop = ProxyHop(
-        proxy.name, proxy.url.raw_host or "", proxy_tls, None if tls is None else f"{url.host_subcomponent}:{port}", headers
-    )
-    return Route(key, lambda: _connect_proxy(proxy, resolver, seconds), tls, hop)
+    hop = ProxyHop(proxy, proxy_tls, None if tls is None else f"{url.host_subcomponent}:{port}", headers, 2 * seconds)
+    return Route(key, lambda: _connect_proxy(proxy, resolver, seconds), tls, hop, through)
 
 
 def _place(url: URL) -> tuple[str, int]:

@@ -33,7 +33,7 @@ from mirror.upstream.receiver import Response
 from mirror.upstream.redirects import follow
 from mirror.upstream.refusals import refusal
 from mirror.upstream.tokens import Authenticator, Credentials
-from mirror.upstream.transport import Transport, read_bounded, retry_after, shown
+from mirror.upstream.transport import Transport, read_bounded, retry_after, shown, source
 from mirror.upstream.urls import may_get_credentials, same_origin
 
 _SIGNED_KEPT = 60.0
@@ -314,7 +314,7 @@ class Endpoint:
     async def _check(self, response: Response, method: str, deadline: float) -> None:
         """Raises Denied or UpstreamFailed for a status of failure, and UpstreamInvalid for a web page if there are other endpoints; never for HEAD, whose failure
         proves nothing (see `head`)."""
-        where, status = shown(response.url), response.status
+        where, status = source(response), response.status
         if method == "HEAD":
             return
         if status in (401, 403, 451):

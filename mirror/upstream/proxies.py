@@ -39,6 +39,11 @@ class Proxy:
         return f"the proxy {str(self.url).rstrip('/')} ({self.origin})"
 
     @property
+    def account_advice(self) -> str:
+        """What to do if the proxy refuses the user or password."""
+        return f"check the user and password in {self.origin if self.origin.isupper() else 'proxy_credentials_file'}"
+
+    @property
     def resolves(self) -> bool:
         """True if the proxy resolves the names of hosts, so that none is resolved on this machine."""
         return self.url.scheme != "socks5"

@@ -58,6 +58,8 @@ class Route:
     """None for plain HTTP."""
     hop: ProxyHop | None = None
     """The HTTP proxy that the connection leads to, if any."""
+    through: str = ""
+    """The proxy's name, for messages that begin with the URL."""
 
     @property
     def absolute(self) -> bool:
@@ -100,12 +102,12 @@ class Receiver:
                 self._open.add(connection)
             try:
                 if not reused and route.hop is not None:
-                    await self.run(connection, connection.pass_proxy, route.hop)
+                    await self._pass_proxy(connection, route.hop)
                 if not reused and route.tls is not None:
                     await self.run(connection, connection.start_tls, route.tls, url.raw_host or "")
                 status, fields = await self.run(connection, connection.exchange, request)
                 if status == 407 and route.hop is not None:
-                    raise route.hop.refusal(status, "")
+                    raise route.hop.refusal(status)
             except (OSError, h11.RemoteProtocolError):
                 self._discard(connection)
                 if reused and not connection.answered:
@@ -115,7 +117,15 @@ class Receiver:
             except BaseException:
                 self._discard(connection)
                 raise
-            return Response(url, status, fields, connection, self)
+            return Response(url, status, fields, connection, self, route.through)
+
+    async def _pass_proxy(self, connection: Connection, hop: ProxyHop) -> None:
+        """Raises ProxyUnreachable."""
+        try:
+            async with asyncio.timeout(hop.seconds):
+                await self.run(connection, connection.pass_proxy, hop)
+        except TimeoutError:
+            raise hop.silent() from None
 
     async def run(self, connection: Connection, work: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
         """Runs a connection's blocking work in a thread. If cancelled, aborts the connection and waits for the thread to end."""
@@ -185,8 +195,18 @@ class Receiver:
 class Response:
     """A response: its head, and a body that a thread receives. The owner releases or closes it."""
 
-    def __init__(self, url: URL, status: int, headers: CIMultiDictProxy[str], connection: Connection, receiver: Receiver) -> None:
+    def __init__(
+        self,
+        url: URL,
+        status: int,
+        headers: CIMultiDictProxy[str],
+        connection: Connection,
+        receiver: Receiver,
+        through: str = "",
+    ) -> None:
         self.url = url
+        self.through = through
+        """The proxy's name if there is one, for messages that begin with the URL."""
         self.status = status
         self.headers = headers
         self._connection = connection

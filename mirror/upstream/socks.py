@@ -29,13 +29,15 @@ async def connect(
     try:
         return await way.connect(host, port, timeout=2 * seconds)
     except ProxyTimeoutError:
-        raise ProxyUnreachable(f"{proxy.name}: no answer in {2 * seconds:g} s") from None
+        raise ProxyUnreachable(
+            f"{proxy.name}: no answer in {2 * seconds:g} s; check the proxy's own connection, or set another proxy"
+        ) from None
     except ProxyError as error:
-        raise ProxyUnreachable(f"{proxy.name}: {_refusal(error)}") from None
+        raise ProxyUnreachable(f"{proxy.name}: {_refusal(error, proxy)}") from None
     except ProxyUnreachable:
         raise
     except OSError as error:
-        raise ProxyUnreachable(f"{proxy.name}: {words(error)}") from None
+        raise ProxyUnreachable(f"{proxy.name}: {words(error)}; is it a SOCKS5 proxy?") from None
     except ValueError:
         # python-socks parses a reply without checks. Nothing of the error is shown: it may quote what was sent.
         raise ProxyUnreachable(f"{proxy.name}: it sent a malformed reply, or cannot be sent the name of the host") from None
@@ -52,21 +54,23 @@ class _Connector(asyncio.Proxy):
         return await self._connect_proxy()
 
 
-_REFUSALS = {
+_UNREACHED = {
     1: "it cannot reach the host, or does not resolve its name",
-    2: "its rules forbid this connection",
     3: "it has no way to that network",
     4: "it cannot reach the host",
     5: "the host refused its connection",
     6: "the host did not answer it in time",
 }
-"""Of a SOCKS server's reply (RFC 1928, section 6)."""
+"""What the reply of a SOCKS server means (RFC 1928, section 6)."""
+_FORBIDDEN = 2
 
 
-def _refusal(error: ProxyError) -> str:
-    if error.error_code in _REFUSALS:
-        return _REFUSALS[error.error_code]
+def _refusal(error: ProxyError, proxy: Proxy) -> str:
+    if error.error_code in _UNREACHED:
+        return f"{_UNREACHED[error.error_code]}; check the proxy's own connection, or set another proxy"
+    if error.error_code == _FORBIDDEN:
+        return "its rules forbid this host; allow the host there, or set another proxy"
     text = " ".join(str(error).split())[:200]
     if "uthentication" in text or "cceptable" in text:
-        return f"{text}; check the user and password in proxy_credentials_file"
+        return f"{text}; {proxy.account_advice}"
     return f"{text or 'it closed the connection'}; is it a SOCKS5 proxy?"

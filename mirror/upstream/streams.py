@@ -12,7 +12,7 @@ from mirror.errors import UpstreamCut, UpstreamStalled
 from mirror.upstream.health import Lease
 from mirror.upstream.rates import Limiter, Share
 from mirror.upstream.receiver import Response
-from mirror.upstream.transport import shown
+from mirror.upstream.transport import source
 
 
 class BlobStream:
@@ -61,9 +61,9 @@ class BlobStream:
         try:
             data = await self._response.read(self._stall, min(most, wanted) if most else wanted, ahead=not most)
         except TimeoutError:
-            raise UpstreamStalled(f"{shown(self._response.url)} sent nothing for {self._stall:g} s") from None
+            raise UpstreamStalled(f"{source(self._response)} sent nothing for {self._stall:g} s") from None
         except (OSError, h11.RemoteProtocolError) as error:
-            raise UpstreamCut(f"{shown(self._response.url)} broke off: {error or type(error).__name__}") from None
+            raise UpstreamCut(f"{source(self._response)} broke off: {error or type(error).__name__}") from None
         finally:
             if most:
                 share.received = share.received / 2 + time() - began

@@ -25,7 +25,7 @@ from mirror.errors import Offline, TargetRefused, UpstreamFailed, UpstreamInvali
 from mirror.tasks import close_all
 from mirror.upstream import dialing
 from mirror.upstream.health import Delivery
-from mirror.upstream.proxies import Proxies, Way
+from mirror.upstream.proxies import Proxies, Proxy, Way
 from mirror.upstream.rates import Limiter
 from mirror.upstream.receiver import Receiver, Response
 from mirror.upstream.trust import system_tls
@@ -116,7 +116,7 @@ class Transport:
         resolver = self._public_resolver if public_only else self._resolver
         proxy = (self.way if way is None else way).of(url)
         seconds = self.timeouts.connect
-        with _translated(url, public_only, proxy is not None and proxy.resolves):
+        with _translated(url, public_only, proxy):
             route = (
                 dialing.direct(url, resolver, context, public_only, seconds)
                 if proxy is None
@@ -146,13 +146,14 @@ class Transport:
 
 
 @contextlib.contextmanager
-def _translated(url: URL, public_only: bool, resolved_beyond: bool) -> Iterator[None]:
+def _translated(url: URL, public_only: bool, proxy: Proxy | None) -> Iterator[None]:
     """Makes errors of ours of what goes wrong with a request. Raises as Transport.request does."""
     where = shown(url)
     host = url.raw_host or ""
-    local_name = resolved_beyond and host.rstrip(".").rpartition(".")[2] == "localhost"
+    local_name = proxy is not None and proxy.resolves and host.rstrip(".").rpartition(".")[2] == "localhost"
     if public_only and ((_literal(host) is not None and not _public(host)) or local_name):
         raise TargetRefused(f"an upstream with a public address points to {where}, which is not public")
+    through = "" if proxy is None else f", through {proxy.name}; check that the proxy works and allows this host"
     try:
         yield
     except _Refused:
@@ -162,17 +163,17 @@ def _translated(url: URL, public_only: bool, resolved_beyond: bool) -> Iterator[
     except dialing.ConnectTimeout:
         raise UpstreamUnreachable(f"no connection with {where}: it does not answer") from None
     except TimeoutError:
-        raise UpstreamTimeout(f"{where} did not answer in time") from None
+        raise UpstreamTimeout(f"{where} did not answer in time{through}") from None
     except ssl.SSLError as error:
-        raise UpstreamUnreachable(f"no TLS connection with {where}: {_brief(error)}") from None
+        raise UpstreamUnreachable(f"no TLS connection with {where}: {_brief(error)}{through}") from None
     except ProxyUnreachable as error:
         raise UpstreamUnreachable(f"no connection with {where}: {error}") from None
     except dialing.NoConnection as error:
         raise UpstreamUnreachable(f"no connection with {where}: {_reason(error)}") from None
     except OSError as error:
-        raise UpstreamFailed(f"{where} gave no answer: {_reason(error)}") from None
+        raise UpstreamFailed(f"{where} gave no answer: {_reason(error)}{through}") from None
     except (h11.ProtocolError, ValueError) as error:
-        raise UpstreamInvalid(f"{where} answered with something that is not HTTP: {_brief(error)}") from None
+        raise UpstreamInvalid(f"{where} answered with something that is not HTTP: {_brief(error)}{through}") from None
 
 
 def _reason(error: BaseException) -> str:
@@ -185,7 +186,7 @@ async def read_bounded(response: Response, limit: int, seconds: float) -> bytes:
 
     Raises UpstreamInvalid above `limit` bytes, UpstreamFailed if the connection ends early, UpstreamTimeout after `seconds`.
     """
-    where = shown(response.url)
+    where = source(response)
     too_large = UpstreamInvalid(f"{where} sent a document of more than {limit} bytes")
     if (length_of(response) or 0) > limit:
         raise too_large
@@ -235,6 +236,11 @@ def retry_after(response: Response) -> float | None:
 def shown(url: URL) -> str:
     """Formats an absolute URL for messages: without user and password, and without the query, which may hold a signature."""
     return str(url.with_user(None).with_query(None).with_fragment(None))[:200]
+
+
+def source(response: Response) -> str:
+    """Names where a response came from, for messages: its URL, and the proxy in between, which may have made it, or cut it off."""
+    return f"{shown(response.url)}{response.through}"
 
 
 def _brief(error: BaseException) -> str:

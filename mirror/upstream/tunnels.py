@@ -11,6 +11,8 @@ from typing import cast
 
 import h11
 
+from mirror.upstream.proxies import Proxy
+
 _ANSWER = 4096
 _RECORD = 16 * 1024 + 512
 """Bytes of a TLS record, at most (RFC 8446, section 5.2), with room for its header."""
@@ -22,6 +24,8 @@ class ProxyUnreachable(OSError):
 
 def words(error: BaseException) -> str:
     """Returns the text of an error, the system's own if it has a number."""
+    if isinstance(error, socket.gaierror):
+        return error.strerror or str(error)
     number = error.errno if isinstance(error, OSError) and error.errno and error.errno > 0 else None
     return os.strerror(number) if number else str(error)
 
@@ -30,20 +34,32 @@ def words(error: BaseException) -> str:
 class ProxyHop:
     """An HTTP proxy between this machine and the origin."""
 
-    name: str
-    """For errors; without credentials."""
-    host: str
+    proxy: Proxy
     tls: ssl.SSLContext | None
     """For a proxy that is spoken to by https; otherwise None."""
     target: str | None
     """Host and port for CONNECT; None for plain HTTP, which needs no tunnel."""
     headers: Mapping[str, str]
+    seconds: float
+    """The time limit for the handshake and the tunnel together."""
 
-    def refusal(self, status: int, reason: str) -> ProxyUnreachable:
+    @property
+    def host(self) -> str:
+        """The proxy's host, for its certificate."""
+        return self.proxy.address[0]
+
+    def refusal(self, status: int, reason: str = "") -> ProxyUnreachable:
         """Returns the error for an answer other than 200."""
-        # tinyproxy answers 401 to a wrong password.
-        advice = "; check the user and password in proxy_credentials_file" if status in (401, 407) else ""
-        return ProxyUnreachable(f"{self.name} answered {status} {reason}".rstrip() + advice)
+        if status in (401, 407):
+            # tinyproxy answers 401 to a wrong password.
+            advice = self.proxy.account_advice
+        elif status == 403:
+            advice = "its rules forbid this host: allow the host there, or set another proxy"
+        elif status >= 500:
+            advice = "it cannot reach the host: check the proxy's own connection, or set another proxy"
+        else:
+            advice = "is it a proxy, and may it make tunnels to this port?"
+        return ProxyUnreachable(f"{self.proxy.name} answered {f'{status} {reason}'.strip()}; {advice}")
 
     def tunnel(self, connected: socket.socket | ssl.SSLSocket) -> None:
         """Asks for a tunnel (RFC 9110, section 9.3.6). Raises ProxyUnreachable."""
@@ -58,15 +74,18 @@ class ProxyHop:
             connected.sendall(request + (connection.send(h11.EndOfMessage()) or b""))
             while not isinstance(event := connection.next_event(), h11.Response):
                 if event is h11.NEED_DATA:
-                    connection.receive_data(connected.recv(_ANSWER))
-                elif not isinstance(event, h11.InformationalResponse):
-                    raise ProxyUnreachable(f"{self.name} closed the connection")
+                    if not (data := connected.recv(_ANSWER)):
+                        raise ProxyUnreachable(f"{self.proxy.name} closed the connection; {self._question}")
+                    connection.receive_data(data)
         except h11.RemoteProtocolError:
-            raise ProxyUnreachable(f"{self.name} answered with something that is not HTTP; is it an HTTP proxy?") from None
+            raise ProxyUnreachable(f"{self.proxy.name} answered with something that is not HTTP; {self._question}") from None
         except OSError as error:
             raise self.broken(error) from None
         if event.status_code != 200:
-            raise self.refusal(event.status_code, event.reason.decode("latin-1"))
+            raise self.refusal(event.status_code, _printable(event.reason))
+        if connection.trailing_data[0]:
+            # In a tunnel for TLS the client speaks first.
+            raise ProxyUnreachable(f"{self.proxy.name} made no clean tunnel: bytes followed its answer; set another proxy")
 
     def broken(self, error: OSError) -> ProxyUnreachable:
         """Returns the error for a connection to the proxy that failed."""
@@ -74,9 +93,23 @@ class ProxyHop:
             return error
         if isinstance(error, ssl.SSLError):
             return ProxyUnreachable(
-                f"{self.name}: no TLS connection with it: {error.reason or error}; is it an https proxy, with a certificate for this name?"
+                f"{self.proxy.name}: no TLS connection with it: {error.reason or error}; is it an https proxy, with a certificate for this name?"
             )
-        return ProxyUnreachable(f"{self.name}: {os.strerror(error.errno) if error.errno else error}")
+        return ProxyUnreachable(f"{self.proxy.name}: {words(error)}; {self._question}")
+
+    def silent(self) -> ProxyUnreachable:
+        """Returns the error for a proxy that made no tunnel in time."""
+        return ProxyUnreachable(
+            f"{self.proxy.name}: no answer in {self.seconds:g} s; check the proxy's own connection, or set another proxy"
+        )
+
+    @property
+    def _question(self) -> str:
+        return f"is it an {self.proxy.url.scheme} proxy?"
+
+
+def _printable(text: bytes) -> str:
+    return "".join(character if character.isprintable() else " " for character in text.decode("latin-1"))[:100]
 
 
 class NestedTls:
