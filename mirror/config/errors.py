@@ -30,7 +30,7 @@ def describe(fault: Any, layers: list[tuple[str, dict[str, Any]]], known_keys: C
         near = difflib.get_close_matches(path[-1], known_keys(path), 1)
         return f"{key}{where}: there is no such setting" + (f"; is {near[0]!r} meant?" if near else "")
     return f"{key}{where}: {message}" + (
-        "" if not where or {"password", "admin_token"} & set(path) or _holds_tables(value) else f"; found {shown(value)}"
+        "" if not where or {"password", "admin_token"} & set(path) or _holds_tables(value) else f"; found {_shown(value, path)}"
     )
 
 
@@ -51,6 +51,11 @@ def _unquoted(parts: list[str], table: Any, settings: list[str]) -> list[str]:
 def shown(value: object) -> str:
     """Formats a value without the credentials of a URL."""
     return repr(re.sub(r"//.*@", "//…@", str(value), flags=re.DOTALL)[:100])
+
+
+def _shown(value: object, path: list[str]) -> str:
+    # A proxy is often written without a scheme: user:password@host:port.
+    return shown(f"//{value}").replace("//", "", 1) if path[-1] == "proxy" and "//" not in str(value) else shown(value)
 
 
 def _holds_tables(value: Any) -> bool:

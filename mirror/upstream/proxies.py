@@ -108,7 +108,12 @@ def way(proxy: str | None, credentials_file: Path | None, otherwise: Way, origin
     def credentials() -> tuple[str, str] | None:
         if credentials_file is None:
             return None
-        user, colon, password = read_file(credentials_file, LARGEST_SECRET, follow=True).decode().strip("\r\n").partition(":")
+        try:
+            text = read_file(credentials_file, LARGEST_SECRET, follow=True).decode()
+        except UnicodeDecodeError:
+            # Its own text quotes a byte.
+            raise ValueError(f"{credentials_file} is not UTF-8") from None
+        user, colon, password = text.strip("\r\n").partition(":")
         if not colon:
             raise ValueError(f"{credentials_file} does not hold user:password")
         return user, password
@@ -199,14 +204,18 @@ def _from_environment(environment: Mapping[str, str], name: str) -> Proxy | None
     try:
         url = URL(text if "://" in text else f"http://{text}")
         usable = bool(url.host) and (url.port or 0) >= 0
+        # A password with a slash looks like a host, a port and a path.
+        usable = usable and "@" not in f"{url.raw_path_qs}#{url.raw_fragment}"
     except ValueError:
         usable = False
     if not usable:
-        raise OSError(f"{name.upper()} is not a URL of a proxy")
+        raise OSError(
+            f"{name.upper()} is not a URL of a proxy; in a user or password, write %2F for /, %3F for ?, %23 for #, %40 for @"
+        )
     if url.scheme not in _PORTS:
         raise OSError(
             f"{name.upper()} names a {url.scheme} proxy: http, https, socks5 and socks5h can be used, as in http://proxy.lan:3128"
         )
     found = (url.user or "", url.password or "") if url.user or url.password else None
-    bare = url.with_user(None).with_port(url.port or _PORTS[url.scheme])
+    bare = URL.build(scheme=url.scheme, host=url.raw_host or "", port=url.port or _PORTS[url.scheme], encoded=True)
     return Proxy(bare, lambda: found, name.upper())

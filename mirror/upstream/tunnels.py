@@ -6,7 +6,8 @@ import os
 import socket
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import cast
 
 import h11
@@ -39,7 +40,7 @@ class ProxyHop:
     """For a proxy that is spoken to by https; otherwise None."""
     target: str | None
     """Host and port for CONNECT; None for plain HTTP, which needs no tunnel."""
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)
     seconds: float
     """The time limit for the handshake and the tunnel together."""
 
@@ -48,8 +49,9 @@ class ProxyHop:
         """The proxy's host, for its certificate."""
         return self.proxy.address[0]
 
-    def refusal(self, status: int, reason: str = "") -> ProxyUnreachable:
-        """Returns the error for an answer other than 200."""
+    def refusal(self, status: int) -> ProxyUnreachable:
+        """Returns the error for an answer other than 200. It quotes nothing that the proxy wrote, which may be the user or password."""
+        reason = HTTPStatus(status).phrase if status in list(HTTPStatus) else ""
         if status in (401, 407):
             # tinyproxy answers 401 to a wrong password.
             advice = self.proxy.account_advice
@@ -82,7 +84,7 @@ class ProxyHop:
         except OSError as error:
             raise self.broken(error) from None
         if event.status_code != 200:
-            raise self.refusal(event.status_code, _printable(event.reason))
+            raise self.refusal(event.status_code)
         if connection.trailing_data[0]:
             # In a tunnel for TLS the client speaks first.
             raise ProxyUnreachable(f"{self.proxy.name} made no clean tunnel: bytes followed its answer; set another proxy")
@@ -106,10 +108,6 @@ class ProxyHop:
     @property
     def _question(self) -> str:
         return f"is it an {self.proxy.url.scheme} proxy?"
-
-
-def _printable(text: bytes) -> str:
-    return "".join(character if character.isprintable() else " " for character in text.decode("latin-1"))[:100]
 
 
 class NestedTls:

@@ -56,7 +56,10 @@ HTTP = {
     "503": Case(answer("503 Service Unavailable"), "answered 503 Service Unavailable; it cannot reach the host: check"),
     "403": Case(answer("403 Forbidden"), f"answered 403 Forbidden; {RULES}: allow the host there, or set another proxy"),
     "302": Case(answer("302 Found"), "answered 302 Found; is it a proxy, and may it make tunnels to this port"),
-    "407": Case(answer("407 Who Are You"), "answered 407 Who Are You; check the user and password in proxy_credentials_file"),
+    "407": Case(
+        answer("407 Who Are You"),
+        "answered 407 Proxy Authentication Required; check the user and password in proxy_credentials_file",
+    ),
     "drips": Case(Endless(b"H", b"T", 0.05), f"no answer in 1 s; {OWN}"),
     "endless fields": Case(Endless(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n", 0.05), f"no answer in 1 s; {OWN}"),
     "huge head": Case(Endless(b"HTTP/1.1 200 OK\r\n", b"X: " + b"y" * 1000 + b"\r\n"), "is not HTTP"),
@@ -95,7 +98,10 @@ FORWARDING = {
     "no HTTP": Case(Answers((b"SSH-2.0-OpenSSH\r\n\r\n",)), "not HTTP.*; check that the proxy works and allows this host", 1),
     "502": Case(answer("502 Bad Gateway"), "answered 502"),
     "403": Case(answer("403 Forbidden"), "answered 403 with a web page", 1, 403),
-    "407": Case(answer("407 Who Are You"), "answered 407; check the user and password in proxy_credentials_file"),
+    "407": Case(
+        answer("407 Who Are You"),
+        "answered 407 Proxy Authentication Required; check the user and password in proxy_credentials_file",
+    ),
 }
 """By HTTP without a tunnel, where most answers may be the registry's own."""
 ROWS = [
