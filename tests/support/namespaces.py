@@ -42,11 +42,23 @@ class Confined:
         """DNS queries that were sent inside so far."""
         return [line for line in self.recorder.log.splitlines() if line != "ready"]
 
+    @property
+    def unrouted(self) -> int:
+        """Packets and connections inside that had another destination than this machine (IpOutNoRoutes, proc_net_snmp)."""
+        names, values = (
+            line.split() for line in run(*self.command("cat", "/proc/net/snmp")).splitlines() if line.startswith("Ip:")
+        )
+        return int(values[names.index("OutNoRoutes")])
+
     def check_recorder(self) -> None:
-        """A query is written down: it is no accident that there was none."""
-        before = len(self.queries)
+        """A query is written down, and a connection elsewhere is counted: it is no accident that there was none."""
+        queries, unrouted = len(self.queries), self.unrouted
         subprocess.run(self.command("getent", "ahosts", "probe.test"), check=False, timeout=30)
-        assert len(self.queries) > before
+        assert len(self.queries) > queries
+        # An address of documentation (RFC 5737), to which the network has no route.
+        connect = 'import socket; socket.socket().connect_ex(("192.0.2.1", 80))'
+        subprocess.run(self.command(sys.executable, "-c", connect), check=True, timeout=30)
+        assert self.unrouted > unrouted
 
 
 @contextlib.contextmanager
