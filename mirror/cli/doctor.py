@@ -23,7 +23,7 @@ _COLOURS = {Level.OK: "green", Level.ADVICE: "yellow", Level.PROBLEM: "red"}
 @click.option("--mirror", "url", metavar="URL", help="The mirror's address.  [from the settings]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], url: str | None, as_json: bool) -> None:
-    """Checks settings, disk, clock, DNS, TLS, every upstream, Docker Hub's limit, the mirror, and the clients on this machine.
+    """Checks settings, disk, clock, DNS, TLS, every upstream, Docker Hub's limit, the mirror, [[warm]] lists, and the clients on this machine.
 
     Each finding says what to do. It takes about ten seconds at most. The exit status is 1 if there is a problem.
     """

@@ -1,4 +1,4 @@
-"""Diagnoses this machine: settings, disk, clock, upstreams, the mirror itself, and the clients beside it.
+"""Diagnoses this machine: settings, disk, clock, upstreams, the mirror itself, lists of images, and the clients beside it.
 
 All checks run at once and have time limits: an examination takes about twelve seconds at most, even without a network.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mirror.clients import Address
 from mirror.config import Settings
-from mirror.doctor import disk, local, upstreams
+from mirror.doctor import disk, local, upstreams, warm
 from mirror.doctor.findings import Finding, Level, advice, ok, problem
 
 __all__ = ["Finding", "Level", "advice", "examine", "ok", "problem"]
@@ -25,6 +25,7 @@ async def examine(settings: Settings, address: Address, root: Path = Path("/")) 
         disk.examine(settings),
         upstreams.examine(settings),
         local.examine_mirror(settings, address),
+        warm.examine(settings, address),
         local.examine_clients(settings, address, root),
     )
     return [finding for part in parts for finding in part]

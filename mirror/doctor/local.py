@@ -30,18 +30,13 @@ _DOCKER_SOCKET = "/var/run/docker.sock"
 async def examine_mirror(settings: Settings, address: Address) -> list[Finding]:
     """Checks whether a mirror answers at the address, and what it reports as degraded. Raises only CancelledError."""
     try:
-        transport = Transport(Timeouts(connect=2, header=4, stall=4, attempts=1), Connections(1, 1, 1))
+        body = await ask_mirror(settings, address, "/readyz")
     except OSError:
         # The proxy variables are invalid, which upstreams.py reports.
         return []
-    try:
-        response = await transport.request("GET", URL(f"{address.url}/readyz"), {}, tls=_tls(settings, address))
-        body = await read_bounded(response, 1024 * 1024, 4)
     except MirrorError as error:
         cure = f"start it: mirror serve --listen {settings.server.listen}{', or systemctl start mirror' if runs_systemd() else ''}; for another machine's, give --mirror"
         return [problem("mirror", f"no mirror answers at {address.url}: {error.message}", cure)]
-    finally:
-        await transport.aclose()
     try:
         report: Any = json.loads(body)
         degraded = _summed_up([str(line) for line in report["degraded"]], list(report["registries"]))
@@ -58,6 +53,16 @@ async def examine_mirror(settings: Settings, address: Address) -> list[Finding]:
             advice("mirror", line, "cached content is still served; the other findings may explain this") for line in degraded
         ]
     return [ok("mirror", f"it answers at {address.url}, and is not degraded")]
+
+
+async def ask_mirror(settings: Settings, address: Address, path: str) -> bytes:
+    """Returns what the mirror answers. Raises UpstreamError; OSError if the environment names a proxy that cannot be used."""
+    transport = Transport(Timeouts(connect=2, header=4, stall=4, attempts=1), Connections(1, 1, 1))
+    try:
+        response = await transport.request("GET", URL(f"{address.url}{path}"), {}, tls=_tls(settings, address))
+        return await read_bounded(response, 1024 * 1024, 4)
+    finally:
+        await transport.aclose()
 
 
 def _summed_up(lines: list[str], registries: list[str]) -> list[str]:
