@@ -50,8 +50,9 @@ async def running(
     At SIGHUP it calls `reload`, which returns the settings from now on in force, and reads its certificate again. `notes` are sentences for /readyz.
     """
     async with contextlib.AsyncExitStack() as stack:
-        share = settings.server.workers if worker is not None else 1
-        cache, upstreams, live = await stack.enter_async_context(wired(settings, share))
+        cache, upstreams, live = await stack.enter_async_context(
+            wired(settings) if worker is None else wired(settings, settings.server.workers, (worker.rates, worker.number))
+        )
         certificate = await stack.enter_async_context(_certificate(settings))
 
         def take() -> None:
@@ -76,7 +77,7 @@ async def running(
             kept.max_size,
             kept.tag_ttl,
             readiness.report,
-            in_force(settings),
+            lambda: in_force(live.settings),
             lambda: None if pem is None else ends(pem),
         )
         admin = Admin(admin_token(settings)[0], EndedSessions(settings.cache.dir))

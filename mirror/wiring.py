@@ -42,13 +42,16 @@ async def store(settings: Settings) -> AsyncIterator[Store]:
 
 
 @contextlib.asynccontextmanager
-async def wired(settings: Settings, share: int = 1) -> AsyncIterator[tuple[Cache, Upstreams, Live]]:
+async def wired(
+    settings: Settings, share: int = 1, rates: tuple[memoryview[float], int] | None = None
+) -> AsyncIterator[tuple[Cache, Upstreams, Live]]:
     """Opens a cache and its upstreams for one of `share` processes, which may open its share of the connections, but at least as many as one blob may use.
 
-    Raises as `opened` does.
+    `rates` are the `floats_for_rates` that the processes share, and this one's number. Raises as `opened` does.
     """
     # The HTTP client is half of what a command costs to start.
     from mirror.upstream import Connections, Timeouts, Upstreams
+    from mirror.upstream.rates import Parts
     from mirror.upstream.registry import upstream_way
 
     waits = settings.upstream
@@ -59,11 +62,12 @@ async def wired(settings: Settings, share: int = 1) -> AsyncIterator[tuple[Cache
     )
     connections = Connections(most, per_endpoint, in_all)
     out = upstream_way(settings.upstream)
+    parts = None if rates is None else Parts(*rates, _capped_registries(settings))
     async with (
-        Upstreams(settings.registries, timeouts, connections, settings.unlisted, out) as upstreams,
+        Upstreams(settings.registries, timeouts, connections, settings.unlisted, out, parts) as upstreams,
         _cache(settings, upstreams) as cache,
     ):
-        live = Live(upstreams, cache.warming, settings, share)
+        live = Live(upstreams, cache.warming, settings)
         hours = BackgroundTask(live.follow_clock)
         hours.start()
         try:
@@ -72,25 +76,35 @@ async def wired(settings: Settings, share: int = 1) -> AsyncIterator[tuple[Cache
             await hours.aclose()
 
 
+def floats_for_rates(settings: Settings) -> int:
+    """Returns how many floats in shared memory worker processes need to share the caps on downloads."""
+    from mirror.upstream.rates import Parts
+
+    return settings.server.workers * Parts.width(_capped_registries(settings))
+
+
+def _capped_registries(settings: Settings) -> list[str]:
+    """Returns the registries that may have a cap of their own, in the same order in all processes."""
+    return sorted({*settings.registries, *settings.unlisted})
+
+
 class Live:
     """The settings that a running mirror takes: whether it is offline, the lists that it pulls, and the caps on downloads as they are at this hour."""
 
-    def __init__(self, upstreams: Upstreams, warming: Warming, settings: Settings, share: int) -> None:
-        """For one of `share` processes."""
+    def __init__(self, upstreams: Upstreams, warming: Warming, settings: Settings) -> None:
         self._upstreams = upstreams
         self._warming = warming
-        self._share = share
         self.take(settings)
 
     def take(self, settings: Settings) -> None:
         """Puts other settings in force at once."""
-        self._settings = settings
+        self.settings = settings
         self._upstreams.offline = settings.upstream.offline
         self._warming.take([WarmList(warm.name, warm.read, warm.wanted, warm.interval, warm.at) for warm in settings.warm])
         self._limit()
 
     def _limit(self) -> None:
-        self._upstreams.limit(*rates_at(self._settings, time.time(), self._share))
+        self._upstreams.limit(*rates_at(self.settings, time.time()))
 
     async def follow_clock(self) -> None:
         """Changes the caps at the hours that the settings name. Never returns."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from mirror import app
+from mirror import app, wiring
 from mirror.cli import logs, reachability, running
 from mirror.cli.options import cache_options, settings_to_serve
 from mirror.cli.reload import Reload
@@ -93,6 +93,7 @@ def serve(
                 lambda worker: _work(reload.applied_to(settings), notes, lambda _: None, reload.silently, worker),
                 announce,
                 take,
+                wiring.floats_for_rates(settings),
             )
     except OSError as error:
         status = _cannot_start(settings, error)

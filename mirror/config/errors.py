@@ -29,6 +29,9 @@ def describe(fault: Any, layers: list[tuple[str, dict[str, Any]]], known_keys: C
             return f'[registries.{registry}]{where}: a registry\'s name needs quotes: [registries."{registry}"]'
         near = difflib.get_close_matches(path[-1], known_keys(path), 1)
         return f"{key}{where}: there is no such setting" + (f"; is {near[0]!r} meant?" if near else "")
+    if not path:
+        # The fault is between tables: the message names the settings.
+        return f"{message}{where}"
     return f"{key}{where}: {message}" + (
         "" if not where or {"password", "admin_token"} & set(path) or _holds_tables(value) else f"; found {_shown(value, path)}"
     )

@@ -60,7 +60,7 @@ def _text(value: Any, field: FieldInfo) -> str:
     if parse_duration in parsers:
         return _duration(value)
     if parse_rate in parsers:
-        return f"{format_size(value)}/s"
+        return f"{format_size(value)}/s" if value else "0"
     if parse_cache_size in parsers:
         return format_size(value)
     if isinstance(value, tuple):

@@ -46,7 +46,8 @@ class RateHours(Table):
 
     def __str__(self) -> str:
         hours = f"{self.begin // 60:02}:{self.begin % 60:02} to {self.end // 60:02}:{self.end % 60:02}"
-        return f"{format_size(self.rate)}/s from {hours}" + (f" for {self.registry}" if self.registry else "")
+        rate = f"{format_size(self.rate)}/s" if self.rate else "no limit"
+        return f"{rate} from {hours}" + (f" for {self.registry}" if self.registry else "")
 
 
 class _Capped(Protocol):
@@ -64,23 +65,18 @@ class _Settings(Protocol):
     def upstream(self) -> _Hours: ...
     @property
     def registries(self) -> Mapping[str, _Capped]: ...
+    @property
+    def unlisted(self) -> Mapping[str, _Capped]: ...
 
 
-def rates_at(settings: _Settings, when: float, share: int = 1) -> tuple[int, dict[str, int]]:
-    """Returns the caps at a time, in bytes per second: of all registries, and of each that has one. 0 is none. `when` is in seconds since the epoch.
-
-    For one of `share` processes, each of which gets an equal part.
-    """
+def rates_at(settings: _Settings, when: float) -> tuple[int, dict[str, int]]:
+    """Returns the caps at a time, in bytes per second: of all registries, and of each that has one. 0 is none. `when` is in seconds since the epoch."""
     clock = time.localtime(when)
     minute = clock.tm_hour * 60 + clock.tm_min
     held: dict[str | None, int] = {}
     for one in settings.upstream.rate:
         if one.holds(minute):
             held.setdefault(one.registry, one.rate)
-
-    def part(rate: int) -> int:
-        return max(rate // share, 1) if rate else 0
-
-    caps = {name: held.get(name, registry.max_rate) for name, registry in settings.registries.items()}
-    caps |= {name: rate for name, rate in held.items() if name is not None}
-    return part(held.get(None, settings.upstream.max_rate)), {name: part(rate) for name, rate in caps.items() if rate}
+    registries = {**settings.unlisted, **settings.registries}
+    caps = {name: held.get(name, registry.max_rate) for name, registry in registries.items()}
+    return held.get(None, settings.upstream.max_rate), {name: rate for name, rate in caps.items() if rate}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mirror.config.cache import Cache
 from mirror.config.errors import describe
@@ -69,6 +69,15 @@ class Settings(Table):
             details = DEFAULT_TAG_DETAILS.get(name) if registry.tag_details is None else registry.tag_details
             known[name] = registry.model_copy(update={"search": search, "tag_details": details})
         return types.MappingProxyType(known)
+
+    @model_validator(mode="after")
+    def _rates(self) -> Settings:
+        for hours in self.upstream.rate:
+            if hours.registry is not None and hours.registry not in {*self.registries, *self.unlisted}:
+                raise ValueError(
+                    f"upstream.rate: {hours.registry!r} is not mirrored; a registry that is, such as docker.io, is expected"
+                )
+        return self
 
     @property
     def unlisted(self) -> dict[str, Registry]:

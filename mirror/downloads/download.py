@@ -65,6 +65,11 @@ class Source(Protocol):
         """True if a cap on the rate, not upstream, makes it slow."""
         ...
 
+    @property
+    def capped(self) -> bool:
+        """True if a cap on the rate holds for it."""
+        ...
+
     def attend(self, wanted: bool) -> None:
         """Tells whether a client waits for the blob."""
         ...
@@ -177,6 +182,9 @@ class Download:
             raise error
         self._avoid = self.endpoint
         self._failures = 0 if self._gained >= _PROGRESS else self._failures + 1
+        if self._gained and self._source.throttled:
+            # What the cap makes slow brings little before upstream closes the connection.
+            self._failures = min(self._failures, _TRIES - 1)
         self._gained = 0
         if self._failures >= _TRIES:
             raise error

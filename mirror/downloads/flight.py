@@ -36,8 +36,8 @@ from mirror.storage.store import Store
 
 log = logging.getLogger(__name__)
 
-WITHHELD = 64 * 1024
-"""Bytes at the end of a blob that are not sent before it is verified."""
+WITHHELD = 1024
+"""Bytes at the end of a blob that are not sent before it is verified. Few, so that a client does not wait long for them at a low rate."""
 _FOLLOW_INTERVAL = 0.02
 _MOST_WANTED = 64
 """Stretches that readers in other processes wait for, at most: the newest."""
@@ -248,7 +248,7 @@ class Flight:
         while not spool.lead():
             spool.follow()
             self._exchange_as_follower(spool)
-            held_up = self._readers > 0 and following.is_held_up(time())
+            held_up = self._readers > 0 and following.is_held_up(time(), self.suppliers.capped)
             if (held_up or following.must_ask(time())) and first not in self._asking and not first.promised:
                 self._ask(first)
             if (held_up or following.disputed) and self._separate():

@@ -45,10 +45,11 @@ class Following:
         """True where the own repository says another size."""
         return self._first.promised and None not in (self._first.size, self._spool.size) and self._first.size != self._spool.size
 
-    def is_held_up(self, now: float) -> bool:
-        """True at the end of a period in which the leader has brought too little."""
+    def is_held_up(self, now: float, capped: bool) -> bool:
+        """True at the end of a period in which the leader has brought too little. If downloads are `capped`, little is enough: a second one would be no faster."""
         total = self._spool.have.total
         gained = self._slow.gained(now, total, SLOW_AFTER)
         if self._stopped.gained(now, total, STOPPED_AFTER) == 0:
             return True
-        return gained is not None and gained < LEAST_PROGRESS and not self.same_repository and total != self._spool.size
+        slow = gained is not None and gained < LEAST_PROGRESS
+        return slow and not capped and not self.same_repository and total != self._spool.size

@@ -186,6 +186,10 @@ class Suppliers:
     def throttled(self) -> bool:
         return any(supplier.source.throttled for supplier in self)
 
+    @property
+    def capped(self) -> bool:
+        return any(supplier.source.capped for supplier in self)
+
     def attend(self, wanted: bool) -> None:
         for supplier in self:
             supplier.source.attend(wanted)
@@ -291,6 +295,10 @@ class _Through:
     @property
     def throttled(self) -> bool:
         return self._source.throttled
+
+    @property
+    def capped(self) -> bool:
+        return self._source.capped
 
     def attend(self, wanted: bool) -> None:
         self._source.attend(wanted)

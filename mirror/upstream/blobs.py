@@ -57,6 +57,11 @@ class Blob:
         """True if it is slow because of the cap on the rate."""
         return self._share.throttled(asyncio.get_running_loop().time())
 
+    @property
+    def capped(self) -> bool:
+        """True if a cap on the rate holds for its registry."""
+        return self._transport.limiter.capped(self._registry)
+
     def attend(self, wanted: bool) -> None:
         """Call this with False if no client waits for the blob: those that clients wait for get their bytes first."""
         self._share.wanted = wanted

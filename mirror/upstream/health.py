@@ -182,19 +182,31 @@ class Standing:
 class Lease:
     """A connection that fetches a blob, for as long as it is open. It measures the throughput."""
 
-    __slots__ = ("_delivery", "began", "taken")
+    __slots__ = ("_delivery", "_paused", "began", "taken")
 
     def __init__(self, delivery: Delivery) -> None:
+        self._paused: float | None = None
         self.began: float | None = None
         """When the headers were received."""
         self.taken = 0
         """Bytes of the body received so far."""
         self._delivery = delivery
 
-    def delay(self, seconds: float) -> None:
-        """Excludes so many seconds from the measurement, in which nothing was received on purpose."""
-        if self.began is not None:
-            self.began += seconds
+    def pause(self) -> None:
+        """Excludes the time until `resume` from the measurement: nothing is received on purpose."""
+        self._paused = self._delivery.now()
+
+    def resume(self) -> None:
+        if self.began is not None and self._paused is not None:
+            self.began += self._delivery.now() - self._paused
+        self._paused = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds measured since the headers were received; 0 before."""
+        if self.began is None:
+            return 0.0
+        return (self._delivery.now() if self._paused is None else self._paused) - self.began
 
     def end(self) -> None:
         """Ends the lease. Idempotent."""
@@ -214,6 +226,9 @@ class Delivery:
         self._wrong_until = 0.0
         self._unranged_until = 0.0
 
+    def now(self) -> float:
+        return self._clock()
+
     @property
     def active(self) -> int:
         """The number of connections that fetch blobs from it now."""
@@ -222,11 +237,10 @@ class Delivery:
     @property
     def throughput(self) -> float | None:
         """The throughput of one connection in bytes per second; None without a recent observation."""
-        now = self._clock()
-        live = [lease.taken / (now - lease.began) for lease in self._leases if lease.began and now - lease.began > _MEASURED_FROM]
+        live = [lease.taken / lease.seconds for lease in self._leases if lease.seconds > _MEASURED_FROM]
         if live:
             return _mean(self._mean, sum(live) / len(live))
-        return self._mean if now - self._judged <= _LATELY else None
+        return self._mean if self._clock() - self._judged <= _LATELY else None
 
     def cost(self) -> float | None:
         """Returns the seconds that a typical segment would take; None without a recent observation."""
@@ -257,7 +271,7 @@ class Delivery:
             self._slots.release()
             if lease.began is not None and lease.taken >= _JUDGED_FROM:
                 self._judged = self._clock()
-                self._mean = _mean(self._mean, lease.taken / max(self._judged - lease.began, 1e-6))
+                self._mean = _mean(self._mean, lease.taken / max(lease.seconds, 1e-6))
 
     @property
     def wrong(self) -> bool:

@@ -1,7 +1,7 @@
 """A registry: requests for manifests, blobs and lists, with failover between its endpoints.
 
-Endpoints are tried in the configured order. Blobs and manifests by digest may come from any of them, since they are verified; a tag comes from the first that
-knows it, or with ``tags = "newest"`` from a comparison of all. Headers, or an error, are returned within the header timeout, and a whole document within twice that.
+Endpoints are tried in order. Blobs and manifests by digest may come from any, since they are verified; a tag comes from the first that knows it, or with
+``tags = "newest"`` from a comparison of all. Headers, or an error, come within the header timeout, and a whole document within twice that.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from mirror.upstream.failover import Unfinished, with_failover
 from mirror.upstream.health import EndpointHealth
 from mirror.upstream.pages import Listing, is_descriptor, is_tag, listed, read_pages
 from mirror.upstream.proxies import Fixed, Way, way
+from mirror.upstream.rates import Parts
 from mirror.upstream.receiver import Response
 from mirror.upstream.search import HubApi, SearchResult, TagDetails
 from mirror.upstream.survey import Surveys, TagAnswers
@@ -276,18 +277,18 @@ class Upstreams:
         connections: Connections,
         unlisted: Mapping[str, RegistrySettings] | None = None,
         way: Way | None = None,
+        parts: Parts | None = None,
     ) -> None:
-        """The registries in `unlisted` are set up when they are first used; `way` is the way out of those that name no proxy, by default the environment's."""
+        """Registries in `unlisted` are set up at their first use; `way` is for those that name no proxy, by default the environment's; `parts` as in `Limiter`."""
         self._settings = registries
         self._unlisted = unlisted or {}
-        self._timeouts = timeouts
-        self._connections = connections
-        self._way = way
+        self._timeouts, self._connections = timeouts, connections
+        self._way, self._parts = way, parts
         self._registries: dict[str, Registry] = {}
         self._transport: Transport | None = None
 
     async def __aenter__(self) -> Upstreams:
-        self._transport = Transport(self._timeouts, self._connections, self._way)
+        self._transport = Transport(self._timeouts, self._connections, self._way, self._parts)
         self._registries = {name: Registry(name, settings, self._transport) for name, settings in self._settings.items()}
         return self
 

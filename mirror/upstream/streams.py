@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 
 import h11
@@ -51,26 +50,40 @@ class BlobStream:
 
         Raises UpstreamCut, UpstreamStalled.
         """
-        share, time = self._share, asyncio.get_running_loop().time
-        asked = time()
-        most = await self._limiter.turn(share)
-        began = time()
-        # The cap is no fault of the endpoint's.
-        self._lease.delay(began - asked)
+        if self._limiter.capped(self._share.registry):
+            data = await self._receive_in_turn(wanted)
+        else:
+            data = await self._receive(wanted)
+            self._lease.taken += len(data)
+        self._pulled.inc(len(data))
+        return data
+
+    async def _receive_in_turn(self, wanted: int) -> memoryview:
+        """Receives as much as the cap allows, when it allows it. What had to wait says nothing of the endpoint's throughput."""
+        lease = self._lease
+        lease.pause()
+        turn = await self._limiter.turn(self._share)
+        if not turn.delayed:
+            lease.resume()
         data = memoryview(b"")
         try:
-            data = await self._response.read(self._stall, min(most, wanted) if most else wanted, ahead=not most)
+            data = await self._receive(min(turn.bytes or wanted, wanted), ahead=not turn.bytes)
+        finally:
+            self._limiter.received(turn, len(data))
+            if turn.delayed:
+                lease.resume()
+            else:
+                lease.taken += len(data)
+        return data
+
+    async def _receive(self, wanted: int, *, ahead: bool = True) -> memoryview:
+        """Receives the next bytes, as `Response.read` does."""
+        try:
+            return await self._response.read(self._stall, wanted, ahead=ahead)
         except TimeoutError:
             raise UpstreamStalled(f"{source(self._response)} sent nothing for {self._stall:g} s") from None
         except (OSError, h11.RemoteProtocolError) as error:
             raise UpstreamCut(f"{source(self._response)} broke off: {error or type(error).__name__}") from None
-        finally:
-            if most:
-                share.received = share.received / 2 + time() - began
-                self._limiter.unused(share.registry, most - len(data))
-        self._lease.taken += len(data)
-        self._pulled.inc(len(data))
-        return data
 
     async def aclose(self) -> None:
         """Returns the connection to the pool if the body was read to its end, and closes it otherwise. Never raises."""

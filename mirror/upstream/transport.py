@@ -26,7 +26,7 @@ from mirror.tasks import close_all
 from mirror.upstream import dialing
 from mirror.upstream.health import Delivery
 from mirror.upstream.proxies import Proxies, Proxy, Way
-from mirror.upstream.rates import Limiter
+from mirror.upstream.rates import Limiter, Parts
 from mirror.upstream.receiver import Receiver, Response
 from mirror.upstream.trust import system_tls
 from mirror.upstream.tunnels import ProxyUnreachable
@@ -63,8 +63,9 @@ class Connections:
 class Transport:
     """Sends requests over a pool of connections. Connections to public addresses only are pooled apart."""
 
-    def __init__(self, timeouts: Timeouts, connections: Connections, way: Way | None = None) -> None:
-        """`way` is for requests that name none; the environment's proxies by default. Raises OSError if those cannot be used."""
+    def __init__(self, timeouts: Timeouts, connections: Connections, way: Way | None = None, parts: Parts | None = None) -> None:
+        """`way` is for requests that name none; the environment's proxies by default. `parts` are those of the caps on downloads. Raises OSError if the environment's
+        proxies cannot be used."""
         self.timeouts = timeouts
         self.connections = connections
         self.deliveries: list[Delivery] = []
@@ -72,7 +73,7 @@ class Transport:
         self.way: Way = Proxies() if way is None else way
         self.offline = False
         """True if no request may be sent, and no name resolved."""
-        self.limiter = Limiter()
+        self.limiter = Limiter(parts)
         self._resolver = ThreadedResolver()
         self._public_resolver = _PublicOnly(self._resolver)
         self._receiver = Receiver(f"mirror/{__version__}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -17,7 +17,7 @@ class SiteInfo:
     tag_ttl: float
     report: Callable[[], dict[str, Any]]
     """As /readyz has it."""
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: Callable[[], Mapping[str, str]] = dict
     """The settings in force, without secrets."""
     certificate_ends: Callable[[], float | None] = lambda: None
     """When the mirror's own certificate expires, in seconds since the epoch; None if it has none."""

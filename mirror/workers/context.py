@@ -19,6 +19,8 @@ class WorkerContext:
     listeners: tuple[socket.socket, ...]
     counts: memoryview[int]
     """How many connections each worker has, in shared memory."""
+    rates: memoryview[float]
+    """Floats in shared memory, with which workers share the caps on downloads."""
     orphaned: int
     """A descriptor that becomes readable when the parent ends."""
     alive: Callable[[], None]

@@ -99,11 +99,12 @@ def run(
     work: Callable[[WorkerContext], int],
     started: Callable[[str], None],
     reload: Callable[[], object],
+    shared: int,
 ) -> int:
     """Serves with workers until SIGTERM or SIGINT; returns the exit status. Raises OSError if it cannot listen.
 
     `work` runs in each worker and returns its exit status. `started` is called with the URL when all workers serve, and `reload` at SIGHUP, which is passed on to
-    the workers.
+    the workers. They share `shared` floats for the caps on downloads.
     """
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, _hold(folder, try_shared))
@@ -114,7 +115,9 @@ def run(
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         # The collector skips frozen objects, so workers go on sharing their memory.
         gc.freeze()
-        return _Parent(server, folder, work, listeners, reload).run(lambda: started(server.url(*listeners[0].getsockname()[:2])))
+        return _Parent(server, folder, work, listeners, reload, shared).run(
+            lambda: started(server.url(*listeners[0].getsockname()[:2]))
+        )
 
 
 class _Parent:
@@ -125,6 +128,7 @@ class _Parent:
         work: Callable[[WorkerContext], int],
         listeners: tuple[socket.socket, ...],
         reload: Callable[[], object],
+        shared: int,
     ) -> None:
         self._reload = reload
         self._server = server
@@ -142,6 +146,7 @@ class _Parent:
         """Connections of each worker."""
         self._alive = memoryview(mmap.mmap(-1, 8 * server.workers)).cast("d")
         """When each worker last gave a sign of life; 0 until it serves."""
+        self._rates = memoryview(mmap.mmap(-1, 8 * shared)).cast("d")
         for number in range(server.workers):
             self._counts[number] = _ABSENT
         self._checked = self._awake_since = time.monotonic()
@@ -202,7 +207,13 @@ class _Parent:
             metrics.count_for(number)
             self._counts[number] = 0
             worker = WorkerContext(
-                number, self._folder, self._listeners, self._counts, self._orphaned, lambda: self._give_sign(number)
+                number,
+                self._folder,
+                self._listeners,
+                self._counts,
+                self._rates,
+                self._orphaned,
+                lambda: self._give_sign(number),
             )
             status = self._work(worker)
         except BaseException:

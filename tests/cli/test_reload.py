@@ -144,7 +144,7 @@ def work(_):
     print(signal.SIGHUP in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     return 0
 
-parent.run(Server(listen="127.0.0.1:0", workers=2), parent.prepare(), work, print, print)
+parent.run(Server(listen="127.0.0.1:0", workers=2), parent.prepare(), work, print, print, 1)
 """
 
 

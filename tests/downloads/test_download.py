@@ -15,7 +15,7 @@ SIZE = 1024 * 1024
 class Cuts:
     """A source whose connections end early: each after the next of some numbers of bytes."""
 
-    connections, ranges, throttled = 1, True, False
+    connections, ranges, throttled, capped = 1, True, False, False
 
     def attend(self, wanted: bool) -> None: ...
 
@@ -80,3 +80,19 @@ async def test_a_connection_that_was_cut_is_replaced_at_once(
     while data := await download.read():
         total += len(data)
     assert (total, waited, len(source.starts)) == (SIZE, pauses, len(counts) + 1)
+
+
+async def test_what_the_cap_makes_slow_may_be_cut_any_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upstream closes connections that take little: each brings something, and none counts as the last that may fail. Those that bring nothing do."""
+    monkeypatch.setattr(module, "pause", lambda failures, retry_after: 0.0)
+    slow = Cuts(*[100] * 30)
+    slow.throttled = True
+    download = Download(slow, size=SIZE)
+    while await download.read():
+        pass
+    assert (download.position, len(slow.starts)) == (SIZE, 31)
+    dead = Cuts(*[0] * 30)
+    dead.throttled = True
+    with pytest.raises(UpstreamCut):
+        await Download(dead, size=SIZE).read()
+    assert len(dead.starts) == 6

@@ -35,7 +35,7 @@ class Source:
 
     connections = 1
     ranges = True
-    throttled = False
+    throttled = capped = False
 
     def attend(self, wanted: bool) -> None: ...
 
@@ -279,6 +279,26 @@ async def test_a_process_that_does_not_bring_another_registrys_download_on_is_no
     assert (source.described, source.opened) == (1, [(0, None)])
     assert held.take_sources() == [(Repository("one.example", "app"), MIB)]
     held.close()
+
+
+async def test_a_process_that_a_cap_makes_slow_is_waited_for(
+    store: MemoryStore, flights: Flights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it downloads from: a second download would use the same capped rate."""
+    monkeypatch.setattr(following, "SLOW_AFTER", 0.0)
+    source = Source(os.urandom(MIB))
+    source.capped = True
+    held = store.partial(Digest.of(source.data))
+    assert held.lead()
+    held.announce(Repository("two.example", "app"))
+    await held.set_size(MIB)
+    reading = asyncio.create_task(read(await reader(flights, held.digest, context(source))))
+    for offset in range(0, MIB, CHUNK):
+        await held.write(offset, source.data[offset : offset + CHUNK])
+        await asyncio.sleep(0.03)
+    assert source.opened == []
+    held.close()
+    assert await reading == source.data
 
 
 async def test_a_process_that_brings_the_same_registrys_download_on_slowly_is_waited_for(
