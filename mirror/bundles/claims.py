@@ -16,7 +16,7 @@ from mirror.bundles.archive import ArchiveInvalid, Member, clean
 from mirror.bundles.layout import BUNDLE, DOCKER_MANIFEST, INDEX, LONG_SUMS, MARKER, SIGNATURE, SUMS
 from mirror.bundles.signing import verify
 from mirror.errors import DigestInvalid, Invalid, UpstreamInvalid
-from mirror.manifests import MAX_SIZE, OCI_MANIFEST, Manifest, media_type_of
+from mirror.manifests import MAX_SIZE, OCI_MANIFEST, Manifest, blobs_of, media_type_of
 from mirror.names import Digest, Reference, Repository, Tag
 
 ParseName = Callable[[str], tuple[Repository, Reference]]
@@ -270,6 +270,14 @@ class Claims:
                 optional = {"artifactType": kind, "annotations": body.get("annotations")}
                 described.update({key: value for key, value in optional.items() if value})
                 found.append((repository, _digest(subject.get("digest"), str(digest)), described))
+        return found
+
+    def named_blobs(self) -> set[Digest]:
+        """The configurations and layers that the manifests in the archive name."""
+        found: set[Digest] = set()
+        for body in self.documents.values():
+            config, layers = blobs_of(body)
+            found |= {blob.digest for blob in ([config] if config is not None else []) + list(layers)}
         return found
 
     def manifest(self, digest: Digest) -> Manifest | None:

@@ -15,7 +15,7 @@ from typing import Any
 from mirror.bundles.archive import ArchiveInvalid, Member, Members
 from mirror.bundles.claims import Claim, Claims, Content, ParseName, digest_in, is_layer, tagged
 from mirror.bundles.keeping import Keeper, MemberBytes
-from mirror.bundles.received import Received, Receiver, enter_referrers, required
+from mirror.bundles.received import Received, Receiver, enter_referrers, required, unwanted
 from mirror.bundles.sources import Source
 from mirror.names import Digest
 from mirror.storage.store import Store
@@ -25,6 +25,8 @@ _CHUNK = 1024 * 1024
 _MOST_IGNORED = 256 * 1024 * 1024
 """Bytes of files that belong to no image."""
 _MAGIC = 4
+_MOST_LOOKS = 100
+"""How often it is worked out, while a pipe is read, which of its blobs belong to other platforms: bundles need it once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,8 @@ class Importer:
         claims = Claims()
         contents: dict[str, Content] = {}
         wanted: set[Digest] | None = None
-        if this.source.rereadable:
+        # Only told of, so that a pipe needs no second reading either.
+        if this.source.rereadable or this.wishes.dry_run:
             magics = await self._threads.run(_survey, this.source, claims, this.wishes.key)
             expected = claims.layer_digests(lambda name: magics.get(name, b""))
             contents = _promised(claims, expected, magics)
@@ -147,7 +150,8 @@ class Importer:
     ) -> None:
         gather = not this.source.rereadable
         signed: Mapping[str, str] | None = None
-        ignored = 0
+        passed_over: set[Digest] = set()
+        known = looks = ignored = 0
         while (member := await self._threads.run(members.next)) is not None:
             if member.target is not None:
                 if gather:
@@ -169,10 +173,15 @@ class Importer:
                     data = bytes(head + await self._threads.run(_read_up_to, members, member.size))
                     head = bytearray(data)
                 claims.add(member, data)
+            if gather and needed and data is None and this.wishes.platforms is not None:
+                if known != len(claims.documents) and looks < _MOST_LOOKS:
+                    known, looks = len(claims.documents), looks + 1
+                    passed_over = await self._unwanted(this, claims, this.wishes.platforms)
+                needed = digest not in passed_over
             if needed:
                 digest = await self._keep(this, MemberBytes(bytes(head), members), member, digest)
                 contents[member.name] = Content(digest, member.size, bytes(head[:_MAGIC]))
-            elif gather and data is None:
+            elif gather and data is None and digest not in passed_over:
                 ignored += member.size
                 if ignored > _MOST_IGNORED:
                     raise ArchiveInvalid(f"{member.name}: more than {_MOST_IGNORED} bytes of the archive belong to no image")
@@ -183,6 +192,15 @@ class Importer:
             config = Digest.of(body)
             if self._store.size(config) is None and (wanted is None or config in wanted):
                 await self._keep(this, MemberBytes(body, None), Member(str(config), len(body)), config)
+
+    async def _unwanted(self, this: Import, claims: Claims, platforms: Collection[str]) -> set[Digest]:
+        """The blobs of a pipe that belong to other platforms, as far as that is known already."""
+        try:
+            found = claims.claims(this.wishes.parse, lambda _: None)
+        except ArchiveInvalid:
+            # What says what is in it has yet to come, or never will.
+            return set()
+        return await unwanted(found, claims, platforms)
 
     async def _keep(self, this: Import, content: MemberBytes, member: Member, digest: Digest | None) -> Digest:
         digest, is_new = await self._keeper.keep(content, member, digest)

@@ -72,6 +72,8 @@ class _Parts:
     indexes: dict[Digest, Manifest] = field(default_factory=dict)
     platforms: dict[Digest, str] = field(default_factory=dict)
     fault: str = ""
+    is_known: bool = False
+    """All manifests of the wanted platforms are here."""
 
     def is_for_containers(self, digest: Digest) -> bool:
         return not self.platforms.get(digest, "unknown").startswith("unknown")
@@ -104,6 +106,7 @@ async def _parts(claim: Claim, claims: Claims, platforms: Collection[str] | None
         await selection.walk(found.root)
     except MirrorError as error:
         found.fault = error.message
+    found.is_known = not found.fault and not selection.failures
     found.images = selection.images
     found.indexes[claim.root] = found.root
     for index in found.indexes.values():
@@ -133,6 +136,17 @@ async def required(claim: Claim, claims: Claims, platforms: Collection[str] | No
     """The configurations and layers that an image of the archive needs."""
     parts = await _parts(claim, claims, platforms, None)
     return {blob.digest for manifest in parts.images.values() for blob in _blobs(manifest)}
+
+
+async def unwanted(found: Iterable[Claim], claims: Claims, platforms: Collection[str]) -> set[Digest]:
+    """The blobs that the archive's manifests name and no image for these platforms needs; none as long as a manifest may be missing that needs them."""
+    needed: set[Digest] = set()
+    for claim in found:
+        parts = await _parts(claim, claims, platforms, None)
+        if not parts.is_known:
+            return set()
+        needed |= {blob.digest for manifest in parts.images.values() for blob in _blobs(manifest)}
+    return claims.named_blobs() - needed
 
 
 class Receiver:

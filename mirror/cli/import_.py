@@ -76,8 +76,6 @@ def import_(
 
     settings = settings_or_exit(config, cache_dir, upstreams)
     sources = _sources(archives)
-    if any(not source.rereadable for source in sources) and (dry_run or platforms):
-        raise click.UsageError("--dry-run and --platform read the archive twice: give a file or a folder, not standard input")
     wishes = Wishes(
         _parse,
         [parse_platform(one) for one in platforms] or None,

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
+from mirror.cli import compose
 from mirror.cli.compose import images_in
 from tests.cli.test_export import checked
 from tests.support.commands import Commands
@@ -79,3 +80,13 @@ async def test_export_and_pull_take_a_compose_file(upstream: Scripted, tmp_path:
     await commands("export", "--compose", str(file), "--offline", "--platform", "linux/amd64", "-o", str(tmp_path / "lab.tar"))
     _, described = checked(tmp_path / "lab.tar")
     assert [image["name"] for image in described["images"]] == ["docker.io/library/one:1", "docker.io/library/two:1"]
+
+
+def test_a_file_that_is_too_large_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not cut off, so that no image is left out without a word: one character more than allowed is refused, by the file's name."""
+    file = write(tmp_path, "redis:7", "postgres:16")
+    monkeypatch.setattr(compose, "_LARGEST", len(file.read_text()))
+    assert images_in(file) == ["redis:7", "postgres:16"]
+    monkeypatch.setattr(compose, "_LARGEST", len(file.read_text()) - 1)
+    with pytest.raises(click.UsageError, match=f"{file}: it has more than {len(file.read_text()) - 1} characters"):
+        images_in(file)

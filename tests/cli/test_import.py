@@ -152,6 +152,29 @@ async def test_platforms_and_pins(commands: Commands, tmp_path: Path) -> None:
     assert "linux/s390x" in done.stderr
 
 
+async def test_a_pipe_for_one_platform(commands: Commands, tmp_path: Path) -> None:
+    """A dry run reports it and keeps nothing; then the blobs of the other platform are passed over where the manifests came before them, kept where they did not."""
+    index, amd64, arm64 = make_index(6), make_image(6), make_image(6, architecture="arm64")
+    files = layout_of({NAME: index})
+    blobs = [name for name in files if f"sha256:{name.rpartition('/')[2]}" in index.blobs]
+    wanted = ("-", "--platform", "arm64", "--json")
+    early = pack({**{name: data for name, data in files.items() if name not in blobs}, **{name: files[name] for name in blobs}})
+    late = pack({**{name: files[name] for name in blobs}, **{name: data for name, data in files.items() if name not in blobs}})
+    shared = amd64.blobs.keys() & arm64.blobs.keys()
+    for data, passes_over in ((early, True), (late, False)):
+        dry = json.loads((await piped(commands, data, *wanted, "--dry-run")).stdout)
+        assert dry["images"][0]["platforms"] == ["linux/arm64"]
+        assert not any(cached(tmp_path, blob) for blob in index.blobs)
+        done = await piped(commands, data, *wanted)
+        assert (done.returncode, json.loads(done.stdout)["images"]) == (0, dry["images"])
+        assert all(cached(tmp_path, blob) for blob in arm64.blobs)
+        # Configurations are read to find out, and are small.
+        layers = [blob for blob, content in amd64.blobs.items() if blob not in shared and not content.startswith(b"{")]
+        assert layers
+        assert any(cached(tmp_path, blob) for blob in layers) != passes_over
+        shutil.rmtree(tmp_path / "cache")
+
+
 async def test_a_delta_names_what_is_lacking_and_wants_it(commands: Commands, upstream: Scripted, tmp_path: Path) -> None:
     """Without the base: no tag, the missing layer's digest, and a list that `mirror export` takes. With the base: complete."""
     base = b"base" * 1000
