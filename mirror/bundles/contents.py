@@ -109,6 +109,8 @@ class _Found:
     indexes: dict[Digest, Manifest] = field(default_factory=dict)
     images: dict[Digest, Manifest] = field(default_factory=dict)
     platforms: dict[Digest, str] = field(default_factory=dict)
+    listed: dict[Digest, int] = field(default_factory=dict)
+    """Blobs that its indexes list: those of a build cache. Sizes in bytes."""
     absent: list[Digest] = field(default_factory=list)
 
 
@@ -146,8 +148,11 @@ class Gatherer:
                 del found.images[digest]
             else:
                 blobs.update(one)
+        listed = self._listed_blobs(found)
+        if not listed.missing or not self._cached:
+            blobs.update(listed)
         blobs.missing.update(dict.fromkeys(found.absent, 0))
-        if (blobs.missing and not self._cached) or not found.images:
+        if (blobs.missing and not self._cached) or not (found.images or blobs.layers):
             raise Incomplete(_incomplete(name, blobs.missing))
         for digest, manifest in found.indexes.items():
             blobs.manifests[digest] = self._size(digest) or manifest.body
@@ -233,7 +238,7 @@ class Gatherer:
 
         selection = Selection(name, self._platforms, manifest_of, config_of)
         await selection.walk(root)
-        found.images = selection.images
+        found.images, found.listed = selection.images, selection.blobs
         found.indexes = {
             digest: manifest
             for digest, manifest in {root.digest: root, **found.indexes}.items()
@@ -276,6 +281,16 @@ class Gatherer:
                 kind[blob.digest] = embedded
             elif not any(word in blob.media_type for word in _ELSEWHERE):
                 blobs.missing[blob.digest] = blob.size
+        return blobs
+
+    def _listed_blobs(self, found: _Found) -> _Blobs:
+        blobs = _Blobs()
+        for digest, size in found.listed.items():
+            here = self._size(digest)
+            if here is not None:
+                blobs.layers[digest] = here
+            else:
+                blobs.missing[digest] = size
         return blobs
 
     def _size(self, digest: Digest) -> int | None:

@@ -71,12 +71,18 @@ class _Parts:
     images: dict[Digest, Manifest] = field(default_factory=dict)
     indexes: dict[Digest, Manifest] = field(default_factory=dict)
     platforms: dict[Digest, str] = field(default_factory=dict)
+    listed: set[Digest] = field(default_factory=set)
+    """Blobs that its indexes list: those of a build cache."""
     fault: str = ""
     is_known: bool = False
     """All manifests of the wanted platforms are here."""
 
     def is_for_containers(self, digest: Digest) -> bool:
         return not self.platforms.get(digest, "unknown").startswith("unknown")
+
+    def needed(self) -> set[Digest]:
+        """The configurations, layers and blobs of build caches."""
+        return self.listed | {blob.digest for manifest in self.images.values() for blob in _blobs(manifest)}
 
 
 async def _parts(claim: Claim, claims: Claims, platforms: Collection[str] | None, store: Store | None) -> _Parts:
@@ -107,7 +113,7 @@ async def _parts(claim: Claim, claims: Claims, platforms: Collection[str] | None
     except MirrorError as error:
         found.fault = error.message
     found.is_known = not found.fault and not selection.failures
-    found.images = selection.images
+    found.images, found.listed = selection.images, set(selection.blobs)
     found.indexes[claim.root] = found.root
     for index in found.indexes.values():
         for entry in entries_of(index.body):
@@ -133,9 +139,9 @@ def _blobs(manifest: Manifest) -> list[Descriptor]:
 
 
 async def required(claim: Claim, claims: Claims, platforms: Collection[str] | None) -> set[Digest]:
-    """The configurations and layers that an image of the archive needs."""
+    """The blobs that an image of the archive needs beside its manifests."""
     parts = await _parts(claim, claims, platforms, None)
-    return {blob.digest for manifest in parts.images.values() for blob in _blobs(manifest)}
+    return parts.needed()
 
 
 async def unwanted(found: Iterable[Claim], claims: Claims, platforms: Collection[str]) -> set[Digest]:
@@ -145,7 +151,7 @@ async def unwanted(found: Iterable[Claim], claims: Claims, platforms: Collection
         parts = await _parts(claim, claims, platforms, None)
         if not parts.is_known:
             return set()
-        needed |= {blob.digest for manifest in parts.images.values() for blob in _blobs(manifest)}
+        needed |= parts.needed()
     return claims.named_blobs() - needed
 
 
@@ -189,8 +195,12 @@ class Receiver:
             lacking.update(dict.fromkeys(sorted(absent, key=str)))
             if not absent:
                 whole[digest] = manifest
+        came += sum(map(self._came, parts.listed))
+        unlisted = [blob for blob in parts.listed if not self._is_here(blob)]
+        lacking.update(dict.fromkeys(sorted(unlisted, key=str)))
         for_containers = [digest for digest in parts.images if parts.is_for_containers(digest)]
-        served = bool(whole) and (not for_containers or any(digest in whole for digest in for_containers))
+        some = bool(whole) or (bool(parts.listed) and not unlisted)
+        served = some and (not for_containers or any(digest in whole for digest in for_containers))
         platforms = tuple(dict.fromkeys(parts.platforms[digest] for digest in for_containers if digest in whole))
         fault = parts.fault
         if not served and not fault:

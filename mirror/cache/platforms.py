@@ -49,14 +49,10 @@ class Selection:
         platforms: Collection[str] | None,
         manifest_of: Callable[[Digest], Awaitable[Manifest]],
         config_of: Callable[[Manifest], Awaitable[bytes]],
-        *,
-        build_caches: bool = False,
     ) -> None:
-        """`platforms` are such as ``linux/arm64``, None for all. `config_of` returns an image's configuration, empty if there is none. With `build_caches`, blobs
-        that an index lists are found too."""
+        """`platforms` are such as ``linux/arm64``, None for all. `config_of` returns an image's configuration, empty if there is none."""
         self.blobs: dict[Digest, int] = {}
-        """The blobs that indexes list, with their sizes."""
-        self._build_caches = build_caches
+        """The blobs that indexes list, with their sizes in bytes: those of BuildKit's registry caches."""
         self._artifacts: dict[Digest, Manifest] = {}
         """Manifests below an index that are for no platform."""
         self.images: dict[Digest, Manifest] = {}
@@ -118,7 +114,7 @@ class Selection:
         """Returns the entries of an index to fetch: those for a wanted platform, and those that name none."""
         wanted = []
         for entry in entries_of(index.body):
-            if self._build_caches and entry.descriptor.media_type.startswith(_BLOBS):
+            if entry.descriptor.media_type.startswith(_BLOBS):
                 self.blobs[entry.descriptor.digest] = entry.descriptor.size
                 continue
             platform = entry.platform or inherited

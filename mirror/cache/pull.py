@@ -84,11 +84,7 @@ class Pulls:
         async with self._images:
             manifest = await self._resolve(this)
             chosen = Selection(
-                str(this),
-                this.platforms,
-                partial(self._manifest, this.repository),
-                partial(self._read_config, this),
-                build_caches=True,
+                str(this), this.platforms, partial(self._manifest, this.repository), partial(self._read_config, this)
             )
             await chosen.walk(manifest)
             for image in chosen.images.values():

@@ -15,6 +15,12 @@ _LARGEST_DOCUMENT = 64 * 1024 * 1024
 """Bytes of an index, or of a list of what is in the tar."""
 _ELSEWHERE = ("foreign", "nondistributable")
 """In media types of layers that registries do not have (image-spec 1.1, "layer.md")."""
+_BUILD_CACHE = (
+    "application/vnd.oci.image.layer.",
+    "application/vnd.docker.image.rootfs.",
+    "application/vnd.buildkit.cacheconfig.",
+)
+"""Beginnings of the media types of blobs in an index: BuildKit's registry cache lists them where other indexes list manifests."""
 
 
 class Damaged(Exception):
@@ -181,7 +187,11 @@ class Library:
                 continue
             self._documents[digest] = document
             self.manifests[digest] = media_type
-            left += [(str(child.get("digest")), str(child.get("mediaType"))) for child in _list(document, "manifests")]
+            left += [
+                (str(child.get("digest")), str(child.get("mediaType")))
+                for child in _list(document, "manifests")
+                if not _is_build_cache(child)
+            ]
 
     def _needed(self, root: str) -> set[str]:
         """The configurations and layers of those of an image's manifests that are here."""
@@ -199,7 +209,11 @@ class Library:
             needed.update(
                 str(one.get("digest")) for one in blobs if not any(word in str(one.get("mediaType")) for word in _ELSEWHERE)
             )
-            left += [str(child.get("digest")) for child in _list(document, "manifests")]
+            for child in _list(document, "manifests"):
+                if _is_build_cache(child):
+                    needed.add(str(child.get("digest")))
+                else:
+                    left.append(str(child.get("digest")))
         return needed
 
     def _refer(self) -> None:
@@ -227,6 +241,10 @@ def _named(descriptors: Any, key: str) -> Iterator[tuple[str, str, str, str, str
         parts = split_image(name)
         if parts is not None:
             yield name, parts[0], parts[1], descriptor["digest"], descriptor["mediaType"]
+
+
+def _is_build_cache(entry: dict[str, Any]) -> bool:
+    return str(entry.get("mediaType")).startswith(_BUILD_CACHE)
 
 
 def _list(document: dict[str, Any], key: str) -> list[dict[str, Any]]:

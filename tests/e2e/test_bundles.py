@@ -8,18 +8,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mirror.manifests import OCI_INDEX
 from tests.e2e.test_containerd import Containerd
 from tests.e2e.test_dockerd import Dockerd
 from tests.e2e.test_podman import policy
 from tests.support.commands import mirror
 from tests.support.images import Image, digest_of, make_image, make_index, push
 from tests.support.mirrors import MirrorProcess
-from tests.support.programs import DockerRegistry, require, require_root, run
+from tests.support.programs import DockerRegistry, Program, require, require_root, run
 
 SINGLE, INDEX, OCI = "docker.io/library/single:1", "docker.io/library/both:1", "ghcr.io/owner/oci:2"
 
@@ -254,3 +256,67 @@ def test_an_image_by_digest_is_loaded_with_the_others(source: Source, dockerd: D
         assert listed == {SINGLE: source.images[SINGLE].digest, by_digest: digest}
     finally:
         containerd.stop()
+
+
+class Buildkitd:
+    """A builder that takes one registry for plain HTTP."""
+
+    def __init__(self, folder: Path, registry: str) -> None:
+        require("buildkitd", "buildctl")
+        require_root("buildkitd, as it is run here,")
+        self._folder = Path(tempfile.mkdtemp(prefix="buildkit-"))  # the path of a socket has 108 bytes at most
+        self._context = folder / "build"
+        self._context.mkdir()
+        config = folder / "buildkitd.toml"
+        config.write_text(f'[worker.oci]\nsnapshotter = "native"\n[registry."{registry}"]\nhttp = true\n')
+        command = ["buildkitd", "--config", str(config), "--root", f"{self._folder}/root", "--addr", self._address]
+        self._daemon = Program(command, folder / "buildkitd.log")
+        self._daemon.wait_until(lambda: "running server on" in self._daemon.log)
+
+    @property
+    def _address(self) -> str:
+        return f"unix://{self._folder}/socket"
+
+    def build(self, dockerfile: str, *options: str) -> str:
+        """Builds without a result. Returns the output that tells which steps came from a cache."""
+        (self._context / "Dockerfile").write_text(dockerfile)
+        source = ["--local", f"context={self._context}", "--local", f"dockerfile={self._context}"]
+        command = ["buildctl", "--addr", self._address, "build", "--progress", "plain", "--frontend", "dockerfile.v0", *source]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    def prune(self) -> None:
+        run("buildctl", "--addr", self._address, "prune", "--all")
+
+    def stop(self) -> None:
+        self._daemon.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def test_a_build_cache_that_buildkit_made_is_carried(source: Source, tmp_path: Path) -> None:
+    """An index of layers, pushed by buildctl, exported, imported without a network: every blob is answered, and a build uses it."""
+    builder = Buildkitd(tmp_path, f"127.0.0.1:{source.registry.port}")
+    try:
+        address = f"127.0.0.1:{source.registry.port}/library/app:cache"
+        dockerfile = "FROM scratch\nCOPY Dockerfile /one\nCOPY Dockerfile /two\n"
+        builder.build(dockerfile, "--export-cache", f"type=registry,ref={address},mode=max,image-manifest=false")
+        tar = source.export("app:cache")
+        url = f"{source.registry.url}/v2/library/app/manifests/cache"
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept": OCI_INDEX})) as answer:
+            listed = json.load(answer)["manifests"]
+        assert "application/vnd.buildkit.cacheconfig.v0" in {entry["mediaType"] for entry in listed}
+        assert len(listed) == 3
+        lab = tmp_path / "lab"
+        done = mirror("import", str(tar), "--cache-dir", str(lab))
+        assert done.returncode == 0, done.stderr
+        source.registry.stop()
+        with MirrorProcess(lab, {"docker.io": "http://127.0.0.1:1"}, "--offline") as served:
+            for entry in listed:
+                with urllib.request.urlopen(f"{served.url}/v2/library/app/blobs/{entry['digest']}") as answer:
+                    assert digest_of(answer.read()) == entry["digest"]
+            builder.prune()
+            cache = f"type=registry,ref={served.url.removeprefix('http://')}/library/app:cache,registry.insecure=true"
+            assert "CACHED" in builder.build(dockerfile, "--import-cache", cache)
+    finally:
+        builder.stop()

@@ -321,3 +321,24 @@ def test_an_image_that_is_not_whole_is_named(serve: Laptops, tmp_path: Path) -> 
     assert "incomplete: 1 layers" in client.get("/").body.decode()
     found = client.get(f"/v2/app/blobs/{Digest.of(layer)}")
     assert found.error == (404, "BLOB_UNKNOWN") and "in an earlier one" in found.body.decode()
+
+
+def test_a_build_cache_is_served_whole(serve: Laptops, tmp_path: Path) -> None:
+    """BuildKit's cache, an index of layers: none of them is taken for a manifest, each is served, and one that is not in the tar counts as missing."""
+    layers, config = [os.urandom(2000), b"absent"], b'{"layers":[],"records":[]}'
+    listed = [
+        *(described("application/vnd.oci.image.layer.v1.tar+gzip", layer) for layer in layers),
+        described("application/vnd.buildkit.cacheconfig.v0", config),
+    ]
+    body = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed}).encode()
+    made = Made()
+    made.image("docker.io/library/app:cache", body, layers[0], config, media_type=OCI_INDEX)
+    made.write(tmp_path / "lab.tar")
+    library = library_of(tmp_path)
+    assert library.problems == []
+    (image,) = library.images
+    assert (image.size, image.missing) == (len(layers[0]) + len(config), 1)
+    client = serve(tmp_path)
+    for data in (layers[0], config):
+        assert client.get(f"/v2/library/app/blobs/{Digest.of(data)}").body == data
+    assert client.get(f"/v2/library/app/manifests/{Digest.of(config)}").error == (404, "MANIFEST_UNKNOWN")
