@@ -55,6 +55,10 @@ class SingleFlight(Generic[_T]):
         """The number of tasks that are running."""
         return len(self._tasks)
 
+    def __contains__(self, key: Hashable) -> bool:
+        """True while the task of `key` is running."""
+        return key in self._tasks
+
     def start(self, key: Hashable, work: Callable[[], Awaitable[_T]]) -> tuple[asyncio.Task[_T], bool]:
         """Returns the task of `key`, started if there is none; and True if it was running already.
 

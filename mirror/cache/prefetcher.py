@@ -110,8 +110,8 @@ class Prefetcher:
 
     async def _find(self, repository: Repository, blob: Digest) -> None:
         for digest in await self._store.naming(blob, time.time() - _LATELY):
-            manifest = await self._store.manifest(digest)
-            if manifest is None:
+            # Every layer's request leads here: while an image is prefetched, its manifest is not parsed again.
+            if ("image", digest) in self._images or (manifest := await self._store.manifest(digest)) is None:
                 continue
             config, layers = blobs_of(manifest.body)
             if any(layer.digest == blob for layer in layers):

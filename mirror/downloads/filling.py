@@ -10,17 +10,21 @@ from typing import Any, Protocol
 
 from mirror.downloads.context import DownloadContext
 from mirror.downloads.download import Download, Source
-from mirror.downloads.planner import Detour, Fetch, Hedge, Planner, State
+from mirror.downloads.planner import Detour, Fetch, Hedge, Planner, divisible
 from mirror.downloads.segments import Segment
 from mirror.downloads.suppliers import Supplier, Suppliers
 from mirror.downloads.verifier import Verifier
 from mirror.errors import MirrorError, RangeIgnored, StorageFull, UpstreamBusy, UpstreamInvalid, UpstreamStalled
 from mirror.names import Digest
+from mirror.storage.extents import Extents
 from mirror.storage.partial import Partial
 
 log = logging.getLogger(__name__)
 
 _TICK = 0.05
+"""Seconds between observations of a download that several connections can share."""
+_UNANSWERED_TICK = 0.2
+"""The same until upstream has answered, when there is nothing to observe but what other processes say; the answer itself ends the wait."""
 _SLOW_TICK = 0.5
 RESCUE_AGAIN = 30.0
 """Seconds after which a slow download is tried at the same other registry again."""
@@ -48,7 +52,7 @@ class Watcher(Protocol):
 
 
 class Filling:
-    """One download into a spool file that this process leads."""
+    """One download into a spool file that this process leads. Implements `planner.State`: what the planner does not ask for is not computed."""
 
     def __init__(self, spool: Partial, digest: Digest, context: DownloadContext, suppliers: Suppliers, watcher: Watcher) -> None:
         self._spool = spool
@@ -58,7 +62,8 @@ class Filling:
             suppliers.size = spool.size
         self._watcher = watcher
         self._verifier = Verifier(spool, digest)
-        self._answered = False
+        self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when upstream has answered."""
         self._workers: set[asyncio.Task[None]] = set()
         self._extras: set[asyncio.Task[None]] = set()
         self._time = asyncio.get_running_loop().time
@@ -84,7 +89,7 @@ class Filling:
 
     def want(self, position: int, stop: int | None) -> None:
         """Fetches the bytes at `position`, for which a reader waits, out of order where they would not come soon."""
-        if (detour := self._planner.detour(self._state, position, stop, self._time())) is not None:
+        if (detour := self._planner.detour(self, position, stop, self._time())) is not None:
             self._extra(self._detour(detour))
 
     @property
@@ -92,23 +97,44 @@ class Filling:
         size = self._spool.size
         return size is not None and self._spool.have.covered_until(0) >= size
 
+    # ------------------------------------------------------------------ as the planner's State
+
     @property
-    def _state(self) -> State:
-        return State(
-            self._spool.have,
-            self._spool.size,
-            self._watcher.wanted,
-            self._answered,
-            self._suppliers.ranges,
-            len(self._workers),
-            len(self._extras),
-            self._suppliers.throttled,
-        )
+    def have(self) -> Extents:
+        return self._spool.have
+
+    @property
+    def size(self) -> int | None:
+        return self._spool.size
+
+    @property
+    def wanted(self) -> bool:
+        return self._watcher.wanted
+
+    @property
+    def answered(self) -> bool:
+        return self._answer.done()
+
+    @property
+    def ranges(self) -> bool:
+        return self._suppliers.ranges
+
+    @property
+    def workers(self) -> int:
+        return len(self._workers)
+
+    @property
+    def extras(self) -> int:
+        return len(self._extras)
+
+    @property
+    def throttled(self) -> bool:
+        return self._suppliers.throttled
 
     # ------------------------------------------------------------------ connections
 
     def _start_workers(self) -> None:
-        while (action := self._planner.start(self._state, self._time())) is not None:
+        while (action := self._planner.start(self, self._time())) is not None:
             if isinstance(action, Fetch):
                 task = asyncio.create_task(self._work(action.segment, action.spare))
             else:
@@ -119,9 +145,14 @@ class Filling:
         self._extras.add(asyncio.create_task(work))
 
     async def _wait(self) -> None:
-        """Waits until a connection has ended, or it is time to observe. Raises the error of the last connection."""
-        tick = _TICK if self._state.divisible or not self._answered else _SLOW_TICK
-        done, _ = await asyncio.wait(self._workers | self._extras, timeout=tick, return_when=asyncio.FIRST_COMPLETED)
+        """Waits until upstream has answered, a connection has ended, or it is time to observe. Raises the error of the last connection."""
+        waiting: set[asyncio.Future[None]] = {*self._workers, *self._extras}
+        if self.answered:
+            tick = _TICK if divisible(self) else _SLOW_TICK
+        else:
+            tick = _UNANSWERED_TICK
+            waiting.add(self._answer)
+        done, _ = await asyncio.wait(waiting, timeout=tick, return_when=asyncio.FIRST_COMPLETED)
         for task in done & self._extras:
             self._extras.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
@@ -141,13 +172,13 @@ class Filling:
     def _observe(self) -> None:
         self._watcher.exchange(self._spool)
         self._suppliers.attend(self._watcher.wanted)
-        state, now = self._state, self._time()
-        if (gives_up := self._planner.give_up(state, now)) is not None:
+        now = self._time()
+        if (gives_up := self._planner.give_up(self, now)) is not None:
             raise UpstreamStalled(f"only {gives_up.count} bytes came in {gives_up.seconds:g} s")
-        for hedge in self._planner.observe(state, now):
+        for hedge in self._planner.observe(self, now):
             self._extra(self._hedge(hedge, self._suppliers))
         supplier = self._suppliers.idle(now, RESCUE_AGAIN)
-        if supplier is not None and (rescue := self._planner.rescue(state, now)) is not None:
+        if supplier is not None and (rescue := self._planner.rescue(self, now)) is not None:
             supplier.tried = now
             self._extra(self._rescue(rescue, supplier))
 
@@ -155,13 +186,13 @@ class Filling:
         """Fetches segments until none is left."""
         while segment is not None:
             await self._fetch(segment, spare)
-            segment = self._planner.next_segment(self._state, self._time())
+            segment = self._planner.next_segment(self, self._time())
 
     async def _work_on_split(self, start: int, end: int) -> None:
         if not await self._take_over(start, end):
             self._planner.concurrency.step_back(self._time())
             return
-        await self._work(self._planner.next_segment(self._state, self._time()), True)
+        await self._work(self._planner.next_segment(self, self._time()), True)
 
     async def _fetch(self, segment: Segment, spare: bool) -> None:
         spool = self._spool
@@ -175,7 +206,7 @@ class Filling:
         download = Download(source, segment.start, None if whole else segment.end, spool.size, spare=spare, superseded=superseded)
         segment.task = asyncio.current_task()
         try:
-            if not self._answered:
+            if not self.answered:
                 # If the first request fails, the client gets a status of failure at once.
                 await download.open()
                 await self._begin(segment, download.size)
@@ -188,8 +219,8 @@ class Filling:
 
     async def _begin(self, segment: Segment, size: int | None) -> None:
         await self._set_size(segment, size)
-        if not self._answered:
-            self._answered = True
+        if not self.answered:
+            self._answer.set_result(None)
             self._watcher.answered(self._spool)
 
     async def _take_over(self, start: int, end: int) -> bool:
@@ -215,12 +246,12 @@ class Filling:
     async def _separate(self, start: int, end: int) -> Segment | None:
         owner = self._planner.segments.owner(start)
         if owner is None:
-            return self._planner.separate(self._state, start, end, self._time())
+            return self._planner.separate(self, start, end, self._time())
         async with owner.lock:
             # Not while the owner writes: its bytes must not be written twice.
             if self._planner.segments.owner(start) is not owner:
                 return None
-            return self._planner.separate(self._state, start, end, self._time())
+            return self._planner.separate(self, start, end, self._time())
 
     async def _detour(self, detour: Detour) -> None:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from statistics import median
+from typing import Protocol
 
 from mirror.downloads.concurrency import AdaptiveConcurrency
 from mirror.downloads.segments import Segment, Segments
@@ -39,30 +40,51 @@ WINDOW_READ, WINDOW_UNREAD = 300.0, 60.0
 """Seconds of a window, with readers and without. containerd's CRI plugin gives up after 300 s without progress."""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Protocol):
     """The state of a download. Sizes in bytes."""
 
-    have: Extents
-    size: int | None
-    """None until it is known."""
-    wanted: bool
-    """True where a client reads it."""
-    answered: bool
-    """True once upstream has answered."""
-    ranges: bool
-    """False where upstream does not answer ranges."""
-    workers: int
-    """Connections that take one segment after the other."""
-    extras: int
-    """Connections that fetch one stretch: detours and hedges."""
-    throttled: bool = False
-    """True where the mirror's own cap on the rate makes it slow: upstream is not judged by it, and more connections would gain nothing."""
+    @property
+    def have(self) -> Extents: ...
 
     @property
-    def divisible(self) -> bool:
-        """True where more than one connection can be used."""
-        return self.answered and self.size is not None and self.size >= 2 * SEGMENT and self.ranges
+    def size(self) -> int | None:
+        """None until it is known."""
+        ...
+
+    @property
+    def wanted(self) -> bool:
+        """True where a client reads it."""
+        ...
+
+    @property
+    def answered(self) -> bool:
+        """True once upstream has answered."""
+        ...
+
+    @property
+    def ranges(self) -> bool:
+        """False where upstream does not answer ranges."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """Connections that take one segment after the other."""
+        ...
+
+    @property
+    def extras(self) -> int:
+        """Connections that fetch one stretch: detours and hedges."""
+        ...
+
+    @property
+    def throttled(self) -> bool:
+        """True where the mirror's own cap on the rate makes it slow: upstream is not judged by it, and more connections would gain nothing."""
+        ...
+
+
+def divisible(state: State) -> bool:
+    """Returns whether more than one connection can be used."""
+    return state.answered and state.size is not None and state.size >= 2 * SEGMENT and state.ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +167,7 @@ class Planner:
 
     def target(self, state: State) -> int:
         """Returns the number of workers that there should be: more than one only for readers."""
-        return self.concurrency.target if state.divisible and state.wanted else 1
+        return self.concurrency.target if divisible(state) and state.wanted else 1
 
     def start(self, state: State, now: float) -> Fetch | Split | None:
         """Returns the next worker to start; None where there are enough."""
@@ -154,7 +176,7 @@ class Planner:
         if (segment := self.next_segment(state, now)) is not None:
             # Without readers even the first connection can wait.
             return Fetch(segment, spare=state.workers > 0 or not state.wanted)
-        if state.workers and state.divisible and not self._splits and (stretch := self._half(state, now)) is not None:
+        if state.workers and divisible(state) and not self._splits and (stretch := self._half(state, now)) is not None:
             self._splits.add(stretch[0])
             return Split(*stretch)
         return None
@@ -224,7 +246,7 @@ class Planner:
         """Measures the throughput. Returns the hedges to start."""
         if state.throttled:
             self.concurrency.restart()
-        if not state.divisible or not state.wanted or state.throttled:
+        if not divisible(state) or not state.wanted or state.throttled:
             return []
         assert state.size is not None
         here = state.have.total

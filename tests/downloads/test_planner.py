@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 
 from mirror.downloads import planner
-from mirror.downloads.planner import Detour, Fetch, GiveUp, Hedge, Planner, Split, State
+from mirror.downloads.planner import Detour, Fetch, GiveUp, Hedge, Planner, Split
 from mirror.downloads.segments import Segment
 from mirror.storage.extents import Extents
 
@@ -13,12 +15,25 @@ MIB = 1024 * 1024
 SEGMENT = planner.SEGMENT
 
 
+@dataclass(frozen=True)
+class State:
+    """Implements `planner.State`."""
+
+    have: Extents
+    size: int | None
+    workers: int
+    extras: int
+    wanted: bool = True
+    answered: bool = True
+    ranges: bool = True
+    throttled: bool = False
+
+
 def state(size: int | None = 48 * MIB, here: int = 0, workers: int = 0, extras: int = 0, **changes: bool) -> State:
     """A download of which the first `here` bytes have come."""
     have = Extents()
     have.add(0, here)
-    facts = {"wanted": True, "answered": True, "ranges": True, **changes}
-    return State(have, size, workers=workers, extras=extras, **facts)
+    return State(have, size, workers, extras, **changes)
 
 
 def plan(learned: int = 1, target: int = 1, *, now: float = 0.0) -> Planner:

@@ -125,7 +125,6 @@ class Content:
         """Adds a finished blob to the catalog, and evicts if the cache is too large now."""
         await self._catalog.write(Catalog.add, digest, size)
         await self.make_room(0)
-        await self._eviction.count()
 
     async def make_room(self, need: int) -> None:
         """Makes room for `need` bytes. Raises StorageFull."""

@@ -137,6 +137,7 @@ class Eviction:
 
     def _evict(self, catalog: Catalog, this: _Pass) -> bool | None:
         """One step: True when there is room, False when there cannot be, None when there may be after more steps."""
+        _count(catalog)
         if self._over(catalog, this)[0] <= 0:
             return True
         with self.exclusive(), catalog.changing():
