@@ -59,8 +59,8 @@ readers = Gauge("mirror_readers", "Clients reading a download in progress", regi
 
 prefetched = Counter("mirror_prefetched", "Blobs fetched before a client asked for them", ("upstream_host",), registry=REGISTRY)
 
-ahead_bytes = Counter(
-    "mirror_fetched_ahead_bytes",
+prefetched_bytes = Counter(
+    "mirror_prefetched_bytes",
     "Bytes fetched before a client asked for them, by `prefetch` or by `pull`",
     ("upstream_host", "by"),
     registry=REGISTRY,
@@ -159,7 +159,7 @@ def begin(registries: Iterable[str], cache: Path) -> None:
                 counter.labels(registry, kind)
         prefetched.labels(registry)
         for by in ("prefetch", "pull"):
-            ahead_bytes.labels(registry, by)
+            prefetched_bytes.labels(registry, by)
         verification_failures.labels(registry)
         stale_served.labels(registry)
     for kind in ("blob", "manifest"):

@@ -193,7 +193,7 @@ class Cache:
         finally:
             await reader.aclose()
             if not reader.joined:
-                metrics.ahead_bytes.labels(repository.registry, "pull").inc(reader.gained)
+                metrics.prefetched_bytes.labels(repository.registry, "pull").inc(reader.gained)
         if self.store.size(digest) is None:
             raise StorageFull("it was downloaded, but the cache's disk did not keep it: see the log")
 

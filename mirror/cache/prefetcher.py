@@ -173,7 +173,7 @@ class Prefetcher:
                 if await self._flights.ended(flight, _TICK):
                     break
             if not flight.was_read:
-                metrics.ahead_bytes.labels(flight.repository.registry, "prefetch").inc(flight.progress.have)
+                metrics.prefetched_bytes.labels(flight.repository.registry, "prefetch").inc(flight.progress.have)
         finally:
             registry.promised -= size
             del registry.under_way[flight]

@@ -80,11 +80,11 @@ async def test_what_is_not_cached_can_be_fetched(dashboard: Mirror, upstream: Sc
     assert (await post(dashboard, path, form))[0] == 401
     assert not any("library/other" in asked.path for asked in upstream.asked)
     bearer = {"Authorization": f"Bearer {token(dashboard)}"}
-    before = await dashboard.metric("mirror_fetched_ahead_bytes_total")
+    before = await dashboard.metric("mirror_prefetched_bytes_total")
     status, body, _ = await post(dashboard, path, form, **bearer)
     assert (status, json.loads(body)) == (200, {"done": "fetched", "image": "docker.io/library/other:1"})
     assert all(dashboard.cached(digest) for digest in (*image.layers, image.config))
-    assert await dashboard.metric("mirror_fetched_ahead_bytes_total") - before == 3500 + len(upstream.blobs[str(image.config)])
+    assert await dashboard.metric("mirror_prefetched_bytes_total") - before == 3500 + len(upstream.blobs[str(image.config)])
     assert b"complete" in (await dashboard.get(path, **HTML)).body
     assert (await post(dashboard, "/image/docker.io/library/none:1", form, **bearer))[0] == 404
     assert (await post(dashboard, path, {"action": "fetch", "platform": "amd64; x"}, **bearer))[0] == 400

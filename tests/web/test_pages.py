@@ -73,11 +73,11 @@ async def test_what_is_fetched_ahead_is_counted_apart(start: StartMirror, upstre
     """A prefetched layer that nobody asks for does not count as fetched for a client; one that a client reads meanwhile does."""
     mirror: Mirror = await start(prefetch=True)
     image = upstream.add_image("library/app", "1", layers=[os.urandom(200_000), os.urandom(300_000)])
-    before = await mirror.metric("mirror_fetched_ahead_bytes_total")
+    before = await mirror.metric("mirror_prefetched_bytes_total")
     await mirror.get("/v2/app/manifests/1")
     await mirror.get(f"/v2/app/blobs/{image.layers[0]}")
     async with asyncio.timeout(20):
-        while await mirror.metric("mirror_fetched_ahead_bytes_total") < before + 300_000:
+        while await mirror.metric("mirror_prefetched_bytes_total") < before + 300_000:
             await asyncio.sleep(0.01)
     await until(lambda: not mirror.spooled())
     await mirror.stop()

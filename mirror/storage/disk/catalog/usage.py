@@ -70,7 +70,7 @@ class Usage:
 def _traffic() -> dict[tuple[str, str], list[int]]:
     """Returns the requests, hits, bytes fetched and bytes sent of this process, by registry and type.
 
-    The types are ``blob`` and ``manifest``; ``prefetch`` and ``pull`` say how many of the bytes fetched were fetched ahead of clients.
+    The types are ``blob`` and ``manifest``; ``prefetch`` and ``pull`` say how many of the bytes fetched were fetched before a client asked for them.
     """
     found: dict[tuple[str, str], list[int]] = {}
     for place, counter in enumerate(_COUNTERS):
@@ -78,7 +78,7 @@ def _traffic() -> dict[tuple[str, str], list[int]]:
             if sample.name.endswith("_total"):
                 key = sample.labels["upstream_host"], sample.labels["type"]
                 found.setdefault(key, [0] * len(_COUNTERS))[place] = int(sample.value)
-    for sample in next(iter(metrics.ahead_bytes.collect())).samples:
+    for sample in next(iter(metrics.prefetched_bytes.collect())).samples:
         if sample.name.endswith("_total"):
             # A row of its own, so that a sum over blobs and manifests leaves it out.
             key = sample.labels["upstream_host"], sample.labels["by"]
