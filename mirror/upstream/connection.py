@@ -137,6 +137,11 @@ class Connection:
     def complete(self) -> bool:
         return self._left == 0 and not self._early
 
+    @property
+    def buffered(self) -> bool:
+        """True if all that is left of the body was received with the head, so that `fill` does not block."""
+        return self._left == 0 and bool(self._early)
+
     def skip(self) -> None:
         """Drops the bytes of the body that were received with the head."""
         self._early = b""
@@ -163,14 +168,16 @@ class Connection:
             count = min(len(self._early), len(buffer))
             buffer[:count] = self._early[:count]
             self._early = self._early[count:]
-            return count
-        if self._left is None:
+            if self._left is None:
+                return count
+        elif self._left is None:
             return self._fill_by_h11(buffer)
-        count = self._receive(buffer)
-        enough = min(len(buffer), _ENOUGH)
-        if self._flowing and self._left and count < enough:
-            self._gather(min(self._left, enough - count))
-        self._flowing = True
+        else:
+            count = self._receive(buffer)
+            enough = min(len(buffer), _ENOUGH)
+            if self._flowing and self._left and count < enough:
+                self._gather(min(self._left, enough - count))
+            self._flowing = True
         try:
             while self._left and count < len(buffer) and self._readable():
                 count += self._receive(buffer[count:])

@@ -224,6 +224,20 @@ class Response:
         """
         if not self._buffers:
             self._buffers = self._receiver.take_buffers()
+        if self._filling is None and self._connection.buffered:
+            # No change of threads for a small blob or document.
+            count = self._connection.fill(self._buffers[0][:wanted])
+        else:
+            count = await self._filled(seconds, wanted)
+        data, free = self._buffers
+        self._buffers = [free, data]
+        # While the caller processes these bytes, the next ones are received.
+        going_on = ahead and wanted > count and not self._connection.complete
+        self._filling = self._receiver.start(self._connection, free[: wanted - count]) if going_on else None
+        return data[:count]
+
+    async def _filled(self, seconds: float, wanted: int) -> int:
+        """Waits until a thread has filled the first buffer, and returns the number of bytes. Starts it if none is at work."""
         if self._filling is None:
             self._filling = self._receiver.start(self._connection, self._buffers[0][:wanted])
         filling = self._filling
@@ -231,13 +245,7 @@ class Response:
             # What has come and was not read yet is no fault of the server: this machine is busy, or was asleep.
             if not self._connection.has_received:
                 raise TimeoutError
-        count = filling.result()
-        data, free = self._buffers
-        self._buffers = [free, data]
-        # While the caller processes these bytes, the next ones are received.
-        going_on = ahead and wanted > count and not self._connection.complete
-        self._filling = self._receiver.start(self._connection, free[: wanted - count]) if going_on else None
-        return data[:count]
+        return filling.result()
 
     @property
     def complete(self) -> bool:

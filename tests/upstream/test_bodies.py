@@ -19,7 +19,7 @@ from mirror.config import Endpoint, Registry
 from mirror.errors import MirrorError, UpstreamCut, UpstreamStalled
 from mirror.names import Digest, Repository
 from mirror.upstream import Connections, Timeouts, Upstreams
-from mirror.upstream.receiver import BUFFER, Response
+from mirror.upstream.receiver import BUFFER, Receiver, Response
 from mirror.upstream.streams import BlobStream
 from tests.support.certificates import Authority
 from tests.support.mirrors import until
@@ -123,6 +123,24 @@ async def test_bodies_of_every_size_come_whole_over_one_connection(server: tuple
     assert running.connections == 1
 
 
+async def test_a_body_that_came_with_its_head_needs_no_other_thread(
+    server: tuple[Server, Upstreams], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small blob or document is read where it is, whole or in pieces, and the connection serves the next request."""
+    running, upstreams = server
+    # One write: the blank line after the fields, and the body up to the line end that the server adds.
+    running.answer(b"", "Content-Length: 5\r\n\r\nhel")
+    for wanted in (1, 2, 5, 1000):
+        stream, body = await opened(upstreams), bytearray()
+        with monkeypatch.context() as patched:
+            patched.setattr(Receiver, "start", None)
+            while len(body) < 5:
+                body += await stream.read(min(wanted, 5 - len(body)))
+        assert bytes(body) == b"hel\r\n"
+        await stream.aclose()
+    assert running.connections == 1
+
+
 async def test_no_more_is_received_than_is_wanted(server: tuple[Server, Upstreams]) -> None:
     """The caller says how many bytes it will read: the rest stays with the sender, as far as the kernel's buffers allow."""
     running, upstreams = server
@@ -221,7 +239,7 @@ async def test_bytes_that_wait_in_the_kernel_are_no_stall() -> None:
     class Late:
         """A connection of which a thread reads only when it has been found twice that bytes are there."""
 
-        key, complete, reusable, looks = "late", True, True, 0
+        key, complete, buffered, reusable, looks = "late", True, False, True, 0
         filling: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         @property
