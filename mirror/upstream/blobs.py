@@ -15,7 +15,7 @@ from mirror.errors import BlobUnknown, MirrorError, UpstreamBusy, UpstreamInvali
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 from mirror.upstream.endpoint import Endpoint
-from mirror.upstream.failover import with_failover
+from mirror.upstream.failover import Unfinished, with_failover
 from mirror.upstream.health import AS_GOOD, MOST_ACTIVE
 from mirror.upstream.rates import Share
 from mirror.upstream.receiver import Response
@@ -29,13 +29,20 @@ class Blob:
     """A blob of a repository. It records which endpoints sent its bytes, so that one that sent wrong bytes is known."""
 
     def __init__(
-        self, registry: str, endpoints: Sequence[Endpoint], transport: Transport, repository: Repository, digest: Digest
+        self,
+        registry: str,
+        endpoints: Sequence[Endpoint],
+        transport: Transport,
+        repository: Repository,
+        digest: Digest,
+        unfinished: Unfinished,
     ) -> None:
         self._registry = registry
         self._endpoints = endpoints
         self._transport = transport
         self._repository = repository
         self._digest = digest
+        self._unfinished = unfinished
         self._pulled = metrics.pulled_bytes.labels(registry, "blob")
         self._givers: set[Endpoint] = set()
         self._refused: set[Endpoint] = set()
@@ -86,8 +93,18 @@ class Blob:
                 raise UpstreamInvalid(f"{shown(url)} does not say the size of the blob")
             return Descriptor("application/octet-stream", self._digest, size)
 
+        async def forget(_: Descriptor) -> None:
+            return
+
         return await with_failover(
-            self._registry, self._ranked(0), self._transport.timeouts, ask, self._repository, mutable=False
+            self._registry,
+            self._ranked(0),
+            self._transport.timeouts,
+            ask,
+            self._repository,
+            mutable=False,
+            unfinished=self._unfinished,
+            discard=forget,
         )
 
     async def open(self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None) -> BlobStream:
@@ -102,15 +119,26 @@ class Blob:
             if not ranked:
                 raise UpstreamBusy(f"{self._registry}: as many connections as allowed are open")
         impatient = spare and bool(self._givers)
-        return await with_failover(
+
+        async def ask(endpoint: Endpoint, deadline: float) -> tuple[Endpoint, BlobStream]:
+            return endpoint, await self._open(endpoint, start, stop, deadline, impatient=impatient)
+
+        async def discard(answer: tuple[Endpoint, BlobStream]) -> None:
+            await answer[1].aclose()
+
+        giver, stream = await with_failover(
             self._registry,
             ranked,
             self._transport.timeouts,
-            lambda endpoint, deadline: self._open(endpoint, start, stop, deadline, impatient=impatient),
+            ask,
             self._repository,
             mutable=False,
             patient=not impatient,
+            unfinished=self._unfinished,
+            discard=discard,
         )
+        self._givers.add(giver)
+        return stream
 
     def reject(self) -> bool:
         """Call this when the bytes were wrong. Returns whether another attempt is worthwhile: from another endpoint, or from one endpoint instead of several."""
@@ -175,7 +203,6 @@ class Blob:
             lease.end()
             raise
         endpoint.delivery.begin(lease, asyncio.get_running_loop().time() - asked)
-        self._givers.add(endpoint)
         stall = self._transport.timeouts.stall
         return BlobStream(response, size, first, stall, self._pulled, endpoint.name, lease, self._transport.limiter, self._share)
 

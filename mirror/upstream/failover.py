@@ -82,14 +82,16 @@ async def with_failover(
     mutable: bool,
     patient: bool = True,
     unfinished: Unfinished | None = None,
+    discard: Callable[[_T], Awaitable[None]] | None = None,
     deadline: float | None = None,
 ) -> _T:
     """Returns the first endpoint's successful answer, within the header timeout or until `deadline`.
 
     If an endpoint does not have the content, or refuses it, the next one is asked. Those that failed recently, or refused the repository, are asked last. For
     `mutable` content, a tag or a list, the registry's own endpoint is authoritative: what it does not have is gone. `ask` gets an endpoint and its deadline. All
-    deadlines are in the event loop's time. With `unfinished`, the next endpoint is asked too if one has not answered within its head start; without, one is asked after the other, and
-    the remaining time is shared equally among those not asked yet. If no endpoint has an answer, one that limits requests is asked again when it allows that, unless
+    deadlines are in the event loop's time. With `unfinished`, the next endpoint is asked too if one has not answered within its head start, after another one two more, then four; without, one is asked after the other, and
+    the remaining time is shared equally among those not asked yet. With `discard`, answers are not documents but open connections: it is called with each one that came
+    too late, the requests that are overtaken end at once, and the order of `endpoints` counts. If no endpoint has an answer, one that limits requests is asked again when it allows that, unless
     the request is not `patient`. Raises Unknown, Denied, UpstreamError; Offline before anything else, whatever is known of the endpoints.
     """
     for endpoint in endpoints:
@@ -98,13 +100,17 @@ async def with_failover(
     if deadline is None:
         deadline = loop.time() + timeouts.header
     name = str(repository)
-    left = _ranked(endpoints, name, by_latency=unfinished is not None and not mutable)
+    documents = unfinished is not None and discard is None
+    left = _ranked(endpoints, name, by_latency=documents and not mutable)
     head_start = min(HEAD_START, timeouts.header / (4 * len(left)))
     errors: dict[Endpoint, MirrorError] = {}
     limited: dict[Endpoint, float] = {}
     """When those that answered 429 may be asked again."""
     authoritative: list[MirrorError] = []
     running: dict[asyncio.Task[_T], Endpoint] = {}
+    batches: dict[asyncio.Task[_T], int] = {}
+    """Which were asked at a time, by number."""
+    batch = 0
 
     async def ask_one(endpoint: Endpoint, until: float) -> _T:
         return await ask_and_record(endpoint, ask, until, name, head_start)
@@ -112,7 +118,7 @@ async def with_failover(
     def failed(endpoint: Endpoint, error: BaseException) -> None:
         if not isinstance(error, MirrorError):
             raise error
-        if isinstance(error, Unknown) and error.certain and endpoint.own and unfinished is not None:
+        if isinstance(error, Unknown) and error.certain and endpoint.own and documents:
             if mutable:
                 raise error
             authoritative.append(error)
@@ -123,7 +129,7 @@ async def with_failover(
             limited[endpoint] = loop.time() + error.retry_after
 
     def answered(endpoint: Endpoint) -> None:
-        if unfinished is not None:
+        if documents and unfinished is not None:
             idle = [other for other in endpoints[: endpoints.index(endpoint)] if other not in running.values()]
             unfinished.probe(idle, ask_one, loop.time() + timeouts.header)
 
@@ -131,13 +137,17 @@ async def with_failover(
         attempt = 0
         while True:
             queue = list(left)
+            width, following = 1, 1
             while (queue or running) and loop.time() < deadline:
-                if queue:
-                    endpoint = queue.pop(0)
-                    if not endpoint.breaker.allows(name):
+                batch += 1
+                for _ in range(width):
+                    while queue and not queue[0].breaker.allows(name):
+                        endpoint = queue.pop(0)
                         left.remove(endpoint)
                         errors[endpoint] = paused(endpoint)
-                        continue
+                    if not queue:
+                        break
+                    endpoint = queue.pop(0)
                     if unfinished is None or not (queue or running):
                         now = loop.time()
                         until = deadline if unfinished is not None else now + (deadline - now) / (len(queue) + 1)
@@ -145,11 +155,16 @@ async def with_failover(
                             answer = await ask_one(endpoint, until)
                         except MirrorError as error:
                             failed(endpoint, error)
-                            continue
+                            break
                         answered(endpoint)
                         return answer
-                    running[asyncio.create_task(ask_one(endpoint, deadline))] = endpoint
+                    task = asyncio.create_task(ask_one(endpoint, deadline))
+                    running[task], batches[task] = endpoint, batch
+                if not running:
+                    continue
                 done, _ = await asyncio.wait(running, timeout=head_start if queue else None, return_when=asyncio.FIRST_COMPLETED)
+                # If none answers, the endpoints asked at a time become more, so that a good one at the end of a long list is found soon.
+                width, following = (1, following) if done else (following, 2 * following)
                 for task in [task for task in running if task in done]:
                     if (fault := task.exception()) is not None:
                         failed(running.pop(task), fault)
@@ -157,11 +172,12 @@ async def with_failover(
                     endpoint = running[task]
                     before = list(running)[: list(running).index(task)]
                     for slower in before:
-                        # Those before it had their head start; their outcome is awaited in the background.
-                        running[slower].standing.overtaken()
-                        if unfinished is not None:
+                        # Those asked before it had their head start; their outcome is awaited in the background.
+                        if batches[slower] < batches[task]:
+                            running[slower].standing.overtaken()
+                        if documents and unfinished is not None:
                             unfinished.keep(slower)
-                        running.pop(slower)
+                            running.pop(slower)
                     del running[task]
                     answered(endpoint)
                     return task.result()
@@ -183,10 +199,17 @@ async def with_failover(
         for task in running:
             task.cancel()
             if unfinished is not None:
-                unfinished.keep(task)
+                unfinished.start(_end(task, discard))
     if not errors:
         raise UpstreamTimeout(f"{registry} did not answer in time")
     raise authoritative[0] if authoritative else final_error(errors)
+
+
+async def _end(task: asyncio.Task[_T], discard: Callable[[_T], Awaitable[None]] | None) -> None:
+    """Waits for the end of a request that nobody waits for any more, and discards its answer."""
+    await asyncio.wait([task])
+    if not task.cancelled() and task.exception() is None and discard is not None:
+        await discard(task.result())
 
 
 def _ranked(endpoints: Sequence[Endpoint], repository: str, *, by_latency: bool) -> list[Endpoint]:

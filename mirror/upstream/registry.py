@@ -191,7 +191,7 @@ class Registry:
 
     def blob(self, repository: Repository, digest: Digest) -> Blob:
         """Returns a blob, whose size and bytes can be requested. Requests nothing yet."""
-        return Blob(self.name, self._endpoints, self._transport, repository, digest)
+        return Blob(self.name, self._endpoints, self._transport, repository, digest, self._unfinished)
 
     # ------------------------------------------------------------------ lists
 

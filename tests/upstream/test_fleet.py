@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 
+from mirror.names import Repository
+from mirror.upstream.endpoint import Endpoint
+from mirror.upstream.failover import Unfinished, with_failover
+from mirror.upstream.proxies import Fixed
+from mirror.upstream.transport import Connections, Timeouts, Transport
 from tests.support.fleet import fleet
-from tests.support.mirrors import Mirror, StartMirror
-from tests.support.scripted import Image, Scripted
+from tests.support.mirrors import Mirror, StartMirror, until
+from tests.support.scripted import Image, Pending, Scripted
 
 _MANY = 3000
 """Tags, enough to ask for until a pause is over."""
@@ -73,3 +80,80 @@ async def test_an_endpoint_that_is_well_again_is_asked_first_again(start: StartM
             if len(second.asked) == before:
                 break
         assert upstream.count("GET", f"/{tag}") == 1
+
+
+async def test_a_good_endpoint_behind_eight_that_do_not_answer_is_found_by_one_request_to_each(start: StartMirror) -> None:
+    """They are asked for the tag once each. What is asked after it, manifests and blobs of this and of other images, goes to the good one alone."""
+    async with contextlib.AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(Scripted()) for _ in range(8)]
+        good = await stack.enter_async_context(Scripted())
+        images = [good.add_image(f"library/app{number}", "1", layers=[os.urandom(100_000)]) for number in range(2)]
+        for one in silent:
+            one.fail("/v2/", Pending(), times=1000, method="*")
+        mirror: Mirror = await start(endpoints=[*(one.url for one in silent), good.url])
+        for number, image in enumerate(images):
+            await pull(mirror, image, f"library/app{number}", "1")
+        assert [len(one.asked) for one in silent] == [1] * 8
+        for image in images:
+            assert good.count("GET", str(image.layers[0])) == 1
+
+
+async def test_a_blob_comes_from_the_next_endpoint_where_the_first_does_not_begin_it(
+    start: StartMirror, upstream: Scripted
+) -> None:
+    """Though the first has answered for the manifest. One request to each; the first's is ended at once, and later blobs are not asked for there."""
+    async with Scripted() as second:
+        image = second.add_image("library/app", "1", layers=[os.urandom(100_000), os.urandom(100_000)])
+        upstream.manifests, upstream.blobs = second.manifests, second.blobs
+        hangs = Pending()
+        upstream.fail("blobs/", hangs, times=1000, method="*")
+        mirror: Mirror = await start(endpoints=[upstream.url, second.url])
+        await pull(mirror, image, "library/app", "1")
+        assert upstream.count("GET", "manifests/") >= 1
+        assert second.count("GET", "manifests/") == 0
+        assert hangs.reached.is_set()
+        assert upstream.count("GET", "blobs/") == 1
+        for digest in (image.config, *image.layers):
+            assert second.count("GET", str(digest)) == 1
+        await until(lambda: upstream.bodies == second.bodies == 0)
+
+
+async def test_an_answer_that_comes_too_late_is_discarded() -> None:
+    """An open connection that nobody reads would hold one of the endpoint's places for ever. It is closed even where its request ignores that it was cancelled."""
+    transport = Transport(Timeouts(1, 5, 1, 1), Connections(1, 1, 1), Fixed(None))
+    first, second = (
+        Endpoint("docker.io", f"http://{name}.test", transport, None, None, own=False, only=False) for name in ("first", "second")
+    )
+    discarded: list[str] = []
+    unfinished = Unfinished()
+
+    async def ask(endpoint: Endpoint, deadline: float) -> str:
+        if endpoint is first:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        return endpoint.name
+
+    async def discard(answer: str) -> None:
+        discarded.append(answer)
+
+    repository = Repository("docker.io", "library/app")
+    try:
+        answer = await with_failover(
+            "docker.io",
+            [first, second],
+            transport.timeouts,
+            ask,
+            repository,
+            mutable=False,
+            unfinished=unfinished,
+            discard=discard,
+        )
+        assert answer == second.name
+        await until(lambda: discarded == [first.name])
+        assert first.is_asked_last(str(repository))
+        assert not second.is_asked_last(str(repository))
+    finally:
+        await unfinished.aclose()
+        await first.aclose()
+        await second.aclose()
+        await transport.aclose()
