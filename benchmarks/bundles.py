@@ -1,11 +1,12 @@
 """``python -m benchmarks.bundles``: export beside ``tar cf - blobs | cat`` on the same files, its memory, and the time to its first byte.
 
-The layers' digests are not verified: their files are made here, sealed as if they were, of bytes (throughput) or holes (memory).
+The layers are made here, of random bytes (throughput) or holes (memory).
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sqlite3
@@ -47,24 +48,36 @@ def fill(directory: Path, images: int, layers: int, size: int, *, holes: bool) -
         keep(digest, len(body), media_type)
         return digest
 
-    def make_layer(name: str) -> Digest:
-        digest = Digest.of(name.encode())
-        with open(store.path(digest), "wb") as file:
+    zeros = hashlib.sha256()
+    for start in range(0, size if holes else 0, len(block)):
+        zeros.update(bytes(min(len(block), size - start)))
+
+    def make_layer(number: int) -> tuple[Digest, int]:
+        """Each of other content: zeros are one byte longer every time."""
+        beside = directory / "layer"
+        with open(beside, "wb") as file:
             if holes:
-                file.truncate(size)
+                hasher = zeros.copy()
+                hasher.update(bytes(number))
+                file.truncate(size + number)
             else:
+                hasher = hashlib.sha256()
                 for start in range(0, size, len(block)):
-                    file.write(block[: size - start])
+                    part = (number.to_bytes(8, "big") + block)[: min(len(block), size - start)]
+                    hasher.update(part)
+                    file.write(part)
             file.flush()
+            digest, length = Digest("sha256", hasher.hexdigest()), os.fstat(file.fileno()).st_size
             store.seal(file.fileno(), digest)
-        keep(digest, size, None)
-        return digest
+        os.rename(beside, store.path(digest))
+        keep(digest, length, None)
+        return digest, length
 
     with db:
         for number in range(images):
             config = json.dumps({"os": "linux", "architecture": "amd64", "name": number}).encode()
-            digests = [make_layer(f"{number} {layer}") for layer in range(layers)]
-            described = [{"mediaType": _LAYER, "digest": str(digest), "size": size} for digest in digests]
+            made = [make_layer(number * layers + layer) for layer in range(layers)]
+            described = [{"mediaType": _LAYER, "digest": str(digest), "size": length} for digest, length in made]
             named = {"mediaType": _CONFIG, "digest": str(put(config, None)), "size": len(config)}
             body = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": named, "layers": described}).encode()
             manifest = put(body, OCI_MANIFEST)

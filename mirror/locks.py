@@ -14,6 +14,7 @@ LEAD      spool/….part            by the process that writes a download
 READERS   spool/….sources         shared by the processes that read a download along; tried by the one that writes it
 CONTENT   blobs/…                 shared by readers; exclusive by the process that removes it
 METRICS   (outside of it)         shared by the workers that write figures into a folder; exclusive by the process that clears it away
+EXPORT    (outside of it)         by the `mirror export` that writes the file
 ========  ======================  ============================================================================================
 
 The first four are waited for, in this order: whoever waits for one holds neither it nor a later one of the four. `wait` and `KeyedFileLock.take` assert it, for
@@ -56,6 +57,7 @@ class Lock(IntEnum):
     READERS = 9
     CONTENT = 10
     METRICS = 11
+    EXPORT = 12
 
 
 WAITED_FOR = (Lock.CHECK, Lock.FETCH, Lock.DATABASE, Lock.EVICTION)

@@ -5,78 +5,154 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from typing import Protocol
+import select
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, closing
+from typing import TYPE_CHECKING, Protocol
 
 from mirror.bundles.layout import Layout, Stored
 from mirror.errors import StorageUnreadable
+from mirror.names import Digest
 from mirror.storage.slices import FileSlice, Part, Reader
 from mirror.storage.store import Store
+from mirror.threads import ThreadPool
 
-_CHUNK = 16 * 1024 * 1024
-"""Bytes between two reports of progress."""
-_BUFFER = 1024 * 1024
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+_CHUNK = 4 * 1024 * 1024
+"""Bytes that are hashed while as many are sent."""
+_BUFFER = 256 * 1024
+"""Bytes that are read at once: few enough to stay in the processor's cache until they are hashed."""
 _NOT_BY_KERNEL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV)
 """Errors of sendfile(2) between files that it cannot serve, such as one opened for appending."""
 
 
-class BlobGone(StorageUnreadable):
-    """A blob was removed from the cache, or has become another size, since the bundle was laid out."""
+class BlobChanged(StorageUnreadable):
+    """A blob was removed from the cache, has another size than when the bundle was laid out, or is damaged."""
 
 
 class Sink(Protocol):
-    """Takes a bundle's bytes. Its methods block, and raise OSError."""
+    """Takes a bundle's bytes. Its methods block, and raise OSError of what they write to, BlobChanged."""
 
     def write(self, data: bytes) -> None: ...
     def copy(self, part: FileSlice) -> None: ...
 
 
 class BundleReader:
-    """Reads a bundle, or any range of it. It opens one blob after the other, and holds nothing in between."""
+    """Reads a bundle, or any range of it. It opens one blob after the other, and holds nothing in between.
 
-    def __init__(self, layout: Layout, store: Store) -> None:
+    A file that is written to while it is read ends the reading. Damage that leaves no trace in a file's times is found by its digest alone.
+    """
+
+    def __init__(self, layout: Layout, store: Store, threads: ThreadPool | None = None) -> None:
+        """With `threads`, whole blobs are hashed there while they are read, one chunk ahead; the last chunk is given out once the digest is verified."""
         self.size: int | None = layout.size
         self._layout = layout
         self._store = store
+        self._threads = threads
 
     async def parts(self, start: int, stop: int | None) -> AsyncGenerator[Part, None]:
-        """See `Reader.parts`. Raises BlobGone, StorageUnreadable."""
+        """See `Reader.parts`. Raises BlobChanged, StorageUnreadable."""
         for piece, first, last in self._layout.parts(start, stop):
             if isinstance(piece, bytes):
                 yield piece[first:last]
                 continue
-            async with aclosing(await self._open(piece)) as reader, aclosing(reader.parts(first, last)) as parts:
-                async for part in parts:
-                    yield part
+            async with aclosing(await self._open(piece)) as reader:
+                if self._threads is not None and (first, last) == (0, piece.size):
+                    found = self._verified(reader, piece, self._threads)
+                else:
+                    found = reader.parts(first, last)
+                async with aclosing(found) as parts:
+                    async for part in parts:
+                        since = _modified(part)
+                        yield part
+                        if since != _modified(part):
+                            raise BlobChanged(f"{piece.digest} was written to while it was read: export again")
 
     async def _open(self, piece: Stored) -> Reader:
         reader = await self._store.open(piece.digest)
         if reader is None:
-            raise BlobGone(f"{piece.digest} has been removed from the cache meanwhile: pin the images, and export them again")
+            raise BlobChanged(f"{piece.digest} has been removed from the cache meanwhile: pin the images, and export them again")
         if reader.size != piece.size:
             await reader.aclose()
-            raise BlobGone(f"{piece.digest} has {reader.size} bytes in the cache now, and had {piece.size}: export again")
+            raise BlobChanged(f"{piece.digest} has {reader.size} bytes in the cache now, and had {piece.size}: export again")
         return reader
+
+    async def _verified(self, reader: Reader, piece: Stored, threads: ThreadPool) -> AsyncGenerator[Part, None]:
+        hasher = piece.digest.hasher()
+        before: Part | None = None
+        async with aclosing(reader.parts(0, piece.size)) as parts:
+            async for part in parts:
+                for chunk in _chunks(part):
+                    hashing = asyncio.create_task(threads.run(_hash, hasher, chunk, piece.digest))
+                    try:
+                        if before is not None:
+                            yield before
+                    finally:
+                        await hashing
+                    before = chunk
+        if hasher.hexdigest() != piece.digest.hex:
+            # Removes it, so that it is fetched again.
+            self._store.verify_behind(piece.digest)
+            raise BlobChanged(f"{piece.digest} is damaged on the cache's disk: pull its image again, then export again")
+        if before is not None:
+            yield before
 
     async def aclose(self) -> None:
         pass
 
 
-async def write(layout: Layout, store: Store, sink: Sink, progress: Callable[[int], None]) -> None:
-    """Writes a bundle. `progress` is called with the bytes written so far. Raises BlobGone, StorageUnreadable; OSError of the sink or the cache's disk."""
+def _modified(part: Part) -> tuple[int, int] | None:
+    """Changes when the part's file is written to."""
+    if isinstance(part, bytes):
+        return None
+    status = os.fstat(part.fd)
+    return status.st_size, status.st_mtime_ns
+
+
+def _chunks(part: Part) -> Iterator[Part]:
+    if isinstance(part, bytes):
+        yield part
+        return
+    end = part.offset + part.length
+    for offset in range(part.offset, end, _CHUNK):
+        yield FileSlice(part.fd, offset, min(_CHUNK, end - offset))
+
+
+def _hash(hasher: _Hash, part: Part, digest: Digest) -> None:
+    """Blocks. Raises BlobChanged, StorageUnreadable."""
+    if isinstance(part, bytes):
+        hasher.update(part)
+        return
+    offset, end = part.offset, part.offset + part.length
+    buffer = memoryview(bytearray(min(_BUFFER, part.length)))
+    while offset < end:
+        try:
+            count = os.preadv(part.fd, [buffer[: end - offset]], offset)
+        except OSError as error:
+            raise StorageUnreadable(f"the cache's disk cannot read {digest}: {error.strerror}") from error
+        if count == 0:
+            raise BlobChanged(f"{digest} has become shorter in the cache: pull its image again, then export again")
+        hasher.update(buffer[:count])
+        offset += count
+
+
+async def write(layout: Layout, store: Store, sink: Sink, progress: Callable[[int], None], *, verify: bool) -> None:
+    """Writes a bundle. `progress` is called with the bytes written so far. With `verify`, each blob is hashed on the way.
+
+    Raises BlobChanged, StorageUnreadable; OSError of the sink.
+    """
     done = 0
-    async with aclosing(BundleReader(layout, store).parts(0, None)) as parts:
-        async for part in parts:
-            if isinstance(part, bytes):
-                await asyncio.to_thread(sink.write, part)
-                done += len(part)
-                progress(done)
-                continue
-            for offset in range(part.offset, part.offset + part.length, _CHUNK):
-                length = min(_CHUNK, part.offset + part.length - offset)
-                await asyncio.to_thread(sink.copy, FileSlice(part.fd, offset, length))
-                done += length
+    with closing(ThreadPool(2)) as threads:
+        async with aclosing(BundleReader(layout, store, threads if verify else None).parts(0, None)) as parts:
+            async for part in parts:
+                if isinstance(part, bytes):
+                    await threads.run(sink.write, part)
+                    done += len(part)
+                else:
+                    await threads.run(sink.copy, part)
+                    done += part.length
                 progress(done)
 
 
@@ -90,7 +166,10 @@ class Output:
     def write(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
-            rest = rest[os.write(self._fd, rest) :]
+            try:
+                rest = rest[os.write(self._fd, rest) :]
+            except BlockingIOError:
+                self._wait()
 
     def copy(self, part: FileSlice) -> None:
         offset, end = part.offset, part.offset + part.length
@@ -99,17 +178,28 @@ class Output:
                 try:
                     count = os.sendfile(self._fd, part.fd, offset, end - offset)
                 except OSError as error:
-                    if error.errno not in _NOT_BY_KERNEL:
+                    if error.errno == errno.EAGAIN:
+                        self._wait()
+                    elif error.errno in _NOT_BY_KERNEL:
+                        self._by_kernel = False
+                    else:
                         raise
-                    self._by_kernel = False
                     continue
             else:
                 data = os.pread(part.fd, min(_BUFFER, end - offset), offset)
                 self.write(data)
                 count = len(data)
             if count == 0:
-                raise OSError(errno.EIO, "a file of the cache is shorter than it was")
+                raise BlobChanged(
+                    "a blob has become shorter in the cache while it was read: pull its image again, then export again"
+                )
             offset += count
+
+    def _wait(self) -> None:
+        """For a pipe whose other owner made it non-blocking."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        poll.poll()
 
 
 class SplitOutput:

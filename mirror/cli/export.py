@@ -57,6 +57,9 @@ _SMALLEST_PIECE = 1024 * 1024
     is_flag=True,
     help="Put the mirror itself beside FILE, with start.sh, start.bat and start.command: it serves the images from FILE wherever there is Python.",
 )
+@click.option(
+    "--verify", is_flag=True, help="Hash every blob on the way, and fail if one is damaged on the cache's disk; half as fast."
+)
 @click.option("--sign", "key", type=click.Path(path_type=Path), metavar="KEY", help="Sign with this Ed25519 private key (PEM).")
 @cache_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -75,6 +78,7 @@ def export(
     bundles: tuple[str, ...],
     split: str | None,
     laptop: bool,
+    verify: bool,
     key: Path | None,
     config: Path | None,
     cache_dir: str | None,
@@ -102,6 +106,9 @@ def export(
         raise click.UsageError("--laptop serves files that end in .tar: give one with --output, such as lab/lab.tar")
     if piped and as_json:
         raise click.UsageError("--json prints to standard output: give a file with --output")
+    if piped and sys.stdout is None:
+        # Another file has its number by now.
+        raise click.UsageError("standard output is closed: send it to a program or a file")
     if piped and os.isatty(1):
         raise click.UsageError(
             "standard output is a terminal: send it to a program or a file, such as `mirror export … -o - | docker load`"
@@ -139,7 +146,7 @@ def export(
         if limit is not None and layout.size > MOST_PIECES * limit:
             fail(f"{format_size(layout.size)} would be more than {MOST_PIECES} pieces: give --split a larger size")
         try:
-            await write(layout, store, outputs.sink, _progress(layout.size))
+            await write(layout, store, outputs.sink, _progress(layout.size), verify=verify)
         except BrokenPipeError:
             fail("the reader of the bundle has closed the pipe")
         except OSError as error:
@@ -149,8 +156,13 @@ def export(
     async def work_on_cache(cache: Cache) -> dict[str, Any]:
         return await work(cache.store, cache)
 
-    with outputs.finishing():
-        report = on_store(settings, work) if everything or offline else on_cache(settings, work_on_cache)
+    try:
+        with outputs.finishing():
+            report = on_store(settings, work) if everything or offline else on_cache(settings, work_on_cache)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        fail(f"{output} cannot be written: {os_error_text(error)}")
     if as_json:
         print_json(report)
     else:

@@ -163,6 +163,9 @@ def _sources(archives: Sequence[str]) -> list[Source]:
     from mirror.bundles.archive import ArchiveInvalid
     from mirror.bundles.sources import sources_of
 
+    if "-" in archives and sys.stdin is None:
+        # Another file has its number by now.
+        raise click.UsageError("standard input is closed: send it an archive, or give a file")
     try:
         # Unbuffered, so that a pipe's bytes are copied once; never closed.
         return sources_of(archives, lambda: io.FileIO(0, "rb", closefd=False))
