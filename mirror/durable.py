@@ -82,6 +82,11 @@ def replace(path: Path, content: bytes) -> None:
     os.replace(beside, path)
 
 
+def sync_file(fd: int) -> None:
+    """Makes the content of an open file durable. Blocks. Raises OSError."""
+    os.fsync(fd)
+
+
 def sync_folder(path: Path) -> None:
     """Makes the names in a folder durable. Blocks. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

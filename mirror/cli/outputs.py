@@ -12,7 +12,7 @@ from pathlib import Path
 from mirror.bundles.laptop import MARK, Companion
 from mirror.bundles.writing import Output, Sink, SplitOutput
 from mirror.cli.ask import as_invoker
-from mirror.durable import BESIDE, rename_durably, write_durably
+from mirror.durable import BESIDE, rename_durably, sync_file, write_durably
 from mirror.locks import try_exclusive
 from mirror.regular_files import NoFile, open_file, read_file
 
@@ -107,7 +107,7 @@ class Outputs:
             with as_invoker():
                 # A slow disk may take minutes, and may fail: nothing has its name until all is on it.
                 for fd, _, _ in self._open:
-                    os.fsync(fd)
+                    sync_file(fd)
                 for number in range(len(self._open), MOST_PIECES if self._split else 0):
                     self._piece(number).unlink(missing_ok=True)
                 # The first piece comes last: without it, the others are no bundle.
