@@ -155,7 +155,7 @@ async def test_no_more_is_received_than_is_wanted(server: tuple[Server, Upstream
 
 
 async def test_bodies_share_the_memory(server: tuple[Server, Upstreams]) -> None:
-    """Many at once hold 16 MiB of unread bytes together, not 8 MiB each, and all of them come whole."""
+    """Many at once hold 16 MiB of unread bytes together, not two whole buffers each, and all of them come whole."""
     running, upstreams = server
     running.answer(os.urandom(4 * MIB))
     streams = [await opened(upstreams) for _ in range(40)]
