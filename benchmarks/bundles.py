@@ -1,4 +1,4 @@
-"""``python -m benchmarks.bundles``: export beside ``tar cf - blobs | cat`` on the same files, its memory, and the time to its first byte.
+"""``python -m benchmarks.bundles``: export beside ``tar cf - blobs | cat`` on the same files, its memory, and the time to its first byte; import beside sha256sum.
 
 The layers are made here, of random bytes (throughput) or holes (memory).
 """
@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -109,7 +110,8 @@ def throughput(folder: Path, gib: int, rounds: int) -> None:
         commands = {
             "tar": f"cd {directory} && tar cf - blobs | cat > /dev/null",
             "export": f"{export_command(directory)} | cat > /dev/null",
-            "http": f"curl -sf '{mirror.url}/export/lab.tar?images=*' | cat > /dev/null",
+            # curl is at the other end of the socket, as cat is of the pipe.
+            "http": f"curl -sf -o /dev/null '{mirror.url}/export/lab.tar?images=*'",
         }
         seconds: dict[str, list[float]] = {name: [] for name in commands}
         for command in commands.values():
@@ -117,9 +119,38 @@ def throughput(folder: Path, gib: int, rounds: int) -> None:
         for _ in range(rounds):
             for name, command in commands.items():
                 seconds[name].append(timed(command))
+    compare(seconds, "tar", gib)
+
+
+def compare(seconds: dict[str, list[float]], base: str, gib: float) -> None:
     for name, found in seconds.items():
-        ratio = median(seconds["tar"]) / median(found)
-        print(f"{name:8} {gib / median(found):6.2f} GiB/s   {ratio:5.2f} x tar   ({', '.join(f'{one:.2f}' for one in found)} s)")
+        ratio = median(seconds[base]) / median(found)
+        times = ", ".join(f"{one:.2f}" for one in found)
+        print(f"{name:10} {gib / median(found):6.2f} GiB/s   {ratio:5.2f} x {base}   ({times} s)")
+
+
+def imports(folder: Path, gib: int, rounds: int) -> None:
+    """Import of a bundle into an empty cache, on one core, beside sha256sum of the same bytes."""
+    source, tar, target = folder / "source", folder / "lab.tar", folder / "target"
+    fill(source, 4, gib * 16 // 4, 64 * MIB, holes=False)
+    timed(f"{export_command(source)} > {tar}")
+    shutil.rmtree(source)
+    one_core = "taskset -c 0"
+    commands = {
+        "sha256sum": f"{one_core} sha256sum {tar} > /dev/null",
+        "openssl": f"{one_core} openssl dgst -sha256 {tar} > /dev/null",
+        "file": f"{one_core} {sys.executable} -m mirror import {tar} --cache-dir {target} > /dev/null",
+        "pipe": f"{one_core} {sys.executable} -m mirror import - --cache-dir {target} < {tar} > /dev/null",
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            shutil.rmtree(target, ignore_errors=True)
+            os.sync()
+            seconds[name].append(timed(command))
+    compare(seconds, "sha256sum", gib)
+    tar.unlink()
+    shutil.rmtree(target, ignore_errors=True)
 
 
 def memory(folder: Path, gib: int) -> None:
@@ -169,6 +200,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bundles-") as name:
         first_byte(Path(name), options.images)
         throughput(Path(name), options.gib, options.rounds)
+        imports(Path(name), options.gib, options.rounds)
         memory(Path(name), options.memory)
 
 

@@ -90,6 +90,49 @@ async def test_a_download_that_was_cut_goes_on_with_curl(mirror: Mirror, upstrea
         assert file.read_bytes() == whole
 
 
+async def test_curl_does_not_mix_two_bundles(mirror: Mirror, upstream: Scripted, tmp_path: Path) -> None:
+    """With the ETag of the beginning in If-Range: a tag that has moved meanwhile makes ``curl -C -`` fail, and what it has stays; without a move it goes on."""
+    await cached(mirror, upstream)
+    url, file, etag = f"{mirror.url}/export/app:1.tar", tmp_path / "lab.tar", tmp_path / "lab.etag"
+    before = (await mirror.get("/export/app:1.tar")).body
+
+    async def shell(command: str) -> int:
+        return await (await asyncio.create_subprocess_exec("sh", "-c", command)).wait()
+
+    go_on = f'curl -sS --fail -C - -H "If-Range: $(cat {etag})" -o {file} {url}'
+    assert await shell(f"curl -s --etag-save {etag} {url} | head -c 100000 > {file}") == 0
+    assert await shell(go_on) == 0
+    assert file.read_bytes() == before
+    file.write_bytes(before[:100_000])
+    moved = upstream.add_image("library/app", "1", layers=[os.urandom(300_000)])
+    await Commands(mirror.directory, upstream)("pull", "app:1", "--platform", "linux/amd64")
+    assert await shell(go_on) == 33  # CURLE_RANGE_ERROR: the whole was sent
+    assert file.read_bytes() == before[:100_000]
+    file.unlink()
+    assert await shell(f"curl -sS --fail -o {file} {url}") == 0
+    assert str(moved.digest) in blobs(checked(file)[0])
+
+
+async def test_heads_suffixes_and_several_ranges(mirror: Mirror, upstream: Scripted) -> None:
+    """A suffix is the end of the bundle, several ranges are its parts in order; none in it is 416 for GET; HEAD has the whole's length whatever is asked."""
+    await cached(mirror, upstream)
+    whole = (await mirror.get("/export/app:1.tar")).body
+    size = len(whole)
+    for asked, start in (("-1", size - 1), ("-1024", size - 1024), (f"-{size + 5}", 0), (f"{size - 3}-", size - 3)):
+        got = await mirror.get("/export/app:1.tar", Range=f"bytes={asked}")
+        assert (got.status, got.headers["Content-Range"]) == (206, f"bytes {start}-{size - 1}/{size}")
+        assert got.body == whole[start:]
+    got = await mirror.get("/export/app:1.tar", Range=f"bytes=0-511,{size + 9}-,2000-2999,-512")
+    assert (got.status, int(got.headers["Content-Length"])) == (206, len(got.body))
+    boundary = got.headers["Content-Type"].partition("boundary=")[2].encode()
+    parts = [part.partition(b"\r\n\r\n")[2][:-2] for part in got.body.split(b"--" + boundary)[1:-1]]
+    assert parts == [whole[:512], whole[2000:3000], whole[-512:]]
+    for asked in (f"{size}-", f"{size + 1}-{size + 2}", "-0"):
+        assert (await mirror.get("/export/app:1.tar", Range=f"bytes={asked}")).status == 416
+    head = await mirror.head("/export/app:1.tar", Range="bytes=5-9")
+    assert (head.status, head.headers["Content-Length"], head.headers["Accept-Ranges"]) == (200, str(size), "bytes")
+
+
 async def test_what_is_not_cached_whole_is_404_and_says_what_to_do(mirror: Mirror, upstream: Scripted) -> None:
     """An image that is not cached, one of which a layer is missing, a platform that it is not for; other images of the same bundle make no difference."""
     image = await cached(mirror, upstream)

@@ -68,6 +68,14 @@ def pax(records: str, kind: bytes = tarfile.XHDTYPE) -> bytes:
     return member("pax", type=kind, size=len(data)) + data + bytes(-len(data) % 512) + member("y") + bytes(1024)
 
 
+def long_name(name: str) -> bytes:
+    """A file whose name is in a header of its own, as GNU tar writes it."""
+    data = name.encode() + b"\0"
+    return (
+        member("././@LongLink", type=tarfile.GNUTYPE_LONGNAME, size=len(data)) + data.ljust(512, b"\0") + member() + bytes(1024)
+    )
+
+
 def record(key: str, value: str) -> str:
     length = len(key) + len(value) + 3
     length += len(str(length + len(str(length))))
@@ -199,6 +207,14 @@ ATTACKS: dict[str, tuple[Callable[[], bytes], str]] = {
     "gzip damaged": (lambda: gzip.compress(WHOLE)[:-8] + bytes(8), "damaged or cut off"),
     "zstd cut off": (lambda: zstandard.compress(WHOLE)[:-100], "cut off"),
     "zstd damaged": (lambda: b"\x28\xb5\x2f\xfd" + b"\xff" * 600, "damaged or cut off"),
+    "gzip with a tail": (lambda: gzip.compress(WHOLE) + b"tail", "damaged or cut off"),
+    "traversal in a GNU long name": (lambda: long_name("../x"), "'../x' leads out"),
+    "a long value of a pax header": (lambda: pax(record("path", "x" * 60_000)), "is no name of a file"),
+    "a pax header above the limit": (lambda: pax(record("comment", "x" * 70_000)), "65536 are allowed"),
+    "a size in base 256": (lambda: member(size=2**70), "has a size that no file has"),
+    "another case": (lambda: pack({name.upper(): data for name, data in LAYOUT.items()}), "neither index.json nor manifest.json"),
+    "a tar of tars": (lambda: pack({"inner.tar": WHOLE}), "neither index.json nor manifest.json"),
+    "only an end": (lambda: bytes(10240), "neither index.json nor manifest.json"),
     "a million members": (lambda: gzip.compress(_many(), 1), f"more than {MOST_MEMBERS} members"),
 }
 
@@ -218,6 +234,30 @@ async def test_attacks(tmp_path: Path, attack: str, way: str) -> None:
     assert not store.downloads
     assert all(Digest.of(content) == digest for digest, content in store.content.items())
     assert sorted(os.listdir(tmp_path)) == ["archive"]
+
+
+@pytest.mark.parametrize("way", ["file", "pipe"])
+async def test_an_archive_that_is_cut_off_anywhere(tmp_path: Path, way: str) -> None:
+    """Before, within and after every header and content: an error, no image, and no blob that is not whole."""
+    end = len(WHOLE.rstrip(b"\0"))
+    cuts = sorted({cut + more for cut in range(0, end, 512) for more in (0, 1, 511) if cut + more < end})
+    assert len(cuts) > 60
+    for cut in cuts:
+        store = MemoryStore()
+        with pytest.raises(ArchiveInvalid):
+            await imported(store, source_of(WHOLE[:cut], tmp_path, way))
+        assert await store.repositories() == []
+        assert not store.downloads
+        assert all(Digest.of(content) == digest for digest, content in store.content.items())
+
+
+@pytest.mark.parametrize("way", ["file", "pipe"])
+async def test_compressed_pieces_one_after_the_other(tmp_path: Path, way: str) -> None:
+    """As `cat a.gz b.gz` and pigz make them (RFC 1952, section 2.2); frames of zstd too (RFC 8878, section 3)."""
+    for compress in (gzip.compress, zstandard.compress):
+        data = compress(WHOLE[:3000]) + compress(WHOLE[3000:])
+        this = await imported(MemoryStore(), source_of(data, tmp_path, way))
+        assert [image.fault for image in this.images] == [""]
 
 
 EVIL = "\x1b]0;owned\x07\u202e\udcff"

@@ -125,6 +125,26 @@ async def test_docker_save_of_before_2023(commands: Commands, tmp_path: Path, wa
     assert list((tmp_path / "cache" / "spool").iterdir()) == []
 
 
+@pytest.mark.parametrize("way", ["file", "pipe"])
+async def test_a_bad_archive_leaves_nothing_on_the_disk(commands: Commands, tmp_path: Path, way: str) -> None:
+    """No image, no download, no blob but whole ones under their own digests; the status is 1."""
+    whole = pack(layout_of({NAME: make_image(6)}))
+    layer = max(layout_of({NAME: make_image(6)}).items(), key=lambda entry: len(entry[1]))[0]
+    start = whole.index(layer.encode()) + 512
+    damaged = whole[: start + 1000] + b"damage" + whole[start + 1006 :]
+    for number, data in enumerate(
+        (whole[: start + 5000], damaged, gzip.compress(damaged), gzip.compress(whole)[:-200], b"", b"x" * 5000)
+    ):
+        (tmp_path / "bad.tar").write_bytes(data)
+        done = await piped(commands, data, str(tmp_path / "bad.tar") if way == "file" else "-")
+        assert done.returncode == 1, number
+        assert done.stderr.startswith(b"mirror: "), number
+        assert list((tmp_path / "cache" / "spool").iterdir()) == []
+        assert (await commands.json("ls"))["images"] == []
+        for blob in (tmp_path / "cache" / "blobs" / "sha256").iterdir():
+            assert digest_of(blob.read_bytes()) == f"sha256:{blob.name}"
+
+
 async def test_names(commands: Commands, tmp_path: Path) -> None:
     """A tar without names takes `--as`, with a tag or with the archive's own; without it, nothing is served, and the error says what to do."""
     image = make_image(4)
