@@ -47,6 +47,11 @@ INDEXES = (OCI_INDEX, DOCKER_LIST)
 MAX_SIZE = 4 * 1024 * 1024
 """Bytes. "A manifest … SHOULD be at most 4 megabytes" (distribution-spec 1.1, "Pushing Manifests")."""
 
+COSIGN = (".sig", ".att", ".sbom")
+"""Ends of the tags under which cosign keeps what refers to an image: ``sha256-<hex>.sig`` (cosign, "SIGNATURE_SPEC.md")."""
+_ATTESTS = "vnd.docker.reference.digest"
+"""The annotation by which an entry of an index attests another (buildkit, "attestation-storage.md")."""
+
 _SAFE_TYPE = re.compile(r"application/(?:[a-z0-9.+-]+\+json|json|octet-stream|vnd\.[a-z0-9._+-]+)(?<!xml)(?<!html)")
 """Types that no browser runs or renders. What upstream says is served from the dashboard's own origin."""
 
@@ -191,6 +196,16 @@ def entries_of(body: bytes) -> list[Entry]:
     return [
         Entry(descriptor, _platform(entry.get("platform"))) for entry, descriptor in _described(_readable(body).get("manifests"))
     ]
+
+
+def attestations_in(body: bytes) -> list[tuple[Digest, Digest]]:
+    """The entries of an index that attest another one, each with the digest of that."""
+    found = []
+    for entry, descriptor in _described(_readable(body).get("manifests")):
+        annotations = entry.get("annotations")
+        for subject in _digests([{"digest": annotations.get(_ATTESTS)}] if isinstance(annotations, dict) else ()):
+            found.append((descriptor.digest, subject))
+    return found
 
 
 def blobs_of(body: bytes) -> tuple[Descriptor | None, list[Descriptor]]:

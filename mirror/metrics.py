@@ -131,7 +131,18 @@ warm_pulls = Counter(
 )
 warm_images = Gauge("mirror_warm_images", "Images in a `[[warm]]` list", _LIST, registry=REGISTRY, multiprocess_mode="mostrecent")
 warm_failing = Gauge(
-    "mirror_warm_failing", "Those whose last pull failed", _LIST, registry=REGISTRY, multiprocess_mode="mostrecent"
+    "mirror_warm_failing",
+    "Those whose last pull failed, 0 while the mirror is offline",
+    _LIST,
+    registry=REGISTRY,
+    multiprocess_mode="mostrecent",
+)
+warm_unreadable = Gauge(
+    "mirror_warm_unreadable",
+    "1 while a file of a `[[warm]]` list cannot be used, so that the list stays as it was",
+    _LIST,
+    registry=REGISTRY,
+    multiprocess_mode="mostrecent",
 )
 warm_last = Gauge(
     "mirror_warm_last_pull_timestamp_seconds",

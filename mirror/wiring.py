@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mirror import metrics
 from mirror.cache.cache import Cache, Limits
 from mirror.cache.warming import Warming, WarmList
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings, rates_at
+from mirror.config.yaml_files import YamlFiles, read_regular
 from mirror.storage.disk.store import DiskStore
 from mirror.storage.settings import Expire, Upkeep
 from mirror.storage.store import Store
@@ -100,7 +102,14 @@ class Live:
         """Puts other settings in force at once."""
         self.settings = settings
         self._upstreams.offline = settings.upstream.offline
-        self._warming.take([WarmList(warm.name, warm.read, warm.wanted, warm.interval, warm.at) for warm in settings.warm])
+        self._warming.take(
+            [
+                WarmList(
+                    warm.name, partial(warm.read, YamlFiles(read_regular)), warm.wanted, warm.interval, warm.at, warm.referrers
+                )
+                for warm in settings.warm
+            ]
+        )
         self._limit()
 
     def _limit(self) -> None:

@@ -6,21 +6,22 @@ All of it comes from the store. Indexes keep all their entries, since their dige
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-from collections.abc import Collection, Container, Iterable, Iterator
-from contextlib import aclosing, suppress
+from collections.abc import Collection, Container, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from mirror.cache.lists import known_referrers
 from mirror.cache.platforms import Selection, fits
 from mirror.errors import ManifestUnknown, MirrorError, Unknown
 from mirror.manifests import (
+    COSIGN,
     DOCKER_SCHEMA1,
     DOCKER_SCHEMA1_SIGNED,
     MAX_SIZE,
     Descriptor,
     Manifest,
+    attestations_in,
     blobs_of,
     embedded_in,
     entries_of,
@@ -30,13 +31,9 @@ from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.store import Store
 from mirror.units import format_size
 
-COSIGN = (".sig", ".att", ".sbom")
-"""Ends of the tags under which cosign keeps what refers to an image: ``sha256-<hex>.sig`` (cosign, "SIGNATURE_SPEC.md")."""
 _ELSEWHERE = ("foreign", "nondistributable")
 """In media types of layers that registries do not have (image-spec 1.1, "layer.md")."""
 _IMAGE_CONFIGS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
-_ATTESTS = "vnd.docker.reference.digest"
-"""The annotation by which an entry of an index attests another (buildkit, "attestation-storage.md")."""
 _DEEPEST = 4
 """Levels of what refers to what refers to an image."""
 _SIDE_BY_SIDE = 16
@@ -123,10 +120,6 @@ class Gatherer:
         self._platforms = platforms
         self._cached = cached
         self._with_referrers = referrers
-        self.subjects: dict[tuple[Repository, Digest], None] = {}
-        """The manifests of the images that were added: what something may refer to."""
-        self.attestations: dict[tuple[Repository, Digest], None] = {}
-        """The manifests, cached or not, by which indexes attest the images that were added."""
         self._images: list[Image] = []
         self._referrers: dict[tuple[Repository, Digest], Referrer] = {}
         self._blobs = _Blobs()
@@ -166,10 +159,8 @@ class Gatherer:
         described = Descriptor(root.media_type, root.digest, size if isinstance(size, int) else len(size))
         self._images.append(Image(repository, reference, described, tuple(platforms), docker))
         if self._with_referrers:
-            subjects = [*found.indexes, *found.images]
-            self.subjects.update(dict.fromkeys((repository, subject) for subject in subjects))
-            await self._add_attestations(repository, found)
-            await self._add_referrers(repository, subjects, _DEEPEST)
+            await self._add_attestations(found)
+            await self._add_referrers(repository, [*found.indexes, *found.images], _DEEPEST)
 
     async def add_all(self, images: Iterable[tuple[Repository, Reference]]) -> list[tuple[Repository, Reference, MirrorError]]:
         """Adds images in their order, reading some side by side. Returns those that could not be added, with why."""
@@ -194,8 +185,6 @@ class Gatherer:
             self._blobs.update(one._blobs)
             for key, referrer in one._referrers.items():
                 self._referrers.setdefault(key, referrer)
-            self.subjects.update(one.subjects)
-            self.attestations.update(one.attestations)
         return failed
 
     def contents(self, have: Container[Digest] = ()) -> Contents:
@@ -296,12 +285,11 @@ class Gatherer:
     def _size(self, digest: Digest) -> int | None:
         return self._store.size(digest)
 
-    async def _add_attestations(self, repository: Repository, found: _Found) -> None:
+    async def _add_attestations(self, found: _Found) -> None:
         """Adds the entries of its indexes that attest its images, where they are cached whole: they have no platform by which they would be chosen."""
         for index in found.indexes.values():
-            for digest, subject in _attestations(index.body):
+            for digest, subject in attestations_in(index.body):
                 if subject in found.images and digest not in found.images:
-                    self.attestations[repository, digest] = None
                     manifest = await self._store.manifest(digest)
                     if manifest is not None and not (blobs := self._blobs_of(manifest)).missing:
                         self._blobs.update(blobs)
@@ -355,14 +343,6 @@ def _is_image(manifest: Manifest) -> bool:
 def _for_docker(manifest: Manifest) -> tuple[Digest, tuple[Digest, ...]] | None:
     config, layers = blobs_of(manifest.body)
     return None if config is None else (config.digest, tuple(layer.digest for layer in layers))
-
-
-def _attestations(index: bytes) -> Iterator[tuple[Digest, Digest]]:
-    """The entries of an index that attest another, and that one."""
-    entries = json.loads(index).get("manifests")
-    for entry in entries if isinstance(entries, list) else ():
-        with suppress(MirrorError, TypeError, KeyError, AttributeError):
-            yield Digest.parse(entry["digest"]), Digest.parse(entry["annotations"][_ATTESTS])
 
 
 def _incomplete(name: str, missing: dict[Digest, int]) -> str:

@@ -108,9 +108,9 @@ class Cache:
         self.manifests = Tags(store, source, self._negative, limits.tag_ttl, limits.revalidate_timeout, offline, self.fetch)
         self.verification = Verification(store, self.manifests, self.fetch)
         self.pulls = Pulls(store, self.manifests, self.fetch)
-        self.warming = Warming(store, Pulls(store, self.manifests, self.fetch), offline)
         self.images = Images(store, self.manifests)
         self.lists = Lists(store, source, limits.tag_ttl, offline=offline)
+        self.warming = Warming(store, Pulls(store, self.manifests, self.fetch), self.lists, offline)
         self.search = Search(inventory, source, default, aliases)
         self.tag_details = TagDetails(source)
 

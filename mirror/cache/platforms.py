@@ -56,6 +56,8 @@ class Selection:
         self._artifacts: dict[Digest, Manifest] = {}
         """Manifests below an index that are for no platform."""
         self.images: dict[Digest, Manifest] = {}
+        self.indexes: dict[Digest, Manifest] = {}
+        """The indexes that led to them."""
         self.failures: list[MirrorError] = []
         """Why `images` is not complete."""
         self._name = name
@@ -98,6 +100,7 @@ class Selection:
             entries: list[Entry] = []
             for manifest, platform in level:
                 if _is_index(manifest):
+                    self.indexes[manifest.digest] = manifest
                     entries += self._wanted(manifest, platform)
                 elif await self._is_wanted(manifest, platform, False):
                     self.images[manifest.digest] = manifest

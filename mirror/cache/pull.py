@@ -2,7 +2,7 @@
 
 It fetches all that a client needs for a pull without upstream: the manifest that the tag points to, the manifests of an index for the wanted platforms, and their
 configurations and layers. Attestations, which an index lists and neither dockerd nor containerd requests, are fetched with all platforms only. What refers to an
-image is fetched by mirror/cli/attached.py.
+image is fetched by attached.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mirror.cache.embedded import find_embedded
 from mirror.cache.platforms import Selection
 from mirror.cache.tags import Tags
 from mirror.errors import Denied, MirrorError, Unknown, UpstreamError
-from mirror.manifests import Manifest, blobs_of
+from mirror.manifests import Manifest, attestations_in, blobs_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.store import Store
 
@@ -61,6 +61,12 @@ class Pull:
     arrivals: dict[Digest, Arrival] = field(default_factory=dict)
     embedded: set[Digest] = field(default_factory=set)
     """Blobs that upstream lacks, but that a manifest embeds ("data" in a descriptor)."""
+    digest: Digest | None = None
+    """Of its index, or of its only manifest; None until that is cached."""
+    subjects: list[Digest] = field(default_factory=list)
+    """Its indexes and manifests: what something may refer to."""
+    attestations: list[Digest] = field(default_factory=list)
+    """Manifests by which its indexes attest others of its manifests."""
     unchecked: str = ""
     """Why the tag could not be checked with upstream, so that the pull uses what is cached; empty if it was checked."""
 
@@ -87,6 +93,14 @@ class Pulls:
                 str(this), this.platforms, partial(self._manifest, this.repository), partial(self._read_config, this)
             )
             await chosen.walk(manifest)
+            this.digest = manifest.digest
+            this.subjects = list(dict.fromkeys([manifest.digest, *chosen.indexes, *chosen.images]))
+            this.attestations = [
+                digest
+                for index in chosen.indexes.values()
+                for digest, subject in attestations_in(index.body)
+                if subject in chosen.images and digest not in chosen.images
+            ]
             for image in chosen.images.values():
                 config, layers = blobs_of(image.body)
                 for blob in (*([config] if config else []), *layers):
@@ -101,9 +115,11 @@ class Pulls:
         for failure in (*chosen.failures, *failed):
             raise failure
 
-    def missing(self, this: Pull) -> int:
-        """Returns how many of its blobs are not cached: there was no room for them, or they were evicted since."""
-        return sum(self._store.size(digest) is None for digest in this.blobs.keys() - this.embedded)
+    async def why_missing(self, this: Pull) -> str:
+        """Returns why some of its blobs are not cached, though they were fetched: there was no room for them, or they were evicted since. Empty if all are."""
+        missing = sum(self._store.size(digest) is None for digest in this.blobs.keys() - this.embedded)
+        kept = f"{missing} of its blobs {'is' if missing == 1 else 'are'} not kept"
+        return f"{kept}: {await self._store.shortage()}" if missing else ""
 
     async def _resolve(self, this: Pull) -> Manifest:
         if isinstance(this.reference, Tag):

@@ -17,8 +17,10 @@ from functools import partial
 
 from mirror import metrics
 from mirror.backoff import doubled
+from mirror.cache.attached import Attached, fetch_attached
+from mirror.cache.lists import Lists
 from mirror.cache.pull import Pull, Pulls
-from mirror.errors import CatalogFailed, MirrorError, Offline
+from mirror.errors import CatalogFailed, MirrorError, Offline, StorageFull
 from mirror.names import Reference, Repository, image_name
 from mirror.storage.store import ListedImage, Store
 from mirror.tasks import BackgroundTask, SingleFlight, close_all
@@ -47,6 +49,8 @@ class WarmList:
     """None for all that an index lists."""
     interval: float | None
     at: str | None
+    referrers: bool = False
+    """True if signatures, and whatever else refers to the images, are pulled and kept too."""
 
     def due(self, image: ListedImage) -> float:
         """Returns when an image is pulled next, in seconds since the epoch."""
@@ -91,10 +95,11 @@ class WarmState:
 class Warming:
     """Pulls lists."""
 
-    def __init__(self, store: Store, pulls: Pulls, offline: Callable[[], bool]) -> None:
-        """`pulls` is for this only. While `offline`, nothing is pulled."""
+    def __init__(self, store: Store, pulls: Pulls, lists: Lists, offline: Callable[[], bool]) -> None:
+        """`pulls` is for this only; `lists` gives what refers to images. While `offline`, nothing is pulled."""
         self._store = store
         self._pulls = pulls
+        self._referrers = lists
         self._offline = offline
         self._lists: tuple[WarmList, ...] = ()
         self._stored: Mapping[str, Images | None] | None = None
@@ -194,6 +199,10 @@ class Warming:
             except ValueError as error:
                 wanted[this.name] = None
                 problem = str(error)
+            except Exception:
+                log.exception("[[warm]] %s: its files cannot be read", this.name)
+                wanted[this.name] = None
+                problem = "an unexpected error: see the log"
             if problem != self._problems.get(this.name):
                 if problem:
                     log.error("[[warm]] %s: %s; the images that it had before stay in it", this.name, problem)
@@ -220,11 +229,18 @@ class Warming:
     async def _pull(self, this: WarmList, image: ListedImage, began: float) -> str:
         """Returns why the pull of an image failed; empty if it did not."""
         pull = Pull(image.repository, image.reference, this.platforms)
+        attached = Attached()
         try:
-            await self._pulls.pull(pull)
-            fault = pull.unchecked
-            if missing := self._pulls.missing(pull):
-                fault = f"{missing} of its blobs are not kept: there is no room for them on the disk, or within cache.max_size"
+            try:
+                await self._pulls.pull(pull)
+                fault = pull.unchecked
+            except StorageFull as error:
+                fault = error.message
+            fault = await self._pulls.why_missing(pull) or fault
+            if this.referrers:
+                attached = await fetch_attached(self._pulls, self._referrers, [pull])
+                if attached.faults and not fault:
+                    fault = f"signatures and the like may be missing: {next(iter(attached.faults))}"
         except Offline as error:
             # The switch was turned meanwhile.
             return error.message
@@ -238,7 +254,7 @@ class Warming:
         metrics.warm_pulls.labels(this.name, "failed" if fault else "pulled").inc()
         if fault:
             log.warning("[[warm]] %s: %s: %s", this.name, pull, fault)
-        await self._store.note_listed(this.name, image.repository, image.reference, began, fault)
+        await self._store.note_listed(this.name, image.repository, image.reference, began, fault, attached.digests)
         return fault
 
     def _measure(self, name: str, images: Sequence[ListedImage], due: float) -> None:
@@ -246,7 +262,9 @@ class Warming:
             # Prometheus' `increase` misses a counter's first event otherwise.
             metrics.warm_pulls.labels(name, result)
         metrics.warm_images.labels(name).set(len(images))
-        metrics.warm_failing.labels(name).set(sum(image.fault != "" for image in images))
+        offline = self._offline()
+        metrics.warm_failing.labels(name).set(0 if offline else sum(image.fault != "" for image in images))
+        metrics.warm_unreadable.labels(name).set(bool(self._problems.get(name)))
         metrics.warm_last.labels(name).set(max((image.ran or 0.0 for image in images), default=0.0))
         metrics.warm_next.labels(name).set(due)
 

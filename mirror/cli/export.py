@@ -195,8 +195,8 @@ def _report(contents: Contents, size: int, faults: list[str]) -> dict[str, Any]:
 
 async def _fetch(cache: Cache, named: list[tuple[Repository, Reference]], wanted: list[str] | None, *, referrers: bool) -> None:
     """Fetches what is missing. What upstream does not give is reported, and is no fault yet: it may be cached."""
+    from mirror.cache.attached import fetch_attached
     from mirror.cache.pull import Pull
-    from mirror.cli.attached import fetch_attached_to
 
     pulls = [Pull(repository, reference, wanted) for repository, reference in named]
 
@@ -214,7 +214,8 @@ async def _fetch(cache: Cache, named: list[tuple[Repository, Reference]], wanted
     async with bars(pulls) if os.isatty(2) else contextlib.nullcontext():
         await asyncio.gather(*(one(this) for this in pulls))
         if referrers:
-            for fault in (await fetch_attached_to(cache, named, wanted))[:3]:
+            attached = await fetch_attached(cache.pulls, cache.lists, pulls)
+            for fault in list(attached.faults)[:3]:
                 click.echo(f"mirror: signatures and attestations may be missing: {fault}", err=True)
 
 

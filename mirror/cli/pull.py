@@ -16,8 +16,6 @@ from mirror.cli.ask import images_of, on_cache
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.selection import image_options, names_of, platforms_of
 from mirror.cli.text import print_json
-from mirror.config import Settings
-from mirror.disk_room import measure
 from mirror.errors import MirrorError, StorageFull
 from mirror.units import format_size
 
@@ -76,12 +74,12 @@ def pull(
         async with bars(pulls) if os.isatty(2) and not as_json else contextlib.nullcontext() as shown:
             await asyncio.gather(*(one(this) for this in pulls))
             if referrers:
-                from mirror.cli.attached import fetch_attached_to
+                from mirror.cache.attached import fetch_attached
 
-                lacking.extend(await fetch_attached_to(cache, named, wanted))
+                lacking.extend((await fetch_attached(cache.pulls, cache.lists, pulls)).faults)
         for this in pulls:
-            if (str(this) not in faults or str(this) in full) and (missing := cache.pulls.missing(this)):
-                faults[str(this)] = _why_missing(settings, missing, (await cache.inventory.totals()).size)
+            if (str(this) not in faults or str(this) in full) and (why := await cache.pulls.why_missing(this)):
+                faults[str(this)] = why
         return [_outcome(this, faults.get(str(this))) for this in pulls]
 
     lacking: list[str] = []
@@ -100,19 +98,6 @@ def pull(
         counted = "1 image" if len(report) == 1 else f"{len(report)} images"
         click.echo(f"{counted}: {len(fetched)} fetched, {there} already there, {len(failed)} failed; {size} in all")
     sys.exit(1 if failed or lacking else 0)
-
-
-def _why_missing(settings: Settings, missing: int, cached: int) -> str:
-    """Why blobs are not kept: for want of room on the disk or within the limit, whichever leaves less. `cached` is in bytes."""
-    folder, limit = settings.cache.dir, settings.cache.max_size
-    room = measure(folder, settings.cache.min_free)
-    kept = f"{missing} of its blobs {'is' if missing == 1 else 'are'} not kept"
-    if room.free - room.reserve < limit - cached:
-        return (
-            f"{kept}: the disk of {folder} has {format_size(room.free)} free, of which cache.min_free leaves {format_size(room.reserve)} to others;"
-            " make room on it, or set cache.dir to a larger one"
-        )
-    return f"{kept}: they had to make room for others within cache.max_size ({format_size(limit)}); set a larger one, or pull fewer images"
 
 
 def _outcome(this: Pull, fault: str | None) -> dict[str, Any]:

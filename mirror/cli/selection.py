@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
-from mirror.cli.compose import images_in
-from mirror.cli.kubernetes import images_in_manifests
-from mirror.config.warm import names_in_list
+from mirror.config.compose import images_in
+from mirror.config.image_names import names_in_list
+from mirror.config.kubernetes import images_in_manifests
 from mirror.manifests import platform_named, this_platform
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -62,8 +62,13 @@ def names_of(
 ) -> list[str]:
     """Returns the names that these options give. Raises click.UsageError."""
     names = [*images, *(name for file in lists for name in listed(file))]
-    names += [name for file in composed for name in images_in(file)]
-    return names + [name for place in manifests for name in images_in_manifests(place)]
+    for option, files, read in (("--compose", composed, images_in), ("--kubernetes", manifests, images_in_manifests)):
+        for file in files:
+            try:
+                names += read(file)
+            except ValueError as error:
+                raise click.UsageError(f"{option} {error}") from None
+    return names
 
 
 def platforms_of(platforms: tuple[str, ...], all_platforms: bool) -> list[str] | None:

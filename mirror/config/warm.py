@@ -8,12 +8,13 @@ from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 
-from mirror.config.registries import ALIASES, DEFAULT_REGISTRY
+from mirror.config.compose import images_in
+from mirror.config.image_names import names_in_list, parse_name
+from mirror.config.kubernetes import images_in_manifests
 from mirror.config.tables import Duration, Table
-from mirror.errors import Invalid
+from mirror.config.yaml_files import YamlFiles, read_regular, read_text
 from mirror.manifests import platform_named, this_platform
-from mirror.names import Reference, Repository, parse_image
-from mirror.regular_files import read_file
+from mirror.names import Reference, Repository
 
 _LARGEST = 4 * 1024 * 1024
 """Bytes of a file of image names."""
@@ -28,6 +29,18 @@ class Warm(Table):
         None,
         description="a file with more of them, one per line, with `#` comments, as `mirror pull -f` takes; read every minute",
     )
+    compose: Path | None = Field(
+        None,
+        description="a Compose file whose services' images are in the list too, as with `mirror pull --compose`; read every minute",
+    )
+    kubernetes: Path | None = Field(
+        None,
+        description="a file or folder of Kubernetes manifests whose containers' images are in the list too, as with `mirror pull --kubernetes`; read every minute",
+    )
+    referrers: bool = Field(
+        False,
+        description="also signatures, attestations, SBOMs and whatever else refers to the images, as with `mirror pull --referrers`",
+    )
     platforms: tuple[str, ...] = Field(
         (), description="such as `linux/arm64`, or `all` for everything that an index lists; default this machine's"
     )
@@ -40,10 +53,10 @@ class Warm(Table):
     @classmethod
     def _images(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
-            _parse(name)
+            parse_name(name)
         return value
 
-    @field_validator("file")
+    @field_validator("file", "compose", "kubernetes")
     @classmethod
     def _file(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
@@ -68,8 +81,8 @@ class Warm(Table):
     def _whole(self) -> Warm:
         if self.every is not None and self.at is not None:
             raise ValueError("every and at exclude each other")
-        if not self.images and self.file is None:
-            raise ValueError("images or a file of them are expected")
+        if not self.images and self.file is None and self.compose is None and self.kubernetes is None:
+            raise ValueError("images are expected, or a file that names some: file, compose or kubernetes")
         return self
 
     @property
@@ -82,38 +95,22 @@ class Warm(Table):
         """The platforms to pull; None for all."""
         return None if self.platforms == (_EVERYTHING,) else self.platforms or (this_platform(),)
 
-    def read(self) -> list[tuple[Repository, Reference]]:
-        """Returns the images of the list, those of its file too. Blocks. Raises ValueError if the file cannot be used."""
+    def read(self, files: YamlFiles | None = None) -> list[tuple[Repository, Reference]]:
+        """Returns the images of the list, those of its files too. Blocks. Raises ValueError if a file cannot be used.
+
+        `files` remembers what the YAML files of this list named, for the next call.
+        """
         names = list(self.images)
+        files = files or YamlFiles(read_regular)
+        files.start_round()
         if self.file is not None:
+            text = read_text(self.file, _LARGEST, files.read)
             try:
-                # Editors on Windows begin a file with a byte order mark.
-                names += names_in_list(read_file(self.file, _LARGEST, follow=True).decode("utf-8-sig"))
-            except OSError as error:
-                raise ValueError(f"{self.file} cannot be read: {error.strerror}") from None
-            except UnicodeDecodeError:
-                raise ValueError(f"{self.file} cannot be read: it is not UTF-8") from None
+                names += names_in_list(text)
             except ValueError as error:
                 raise ValueError(f"{self.file}, {error}") from None
-        return list(dict.fromkeys(_parse(name) for name in names))
-
-
-def names_in_list(text: str) -> list[str]:
-    """Returns the image names in a list: one per line, with ``#`` comments. Raises ValueError with the line's number if one is wrong."""
-    names = []
-    for number, line in enumerate(text.splitlines(), 1):
-        name = re.sub(r"(^|\s)#.*", "", line).strip()
-        if name:
-            try:
-                _parse(name)
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from None
-            names.append(name)
-    return names
-
-
-def _parse(name: str) -> tuple[Repository, Reference]:
-    try:
-        return parse_image(name, DEFAULT_REGISTRY, ALIASES)
-    except Invalid as error:
-        raise ValueError(error.message) from None
+        if self.compose is not None:
+            names += images_in(self.compose, files)
+        if self.kubernetes is not None:
+            names += images_in_manifests(self.kubernetes, files)
+        return list(dict.fromkeys(parse_name(name) for name in names))

@@ -68,6 +68,8 @@ class MemoryStore:
         """What each pinned reference meant last; None while that is unknown."""
         self._listed: dict[tuple[str, Repository, Reference], tuple[ListedImage, Digest | None]] = {}
         """Each with what it meant last, as in `_pins`."""
+        self._attached: dict[tuple[str, Repository, Reference], set[Digest]] = {}
+        """What is attached to listed images."""
         self._documents: dict[str, str] = {}
         self._status: Any = None
 
@@ -162,6 +164,9 @@ class MemoryStore:
     async def statistics(self) -> Statistics:
         return Statistics(sum(len(content) for content in self.content.values()), len(self.content), self._limit)
 
+    async def shortage(self) -> str:
+        return f"the store may hold {self._limit} bytes"
+
     def _children(self, digest: Digest) -> set[Digest]:
         found = self._manifests.get(digest)
         return set() if found is None else {child for children in children_of(found.body) for child in children}
@@ -241,8 +246,9 @@ class MemoryStore:
         return True
 
     def _pinned(self) -> set[Digest]:
-        listed = (digest for _, digest in self._listed.values())
-        return self._family({digest for digest in (*self._pins.values(), *listed) if digest is not None})
+        listed = [digest for _, digest in self._listed.values()]
+        attached = set().union(*self._attached.values())
+        return self._family({digest for digest in (*self._pins.values(), *listed, *attached) if digest is not None})
 
     async def set_listed(self, lists: Mapping[str, Collection[tuple[Repository, Reference]] | None]) -> None:
         before, self._listed = self._listed, {}
@@ -253,16 +259,20 @@ class MemoryStore:
             for image in images or ():
                 new = ListedImage(name, *image, time.time(), None, None, 0, "")
                 self._listed.setdefault((name, *image), (new, self._meant(*image)))
+        self._attached = {key: digests for key, digests in self._attached.items() if key in self._listed}
 
     async def listed(self) -> list[ListedImage]:
         return sorted((image for image, _ in self._listed.values()), key=lambda image: image.list)
 
-    async def note_listed(self, name: str, repository: Repository, reference: Reference, tried: float, fault: str) -> None:
+    async def note_listed(
+        self, name: str, repository: Repository, reference: Reference, tried: float, fault: str, attached: Collection[Digest] = ()
+    ) -> None:
         key = name, repository, reference
         if key in self._listed:
             image, digest = self._listed[key]
             ran, failures = (image.ran, image.failures + 1) if fault else (tried, 0)
             self._listed[key] = dataclasses.replace(image, tried=tried, ran=ran, failures=failures, fault=fault), digest
+            self._attached[key] = set(attached) | (self._attached.get(key, set()) if fault else set())
 
     def lead_lists(self) -> AbstractContextManager[None]:
         """There is no other process."""
@@ -289,6 +299,7 @@ class MemoryStore:
             )
         for key in listed:
             self._listed[key] = self._listed[key][0], None
+            self._attached.pop(key, None)
         for name in names:
             self._pins.pop((repository, name), None)
             self._tags.pop((repository, str(name)), None)

@@ -199,6 +199,10 @@ class Store(Protocol):
 
     async def statistics(self) -> Statistics: ...
 
+    async def shortage(self) -> str:
+        """Returns what leaves less room for more content, the disk or the limit, and what to do: a clause for people."""
+        ...
+
     # ------------------------------------------------------------------ names
 
     async def tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
@@ -263,8 +267,14 @@ class Store(Protocol):
         """Returns the images of all lists, in the order in which they were listed. Raises CatalogFailed."""
         ...
 
-    async def note_listed(self, name: str, repository: Repository, reference: Reference, tried: float, fault: str) -> None:
-        """Records how the pull of a listed image went that began at `tried`; `fault` is empty if it succeeded. Raises CatalogFailed."""
+    async def note_listed(
+        self, name: str, repository: Repository, reference: Reference, tried: float, fault: str, attached: Collection[Digest] = ()
+    ) -> None:
+        """Records how the pull of a listed image went that began at `tried`; `fault` is empty if it succeeded.
+
+        The manifests that are `attached` to the image, such as signatures, are protected with it; if the pull failed, those that were before stay so too.
+        Raises CatalogFailed.
+        """
         ...
 
     def lead_lists(self) -> AbstractContextManager[None]:

@@ -15,13 +15,14 @@ import pytest
 
 from mirror.cache import warming
 from mirror.cache.warming import WarmList
-from mirror.names import Repository, Tag
+from mirror.manifests import OCI_MANIFEST
+from mirror.names import Digest, Repository, Tag
 from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.store import ListedImage
 from tests.support.commands import Commands
 from tests.support.dashboard import HTML
 from tests.support.mirrors import Mirror, MirrorProcess, StartMirror, until
-from tests.support.scripted import Image, Scripted
+from tests.support.scripted import Image, Scripted, Status
 
 APP = Repository("docker.io", "library/app")
 ALL = ["all"]
@@ -225,6 +226,139 @@ async def test_lists_rest_while_offline(tmp_path: Path, upstream: Scripted) -> N
         os.kill(mirror.pid, signal.SIGHUP)
         file = tmp_path / "cache" / "blobs" / "sha256" / image.layers[0].hex
         await until(file.exists)
+        assert mirror.terminate() == 0
+
+
+async def test_signatures_are_pulled_and_kept_with_the_image(start: StartMirror, upstream: Scripted, tmp_path: Path) -> None:
+    """With `referrers`, what refers to an image, what refers to that, and cosign's tags are fetched once and pinned, also while upstream fails; without it nobody asks for them."""
+    image, other = (upstream.add_image("library/app", tag) for tag in ("1", "2"))
+
+    def refer(subject: Image) -> Image:
+        described = {"mediaType": OCI_MANIFEST, "digest": str(subject.digest), "size": len(subject.body)}
+        return upstream.add_image("library/app", subject=described, artifactType="application/vnd.example.signature")
+
+    signature = refer(image)
+    countersigned = refer(signature)
+    refer(other)
+    cosign = upstream.add_image("library/app", f"sha256-{image.digest.hex}.sig", layers=[b"cosign"])
+    settings = lists(
+        {"name": "signed", "images": ["app:1"], "every": "1h", "referrers": True},
+        {"name": "plain", "images": ["app:2"], "every": "1h"},
+    )
+    mirror: Mirror = await start(settings=settings)
+    await until_next(mirror, "signed")
+    await until_next(mirror, "plain")
+    attached = [signature, countersigned, cosign]
+    assert all(whole(one, mirror) for one in (image, other, *attached))
+    assert not [one for one in upstream.asked if str(other.digest) in one.path and "referrers" in one.path]
+    assert not [one for one in upstream.asked if f"sha256-{other.digest.hex}" in one.path]
+    for one in attached:
+        assert upstream.count("GET", f"/manifests/{one.digest}") <= 1
+        assert upstream.count("GET", f"/blobs/{one.layers[0]}") == 1
+
+    async def pinned() -> set[Digest]:
+        catalog = await asyncio.to_thread(Catalog, mirror.directory / "catalog")
+        try:
+            return set(catalog.pinned())
+        finally:
+            catalog.close()
+
+    kept = {digest for one in attached for digest in (one.digest, one.config, *one.layers)}
+    assert kept <= await pinned()
+    await mirror.stop()
+
+    # One more signature, which upstream fails to give: the list fails, says why, and keeps what it had.
+    settings["warm"][0]["every"] = settings["warm"][1]["every"] = "200ms"
+    upstream.fail(str(refer(image).layers[0]), Status(500), times=1000)
+    mirror = await start(settings=settings, tag_ttl=0)
+    async with asyncio.timeout(20):
+        while await pulls(mirror, "failed", "signed") < 1:
+            await asyncio.sleep(0.02)
+    page = (await mirror.get("/", **HTML)).body.decode()
+    assert "signatures and the like may be missing" in page
+    assert kept <= await pinned()
+    await mirror.stop()
+
+    # What leaves the list is no longer kept, nor is what refers to it.
+    mirror = await start(settings={"warm": [{**settings["warm"][1], "every": "1h"}]})
+    await until_next(mirror, "plain")
+    assert not kept & await pinned()
+
+
+@pytest.mark.parametrize("kind", ["file", "compose", "kubernetes"])
+async def test_files_that_name_images_are_read_again(tmp_path: Path, upstream: Scripted, kind: str) -> None:
+    """Images of a list, a Compose file and a folder of manifests are pulled and pinned; a file that is broken, cut short, missing, unreadable or a FIFO keeps what was pinned."""
+    images = {name: upstream.add_image("library/app", name, layers=[name.encode()]) for name in ("one", "two")}
+    config, place = tmp_path / "mirror.toml", tmp_path / "named"
+    file = place
+    if kind == "kubernetes":
+        place.mkdir()
+        (place / "deep").mkdir()
+        file = place / "deep" / "pods.yaml"
+        (place / "notes.txt").write_text("containers: [{image: none}]")
+
+    def text(*names: str) -> str:
+        if kind == "file":
+            return "".join(f"app:{name}\n" for name in names)
+        if kind == "compose":
+            return "services:\n" + "".join(f"  {name}: {{image: 'app:${{TAG_{name}:-{name}}}'}}\n" for name in names)
+        return "".join(f"---\nspec: {{containers: [{{image: 'app:{name}'}}]}}\n" for name in names)
+
+    def write(level: str) -> None:
+        # Another setting changes too, so that the log shows when it has been taken.
+        config.write_text(
+            f'[log]\nlevel = "{level}"\n[[warm]]\nname = "lab"\n{kind} = "{place}"\nplatforms = ["all"]\nevery = "1h"\n'
+        )
+
+    file.write_text(text("one"))
+    write("info")
+    commands = Commands(tmp_path / "cache")
+
+    async def listed() -> set[str]:
+        return {one["reference"] for one in (await commands.json("ls"))["images"] if one["listed"]}
+
+    with MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}, "--config", str(config)) as mirror:
+
+        async def read_again(*words: str) -> None:
+            seen = len(mirror.log)
+            os.kill(mirror.pid, signal.SIGHUP)
+            await until(lambda: all(word in mirror.log[seen:] for word in ("SIGHUP", *words)))
+
+        await until(lambda: "lab: 1 of 1 images pulled" in mirror.log)
+        assert await listed() == {"one"}
+        assert mirror.metric("mirror_warm_unreadable") == 0
+        broken: list[tuple[Any, str]] = [(lambda: file.write_text("services: [\ncontainers: [\nApp\n"), "named")]
+        if kind != "file":
+            broken.append((lambda: file.write_text(""), "it has no services" if kind == "compose" else "no container is in it"))
+        if kind == "kubernetes":
+            broken.append((file.unlink, "no .yaml, .yml, .json file is in it"))
+        broken += [
+            (lambda: (file.unlink(missing_ok=True), os.mkfifo(file)), "" if kind == "kubernetes" else "not a regular file"),
+            (
+                lambda: (file.unlink(), place.rename(tmp_path / "away") if place.exists() else None),
+                "cannot be read: No such file",
+            ),
+        ]
+        for number, (work, words) in enumerate(broken):
+            work()
+            write(("warning", "info")[number % 2])
+            await read_again(words)
+            async with asyncio.timeout(20):
+                while await asyncio.to_thread(mirror.metric, "mirror_warm_unreadable") != 1:
+                    await asyncio.sleep(0.02)
+            assert await listed() == {"one"}, words
+        page = await asyncio.to_thread(_page, mirror.url)
+        assert "cannot be read: No such file" in page
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text("two"))
+        write("debug")
+        await read_again()
+        async with asyncio.timeout(20):
+            while await listed() != {"two"}:
+                pass
+        await until((tmp_path / "cache" / "blobs" / "sha256" / images["two"].layers[0].hex).exists)
+        assert mirror.metric("mirror_warm_unreadable") == 0
+        assert upstream.count("GET", str(images["one"].layers[0])) == 1
         assert mirror.terminate() == 0
 
 

@@ -142,6 +142,10 @@ class DiskStore:
         size, entries = await self._catalog.read((0, 0), Catalog.totals)
         return Statistics(size, entries, self._upkeep.max_size)
 
+    async def shortage(self) -> str:
+        size, _ = await self._catalog.read((0, 0), Catalog.totals)
+        return await self.threads.run(self._eviction.shortage, size)
+
     # ------------------------------------------------------------------ names
 
     async def tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
@@ -196,8 +200,10 @@ class DiskStore:
     async def listed(self) -> list[ListedImage]:
         return await self._catalog.do(lambda catalog: catalog.listed.images())
 
-    async def note_listed(self, name: str, repository: Repository, reference: Reference, tried: float, fault: str) -> None:
-        await self._catalog.do(lambda catalog: catalog.listed.note(name, repository, reference, tried, fault))
+    async def note_listed(
+        self, name: str, repository: Repository, reference: Reference, tried: float, fault: str, attached: Collection[Digest] = ()
+    ) -> None:
+        await self._catalog.do(lambda catalog: catalog.listed.note(name, repository, reference, tried, fault, attached))
 
     def lead_lists(self) -> AbstractContextManager[None]:
         return attempt(self.blobs.root / "catalog" / "lists.lock")

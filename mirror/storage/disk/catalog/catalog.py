@@ -9,6 +9,7 @@ tag         what a tag meant when upstream was last asked
 holding     which repository has been seen to hold which manifest
 pin         which images are never evicted
 listed      the images of lists, which are not evicted either, and how their last pulls went
+attached    signatures and whatever else refers to the images of lists, which are kept with them
 pull        how often clients asked for a tag or digest, and when last
 traffic     what clients asked for and got, by day
 removals    how many times images were deleted or tags dropped: what other processes have in memory is older than that
@@ -314,12 +315,13 @@ class Catalog:
         return found.rowcount > 0
 
     def pinned(self) -> dict[Digest, int]:
-        """Everything cached that belongs to a pinned or listed image, with sizes in bytes: manifest or index, what they name, and so on down."""
+        """Everything cached that belongs to a pinned or listed image, or is attached to a listed one, with sizes in bytes: manifest or index, what they name, and so on
+        down."""
         return dict(
             _sized(
                 self._db.execute(
                     "WITH RECURSIVE kept (digest) AS (SELECT digest FROM pin WHERE digest IS NOT NULL"
-                    " UNION SELECT digest FROM listed WHERE digest IS NOT NULL"
+                    " UNION SELECT digest FROM listed WHERE digest IS NOT NULL UNION SELECT digest FROM attached"
                     " UNION SELECT child.digest FROM kept JOIN child ON child.parent = kept.digest)"
                     " SELECT digest, size FROM kept JOIN content USING (digest)"
                 )

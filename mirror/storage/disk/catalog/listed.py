@@ -7,7 +7,7 @@ import sqlite3
 import time
 from collections.abc import Collection, Mapping
 
-from mirror.names import Reference, Repository, Tag, parse_reference
+from mirror.names import Digest, Reference, Repository, Tag, parse_reference
 from mirror.storage.store import ListedImage
 
 _SELECT = "SELECT list, registry, path, reference, since, ran, tried, failures, fault FROM listed ORDER BY list, rowid"
@@ -49,12 +49,20 @@ class Listed:
                     ],
                 )
 
-    def note(self, name: str, repository: Repository, reference: Reference, tried: float, fault: str) -> None:
+    def note(
+        self, name: str, repository: Repository, reference: Reference, tried: float, fault: str, attached: Collection[Digest] = ()
+    ) -> None:
         """See `Store.note_listed`."""
         ran, failures = ("ran", "failures + 1") if fault else ("?1", "0")
+        key = repository.registry, repository.path, str(reference), name
         with self._db:
-            self._db.execute(
+            changed = self._db.execute(
                 f"UPDATE listed SET tried = ?1, ran = {ran}, failures = {failures}, fault = ?2"  # noqa: S608
                 " WHERE list = ?3 AND registry = ?4 AND path = ?5 AND reference = ?6",
-                (tried, fault, name, repository.registry, repository.path, str(reference)),
+                (tried, fault, name, *key[:3]),
             )
+            if not changed.rowcount:
+                return
+            if not fault:
+                self._db.execute("DELETE FROM attached WHERE registry = ? AND path = ? AND reference = ? AND list = ?", key)
+            self._db.executemany("INSERT OR IGNORE INTO attached VALUES (?, ?, ?, ?, ?)", [(*key, str(one)) for one in attached])

@@ -19,6 +19,7 @@ kept (digest) AS (
         EXISTS (SELECT 1 FROM tag WHERE tag.digest = own.digest)
         OR EXISTS (SELECT 1 FROM pin WHERE pin.digest = own.digest)
         OR EXISTS (SELECT 1 FROM listed WHERE listed.digest = own.digest)
+        OR EXISTS (SELECT 1 FROM attached WHERE attached.digest = own.digest)
         OR EXISTS (SELECT 1 FROM holding WHERE holding.digest = own.digest AND (registry != ?2 OR path != ?3))
         OR EXISTS (SELECT 1 FROM child JOIN content ON content.digest = parent WHERE child.digest = own.digest AND parent NOT IN own)
     UNION SELECT child.digest FROM kept JOIN child ON child.parent = kept.digest)
@@ -75,7 +76,7 @@ class Removal:
         """Deletes the names with their pins and pulls, and lets other processes know (see changes.py)."""
         place = repository.registry, repository.path
         names = json.dumps([*named.tags, str(reference)])
-        for table, column in (("tag", "tag"), ("pin", "reference"), ("pull", "reference")):
+        for table, column in (("tag", "tag"), ("pin", "reference"), ("pull", "reference"), ("attached", "reference")):
             self._db.execute(
                 f"DELETE FROM {table} WHERE registry = ? AND path = ? AND {column} IN (SELECT value FROM json_each(?))",  # noqa: S608
                 (*place, names),

@@ -54,6 +54,12 @@ CREATE TABLE IF NOT EXISTS listed (
 CREATE INDEX IF NOT EXISTS listed_reference ON listed (registry, path, reference);
 CREATE TRIGGER IF NOT EXISTS tag_listed AFTER INSERT ON tag BEGIN
     UPDATE listed SET digest = new.digest WHERE registry = new.registry AND path = new.path AND reference = new.tag; END;
+CREATE TABLE IF NOT EXISTS attached (
+    registry TEXT NOT NULL, path TEXT NOT NULL, reference TEXT NOT NULL, list TEXT NOT NULL, digest TEXT NOT NULL,
+    PRIMARY KEY (registry, path, reference, list, digest)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS attached_digest ON attached (digest);
+CREATE TRIGGER IF NOT EXISTS listed_out AFTER DELETE ON listed BEGIN
+    DELETE FROM attached WHERE registry = old.registry AND path = old.path AND reference = old.reference AND list = old.list; END;
 CREATE TABLE IF NOT EXISTS total (part INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, entries INTEGER NOT NULL);
 INSERT INTO total
     SELECT column1, (SELECT coalesce(sum(size), 0) FROM content WHERE queue = column1), (SELECT count(*) FROM content WHERE queue = column1)

@@ -113,6 +113,17 @@ class Eviction:
             while left:
                 left = await self._catalog.read([], self._remove, left)
 
+    def shortage(self, cached: int) -> str:
+        """See `Store.shortage`; `cached` is the size of the content in bytes. Blocks."""
+        folder = self._store.root
+        room = measure(folder, self._min_free)
+        if room.free - room.reserve < self.max_size - cached:
+            return (
+                f"the disk of {folder} has {format_size(room.free)} free, of which cache.min_free leaves {format_size(room.reserve)} to others;"
+                " make room on it, or set cache.dir to a larger one"
+            )
+        return f"they had to make room for others within cache.max_size ({format_size(self.max_size)}); set a larger one, or pull fewer images"
+
     async def count(self) -> None:
         """Updates the metrics."""
         await self._catalog.read(None, _count)

@@ -2,49 +2,61 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-import click
-
-from mirror.cli.ask import images_of
-from mirror.cli.yaml_files import documents_of, read_text
+from mirror.config.image_names import parse_name
+from mirror.config.yaml_files import Named, YamlFiles
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 _CONTAINERS = ("initContainers", "containers", "ephemeralContainers")
 """The lists of containers in a PodSpec (Kubernetes API reference, core/v1)."""
 _LARGEST = 16 * 1024 * 1024
-"""Characters of a file."""
+"""Bytes of a file."""
 
 
-def images_in_manifests(place: Path) -> list[str]:
+def images_in_manifests(place: Path, files: YamlFiles | None = None) -> list[str]:
     """Returns the images of a file, or of all ``.yaml``, ``.yml`` and ``.json`` files below a folder, in order of files and documents.
 
-    Raises click.UsageError with what is wrong where.
+    Blocks. Raises ValueError with what is wrong where; also if a folder or file cannot be read, or no image is named.
     """
-    files = [place]
-    if place.is_dir():
-        files = sorted(file for file in place.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
-        if not files:
-            raise click.UsageError(f"--kubernetes {place}: no {', '.join(_SUFFIXES)} file is in it")
+    files = files or YamlFiles()
     found: dict[str, None] = {}
-    for file in files:
-        for number, document in enumerate(_documents(file), 1):
-            for image in _named(document):
-                try:
-                    images_of([image])
-                except click.UsageError as error:
-                    raise click.UsageError(f"--kubernetes {file}, document {number}: {error.message}") from None
-                found[image] = None
+    for file in _files_of(place):
+        for where, image in files.named(file, _LARGEST, _images, _hint):
+            try:
+                parse_name(image)
+            except ValueError as error:
+                raise ValueError(f"{file}, {where}: {error}") from None
+            found[image] = None
     if not found:
-        raise click.UsageError(f"--kubernetes {place}: no container is in it that names an image")
+        raise ValueError(f"{place}: no container is in it that names an image")
     return list(found)
 
 
-def _documents(file: Path) -> list[Any]:
-    text = read_text("--kubernetes", file, _LARGEST)
-    hint = "; render a Helm chart first: helm template CHART > FILE" if "{{" in text else ""
-    return documents_of("--kubernetes", file, text, hint)
+def _files_of(place: Path) -> list[Path]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    try:
+        if not place.is_dir():
+            return [place]
+        found = [Path(folder) / name for folder, _, names in os.walk(place, onerror=fail) for name in names]
+        files = sorted(file for file in found if file.suffix in _SUFFIXES and file.is_file())
+    except OSError as error:
+        raise ValueError(f"{error.filename or place} cannot be read: {error.strerror or error}") from None
+    if not files:
+        raise ValueError(f"{place}: no {', '.join(_SUFFIXES)} file is in it")
+    return files
+
+
+def _hint(text: str) -> str:
+    return "; render a Helm chart first: helm template CHART > FILE" if "{{" in text else ""
+
+
+def _images(documents: list[Any]) -> Named:
+    return tuple((f"document {number}", image) for number, document in enumerate(documents, 1) for image in _named(document))
 
 
 def _named(document: Any) -> list[str]:
