@@ -419,6 +419,40 @@ async def test_lists_hold_what_they_name(store: Store) -> None:
     await check()
 
 
+async def test_lists_hold_what_is_attached_to_their_images(store: Store) -> None:
+    """While the image is listed: a pull that succeeds says anew what that is, one that fails only adds; by no other list, and for no image that is not listed."""
+    layers = [os.urandom(100_000 + number) for number in range(4)]
+    for tag in ("image", "0", "1", "2", "3"):
+        await put_image(store, APP, Tag(tag), os.urandom(100) if tag == "image" else layers[int(tag)])
+    digests = [record.descriptor.digest for tag in "0123" if (record := await store.tag(APP, Tag(tag))) is not None]
+    image = Tag("image")
+    await store.set_listed({"a": [(APP, image)], "b": [(APP, image)]})
+
+    async def check(*expected: int) -> None:
+        # Nothing else fits beside it.
+        await put(store, os.urandom(LIMIT - 101_000 * len(expected) - 20_000))
+        assert [number for number, layer in enumerate(layers) if store.size(Digest.of(layer)) is not None] == list(expected)
+
+    await store.note_listed("a", APP, image, 1.0, "", digests[:3])
+    await store.note_listed("b", APP, image, 1.0, "", digests[:1])
+    await store.note_listed("a", APP, Tag("unlisted"), 1.0, "", digests[3:])
+    await check(0, 1, 2)
+    await store.note_listed("a", APP, image, 2.0, "no connection", digests[:1])
+    await store.set_listed({"a": None, "b": [(APP, image)]})
+    await check(0, 1, 2)
+    await store.note_listed("a", APP, image, 3.0, "", digests[1:2])
+    await check(0, 1)
+    await store.set_listed({"a": [], "b": None})
+    await check(0)
+    await store.delete(APP, image, force=True)
+    await check()
+
+
+async def test_what_leaves_less_room_is_said(store: Store) -> None:
+    """In words for people."""
+    assert await store.shortage()
+
+
 async def test_how_pulls_of_listed_images_went(store: Store) -> None:
     """The last one that succeeded, the last one, failures in a row and why; kept while the image is listed, of each list apart."""
     await store.set_listed({"a": [(APP, ONE), (OTHER, TWO)], "b": [(APP, ONE)]})
