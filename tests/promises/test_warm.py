@@ -8,6 +8,7 @@ import signal
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -327,13 +328,23 @@ async def test_files_that_name_images_are_read_again(tmp_path: Path, upstream: S
         await until(lambda: "lab: 1 of 1 images pulled" in mirror.log)
         assert await listed() == {"one"}
         assert mirror.metric("mirror_warm_unreadable") == 0
-        broken: list[tuple[Any, str]] = [(lambda: file.write_text("services: [\ncontainers: [\nApp\n"), "named")]
+
+        def make_fifo() -> None:
+            file.unlink(missing_ok=True)
+            os.mkfifo(file)
+
+        def remove() -> None:
+            file.unlink()
+            if place.exists():
+                place.rename(tmp_path / "away")
+
+        broken: list[tuple[Callable[[], object], str]] = [(lambda: file.write_text("services: [\ncontainers: [\nApp\n"), "named")]
         if kind != "file":
             broken.append((lambda: file.write_text(""), "it has no services" if kind == "compose" else "no container is in it"))
         if kind == "kubernetes":
             broken.append((file.unlink, "no .yaml, .yml, .json file is in it"))
         broken += [
-            (lambda: (file.unlink(missing_ok=True), os.mkfifo(file)), "" if kind == "kubernetes" else "not a regular file"),
+            (make_fifo, "" if kind == "kubernetes" else "not a regular file"),
             (
                 lambda: (file.unlink(), place.rename(tmp_path / "away") if place.exists() else None),
                 "cannot be read: No such file",
