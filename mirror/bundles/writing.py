@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 _CHUNK = 4 * 1024 * 1024
-"""Bytes that are hashed while as many are sent."""
+"""Bytes between two reports of progress, and that are hashed while as many are sent."""
 _BUFFER = 256 * 1024
 """Bytes that are read at once: few enough to stay in the processor's cache until they are hashed."""
 _NOT_BY_KERNEL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV)
@@ -147,13 +147,14 @@ async def write(layout: Layout, store: Store, sink: Sink, progress: Callable[[in
     with closing(ThreadPool(2)) as threads:
         async with aclosing(BundleReader(layout, store, threads if verify else None).parts(0, None)) as parts:
             async for part in parts:
-                if isinstance(part, bytes):
-                    await threads.run(sink.write, part)
-                    done += len(part)
-                else:
-                    await threads.run(sink.copy, part)
-                    done += part.length
-                progress(done)
+                for chunk in _chunks(part):
+                    if isinstance(chunk, bytes):
+                        await threads.run(sink.write, chunk)
+                        done += len(chunk)
+                    else:
+                        await threads.run(sink.copy, chunk)
+                        done += chunk.length
+                    progress(done)
 
 
 class Output:
