@@ -106,9 +106,13 @@ class Warm(Table):
         if self.file is not None:
             text = read_text(self.file, _LARGEST, files.read)
             try:
-                names += names_in_list(text)
+                named = names_in_list(text)
             except ValueError as error:
                 raise ValueError(f"{self.file}, {error}") from None
+            if not named:
+                # An editor may have emptied it for a moment, and its images are pinned.
+                raise ValueError(f"{self.file} names no image: write one per line, or remove the list from the settings")
+            names += named
         if self.compose is not None:
             names += images_in(self.compose, files)
         if self.kubernetes is not None:

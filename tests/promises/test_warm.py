@@ -339,8 +339,8 @@ async def test_files_that_name_images_are_read_again(tmp_path: Path, upstream: S
                 place.rename(tmp_path / "away")
 
         broken: list[tuple[Callable[[], Any], str]] = [(lambda: file.write_text("services: [\ncontainers: [\nApp\n"), "named")]
-        if kind != "file":
-            broken.append((lambda: file.write_text(""), "it has no services" if kind == "compose" else "no container is in it"))
+        empty = {"file": "names no image", "compose": "it has no services", "kubernetes": "no container is in it"}
+        broken.append((lambda: file.write_text(""), empty[kind]))
         if kind == "kubernetes":
             broken.append((file.unlink, "no .yaml, .yml, .json file is in it"))
         broken += [
