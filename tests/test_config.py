@@ -175,7 +175,7 @@ def test_secrets_in_the_wrong_place_are_not_shown(tmp_path: Path, text: str) -> 
         ({"cache": {"expire": [{"repositories": "ci/*"}]}}, "cache.expire.0.after"),
         ({"cache": {"expire": [{"repositories": "ci/*", "after": "0s"}]}}, "greater than 0"),
         ({"warm": {"images": ["redis"]}}, "under [[warm]], with two brackets"),
-        ({"warm": [{"every": "1h"}]}, "images or a file of them"),
+        ({"warm": [{"every": "1h"}]}, "images are expected, or a file"),
         ({"warm": [{"images": ["redis"], "every": "1h", "at": "02:00"}]}, "every and at exclude each other"),
         ({"warm": [{"images": ["redis"], "every": 0}]}, "warm.0.every"),
         ({"warm": [{"images": ["redis"], "at": "24:00"}]}, "a time of day"),
