@@ -93,9 +93,6 @@ async def _ask(settings: Settings, images: list[_Image]) -> _Faults:
 
 def _images(warm: Warm, images: list[_Image], faults: _Faults) -> Iterator[Finding]:
     check = _check(warm)
-    if not images:
-        yield advice(check, "it names no images", "add image names, or remove the list")
-        return
     wrong = {image: error for image in images if isinstance(error := faults.get(image), Unknown | Denied)}
     failed = {image: error for image in images if (error := faults.get(image)) is not None and image not in wrong}
     unchecked = sum(image not in faults for image in images)
