@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _INTERVAL = 0.2
 """Seconds between two reports of progress."""
-_SMALLEST_PIECE = 1024 * 1024
+_SMALLEST_PIECE = 1_000_000
 
 
 @click.command(short_help="Write images into one tar that every tool loads.")

@@ -47,8 +47,7 @@ def main() -> int:
     for image in library.images:
         lacks = f", INCOMPLETE: {image.missing} layers are missing" if image.missing else ""
         print(f"  {image.repository}{'@' if ':' in image.reference else ':'}{image.reference}  {size_text(image.size)}{lacks}")
-    address = f"{_own_address()}:{server.server_port}"
-    print(f"\nServing at http://{address}/ which shows what to type. Ctrl-C ends it.\n", flush=True)
+    print(f"\nServing at {_url(arguments.host, server.server_port)} which shows what to type. Ctrl-C ends it.\n", flush=True)
     threading.Thread(target=_verify_all, args=(server,), daemon=True).start()
     with server, contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
@@ -76,6 +75,13 @@ def _listen(host: str, port: int | None, library: Library) -> Server | None:
         f"cannot listen on {host or 'this machine'}, port {ports[0]}: {getattr(failure, 'strerror', None) or failure}: choose another with --port"
     )
     return None
+
+
+def _url(host: str, port: int) -> str:
+    """Where others reach it: at the address that it listens on, or at this machine's if that is all of them."""
+    if host in ("", "0.0.0.0", "::"):
+        host = _own_address()
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 def _own_address() -> str:

@@ -218,7 +218,7 @@ async def test_what_is_missing_is_named_and_nothing_is_written(commands: Command
 async def test_pieces_are_whole_or_not_there_and_together_the_bundle(
     commands: Commands, upstream: Scripted, tmp_path: Path
 ) -> None:
-    """`cat lab.tar.*` is what --output alone writes; each piece but the last has the size."""
+    """`cat lab.tar.*` is what --output alone writes; each piece but the last has the size, of 1 MB at least."""
     upstream.add_image("library/app", "1", layers=[os.urandom(2_500_000), os.urandom(2_000_000)])
     tar = tmp_path / "lab.tar"
     await commands("export", "app:1", *PLATFORMS, "-o", str(tar))
@@ -232,7 +232,10 @@ async def test_pieces_are_whole_or_not_there_and_together_the_bundle(
     (tmp_path / "split" / "lab.tar.005").write_bytes(b"of a larger bundle")
     await commands("export", "app:1", *PLATFORMS, "--split", "3MiB", "-o", str(tmp_path / "split" / "lab.tar"))
     assert b"".join(piece.read_bytes() for piece in sorted((tmp_path / "split").iterdir())) == tar.read_bytes()
-    await commands("export", "app:1", "--split", "10kB", "-o", str(tar), status=2)
+    await commands("export", "app:1", *PLATFORMS, "--split", "1MB", "-o", str(tmp_path / "split" / "lab.tar"))
+    assert (tmp_path / "split" / "lab.tar.000").stat().st_size == 1_000_000
+    refused = await commands.run("export", "app:1", "--split", "999999", "-o", str(tar))
+    assert (refused.returncode, "at least 1MB" in refused.stderr) == (2, True)
 
 
 async def test_a_signed_bundle_is_verified_by_the_public_key_alone(

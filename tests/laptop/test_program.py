@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mirror.bundles.laptop import MARK, companions
+from mirror.laptop.__main__ import _own_address, _url
 from tests.laptop.conftest import Made, manifest
 from tests.support.programs import require, run
 from tests.test_structure import ROOT, imported
@@ -85,6 +86,22 @@ def test_a_port_that_is_taken_is_said(folder: Path, taken: int) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
     assert f"cannot listen on 127.0.0.1, port {taken}: Address already in use: choose another with --port" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:5001/"),
+        ("::1", "http://[::1]:5001/"),
+        ("lab.lan", "http://lab.lan:5001/"),
+        ("", None),
+        ("0.0.0.0", None),
+        ("::", None),
+    ],
+)
+def test_the_address_that_is_printed_is_one_that_it_listens_on(host: str, url: str | None) -> None:
+    """That of --host; this machine's where it listens on all."""
+    assert _url(host, 5001) == (url or f"http://{_own_address()}:5001/")
 
 
 def test_control_characters_of_a_bundle_do_not_reach_the_terminal(folder: Path) -> None:

@@ -116,6 +116,8 @@ async def test_a_miss_names_what_there_is(start: StartMirror, upstream: Scripted
     assert named[0] == "1.11"
     assert len(named) == 8
     assert "similar name: docker.io/owner/tool:7" in message((await mirror.get("/v2/quay.io/other/tool/manifests/7")).body)
+    assert "similar name: docker.io/owner/tool:7" in message((await mirror.get("/v2/owner/tolo/manifests/7")).body)
+    assert "nothing with a similar name" in message((await mirror.get("/v2/owner/o/manifests/7")).body)
     other = message((await mirror.get("/v2/nothing/manifests/1")).body)
     assert "nothing with a similar name is cached, but docker.io/" in other
     assert other.endswith(" and 5 more")
