@@ -61,8 +61,9 @@ class Outputs:
             try:
                 fd = _open_alone(beside)
             except OSError as error:
-                # Nobody knows the temporary name.
-                error.filename = None
+                # Nobody knows the temporary name. An error without one would get the name "None".
+                if error.filename is not None:
+                    error.filename = None
                 raise
         self._open.append((fd, beside, path))
         return fd
