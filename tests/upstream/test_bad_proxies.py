@@ -141,7 +141,7 @@ def behind(place: Place, *more: dict[str, Any]) -> dict[str, Any]:
     """The settings of a mirror whose first endpoint is behind the proxy; `more` are further endpoints."""
     own = {"url": place.url, "proxy": place.settings["proxy"]}
     registry = {"endpoints": [own, *more], "ca_file": place.settings["ca_file"]}
-    return {"registries": {"docker.io": registry}, "upstream": {"connect_timeout": 0.5}}
+    return {"registries": {"docker.io": registry}, "upstream": {"connect_timeout": 0.5, "header_timeout": 6}}
 
 
 def message_of(got: Got) -> str:
