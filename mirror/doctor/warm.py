@@ -46,7 +46,7 @@ async def examine(settings: Settings, address: Address) -> list[Finding]:
             found.append(problem(_check(warm), str(error), "correct the file; until then the list stays as it was"))
         except TimeoutError:
             found.append(
-                problem(_check(warm), f"{warm.file} cannot be read within {_PATIENCE:g} s", "check the disk that it is on")
+                problem(_check(warm), f"its files cannot be read within {_PATIENCE:g} s", "check the disk that they are on")
             )
     images = list(dict.fromkeys(image for _, images in lists for image in images))
     faults, metrics = await asyncio.gather(_ask(settings, images[:_MOST_IMAGES]), _metrics(settings, address, bool(lists)))
@@ -93,6 +93,10 @@ async def _ask(settings: Settings, images: list[_Image]) -> _Faults:
 
 def _images(warm: Warm, images: list[_Image], faults: _Faults) -> Iterator[Finding]:
     check = _check(warm)
+    if not images:
+        # A Compose file may have only services that are built from sources.
+        yield advice(check, "it names no images", "add image names, or remove the list")
+        return
     wrong = {image: error for image in images if isinstance(error := faults.get(image), Unknown | Denied)}
     failed = {image: error for image in images if (error := faults.get(image)) is not None and image not in wrong}
     unchecked = sum(image not in faults for image in images)
