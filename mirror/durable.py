@@ -66,11 +66,11 @@ def _written_beside(path: Path, content: bytes, prepare: Callable[[int], None] |
 def rename_durably(fd: int, source: Path, target: Path, obsolete: Iterable[str]) -> None:
     """Gives a written file, open as `fd`, its final name, and deletes the files that are of no use without `source`. Blocks. Raises OSError."""
     os.fsync(fd)
-    os.replace(source, target)
-    # Before the wait for the disk, in which somebody else may create all of them anew.
+    # First, since once `source` is gone somebody else may create all of them anew.
     for path in obsolete:
         with contextlib.suppress(OSError):
             os.unlink(path)
+    os.replace(source, target)
     sync_folder(target.parent)
 
 

@@ -244,19 +244,21 @@ async def test_a_damaged_manifest_on_disk_is_fetched_again(start: StartMirror, u
 
 
 def test_the_spool_is_swept_at_the_start(tmp_path: Path) -> None:
-    """Journals without bytes, parts that nobody has touched for a week, and what was half written to the blobs go; what is recent stays."""
+    """Old journals without bytes, parts that nobody has touched for a week, and what was half written to the blobs go; what is recent stays."""
     store = BlobStore(tmp_path)
-    for name in ("sha256-aa.have", "sha256-bb.part", "sha256-bb.have", "sha256-cc.part", "sha256-cc.have"):
+    for name in ("sha256-aa.have", "sha256-bb.part", "sha256-bb.have", "sha256-cc.part", "sha256-cc.have", "sha256-dd.have"):
         (store.spool / name).write_bytes(b"x")
     os.utime(store.spool / "sha256-bb.part", (0, 0))
     blobs = tmp_path / "blobs" / "sha256"
     for name in (".writing-old", ".writing-new", "a" * 64):
         (blobs / name).write_bytes(b"x")
+    for name in ("sha256-aa.have", "sha256-bb.have"):
+        os.utime(store.spool / name, (0, 0))
     for name in (".writing-old", "a" * 64):
         os.utime(blobs / name, (0, 0))
     sweep(store)
     assert sorted(os.listdir(blobs)) == [".writing-new", "a" * 64]
-    assert sorted(os.listdir(store.spool)) == ["sha256-cc.have", "sha256-cc.part"]
+    assert sorted(os.listdir(store.spool)) == ["sha256-cc.have", "sha256-cc.part", "sha256-dd.have"]
 
 
 async def test_the_row_of_what_is_evicted_is_deleted_once(tmp_path: Path) -> None:

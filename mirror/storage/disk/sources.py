@@ -27,18 +27,21 @@ _LARGEST = 1024 * 1024
 class Sources:
     """One process's view of the file."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self) -> None:
         self.leader: Repository | None = None
         """The repository that the leader downloads from first; None if unknown."""
         self._fd = -1
-        with contextlib.suppress(OSError):
-            self._fd = open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         self._read_to = 0
         self._known: dict[Repository, int | None] = {}
         self._new: list[tuple[Repository, int | None]] = []
         self._wanted: list[tuple[int, int]] = []
         self._sent: list[tuple[int, int]] = []
         self._attends = False
+
+    def open(self, path: str, create: int) -> None:
+        """Opens the file, which is empty to its reader until then. `create` is O_CREAT or 0."""
+        with contextlib.suppress(OSError):
+            self._fd = open_file(path, os.O_RDWR | os.O_APPEND | create)
 
     def announce(self, leader: Repository) -> None:
         """Records the leader's repository, and voids the lines before. For the leader."""

@@ -7,6 +7,9 @@ Two files in ``spool/``: ``<algorithm>-<hex>.part`` holds the bytes at their fin
 Whoever holds the exclusive ``flock`` on the ``.part`` file *leads*: only the leader writes. Other processes *follow*: they read the same bytes, guided by the journal.
 The kernel drops the lock when its holder dies, however it dies, so there is never a lease to expire.
 
+Any process may create the ``.part`` file. Only the leader creates the two others, and it deletes them before the ``.part`` file loses its name: they always belong
+to the ``.part`` file of that name, and none stays behind.
+
 The journal is 16-byte records of two little-endian 64-bit numbers, appended after the bytes they speak of: first the magic and the blob's size, then
 ``start, end`` of what has come. One record means something else: VERIFIED means, for followers, that a file whose name is gone was committed.
 """
@@ -22,7 +25,7 @@ from pathlib import Path
 from mirror.durable import rename_durably
 from mirror.locks import try_exclusive, try_shared, unlock
 from mirror.names import Digest
-from mirror.regular_files import open_file, status_of
+from mirror.regular_files import NoFile, open_file, status_of
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.sources import Sources
 from mirror.storage.extents import Extents
@@ -56,13 +59,35 @@ class Spool:
         base = self._part_path.removesuffix(".part")
         self._have_path, self._sources_path = f"{base}.have", f"{base}.sources"
         self.fd = open_file(self._part_path, os.O_RDWR | os.O_CREAT)
-        try:
-            self._journal = open_file(self._have_path, os.O_RDWR | os.O_CREAT)
-        except OSError:
-            os.close(self.fd)
-            raise
-        self.sources = Sources(self._sources_path)
+        self._journal = -1
+        self._sources = Sources()
         self._read_to = 0
+
+    @property
+    def sources(self) -> Sources:
+        self._find()
+        return self._sources
+
+    def _find(self) -> None:
+        """Opens the leader's files, once it has created them. Raises OSError."""
+        if self._journal < 0:
+            with contextlib.suppress(NoFile):
+                self._open(0)
+
+    def _open(self, create: int) -> None:
+        """Opens the sources and the journal, unless the names belong to another download by now. `create` is O_CREAT or 0. Raises NoFile, OSError."""
+        journal = -1
+        try:
+            # Whoever finds the journal finds the sources too.
+            self._sources.open(self._sources_path, create)
+            journal = open_file(self._have_path, os.O_RDWR | create)
+            if self.current:
+                self._journal, journal = journal, -1
+        finally:
+            if self._journal < 0:
+                self._sources.close()
+            if journal >= 0:
+                os.close(journal)
 
     def lead(self) -> bool:
         """Tries to take the lease. True when it is ours, or when there is nothing left to lead (see `current`).
@@ -71,6 +96,12 @@ class Spool:
         """
         if not try_exclusive(self.fd):
             return False
+        if self._journal < 0 and self.current:
+            try:
+                self._open(os.O_CREAT)
+            except OSError:
+                self.release()
+                raise
         self.follow()
         if not self.current:
             # It ended meanwhile; `verified` says how.
@@ -93,6 +124,9 @@ class Spool:
 
     def follow(self) -> None:
         """Reads what the leader has added to the journal, up to the first record that is torn or invalid."""
+        self._find()
+        if self._journal < 0:
+            return
         extent = os.fstat(self.fd).st_size
         while chunk := os.pread(self._journal, 4096 * _RECORD.size, self._read_to):
             whole = len(chunk) - len(chunk) % _RECORD.size
@@ -162,15 +196,17 @@ class Spool:
 
     def discard(self) -> None:
         """Deletes the files. For the leader. Followers find that the name is gone and the blob is not verified."""
-        for path in (self._part_path, self._have_path, self._sources_path):
+        for path in (self._have_path, self._sources_path, self._part_path):
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
     def close(self) -> None:
         """Closes the files, which also gives up the lease."""
         os.close(self.fd)
-        os.close(self._journal)
-        self.sources.close()
+        if self._journal >= 0:
+            os.close(self._journal)
+            self._journal = -1
+        self._sources.close()
 
     def _append(self, first: int, second: int) -> None:
         os.pwrite(self._journal, _RECORD.pack(first, second), self._read_to)
@@ -192,7 +228,8 @@ def sweep(store: BlobStore, now: float | None = None, *, dry_run: bool = False) 
     for path in store.spool.iterdir():
         with contextlib.suppress(OSError):
             if path.suffix in _BESIDE and not path.with_suffix(".part").exists():
-                if not dry_run:
+                # A leader that begins meanwhile has just written its own.
+                if path.stat().st_mtime < now - _WRITTEN_AFTER and not dry_run:
                     path.unlink()
             elif path.suffix == ".part" and path.stat(follow_symlinks=False).st_mtime < oldest:
                 freed = _remove_unled(path, dry_run=dry_run)
@@ -220,15 +257,18 @@ def make_room(store: BlobStore, need: float, *, dry_run: bool = False) -> int:
 
 
 def _remove_unled(path: Path, *, dry_run: bool = False) -> int | None:
-    """Removes a download, or with `dry_run` only says what that would free, in bytes. None where a process leads it. Raises OSError."""
+    """Removes a download, or with `dry_run` only says what that would free, in bytes. None where a process leads it, or it has ended. Raises OSError."""
     fd = open_file(path, os.O_RDWR)
     try:
-        if not try_exclusive(fd):
+        named = status_of(path) if try_exclusive(fd) else None
+        if named is None or not os.path.samestat(named, os.fstat(fd)):
+            # Led, or ended since it was opened: what has its name now is another's.
             return None
         if not dry_run:
-            path.unlink()
             for suffix in _BESIDE:
-                path.with_suffix(suffix).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.with_suffix(suffix).unlink()
+            path.unlink()
         return os.fstat(fd).st_blocks * 512
     finally:
         os.close(fd)
