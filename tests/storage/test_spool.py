@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror import durable
+from mirror import locks, regular_files
 from mirror.names import Digest
 from mirror.storage.disk import spool as spools
 from mirror.storage.disk.blobs import BlobStore
@@ -45,7 +45,7 @@ def test_a_download_that_ends_while_it_is_opened_leaves_nothing(
         left[0] -= 1
         return real(path, flags)
 
-    real = spools.open_file
+    real = regular_files.open_file
     monkeypatch.setattr(spools, "open_file", open_file)
     late = Spool(store, DIGEST)
     late.follow()
@@ -67,7 +67,7 @@ def test_a_download_that_begins_while_another_is_published_is_followed(tmp_path:
             begun.append(led(store))
 
     real = os.replace
-    monkeypatch.setattr(durable.os, "replace", replace)
+    monkeypatch.setattr("mirror.durable.os.replace", replace)
     first.publish()
     follower = Spool(store, DIGEST)
     follower.follow()
@@ -89,7 +89,7 @@ def test_room_is_not_made_from_a_download_that_began_meanwhile(tmp_path: Path, m
         return real(fd)
 
     first.release()
-    real = spools.try_exclusive
+    real = locks.try_exclusive
     monkeypatch.setattr(spools, "try_exclusive", try_exclusive)
     assert spools.make_room(store, 1) == 0
     assert begun[0].current
