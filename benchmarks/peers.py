@@ -15,7 +15,8 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from mirror.config import Upstream
-from tests.support.programs import Program, answers, free_port
+from tests.support.ports import free_port
+from tests.support.programs import Program, answers
 
 OWN = "mirror"
 SINGLE = "mirror, one connection"

@@ -8,7 +8,8 @@ from typing import Self
 
 from benchmarks.origin import Origin
 from tests.support.certificates import Authority
-from tests.support.programs import Program, answers, free_port
+from tests.support.ports import free_port
+from tests.support.programs import Program, answers
 
 
 class TlsFront:

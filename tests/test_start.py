@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.patience import PATIENCE
+
 LATER = {
     "/": ("jinja2", "mirror.clients", "mirror.web.pages", "mirror.web.site", "mirror.web.templating", "mirror.web.translations"),
     "/export/docker.io/library/none:latest.tar": ("mirror.api.export", "mirror.bundles", "tarfile"),
@@ -65,7 +67,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> list[set[str]]:
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=True,
     )
     at_start, *after = [set(json.loads(line)) for line in ran.stdout.splitlines()]

@@ -12,6 +12,7 @@ from mirror.api.connection import Connection, PendingRequests
 from tests.api.test_connection import Inner, Known, Transport
 from tests.api.test_shortcuts import LATEST
 from tests.support.mirrors import Mirror, StartMirror, until
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Scripted
 
 HOST = b"Host: 127.0.0.1\r\n"
@@ -38,7 +39,7 @@ async def exchange(mirror: Mirror, sent: bytes) -> tuple[list[int], bytes, bool]
         # What comes after the end of a connection in the same packet is another matter.
         await asyncio.sleep(0.05)
         writer.write(ALIVE)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while b'{"status":"alive"}' not in received:
                 data = await reader.read(65536)
                 if not data:
@@ -131,7 +132,7 @@ async def test_requests_in_pieces(mirror: Mirror) -> None:
             for start in range(0, len(sent), step):
                 writer.write(sent[start : start + step])
                 await asyncio.sleep(0)
-            assert (await asyncio.wait_for(reader.readuntil(b"\r\n"), 10))[9:12] == status
+            assert (await asyncio.wait_for(reader.readuntil(b"\r\n"), PATIENCE))[9:12] == status
             writer.close()
             await writer.wait_closed()
 

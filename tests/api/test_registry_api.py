@@ -14,6 +14,7 @@ import pytest
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST
 from mirror.names import Digest
 from tests.support.mirrors import Mirror, StartMirror
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Scripted
 
 NOWHERE = f"sha256:{'0' * 64}"
@@ -352,7 +353,7 @@ async def test_a_connection_without_a_request_does_not_stay(
     host, port = mirror.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(sent)
-    answered = await asyncio.wait_for(reader.read(), 5)
+    answered = await asyncio.wait_for(reader.read(), PATIENCE)
     assert answered.count(b"HTTP/1.1 200") == sent.count(b"\r\n\r\n")
     writer.close()
     await writer.wait_closed()
@@ -364,10 +365,10 @@ async def raw(mirror: Mirror, request: bytes) -> tuple[str, bytes]:
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(request)
     try:
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
         text = head.decode("latin-1")
         length = next((int(line.split(":")[1]) for line in text.split("\r\n") if line.lower().startswith("content-length")), 0)
-        return text, await asyncio.wait_for(reader.readexactly(length), 5)
+        return text, await asyncio.wait_for(reader.readexactly(length), PATIENCE)
     except (asyncio.IncompleteReadError, ConnectionError):
         return "", b""
     finally:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.mirrors import Mirror, StartMirror
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Fault, Hold, Raw, Scripted, Status
 
 BIDI = "\u202e"
@@ -105,7 +106,7 @@ async def test_a_search_that_hangs_holds_nobody_up_and_recovers(mirror: Mirror, 
     for _ in range(3):
         assert (await found(mirror, "app"))["app"]["description"] == "[docker.io not reached; cached: 1.0]"
     late.release.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while (answer := (await found(mirror, "app"))["app"]["description"]) != "[cached: 1.0] Found late":
             assert answer == "[docker.io not reached; cached: 1.0]"
     assert upstream.count("GET", "/v1/search") == 1

@@ -11,6 +11,7 @@ import pytest
 
 from mirror.upstream.transport import Transport
 from tests.support.mirrors import Mirror, StartMirror
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Endless, Fault, Rate, Raw, Redirect, Scripted, Status
 
 _MB = 1_000_000
@@ -127,7 +128,7 @@ async def test_a_search_that_is_down_is_paused_and_pulls_are_not(mirror: Mirror,
     (endpoint,) = json.loads((await mirror.get("/readyz")).body)["registries"]["docker.io"]
     assert endpoint["state"] == "ok"
     upstream.heal()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while (await search(mirror, "app"))[0] != 200:
             pass
 

@@ -11,6 +11,7 @@ import pytest
 
 from mirror.storage.disk.blobs import BlobFile
 from tests.support.mirrors import Mirror, StartMirror
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Scripted
 
 LATEST = b"GET /v2/app/manifests/latest HTTP/1.1\r\nHost: mirror\r\nUser-Agent: test\r\n\r\n"
@@ -26,10 +27,10 @@ async def connection(mirror: Mirror) -> AsyncIterator[tuple[asyncio.StreamReader
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
-    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).decode()
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)).decode()
     status, *lines = head.strip().split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines)
-    body = await asyncio.wait_for(reader.readexactly(int(headers["Content-Length"])), 5)
+    body = await asyncio.wait_for(reader.readexactly(int(headers["Content-Length"])), PATIENCE)
     return int(status.split(" ")[1]), headers, body
 
 
@@ -136,7 +137,7 @@ async def test_a_connection_that_is_to_be_closed_is_closed(mirror: Mirror, upstr
         async with connection(mirror) as (reader, writer):
             writer.write(closing)
             assert (await answer(reader))[0] == 200
-            assert await asyncio.wait_for(reader.read(), 5) == b""
+            assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
 
 
 async def test_other_requests_on_the_same_connection_keep_their_own_answers(mirror: Mirror, upstream: Scripted) -> None:
@@ -146,9 +147,9 @@ async def test_other_requests_on_the_same_connection_keep_their_own_answers(mirr
     async with connection(mirror) as (reader, writer):
         for _ in range(3):
             writer.write(LATEST.replace(b"GET", b"HEAD"))
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
             assert f"Content-Length: {len(image.body)}".encode() in head
             writer.write(LATEST[:-2] + f'If-None-Match: "{image.digest}"\r\n\r\n'.encode())
-            assert b" 304 " in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            assert b" 304 " in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
             writer.write(LATEST)
             assert (await answer(reader))[2] == image.body

@@ -20,6 +20,7 @@ from mirror.names import Digest, Repository, Tag
 from mirror.storage.disk.catalog.inventory import Inventory
 from mirror.storage.store import Deleted
 from tests.support.mirrors import Mirror, until
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Hold, Image, Scripted, Status
 
 APP = Repository("docker.io", "library/app")
@@ -227,7 +228,7 @@ async def test_a_tag_that_another_process_has_checked_is_not_served_as_before(mi
     async with beside(mirror, upstream) as cache:
         assert (await cache.images.refresh(APP, ONE)).now == new.digest
     asked = upstream.count("HEAD"), upstream.count("GET")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while (await mirror.get("/v2/app/manifests/1")).body != new.body:
             await asyncio.sleep(0.05)
     assert (upstream.count("HEAD"), upstream.count("GET")) == asked

@@ -78,7 +78,7 @@ async def test_an_image_is_listed_with_what_is_cached_of_it(mirror: Mirror, upst
     assert began - 1 <= found.fetched <= time.time()
     assert found.checked is not None and is_fresh(found.checked, 300)
     assert not is_fresh(found.checked, 300, found.checked + 301)
-    await until(lambda: ask.images().entries[0].pulls == 1, 15)
+    await until(lambda: ask.images().entries[0].pulls == 1)
     pulled = ask.images().entries[0].pulled
     assert pulled is not None and began <= pulled <= time.time()
 

@@ -18,6 +18,7 @@ import pytest
 
 from mirror.cli.logs import CountRepeats
 from tests.support.mirrors import MirrorProcess
+from tests.support.patience import PATIENCE
 
 
 class _Lines(logging.Handler):
@@ -37,7 +38,7 @@ class _Lines(logging.Handler):
 
     def until(self, count: int) -> list[str]:
         with self.news:
-            assert self.news.wait_for(lambda: len(self.lines) >= count, 30), self.lines
+            assert self.news.wait_for(lambda: len(self.lines) >= count, PATIENCE), self.lines
             return self.lines
 
 
@@ -168,7 +169,7 @@ if not os.fork():
 os.wait()
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True, env={**os.environ}
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, check=True, env={**os.environ}
     )
     assert [json.loads(line)["message"] for line in done.stderr.splitlines()] == [
         "no room",

@@ -12,6 +12,7 @@ from click import Context
 
 from mirror.cli import main
 from tests.support.commands import mirror
+from tests.support.patience import PATIENCE
 from tests.support.programs import require
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,7 @@ def test_the_manual_page_has_every_command_and_option() -> None:
     require("groff")
     page = mirror("man").stdout
     done = subprocess.run(
-        ["groff", "-man", "-ww", "-Tascii", "-P-cbou"], input=page, capture_output=True, text=True, timeout=60, check=True
+        ["groff", "-man", "-ww", "-Tascii", "-P-cbou"], input=page, capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     assert done.stderr == ""
     context = Context(main, info_name="mirror")
@@ -45,9 +46,9 @@ def test_an_installed_program_knows_its_commit(tmp_path: Path) -> None:
         built = tmp_path / f"built-{commit}"
         environment = {**os.environ, "MIRROR_COMMIT": commit}
         command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(built)]
-        subprocess.run(command, cwd=source, env=environment, capture_output=True, timeout=120, check=True)
+        subprocess.run(command, cwd=source, env=environment, capture_output=True, timeout=PATIENCE, check=True)
         done = subprocess.run(
-            [sys.executable, "-m", "mirror", "--version"], cwd=built, capture_output=True, text=True, timeout=60, check=True
+            [sys.executable, "-m", "mirror", "--version"], cwd=built, capture_output=True, text=True, timeout=PATIENCE, check=True
         )
         return done.stdout
 

@@ -22,6 +22,7 @@ from mirror.storage.disk.statuses import Statuses
 from tests.support.commands import Commands, mirror
 from tests.support.images import make_index
 from tests.support.mirrors import Mirror, StartMirror, until
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Hold, Scripted, Status
 
 MIB = 1024 * 1024
@@ -33,7 +34,13 @@ MIRROR = f"{shlex.quote(sys.executable)} -m mirror"
 async def shell(script: str) -> subprocess.CompletedProcess[str]:
     """What a shell makes of it."""
     return await asyncio.to_thread(
-        subprocess.run, ["sh", "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+        subprocess.run,
+        ["sh", "-c", script],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
 
 

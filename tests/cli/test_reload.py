@@ -20,6 +20,7 @@ from mirror import app
 from mirror.config import Settings, load
 from mirror.config.in_force import changed
 from tests.support.mirrors import MirrorProcess, until
+from tests.support.patience import PATIENCE
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -40,7 +41,7 @@ async def test_sighup_takes_what_it_can_and_says_what_it_cannot(tmp_path: Path, 
         assert told.endswith('what has changed of server.admin_token, cache.tag_ttl, registries."lan:5000"')
         assert "secret" not in mirror.log
         # Workers take the level too, shortly after the parent has logged it.
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while "INFO mirror.api.connection: refused a request" not in mirror.log:
                 with pytest.raises(urllib.error.HTTPError):
                     await asyncio.to_thread(
@@ -79,7 +80,7 @@ def test_a_sighup_that_comes_before_it_can_be_handled_is_handled_later(tmp_path:
     """It is neither lost nor ends the process."""
     # In a process of its own: here other threads would take the signal.
     command = [sys.executable, "-c", _EARLY, str(tmp_path / "cache")]
-    assert subprocess.run(command, check=False, stdout=subprocess.PIPE, timeout=60).stdout == b"handled\n"
+    assert subprocess.run(command, check=False, stdout=subprocess.PIPE, timeout=PATIENCE).stdout == b"handled\n"
 
 
 _EARLY = """
@@ -96,7 +97,7 @@ async def main():
         hung_up.set()
         return settings
 
-    async with app.running(settings, reload=reload), asyncio.timeout(30):
+    async with app.running(settings, reload=reload), asyncio.timeout(PATIENCE):
         await hung_up.wait()
     print("handled")
 
@@ -132,7 +133,7 @@ def test_a_worker_is_forked_with_sighup_blocked(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _FORKED]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     # A worker that ends before it serves ends the parent.
-    assert subprocess.run(command, env=environment, check=False, stdout=subprocess.PIPE, timeout=60).stdout == b"True\n"
+    assert subprocess.run(command, env=environment, check=False, stdout=subprocess.PIPE, timeout=PATIENCE).stdout == b"True\n"
 
 
 _FORKED = """

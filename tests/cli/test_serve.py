@@ -23,7 +23,8 @@ import aiohttp
 from mirror.api.access import AccessLog
 from mirror.config import DEFAULT_ENDPOINTS
 from tests.support.mirrors import MirrorProcess
-from tests.support.programs import free_port
+from tests.support.patience import PATIENCE
+from tests.support.ports import free_port
 from tests.support.scripted import Hold, Scripted
 
 MIB = 1024 * 1024
@@ -35,7 +36,7 @@ def mirror(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
         check=False,
         env={**os.environ, **environment},
     )

@@ -19,6 +19,7 @@ from mirror.names import Digest
 from tests.support.commands import Commands
 from tests.support.disks import fill, small_disk
 from tests.support.mirrors import MirrorProcess, until
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Scripted
 
 MIB = 1024 * 1024
@@ -32,7 +33,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def get(url: str) -> tuple[int, bytes]:
-    with urllib.request.urlopen(url, timeout=30) as response:
+    with urllib.request.urlopen(url, timeout=PATIENCE) as response:
         return response.status, response.read()
 
 
@@ -55,7 +56,7 @@ async def test_a_disk_that_others_fill_is_told_everywhere_until_there_is_room(di
     with MirrorProcess(disk, {"docker.io": upstream.url}, SERVER__ACCESS_LOG="false") as mirror:
 
         async def told(sentence: str) -> None:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE):
                 while sentence not in str((found := await asyncio.to_thread(readyz, mirror))[1]["degraded"]):
                     await asyncio.sleep(0.1)
             assert (found[0], found[1]["status"]) == (200, "degraded" if sentence else "ready")
@@ -83,7 +84,7 @@ async def test_a_disk_that_others_fill_is_told_everywhere_until_there_is_room(di
         assert b"No space left on device" in page
         (disk / "more").unlink()
         ballast.unlink()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while (await asyncio.to_thread(readyz, mirror))[1]["status"] != "ready":
                 await asyncio.sleep(0.1)
         await until(lambda: "can be written again" in mirror.log)

@@ -13,7 +13,9 @@ from ruamel.yaml import YAML
 
 from tests.e2e.test_dockerd import Dockerd
 from tests.support.base_image import write_base_image
-from tests.support.programs import answers, free_port, require, run
+from tests.support.patience import PATIENCE
+from tests.support.ports import free_port
+from tests.support.programs import answers, require, run
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -58,7 +60,7 @@ def test_the_image_builds_runs_without_root_and_stops_in_time(dockerd: Dockerd, 
 
 
 def until(condition: Callable[[], bool], log: Callable[[], str]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, log()
         time.sleep(0.2)

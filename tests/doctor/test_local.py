@@ -16,7 +16,8 @@ from mirror.doctor.findings import Level
 from tests.doctor.conftest import one, settings
 from tests.e2e.test_dockerd import Dockerd
 from tests.support.mirrors import Mirror
-from tests.support.programs import free_port, require, require_root
+from tests.support.ports import free_port
+from tests.support.programs import require, require_root
 from tests.support.scripted import Scripted
 
 LAN = Address.parse("http://mirror.lan:5000")

@@ -15,6 +15,7 @@ from mirror.doctor import warm
 from mirror.doctor.findings import Finding, Level
 from tests.doctor.conftest import of
 from tests.support.mirrors import Mirror, StartMirror, until
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Scripted, Status
 
 NOWHERE = Address.parse("http://127.0.0.1:1")
@@ -116,7 +117,7 @@ async def test_what_the_running_mirror_does_with_a_list(
         'mirror_warm_failing{list="failing"} 1.0',
         *(f'mirror_warm_failing{{list="{name}"}} 0.0' for name in ("good", "longer")),
     }
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while not lines <= set((await mirror.get("/metrics")).body.decode().splitlines()) or await pulled_lists(mirror) < len(
             lists
         ):

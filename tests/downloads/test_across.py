@@ -10,6 +10,7 @@ import pytest
 
 from tests.downloads.test_suppliers import CASES, MIB, SIZE, fail_always, of_healthy, of_other, outcome, served_by_the_healthy
 from tests.support.mirrors import Mirror, StartMirror, until
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Hold, Length, Rate, Scripted, Status
 
 
@@ -43,7 +44,7 @@ async def test_a_registry_that_leads_in_one_process_holds_no_other_registrys_cli
     await until(lambda: other.count("GET", str(blob)) > 0)
     await served_by_the_healthy(two, upstream, blob, data, name)
     other.heal()
-    assert outcome(await asyncio.wait_for(theirs, 60), data) in CASES[name].first
+    assert outcome(await asyncio.wait_for(theirs, PATIENCE), data) in CASES[name].first
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -62,10 +63,10 @@ async def test_a_registry_that_joins_from_another_process_harms_no_download(
     theirs = asyncio.create_task(two.get(of_other(blob)))
     await until(lambda: other.count("HEAD", str(blob)) > 0)
     hold.release.set()
-    got = await asyncio.wait_for(ours, 60)
+    got = await asyncio.wait_for(ours, PATIENCE)
     assert (got.cut, got.body) == (False, data)
     assert upstream.count("GET", str(blob)) == 1
-    assert outcome(await asyncio.wait_for(theirs, 60), data) in CASES[name].joined
+    assert outcome(await asyncio.wait_for(theirs, PATIENCE), data) in CASES[name].joined
 
 
 async def test_clients_of_one_repository_share_one_request_across_processes(
@@ -97,7 +98,7 @@ async def test_a_reader_in_another_process_counts_where_nobody_else_reads(
         ours = asyncio.create_task(two.get(of_healthy(blob)))
         await until(lambda: upstream.count("HEAD", str(blob)) == 1)
         response.close()
-    assert (await asyncio.wait_for(ours, 60)).body == data
+    assert (await asyncio.wait_for(ours, PATIENCE)).body == data
     await one.until_cached(blob)
     assert upstream.sent[str(blob)] <= 1.2 * SIZE
 

@@ -25,6 +25,7 @@ from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 from mirror.storage.memory import MemoryStore
 from mirror.storage.partial import Partial
+from tests.support.patience import PATIENCE
 
 MIB = 1024 * 1024
 CHUNK = 64 * 1024
@@ -494,7 +495,7 @@ async def test_readers_in_another_process_have_headers_as_soon_as_upstream_has_a
     source = Source(os.urandom(MIB), gated=CHUNK)
     digest, asked, elsewhere = Digest.of(source.data), context(source), Flights(store, unknown)
     first = asyncio.create_task(read(await reader(flights, digest, asked)))
-    second = await asyncio.wait_for(reader(elsewhere, digest, asked), 10)
+    second = await asyncio.wait_for(reader(elsewhere, digest, asked), PATIENCE)
     assert second.size == MIB
     source.gate.set()
     assert (await read(second), await first) == (source.data, source.data)

@@ -16,6 +16,7 @@ from mirror.downloads.suppliers import Suppliers
 from mirror.errors import UpstreamUnreachable
 from mirror.names import Digest, Repository
 from tests.support.mirrors import Got, Mirror, StartMirror, read_to_end, until
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Corrupt, Cut, Delay, Fault, Hold, Length, Pending, Rate, Scripted, Status
 
 MIB = 1024 * 1024
@@ -96,9 +97,9 @@ async def served_by_the_healthy(
             then()
             return await read_to_end(response)
 
-    ours = await asyncio.wait_for(client(), 60)
+    ours = await asyncio.wait_for(client(), PATIENCE)
     if name == "wrong bytes" and ours.cut:
-        ours = await asyncio.wait_for(mirror.get(of_healthy(blob)), 60)
+        ours = await asyncio.wait_for(mirror.get(of_healthy(blob)), PATIENCE)
     assert (ours.status, ours.cut) == (200, False)
     assert ours.body == data
     assert ours.headers["Content-Length"] == str(SIZE)
@@ -127,7 +128,7 @@ async def test_a_registry_that_was_asked_first_holds_no_other_registrys_clients(
     await until(lambda: other.count("GET", str(blob)) > 0)
     await served_by_the_healthy(mirror, upstream, blob, data, name)
     other.heal()
-    assert outcome(await asyncio.wait_for(theirs, 60), data) in CASES[name].first
+    assert outcome(await asyncio.wait_for(theirs, PATIENCE), data) in CASES[name].first
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -144,7 +145,7 @@ async def test_a_registry_that_answers_after_a_client_of_another_has_its_headers
     await last.reached.wait()
     await served_by_the_healthy(mirror, upstream, blob, data, name, last.release.set)
     other.heal()
-    assert outcome(await asyncio.wait_for(theirs, 60), data) in CASES[name].first
+    assert outcome(await asyncio.wait_for(theirs, PATIENCE), data) in CASES[name].first
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "hangs before headers"])
@@ -171,7 +172,7 @@ async def test_a_registry_that_answers_before_that_of_another_client(
     first.release.set()
     await ours
     other.heal()
-    assert outcome(await asyncio.wait_for(theirs, 60), data) in CASES[name].first
+    assert outcome(await asyncio.wait_for(theirs, PATIENCE), data) in CASES[name].first
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -187,11 +188,11 @@ async def test_a_registry_that_joins_harms_no_download(mirror: Mirror, upstream:
     theirs = asyncio.create_task(mirror.get(of_other(blob)))
     await until(lambda: other.count("HEAD", str(blob)) > 0)
     hold.release.set()
-    got = await asyncio.wait_for(ours, 60)
+    got = await asyncio.wait_for(ours, PATIENCE)
     assert not got.cut
     assert got.body == data
     assert upstream.count("GET", str(blob)) == 1
-    assert outcome(await asyncio.wait_for(theirs, 60), data) in CASES[name].joined
+    assert outcome(await asyncio.wait_for(theirs, PATIENCE), data) in CASES[name].joined
 
 
 async def test_a_registry_that_fails_while_another_helps_is_not_replaced_a_second_time(

@@ -21,6 +21,7 @@ from tests.e2e.test_podman import policy
 from tests.support.commands import mirror
 from tests.support.images import Image, digest_of, make_image, make_index, push
 from tests.support.mirrors import MirrorProcess
+from tests.support.patience import PATIENCE
 from tests.support.programs import DockerRegistry, Program, require, require_root, run
 
 SINGLE, INDEX, OCI = "docker.io/library/single:1", "docker.io/library/both:1", "ghcr.io/owner/oci:2"
@@ -282,7 +283,7 @@ class Buildkitd:
         (self._context / "Dockerfile").write_text(dockerfile)
         source = ["--local", f"context={self._context}", "--local", f"dockerfile={self._context}"]
         command = ["buildctl", "--addr", self._address, "build", "--progress", "plain", "--frontend", "dockerfile.v0", *source]
-        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=PATIENCE, check=False)
         assert done.returncode == 0, done.stderr
         return done.stderr
 

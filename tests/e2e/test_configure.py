@@ -115,7 +115,7 @@ def test_podman_reads_what_was_written(stage: Stage, tmp_path: Path) -> None:
     for registry in ("docker.io", "ghcr.io"):
         name = f"{registry}/{REPOSITORY}:oci"
         arguments = [*storage, "pull", "-q", "--signature-policy", str(policy(tmp_path)), name]
-        run("podman", *arguments, environment={"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / ".config")}, seconds=120)
+        run("podman", *arguments, environment={"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / ".config")})
     stage.check_upstream_was_asked_once("oci")
     shutil.rmtree(run_root)
     configure("podman", stage.mirror.url, "--file", str(file), "--undo")

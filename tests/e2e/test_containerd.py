@@ -37,7 +37,7 @@ class Containerd:
         self._program.wait_until(lambda: "containerd successfully booted" in self._program.log)
 
     def ctr(self, *arguments: str) -> str:
-        return run("ctr", "--address", f"{self._folder}/containerd.sock", *arguments, seconds=120)
+        return run("ctr", "--address", f"{self._folder}/containerd.sock", *arguments)
 
     def pull(self, reference: str, hosts: Path | None = None) -> None:
         """With the hosts.toml files of its own, or those of another folder."""

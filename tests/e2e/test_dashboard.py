@@ -17,6 +17,7 @@ from mirror.web.token import NAME
 from tests.support.browser import Browser
 from tests.support.dashboard import HOSTILE
 from tests.support.mirrors import Mirror, StartMirror
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Hold, Scripted
 
 SIZE = 4_000_000
@@ -362,7 +363,7 @@ async def test_the_page_comes_to_life_again_after_a_restart(start: StartMirror, 
     listen = mirror.url.removeprefix("http://")
     await asyncio.to_thread(browser.go, mirror.url)
     await asyncio.to_thread(browser.until_text, "live", "#live")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         await mirror.stop()
     await asyncio.to_thread(browser.until_text, "reconnecting", "#live")
     await start(settings={"server": {"listen": listen}})

@@ -16,7 +16,8 @@ import pytest
 
 from tests.e2e.conftest import REPOSITORY, Stage, make_of_platform
 from tests.support.images import digest_of
-from tests.support.programs import Program, free_port, require, require_root, run
+from tests.support.ports import free_port
+from tests.support.programs import Program, require, require_root, run
 
 
 class Dockerd:

@@ -45,14 +45,14 @@ class Workshop:
 
     def skopeo(self, *arguments: str) -> str:
         require("skopeo")
-        return run("skopeo", "--policy", str(policy(self.folder)), *arguments, environment=self._environment, seconds=120)
+        return run("skopeo", "--policy", str(policy(self.folder)), *arguments, environment=self._environment)
 
     def containers(self, program: str, *arguments: str) -> str:
         """podman or buildah, with a storage of their own."""
         require(program)
         require_root(f"{program}, as it is run here,")
         storage = f"--root {self.folder}/storage --runroot {self._run_root} --storage-driver vfs".split()
-        return run(program, *storage, *arguments, environment=self._environment, seconds=120)
+        return run(program, *storage, *arguments, environment=self._environment)
 
     def import_(self, *arguments: str) -> dict[str, Any]:
         """Imports the archive, without upstream. Returns the image's part of the report."""

@@ -17,6 +17,7 @@ from tests.e2e.test_dockerd import Dockerd
 from tests.e2e.test_podman import policy
 from tests.support.images import digest_of, make_image
 from tests.support.laptops import PYTHON, Laptop
+from tests.support.patience import PATIENCE
 from tests.support.programs import require, run
 
 LARGE = "quay.io/owner/large:3"
@@ -186,7 +187,7 @@ def test_what_cannot_be_served_is_said_at_the_start(source: Source, tmp_path: Pa
     else:
         {"first piece": pieces[:1], "middle piece": pieces[1:2], "last piece": pieces[-1:], "nothing": [tar]}[shape][0].unlink()
     command = ["sh", str(stick / "start.sh"), "--port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1
     assert UNUSABLE[shape] in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == 1

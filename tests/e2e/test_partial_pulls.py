@@ -42,7 +42,7 @@ class Podman:
 
     def __call__(self, *arguments: str) -> str:
         environment = {"CONTAINERS_STORAGE_CONF": str(self.configuration), "HOME": str(self.folder)}
-        return run("podman", "--cgroup-manager", "cgroupfs", *arguments, environment=environment, seconds=120)
+        return run("podman", "--cgroup-manager", "cgroupfs", *arguments, environment=environment)
 
     def pull(self, address: str, tag: str) -> None:
         self("pull", "-q", "--tls-verify=false", "--signature-policy", str(self.policy), f"{address}/{REPOSITORY}:{tag}")

@@ -42,7 +42,7 @@ def test_podman_pulls_cold_and_then_warm_with_upstream_stopped(stage: Stage, tmp
     storage = f"--root {tmp_path}/storage --runroot {run_root} --storage-driver vfs --cgroup-manager cgroupfs".split()
 
     def podman(*arguments: str) -> str:
-        return run("podman", *storage, *arguments, environment=environment, seconds=120)
+        return run("podman", *storage, *arguments, environment=environment)
 
     def pull_and_check(registry: str) -> None:
         for tag in stage.images:

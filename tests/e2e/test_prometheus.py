@@ -15,7 +15,9 @@ import pytest
 
 from tests.support.images import make_image, push
 from tests.support.mirrors import MirrorProcess
-from tests.support.programs import DockerRegistry, Program, answers, free_port, require
+from tests.support.patience import PATIENCE
+from tests.support.ports import free_port
+from tests.support.programs import DockerRegistry, Program, answers, require
 
 REPOSITORY = "library/app"
 DASHBOARD = Path(__file__).parents[2] / "grafana" / "mirror.json"
@@ -125,7 +127,7 @@ def pull(mirror: MirrorProcess, blobs: dict[str, bytes]) -> None:
 
 def query(port: int, expression: str) -> float:
     """A value of a query's answer, a number where there is one; waits for it to appear. The query itself must be well-formed."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while True:
         values = query_now(port, expression)
         if values:

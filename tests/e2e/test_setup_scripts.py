@@ -243,6 +243,6 @@ def test_podman_pulls_through_the_mirror_after_the_script(stage: Stage, tmp_path
     for registry in ("docker.io", "ghcr.io"):
         name = f"{registry}/{REPOSITORY}:oci"
         arguments = [*storage, "pull", "-q", "--signature-policy", str(policy(tmp_path)), name]
-        run("podman", *arguments, environment={"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / ".config")}, seconds=120)
+        run("podman", *arguments, environment={"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / ".config")})
     stage.check_upstream_was_asked_once("oci")
     shutil.rmtree(run_root)

@@ -16,6 +16,7 @@ from tests.support.browser import Browser
 from tests.support.dashboard import token
 from tests.support.images import Image, make_image
 from tests.support.mirrors import Mirror
+from tests.support.patience import PATIENCE
 from tests.support.programs import require
 
 NAME = "docker.io/library/lab:1"
@@ -100,7 +101,7 @@ async def test_curl_uploads_a_file_and_a_pipe(mirror: Mirror, tmp_path: Path) ->
         command = ["curl", "-sS", "--fail-with-body", "-H", f"Authorization: Bearer {key or token(mirror)}", *arguments]
 
         def run() -> tuple[int, str]:
-            done = subprocess.run(command, input=data, capture_output=True, timeout=60, check=False)
+            done = subprocess.run(command, input=data, capture_output=True, timeout=PATIENCE, check=False)
             return done.returncode, done.stdout.decode()
 
         return await asyncio.to_thread(run)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.e2e.conftest import REPOSITORY, Stage
 from tests.e2e.test_dockerd import Dockerd, check
+from tests.support.patience import PATIENCE
 
 _LISTED = ("docker", "oci-index")
 
@@ -57,7 +58,7 @@ def _is_offline(stage: Stage) -> bool:
 
 
 def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.05)

@@ -16,7 +16,8 @@ import pytest
 from mirror.config.registries import DEFAULT_ENDPOINTS
 from tests.support.mirrors import until
 from tests.support.namespaces import Confined, confined
-from tests.support.programs import Program, answers, free_port, missing, require, run
+from tests.support.ports import free_port
+from tests.support.programs import Program, answers, missing, require, run
 from tests.support.scripted import Redirect, Scripted
 
 NAMES = "127.0.0.1 registry.test auth.test cdn.test hub.test\n"
@@ -159,7 +160,7 @@ async def test_what_the_mirror_asks_by_itself_and_what_commands_ask_goes_through
                     assert found["results"][0]["star_count"] == 50, found
                 async with session.get(f"/v2/app/blobs/{image.layers[0]}") as answer:
                     assert await answer.read() == layers[0]
-            await until(lambda: all(cdn.count("GET", str(layer)) for layer in (*image.layers, *warm.layers)), 30)
+            await until(lambda: all(cdn.count("GET", str(layer)) for layer in (*image.layers, *warm.layers)))
             shared = ["--config", str(tmp_path / "mirror.toml"), "--cache-dir", str(tmp_path / "cache")]
             mine = [sys.executable, "-m", "mirror"]
             printed = ""

@@ -19,6 +19,7 @@ from mirror.laptop.library import Library
 from mirror.laptop.server import Server
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST, Descriptor
 from mirror.names import Digest, Repository, parse_reference
+from tests.support.patience import PATIENCE
 
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -113,7 +114,7 @@ class Client:
 
     def __call__(self, method: str, target: str, **headers: str) -> Answer:
         """`headers` with underscores instead of hyphens."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.server_port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.server_port, timeout=PATIENCE)
         try:
             connection.request(method, target, headers={name.replace("_", "-"): value for name, value in headers.items()})
             response = connection.getresponse()

@@ -16,6 +16,7 @@ import pytest
 from mirror.bundles.laptop import MARK, companions
 from mirror.laptop.__main__ import _own_address, _url
 from tests.laptop.conftest import Made, manifest
+from tests.support.patience import PATIENCE
 from tests.support.programs import require, run
 from tests.test_structure import ROOT, imported
 
@@ -83,7 +84,7 @@ def taken() -> Iterator[int]:
 def test_a_port_that_is_taken_is_said(folder: Path, taken: int) -> None:
     """With what to do, and status 1."""
     command = [sys.executable, "-I", str(folder / "mirror.pyz"), "--host", "127.0.0.1", "--port", str(taken)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1
     assert f"cannot listen on 127.0.0.1, port {taken}: Address already in use: choose another with --port" in done.stderr
 
@@ -110,7 +111,7 @@ def test_control_characters_of_a_bundle_do_not_reach_the_terminal(folder: Path) 
     with open(folder / "a\x1b[2Jb.tar", "r+b") as file:
         file.truncate(2000)
     done = subprocess.run(
-        [sys.executable, "-I", str(folder / "mirror.pyz")], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-I", str(folder / "mirror.pyz")], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 1
     assert "a\\x1b[2Jb.tar" in done.stderr and "\x1b" not in done.stderr

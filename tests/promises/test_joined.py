@@ -12,6 +12,7 @@ import pytest
 
 from tests.promises.test_workers import fetch
 from tests.support.mirrors import MirrorProcess, until
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Fault, Hold, Length, Rate, Scripted, Status
 
 MIB = 1024 * 1024
@@ -44,7 +45,7 @@ async def test_a_registry_holds_nobody_elses_clients_whichever_worker_they_reach
             theirs = asyncio.create_task(session.get(f"{mirror.url}/v2/other.example/any/blobs/{blob}"))
             await until(lambda: other.count("GET", blob) > 0)
             ours = [asyncio.create_task(fetch(f"{mirror.url}/v2/app/blobs/{blob}")) for _ in range(12)]
-            assert await asyncio.wait_for(asyncio.gather(*ours), 30) == [data] * 12
+            assert await asyncio.wait_for(asyncio.gather(*ours), PATIENCE) == [data] * 12
             assert upstream.sent[blob] <= 1.2 * SIZE
             assert upstream.count("GET", blob) <= 2
             assert upstream.count("HEAD", blob) <= 3

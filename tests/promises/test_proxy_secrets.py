@@ -23,6 +23,7 @@ from mirror.web.token import NAME
 from tests.support.commands import mirror
 from tests.support.dashboard import HTML, PAGES
 from tests.support.mirrors import MirrorProcess
+from tests.support.patience import PATIENCE
 from tests.support.proxying import Answers, Closes, Kind, ScriptedProxy
 from tests.support.scripted import Scripted
 
@@ -89,7 +90,7 @@ SETTINGS = [
 async def get(session: aiohttp.ClientSession, path: str) -> str:
     """The head and body of an answer."""
     try:
-        async with session.get(path, timeout=aiohttp.ClientTimeout(20), headers=HTML) as response:
+        async with session.get(path, timeout=aiohttp.ClientTimeout(PATIENCE), headers=HTML) as response:
             return f"{path} {response.status} {dict(response.headers)} {await response.text(errors='replace')}"
     except aiohttp.ClientError as error:
         return f"{path} {error}"

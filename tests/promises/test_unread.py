@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 from tests.support.mirrors import MirrorProcess
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Scripted
 
 CLIENTS = 30
@@ -35,7 +36,7 @@ async def test_clients_that_do_not_read_a_list_share_it(upstream: Scripted, tmp_
             client.setblocking(False)
             await loop.sock_connect(client, (host, int(port)))
             await loop.sock_sendall(client, b"GET /v2/app/tags/list HTTP/1.1\r\nHost: mirror\r\n\r\n")
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             for client in clients:
                 assert (await loop.sock_recv(client, 1000)).startswith(b"HTTP/1.1 200 ")
         assert resident(mirror.pid) - before < 150

@@ -23,6 +23,7 @@ from mirror.storage.store import ListedImage
 from tests.support.commands import Commands
 from tests.support.dashboard import HTML
 from tests.support.mirrors import Mirror, MirrorProcess, StartMirror, until
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Image, Scripted, Status
 
 APP = Repository("docker.io", "library/app")
@@ -48,7 +49,7 @@ async def pulls(mirror: Mirror, result: str, name: str = "1") -> float:
 async def until_next(mirror: Mirror, name: str) -> None:
     """Waits until the mirror has looked at a list, and nothing of it is due for a while."""
     begin = f'mirror_warm_next_pull_timestamp_seconds{{list="{name}"}} '
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while True:
             text = (await mirror.get("/metrics")).body.decode()
             if any(float(line.removeprefix(begin)) > time.time() + 30 for line in text.splitlines() if line.startswith(begin)):
@@ -85,7 +86,7 @@ async def test_the_next_run_of_an_unchanged_list_asks_for_tags_alone(start: Star
 
     async def after(more: int) -> None:
         goal = await pulls(mirror, "pulled", "tags") + more
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while await pulls(mirror, "pulled", "tags") < goal:
                 await asyncio.sleep(0.02)
 
@@ -110,7 +111,7 @@ async def test_what_fails_is_counted_and_tried_again_and_holds_up_nothing(
     names = ["app:missing", "unknown.lan/app:1", "app:fine"]
     mirror: Mirror = await start(settings=lists({"name": "fails", "images": names, "every": "1h"}))
     await until(lambda: whole(fine, mirror))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while await pulls(mirror, "failed", "fails") < 6:
             await asyncio.sleep(0.02)
     assert await pulls(mirror, "pulled", "fails") == 1
@@ -120,7 +121,7 @@ async def test_what_fails_is_counted_and_tried_again_and_holds_up_nothing(
     assert "unknown.lan/app:1: " in page
     later = upstream.add_image("library/app", "missing", layers=[b"later"])
     await until(lambda: whole(later, mirror))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while "2 of 3 pulled" not in (page := (await mirror.get("/", **HTML)).body.decode()):
             await asyncio.sleep(0.02)
     assert "docker.io/library/app:missing: " not in page
@@ -184,7 +185,7 @@ async def test_sighup_takes_another_list(tmp_path: Path, upstream: Scripted) -> 
         assert await listed() == {"one": (True, False), "two": (False, False), "three": (False, True), "four": (False, True)}
         config.write_text("")
         os.kill(mirror.pid, signal.SIGHUP)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while any(one[1] for one in (await listed()).values()):
                 pass
         assert mirror.terminate() == 0
@@ -208,7 +209,7 @@ async def test_another_process_takes_over(tmp_path: Path, upstream: Scripted) ->
             one.kill()
             # Both write into one file.
             so_far = len(other.log)
-            await until(lambda: "1 of 1 images pulled" in other.log[so_far:], 20)
+            await until(lambda: "1 of 1 images pulled" in other.log[so_far:])
 
 
 async def test_lists_rest_while_offline(tmp_path: Path, upstream: Scripted) -> None:
@@ -218,7 +219,7 @@ async def test_lists_rest_while_offline(tmp_path: Path, upstream: Scripted) -> N
     table = '[[warm]]\nimages = ["app:1"]\nplatforms = ["all"]\nevery = "100ms"\n'
     config.write_text(f"[upstream]\noffline = true\n{table}")
     with MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}, "--config", str(config)) as mirror:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while await asyncio.to_thread(mirror.metric, "mirror_warm_images") != 1:
                 await asyncio.sleep(0.02)
         assert mirror.metric("mirror_warm_pulls_total") == 0
@@ -272,7 +273,7 @@ async def test_signatures_are_pulled_and_kept_with_the_image(start: StartMirror,
     settings["warm"][0]["every"] = settings["warm"][1]["every"] = "200ms"
     upstream.fail(str(refer(image).layers[0]), Status(500), times=1000)
     mirror = await start(settings=settings, tag_ttl=0)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while await pulls(mirror, "failed", "signed") < 1:
             await asyncio.sleep(0.02)
     page = (await mirror.get("/", **HTML)).body.decode()
@@ -351,7 +352,7 @@ async def test_files_that_name_images_are_read_again(tmp_path: Path, upstream: S
             work()
             write(("debug", "info")[number % 2])
             await read_again(words)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 while await asyncio.to_thread(mirror.metric, "mirror_warm_unreadable") != 1:
                     await asyncio.sleep(0.02)
             assert await listed() == {"one"}, words
@@ -361,7 +362,7 @@ async def test_files_that_name_images_are_read_again(tmp_path: Path, upstream: S
         file.write_text(text("two"))
         write("info" if "debug" in config.read_text() else "debug")
         await read_again()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while await listed() != {"two"}:
                 pass
         await until((tmp_path / "cache" / "blobs" / "sha256" / images["two"].layers[0].hex).exists)

@@ -23,7 +23,8 @@ from tests.api.test_tls import shown_serial
 from tests.promises.test_crowd import noted
 from tests.support.certificates import Authority
 from tests.support.mirrors import MirrorProcess, until
-from tests.support.programs import free_port
+from tests.support.patience import PATIENCE
+from tests.support.ports import free_port
 from tests.support.scripted import Hold, Scripted
 
 MIB = 1024 * 1024
@@ -296,7 +297,7 @@ def test_a_start_that_cannot_be_is_told_once(tmp_path: Path) -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=PATIENCE,
             check=False,
             env={**os.environ, "MIRROR_SERVER__WORKERS": "3", "TMPDIR": str(shared)},
         )
@@ -342,7 +343,7 @@ def test_a_reload_amid_the_start_ends_nothing(workers: str, tmp_path: Path) -> N
     command += ["--cache-dir", str(tmp_path / "cache")]
     log = tmp_path / "log"
     with open(log, "wb") as file, subprocess.Popen(command, stdout=file, stderr=file, env=environment) as running:
-        status, deadline = Path(f"/proc/{running.pid}/status"), time.monotonic() + 30
+        status, deadline = Path(f"/proc/{running.pid}/status"), time.monotonic() + PATIENCE
         try:
             while not int(status.read_text().split("SigBlk:")[1].split()[0], 16) & 1:
                 assert running.poll() is None and time.monotonic() < deadline

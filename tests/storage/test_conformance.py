@@ -24,6 +24,7 @@ from mirror.storage.settings import Upkeep
 from mirror.storage.slices import FileSlice, Part, Reader
 from mirror.storage.store import Change, Gone, Question, State, Store, TagRecord
 from tests.support.mirrors import until
+from tests.support.patience import PATIENCE
 from tests.support.schema1 import PAYLOAD, sign
 
 LIMIT = 1_000_000
@@ -365,7 +366,7 @@ async def test_a_lock_is_free_after_its_holder(store: Store) -> None:
     with pytest.raises(ZeroDivisionError):
         async with store.lock(Question.CHECK, "a"), store.lock(Question.FETCH, "b"):
             raise ZeroDivisionError
-    async with asyncio.timeout(5), store.lock(Question.CHECK, "a"), store.lock(Question.FETCH, "b"):
+    async with asyncio.timeout(PATIENCE), store.lock(Question.CHECK, "a"), store.lock(Question.FETCH, "b"):
         pass
 
 
@@ -598,7 +599,7 @@ async def test_a_store_yields_no_change_of_its_own(store: Store, monkeypatch: py
 async def test_a_store_on_the_disk_yields_what_others_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tags that were set, by name; and that something was dropped or deleted. Its own writes in between count for nothing."""
     monkeypatch.setattr(disk_store, "_WATCH", 0.01)
-    async with DiskStore(tmp_path, Upkeep(LIMIT)) as one, DiskStore(tmp_path, Upkeep(LIMIT)) as two, asyncio.timeout(20):
+    async with DiskStore(tmp_path, Upkeep(LIMIT)) as one, DiskStore(tmp_path, Upkeep(LIMIT)) as two, asyncio.timeout(PATIENCE):
         changes = one.watch()
         image = await put_image(two, APP, ONE, b"layer")
         assert await anext(changes) == Change(False, ((APP, ONE),))

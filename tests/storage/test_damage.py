@@ -356,7 +356,7 @@ class SlowEnd:
         async def commit(content: Content, digest: Digest, size: int) -> None:
             if not self.reached.is_set():
                 self.reached.set()
-                await until(self._released.is_set, 60)
+                await until(self._released.is_set)
             await committed(content, digest, size)
 
         if where == "sync of the folder":

@@ -22,6 +22,7 @@ from mirror.storage.disk.store import DiskStore
 from mirror.storage.settings import Upkeep
 from mirror.storage.store import State
 from tests.support.mirrors import Mirror, StartMirror, until
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Image, Scripted
 
 ERRORS = (
@@ -240,7 +241,7 @@ async def test_one_unreadable_file_keeps_nothing_else_from_being_scrubbed(
         raise AssertionError("nothing is damaged")
 
     store.start(restored)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while await store._catalog.do(Catalog.unverified, 2.0) is not None:
             await asyncio.sleep(0.05)
     assert disk.failed == 1

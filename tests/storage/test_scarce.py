@@ -25,6 +25,7 @@ from mirror.storage.disk.maintenance import reading
 from mirror.storage.disk.store import DiskStore
 from mirror.storage.settings import Upkeep
 from tests.support.mirrors import Mirror, MirrorProcess, StartMirror, until
+from tests.support.patience import PATIENCE
 from tests.support.programs import missing, run
 from tests.support.scripted import Image, Scripted
 
@@ -210,7 +211,7 @@ async def test_it_starts_on_a_full_disk(start: StartMirror, upstream: Scripted, 
             with pytest.raises(CatalogFailed, match="disk is full"):
                 await store.pin(APP, LATEST)
         ballast.unlink()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while True:
                 try:
                     await store.pin(APP, LATEST)
@@ -298,7 +299,7 @@ async def test_a_process_that_has_no_descriptor_left_forgets_nothing(upstream: S
     cache = tmp_path / "cache"
 
     def ask(mirror: MirrorProcess) -> None:
-        connection = http.client.HTTPConnection(mirror.url.removeprefix("http://"), timeout=60)
+        connection = http.client.HTTPConnection(mirror.url.removeprefix("http://"), timeout=PATIENCE)
 
         def statuses(method: str = "GET") -> list[int]:
             found = []
@@ -312,9 +313,11 @@ async def test_a_process_that_has_no_descriptor_left_forgets_nothing(upstream: S
         assert statuses() == [200] * 4
         connection.close()
         mirror.terminate()
-        subprocess.run([sys.executable, "-m", "mirror", "pin", "app:latest", "--cache-dir", str(cache)], check=True, timeout=60)
+        subprocess.run(
+            [sys.executable, "-m", "mirror", "pin", "app:latest", "--cache-dir", str(cache)], check=True, timeout=PATIENCE
+        )
         mirror.start()
-        connection = http.client.HTTPConnection(mirror.url.removeprefix("http://"), timeout=60)
+        connection = http.client.HTTPConnection(mirror.url.removeprefix("http://"), timeout=PATIENCE)
         connection.request("GET", "/healthz")
         connection.getresponse().read()
         limits = resource.prlimit(mirror.pid, resource.RLIMIT_NOFILE)

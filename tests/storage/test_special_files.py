@@ -12,6 +12,7 @@ import pytest
 from mirror.errors import CatalogFailed
 from mirror.names import Digest
 from tests.support.mirrors import Mirror, StartMirror
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Scripted
 
 NAMES = (
@@ -72,7 +73,7 @@ async def test_nothing_waits_for_what_is_no_file(
     if path.exists():
         path.unlink()
     make(kind, path)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         mirror = await start(mirror.directory)
         for _ in range(2):
             assert (await mirror.get("/v2/app/manifests/1")).body == image.body
@@ -96,7 +97,7 @@ async def test_what_must_be_a_file_and_is_none_ends_the_start_in_words(
     shutil.rmtree(mirror.directory)
     path.parent.mkdir(parents=True)
     make(kind, path)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         try:
             mirror = await start(mirror.directory)
         except (OSError, CatalogFailed) as error:

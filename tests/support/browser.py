@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.support.programs import Program, answers, free_port, require
+from tests.support.patience import PATIENCE
+from tests.support.ports import free_port
+from tests.support.programs import Program, answers, require
 
 _FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
@@ -82,7 +84,7 @@ class Browser:
     def text(self, css: str = "body") -> str:
         return str(self.script("return document.querySelector(arguments[0])?.innerText ?? ''", css))
 
-    def until(self, condition: Callable[[], Any], what: str, seconds: float = 20) -> Any:
+    def until(self, condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
         """Waits for something that must come."""
         deadline = time.monotonic() + seconds
         while not (found := condition()):
@@ -132,7 +134,7 @@ class Browser:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._base + path, data, {"Content-Type": "application/json"}, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=90) as response:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as response:
                 return json.loads(response.read())["value"]
         except urllib.error.HTTPError as error:
             with error:

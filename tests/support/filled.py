@@ -14,6 +14,7 @@ from mirror.manifests import OCI_INDEX, OCI_MANIFEST
 from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.catalog import Catalog
+from tests.support.patience import PATIENCE
 
 _LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -28,7 +29,7 @@ def fill(directory: Path, images: int) -> None:
     chance = random.Random(7)
     store = BlobStore(directory)
     Catalog(directory / "catalog").close()
-    db = sqlite3.connect(directory / "catalog" / "content.sqlite", timeout=60)
+    db = sqlite3.connect(directory / "catalog" / "content.sqlite", timeout=PATIENCE)
     db.execute("PRAGMA synchronous = OFF")
     bases = [[_layer(f"base {base} {number}", chance) for number in range(4)] for base in range(max(1, images // 150))]
     for number in range(images):

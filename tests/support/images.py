@@ -14,6 +14,7 @@ from urllib.parse import urljoin
 from urllib.response import addinfourl
 
 from mirror.manifests import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from tests.support.patience import PATIENCE
 
 _TYPES = {
     "oci": (OCI_MANIFEST, "application/vnd.oci.image.config.v1+json", "application/vnd.oci.image.layer.v1.tar+gzip", OCI_INDEX),
@@ -108,7 +109,7 @@ def push(url: str, repository: str, tag: str, image: Image, authorization: str |
 
 def send(method: str, url: str, data: bytes, headers: dict[str, str]) -> addinfourl:
     """One request to a registry. Raises HTTPError for an answer that is no success."""
-    answer: addinfourl = urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=30)
+    answer: addinfourl = urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=PATIENCE)
     return answer
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tests.support.programs import Program, answers, free_port
+from tests.support.ports import free_port
+from tests.support.programs import Program, answers
 
 PYTHON = shutil.which("python3", path="/usr/bin:/usr/local/bin") or "python3"
 """One without the mirror's packages, where there is one."""

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import aiohttp
 
 from mirror.names import Digest
+from tests.support.patience import PATIENCE
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Mirror:
         return sorted(os.listdir(self.directory / "spool"))
 
     async def until_cached(self, digest: Digest) -> None:
-        """Waits until a download is complete and kept; for ten seconds."""
+        """Waits until a download is complete and kept."""
         await until(lambda: self.cached(digest))
 
     async def mended(self) -> None:
@@ -126,9 +127,9 @@ async def read_to_end(response: aiohttp.ClientResponse) -> Got:
     return Got(response.status, response.headers, bytes(body), cut)
 
 
-async def until(condition: Any, seconds: float = 10.0) -> None:
+async def until(condition: Any) -> None:
     """Waits for something that must come."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "it never came"
         await asyncio.sleep(0.01)
@@ -179,7 +180,7 @@ class MirrorProcess:
         return self._log.read_text()
 
     def start(self) -> None:
-        """Starts, or starts again on the same directory. Fails the test when it does not come up in 20 s."""
+        """Starts, or starts again on the same directory. Fails the test when it does not come up."""
         begin = self._log.stat().st_size if self._log.exists() else 0
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(
@@ -190,32 +191,32 @@ class MirrorProcess:
                 env={**os.environ, **self._environment},
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while True:
             for line in self._log.read_bytes()[begin:].decode(errors="replace").splitlines(keepends=True):
                 if line.startswith("listening on ") and line.endswith("\n"):
                     self.url = line.split()[2]
                     return
             assert self._process.poll() is None, f"the mirror did not start:\n{self.log[begin:]}"
-            assert time.monotonic() < deadline, f"the mirror is not up after 20 s:\n{self.log[begin:]}"
+            assert time.monotonic() < deadline, f"the mirror is not up after {PATIENCE:g} s:\n{self.log[begin:]}"
             time.sleep(0.01)
 
     def kill(self) -> None:
         """As a power cut would."""
         assert self._process is not None
         self._process.send_signal(signal.SIGKILL)
-        self._process.wait(10)
+        self._process.wait(PATIENCE)
 
     def terminate(self) -> int:
         """SIGTERM; returns the exit status."""
         assert self._process is not None
         self._process.terminate()
-        return self._process.wait(40)
+        return self._process.wait(PATIENCE)
 
     def wait(self) -> int:
         """Waits for it to end by itself; returns the exit status."""
         assert self._process is not None
-        return self._process.wait(60)
+        return self._process.wait(PATIENCE)
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""

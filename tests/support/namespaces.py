@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.patience import PATIENCE
 from tests.support.programs import Program, require_root, run
 
 _RECORDER = """
@@ -53,11 +54,11 @@ class Confined:
     def check_recorder(self) -> None:
         """A query is written down, and a connection elsewhere is counted: it is no accident that there was none."""
         queries, unrouted = len(self.queries), self.unrouted
-        subprocess.run(self.command("getent", "ahosts", "probe.test"), check=False, timeout=30)
+        subprocess.run(self.command("getent", "ahosts", "probe.test"), check=False, timeout=PATIENCE)
         assert len(self.queries) > queries
         # An address of documentation (RFC 5737), to which the network has no route.
         connect = 'import socket; socket.socket().connect_ex(("192.0.2.1", 80))'
-        subprocess.run(self.command(sys.executable, "-c", connect), check=True, timeout=30)
+        subprocess.run(self.command(sys.executable, "-c", connect), check=True, timeout=PATIENCE)
         assert self.unrouted > unrouted
 
 

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -17,6 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.support.patience import PATIENCE
+from tests.support.ports import free_port
 
 _PACKAGES = {
     "docker-registry": "docker-registry",
@@ -64,13 +66,6 @@ def missing(what: str) -> None:
     pytest.skip(what)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class Program:
     """A server in a process group of its own; what it prints is in `log`."""
 
@@ -94,7 +89,7 @@ class Program:
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
-    def wait_until(self, ready: Callable[[], bool], seconds: float = 30) -> None:
+    def wait_until(self, ready: Callable[[], bool], seconds: float = PATIENCE) -> None:
         deadline = time.monotonic() + seconds
         while not ready():
             assert self._process.poll() is None, f"{self._process.args!r} ended:\n{self.log[-3000:]}"
@@ -168,7 +163,7 @@ class DockerRegistry:
         return sum(int(match[1]) for match in found if match)
 
 
-def run(*command: str, environment: dict[str, str] | None = None, seconds: float = 60) -> str:
+def run(*command: str, environment: dict[str, str] | None = None, seconds: float = PATIENCE) -> str:
     """Runs a command to its end; what it printed is in the failure when it fails."""
     done = subprocess.run(
         command,

@@ -13,6 +13,7 @@ from typing import Literal
 from yarl import URL
 
 from tests.support.certificates import Authority
+from tests.support.ports import free_port
 from tests.support.scripted import Scripted
 
 Kind = Literal["http", "https", "socks5", "socks5h"]
@@ -67,7 +68,7 @@ class ScriptedProxy:
         self._next: list[ProxyFault | None] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
-        self.port = 0
+        self.port = free_port()
 
     async def __aenter__(self) -> ScriptedProxy:
         await self.start()
@@ -81,9 +82,8 @@ class ScriptedProxy:
         return f"{self.kind}://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        """Listens, on the same port as before if it was stopped."""
+        """Listens, on the same port whenever it is started again."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
         """Refuses connections, and drops those that are open."""

@@ -29,6 +29,7 @@ from aiohttp import web
 
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST
 from mirror.names import Digest
+from tests.support.ports import free_port
 
 _CHUNK = 64 * 1024
 _F = TypeVar("_F", bound="Fault")
@@ -238,7 +239,7 @@ class Scripted:
         self._tokens: dict[str, str] = {}
         self._runner: web.ServerRunner | None = None
         self._stopping = asyncio.Event()
-        self.port = 0
+        self.port = free_port()
 
     # ------------------------------------------------------------------ running
 
@@ -250,13 +251,12 @@ class Scripted:
         await self.stop()
 
     async def start(self) -> None:
-        """Listens, on the same port as before where it was stopped."""
+        """Listens, on the same port whenever it is started again."""
         self._stopping.clear()
         self._runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
         await site.start()
-        self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
         """Gone: connections are refused."""

@@ -18,6 +18,7 @@ import pytest
 from mirror.names import Digest
 from tests.support.certificates import Authority
 from tests.support.mirrors import Got, Mirror, StartMirror
+from tests.support.patience import PATIENCE
 from tests.support.proxying import Answers, Closes, Cuts, Endless, ProxyFault, ScriptedProxy, secured, server_tls
 from tests.support.scripted import Image, Scripted
 
@@ -50,7 +51,7 @@ RULES = "its rules forbid this host"
 HTTP = {
     "stopped": Case(None, "Connection refused; check that it runs", 0),
     "closes": Case(Closes(), r"; is it an https? proxy\?"),
-    "silent": Case(Answers(), f"no answer in 1 s; {OWN}"),
+    "silent": Case(Answers(), f"no answer in 3 s; {OWN}"),
     "no HTTP": Case(Answers((b"SSH-2.0-OpenSSH\r\n\r\n",)), r"answered with something that is not HTTP; is it an https? proxy\?"),
     "502": Case(answer("502 Bad Gateway"), "answered 502 Bad Gateway; it cannot reach the host: check"),
     "503": Case(answer("503 Service Unavailable"), "answered 503 Service Unavailable; it cannot reach the host: check"),
@@ -60,10 +61,10 @@ HTTP = {
         answer("407 Who Are You"),
         "answered 407 Proxy Authentication Required; check the user and password in proxy_credentials_file",
     ),
-    "drips": Case(Endless(b"H", b"T", 0.05), f"no answer in 1 s; {OWN}"),
-    "endless fields": Case(Endless(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n", 0.05), f"no answer in 1 s; {OWN}"),
+    "drips": Case(Endless(b"H", b"T", 0.05), f"no answer in 3 s; {OWN}"),
+    "endless fields": Case(Endless(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n", 0.05), f"no answer in 3 s; {OWN}"),
     "huge head": Case(Endless(b"HTTP/1.1 200 OK\r\n", b"X: " + b"y" * 1000 + b"\r\n"), "is not HTTP"),
-    "endless 100s": Case(Endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.01), f"no answer in 1 s; {OWN}"),
+    "endless 100s": Case(Endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.01), f"no answer in 3 s; {OWN}"),
     "200, noise": Case(Answers((TUNNEL + b"noise\r\n\r\n",)), "made no clean tunnel: bytes followed its answer"),
     "200, late noise": Case(Answers((TUNNEL, b"noise\r\n\r\n")), "TLS.*; check that the proxy works and allows this host"),
     "200, nothing": Case(Answers((TUNNEL,)), "did not answer in time.*; check that the proxy works and allows this host", 1),
@@ -72,8 +73,8 @@ HTTP = {
 SOCKS = {
     "stopped": Case(None, "Connection refused; check that it runs", 0),
     "closes": Case(Closes(), r"is it a SOCKS5 proxy\?"),
-    "silent": Case(Answers(), f"no answer in 1 s; {OWN}"),
-    "silent later": Case(Answers((b"\5\0",)), f"no answer in 1 s; {OWN}"),
+    "silent": Case(Answers(), f"no answer in 3 s; {OWN}"),
+    "silent later": Case(Answers((b"\5\0",)), f"no answer in 3 s; {OWN}"),
     "an HTTP proxy": Case(answer("400 Bad Request"), r"is it a SOCKS5 proxy\?"),
     "SOCKS4": Case(Answers((b"\0\x5b\0\0\0\0\0\0",), close=True), r"is it a SOCKS5 proxy\?"),
     "no method": Case(Answers((b"\5\xff",), close=True), "check the user and password in proxy_credentials_file"),
@@ -87,7 +88,7 @@ SOCKS = {
     "7": Case(reply(7), r"is it a SOCKS5 proxy\?"),
     "8": Case(reply(8), r"is it a SOCKS5 proxy\?"),
     "99": Case(reply(99), r"is it a SOCKS5 proxy\?"),
-    "drips a name": Case(Endless(b"\5\0\0\3\xff", b"a", 0.1, (b"\5\0",)), f"no answer in 1 s; {OWN}"),
+    "drips a name": Case(Endless(b"\5\0\0\3\xff", b"a", 0.1, (b"\5\0",)), f"no answer in 3 s; {OWN}"),
     "0, late noise": Case(reply(0, b"noise\r\n\r\n"), "TLS.*; check that the proxy works and allows this host"),
     "0, closes": Case(reply(0), "TLS.*; check that the proxy works and allows this host"),
 }
@@ -137,11 +138,15 @@ async def place(
         yield Place(proxy, url, {"proxy": proxy.url, "ca_file": str(authority.ca)})
 
 
-def behind(place: Place, *more: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a mirror whose first endpoint is behind the proxy; `more` are further endpoints."""
+def behind(place: Place, *more: dict[str, Any], connect_timeout: float = 10, header_timeout: float = 60) -> dict[str, Any]:
+    """The settings of a mirror whose first endpoint is behind the proxy; `more` are further endpoints.
+
+    Timeouts are short only where a test waits for them: elsewhere a busy machine would look like a proxy that does not answer.
+    """
     own = {"url": place.url, "proxy": place.settings["proxy"]}
     registry = {"endpoints": [own, *more], "ca_file": place.settings["ca_file"]}
-    return {"registries": {"docker.io": registry}, "upstream": {"connect_timeout": 0.5, "header_timeout": 6}}
+    upstream = {"connect_timeout": connect_timeout, "header_timeout": header_timeout, "stall_timeout": PATIENCE}
+    return {"registries": {"docker.io": registry}, "upstream": upstream}
 
 
 def message_of(got: Got) -> str:
@@ -159,7 +164,7 @@ async def break_down(proxy: ScriptedProxy, fault: ProxyFault | None) -> None:
 
 async def until_served(mirror: Mirror, path: str) -> Got:
     """Asks until it is answered: an endpoint that failed is paused for a second or more."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while (got := await mirror.get(path)).status != 200:
             await asyncio.sleep(0.05)
     return got
@@ -178,9 +183,14 @@ async def test_a_proxy_that_fails_is_named_with_what_to_do(
     cases = SOCKS if proxy.kind.startswith("socks") else HTTP if place.url.startswith("https:") else FORWARDING
     case = cases[name]
     cached, other = upstream.add_image("library/app", "cached"), upstream.add_image("library/app", "other", layers=[b"other"])
-    mirror: Mirror = await start(settings=behind(place), tag_ttl=0)
-    assert (await mirror.get("/v2/app/manifests/cached")).status == 200
-    assert proxy.connections == 1
+    times: dict[str, float] = {}
+    if "no answer in 3 s" in case.message:
+        times["connect_timeout"] = 1.5
+    if "did not answer in time" in case.message:
+        times["header_timeout"] = 4
+    mirror: Mirror = await start(settings=behind(place, **times), tag_ttl=0)
+    await until_served(mirror, "/v2/app/manifests/cached")
+    assert proxy.connections == 1 or times
     await break_down(proxy, case.fault)
     before, asked = proxy.connections, len(upstream.asked)
     got = await mirror.get("/v2/app/manifests/other")
@@ -223,7 +233,9 @@ async def test_the_next_endpoint_is_asked_and_not_blamed(
     async with Scripted() as second, ScriptedProxy("socks5h") as another:
         image = second.add_image("library/app", "1", layers=[os.urandom(100_000)])
         way = "none" if other == "none" else another.url
-        mirror: Mirror = await start(settings=behind(place, {"url": second.url, "proxy": way}))
+        silent = isinstance(fault, Answers) and not fault.close
+        settings = behind(place, {"url": second.url, "proxy": way}, connect_timeout=1.5 if silent else 10)
+        mirror: Mirror = await start(settings=settings)
         await break_down(place.proxy, fault)
         for path in pull_paths(image):
             assert (await mirror.get(f"/v2/app/{path}")).status == 200
@@ -275,8 +287,9 @@ async def test_a_proxy_that_wants_a_password_later_delays_a_body_or_hands_it_ove
     refusal = Answers((b"\5\2",)) if place.proxy.kind.startswith("socks") else answer("407 Who Are You")
     once, handed, kept = (os.urandom(SIZE) for _ in range(3))
     blobs = [upstream.add_blob(data) for data in (once, handed, kept)]
-    single = {"connections_per_blob": 1, "connect_timeout": 0.5}
-    mirror: Mirror = await start(settings={**behind(place), "upstream": single})
+    settings = behind(place)
+    settings["upstream"]["connections_per_blob"] = 1
+    mirror: Mirror = await start(settings=settings)
     place.proxy.heal(Cuts(CUT), refusal)
     got = await mirror.get(f"/v2/app/blobs/{blobs[0]}")
     assert (got.cut, got.body == once, place.proxy.connections) == (False, True, 3)
@@ -302,7 +315,7 @@ async def test_a_proxy_that_wants_a_password_later_delays_a_body_or_hands_it_ove
         place.proxy.fail(refusal, Cuts(CUT))
         mirror = await start(
             Path(mirror.directory).with_name("two"),
-            settings={**behind(place, {"url": second.url, "proxy": "none"}), "upstream": single},
+            settings={**behind(place, {"url": second.url, "proxy": "none"}), "upstream": settings["upstream"]},
         )
         got = await mirror.get(f"/v2/app/blobs/{blobs[1]}")
         assert (got.cut, got.body == handed) == (False, True)

@@ -207,10 +207,10 @@ async def test_one_that_does_not_answer_is_waited_for_once(start: StartMirror, u
         assert (await mirror.get("/v2/app/manifests/latest")).status == 200
         first = time.monotonic() - began
         assert upstream.count("HEAD") == 1
-        began = time.monotonic()
         for _ in range(10):
+            began = time.monotonic()
             assert (await mirror.get("/v2/app/manifests/latest")).status == 200
-        assert time.monotonic() - began < first
+            assert time.monotonic() - began < first
         assert [registry.count("HEAD") for registry in both] == [11, 11]
         assert upstream.count("HEAD") <= 2
 

@@ -23,6 +23,7 @@ from mirror.config.in_force import in_force
 from mirror.upstream.health import Delivery
 from mirror.upstream.rates import Bucket, Limiter, Parts, Queue, Share, Turn
 from tests.support.mirrors import MirrorProcess, StartMirror
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Hold, Scripted
 
 
@@ -308,7 +309,7 @@ async def test_a_turn_that_nobody_takes_is_the_next_ones() -> None:
         with pytest.raises(asyncio.CancelledError):
             await waiting
     assert share.waiting == 0
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         await limiter.turn(share)
     limiter.close()
 

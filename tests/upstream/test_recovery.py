@@ -8,6 +8,7 @@ import os
 import pytest
 
 from tests.support.mirrors import Mirror, StartMirror
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Corrupt, Delay, Fault, Raw, Scripted, Silence, Status
 
 _HTML = {"Content-Type": "text/html"}
@@ -49,7 +50,7 @@ async def test_an_endpoint_that_was_bad_and_is_well_is_asked_again(
         for _ in range(5):
             assert (await mirror.get(f"/v2/app{next(repositories)}/manifests/1")).status == 200
         upstream.heal()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while (await mirror.get(f"/v2/app{next(repositories)}/manifests/1")).body != image.body:
                 pass
 

@@ -23,6 +23,7 @@ from mirror.upstream.health import Breaker
 from mirror.upstream.transport import Connections, Timeouts, Transport
 from tests.support.certificates import Authority
 from tests.support.mirrors import Mirror, StartMirror
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Cut, Delay, Headers, Redirect, Scripted, Status
 
 LATEST = "/v2/app/manifests/latest"
@@ -130,7 +131,7 @@ async def test_slow_headers_end_within_the_header_timeout(mirror: Mirror, upstre
     """An upstream that does not answer is no reason to hold a client for longer."""
     upstream.add_image("library/app", "latest")
     upstream.fail("latest", Delay(30), times=10)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         answer = await mirror.get(LATEST)
     assert answer.status == 503
     assert b"in time" in answer.body

@@ -12,6 +12,7 @@ import pytest
 from mirror.web import actions
 from tests.support.dashboard import HTML, events, log_in, post, token
 from tests.support.mirrors import Mirror
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Hold, Scripted
 
 
@@ -104,7 +105,7 @@ async def test_a_long_fetch_goes_on_behind_and_tells_its_failure(
     await hold.reached.wait()
     await upstream.stop()
     parts: dict[str, str] = {}
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         async for news in events(dashboard.session):
             parts.update(news)
             if "/image/docker.io/library/other:1" in parts["downloads"] and "failed: " in parts["downloads"]:

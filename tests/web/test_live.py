@@ -11,6 +11,7 @@ import pytest
 from mirror.web import live
 from tests.support.dashboard import IMAGE, events, post, token
 from tests.support.mirrors import Mirror, StartMirror, until
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Hold, Scripted
 
 
@@ -35,7 +36,7 @@ async def test_downloads_of_all_processes_are_shown(start: StartMirror, upstream
     pulls = [asyncio.create_task(mirror.get(path)) for mirror in (one, two)]
     await hold.reached.wait()
     parts: dict[str, str] = {}
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         async for news in events(two.session):
             parts.update(news)
             if "2 readers" in parts["downloads"]:
@@ -44,7 +45,7 @@ async def test_downloads_of_all_processes_are_shown(start: StartMirror, upstream
                 break
     assert {(await pull).status for pull in pulls} == {200}
     assert "docker.io/library/app" in parts["downloads"]
-    await until(lambda: not list((one.directory / "live").glob("*")), 20)
+    await until(lambda: not list((one.directory / "live").glob("*")))
 
 
 async def test_what_fails_is_shown_with_its_reason(mirror: Mirror, upstream: Scripted) -> None:
@@ -56,7 +57,7 @@ async def test_what_fails_is_shown_with_its_reason(mirror: Mirror, upstream: Scr
     await hold.reached.wait()
     await upstream.stop()
     parts: dict[str, str] = {}
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         async for news in events(mirror.session):
             parts.update(news)
             if "failed: " in parts["downloads"]:
@@ -78,7 +79,7 @@ async def test_listeners_are_few_and_cost_nothing_when_they_have_left(dashboard:
     assert set(told) == {"faults", "figures", "downloads", "traffic", "upstreams", "top", "warm"}
     assert (await dashboard.get("/events")).status == 503
     assert (await post(dashboard, IMAGE, {"action": "pin"}, Authorization=f"Bearer {token(dashboard)}"))[0] == 200
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while "1 pinned" not in told["figures"]:
             news = await anext(stream)
             assert all(told[name] != part for name, part in news.items())
@@ -89,7 +90,7 @@ async def test_listeners_are_few_and_cost_nothing_when_they_have_left(dashboard:
         async with dashboard.session.get("/events") as response:
             return response.status == 200
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while not await free():
             await asyncio.sleep(0.05)
 
@@ -100,7 +101,7 @@ async def test_who_listens_does_not_hold_up_the_end(start: StartMirror) -> None:
     async with aiohttp.ClientSession(mirror.url) as session:
         stream = events(session)
         await anext(stream)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             await mirror.stop()
             # And no more comes of it.
             assert [news async for news in stream if "downloads" in news] == []

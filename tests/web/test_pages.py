@@ -28,6 +28,7 @@ from tests.support.dashboard import HOSTILE, HTML, IMAGE, PAGES, log_in, post, t
 from tests.support.filled import fill
 from tests.support.images import make_index
 from tests.support.mirrors import Mirror, StartMirror, until
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Scripted
 
 
@@ -40,7 +41,7 @@ async def test_an_upstream_that_nobody_has_asked_is_not_called_healthy(mirror: M
     assert unknown > 1
     assert b"healthy" not in page
     await mirror.get("/v2/app/manifests/1")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         # A page has the state of a moment ago.
         while b"healthy" not in (page := (await mirror.get("/", **HTML)).body):
             await asyncio.sleep(0.1)
@@ -76,7 +77,7 @@ async def test_what_is_fetched_ahead_is_counted_apart(start: StartMirror, upstre
     before = await mirror.metric("mirror_prefetched_bytes_total")
     await mirror.get("/v2/app/manifests/1")
     await mirror.get(f"/v2/app/blobs/{image.layers[0]}")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while await mirror.metric("mirror_prefetched_bytes_total") < before + 300_000:
             await asyncio.sleep(0.01)
     await until(lambda: not mirror.spooled())
@@ -103,7 +104,7 @@ async def test_the_first_screen_is_small_with_ten_thousand_images(start: StartMi
     mirror: Mirror = await start(max_size="2TiB")
     await mirror.mended()
     await asyncio.to_thread(_fill, mirror.directory)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         # A page has the figures of a moment ago at once, and has new ones made.
         while b">10,000<" not in (page := await mirror.get("/", **HTML)).body:
             await asyncio.sleep(0.2)
@@ -155,7 +156,7 @@ async def test_an_images_platforms_are_tabs(mirror: Mirror, upstream: Scripted) 
     made = make_index(5)
     serve(upstream, "library/app", "1", made)
     await pull(mirror, "library/app", "1", made, "arm64")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         # A file is there a moment before the catalog knows it.
         while '<span class="badge good">complete</span>' not in (page := (await mirror.get(IMAGE, **HTML)).body.decode()):
             await asyncio.sleep(0.05)
@@ -229,7 +230,7 @@ async def test_a_page_has_links_to_the_tars_of_the_platforms_that_are_cached(mir
     upstream.add_index("library/both", "1", [amd, arm])
     await mirror.get("/v2/both/manifests/1")
     for image in (amd, arm):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             # A blob's file is there before the catalog knows of it.
             while ("/export/" in (await mirror.get("/image/docker.io/library/both:1", **HTML)).body.decode()) is not (
                 image is arm

@@ -9,6 +9,7 @@ import socket
 from aiohttp import web
 
 from mirror.workers.acceptor import Acceptor
+from tests.support.patience import PATIENCE
 
 
 async def answer(request: web.BaseRequest) -> web.Response:
@@ -27,7 +28,7 @@ async def test_what_comes_in_as_it_closes_is_served_or_closed() -> None:
         acceptor._accept(listener)
         await acceptor.aclose()
         await server.shutdown(1)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.mirrors import MirrorProcess, until
+from tests.support.patience import PATIENCE
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -18,7 +19,7 @@ async def test_idle_clients_beyond_the_limit_of_descriptors_keep_nobody_out(tmp_
     limited = MirrorProcess(tmp_path / "cache", {}, "--workers", workers).limit_descriptors(256 // int(workers))
 
     def answered() -> int:
-        with urllib.request.urlopen(f"{mirror.url}/healthz", timeout=60) as response:
+        with urllib.request.urlopen(f"{mirror.url}/healthz", timeout=PATIENCE) as response:
             return int(response.status)
 
     with limited as mirror:
