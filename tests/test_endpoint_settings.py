@@ -8,7 +8,7 @@ import pytest
 from yarl import URL
 
 from mirror.config import ConfigError, load
-from mirror.upstream.registry import is_own
+from mirror.upstream.urls import is_own
 
 _HOST = "name or the address of a host"
 _PORT = "port is a number from 1 to 65535"

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "laptop": {"laptop"},
     "api": SHARED | {"units", "api", "bundles", "cache", "downloads", "storage"},
     "web": SHARED | {"units", "clients", "api", "bundles", "cache", "storage", "downloads", "web"},
-    "doctor": SHARED | {"units", "disk_room", "config", "clients", "upstream", "doctor"},
+    "doctor": SHARED | {"units", "disk_room", "config", "clients", "storage", "upstream", "doctor"},
     "workers": {"backoff", "config", "metrics", "locks", "workers"},
     "disk_probe": {"disk_room"},
     "readiness": {"certificate", "disk_probe", "config", "durable", "regular_files", "upstream", "workers"},

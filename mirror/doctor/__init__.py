@@ -1,6 +1,7 @@
 """Diagnoses this machine: settings, disk, clock, upstreams, the mirror itself, lists of images, and the clients beside it.
 
-All checks run at once and have time limits: an examination takes about twelve seconds at most, even without a network.
+All checks run at once and have time limits: an examination takes about fifteen seconds at most, even without a network, and three more for each endpoint of a registry
+that has several, since their throughput is measured one after another.
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 from yarl import URL
 
@@ -18,26 +20,28 @@ from mirror import metrics
 from mirror.clients import runs_systemd
 from mirror.config import DEFAULT_REGISTRY, Endpoint, Registry, Settings
 from mirror.doctor.findings import Finding, Level, advice, ok, problem
-from mirror.doctor.ranking import rank
+from mirror.doctor.ranking import Measured, image_of, measure, ranking
 from mirror.doctor.waiting import within
-from mirror.errors import Denied, ManifestUnknown, MirrorError, UpstreamError
+from mirror.errors import Denied, ManifestUnknown, MirrorError, RegionBlocked, UpstreamError
 from mirror.names import Repository, Tag
 from mirror.upstream import Connections, Timeouts, Upstreams
 from mirror.upstream.challenges import choose, parse_challenges
-from mirror.upstream.endpoint import endpoint_label
+from mirror.upstream.endpoint import endpoint_label, is_page
 from mirror.upstream.guard import Guard
 from mirror.upstream.proxies import Proxy, Way
 from mirror.upstream.receiver import Response
 from mirror.upstream.registry import endpoint_way, registry_way, upstream_way
 from mirror.upstream.tokens import Authenticator
-from mirror.upstream.transport import Transport
+from mirror.upstream.transport import Transport, read_bounded
 from mirror.upstream.trust import trusting
+from mirror.upstream.urls import gets_credentials, is_own
 
 _TIMEOUTS = Timeouts(connect=3, header=5, stall=5, attempts=1)
 _ONE_EACH = Connections(per_blob=1, per_endpoint=1, in_all=64)
 _RESOLVE = 4.0
-_REGISTRY = 12.0
-"""Seconds for all requests to one registry."""
+_ENDPOINT = 10.0
+"""Seconds for all requests of the check of one endpoint."""
+_LONGEST_ROOT = 64 * 1024
 _SLOW = 2.0
 _SPANS = ((86400, "days"), (3600, "hours"), (60, "minutes"))
 _ALL_AWAY = 3
@@ -66,8 +70,9 @@ async def examine(settings: Settings) -> list[Finding]:
             )
         ]
     skews: list[float] = []
+    cache, line = settings.cache.dir, asyncio.Lock()
     try:
-        asked = [_registry(name, registry, transport, skews) for name, registry in settings.registries.items()]
+        asked = [_registry(name, registry, transport, skews, cache, line) for name, registry in settings.registries.items()]
         parts = await asyncio.gather(*asked)
     finally:
         await transport.aclose()
@@ -94,7 +99,27 @@ def _summed_up(found: list[Finding]) -> list[Finding]:
     return summary
 
 
-async def _registry(name: str, registry: Registry, transport: Transport, skews: list[float]) -> list[Finding]:
+@dataclass(frozen=True)
+class _Checked:
+    """The finding about an endpoint."""
+
+    endpoint: Endpoint
+    finding: Finding
+    account_refused: bool = False
+    """True if the problem is the user name and password that are set."""
+
+    @property
+    def is_well(self) -> bool:
+        return self.finding.level is not Level.PROBLEM
+
+
+async def _registry(
+    name: str, registry: Registry, transport: Transport, skews: list[float], cache: Path, line: asyncio.Lock
+) -> list[Finding]:
+    """Returns findings about a registry. An endpoint that is dead is no problem while another one works, since public mirrors come and go.
+
+    `line` is held while an endpoint's throughput is measured.
+    """
     try:
         tls = trusting(registry.ca_file) if registry.ca_file is not None else None
     except (OSError, ssl.SSLError) as error:
@@ -105,33 +130,68 @@ async def _registry(name: str, registry: Registry, transport: Transport, skews: 
                 f'set ca_file under [registries."{name}"] to a PEM file',
             )
         ]
-    found: list[Finding] = []
-    try:
-        async with asyncio.timeout(_REGISTRY):
-            asked = (_endpoint(name, registry, endpoint, transport, tls, skews) for endpoint in registry.endpoints)
-            answers, ranking = await asyncio.gather(asyncio.gather(*asked), rank(name, registry, transport.way))
-            found += [*answers, *ranking]
-            if name == DEFAULT_REGISTRY and any(finding.level != "problem" for finding in found):
-                found += await _limit(name, registry, transport.way)
-    except TimeoutError:
-        found.append(
-            problem(
-                name,
-                f"it did not answer all requests within {_REGISTRY:g} s",
-                "check the connection, and the proxy if there is one",
-            )
+    checks = asyncio.gather(*(_check(name, registry, endpoint, transport, tls, skews) for endpoint in registry.endpoints))
+    several = len(registry.endpoints) > 1
+    image = await image_of(name, cache) if several else None
+    measured: list[Measured] = []
+    if image is not None:
+        measured = await measure(name, registry, image, transport.way, line)
+    checked = await checks
+    works = any(one.is_well for one in checked) or any(one.is_usable for one in measured)
+    found = [
+        one.finding
+        if one.is_well or one.account_refused or not works
+        else advice(
+            name,
+            one.finding.message,
+            f"another endpoint serves, and this one is asked last: remove it from endpoints, or {one.finding.cure}",
         )
+        for one in checked
+    ]
+    if image is not None:
+        found += ranking(name, image, measured, dead=[one.endpoint for one in checked if not one.is_well])
+    elif several:
+        found.append(ok(name, "its endpoints are not ranked: no image of it is cached to measure them with"))
+    if name == DEFAULT_REGISTRY and works:
+        found += await _limit(name, registry, transport.way)
     return found
 
 
-async def _endpoint(
+async def _check(
     name: str, registry: Registry, endpoint: Endpoint, transport: Transport, tls: ssl.SSLContext | None, skews: list[float]
-) -> Finding:
-    """Requests the API's root as `docker login` does, with credentials if they are set."""
+) -> _Checked:
     base = URL(endpoint.url)
-    host = base.raw_host or ""
     way = endpoint_way(name, endpoint, registry_way(name, registry, transport.way))
     proxy = way.of(base)
+    urls = [URL(one.url) for one in registry.endpoints]
+    authenticator = Authenticator(name, registry.credentials if gets_credentials(name, base, urls) else None)
+    has_account = registry.username is not None and gets_credentials(name, base, urls)
+    try:
+        async with asyncio.timeout(_ENDPOINT):
+            guard = Guard(transport, base, tls, way)
+            return _Checked(endpoint, await _endpoint(name, base, guard, authenticator if has_account else None, proxy, skews))
+    except TimeoutError:
+        message = f"{base} did not answer all requests within {_ENDPOINT:g} s"
+        cure = "check the connection, and the proxy if there is one"
+    except RegionBlocked as error:
+        message, cure = error.message, "set upstream.proxy"
+    except Denied as error:
+        account = (
+            f'check username and password_file under [registries."{name}"]; with two-factor authentication, use an access token'
+        )
+        return _Checked(endpoint, problem(name, error.message, account), account_refused=True)
+    except MirrorError as error:
+        message, cure = error.message, _cure(error, base, proxy)
+    finally:
+        await authenticator.aclose()
+    return _Checked(endpoint, problem(name, message, cure))
+
+
+async def _endpoint(
+    name: str, base: URL, guard: Guard, authenticator: Authenticator | None, proxy: Proxy | None, skews: list[float]
+) -> Finding:
+    """Requests the API's root as `docker login` does, with credentials if there are any for it. Raises MirrorError, and Denied if the credentials are refused."""
+    host = base.raw_host or ""
     if proxy is None or not proxy.resolves:
         fault = await _resolve(host)
         if fault:
@@ -140,51 +200,41 @@ async def _endpoint(
                 f"the host {host} cannot be resolved: {fault}",
                 "check /etc/resolv.conf and the name server, and the endpoint's spelling; behind a proxy, set upstream.proxy, with socks5h:// or http:// for one that resolves names",
             )
-    guard, authenticator = Guard(transport, base, tls, way), Authenticator(name, registry.credentials)
     url = URL(f"{str(base).rstrip('/')}/v2/")
     began = time.monotonic()
-    try:
-        response = await guard.request("GET", (), url, {}, _TIMEOUTS.header)
-        seconds = time.monotonic() - began
+    response = await guard.request("GET", (), url, {}, _TIMEOUTS.header)
+    seconds = time.monotonic() - began
+    how = "open to anybody"
+    skews += _skew(response)
+    if response.status == 401:
         response.release()
-        skews += _skew(response)
-        if response.status == 401 and registry.username is not None:
-            challenge = choose(parse_challenges(response.headers.getall("WWW-Authenticate", [])))
-            if challenge is None:
-                return problem(
-                    name,
-                    f"{base} asks for credentials by a scheme that this mirror does not support",
-                    "use another endpoint, or remove the credentials",
-                )
-            header, _ = await authenticator.header(challenge, "", guard, [url], _TIMEOUTS.header)
-            response = await guard.request("GET", (), url, {"Authorization": header}, _TIMEOUTS.header)
-            response.release()
-        elif response.status == 401:
+        if authenticator is None:
             # Most images are public; only a pull shows which.
             return _latency(name, base, seconds, proxy, "without credentials")
-    except Denied as error:
-        return problem(
-            name,
-            error.message,
-            f'check username and password_file under [registries."{name}"]; with two-factor authentication, use an access token',
-        )
-    except MirrorError as error:
-        return problem(name, error.message, _cure(error, base, proxy))
-    finally:
-        await authenticator.aclose()
-    if response.status in (401, 403):
-        return problem(
-            name,
-            f"{base} answered {response.status} to the credentials",
-            f'check username and password_file under [registries."{name}"]',
-        )
-    if response.status != 200:
-        return problem(
-            name,
-            f"{base} answered {response.status} to a request for /v2/",
-            "check that this is a registry's address; a captive portal or a proxy may answer like this too",
-        )
-    return _latency(name, base, seconds, proxy, "with credentials" if registry.username is not None else "open to anybody")
+        challenge = choose(parse_challenges(response.headers.getall("WWW-Authenticate", [])))
+        if challenge is None:
+            return problem(
+                name,
+                f"{base} asks for credentials by a scheme that this mirror does not support",
+                "use another endpoint, or remove the credentials",
+            )
+        header, _ = await authenticator.header(challenge, "", guard, [url], _TIMEOUTS.header)
+        how = "with credentials"
+        response = await guard.request("GET", (), url, {"Authorization": header}, _TIMEOUTS.header)
+        if response.status in (401, 403):
+            response.release()
+            raise Denied(f"{base} answered {response.status} to the credentials")
+    # Quay's root is a word that is called HTML.
+    body = await read_bounded(response, _LONGEST_ROOT, _TIMEOUTS.header) if response.status == 200 and is_page(response) else b""
+    response.release()
+    if response.status == 200 and not body.lstrip().startswith(b"<"):
+        return _latency(name, base, seconds, proxy, how)
+    what = "with a web page" if response.status == 200 else str(response.status)
+    return problem(
+        name,
+        f"{base} answered {what} to a request for /v2/",
+        "check that this is a registry's address; a captive portal or a proxy may answer like this too",
+    )
 
 
 def _latency(name: str, base: URL, seconds: float, proxy: Proxy | None, how: str) -> Finding:
@@ -226,13 +276,18 @@ async def _resolve(host: str) -> str:
 
 async def _limit(name: str, registry: Registry, way: Way) -> list[Finding]:
     """Checks Docker Hub's remaining pulls, with a request as the mirror makes it."""
-    async with Upstreams({name: registry}, _TIMEOUTS, _ONE_EACH, way=way) as upstreams:
+    own = tuple(endpoint for endpoint in registry.endpoints if is_own(name, URL(endpoint.url)))
+    asked = registry.model_copy(update={"endpoints": own or registry.endpoints})
+    async with Upstreams({name: asked}, _TIMEOUTS, _ONE_EACH, way=way) as upstreams:
         try:
             await upstreams.registry(name).head_manifest(_PREVIEW, Tag("latest"))
         except ManifestUnknown:
             # A mirror of Docker Hub may not have it.
             return []
         except (Denied, UpstreamError) as error:
+            if len(registry.endpoints) > 1:
+                # The ranking shows which endpoints can be pulled from.
+                return []
             return [
                 problem(
                     name,

@@ -123,7 +123,9 @@ class Endpoint:
         pause = self.breaker.pause_left
         again = None if pause is None else time.time() + pause
         heard = self.breaker.heard
-        return EndpointHealth(self.name, state, error, delivery.latency, delivery.throughput, heard, again, *self._limits)
+        pulls, left = self._limits
+        token = self._authenticator.latency
+        return EndpointHealth(self.name, state, error, delivery.latency, delivery.throughput, heard, again, pulls, left, token)
 
     def url(self, repository: Repository, rest: str) -> URL:
         """Returns the URL of a resource of a repository."""
@@ -167,7 +169,7 @@ class Endpoint:
         except (Denied, UpstreamFailed, UpstreamInvalid, UpstreamTimeout):
             return None
         response.release()
-        return response if response.status == 200 and not (_is_page(response) and not self.only) else None
+        return response if response.status == 200 and not (is_page(response) and not self.only) else None
 
     async def send(
         self,
@@ -319,7 +321,7 @@ class Endpoint:
             return
         if status in (401, 403, 451):
             raise refusal(where, response, await _excerpt(response, deadline))
-        if status == 200 and _is_page(response) and not self.only:
+        if status == 200 and is_page(response) and not self.only:
             raise UpstreamInvalid(f"{where} answered with a web page, as log-in pages and captive portals do")
         if status >= 500 or status == 408:
             raise UpstreamFailed(f"{where} answered {status}")
@@ -333,7 +335,8 @@ class Endpoint:
                 gauge.labels(*self._labels).set(int(value[:12]))
 
 
-def _is_page(response: Response) -> bool:
+def is_page(response: Response) -> bool:
+    """Returns whether a response is a web page, by its Content-Type."""
     return response.headers.get("Content-Type", "").partition(";")[0].strip().lower() in ("text/html", "application/xhtml+xml")
 
 

@@ -37,7 +37,7 @@ class EndpointHealth:
     asked for blobs last).
 
     `latency` is the time until a blob's response headers, in seconds; `throughput` that of one connection, in bytes per second. `pulls_left` of `pulls` remain in
-    upstream's rate limit, if it states one.
+    upstream's rate limit, if it states one. `token_latency` is how many seconds its last token took, None if it had none.
     """
 
     url: str
@@ -51,6 +51,7 @@ class EndpointHealth:
     """When it may be asked again if it is down, in seconds since the epoch."""
     pulls: int | None
     pulls_left: int | None
+    token_latency: float | None
 
 
 class Breaker:

@@ -37,12 +37,9 @@ from mirror.upstream.search import HubApi, SearchResult, TagDetails
 from mirror.upstream.survey import Surveys, TagAnswers
 from mirror.upstream.transport import Connections, Timeouts, Transport, length_of, read_bounded, shown
 from mirror.upstream.trust import trusting
-from mirror.upstream.urls import same_origin
+from mirror.upstream.urls import gets_credentials, is_own
 
 _T = TypeVar("_T")
-
-_HOSTS = {"docker.io": "registry-1.docker.io"}
-"""The hosts of registries whose name is another one."""
 
 _GONE = {"MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_BLOB_UNKNOWN", "NOT_FOUND", "TAG_EXPIRED", "TAG_INVALID"}
 """Error codes for absent content: of the distribution-spec, of Harbor and Quay, and for tags with an invalid name."""
@@ -92,15 +89,13 @@ class Registry:
         self._unfinished = Unfinished()
         tls = trusting(settings.ca_file) if settings.ca_file is not None else None
         urls = [URL(endpoint.url) for endpoint in settings.endpoints]
-        # The credentials are for the registry's own endpoint, or for the first one: others are often public mirrors.
-        home = next((url for url in urls if is_own(name, url)), urls[0])
         out = registry_way(name, settings, transport.way)
         self._endpoints = [
             Endpoint(
                 name,
                 str(url),
                 transport,
-                settings.credentials if same_origin(url, home) else None,
+                settings.credentials if gets_credentials(name, url, urls) else None,
                 tls,
                 own=is_own(name, url),
                 only=len(urls) == 1,
@@ -349,13 +344,6 @@ def endpoint_way(name: str, settings: EndpointSettings, otherwise: Way) -> Way:
 def registry_way(name: str, settings: RegistrySettings, otherwise: Way) -> Way:
     """Returns the way out to a registry; `otherwise` if it names none of its own. Raises OSError."""
     return way(settings.proxy, settings.proxy_credentials_file, otherwise, f'registries."{name}".proxy')
-
-
-def is_own(registry: str, url: URL) -> bool:
-    """Returns whether a URL is on the registry's own host, which its name is: a host, or a host and a port."""
-    host = _HOSTS.get(registry, registry)
-    # Not `host`, which is decoded: a registry's name is in ASCII.
-    return host in (url.raw_host, f"{url.raw_host}:{url.port}") or url.raw_host == registry
 
 
 def _descriptor(response: Response, reference: Reference) -> Descriptor | None:

@@ -57,6 +57,8 @@ class Authenticator:
         self._fetching: SingleFlight[str] = SingleFlight()
         self._pacers: dict[URL, EndpointPacer] = {}
         """By the origin of the realm."""
+        self.latency: float | None = None
+        """Seconds that the last token took; None if there was none."""
 
     async def aclose(self) -> None:
         await self._fetching.aclose()
@@ -113,7 +115,7 @@ class Authenticator:
         url = realm.update_query([*parameters, *(("scope", one) for one in scope.split())])
         credentials = self._read()
         headers = {"Authorization": _basic(credentials)} if credentials is not None else {}
-        where = shown(url)
+        where, began = shown(url), asyncio.get_running_loop().time()
         response = await self._paced(scope, guard, via, url, headers, timeout)
         try:
             if response.status in (400, 401, 403):
@@ -134,6 +136,7 @@ class Authenticator:
         finally:
             response.release()
         token, life = _parse(body, where)
+        self.latency = asyncio.get_running_loop().time() - began
         # "Shortly before": a token must not expire between here and the registry.
         life -= min(10.0, life / 4)
         if life >= _SHORTEST_LIFE:

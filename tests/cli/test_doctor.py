@@ -25,6 +25,20 @@ async def test_all_is_well(mirror: Mirror, upstream: Scripted, tmp_path: Path) -
     assert {"settings", "disk", "clock", "mirror", *DEFAULT_ENDPOINTS} <= {finding["check"] for finding in found["findings"]}
 
 
+async def test_a_dead_endpoint_before_a_good_one_is_no_problem(mirror: Mirror, upstream: Scripted, tmp_path: Path) -> None:
+    """A list of public mirrors, of which some are expected to be dead, ends well: with status 0, and a word about the dead one."""
+    commands = Commands(mirror.directory)
+    others = [name for name in DEFAULT_ENDPOINTS if name != "docker.io"]
+    commands.flags += [flag for name in others for flag in ("--upstream", f"{name}={upstream.url}")]
+    commands.flags += ["--upstream", "docker.io=http://127.0.0.1:1", "--upstream", f"docker.io={upstream.url}"]
+    commands.flags += ["--mirror", mirror.url]
+    done = await commands.run("doctor", PATH=str(tmp_path), MIRROR_CACHE__MAX_SIZE="1MiB")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "advice   docker.io" in done.stdout
+    assert "http://127.0.0.1:1" in done.stdout
+    assert done.stdout.endswith("No problems found.\n")
+
+
 def test_wrong_settings_are_findings(tmp_path: Path) -> None:
     """Every fault with a cure and status 1; nothing else is looked at."""
     config = tmp_path / "mirror.toml"

@@ -169,3 +169,13 @@ async def test_offline_nothing_is_checked(upstream: Scripted) -> None:
     (finding,) = await upstreams.examine(load(None, {}, tree))
     assert (finding.level, finding.message.partition(" (")[0]) == (Level.OK, "offline")
     assert upstream.asked == []
+
+
+async def test_a_web_page_is_no_registry(tree: dict[str, Any], upstream: Scripted) -> None:
+    """A portal answers 200 to everything. Quay's root is a word that is called HTML, and is well."""
+    html = {"Content-Type": "text/html; charset=utf-8"}
+    for body, level in ((b" <!doctype html><html>log in</html>", Level.PROBLEM), (b"true", Level.OK)):
+        upstream.fail("/v2/", Status(200, html, body))
+        told = one(await upstreams.examine(settings(tree, lan={"endpoints": [upstream.url]})), LAN)
+        assert told.level == level
+        assert ("with a web page" in told.message) == (level == Level.PROBLEM)

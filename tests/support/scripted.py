@@ -456,6 +456,8 @@ class Scripted:
             return await _raw(request, raw)
         if fault.of(Silence) is not None:
             await self._stopping.wait()
+        if (delay := fault.of(Delay)) is not None:
+            await asyncio.sleep(delay.seconds)
         if (status := fault.of(Status)) is not None and status.status:
             return web.Response(status=status.status, headers=status.headers, body=status.body)
         if not self._allows("tokens", self.tokens_per_second):

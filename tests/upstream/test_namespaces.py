@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from yarl import URL
 
-from mirror.upstream.registry import is_own
+from mirror.upstream.urls import is_own
 from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Scripted, Status
 
