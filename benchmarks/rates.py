@@ -1,7 +1,7 @@
 """How well a cap on the rate is kept: ``python -m benchmarks.rates``.
 
 Three clients download a blob each, for ten seconds, from a mirror with `upstream.max_rate`, in front of a registry without limits. What counts is what clients
-got, and what the registry sent.
+got, and what the registry has sent over the wire.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BLOBS = 3
 
 
 async def measure(rate: int) -> tuple[list[int], int]:
-    """Returns the bytes that each client got, and the bytes that upstream sent."""
+    """Returns the bytes that each client got, and the bytes that the mirror's kernel has received from upstream."""
     async with Scripted() as upstream:
         size = int(rate * _SECONDS)
         digests = [upstream.add_blob(os.urandom(size)) for _ in range(_BLOBS)]
@@ -36,6 +36,7 @@ async def measure(rate: int) -> tuple[list[int], int]:
             }
             async with app.running(load(None, {}, tree)) as url, aiohttp.ClientSession(url) as session:
                 got = [0] * _BLOBS
+                sent = 0
                 end = time.monotonic() + _SECONDS
 
                 async def client(number: int) -> None:
@@ -45,8 +46,13 @@ async def measure(rate: int) -> tuple[list[int], int]:
                                 break
                             got[number] += len(data)
 
-                await asyncio.gather(*(client(number) for number in range(_BLOBS)))
-                return got, sum(upstream.sent.values())
+                async def look() -> None:
+                    nonlocal sent
+                    await asyncio.sleep(_SECONDS)
+                    sent = upstream.acknowledged
+
+                await asyncio.gather(look(), *(client(number) for number in range(_BLOBS)))
+                return got, sent
 
 
 def main() -> None:

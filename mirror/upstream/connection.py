@@ -6,11 +6,13 @@ The framing is h11's. A body whose length is known goes from the socket into the
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import re
 import select
 import socket
 import ssl
 import struct
+import termios
 from collections.abc import Hashable
 
 import h11
@@ -161,6 +163,14 @@ class Connection:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return bool(poll.poll(0))
+
+    @property
+    def unread(self) -> int:
+        """Bytes that were sent by the other side and are not read yet. With TLS they are not decrypted."""
+        count = bytearray(struct.calcsize("i"))
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self._socket, termios.FIONREAD, count)
+        return len(self._early) + int(struct.unpack("i", count)[0])
 
     def fill(self, buffer: memoryview) -> int:
         """Receives bytes of the body and returns how many; 0 at its end. Raises OSError, h11.RemoteProtocolError."""

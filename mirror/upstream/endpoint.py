@@ -306,7 +306,7 @@ class Endpoint:
     async def _once(self, via: Sequence[URL], method: str, url: URL, headers: dict[str, str], deadline: float) -> Response:
         try:
             with metrics.upstream_seconds.labels(*self._labels, method).time():
-                return await self._guard.request(method, via, url, headers, _left(deadline))
+                return await self._guard.request(method, via, url, headers, _left(deadline), self._registry)
         except UpstreamUnreachable as error:
             if same_origin(url, self.base):
                 raise

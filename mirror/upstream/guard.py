@@ -37,15 +37,21 @@ class Guard:
         self._private: dict[tuple[str | None, int | None], tuple[float, bool]] = {}
 
     async def request(
-        self, method: str, via: Sequence[URL], url: URL, headers: dict[str, str], timeout: float | None = None
+        self,
+        method: str,
+        via: Sequence[URL],
+        url: URL,
+        headers: dict[str, str],
+        timeout: float | None = None,
+        registry: str | None = None,
     ) -> Response:
-        """Sends a request to `url`, which the chain of URLs `via` led to; `via` is empty for the endpoint's own URLs.
+        """Sends a request to `url`, which the chain of URLs `via` led to; `via` is empty for the endpoint's own URLs. `registry` as Transport.request has it.
 
         Raises TargetRefused, and whatever Transport.request raises.
         """
         public_only = await self._check(via, url)
         return await self._transport.request(
-            method, url, headers, public_only=public_only, tls=self._tls, timeout=timeout, way=self._way
+            method, url, headers, public_only=public_only, tls=self._tls, timeout=timeout, way=self._way, registry=registry
         )
 
     async def _check(self, via: Sequence[URL], url: URL) -> bool:

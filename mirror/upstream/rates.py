@@ -13,10 +13,16 @@ from dataclasses import dataclass, field
 
 _BURST = 0.2
 """Seconds of the rate that may be used at once after a pause, and by which a late event loop may be made up for."""
+_DEBT = 1.0
+"""Seconds of the rate for which everybody waits, at most, after upstream has sent more than was granted."""
 _GRANTS = 40
 """Grants in a second: each is that share of the rate."""
 _SMALLEST, _LARGEST = 1024, 256 * 1024
 """Bytes of a grant, at least and at most."""
+_BUFFERED = 1 / 16
+"""Seconds of the rate that a connection's kernel buffer holds: upstream sends so much ahead of the turns. Linux doubles it for its own needs (socket(7))."""
+_SMALLEST_BUFFER, _LARGEST_BUFFER = 8 * 1024, 64 * 1024
+"""Bytes of such a buffer. At higher rates the kernel's own choice is as good, and grows with the distance."""
 _LATELY = 3.0
 """Seconds after its latest turn for which a blob may count as throttled."""
 _PATIENCE = 10.0
@@ -62,6 +68,10 @@ class Bucket:
         self._since = now
         # Less than a byte is an error of rounding.
         return 0.0 if self._bytes > -1 else -self._bytes / self.rate
+
+    def charge(self, count: int) -> None:
+        """Takes bytes out as `take`, but nobody waits longer than `_DEBT` for them."""
+        self._bytes = max(self._bytes - count, min(self._bytes, -self.rate * _DEBT))
 
     def take(self, count: int) -> None:
         """Takes bytes out, even more than there are: the next ones then wait as much longer. Negative for bytes that were not used."""
@@ -189,6 +199,12 @@ class Queue:
         found = (self._everything, self._registries.get(registry))
         return [bucket for bucket in found if bucket is not None]
 
+    def receive_buffer(self, registry: str) -> int | None:
+        """Returns the bytes that the kernel is to buffer for a connection; None where that may be its own choice."""
+        caps = [bucket.cap for bucket in self.caps(registry)]
+        size = int(min(caps, default=0) * _BUFFERED)
+        return max(size, _SMALLEST_BUFFER) if caps and size <= _LARGEST_BUFFER else None
+
     def join(self, share: Share, now: float) -> Turn:
         turn = Turn(share, max(self._virtual, share.tag), now)
         grant = min((bucket.grant for bucket in self.caps(share.registry)), default=0)
@@ -219,6 +235,11 @@ class Queue:
         turn.share.tag -= count
         for bucket in self.caps(turn.share.registry):
             bucket.take(-count)
+
+    def charge(self, registry: str, count: int) -> None:
+        """Charges the caps of a registry for bytes that upstream has sent without a turn. Negative for those that were read since."""
+        for bucket in self.caps(registry):
+            bucket.charge(count)
 
     def next(self, now: float) -> tuple[list[Turn], float | None]:
         """Returns the turns that have come, and the seconds until it is to be called again; None if it need not be."""
@@ -271,6 +292,7 @@ class Limiter:
         self._queue = Queue(parts)
         self._timer: asyncio.TimerHandle | None = None
         self.capped = self._queue.capped
+        self.receive_buffer = self._queue.receive_buffer
 
     def set(self, rate: int, rates: Mapping[str, int]) -> None:
         """Sets the caps, as `Queue.set`. Downloads under way keep to them from now on."""
@@ -295,11 +317,15 @@ class Limiter:
             share.waited = share.waited / 2 + turn.came - began
         return turn
 
-    def received(self, turn: Turn, count: int) -> None:
-        """Records the bytes that were received in a turn. Those of a read that began before there was a cap are more than it was granted, and cost nothing."""
+    def received(self, turn: Turn, count: int, unread: int) -> None:
+        """Records the bytes that were received in a turn, and by how many those have become more that upstream has sent and that are not read yet.
+
+        Bytes of a read that began before there was a cap are more than it was granted, and cost nothing.
+        """
         share = turn.share
         share.received = share.received / 2 + _now() - turn.came
         self._queue.unused(turn, max(turn.bytes - count, 0))
+        self._queue.charge(share.registry, unread)
         self._run()
 
     def _run(self) -> None:

@@ -253,6 +253,11 @@ class Response:
         """True if the whole body was received."""
         return self._connection.complete
 
+    @property
+    def unread(self) -> int:
+        """Bytes that were sent by the server, and that no `read` has begun to receive."""
+        return self._connection.unread
+
     def release(self) -> None:
         """Ends a response whose body is not read to its end. Does not wait for a thread that still receives."""
         if self._closed:

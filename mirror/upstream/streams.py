@@ -42,6 +42,8 @@ class BlobStream:
         self._pulled = pulled
         self._limiter = limiter
         self._share = share
+        self._unread: int | None = 0
+        """Bytes in the kernel that the cap was charged for; None after a read without a cap."""
 
     async def read(self, wanted: int = sys.maxsize) -> memoryview:
         """Returns the next bytes, empty at the end; waits up to the stall timeout. They are valid until the next `read` or `aclose`.
@@ -54,6 +56,7 @@ class BlobStream:
             data = await self._receive_in_turn(wanted)
         else:
             data = await self._receive(wanted)
+            self._unread = None
             self._lease.taken += len(data)
         self._pulled.inc(len(data))
         return data
@@ -69,7 +72,9 @@ class BlobStream:
         try:
             data = await self._receive(min(turn.bytes or wanted, wanted), ahead=not turn.bytes)
         finally:
-            self._limiter.received(turn, len(data))
+            # What has come into the kernel was sent as well.
+            before, self._unread = self._unread, self._response.unread
+            self._limiter.received(turn, len(data), 0 if before is None else self._unread - before)
             if turn.delayed:
                 lease.resume()
             else:

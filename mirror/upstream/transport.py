@@ -107,8 +107,11 @@ class Transport:
         tls: ssl.SSLContext | None = None,
         timeout: float | None = None,
         way: Way | None = None,
+        registry: str | None = None,
     ) -> Response:
         """Sends a GET or HEAD and waits for the response's head. Does not follow redirects. The caller releases or closes the response.
+
+        `registry` is the one whose content this may be, and whose cap on the rate holds.
 
         Raises Offline, UpstreamUnreachable, UpstreamTimeout, UpstreamInvalid, TargetRefused; UpstreamFailed if the connection ends without a response.
         """
@@ -117,11 +120,12 @@ class Transport:
         resolver = self._public_resolver if public_only else self._resolver
         proxy = (self.way if way is None else way).of(url)
         seconds = self.timeouts.connect
+        buffer = None if registry is None else self.limiter.receive_buffer(registry)
         with _translated(url, public_only, proxy):
             route = (
-                dialing.direct(url, resolver, context, public_only, seconds)
+                dialing.direct(url, resolver, context, public_only, seconds, buffer)
                 if proxy is None
-                else dialing.proxied(url, proxy, self._resolver, resolver, context, seconds)
+                else dialing.proxied(url, proxy, self._resolver, resolver, context, seconds, buffer)
             )
             async with asyncio.timeout(self.timeouts.header if timeout is None else timeout):
                 return await self._receiver.send(method, url, headers, route)

@@ -250,6 +250,17 @@ class Scripted:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
+    @property
+    def acknowledged(self) -> int:
+        """Bytes that the kernels of the clients have received, over the connections that are open: what was sent over the wire."""
+        assert self._runner is not None
+        assert self._runner.server is not None
+        transports = [one.transport for one in self._runner.server.connections if one.transport is not None]
+        return sum(
+            struct.unpack_from("Q", one.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192), 120)[0]
+            for one in transports
+        )
+
     async def start(self) -> None:
         """Listens, on the same port whenever it is started again."""
         self._stopping.clear()

@@ -346,6 +346,29 @@ async def test_a_capped_download_says_nothing_of_the_endpoint(
     assert (endpoint["bytes_per_second"] is not None) is measured
 
 
+async def test_upstream_sends_little_ahead_of_a_low_cap(start: StartMirror, upstream: Scripted) -> None:
+    """What its connection has in the kernel is a small part of a second, not the 128 KiB and more that the kernel takes by itself."""
+    blob = upstream.add_blob(os.urandom(1_000_000))
+    mirror = await start(settings={"upstream": {"max_rate": "200KB"}})
+    async with mirror.session.get(f"/v2/library/app/blobs/{blob}") as answer:
+        read = 0
+        while read < 150_000:
+            read += len(await answer.content.readany())
+            assert upstream.acknowledged < read + 64 * 1024
+    assert upstream.count("GET", str(blob)) == 1
+
+
+def test_what_upstream_sends_without_a_turn_is_charged() -> None:
+    """It delays everybody until the rate has made up for it, by a second at most; what is read of it later is given back."""
+    bucket = Bucket(1_000_000, 0.0)
+    bucket.charge(500_000)
+    assert bucket.wait(0.0) == pytest.approx(0.5)
+    bucket.charge(-500_000)
+    assert bucket.wait(0.0) == 0
+    bucket.charge(90_000_000)
+    assert bucket.wait(0.0) == pytest.approx(1.0)
+
+
 async def test_the_end_of_a_blob_keeps_nobody_waiting(start: StartMirror, upstream: Scripted) -> None:
     """At a low rate bytes keep coming up to the last KiB, which waits for the digest."""
     data = os.urandom(50_000)
