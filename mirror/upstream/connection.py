@@ -166,9 +166,10 @@ class Connection:
 
     @property
     def unread(self) -> int:
-        """Bytes that were sent by the other side and are not read yet. With TLS they are not decrypted."""
+        """Bytes that have arrived and were not read yet; with TLS, as they came over the wire. 0 where the system does not say."""
         count = bytearray(struct.calcsize("i"))
-        with contextlib.suppress(OSError):
+        # ValueError: the connection was closed.
+        with contextlib.suppress(OSError, ValueError):
             fcntl.ioctl(self._socket, termios.FIONREAD, count)
         return len(self._early) + int(struct.unpack("i", count)[0])
 

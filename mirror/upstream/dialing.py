@@ -36,7 +36,7 @@ def direct(
 ) -> Route:
     """Returns a route without a proxy. `tls` is None for plain HTTP; `seconds` is the limit for connecting.
 
-    `receive_buffer` is the kernel's buffer of the connection in bytes, None for one that grows as needed.
+    `receive_buffer` is the size in bytes of the kernel's receive buffer for the connection; None for one that grows as needed.
     """
     host, port = _place(url)
     return Route(
@@ -91,7 +91,7 @@ async def _connect_now(resolver: AbstractResolver, host: str, port: int, receive
     def make(address: tuple[object, ...]) -> socket.socket:
         made = socket.socket(*address[:3])  # type: ignore[arg-type]
         if receive_buffer is not None:
-            # Before connecting: a window that has been offered cannot be made smaller (tcp(7)).
+            # Before connecting, since a window that was offered must not shrink (RFC 9293, section 3.8.6).
             made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         return made
 

@@ -45,7 +45,9 @@ class Guard:
         timeout: float | None = None,
         registry: str | None = None,
     ) -> Response:
-        """Sends a request to `url`, which the chain of URLs `via` led to; `via` is empty for the endpoint's own URLs. `registry` as Transport.request has it.
+        """Sends a request to `url`, which the chain of URLs `via` led to; `via` is empty for the endpoint's own URLs.
+
+        `registry` is as for Transport.request.
 
         Raises TargetRefused, and whatever Transport.request raises.
         """

@@ -19,10 +19,11 @@ _GRANTS = 40
 """Grants in a second: each is that share of the rate."""
 _SMALLEST, _LARGEST = 1024, 256 * 1024
 """Bytes of a grant, at least and at most."""
-_BUFFERED = 1 / 16
-"""Seconds of the rate that a connection's kernel buffer holds: upstream sends so much ahead of the turns. Linux doubles it for its own needs (socket(7))."""
+_BUFFERED = 1 / 8
+"""Seconds of the rate that the kernel buffers for a connection, which is what upstream sends ahead of the turns. A round trip that takes longer than this makes
+one connection slower than the cap."""
 _SMALLEST_BUFFER, _LARGEST_BUFFER = 8 * 1024, 64 * 1024
-"""Bytes of such a buffer. At higher rates the kernel's own choice is as good, and grows with the distance."""
+"""Bytes of such a buffer. Above, the kernel's own choice is as good, and grows with the distance."""
 _LATELY = 3.0
 """Seconds after its latest turn for which a blob may count as throttled."""
 _PATIENCE = 10.0
@@ -58,9 +59,9 @@ class Bucket:
     def change(self, cap: int, part: float, now: float) -> None:
         """Changes the cap, and the part of it that is this process's."""
         self.wait(now)
-        self.cap, self.rate = cap, cap * part
-        # Nobody waits longer for what was received at a higher rate.
-        self._bytes = max(self._bytes, -float(self.grant))
+        changed, self.cap, self.rate = cap != self.cap, cap, cap * part
+        # Nobody waits long for what was received at a higher rate.
+        self._bytes = max(self._bytes, -float(self.grant) if changed else -self.rate * _DEBT)
 
     def wait(self, now: float) -> float:
         """Returns the seconds until something may be taken; 0 if it may be now."""
@@ -70,7 +71,7 @@ class Bucket:
         return 0.0 if self._bytes > -1 else -self._bytes / self.rate
 
     def charge(self, count: int) -> None:
-        """Takes bytes out as `take`, but nobody waits longer than `_DEBT` for them."""
+        """Takes bytes out like `take`, but makes nobody wait longer than `_DEBT`."""
         self._bytes = max(self._bytes - count, min(self._bytes, -self.rate * _DEBT))
 
     def take(self, count: int) -> None:
@@ -200,7 +201,7 @@ class Queue:
         return [bucket for bucket in found if bucket is not None]
 
     def receive_buffer(self, registry: str) -> int | None:
-        """Returns the bytes that the kernel is to buffer for a connection; None where that may be its own choice."""
+        """Returns the size in bytes of the kernel's receive buffer for a new connection; None to leave it to the kernel."""
         caps = [bucket.cap for bucket in self.caps(registry)]
         size = int(min(caps, default=0) * _BUFFERED)
         return max(size, _SMALLEST_BUFFER) if caps and size <= _LARGEST_BUFFER else None
@@ -237,7 +238,7 @@ class Queue:
             bucket.take(-count)
 
     def charge(self, registry: str, count: int) -> None:
-        """Charges the caps of a registry for bytes that upstream has sent without a turn. Negative for those that were read since."""
+        """Charges a registry's caps for bytes that the kernel has received ahead of any turn. Negative once a turn has read them."""
         for bucket in self.caps(registry):
             bucket.charge(count)
 
@@ -317,15 +318,15 @@ class Limiter:
             share.waited = share.waited / 2 + turn.came - began
         return turn
 
-    def received(self, turn: Turn, count: int, unread: int) -> None:
-        """Records the bytes that were received in a turn, and by how many those have become more that upstream has sent and that are not read yet.
+    def received(self, turn: Turn, count: int, ahead: int) -> None:
+        """Records the bytes that were received in a turn, and the change since the turn before in the number of bytes that the kernel has received ahead.
 
-        Bytes of a read that began before there was a cap are more than it was granted, and cost nothing.
+        What a read that began before there was a cap has received beyond its grant costs nothing.
         """
         share = turn.share
         share.received = share.received / 2 + _now() - turn.came
         self._queue.unused(turn, max(turn.bytes - count, 0))
-        self._queue.charge(share.registry, unread)
+        self._queue.charge(share.registry, ahead)
         self._run()
 
     def _run(self) -> None:

@@ -255,7 +255,7 @@ class Response:
 
     @property
     def unread(self) -> int:
-        """Bytes that were sent by the server, and that no `read` has begun to receive."""
+        """Bytes of the body that have arrived, and that no `read` has received."""
         return self._connection.unread
 
     def release(self) -> None:

@@ -43,7 +43,7 @@ class BlobStream:
         self._limiter = limiter
         self._share = share
         self._unread: int | None = 0
-        """Bytes in the kernel that the cap was charged for; None after a read without a cap."""
+        """Bytes received ahead for which the cap was charged; None after a read without a cap."""
 
     async def read(self, wanted: int = sys.maxsize) -> memoryview:
         """Returns the next bytes, empty at the end; waits up to the stall timeout. They are valid until the next `read` or `aclose`.
@@ -72,7 +72,7 @@ class BlobStream:
         try:
             data = await self._receive(min(turn.bytes or wanted, wanted), ahead=not turn.bytes)
         finally:
-            # What has come into the kernel was sent as well.
+            # What the kernel has received ahead was sent as well, and counts.
             before, self._unread = self._unread, self._response.unread
             self._limiter.received(turn, len(data), 0 if before is None else self._unread - before)
             if turn.delayed:

@@ -111,7 +111,7 @@ class Transport:
     ) -> Response:
         """Sends a GET or HEAD and waits for the response's head. Does not follow redirects. The caller releases or closes the response.
 
-        `registry` is the one whose content this may be, and whose cap on the rate holds.
+        `registry` is the one whose rate cap holds for the body; None for requests without a cap.
 
         Raises Offline, UpstreamUnreachable, UpstreamTimeout, UpstreamInvalid, TargetRefused; UpstreamFailed if the connection ends without a response.
         """

@@ -251,6 +251,13 @@ class Scripted:
         await self.stop()
 
     @property
+    def connections(self) -> int:
+        """Connections that are open."""
+        assert self._runner is not None
+        assert self._runner.server is not None
+        return len(self._runner.server.connections)
+
+    @property
     def acknowledged(self) -> int:
         """Bytes that the kernels of the clients have received, over the connections that are open: what was sent over the wire."""
         assert self._runner is not None

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,11 +18,14 @@ from typing import Any
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from mirror.config import ConfigError, load, rates_at
 from mirror.config.in_force import in_force
+from mirror.upstream.connection import Connection
 from mirror.upstream.health import Delivery
 from mirror.upstream.rates import Bucket, Limiter, Parts, Queue, Share, Turn
+from mirror.upstream.transport import Connections, Timeouts, Transport
 from tests.support.mirrors import MirrorProcess, StartMirror
 from tests.support.patience import PATIENCE
 from tests.support.scripted import Hold, Scripted
@@ -367,6 +371,68 @@ def test_what_upstream_sends_without_a_turn_is_charged() -> None:
     assert bucket.wait(0.0) == 0
     bucket.charge(90_000_000)
     assert bucket.wait(0.0) == pytest.approx(1.0)
+
+
+def test_what_upstream_sends_ahead_stays_charged_while_workers_share_a_cap() -> None:
+    """A process takes its part anew every 50 ms; only another cap forgives the debt."""
+    bucket = Bucket(1_000_000, 0.0)
+    bucket.charge(400_000)
+    bucket.change(1_000_000, 0.5, 0.0)
+    assert bucket.wait(0.0) == pytest.approx(0.8)
+    bucket.change(500_000, 1.0, 0.0)
+    assert bucket.wait(0.0) <= 1 / 40
+
+
+@pytest.mark.parametrize(
+    ("caps", "size"),
+    [
+        ((0, {}), None),
+        ((1_000, {}), 8 * 1024),
+        ((400_000, {}), 50_000),
+        ((1_000_000, {}), None),
+        ((1_000_000, {"docker.io": 400_000}), 50_000),
+        ((1_000_000, {"ghcr.io": 400_000}), None),
+    ],
+)
+def test_connections_have_small_receive_buffers_under_a_low_cap(caps: tuple[int, dict[str, int]], size: int | None) -> None:
+    """The lowest cap that holds for the registry counts; where it is high or absent, the kernel chooses."""
+    queue = Queue()
+    queue.set(*caps, 0.0)
+    assert queue.receive_buffer("docker.io") == size
+
+
+async def test_a_connection_made_under_a_low_cap_is_not_used_again_once_it_is_lifted(upstream: Scripted) -> None:
+    """Its window would stay small. Under one cap connections are used again."""
+    transport = Transport(Timeouts(5, 5, 5, 1), Connections(1, 1, 1))
+
+    async def ask() -> int:
+        """Asks upstream, and returns the number of connections that it has."""
+        url = URL(f"{upstream.url}/v2/")
+        response = await transport.request("GET", url, {}, public_only=False, registry="docker.io")
+        while await response.read(5):
+            pass
+        await response.aclose()
+        return upstream.connections
+
+    try:
+        transport.limiter.set(100_000, {})
+        assert [await ask(), await ask()] == [1, 1]
+        transport.limiter.set(0, {})
+        assert [await ask(), await ask()] == [2, 2]
+    finally:
+        await transport.aclose()
+
+
+def test_a_connection_counts_what_has_arrived_unread() -> None:
+    """Without an error once it is closed, as when the mirror stops within a download."""
+    ours, theirs = socket.socketpair()
+    connection = Connection("key", ours)
+    assert connection.unread == 0
+    theirs.sendall(b"x" * 1000)
+    assert connection.unread == 1000
+    connection.close()
+    theirs.close()
+    assert connection.unread == 0
 
 
 async def test_the_end_of_a_blob_keeps_nobody_waiting(start: StartMirror, upstream: Scripted) -> None:
