@@ -14,7 +14,8 @@ from tests.e2e.test_dockerd import Dockerd
 from tests.e2e.test_podman import policy
 from tests.support.images import Image, make_image
 from tests.support.mirrors import MirrorProcess
-from tests.support.programs import Program, answers, free_port, require, run
+from tests.support.ports import free_port
+from tests.support.programs import Program, answers, require, run
 from tests.support.scripted import Scripted
 
 PATIENCE = 3
