@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 
 _BURST = 0.2
 """Seconds of the rate that may be used at once after a pause, and by which a late event loop may be made up for."""
+_RESERVE = 0.1
+"""Seconds of the rate that are left for clients: what no client waits for is received only from what they have not used for so long. A client's connection
+is busy between its turns, with receiving and writing, and must not find the rate used up by others meanwhile."""
 _DEBT = 1.0
 """Seconds of the rate for which everybody waits, at most, after upstream has sent more than was granted."""
 _GRANTS = 40
@@ -63,12 +66,13 @@ class Bucket:
         # Nobody waits long for what was received at a higher rate.
         self._bytes = max(self._bytes, -float(self.grant) if changed else -self.rate * _DEBT)
 
-    def wait(self, now: float) -> float:
-        """Returns the seconds until something may be taken; 0 if it may be now."""
+    def wait(self, now: float, *, reserve: bool = False) -> float:
+        """Returns the seconds until something may be taken; 0 if it may be now. With `reserve`, the clients' reserve is not touched."""
         self._bytes = min(self._bytes + (now - self._since) * self.rate, self.rate * _BURST)
         self._since = now
+        missing = (self.rate * _RESERVE if reserve else 0.0) - self._bytes
         # Less than a byte is an error of rounding.
-        return 0.0 if self._bytes > -1 else -self._bytes / self.rate
+        return 0.0 if missing < 1 else missing / self.rate
 
     def charge(self, count: int) -> None:
         """Takes bytes out like `take`, but makes nobody wait longer than `_DEBT`."""
@@ -247,9 +251,10 @@ class Queue:
         self._balance(now)
         ready: list[Turn] = []
         waits: list[float] = []
-        for turn in sorted(self._turns, key=lambda turn: (not turn.share.wanted and now - turn.since < _PATIENCE, turn.tag)):
+        for turn in sorted(self._turns, key=lambda turn: (self._yields(turn, now), turn.tag)):
             caps = self.caps(turn.share.registry)
-            if (wait := max((bucket.wait(now) for bucket in caps), default=0.0)) > 0:
+            reserve = self._yields(turn, now)
+            if (wait := max((bucket.wait(now, reserve=reserve) for bucket in caps), default=0.0)) > 0:
                 waits.append(wait)
                 continue
             turn.bytes = min((bucket.grant for bucket in caps), default=0)
@@ -263,6 +268,11 @@ class Queue:
         if self._parts is not None and self._active(now) and self.limits:
             waits.append(_BALANCE)
         return ready, min(waits, default=None)
+
+    @staticmethod
+    def _yields(turn: Turn, now: float) -> bool:
+        """Returns whether clients' turns come before it."""
+        return not turn.share.wanted and now - turn.since < _PATIENCE
 
     @property
     def limits(self) -> bool:

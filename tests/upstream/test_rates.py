@@ -94,6 +94,20 @@ def test_what_clients_wait_for_comes_before_what_is_fetched_ahead() -> None:
     assert sum(run({alone: ahead}, 10.0).values()) == pytest.approx(10_000_000, rel=0.03)
 
 
+def test_what_is_fetched_ahead_leaves_a_reserve_to_clients() -> None:
+    """A client's connection that was busy for a tenth of a second finds the rate as it left it. What clients leave beyond that is used."""
+    queue, wanted, ahead = Queue(), Share("a"), Share("a")
+    ahead.wanted = False
+    queue.set(1_000_000, {}, 0.0)
+    queue.join(ahead, 0.05)
+    ready, wait = queue.next(0.05)
+    assert not ready
+    assert wait == pytest.approx(0.05)
+    queue.join(wanted, 0.05)
+    assert [turn.share for turn in queue.next(0.05)[0]] == [wanted]
+    assert [turn.share for turn in queue.next(0.13)[0]] == [ahead]
+
+
 def test_a_blob_that_a_client_has_come_to_wait_for_goes_to_the_front() -> None:
     """At once, not when its turn as a prefetched one would be."""
     queue, first, joined = Queue(), Share("a"), Share("a")
