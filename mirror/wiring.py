@@ -10,8 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mirror import metrics
-from mirror.cache.cache import Cache, Limits
-from mirror.cache.warming import Warming, WarmList
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings, rates_at
 from mirror.config.yaml_files import YamlFiles, read_regular
 from mirror.storage.disk.store import DiskStore
@@ -20,6 +18,8 @@ from mirror.storage.store import Store
 from mirror.tasks import BackgroundTask
 
 if TYPE_CHECKING:
+    from mirror.cache.cache import Cache
+    from mirror.cache.warming import Warming
     from mirror.upstream import Upstreams
 
 _CLOCK = 5.0
@@ -100,6 +100,8 @@ class Live:
 
     def take(self, settings: Settings) -> None:
         """Puts other settings in force at once."""
+        from mirror.cache.warming import WarmList
+
         self.settings = settings
         self._upstreams.offline = settings.upstream.offline
         self._warming.take(
@@ -124,6 +126,8 @@ class Live:
 
 @contextlib.asynccontextmanager
 async def _cache(settings: Settings, upstreams: Upstreams) -> AsyncIterator[Cache]:
+    from mirror.cache.cache import Cache, Limits
+
     kept = settings.cache
     limits = Limits(kept.tag_ttl, kept.negative_ttl, kept.revalidate_timeout, kept.prefetch)
 

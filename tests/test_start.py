@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,34 @@ async def main():
 asyncio.run(main())
 """
 
+COMMANDS = {
+    "help": ["--help"],
+    "help of serve": ["serve", "--help"],
+    "help of doctor": ["doctor", "--help"],
+    "pin": ["pin", "app:1"],
+    "ls": ["ls"],
+    "have": ["have"],
+    "gc": ["gc"],
+    "export": ["export", "--all", "-o", "lab.tar"],
+    "import": ["import", "none.tar"],
+}
+"""Commands that ask no registry."""
+NOT_FOR_COMMANDS = (
+    "aiocache",
+    "aiohttp",
+    "mirror.app",
+    "mirror.cache.cache",
+    "mirror.doctor",
+    "mirror.downloads",
+    "mirror.upstream",
+)
+COMMAND = """
+import atexit, json, sys
+from mirror.cli import main
+atexit.register(lambda: print("imported", json.dumps(sorted(sys.modules)), file=sys.stderr))
+main(sys.argv[1:], prog_name="mirror")
+"""
+
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> list[set[str]]:
@@ -99,3 +128,21 @@ def test_each_is_imported_by_the_first_request_that_needs_it(imported: list[set[
 def test_a_mirror_imports_none_of_what_only_commands_need(imported: list[set[str]]) -> None:
     """Whatever it was asked for."""
     assert not set(NEVER) & imported[-1]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
+def test_a_command_that_asks_no_registry_imports_no_http_client(arguments: list[str], tmp_path: Path) -> None:
+    """Nor what downloads and serves: each is a good part of a second."""
+    root = Path(__file__).parent.parent
+    environ = {**os.environ, "PYTHONPATH": str(root), "MIRROR_CACHE__DIR": str(tmp_path / "cache")}
+
+    def run(*command: str) -> str:
+        program = [sys.executable, "-c", COMMAND, *command]
+        done = subprocess.run(program, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False)
+        return done.stderr
+
+    # Makes the cache, which some commands expect.
+    run("pin", "library/other:1")
+    found = set(json.loads(run(*arguments).rpartition("imported ")[2]))
+    assert "mirror.cli" in found
+    assert not set(NOT_FOR_COMMANDS) & found

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import click
 
-from mirror.cli import INTERRUPTED, logs
+from mirror.cli import INTERRUPTED, importing, logs
 from mirror.cli.text import os_error_text, print_json
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings
 from mirror.errors import Invalid, MirrorError
@@ -67,15 +67,17 @@ def require_cache(settings: Settings) -> None:
 
 def on_cache(settings: Settings, work: Callable[[Cache], Awaitable[_T]]) -> _T:
     """Opens the cache, creating it if necessary, and returns what `work` returns."""
-    # Importing this takes a third of a second, which commands that only read do without.
-    from mirror import wiring
+    # Commands that only read do without it.
+    with importing():
+        from mirror import wiring
 
     return _on(settings, wiring.opened, work)
 
 
 def on_store(settings: Settings, work: Callable[[Store], Awaitable[_T]]) -> _T:
     """Like `on_cache`, for work that needs no upstream."""
-    from mirror import wiring
+    with importing():
+        from mirror import wiring
 
     return _on(settings, wiring.store, work)
 

@@ -6,16 +6,21 @@ import asyncio
 import dataclasses
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from mirror.cli import importing
 from mirror.cli.options import cache_options, settings_of
 from mirror.cli.text import print_json
 from mirror.clients import Address
 from mirror.config import ConfigError
-from mirror.doctor import Finding, Level, examine, ok, problem
 
-_COLOURS = {Level.OK: "green", Level.ADVICE: "yellow", Level.PROBLEM: "red"}
+if TYPE_CHECKING:
+    from mirror.doctor import Finding
+
+_COLOURS = {"ok": "green", "advice": "yellow", "problem": "red"}
+"""By level."""
 
 
 @click.command(short_help="Diagnose this machine.")
@@ -27,6 +32,10 @@ def doctor(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...
 
     Each finding says what to do. It takes about fifteen seconds at most, and three more for each endpoint of a registry that has several. The exit status is 1 if there is a problem.
     """
+    # Only here, since `mirror --help` imports this module too.
+    with importing():
+        from mirror.doctor import Level, examine, ok, problem
+
     try:
         settings = settings_of(config, cache_dir, upstreams)
     except ConfigError as error:

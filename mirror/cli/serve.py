@@ -13,11 +13,11 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from mirror import app, wiring
-from mirror.cli import logs, reachability, running
+from mirror.cli import importing, logs, running
 from mirror.cli.options import cache_options, settings_to_serve
 from mirror.cli.reload import Reload
 from mirror.cli.shrinking import keep_from_emptying
@@ -25,8 +25,9 @@ from mirror.cli.text import os_error_text
 from mirror.config import Settings
 from mirror.errors import CatalogFailed
 from mirror.units import format_size
-from mirror.workers import parent
-from mirror.workers.context import WorkerContext
+
+if TYPE_CHECKING:
+    from mirror.workers.context import WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,12 @@ def serve(
 
     All settings are optional. Flags override the environment (such as MIRROR_SERVER__LISTEN), which overrides the file.
     """
+    # Only here, since `mirror --help` imports this module too; and before workers are forked, so that they share what is imported.
+    with importing():
+        from mirror import app, wiring
+        from mirror.cli import reachability  # noqa: F401  for the workers
+        from mirror.workers import parent
+
     settings, read = settings_to_serve(config, cache_dir, upstreams, listen, max_size, number, offline)
     reload = Reload(settings, read)
     logs.set_up(settings.log.level, settings.log.format)
@@ -110,6 +117,8 @@ def _work(
     worker: WorkerContext | None = None,
 ) -> int:
     """Serves until stopped. Returns the exit status."""
+    from mirror import app
+
     try:
         asyncio.run(app.serve(settings, started, reload, worker, notes))
     except OSError as error:
@@ -157,6 +166,8 @@ def _print_start(settings: Settings, notes: list[str], url: str, check: bool = F
 
 
 def _check_upstreams(settings: Settings) -> None:
+    from mirror.cli import reachability
+
     warning = reachability.warning(settings)
     if warning:
         _print(warning)
