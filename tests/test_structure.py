@@ -144,7 +144,7 @@ def test_modules_of_a_package_have_no_cycles(folder: str) -> None:
 
 
 ONE_MODULE = {
-    r"from fcntl|fcntl\.(?!ioctl\b)|lockf\(": {"locks.py"},
+    r"from fcntl|fcntl\.(?!ioctl\b|fcntl\(|F_[GS]ETPIPE_SZ\b)|lockf\(": {"locks.py"},
     r"os\.replace\(|os\.rename\(|mkstemp|os\.link\(": {"durable.py"},
     # Those that try whether a disk can be written are about nothing else.
     r"fsync\(": {"durable.py", "disk_probe.py", "doctor/disk.py", "storage/disk/files.py"},
