@@ -9,7 +9,7 @@ from aiohttp import web
 from mirror.api.targets import Target
 from mirror.cache.cache import Cache
 from mirror.cache.search import Answer, Found
-from mirror.errors import PaginationInvalid, RequestInvalid, SearchUnknown
+from mirror.errors import Offline, PaginationInvalid, RequestInvalid, SearchUnknown
 from mirror.names import short_name
 
 _USUAL, _MOST = 25, 100
@@ -60,7 +60,8 @@ def _description(answer: Answer, found: Found) -> str:
     if isinstance(answer.problem, SearchUnknown):
         notes.append(f"{answer.registry} has no search")
     elif answer.problem is not None:
-        notes.append(f"{answer.registry} not reached{', old answer' if answer.searched else ''}")
+        why = "mirror offline" if isinstance(answer.problem, Offline) else f"{answer.registry} not reached"
+        notes.append(f"{why}{', old answer' if answer.searched else ''}")
     if found.tags:
         shown = [tag[1:] if tag[0] == ":" else tag[:16] for tag in found.tags[:_MOST_TAGS]]
         notes.append(f"cached: {', '.join(shown)}{', …' if len(found.tags) > _MOST_TAGS else ''}")

@@ -35,6 +35,8 @@ class Received:
     """What the archive leaves out, and is not cached either."""
     rebuilt: bool = False
     fault: str = ""
+    is_new_name: bool = False
+    """True if the name did not stand for this image before, though its blobs may have been here."""
 
     def __str__(self) -> str:
         return (
@@ -48,7 +50,7 @@ class Received:
         """In a word or two, for people."""
         if self.fault:
             return "incomplete" if self.lacking else "not imported"
-        return "imported" if self.came else "already here"
+        return "imported" if self.came or self.is_new_name else "already here"
 
     def document(self) -> dict[str, Any]:
         """This as JSON."""
@@ -210,10 +212,17 @@ class Receiver:
         if not claim.names:
             return [Received(None, None, claim.root, platforms, came, tuple(lacking), claim.rebuilt, fault or NAMELESS)]
         received = []
+        was_here = await self._store.manifest(claim.root) is not None
         for repository, reference in claim.names:
+            is_new = not was_here
+            if isinstance(reference, Tag):
+                record = await self._store.tag(repository, reference)
+                is_new = record is None or record.descriptor.digest != claim.root
             if not fault and not self._dry_run:
                 await self._enter(repository, reference, parts, whole)
-            received.append(Received(repository, reference, claim.root, platforms, came, tuple(lacking), claim.rebuilt, fault))
+            received.append(
+                Received(repository, reference, claim.root, platforms, came, tuple(lacking), claim.rebuilt, fault, is_new)
+            )
         return received
 
     async def _enter(self, repository: Repository, reference: Reference, parts: _Parts, whole: dict[Digest, Manifest]) -> None:

@@ -214,15 +214,16 @@ class Warming:
 
     async def _pull_all(self, this: WarmList, images: Sequence[ListedImage]) -> None:
         began = time.time()
-        log.info("[[warm]] %s: pulling %d images", this.name, len(images))
+        count = "1 image" if len(images) == 1 else f"{len(images)} images"
+        log.info("[[warm]] %s: pulling %s", this.name, count)
         faults = await asyncio.gather(*(self._pull(this, image, began) for image in images))
         failed = sum(fault != "" for fault in faults)
         log.log(
             logging.WARNING if failed else logging.INFO,
-            "[[warm]] %s: %d of %d images pulled",
+            "[[warm]] %s: %d of %s pulled",
             this.name,
             len(images) - failed,
-            len(images),
+            count,
         )
         self._woken.set()
 

@@ -212,7 +212,8 @@ class Pages:
         return self._render("error.html", context, error=error, image=image, platforms=PLATFORMS, every=EVERY)
 
     def _render(self, name: str, context: PageContext, **values: Any) -> str:
-        return self._templates.page(name, context.language, v=context, site_info=self._site_info, **values)
+        offline = self._site_info.report().get("offline", False)
+        return self._templates.page(name, context.language, v=context, site_info=self._site_info, offline=offline, **values)
 
     async def _list(self, context: PageContext, repository: Repository | None = None) -> dict[str, Any]:
         """The images of a repository, or all: by repository, unless something is searched for or single images are wanted."""

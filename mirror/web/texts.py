@@ -262,6 +262,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Nobody has pulled this image through the mirror yet, or it was evicted. It can be fetched now.",
         "尚未有人通过本镜像站拉取该镜像，或它已被清理。现在即可拉取。",
     ),
+    "not_here_offline": (
+        "While the mirror is offline it cannot be fetched. Bring it as a tar, or go online.",
+        "镜像站离线期间无法拉取。可上传包含该镜像的 tar 文件，或让镜像站恢复在线。",
+    ),
     "manage": ("Manage", "管理"),
     "pin": ("Pin", "固定"),
     "unpin": ("Unpin", "取消固定"),

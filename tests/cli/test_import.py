@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -157,6 +158,32 @@ async def test_names(commands: Commands, tmp_path: Path) -> None:
     served(tmp_path, image)
     (tmp_path / "tag.tar").write_bytes(pack(layout_of({"": image}, bare_tag="v7")))
     assert "docker.io/library/app:v7" in await commands("import", str(tmp_path / "tag.tar"), "--as", "app")
+
+
+async def test_a_new_name_for_what_is_cached(commands: Commands, tmp_path: Path) -> None:
+    """It is imported, though no byte of it is new, also where only the manifest is; the same once more is already here. A dry run says which it would be."""
+    image, other = make_image(4), make_image(4)
+    other.manifests[0] = (other.manifests[0][0], other.manifests[0][1] + b"\n")
+    tar, changed = tmp_path / "nameless.tar", tmp_path / "changed.tar"
+    tar.write_bytes(pack(layout_of({"": image})))
+    changed.write_bytes(pack(layout_of({"": other})))
+
+    async def state(file: Path, name: str, *flags: str) -> str:
+        row, last = (await commands("import", str(file), "--as", name, *flags)).splitlines()[1:3]
+        assert row.startswith("docker.io/library/app")
+        assert "1 image: 1 complete" in last
+        return re.split(r" {2,}", row.strip())[-1]
+
+    assert await state(tar, "app:1") == "imported"
+    for file, name in ((tar, "app:2"), (changed, "app:2"), (tar, f"app@{image.digest}")):
+        known = "@" in name
+        assert await state(file, name, "--dry-run") == ("already here" if known else "would come in")
+        assert await state(file, name) == ("already here" if known else "imported")
+        assert await state(file, name) == "already here"
+    assert {one["image"]: one["digest"] for one in (await commands.json("ls"))["images"]} == {
+        "docker.io/library/app:1": image.digest,
+        "docker.io/library/app:2": other.digest,
+    }
 
 
 async def test_platforms_and_pins(commands: Commands, tmp_path: Path) -> None:

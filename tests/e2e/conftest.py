@@ -1,15 +1,19 @@
-"""A real registry as upstream, open or behind token authentication, and the mirror as a process in front of it."""
+"""A real registry as upstream, open or behind token authentication, and the mirror as a process in front of it; a real browser in front of a mirror."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support.browser import Browser
+from tests.support.dashboard import token
 from tests.support.images import Image, make_image, make_index, push
-from tests.support.mirrors import MirrorProcess
+from tests.support.mirrors import Mirror, MirrorProcess
 from tests.support.programs import DockerRegistry
 from tests.support.tokens import TokenService
 
@@ -82,3 +86,37 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     registry.stop()
     if tokens is not None:
         tokens.stop()
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    """A window that at its end has nothing to complain of."""
+    with Browser(tmp_path / "browser") as window:
+        yield window
+        assert window.complaints() == []
+
+
+class Watched:
+    """The window and the mirror, which run beside each other: the window in a thread."""
+
+    def __init__(self, mirror: Mirror, window: Browser) -> None:
+        self.mirror = mirror
+        self.window = window
+        self.token = token(mirror)
+
+    async def do(self, work: Callable[[], Any]) -> Any:
+        return await asyncio.to_thread(work)
+
+    def log_in(self, to: str = "/") -> None:
+        """Logs in with the admin token, and waits for the page that it leads to."""
+        self.window.go(f"{self.mirror.url}/login?to={to}")
+        self.window.type("#token", self.token)
+        self.window.click(".login button")
+        self.window.until(lambda: "/login" not in self.window.url, "the page after logging in")
+
+
+@pytest.fixture
+async def watched(mirror: Mirror, browser: Browser) -> AsyncIterator[Watched]:
+    yield Watched(mirror, browser)
+    # Nothing but the mirror was asked for anything.
+    assert browser.hosts_asked() <= {mirror.url.removeprefix("http://")}

@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from mirror.clients import CLIENTS
-from mirror.web.token import NAME
+from tests.e2e.conftest import Watched
 from tests.support.browser import Browser
 from tests.support.dashboard import HOSTILE
 from tests.support.mirrors import Mirror, StartMirror
@@ -21,33 +18,6 @@ from tests.support.patience import PATIENCE
 from tests.support.scripted import Hold, Scripted
 
 SIZE = 4_000_000
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    """A window that at its end has nothing to complain of."""
-    with Browser(tmp_path / "browser") as window:
-        yield window
-        assert window.complaints() == []
-
-
-class Watched:
-    """The window and the mirror, which run beside each other: the window in a thread."""
-
-    def __init__(self, mirror: Mirror, window: Browser) -> None:
-        self.mirror = mirror
-        self.window = window
-        self.token = (mirror.directory / NAME).read_text().strip()
-
-    async def do(self, work: Callable[[], Any]) -> Any:
-        return await asyncio.to_thread(work)
-
-
-@pytest.fixture
-async def watched(mirror: Mirror, browser: Browser) -> AsyncIterator[Watched]:
-    yield Watched(mirror, browser)
-    # Nothing but the mirror was asked for anything.
-    assert browser.hosts_asked() <= {mirror.url.removeprefix("http://")}
 
 
 async def cache(mirror: Mirror, upstream: Scripted, name: str, tag: str = "1", layers: list[bytes] | None = None) -> Any:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from mirror.names import Digest
 from tests.support.archives import layout_of, pack
@@ -28,14 +25,6 @@ new MutationObserver(() => {
 }).observe(document.querySelector(".going"), { childList: true, subtree: true, attributes: true, characterData: true });
 """
 """Notes each change of the progress bar."""
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    """A window that at its end has nothing to complain of."""
-    with Browser(tmp_path / "browser") as window:
-        yield window
-        assert window.complaints() == []
 
 
 async def serves(mirror: Mirror, image: Image) -> bool:

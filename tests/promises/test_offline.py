@@ -76,7 +76,7 @@ async def test_nobody_is_asked_and_nothing_expires(start: StartMirror, upstream:
     unknown = await mirror.get(f"/v2/app/referrers/{Digest.of(b'never asked for')}")
     assert (unknown.status, json.loads(unknown.body)["manifests"]) == (200, [])
     search = json.loads((await mirror.get("/v1/search?q=app")).body)
-    assert [result["name"] for result in search["results"]] == ["app"]
+    assert [(result["name"], result["description"]) for result in search["results"]] == [("app", "[mirror offline; cached: 1.0]")]
     missing = [
         "app/manifests/2.0",
         "nothing/manifests/latest",

@@ -209,7 +209,7 @@ async def test_another_process_takes_over(tmp_path: Path, upstream: Scripted) ->
             one.kill()
             # Both write into one file.
             so_far = len(other.log)
-            await until(lambda: "1 of 1 images pulled" in other.log[so_far:])
+            await until(lambda: "1 of 1 image pulled" in other.log[so_far:])
 
 
 async def test_lists_rest_while_offline(tmp_path: Path, upstream: Scripted) -> None:
@@ -326,7 +326,7 @@ async def test_files_that_name_images_are_read_again(tmp_path: Path, upstream: S
             os.kill(mirror.pid, signal.SIGHUP)
             await until(lambda: all(word in mirror.log[seen:] for word in ("SIGHUP", *words)))
 
-        await until(lambda: "lab: 1 of 1 images pulled" in mirror.log)
+        await until(lambda: "lab: 1 of 1 image pulled" in mirror.log)
         assert await listed() == {"one"}
         assert mirror.metric("mirror_warm_unreadable") == 0
 

@@ -33,6 +33,8 @@ class Browser:
         require("chromium", "chromedriver")
         folder.mkdir(parents=True, exist_ok=True)
         self._profile = tempfile.mkdtemp(prefix="chromium-")
+        self.downloads = folder / "downloads"
+        """Where files are saved that pages offer. A file that is not complete has another name."""
         port = free_port()
         self._driver = Program(["chromedriver", f"--port={port}"], folder / "chromedriver.log", {"LANGUAGE": language})
         self._base = f"http://127.0.0.1:{port}"
@@ -40,6 +42,7 @@ class Browser:
         options = {
             "args": [*_FLAGS.split(), f"--user-data-dir={self._profile}", f"--lang={language}", f"--accept-lang={language}"],
             "binary": shutil.which("chromium"),
+            "prefs": {"download.default_directory": str(self.downloads), "download.prompt_for_download": False},
         }
         wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
         session = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
