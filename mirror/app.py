@@ -83,7 +83,7 @@ async def running(
         admin = Admin(admin_token(settings)[0], EndedSessions(settings.cache.dir))
         dashboard = Dashboard(cache, admin, site_info, targets.image)
         public = urlsplit(settings.server.public_url or "").hostname
-        known_hosts = KnownHosts((*settings.server.hosts, *([public] if public else [])))
+        known_hosts = KnownHosts((*settings.server.hosts, *([public] if public else [])), ask_dns=not settings.upstream.offline)
         api = Api(cache, targets, DEFAULT_REGISTRY, readiness.report, access, dashboard.answer, known_hosts)
         stack.push_async_callback(api.aclose)
         server, connections = api.server()

@@ -10,12 +10,14 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+import threading
 from collections.abc import Iterable
 
 from aiohttp import web
 
 from mirror.api.targets import target_authority
 from mirror.errors import HostUnknown
+from mirror.regular_files import read_file
 
 _PRIVATE = (".localhost", ".local", ".internal", ".home.arpa", ".lan", ".test", ".svc", ".cluster.local")
 """Domains that public DNS does not delegate (RFC 6761, RFC 6762, RFC 8375, ICANN's .internal), and those that clusters and home routers use."""
@@ -23,11 +25,23 @@ _HOST = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*)\]|(?P<name>[^\[\]:@/]*))(?::\d*)?")
 """The value of a Host header: uri-host [ ":" port ] (RFC 9110, section 7.2)."""
 
 
-class KnownHosts:
-    """The names that the mirror answers to: IP addresses, the machine's name, private domains and `names`."""
+_HOSTS_FILE = "/etc/hosts"
+_LARGEST_HOSTS_FILE = 1024 * 1024
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._names = {name.lower() for name in (*names, socket.gethostname(), socket.getfqdn())}
+
+class KnownHosts:
+    """The names that the mirror answers to: IP addresses, the machine's names, private domains and `names`."""
+
+    def __init__(self, names: Iterable[str], *, ask_dns: bool = True) -> None:
+        """The machine's names are its hostname, and what /etc/hosts calls it. Where no domain is among them, DNS is asked for one if `ask_dns`, in a thread: it may
+        not answer for a long time."""
+        own = machine_names()
+        self._names = {name.lower() for name in names} | own
+        if ask_dns and not any("." in name for name in own):
+            threading.Thread(target=self._add_full_name, name="own name", daemon=True).start()
+
+    def _add_full_name(self) -> None:
+        self._names.add(socket.getfqdn().lower())
 
     def check(self, request: web.BaseRequest, *, everywhere: bool) -> None:
         """Raises HostUnknown if a request names an unknown host, `everywhere` or on loopback addresses only.
@@ -57,6 +71,17 @@ class KnownHosts:
             return _is_address(match["ipv6"].partition("%")[0])
         name = match["name"].removesuffix(".")
         return "." not in name or name in self._names or name.endswith(_PRIVATE) or _is_address(name)
+
+
+def machine_names() -> set[str]:
+    """Returns the machine's hostname, and the names that /etc/hosts has beside it (hosts(5)). Asks no server."""
+    own = socket.gethostname().lower()
+    try:
+        lines = read_file(_HOSTS_FILE, _LARGEST_HOSTS_FILE, follow=True).decode(errors="replace").lower().splitlines()
+    except OSError:
+        return {own}
+    entries = (line.partition("#")[0].split()[1:] for line in lines)
+    return {own}.union(*(names for names in entries if own in names))
 
 
 def _is_address(text: str) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
-from mirror.api.hosts import KnownHosts
+from mirror.api.hosts import KnownHosts, machine_names
 from mirror.errors import HostUnknown
 from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Scripted
@@ -83,3 +85,52 @@ def test_where_a_foreign_name_is_refused(everywhere: bool, address: str, tls: ob
             hosts.check(request, everywhere=everywhere)
     else:
         hosts.check(request, everywhere=everywhere)
+
+
+@pytest.mark.parametrize(
+    ("file", "names", "asked"),
+    [
+        ("127.0.0.1 localhost\n127.0.1.1 Lab.example.com lab\n", {"lab", "lab.example.com"}, 0),
+        ("127.0.1.1\tlab  lab.example.com other.example # lab.example.net\n", {"lab", "lab.example.com", "other.example"}, 0),
+        ("127.0.0.1 localhost laboratory\n# 127.0.0.1 lab.example.net lab\n\n127.0.0.1\n", {"lab"}, 1),
+        (None, {"lab"}, 1),
+    ],
+)
+@pytest.mark.parametrize("ask_dns", [True, False])
+def test_the_machines_own_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str | None, names: set[str], asked: int, ask_dns: bool
+) -> None:
+    """Those of /etc/hosts. Only where it has none with a domain is DNS asked, never offline, and nothing waits for that: it may take as long as it likes."""
+    if file is not None:
+        (tmp_path / "hosts").write_text(file)
+    monkeypatch.setattr("mirror.api.hosts._HOSTS_FILE", str(tmp_path / "hosts"))
+    monkeypatch.setattr(socket, "gethostname", lambda: "LAB")
+    answer, begun = threading.Event(), []
+
+    def getfqdn() -> str:
+        begun.append(1)
+        assert answer.wait(30)
+        return "lab.dns.example"
+
+    monkeypatch.setattr(socket, "getfqdn", getfqdn)
+    assert machine_names() == names
+    before = set(threading.enumerate())
+    hosts = KnownHosts((), ask_dns=ask_dns)
+    asking = set(threading.enumerate()) - before
+
+    def known(host: str) -> bool:
+        request = Mock(headers={"Host": host}, raw_path="/")
+        request.transport.get_extra_info = {"sockname": ("127.0.0.1", 5000)}.get
+        try:
+            hosts.check(request, everywhere=True)
+        except HostUnknown:
+            return False
+        return True
+
+    assert all(known(name) for name in names)
+    assert not known("lab.dns.example")
+    answer.set()
+    for thread in asking:
+        thread.join()
+    assert len(begun) == (asked if ask_dns else 0)
+    assert known("lab.dns.example") == bool(begun)

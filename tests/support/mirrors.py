@@ -153,7 +153,11 @@ class MirrorProcess:
 
     def limit_descriptors(self, limit: int) -> MirrorProcess:
         """Sets how many descriptors it may have (ulimit -n), from its next start on."""
-        self._command = ["prlimit", f"--nofile={limit}:{limit}", *self._command]
+        return self.run_under("prlimit", f"--nofile={limit}:{limit}")
+
+    def run_under(self, *program: str) -> MirrorProcess:
+        """Sets a program that runs the mirror as its command, from its next start on. It must replace itself by the mirror, or forward signals."""
+        self._command = [*program, *self._command]
         return self
 
     def __enter__(self) -> MirrorProcess:

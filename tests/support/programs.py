@@ -40,6 +40,7 @@ _PACKAGES = {
     "chromium": "chromium",
     "chromedriver": "chromium-driver",
     "shellcheck": "shellcheck",
+    "strace": "strace",
     "openssl": "openssl",
 }
 

@@ -1,0 +1,156 @@
+"""A mirror that is offline, traced by strace, while real containerd, podman and skopeo pull through it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import REPOSITORY, make_of_platform
+from tests.e2e.test_containerd import Containerd
+from tests.e2e.test_podman import policy
+from tests.support.images import Image, make_image, make_index, push
+from tests.support.mirrors import MirrorProcess
+from tests.support.programs import DockerRegistry, require, require_root, run
+from tests.support.tracing import Trace
+
+IMAGES = {"oci": make_image(2, "oci"), "oci-index": make_index(4, "oci")}
+NAMES = [f"{registry}/{REPOSITORY}" for registry in ("docker.io", "ghcr.io")]
+
+
+class Clients:
+    """podman and skopeo, whose only way to docker.io and ghcr.io is a mirror."""
+
+    def __init__(self, folder: Path, mirror: str) -> None:
+        require("podman", "skopeo")
+        require_root("podman, as it is run here,")
+        self._folder = folder
+        conf = folder / "registries.conf"
+        conf.write_text(
+            "".join(
+                f'[[registry]]\nlocation = "{registry}"\nblocked = false\n[[registry.mirror]]\n'
+                f'location = "{mirror.removeprefix("http://")}/{registry}"\ninsecure = true\n'
+                for registry in ("docker.io", "ghcr.io")
+            )
+        )
+        self._conf = str(conf)
+        self._policy = str(policy(folder))
+        self._environment = {"CONTAINERS_REGISTRIES_CONF": str(conf), "HOME": str(folder)}
+        self._run_root = tempfile.mkdtemp(prefix="podman-")  # podman takes 50 characters at most
+        self.host = mirror.removeprefix("http://")
+
+    def podman(self, *arguments: str) -> str:
+        storage = (
+            f"--root {self._folder}/storage --runroot {self._run_root} --storage-driver vfs --cgroup-manager cgroupfs".split()
+        )
+        return run("podman", *storage, *arguments, environment=self._environment, seconds=120)
+
+    def podman_pull(self, name: str, image: Image, platform: Image) -> None:
+        """Pulls into an empty storage, and compares the digests."""
+        self.podman("pull", "-q", "--signature-policy", self._policy, name)
+        found = json.loads(self.podman("image", "inspect", name))[0]
+        assert f"sha256:{found['Id']}" in platform.blobs
+        assert image.digest in {digest.partition("@")[2] for digest in found["RepoDigests"]}
+        self.podman("image", "rm", "-a", "-f")
+
+    def skopeo(self, *arguments: str) -> str:
+        return run(
+            "skopeo",
+            "--policy",
+            self._policy,
+            "--registries-conf",
+            self._conf,
+            *arguments,
+            environment=self._environment,
+            seconds=120,
+        )
+
+    def skopeo_copy(self, name: str, image: Image) -> None:
+        """Copies all platforms, and compares every byte."""
+        target = self._folder / "copy"
+        self.skopeo("copy", "--all", "--preserve-digests", "-q", "--src-tls-verify=false", f"docker://{name}", f"dir:{target}")
+        assert (target / "manifest.json").read_bytes() == image.manifests[-1][1]
+        for digest, data in image.blobs.items():
+            assert (target / digest.removeprefix("sha256:")).read_bytes() == data
+        shutil.rmtree(target)
+
+    def stop(self) -> None:
+        shutil.rmtree(self._run_root, ignore_errors=True)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[DockerRegistry]:
+    made = DockerRegistry(tmp_path / "registry")
+    for tag, image in IMAGES.items():
+        push(made.url, REPOSITORY, tag, image)
+    yield made
+    made.stop()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_nothing_goes_out_while_real_clients_pull(registry: DockerRegistry, tmp_path: Path, workers: str) -> None:
+    """Online, the kernel sees the mirror look up upstream's name and connect to it. Offline it sees neither: no connection and no datagram but to loopback, nothing to
+    upstream though that is on loopback and there, no name looked up; while containerd, podman and skopeo get every byte, and misses are errors that say why."""
+    named = f"http://localhost:{registry.port}"
+    config = tmp_path / "mirror.toml"
+    # Tags expire at once, so that each pull would ask upstream.
+    config.write_text("[cache]\ntag_ttl = 0\nnegative_ttl = 0\n")
+    arguments = ("--config", str(config), "--workers", workers)
+    upstreams: dict[str, str | list[str]] = {"docker.io": named, "ghcr.io": named}
+    online, offline = Trace(tmp_path / "online.trace"), Trace(tmp_path / "offline.trace")
+
+    def asked() -> int:
+        return sum(registry.asked(method, "/v2/library") for method in ("GET", "HEAD"))
+
+    with MirrorProcess(tmp_path / "cache", upstreams, *arguments).run_under(*online.command) as mirror:
+        clients = Clients(tmp_path, mirror.url)
+        for name in NAMES:
+            for tag, image in IMAGES.items():
+                clients.skopeo_copy(f"{name}:{tag}", image)
+        assert mirror.terminate() == 0
+    clients.stop()
+    assert registry.port in {port for _, port in online.peers()}
+    assert online.lookups(), "the trace shows how a name is looked up"
+    before = asked()
+    assert before
+
+    traced = MirrorProcess(tmp_path / "cache", upstreams, *arguments, "--offline").run_under(*offline.command)
+    with traced as mirror:
+        clients = Clients(tmp_path, mirror.url)
+        containerd = Containerd(tmp_path / "containerd", mirror.url)
+        try:
+            for name in NAMES:
+                for tag, image in IMAGES.items():
+                    platform = make_of_platform(tag) if tag.endswith("index") else image
+                    clients.skopeo_copy(f"{name}:{tag}", image)
+                    clients.podman_pull(f"{name}:{tag}", image, platform)
+                    containerd.pull(f"{name}:{tag}")
+                    for digest, data in platform.blobs.items():
+                        assert containerd.content(digest) == data
+                assert json.loads(clients.skopeo("list-tags", "--tls-verify=false", f"docker://{clients.host}/{name}"))[
+                    "Tags"
+                ] == [
+                    "oci",
+                    "oci-index",
+                ]
+                missing = rf"offline \(upstream.offline\), and not in the cache: {name}:absent; cached of {name}: oci"
+                with pytest.raises(AssertionError, match=missing):
+                    clients.skopeo("inspect", "--raw", "--tls-verify=false", f"docker://{clients.host}/{name}:absent")
+                with pytest.raises(AssertionError):
+                    containerd.pull(f"{name}:absent")
+            with urllib.request.urlopen(f"{mirror.url}/v1/search?q=app") as answer:
+                assert {found["name"] for found in json.load(answer)["results"]} == {"app", "ghcr.io/library/app"}
+        finally:
+            containerd.stop()
+            clients.stop()
+        assert mirror.terminate() == 0
+        assert "Traceback" not in mirror.log
+    assert asked() == before
+    assert offline.peers_elsewhere() == []
+    assert registry.port not in {port for _, port in offline.peers()}
+    assert offline.lookups() == []
