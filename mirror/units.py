@@ -54,9 +54,27 @@ def parse_cache_size(value: Any) -> int:
     return size
 
 
+_BITS = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTkmgt]?)(?:(?<=[KMGT])b(?:/s)?|bps|[bB]its?(?:/s|ps)?)")
+_SLOWEST = 1000
+
+
 def parse_rate(value: Any) -> int:
-    """Bytes a second, as `parse_size` has them; 0 for never. Raises ValueError."""
-    return 0 if value in (0, "0") and value is not False else parse_size(value)
+    """Bytes a second, from a number of them or ``"2MB"``, ``"500KiB/s"``; 0 for no limit, or for never. Raises ValueError."""
+    if value in (0, "0") and value is not False:
+        return 0
+    text = value.strip() if isinstance(value, str) else value
+    if isinstance(text, str):
+        if bits := _BITS.fullmatch(text):
+            raise ValueError(f"bytes a second are expected, not bits: write {float(bits[1]) / 8:g}{bits[2].upper()}B")
+        text = re.sub(r"(?:/s|ps)$", "", text)
+    try:
+        rate = parse_size(text)
+    except ValueError:
+        raise ValueError('bytes a second such as "2MB" or "500KiB" are expected, or 0') from None
+    if rate < _SLOWEST:
+        unit = f": is {text}MB meant?" if str(text).isdigit() else ""
+        raise ValueError(f"at least 1KB a second is expected, or 0{unit}")
+    return rate
 
 
 def format_size(count: float) -> str:

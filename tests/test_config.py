@@ -170,7 +170,7 @@ def test_secrets_in_the_wrong_place_are_not_shown(tmp_path: Path, text: str) -> 
         ({"cache": {"dir": ""}}, "a folder is expected"),
         ({"cache": {"low_watermark": 0.99}}, "low_watermark is above high_watermark"),
         ({"cache": {"high_watermark": 1.5}}, "cache.high_watermark"),
-        ({"cache": {"scrub_rate": "fast"}}, "a size such as"),
+        ({"cache": {"scrub_rate": "fast"}}, "bytes a second such as"),
         ({"cache": {"expire": {"repositories": "ci/*", "after": "7d"}}}, "under [[cache.expire]]"),
         ({"cache": {"expire": [{"repositories": "ci/*"}]}}, "cache.expire.0.after"),
         ({"cache": {"expire": [{"repositories": "ci/*", "after": "0s"}]}}, "greater than 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 import time
 from collections.abc import Mapping
@@ -12,15 +13,17 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from mirror.config.tables import Rate, Table
 from mirror.units import format_size
 
-_CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)|24:00")
+_CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::00)?|24:00")
+_DAY = 24 * 60
 
 
 def _minutes(value: Any) -> int:
-    """Returns minutes since midnight. Raises ValueError."""
-    match = _CLOCK.fullmatch(value) if isinstance(value, str) else None
+    """Returns minutes since midnight, of a TOML time too. Raises ValueError."""
+    text = value.isoformat() if isinstance(value, dt.time) else value
+    match = _CLOCK.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
         raise ValueError('a time of day such as "08:00" is expected')
-    return 24 * 60 if match[1] is None else int(match[1]) * 60 + int(match[2])
+    return _DAY if match[1] is None else int(match[1]) * 60 + int(match[2])
 
 
 Clock = Annotated[int, BeforeValidator(_minutes)]
@@ -32,7 +35,10 @@ class RateHours(Table):
     begin: Clock = Field(
         alias="from", description="time of day from which on it holds, such as `08:00`, in the machine's local time"
     )
-    end: Clock = Field(alias="to", description="time of day at which it ends; before `from`, it is that of the next day")
+    end: Clock = Field(
+        alias="to",
+        description="time of day at which it ends; before `from`, it is that of the next day; the same as `from`, it holds all day",
+    )
     rate: Rate = Field(description="bytes per second in these hours instead of `max_rate`; 0 for no limit")
     registry: str | None = Field(
         None, description="a registry's name, whose own `max_rate` this replaces; by default that of all"
@@ -40,9 +46,8 @@ class RateHours(Table):
 
     def holds(self, minute: int) -> bool:
         """Returns whether it holds at a minute of the day."""
-        if self.begin < self.end:
-            return self.begin <= minute < self.end
-        return minute >= self.begin or minute < self.end
+        length = (self.end - self.begin) % _DAY or _DAY
+        return (minute - self.begin) % _DAY < length
 
     def __str__(self) -> str:
         hours = f"{self.begin // 60:02}:{self.begin % 60:02} to {self.end // 60:02}:{self.end % 60:02}"

@@ -5,6 +5,7 @@ All faults are reported at once, each with its key, the form expected and the va
 
 from __future__ import annotations
 
+import difflib
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,16 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mirror.config.cache import Cache
 from mirror.config.errors import describe
-from mirror.config.registries import DEFAULT_ENDPOINTS, DEFAULT_SEARCH, DEFAULT_TAG_DETAILS, KNOWN_ENDPOINTS, Endpoint, Registry
+from mirror.config.rates import RateHours
+from mirror.config.registries import (
+    ALIASES,
+    DEFAULT_ENDPOINTS,
+    DEFAULT_SEARCH,
+    DEFAULT_TAG_DETAILS,
+    KNOWN_ENDPOINTS,
+    Endpoint,
+    Registry,
+)
 from mirror.config.server import Server
 from mirror.config.sources import ConfigError, from_environment, from_file, merge
 from mirror.config.tables import Table
@@ -72,11 +82,13 @@ class Settings(Table):
 
     @model_validator(mode="after")
     def _rates(self) -> Settings:
+        mirrored = {*self.registries, *self.unlisted}
         for hours in self.upstream.rate:
-            if hours.registry is not None and hours.registry not in {*self.registries, *self.unlisted}:
-                raise ValueError(
-                    f"upstream.rate: {hours.registry!r} is not mirrored; a registry that is, such as docker.io, is expected"
-                )
+            if hours.registry is not None and hours.registry not in mirrored:
+                name = hours.registry.lower()
+                meant = difflib.get_close_matches(ALIASES.get(name, name), mirrored, 1)
+                cure = f"is {meant[0]!r} meant?" if meant else "give it a table of its own under registries"
+                raise ValueError(f"upstream.rate: {hours.registry!r} is not mirrored; {cure}")
         return self
 
     @property
@@ -138,4 +150,6 @@ def _known_keys(path: list[str]) -> list[str]:
         return list(Endpoint.model_fields)
     if path[0] == "warm":
         return list(Warm.model_fields)
+    if path[:2] == ["upstream", "rate"] and len(path) > 2:
+        return [field.alias or name for name, field in RateHours.model_fields.items()]
     return list(_TABLES[path[0]].model_fields) if path[0] in _TABLES else []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mirror.config.rates import RateHours
 from mirror.config.tables import Duration, Rate
@@ -48,3 +49,12 @@ class Upstream(WayOut):
         32, ge=1, description="maximum number of connections to one endpoint; the first one of each blob is always allowed"
     )
     connections: int = Field(64, ge=1, description="the same over all endpoints, each of which has an equal share")
+
+    @field_validator("rate", mode="before")
+    @classmethod
+    def _tables(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple) or not all(isinstance(one, Mapping | RateHours) for one in value):
+            raise ValueError(
+                "tables are expected, each under [[upstream.rate]], with two brackets; a limit at all hours is max_rate"
+            )
+        return value

@@ -20,7 +20,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from mirror.config import ConfigError, load, rates_at
+from mirror.config import load, rates_at
 from mirror.config.in_force import in_force
 from mirror.upstream.connection import Connection
 from mirror.upstream.health import Delivery
@@ -477,26 +477,6 @@ async def test_sighup_takes_a_rate_for_downloads_under_way(tmp_path: Path, upstr
             assert begun + await answer.content.read() == data
         assert 'SIGHUP: taken: upstream.max_rate, registries."docker.io".max_rate' in mirror.log
         assert upstream.count("GET", str(blob)) == 1
-
-
-@pytest.mark.parametrize(
-    ("hours", "fault"),
-    [
-        ({"from": "8", "to": "18:00", "rate": 1}, 'upstream.rate.0.from: a time of day such as "08:00" is expected'),
-        ({"from": "08:00", "to": "24:01", "rate": 1}, 'upstream.rate.0.to: a time of day such as "08:00" is expected'),
-        ({"from": "08:00", "to": "18:00"}, "upstream.rate.0.rate: Field required"),
-        ({"from": "08:00", "to": "18:00", "rate": "fast"}, "upstream.rate.0.rate"),
-        (
-            {"from": "08:00", "to": "18:00", "rate": 1, "registry": "ghcr.oi"},
-            "upstream.rate: 'ghcr.oi' is not mirrored; a registry that is, such as docker.io, is expected",
-        ),
-    ],
-)
-def test_what_is_wrong_with_hours_is_said(hours: dict[str, object], fault: str) -> None:
-    """By the setting, with the form expected."""
-    with pytest.raises(ConfigError) as caught:
-        load(None, {}, {"upstream": {"rate": [hours]}})
-    assert caught.value.faults[0].replace(" (on the command line)", "").startswith(fault)
 
 
 def test_rates_in_force_are_shown() -> None:
