@@ -15,6 +15,7 @@ import pytest
 from mirror import app
 from mirror.config import load
 from tests.support.mirrors import Mirror, StartMirror
+from tests.support.patience import PATIENCE
 from tests.support.scripted import Scripted
 
 os.environ["MIRROR_RUN_FOLDER"] = ""
@@ -22,6 +23,11 @@ os.environ["MIRROR_RUN_FOLDER"] = ""
 
 _ONE_AFTER_THE_OTHER = ("e2e/", "deploy/", "benchmarks/test_smoke.py")
 """Tests that share the machine's container runtimes, or measure it: pytest-xdist runs all of them in one process."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Tests wait more than they compute: one more of them at once than there are cores."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,7 +57,13 @@ async def start(upstream: Scripted, tmp_path: Path) -> AsyncIterator[StartMirror
         ) -> Mirror:
             tree: dict[str, Any] = {
                 "server": {"listen": "127.0.0.1:0", "access_log": False, "drain_timeout": 2},
-                "cache": {"dir": str(directory or tmp_path / "cache"), "negative_ttl": 0, "prefetch": False, **cache},
+                "cache": {
+                    "dir": str(directory or tmp_path / "cache"),
+                    "negative_ttl": 0,
+                    "prefetch": False,
+                    "revalidate_timeout": PATIENCE,
+                    **cache,
+                },
                 "upstream": {"connect_timeout": 1, "header_timeout": 3, "stall_timeout": 1, "attempts": 2},
                 "registries": {
                     "docker.io": {

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from mirror.names import Digest
-from tests.support.mirrors import Mirror, StartMirror, until
+from tests.support.mirrors import Mirror, StartMirror, noted, until
+from tests.support.patience import patiently
 from tests.support.scripted import Chunked, Corrupt, Cut, Endless, Hold, Length, NoRange, Rate, Scripted, Status, WrongRange
 
 MIB = 1024 * 1024
@@ -171,7 +172,7 @@ async def test_5_readers_are_cut_short_only_when_every_way_is_exhausted(mirror: 
     assert len(answer.body) >= MIB - 70_000
     upstream.heal()
     before = upstream.sent[str(blob)]
-    for _ in range(100):  # until the breaker lets a request through
+    for _ in patiently():  # until the breaker lets a request through
         answer = await mirror.get(path(blob))
         if answer.status == 200:
             break
@@ -278,8 +279,7 @@ async def test_7_a_restart_goes_on_from_the_partial_file(start: StartMirror, ups
     upstream.fail(str(blob), hold)
     task = asyncio.create_task(one.get(path(blob)))
     await hold.reached.wait()
-    await until(lambda: (one.directory / "spool" / f"sha256-{blob.hex}.have").stat().st_size > 16)
-    await asyncio.sleep(0.2)
+    await until(lambda: noted(one.directory, blob) == 2 * MIB)
     task.cancel()
     await one.stop()
     hold.release.set()

@@ -341,7 +341,7 @@ async def test_a_download_that_other_processes_give_up_again_and_again_is_not_wa
     leaders = [lead()]
     flight, _ = flights.join(digest, context(source))
     reading = asyncio.create_task(read(await reader(flights, flight.digest, context(source))))
-    for _ in range(10):
+    while not source.opened:
         # At once, so that nobody else has the lead between.
         leaders[-1].discard()
         leaders.append(lead())

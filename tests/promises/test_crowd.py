@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 
 from mirror.names import Digest
-from tests.support.mirrors import MirrorProcess, until
+from tests.support.mirrors import MirrorProcess, noted, until
 from tests.support.scripted import Hold, Image, Scripted
 
 MIB = 1024 * 1024
@@ -94,8 +94,17 @@ async def test_the_other_process_takes_over_when_the_leader_is_killed(upstream: 
         async with aiohttp.ClientSession() as session:
             first = asyncio.create_task(fetch(session, address(one, blob)))
             await hold.reached.wait()
-            second = asyncio.create_task(fetch(session, address(two, blob)))
-            await asyncio.sleep(0.5)
+            await until(lambda: noted(tmp_path / "cache", blob) == 3 * MIB)
+            follows = asyncio.Event()
+
+            async def follow() -> bytes:
+                async with session.get(address(two, blob)) as response:
+                    first = await response.content.readexactly(MIB)
+                    follows.set()
+                    return first + await response.read()
+
+            second = asyncio.create_task(follow())
+            await follows.wait()
             one.kill()
             assert await second == data
             with contextlib.suppress(aiohttp.ClientError):
@@ -200,15 +209,3 @@ async def test_kill_9_at_the_very_end(upstream: Scripted, tmp_path: Path) -> Non
 async def _pull(session: aiohttp.ClientSession, mirror: MirrorProcess, image: Image) -> list[bytes]:
     assert await fetch(session, f"{mirror.url}/v2/app/manifests/{image.digest}") == image.body
     return [await fetch(session, address(mirror, digest)) for digest in (image.config, *image.layers)]
-
-
-def noted(cache: Path, digest: Digest) -> int:
-    """Where the spool's journal says that the bytes from 0 on end."""
-    journal = cache / "spool" / f"sha256-{digest.hex}.have"
-    records = journal.read_bytes() if journal.exists() else b""
-    end = 0
-    for offset in range(16, len(records) - 15, 16):
-        start, stop = (int.from_bytes(records[offset + shift : offset + shift + 8], "little") for shift in (0, 8))
-        if start == end:
-            end = stop
-    return end

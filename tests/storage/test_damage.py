@@ -28,6 +28,7 @@ from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.content import Content
 from tests.support.mirrors import Mirror, StartMirror, until
+from tests.support.patience import patiently
 from tests.support.scripted import Hold, Scripted, Status
 
 LATEST = "/v2/app/manifests/latest"
@@ -258,7 +259,7 @@ async def test_a_clock_that_is_set_back(start: StartMirror, upstream: Scripted, 
     await asyncio.sleep(0.4)
     moved = {name: upstream.add_image(f"library/{name}", "latest") for name in ("app", "other")}
     for name, image in moved.items():
-        for _ in range(40):
+        for _ in patiently():
             got = await mirror.get(f"/v2/{name}/manifests/latest")
             if got.body == image.body:
                 break
@@ -476,7 +477,7 @@ async def test_a_blob_that_is_fetched_again_before_its_damaged_file_is_forgotten
 
 async def until_counted(mirror: Mirror, blobs: int) -> None:
     """Waits until the catalog has so many rows."""
-    for _ in range(500):
+    for _ in patiently():
         if await mirror.metric("mirror_cache_blobs") == blobs:
             return
         await asyncio.sleep(0.02)

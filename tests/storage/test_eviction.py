@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import sqlite3
@@ -10,12 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from mirror.disk_room import measure
+from mirror.errors import StorageFull
 from mirror.names import Digest
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.spool import sweep
 from mirror.storage.disk.store import DiskStore
 from mirror.storage.settings import Upkeep
+from tests.support.disks import fill, small_disk
 from tests.support.mirrors import Mirror, StartMirror, until
+from tests.support.patience import patiently
 from tests.support.programs import missing, run
 from tests.support.scripted import Hold, Length, Scripted
 
@@ -194,7 +199,7 @@ async def test_a_crash_between_file_and_catalog_is_mended_at_the_start(start: St
         db.execute("DELETE FROM content WHERE digest IN (?, ?)", (str(image.digest), str(blobs[2])))
     db.close()
     again: Mirror = await start()
-    for _ in range(200):
+    for _ in patiently():
         if await again.metric("mirror_cache_bytes") == 1000 + len(image.body):
             break
         await asyncio.sleep(0.02)
@@ -277,3 +282,22 @@ async def test_the_row_of_what_is_evicted_is_deleted_once(tmp_path: Path) -> Non
     # SQLite reports a statement once more for each trigger that it fires.
     different = [statement for statement, _ in itertools.groupby(statements)]
     assert len([statement for statement in different if statement.startswith("DELETE FROM content")]) == 1
+
+
+async def test_what_downloads_were_granted_is_not_granted_again(tmp_path: Path) -> None:
+    """Though the file system still has it free, as they have not written it yet: with room for 320 KiB, of ten downloads of 64 KiB each about five begin."""
+    with small_disk(tmp_path / "small", "40m") as small:
+        async with DiskStore(small, Upkeep(2**40)) as store:
+            partials = [store.partial(Digest.of(bytes([number]))) for number in range(10)]
+            for partial in partials:
+                assert partial.lead()
+                await partial.set_size(600_000)
+            fill(small, leave=measure(small, Upkeep(2**40).min_free).reserve + 320 * 1024)
+            begun = 0
+            for partial in partials:
+                with contextlib.suppress(StorageFull):
+                    await partial.write(0, b"x")
+                    begun += 1
+            assert 3 <= begun <= 5
+            for partial in partials:
+                partial.close()

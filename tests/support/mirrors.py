@@ -135,6 +135,18 @@ async def until(condition: Any) -> None:
         await asyncio.sleep(0.01)
 
 
+def noted(cache: Path, digest: Digest) -> int:
+    """Where the spool's journal says that the bytes from 0 on end."""
+    journal = cache / "spool" / f"sha256-{digest.hex}.have"
+    records = journal.read_bytes() if journal.exists() else b""
+    end = 0
+    for offset in range(16, len(records) - 15, 16):
+        start, stop = (int.from_bytes(records[offset + shift : offset + shift + 8], "little") for shift in (0, 8))
+        if start == end:
+            end = stop
+    return end
+
+
 class MirrorProcess:
     """``mirror serve`` as a user starts it, on a free port."""
 

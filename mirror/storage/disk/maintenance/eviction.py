@@ -62,6 +62,8 @@ class _Pass:
     passed_bytes: int = 0
     spared_spool: int = 0
     """Bytes of downloads that a dry run has left, and that would have gone."""
+    unwritten: int = 0
+    """Bytes that downloads have been granted and have not written: the file system still counts them as free."""
 
 
 def step(here: int, limit: int) -> int:
@@ -98,7 +100,11 @@ class Eviction:
                 # SQLite's lock is not fair: waiters poll it, and must find it free.
                 await asyncio.sleep(_PAUSE)
             if not fits and need:
-                where = "on the disk" if self._short_on_disk(need) > 0 else f"within the {self.max_size} bytes of cache.max_size"
+                where = (
+                    "on the disk"
+                    if self._short_on_disk(need, this.unwritten) > 0
+                    else f"within the {self.max_size} bytes of cache.max_size"
+                )
                 raise StorageFull(f"there is no room for {need} bytes {where}")
 
     async def could_fit(self, size: int, name: str) -> bool:
@@ -238,26 +244,33 @@ class Eviction:
         """Bytes that must go so that the pass comes below its mark, and so that what it needs fits at all."""
         cached, _ = catalog.totals()
         spooled = sum(this.reserved.values())
+        this.unwritten = 0
         with os.scandir(self._store.spool) as entries:
             for entry in entries:
-                if entry.name.endswith(".part") and entry.name not in this.reserved:
-                    with contextlib.suppress(FileNotFoundError):
-                        status = entry.stat(follow_symlinks=False)
-                        here = status.st_blocks * 512
+                if not entry.name.endswith(".part"):
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    here = written = status.st_blocks * 512
+                    if entry.name in this.reserved:
+                        here = this.reserved[entry.name]
+                    else:
                         if status.st_mtime > time.time() - _UNTOUCHED:
                             # Another process writes it, and has been granted more.
                             here += step(here, self.max_size)
-                        spooled += min(status.st_size, here)
+                        here = min(status.st_size, here)
+                        spooled += here
+                    this.unwritten += max(here - written, 0)
         total = cached + spooled - this.spared_spool + this.need
-        must = max(total - self.max_size, self._short_on_disk(this.need))
+        must = max(total - self.max_size, self._short_on_disk(this.need, this.unwritten))
         return max(total - this.mark, must), must
 
-    def _short_on_disk(self, need: int) -> int:
-        """Bytes that the file system lacks for `need`, and for what is to stay free."""
+    def _short_on_disk(self, need: int, unwritten: int = 0) -> int:
+        """Returns the bytes that the file system lacks for `need`, for what downloads have been granted and not written, and for what is to stay free."""
         if not need:
             return 0
         room = measure(self._store.root, self._min_free)
-        return need + room.reserve - room.free
+        return need + unwritten + room.reserve - room.free
 
 
 def _count(catalog: Catalog) -> None:
