@@ -20,9 +20,8 @@ import pytest
 
 from mirror.config import ConfigError, load
 from tests.api.test_tls import shown_serial
-from tests.promises.test_crowd import noted
 from tests.support.certificates import Authority
-from tests.support.mirrors import MirrorProcess, until
+from tests.support.mirrors import MirrorProcess, noted, until
 from tests.support.patience import PATIENCE, patiently
 from tests.support.ports import free_port
 from tests.support.scripted import Hold, Scripted

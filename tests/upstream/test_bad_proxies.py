@@ -51,7 +51,7 @@ RULES = "its rules forbid this host"
 HTTP = {
     "stopped": Case(None, "Connection refused; check that it runs", 0),
     "closes": Case(Closes(), r"; is it an https? proxy\?"),
-    "silent": Case(Answers(), f"no answer in 3 s; {OWN}"),
+    "silent": Case(Answers(), f"no answer in 2 s; {OWN}"),
     "no HTTP": Case(Answers((b"SSH-2.0-OpenSSH\r\n\r\n",)), r"answered with something that is not HTTP; is it an https? proxy\?"),
     "502": Case(answer("502 Bad Gateway"), "answered 502 Bad Gateway; it cannot reach the host: check"),
     "503": Case(answer("503 Service Unavailable"), "answered 503 Service Unavailable; it cannot reach the host: check"),
@@ -61,10 +61,10 @@ HTTP = {
         answer("407 Who Are You"),
         "answered 407 Proxy Authentication Required; check the user and password in proxy_credentials_file",
     ),
-    "drips": Case(Endless(b"H", b"T", 0.05), f"no answer in 3 s; {OWN}"),
-    "endless fields": Case(Endless(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n", 0.05), f"no answer in 3 s; {OWN}"),
+    "drips": Case(Endless(b"H", b"T", 0.05), f"no answer in 2 s; {OWN}"),
+    "endless fields": Case(Endless(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n", 0.05), f"no answer in 2 s; {OWN}"),
     "huge head": Case(Endless(b"HTTP/1.1 200 OK\r\n", b"X: " + b"y" * 1000 + b"\r\n"), "is not HTTP"),
-    "endless 100s": Case(Endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.01), f"no answer in 3 s; {OWN}"),
+    "endless 100s": Case(Endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.01), f"no answer in 2 s; {OWN}"),
     "200, noise": Case(Answers((TUNNEL + b"noise\r\n\r\n",)), "made no clean tunnel: bytes followed its answer"),
     "200, late noise": Case(Answers((TUNNEL, b"noise\r\n\r\n")), "TLS.*; check that the proxy works and allows this host"),
     "200, nothing": Case(Answers((TUNNEL,)), "did not answer in time.*; check that the proxy works and allows this host", 1),
@@ -73,8 +73,8 @@ HTTP = {
 SOCKS = {
     "stopped": Case(None, "Connection refused; check that it runs", 0),
     "closes": Case(Closes(), r"is it a SOCKS5 proxy\?"),
-    "silent": Case(Answers(), f"no answer in 3 s; {OWN}"),
-    "silent later": Case(Answers((b"\5\0",)), f"no answer in 3 s; {OWN}"),
+    "silent": Case(Answers(), f"no answer in 2 s; {OWN}"),
+    "silent later": Case(Answers((b"\5\0",)), f"no answer in 2 s; {OWN}"),
     "an HTTP proxy": Case(answer("400 Bad Request"), r"is it a SOCKS5 proxy\?"),
     "SOCKS4": Case(Answers((b"\0\x5b\0\0\0\0\0\0",), close=True), r"is it a SOCKS5 proxy\?"),
     "no method": Case(Answers((b"\5\xff",), close=True), "check the user and password in proxy_credentials_file"),
@@ -88,7 +88,7 @@ SOCKS = {
     "7": Case(reply(7), r"is it a SOCKS5 proxy\?"),
     "8": Case(reply(8), r"is it a SOCKS5 proxy\?"),
     "99": Case(reply(99), r"is it a SOCKS5 proxy\?"),
-    "drips a name": Case(Endless(b"\5\0\0\3\xff", b"a", 0.1, (b"\5\0",)), f"no answer in 3 s; {OWN}"),
+    "drips a name": Case(Endless(b"\5\0\0\3\xff", b"a", 0.1, (b"\5\0",)), f"no answer in 2 s; {OWN}"),
     "0, late noise": Case(reply(0, b"noise\r\n\r\n"), "TLS.*; check that the proxy works and allows this host"),
     "0, closes": Case(reply(0), "TLS.*; check that the proxy works and allows this host"),
 }
@@ -184,8 +184,8 @@ async def test_a_proxy_that_fails_is_named_with_what_to_do(
     case = cases[name]
     cached, other = upstream.add_image("library/app", "cached"), upstream.add_image("library/app", "other", layers=[b"other"])
     times: dict[str, float] = {}
-    if "no answer in 3 s" in case.message:
-        times["connect_timeout"] = 1.5
+    if "no answer in 2 s" in case.message:
+        times["connect_timeout"] = 1
     if "did not answer in time" in case.message:
         times["header_timeout"] = 4
     mirror: Mirror = await start(settings=behind(place, **times), tag_ttl=0)
@@ -234,7 +234,7 @@ async def test_the_next_endpoint_is_asked_and_not_blamed(
         image = second.add_image("library/app", "1", layers=[os.urandom(100_000)])
         way = "none" if other == "none" else another.url
         silent = isinstance(fault, Answers) and not fault.close
-        settings = behind(place, {"url": second.url, "proxy": way}, connect_timeout=1.5 if silent else 10)
+        settings = behind(place, {"url": second.url, "proxy": way}, connect_timeout=1 if silent else 10)
         mirror: Mirror = await start(settings=settings)
         await break_down(place.proxy, fault)
         for path in pull_paths(image):
