@@ -205,6 +205,8 @@ class Unsupported(MirrorError):
 class UpstreamError(MirrorError):
     status = 503
     code = "UNAVAILABLE"
+    partly_refused = False
+    """True if some endpoints of the registry answered that they do not have, or do not give out, what was asked for, and the others gave no answer at all."""
 
 
 class UpstreamUnreachable(UpstreamError):
@@ -297,3 +299,8 @@ class StorageFull(MirrorError):
     """507 (RFC 4918, section 11.5)."""
 
     status = 507
+
+
+def is_refusal(error: MirrorError) -> bool:
+    """Returns whether upstream does not have something, or does not give it out, as far as it could be asked: dead endpoints in a list are usual."""
+    return isinstance(error, Unknown | Denied) or (isinstance(error, UpstreamError) and error.partly_refused)

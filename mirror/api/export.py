@@ -12,10 +12,11 @@ from mirror.api.content import choose_ranges
 from mirror.api.context import RequestContext, header, stream_body
 from mirror.api.ranges import matches
 from mirror.api.targets import Target, Targets, platforms_in
-from mirror.bundles.contents import Gatherer, Incomplete
+from mirror.bundles.contents import Gatherer
 from mirror.bundles.layout import Layout
 from mirror.bundles.writing import BundleReader
 from mirror.cache.cache import Cache
+from mirror.errors import ManifestUnknown
 from mirror.names import Reference, Repository
 from mirror.tasks import SingleFlight
 
@@ -70,7 +71,7 @@ class Exports:
         if failed and not everything:
             raise failed[0][2]
         if len(failed) == len(images):
-            raise Incomplete("no image is cached whole")
+            raise ManifestUnknown("no image is cached whole")
         layout = await asyncio.to_thread(Layout, gatherer.contents())
         return self._layouts.setdefault(layout.etag, layout)
 

@@ -42,9 +42,13 @@ _MOST_NAMED = 3
 
 
 class Incomplete(Unknown):
-    """An image is not cached, or not all of it."""
+    """An image is not cached, or not all of it. `fact` is the message without what to do."""
 
     code = "MANIFEST_UNKNOWN"
+
+    def __init__(self, fact: str, image: str) -> None:
+        super().__init__(f"{fact}; pull it through the mirror first, or run `mirror pull {image}` beside it")
+        self.fact = fact
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +134,7 @@ class Gatherer:
         name = image_name(repository, reference)
         root = await self._root(repository, reference)
         if root is None:
-            raise Incomplete(f"{name} is not cached: pull it through the mirror first, or run `mirror pull {name}` beside it")
+            raise Incomplete(f"{name} is not cached", name)
         if root.media_type in (DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED):
             raise ManifestUnknown(f"{name} is an image of before 2017 (schema 1), which no OCI layout can hold")
         found = await self._walk(name, root)
@@ -146,7 +150,7 @@ class Gatherer:
             blobs.update(listed)
         blobs.missing.update(dict.fromkeys(found.absent, 0))
         if (blobs.missing and not self._cached) or not (found.images or blobs.layers):
-            raise Incomplete(_incomplete(name, blobs.missing))
+            raise Incomplete(_incomplete(name, blobs.missing), name)
         for digest, manifest in found.indexes.items():
             blobs.manifests[digest] = self._size(digest) or manifest.body
         self._blobs.update(blobs)
@@ -354,4 +358,4 @@ def _incomplete(name: str, missing: dict[Digest, int]) -> str:
         if missing
         else "none of its platforms is"
     )
-    return f"{name} is not cached whole; {lacks}; pull it through the mirror first, or run `mirror pull {name}` beside it"
+    return f"{name} is not cached whole; {lacks}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from mirror.cache.lists import Lists
 from mirror.cache.pull import Pull, Pulls
-from mirror.errors import Denied, MirrorError, Unknown
+from mirror.errors import MirrorError, is_refusal
 from mirror.manifests import COSIGN
 from mirror.names import Digest, Reference, Repository, Tag
 
@@ -38,10 +38,9 @@ async def fetch_attached(pulls: Pulls, lists: Lists, images: Iterable[Pull]) -> 
         async with slots:
             try:
                 await pulls.pull(this)
-            except (Unknown, Denied):
-                return None
             except MirrorError as error:
-                found.faults[error.message] = None
+                if not is_refusal(error):
+                    found.faults[error.message] = None
                 return None
         if this.digest is not None:
             found.digests[this.digest] = None
@@ -51,10 +50,9 @@ async def fetch_attached(pulls: Pulls, lists: Lists, images: Iterable[Pull]) -> 
         async with slots:
             try:
                 listed, _ = await lists.referrers(repository, subject)
-            except (Unknown, Denied):
-                listed = []
             except MirrorError as error:
-                found.faults[error.message] = None
+                if not is_refusal(error):
+                    found.faults[error.message] = None
                 return
         digests = set()
         for entry in listed:

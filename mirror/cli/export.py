@@ -134,9 +134,10 @@ def export(
         from mirror.bundles.layout import Layout
         from mirror.bundles.writing import write
 
-        if cache is not None:
-            await _fetch(cache, named, wanted, referrers=not no_referrers)
-        gathered, faults = await _gather(store, named, wanted, cached=everything and not platforms, referrers=not no_referrers)
+        failed = {} if cache is None else await _fetch(cache, named, wanted, referrers=not no_referrers)
+        gathered, faults = await _gather(
+            store, named, wanted, failed, cached=everything and not platforms, referrers=not no_referrers
+        )
         for fault in faults:
             click.echo(f"mirror: {fault}", err=True)
         contents = gathered.contents(have)
@@ -193,18 +194,21 @@ def _report(contents: Contents, size: int, faults: list[str]) -> dict[str, Any]:
     }
 
 
-async def _fetch(cache: Cache, named: list[tuple[Repository, Reference]], wanted: list[str] | None, *, referrers: bool) -> None:
-    """Fetches what is missing. What upstream does not give is reported, and is no fault yet: it may be cached."""
+async def _fetch(
+    cache: Cache, named: list[tuple[Repository, Reference]], wanted: list[str] | None, *, referrers: bool
+) -> dict[tuple[Repository, Reference], str]:
+    """Fetches what is missing. Returns why an image could not be fetched, which is no fault yet: it may be cached."""
     from mirror.cache.attached import fetch_attached
     from mirror.cache.pull import Pull
 
     pulls = [Pull(repository, reference, wanted) for repository, reference in named]
+    failed: dict[tuple[Repository, Reference], str] = {}
 
     async def one(this: Pull) -> None:
         try:
             await cache.pulls.pull(this)
         except MirrorError as error:
-            click.echo(f"mirror: {this}: {error.message}", err=True)
+            failed[this.repository, this.reference] = error.message
         else:
             if this.unchecked:
                 click.echo(
@@ -217,19 +221,34 @@ async def _fetch(cache: Cache, named: list[tuple[Repository, Reference]], wanted
             attached = await fetch_attached(cache.pulls, cache.lists, pulls)
             for fault in list(attached.faults)[:3]:
                 click.echo(f"mirror: signatures and attestations may be missing: {fault}", err=True)
+    for this in pulls:
+        if why := await cache.pulls.why_missing(this):
+            failed.setdefault((this.repository, this.reference), why)
+    return failed
 
 
 async def _gather(
-    store: Store, named: list[tuple[Repository, Reference]], wanted: list[str] | None, *, cached: bool, referrers: bool
+    store: Store,
+    named: list[tuple[Repository, Reference]],
+    wanted: list[str] | None,
+    failed: dict[tuple[Repository, Reference], str],
+    *,
+    cached: bool,
+    referrers: bool,
 ) -> tuple[Gatherer, list[str]]:
-    """Returns what is cached of the images, and for each that is not cached whole what it lacks."""
-    from mirror.bundles.contents import Gatherer
+    """Returns what is cached of the images, and for each that is not cached whole what it lacks, and why that could not be fetched if it is in `failed`."""
+    from mirror.bundles.contents import Gatherer, Incomplete
 
     gathered = Gatherer(store, wanted, cached=cached, referrers=referrers)
-    faults = []
+    faults, lacking = [], set()
     for repository, reference, error in await gathered.add_all(named):
-        name = image_name(repository, reference)
-        faults.append(error.message if name in error.message else f"{name}: {error.message}")
+        name, why = image_name(repository, reference), failed.get((repository, reference))
+        lacking.add((repository, reference))
+        message = f"{error.fact}, and could not be fetched: {why}" if why and isinstance(error, Incomplete) else error.message
+        faults.append(message if name in message else f"{name}: {message}")
+    for image, why in failed.items():
+        if image not in lacking:
+            click.echo(f"mirror: {image_name(*image)}: taken as it is cached, since it could not be fetched: {why}", err=True)
     return gathered, faults
 
 

@@ -93,18 +93,14 @@ class Blob:
                 raise UpstreamInvalid(f"{shown(url)} does not say the size of the blob")
             return Descriptor("application/octet-stream", self._digest, size)
 
-        async def forget(_: Descriptor) -> None:
-            return
-
         return await with_failover(
             self._registry,
             self._ranked(0),
             self._transport.timeouts,
             ask,
             self._repository,
-            mutable=False,
             unfinished=self._unfinished,
-            discard=forget,
+            documents=False,
         )
 
     async def open(self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None) -> BlobStream:
@@ -132,9 +128,9 @@ class Blob:
             self._transport.timeouts,
             ask,
             self._repository,
-            mutable=False,
-            patient=not impatient,
             unfinished=self._unfinished,
+            documents=False,
+            patient=not impatient,
             discard=discard,
         )
         self._givers.add(giver)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
@@ -17,11 +18,13 @@ from mirror.errors import (
     RegionBlocked,
     TokenServiceFailed,
     Unknown,
+    UpstreamError,
     UpstreamFailed,
     UpstreamInvalid,
     UpstreamLimited,
     UpstreamTimeout,
     UpstreamUnreachable,
+    is_refusal,
 )
 from mirror.names import Repository
 from mirror.upstream.endpoint import Endpoint
@@ -34,6 +37,10 @@ HEAD_START = 0.6
 """Seconds that an endpoint has before the next one is asked too, at most."""
 _QUICK = 0.1
 """Seconds of latency up to which no other endpoint is preferred."""
+_MOST_SHOWN = 5
+"""Endpoints whose answers an error has."""
+_LONGEST_ANSWER = 250
+"""Characters of an error for one endpoint."""
 
 
 class Unfinished:
@@ -79,20 +86,25 @@ async def with_failover(
     ask: Callable[[Endpoint, float], Awaitable[_T]],
     repository: Repository,
     *,
-    mutable: bool,
+    unfinished: Unfinished,
+    documents: bool = True,
+    mutable: bool = False,
     patient: bool = True,
-    unfinished: Unfinished | None = None,
     discard: Callable[[_T], Awaitable[None]] | None = None,
     deadline: float | None = None,
 ) -> _T:
     """Returns the first endpoint's successful answer, within the header timeout or until `deadline`.
 
-    If an endpoint does not have the content, or refuses it, the next one is asked. Those that failed recently, or refused the repository, are asked last. For
-    `mutable` content, a tag or a list, the registry's own endpoint is authoritative: what it does not have is gone. `ask` gets an endpoint and its deadline. All
-    deadlines are in the event loop's time. With `unfinished`, the next endpoint is asked too if one has not answered within its head start, after another one two more, then four; without, one is asked after the other, and
-    the remaining time is shared equally among those not asked yet. With `discard`, answers are not documents but open connections: it is called with each one that came
-    too late, the requests that are overtaken end at once, and the order of `endpoints` counts. If no endpoint has an answer, one that limits requests is asked again when it allows that, unless
-    the request is not `patient`. Raises Unknown, Denied, UpstreamError; Offline before anything else, whatever is known of the endpoints.
+    If an endpoint does not have the content, or refuses it, the next one is asked. Those that failed recently, or refused the repository, are asked last. If one has not
+    answered within its head start, the next one is asked too, after another head start two more, then four. `ask` gets an endpoint and its deadline. All deadlines are
+    in the event loop's time.
+
+    Of `documents`, the registry's own endpoint is authoritative: what it does not have is gone, whatever other endpoints say of `mutable` ones, a tag or a list, and
+    unless they have it of others. Requests that are overtaken go on as `unfinished`: their outcome counts for the ranking. Without `documents`, for blobs, the order of
+    `endpoints` counts, no endpoint's word is final, and the requests that are overtaken end at once. `discard` is called with an answer that came too late.
+
+    If no endpoint has an answer, one that limits requests is asked again when it allows that, unless the request is not `patient`. Raises Unknown, Denied, UpstreamError, whose
+    message says what each endpoint answered; Offline before anything else, whatever is known of the endpoints.
     """
     for endpoint in endpoints:
         endpoint.check_online()
@@ -100,7 +112,6 @@ async def with_failover(
     if deadline is None:
         deadline = loop.time() + timeouts.header
     name = str(repository)
-    documents = unfinished is not None and discard is None
     left = _ranked(endpoints, name, by_latency=documents and not mutable)
     head_start = min(HEAD_START, timeouts.header / (4 * len(left)))
     errors: dict[Endpoint, MirrorError] = {}
@@ -129,7 +140,7 @@ async def with_failover(
             limited[endpoint] = loop.time() + error.retry_after
 
     def answered(endpoint: Endpoint) -> None:
-        if documents and unfinished is not None:
+        if documents:
             idle = [other for other in endpoints[: endpoints.index(endpoint)] if other not in running.values()]
             unfinished.probe(idle, ask_one, loop.time() + timeouts.header)
 
@@ -148,11 +159,9 @@ async def with_failover(
                     if not queue:
                         break
                     endpoint = queue.pop(0)
-                    if unfinished is None or not (queue or running):
-                        now = loop.time()
-                        until = deadline if unfinished is not None else now + (deadline - now) / (len(queue) + 1)
+                    if not (queue or running):
                         try:
-                            answer = await ask_one(endpoint, until)
+                            answer = await ask_one(endpoint, deadline)
                         except MirrorError as error:
                             failed(endpoint, error)
                             break
@@ -175,7 +184,7 @@ async def with_failover(
                         # Those asked before it had their head start; their outcome is awaited in the background.
                         if batches[slower] < batches[task]:
                             running[slower].standing.overtaken()
-                        if documents and unfinished is not None:
+                        if documents:
                             unfinished.keep(slower)
                             running.pop(slower)
                     del running[task]
@@ -198,11 +207,15 @@ async def with_failover(
     finally:
         for task in running:
             task.cancel()
-            if unfinished is not None:
-                unfinished.start(_end(task, discard))
+            unfinished.start(_end(task, discard))
+    if authoritative:
+        raise authoritative[0]
     if not errors:
         raise UpstreamTimeout(f"{registry} did not answer in time")
-    raise authoritative[0] if authoritative else final_error(errors)
+    for endpoint in endpoints:
+        # What an endpoint has that did not answer, or was not asked, is not known.
+        errors.setdefault(endpoint, UpstreamTimeout(f"{endpoint.name} did not answer in time"))
+    raise final_error(registry, errors)
 
 
 async def _end(task: asyncio.Task[_T], discard: Callable[[_T], Awaitable[None]] | None) -> None:
@@ -267,13 +280,40 @@ def paused(endpoint: Endpoint) -> UpstreamUnreachable:
     return UpstreamUnreachable(f"{endpoint.name} is paused for {seconds} s after failures: {endpoint.breaker.last_error}")
 
 
-def final_error(errors: Mapping[Endpoint, MirrorError]) -> MirrorError:
-    """Returns the error to raise. Unknown is raised only if all endpoints gave it, and it is certain only if all of them are.
+def final_error(registry: str, errors: Mapping[Endpoint, MirrorError]) -> MirrorError:
+    """Returns the error to raise, which says what each endpoint answered. Unknown is raised only if all endpoints gave it, and it is certain only if all of them are.
 
     A refusal by the registry itself is raised before anything else, a refusal by another endpoint only if none has failed.
     """
     lacking = [endpoint for endpoint, error in errors.items() if not isinstance(error, Unknown)]
-    return errors[min(lacking or errors, key=lambda endpoint: _weight(errors[endpoint], own=endpoint.own))]
+    decisive = errors[min(lacking or errors, key=lambda endpoint: _weight(errors[endpoint], own=endpoint.own))]
+    if not lacking or isinstance(decisive, Offline):
+        return decisive
+    # An error may stand for several endpoints.
+    answers: dict[MirrorError, str] = {}
+    for endpoint, error in sorted(errors.items(), key=lambda item: item[1] is not decisive):
+        answers.setdefault(error, _answer(registry, endpoint, error))
+    if len(answers) == 1:
+        return decisive
+    shown = list(answers.values())[:_MOST_SHOWN]
+    more = f"; and {len(answers) - len(shown)} more" if len(shown) < len(answers) else ""
+    told = copy.copy(decisive)
+    told.message = f"none of {registry}'s endpoints gave it: {'; '.join(shown)}{more}"
+    told.args = (told.message,)
+    if isinstance(told, UpstreamError):
+        # One that limits requests may have it.
+        told.partly_refused = any(map(is_refusal, answers)) and not any(isinstance(error, UpstreamLimited) for error in answers)
+    return told
+
+
+def _answer(registry: str, endpoint: Endpoint, error: MirrorError) -> str:
+    """Returns an endpoint's error in a line of bounded length that names the endpoint."""
+    text = error.message
+    if isinstance(error, Unknown):
+        text = f"{endpoint.name} {text.removeprefix(f'{registry} ')}"
+    elif endpoint.name not in text:
+        text = f"{endpoint.name}: {text}"
+    return text if len(text) <= _LONGEST_ANSWER else f"{text[: _LONGEST_ANSWER - 1]}…"
 
 
 def _weight(error: MirrorError, *, own: bool) -> int:

@@ -137,7 +137,7 @@ class Surveys:
         """Asks those again that failed, though they may have the tag. Raises Unknown, Denied, UpstreamError."""
         failed = [*silent, *(endpoint for endpoint, error in errors.items() if _may_have_it(error))]
         if not failed:
-            raise final_error(errors)
+            raise final_error(self._registry, errors)
         try:
             answer = await with_failover(
                 self._registry,
@@ -150,7 +150,7 @@ class Surveys:
                 deadline=deadline,
             )
         except MirrorError as error:
-            raise final_error({**errors, **dict.fromkeys(failed, error)}) from None
+            raise final_error(self._registry, {**errors, **dict.fromkeys(failed, error)}) from None
         return TagAnswers((answer,), False, False)
 
     def _counted(self, found: dict[Endpoint, Descriptor]) -> TagAnswers:

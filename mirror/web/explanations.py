@@ -56,6 +56,7 @@ _MESSAGES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"given up by another process", "另一进程放弃了此下载"),
         (r"^there is nothing here", "此处没有内容"),
         # what goes wrong on the way to upstream
+        (r"^none of (\S+)'s endpoints gave it", r"\1 的各个上游地址都没有提供此内容"),
         (r"Connection refused", "上游拒绝连接"),
         (r"Connection reset|broke off|ended the blob at", "连接中断，上游没有发送完"),
         (r"cannot be resolved|Name or service not known|No address associated|name resolution", "无法解析上游的域名，请检查 DNS"),

@@ -204,6 +204,13 @@ async def test_what_is_missing_is_named_and_nothing_is_written(commands: Command
             in done.stderr
         )
         assert "docker.io/library/none:1 is not cached" in done.stderr
+        # What to do is only said where it has not just been tried.
+        assert ("mirror pull docker.io/library/none:1" in done.stderr) == bool(arguments)
+        if not arguments:
+            assert "none:1 is not cached, and could not be fetched: docker.io has no manifest 1 in library/none" in done.stderr
+            assert (
+                f"and could not be fetched: {upstream.url}/v2/library/broken/blobs/{broken.layers[0]} answered 500" in done.stderr
+            )
         assert "whole:1 is" not in done.stderr
         assert "nothing was written" in done.stderr
         assert (tar.read_bytes(), list(tmp_path.glob(".writing-*"))) == (b"older", [])
@@ -366,3 +373,21 @@ async def test_laptop_puts_the_mirror_beside_the_tar(commands: Commands, upstrea
 async def test_laptop_needs_a_file_that_it_can_find(commands: Commands, output: str) -> None:
     """A pipe has no folder, and mirror.pyz serves what ends in .tar."""
     assert "such as lab/lab.tar" in (await commands.run("export", "one:1", "--laptop", "-o", output)).stderr
+
+
+@pytest.mark.parametrize("command", ["export", "pull"])
+async def test_a_dead_endpoint_in_the_list_is_no_doubt_about_signatures(upstream: Scripted, tmp_path: Path, command: str) -> None:
+    """As long as another one answers that there are none. If none answers, or one says to come again, they may be missing, and that is said."""
+    image = upstream.add_image("library/app", "1")
+    commands = Commands(tmp_path / "cache")
+    commands.flags += ["--upstream", "docker.io=http://127.0.0.1:1", "--upstream", f"docker.io={upstream.url}"]
+    arguments = ["--referrers"] if command == "pull" else ["-o", str(tmp_path / "lab.tar")]
+    done = await commands.run(command, "app:1", *PLATFORMS, *arguments)
+    assert (done.returncode, "may be missing" in done.stderr) == (0, False), done.stderr
+    assert upstream.count("GET", f"/manifests/sha256-{image.digest.hex}.sig") >= 1
+    upstream.fail("/manifests/sha256-", Status(429, {"Retry-After": "3600"}), times=100, method="*")
+    done = await commands.run(command, "app:1", *PLATFORMS, *arguments)
+    assert "may be missing: none of docker.io's endpoints gave it: " in done.stderr
+    await upstream.stop()
+    done = await commands.run(command, "app:1", *PLATFORMS, *arguments)
+    assert "may be missing: " in done.stderr

@@ -117,3 +117,75 @@ async def test_the_registrys_own_refusal_is_told(start: StartMirror, upstream: S
     registry = {"endpoints": ["http://127.0.0.1:1", upstream.url]}
     mirror: Mirror = await start(settings={"registries": {name: registry}})
     assert (await mirror.get(f"/v2/{name}/app/manifests/latest")).status == 403
+
+
+_HTML = {"Content-Type": "text/html"}
+_FIRST: dict[str, tuple[Fault | None, str]] = {
+    "dead": (None, "Connection refused"),
+    "refuses": (Status(403, _HTML, b"<html>not in the whitelist</html>"), "list of the images"),
+    "page": (Status(200, _HTML, b"<html>log in</html>"), "web page"),
+    "404 page": (Status(404, _HTML, b"<html>not found</html>"), " has no "),
+    "404": (Status(404, body=_GONE), " has no "),
+    "429": (Status(429, {"Retry-After": "3600"}), "answered 429"),
+    "500": (Status(500), "answered 500"),
+}
+"""Faults of an endpoint, and what an error says of it; None for one that is dead."""
+_SECOND: dict[str, tuple[Fault, str]] = {
+    "404": (Status(404, body=_GONE), " has no "),
+    "403": (Status(403), "answered 403"),
+}
+_STATUSES = {
+    ("refuses", "404"): 403,
+    ("refuses", "403"): 403,
+    ("404 page", "404"): 404,
+    ("404 page", "403"): 403,
+    ("404", "404"): 404,
+    ("404", "403"): 403,
+}
+"""503 for all others: what an endpoint has that gave no answer is not known."""
+
+
+@pytest.mark.parametrize("resource", ["tag", "digest", "blob", "tags"])
+@pytest.mark.parametrize("second", _SECOND)
+@pytest.mark.parametrize("first", _FIRST)
+async def test_an_error_says_what_each_endpoint_answered(
+    start: StartMirror, upstream: Scripted, first: str, second: str, resource: str
+) -> None:
+    """Not only the dead one: that the other lacks a tag is what somebody who mistyped it needs to know. It is never 404 if one could not be asked."""
+    fault, words = _FIRST[first]
+    image = upstream.add_image("library/app", "latest")
+    async with Scripted() as other:
+        other.fail("library/app", _SECOND[second][0], times=50, method="*")
+        if fault is None:
+            await upstream.stop()
+        else:
+            upstream.fail("library/app", fault, times=50, method="*")
+        mirror: Mirror = await start(endpoints=[upstream.url, other.url], settings={"upstream": {"header_timeout": 1}})
+        method, path = request(resource, image)
+        answer = await mirror.get(f"/v2/app/{path}", method)
+        (error,) = json.loads(answer.body)["errors"]
+        assert answer.status == _STATUSES.get((first, second), 503), error
+        codes = {
+            403: {"DENIED"},
+            404: {"MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN", "UNKNOWN"},
+            503: {"UNAVAILABLE", "TOOMANYREQUESTS"},
+        }
+        assert error["code"] in codes[answer.status]
+        if answer.status != 404:
+            assert error["message"].startswith("none of docker.io's endpoints gave it: ")
+            for endpoint, said in ((upstream, words), (other, _SECOND[second][1])):
+                (place,) = {part for part in error["message"].split("; ") if endpoint.url in part}
+                assert said in place
+        assert 1 <= other.count("GET") <= 2
+
+
+async def test_an_error_of_many_endpoints_has_a_bounded_length(start: StartMirror) -> None:
+    """It names some of them, the one that decided first, and the number of the others."""
+    dead = [f"http://127.0.0.1:{port}" for port in range(1, 10)]
+    async with Scripted() as lacking:
+        mirror: Mirror = await start(endpoints=[lacking.url, *dead])
+        answer = await mirror.get(f"/v2/{'a' * 100}/{'b' * 100}/manifests/{'c' * 100}")
+    (error,) = json.loads(answer.body)["errors"]
+    assert answer.status == 503
+    assert error["message"].endswith("; and 5 more")
+    assert len(error["message"]) < 1500

@@ -144,8 +144,8 @@ async def test_an_answer_that_comes_too_late_is_discarded() -> None:
             transport.timeouts,
             ask,
             repository,
-            mutable=False,
             unfinished=unfinished,
+            documents=False,
             discard=discard,
         )
         assert answer == second.name

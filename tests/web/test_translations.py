@@ -68,6 +68,10 @@ async def test_errors_are_told_in_the_language_of_the_page(dashboard: Mirror) ->
         ("docker.io does not let anyone pull owner/secret, or has no such repository", "需要账号"),
         ("docker.io is paused for 20 s after failures: Connection refused", "拒绝连接"),
         (
+            "none of docker.io's endpoints gave it: http://a: Connection refused; http://b has no tag 1",
+            "docker.io 的各个上游地址",
+        ),
+        (
             "no TLS connection with https://x.example: certificate verify failed: unable to get local issuer certificate",
             "证书不可信",
         ),
