@@ -72,3 +72,30 @@ async def test_registries_without_a_search_say_so(commands: Commands, upstream: 
     assert "does not serve" in (await commands.run("search", "nobody.example/x")).stderr
     assert (await commands.run("search", "\x1b[31m")).returncode == 1
     assert upstream.count("GET", "/v1/search") == 0
+
+
+async def test_offline_only_what_is_cached_is_searched(commands: Commands, upstream: Scripted) -> None:
+    """And that it is offline is said, with status 0 where something is found and 1 where not; no registry is asked. A registry without a search is told apart."""
+    upstream.add_to_hub("redis", "The key-value store", 12000, official=True)
+    for name, image in (("library/redis", "redis:7.2"), ("owner/app", "ghcr.io/owner/app:7.2")):
+        upstream.add_image(name, "7.2")
+        await commands("pull", image)
+    asked = len(upstream.asked)
+    offline = {"MIRROR_UPSTREAM__OFFLINE": "true"}
+    done = await commands.run("search", "redis", **offline)
+    assert (done.returncode, done.stderr) == (
+        0,
+        "mirror: only what is cached was searched: this mirror is offline (upstream.offline), so no registry is asked\n",
+    )
+    assert [line.split() for line in done.stdout.splitlines()[1:]] == [["redis", "-", "-", "7.2"]]
+    document = await commands.json("search", "redis", MIRROR_UPSTREAM__OFFLINE="true")
+    assert (document["searched"], "is offline" in document["problem"]) == (False, True)
+    assert [found["cached"] for found in document["results"]] == [["docker.io/library/redis:7.2"]]
+    done = await commands.run("search", "nothing", **offline)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "docker.io was not searched: this mirror is offline" in done.stderr
+    assert "nothing cached matches 'nothing'" in done.stderr
+    done = await commands.run("search", "ghcr.io/app", **offline)
+    assert (done.returncode, "ghcr.io has no search" in done.stderr) == (0, True)
+    assert "ghcr.io/owner/app" in done.stdout
+    assert len(upstream.asked) == asked

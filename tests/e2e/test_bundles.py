@@ -110,6 +110,28 @@ def test_docker_loads_a_bundle_a_pipe_and_pieces(source: Source, dockerd: Docker
         check_docker(dockerd, source, name, tmp_path)
 
 
+def test_a_mix_of_two_bundles_is_loaded_by_nobody(source: Source, dockerd: Dockerd, tmp_path: Path) -> None:
+    """What `curl -C -` without If-Range makes of a tag that has moved: wherever the layers of the one end and the rest of the other begins, dockerd and `mirror import` refuse it."""
+    before = source.export(SINGLE).read_bytes()
+    source.add(SINGLE, make_image(14, "docker"))
+    arguments = ["export", SINGLE, "--platform", "linux/amd64", "-o", str(tmp_path / "newer.tar")]
+    done = mirror(*arguments, "--cache-dir", str(tmp_path / "newer"), f"--upstream=docker.io={source.registry.url}")
+    assert done.returncode == 0, done.stderr
+    after = (tmp_path / "newer.tar").read_bytes()
+    assert after != before
+    mixed = tmp_path / "mixed.tar"
+    shorter = min(len(before), len(after))
+    for cut in (shorter // 4, shorter // 2, shorter - 20_000):
+        mixed.write_bytes(before[:cut] + after[cut:])
+        assert mixed.read_bytes() not in (before, after)
+        with pytest.raises(AssertionError):
+            dockerd.docker("load", "-i", str(mixed))
+        assert dockerd.docker("image", "ls", "-q") == ""
+        target = tmp_path / f"target-{cut}"
+        assert mirror("import", str(mixed), "--cache-dir", str(target)).returncode == 1
+        assert json.loads(mirror("ls", "--json", "--cache-dir", str(target)).stdout)["images"] == []
+
+
 def test_docker_loads_a_delta_where_the_base_is_and_refuses_it_by_name_elsewhere(
     source: Source, dockerd: Dockerd, tmp_path: Path
 ) -> None:

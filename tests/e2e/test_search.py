@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.e2e.test_dockerd import Dockerd
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Scripted
 
 
@@ -66,3 +66,59 @@ async def test_no_description_controls_a_terminal(dockerd: Dockerd, mirror: Mirr
     assert all(line.isprintable() for line in printed.split("\n"))
     assert "]0;title [2Jredis 数据库 база 🙂" in printed
     assert "a name that is none" not in printed
+
+
+async def test_docker_searches_a_mirror_that_is_offline(start: StartMirror, upstream: Scripted) -> None:
+    """What is cached is found, and its description says that the mirror is offline, whatever registry is searched and whether it has a search; what is not cached is an error.
+    No registry is asked."""
+    upstream.add_to_hub("redis", "The key-value store", 12000, official=True)
+    for name in ("library/redis", "owner/app"):
+        upstream.add_image(name, "7.2")
+    ghcr = {"registries": {"ghcr.io": {"endpoints": [upstream.url]}}}
+    online = await start(settings=ghcr)
+    for path in ("redis", "ghcr.io/owner/app"):
+        assert (await online.get(f"/v2/{path}/manifests/7.2")).status == 200
+    await online.stop()
+    asked = len(upstream.asked)
+    mirror = await start(settings={**ghcr, "upstream": {"offline": True}})
+    dockerd = await asyncio.to_thread(Dockerd, mirror.url)
+    try:
+        cases = {
+            "redis": {"redis": "[mirror offline; cached: 7.2]"},
+            "app": {"ghcr.io/owner/app": "[mirror offline; cached: 7.2]"},
+            "docker.io/redis": {"redis": "[mirror offline; cached: 7.2]"},
+            "ghcr.io/app": {"ghcr.io/owner/app": "[ghcr.io has no search; cached: 7.2]"},
+        }
+        for term, expected in cases.items():
+            found = await search(dockerd, mirror, term)
+            assert {name: line["Description"] for name, line in found.items()} == expected, term
+            assert all(line["StarCount"] == "0" for line in found.values())
+        for term in ("unheard-of", "ghcr.io/unheard-of", "nobody.example/app"):
+            with pytest.raises(AssertionError, match="404"):
+                await search(dockerd, mirror, term)
+    finally:
+        await asyncio.to_thread(dockerd.stop)
+    assert len(upstream.asked) == asked
+
+
+async def test_docker_searches_a_registry_without_a_search(start: StartMirror, upstream: Scripted) -> None:
+    """Its cached images are found, and their descriptions say why there are no others; the registry is asked nothing. With no `search` set, Docker Hub is one of them."""
+    upstream.add_image("owner/app", "1")
+    settings = {"docker.io": {"endpoints": [upstream.url], "search": ""}, "ghcr.io": {"endpoints": [upstream.url]}}
+    mirror = await start(settings={"registries": settings})
+    for path in ("owner/app", "ghcr.io/owner/app"):
+        assert (await mirror.get(f"/v2/{path}/manifests/1")).status == 200
+    asked = len(upstream.asked)
+    dockerd = await asyncio.to_thread(Dockerd, mirror.url)
+    try:
+        found = await search(dockerd, mirror, "ghcr.io/app")
+        assert {name: line["Description"] for name, line in found.items()} == {
+            "ghcr.io/owner/app": "[ghcr.io has no search; cached: 1]"
+        }
+        found = await search(dockerd, mirror, "owner/app", "--limit", "1")
+        assert [line["Description"] for line in found.values()] == ["[docker.io has no search; cached: 1]"]
+        with pytest.raises(AssertionError, match="404"):
+            await search(dockerd, mirror, "ghcr.io/unheard-of")
+    finally:
+        await asyncio.to_thread(dockerd.stop)
+    assert len(upstream.asked) == asked
