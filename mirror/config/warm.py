@@ -117,4 +117,9 @@ class Warm(Table):
             names += images_in(self.compose, files)
         if self.kubernetes is not None:
             names += images_in_manifests(self.kubernetes, files)
+        if not names:
+            # As of an emptied file: what was pinned for the list stays so.
+            raise ValueError(
+                f"{self.compose} names no image, only services that are built: give one an image, or remove the list from the settings"
+            )
         return list(dict.fromkeys(parse_name(name) for name in names))

@@ -93,10 +93,6 @@ async def _ask(settings: Settings, images: list[_Image]) -> _Faults:
 
 def _images(warm: Warm, images: list[_Image], faults: _Faults) -> Iterator[Finding]:
     check = _check(warm)
-    if not images:
-        # A Compose file may have only services that are built from sources.
-        yield advice(check, "it names no images", "add image names, or remove the list")
-        return
     wrong = {image: error for image in images if isinstance(error := faults.get(image), Unknown | Denied)}
     failed = {image: error for image in images if (error := faults.get(image)) is not None and image not in wrong}
     unchecked = sum(image not in faults for image in images)
@@ -136,7 +132,7 @@ async def _metrics(settings: Settings, address: Address, wanted: bool) -> _Metri
 
 def _pulls(warm: Warm, images: list[_Image], metrics: _Metrics | None) -> Iterator[Finding]:
     check, reload = _check(warm), "send it SIGHUP (systemctl reload mirror), or start it again"
-    if metrics is None or not images:
+    if metrics is None:
         return
     listed = metrics.get(("mirror_warm_images", warm.name))
     if listed is None:

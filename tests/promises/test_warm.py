@@ -342,6 +342,9 @@ async def test_files_that_name_images_are_read_again(tmp_path: Path, upstream: S
         broken: list[tuple[Callable[[], Any], str]] = [(lambda: file.write_text("services: [\ncontainers: [\nApp\n"), "named")]
         empty = {"file": "names no image", "compose": "it has no services", "kubernetes": "no container is in it"}
         broken.append((lambda: file.write_text(""), empty[kind]))
+        if kind == "compose":
+            built = "services:\n  app:\n    build: .\n"
+            broken.append((lambda: file.write_text(built), "names no image"))
         if kind == "kubernetes":
             broken.append((file.unlink, "no .yaml, .yml, .json file is in it"))
         broken += [
