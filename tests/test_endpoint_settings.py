@@ -87,7 +87,11 @@ _ODD = "without spaces, backslashes and control characters"
             )
         ),
         ('["https://a", "https://b", "https://A:443/"]', "endpoints", "https://A:443 is listed again"),
-        ('["https://a/x", { url = "https://a/x/", proxy = "none" }]', "endpoints", "https://a/x is listed again"),
+        (
+            '[{ url = "https://a/x", proxy = "none" }, { url = "https://a/x/", proxy = "none" }]',
+            "endpoints",
+            "https://a/x (proxy none) is listed again",
+        ),
         (
             '[{ url = "https://a", path = "x" }, { url = "https://a/", path = "/x/" }]',
             "endpoints",

@@ -108,14 +108,15 @@ class Endpoint(WayOut):
         return path
 
     def __str__(self) -> str:
-        return f"{self.url}/v2/{self.path}" if self.path else self.url
+        way = f" (proxy {self.proxy})" if self.proxy else ""
+        return f"{self.url}/v2/{self.path}{way}" if self.path else f"{self.url}{way}"
 
     @property
     def place(self) -> tuple[object, ...]:
         """What is the same for two spellings of one endpoint."""
         url = urlsplit(self.url)
         port = url.port or {"http": 80, "https": 443}[url.scheme]
-        return url.scheme, url.hostname, port, url.path, self.path
+        return url.scheme, url.hostname, port, url.path, self.path, self.proxy
 
 
 class Registry(WayOut):
@@ -166,7 +167,9 @@ class Registry(WayOut):
         places = [endpoint.place for endpoint in value]
         for number, endpoint in enumerate(value):
             if endpoint.place in places[:number]:
-                raise ValueError(f"each endpoint is expected once: {endpoint} is listed again")
+                raise ValueError(
+                    f"each endpoint is expected once: {endpoint} is listed again; remove it, or give one of them another path or proxy"
+                )
         return value
 
     @field_validator("search", "tag_details")

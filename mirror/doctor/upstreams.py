@@ -297,7 +297,7 @@ async def _limit(name: str, registry: Registry, way: Way) -> list[Finding]:
             ]
     found = []
     for endpoint in registry.endpoints:
-        labels = {"upstream_host": name, "endpoint": endpoint_label(URL(endpoint.url), endpoint.path)}
+        labels = {"upstream_host": name, "endpoint": endpoint_label(URL(endpoint.url), endpoint.path, endpoint.proxy)}
         left, limit = (
             metrics.REGISTRY.get_sample_value(f"mirror_upstream_ratelimit_{what}", labels) for what in ("remaining", "limit")
         )

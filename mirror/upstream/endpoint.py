@@ -77,15 +77,17 @@ class Endpoint:
         own: bool,
         only: bool,
         path: str = "",
+        proxy: str | None = None,
         way: Way | None = None,
     ) -> None:
         """`credentials` are those that its origin may get, None for none; `own` is True for the registry's own host, `only` if the registry has no other endpoint.
 
-        `path` is put before each repository's name. `way` is the way out, None for the transport's."""
+        `path` is put before each repository's name. `proxy` is the endpoint's own setting, which tells it from others with its URL. `way` is the way out,
+        None for the transport's."""
         self.base = URL(url)
         self.path = path
-        self.name = shown(self.base / "v2" / path if path else self.base)
-        self._labels = (registry, endpoint_label(self.base, path))
+        self.name = shown(self.base / "v2" / path if path else self.base) + _named(proxy)
+        self._labels = (registry, endpoint_label(self.base, path, proxy))
         up = metrics.upstream_up.labels(*self._labels)
         up.set(1)
         self.breaker = Breaker(on_outcome=up.set)
@@ -348,9 +350,13 @@ async def _excerpt(response: Response, deadline: float) -> bytes:
         return b""
 
 
-def endpoint_label(base: URL, path: str) -> str:
-    """Returns the value of the label `endpoint` in metrics."""
-    return f"{base.authority}/{path}" if path else base.authority
+def endpoint_label(base: URL, path: str, proxy: str | None = None) -> str:
+    """Returns the value of the label `endpoint` in metrics. `proxy` is the endpoint's own setting."""
+    return (f"{base.authority}/{path}" if path else base.authority) + _named(proxy)
+
+
+def _named(proxy: str | None) -> str:
+    return f" (proxy {proxy})" if proxy else ""
 
 
 def _left(deadline: float) -> float:

@@ -283,8 +283,15 @@ def paused(endpoint: Endpoint) -> UpstreamUnreachable:
 def final_error(registry: str, errors: Mapping[Endpoint, MirrorError]) -> MirrorError:
     """Returns the error to raise, which says what each endpoint answered. Unknown is raised only if all endpoints gave it, and it is certain only if all of them are.
 
-    A refusal by the registry itself is raised before anything else, a refusal by another endpoint only if none has failed.
+    A refusal by the registry itself is raised before anything else, a refusal by another endpoint only if none has failed. Of several ways to one endpoint, those
+    that failed do not count if it said by another one what it does not have.
     """
+    heard = {(endpoint.base, endpoint.path) for endpoint, error in errors.items() if isinstance(error, Unknown)}
+    errors = {
+        endpoint: error
+        for endpoint, error in errors.items()
+        if isinstance(error, Unknown) or (endpoint.base, endpoint.path) not in heard
+    }
     lacking = [endpoint for endpoint, error in errors.items() if not isinstance(error, Unknown)]
     decisive = errors[min(lacking or errors, key=lambda endpoint: _weight(errors[endpoint], own=endpoint.own))]
     if not lacking or isinstance(decisive, Offline):

@@ -100,6 +100,7 @@ class Registry:
                 own=is_own(name, url),
                 only=len(urls) == 1,
                 path=endpoint.path,
+                proxy=endpoint.proxy,
                 way=endpoint_way(name, endpoint, out),
             )
             for endpoint, url in zip(settings.endpoints, urls, strict=True)

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from mirror.config import ConfigError, load
 from tests.support.mirrors import Mirror, StartMirror
+from tests.support.proxying import ScriptedProxy
 from tests.support.scripted import Scripted
 
 
@@ -61,3 +63,60 @@ async def test_two_projects_of_one_host_are_two_endpoints(start: StartMirror, up
     metrics = (await mirror.get("/metrics")).body.decode()
     authority = upstream.url.removeprefix("http://")
     assert all(f'endpoint="{authority}/{path}"' in metrics for path in ("first", "second"))
+
+
+async def test_one_url_by_two_ways_is_two_endpoints(start: StartMirror, upstream: Scripted) -> None:
+    """While the proxy serves all goes through it; while it does not, all goes directly. Each way has a state and metrics of its own, and each blob is asked for once."""
+    first, second, third = (upstream.add_image("library/app", tag, [tag.encode() * 9999]) for tag in ("1", "2", "3"))
+
+    async def pull(tag: str) -> None:
+        image = {"1": first, "2": second, "3": third}[tag]
+        assert (await mirror.get(f"/v2/app/manifests/{tag}")).body == image.body
+        (layer,) = image.layers
+        assert (await mirror.get(f"/v2/app/blobs/{layer}")).body == upstream.blobs[str(layer)]
+        assert upstream.count("GET", str(layer)) == 1
+
+    async def states() -> dict[str, str]:
+        report = json.loads((await mirror.get("/readyz")).body)["registries"]["docker.io"]
+        return {endpoint["endpoint"]: endpoint["state"] for endpoint in report}
+
+    async with ScriptedProxy("http") as proxy:
+        tables = [{"url": upstream.url, "proxy": proxy.url}, {"url": upstream.url, "proxy": "none"}]
+        by_proxy, directly = f"{upstream.url} (proxy {proxy.url})", f"{upstream.url} (proxy none)"
+        mirror: Mirror = await start(settings={"registries": {"docker.io": {"endpoints": tables}}})
+        await pull("1")
+        assert await states() == {by_proxy: "ok", directly: "ok"}
+        through = len(proxy.targets)
+        assert through > 0
+        await proxy.stop()
+        await pull("2")
+        assert (await states())[directly] == "ok"
+        assert len(proxy.targets) == through
+        await proxy.start()
+        await pull("3")
+    metrics = (await mirror.get("/metrics")).body.decode()
+    authority = upstream.url.removeprefix("http://")
+    assert all(f'endpoint="{authority} (proxy {name})"' in metrics for name in (proxy.url, "none"))
+
+
+async def test_a_name_that_only_the_proxy_knows_comes_by_the_second_way(start: StartMirror, upstream: Scripted) -> None:
+    """Directly its name cannot be resolved. A missing image is still a 404, as the registry says through the proxy."""
+    image = upstream.add_image("library/app", "latest")
+    url = f"http://registry.invalid:{upstream.port}"
+    async with ScriptedProxy("socks5h") as proxy:
+        tables = [url, {"url": url, "proxy": proxy.url}]
+        mirror: Mirror = await start(settings={"upstream": {"proxy": "none"}, "registries": {"docker.io": {"endpoints": tables}}})
+        assert (await mirror.get("/v2/app/manifests/latest")).body == image.body
+        assert (await mirror.get("/v2/app/manifests/absent")).status == 404
+        assert {host for host, _ in proxy.targets} == {"registry.invalid"}
+
+
+@pytest.mark.parametrize("way", [{}, {"proxy": "none"}, {"proxy": "socks5h://outside.lan:1080"}], ids=str)
+def test_one_url_by_one_way_is_listed_once(way: dict[str, str]) -> None:
+    """The error says which, and what to do."""
+    tables = [{"url": "https://a/x", **way}, {"url": "https://A/x/", **way}]
+    with pytest.raises(ConfigError) as caught:
+        load(None, {}, {"registries": {"docker.io": {"endpoints": tables}}})
+    name = f"https://A/x (proxy {way['proxy']})" if way else "https://A/x"
+    words = f"each endpoint is expected once: {name} is listed again; remove it, or give one of them another path or proxy"
+    assert words in caught.value.faults[0]
