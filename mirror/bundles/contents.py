@@ -128,11 +128,15 @@ class Gatherer:
         self._referrers: dict[tuple[Repository, Digest], Referrer] = {}
         self._blobs = _Blobs()
         self._tags: dict[Repository, list[str]] = {}
+        self._parts: dict[Digest, tuple[Descriptor | None, list[Descriptor]]] = {}
+        """The configurations and layers of manifests, which are asked for several times."""
 
     async def add(self, repository: Repository, reference: Reference) -> None:
         """Adds an image. Raises Incomplete where it is not cached, or not for one of the platforms; other MirrorErrors."""
+        await self._add(repository, reference, await self._root(repository, reference))
+
+    async def _add(self, repository: Repository, reference: Reference, root: Manifest | None) -> None:
         name = image_name(repository, reference)
-        root = await self._root(repository, reference)
         if root is None:
             raise Incomplete(f"{name} is not cached", name)
         if root.media_type in (DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED):
@@ -156,9 +160,11 @@ class Gatherer:
         self._blobs.update(blobs)
         ordered = sorted(found.images.values(), key=lambda manifest: self._rank(found.platforms.get(manifest.digest)))
         platforms = dict.fromkeys(
-            found.platforms[manifest.digest] for manifest in ordered if manifest.digest in found.platforms and _is_image(manifest)
+            found.platforms[manifest.digest]
+            for manifest in ordered
+            if manifest.digest in found.platforms and self._is_image(manifest)
         )
-        docker = next((_for_docker(manifest) for manifest in ordered if _is_image(manifest)), None)
+        docker = next((self._for_docker(manifest) for manifest in ordered if self._is_image(manifest)), None)
         size = blobs.manifests[root.digest]
         described = Descriptor(root.media_type, root.digest, size if isinstance(size, int) else len(size))
         self._images.append(Image(repository, reference, described, tuple(platforms), docker))
@@ -170,18 +176,22 @@ class Gatherer:
         """Adds images in their order, reading some side by side. Returns those that could not be added, with why."""
         slots = asyncio.Semaphore(_SIDE_BY_SIDE)
 
-        async def gather_one(repository: Repository, reference: Reference) -> Gatherer | MirrorError:
+        async def gather_one(repository: Repository, reference: Reference, root: Manifest | None) -> Gatherer | MirrorError:
             one = Gatherer(self._store, self._platforms, cached=self._cached, referrers=self._with_referrers)
             one._tags = self._tags
             async with slots:
                 try:
-                    await one.add(repository, reference)
+                    await one._add(repository, reference, root)
                 except MirrorError as error:
                     return error
+            one._parts.clear()
             return one
 
         named, failed = list(images), []
-        for name, one in zip(named, await asyncio.gather(*(gather_one(*name) for name in named)), strict=True):
+        # At once, since a query in the catalog's thread costs less than the way there.
+        roots = await self._store.manifests_of(named)
+        gathering = [gather_one(*name, root) for name, root in zip(named, roots, strict=True)]
+        for name, one in zip(named, await asyncio.gather(*gathering), strict=True):
             if isinstance(one, MirrorError):
                 failed.append((*name, one))
                 continue
@@ -249,7 +259,7 @@ class Gatherer:
 
     async def _config(self, manifest: Manifest) -> bytes:
         """An image's configuration; empty where there is none here."""
-        config, _ = blobs_of(manifest.body)
+        config, _ = self._parts_of(manifest)
         if config is None or not 0 < config.size <= MAX_SIZE:
             return b""
         if (embedded := embedded_in(manifest.body, config.digest)) is not None:
@@ -264,7 +274,7 @@ class Gatherer:
     def _blobs_of(self, manifest: Manifest) -> _Blobs:
         blobs = _Blobs()
         blobs.manifests[manifest.digest] = self._size(manifest.digest) or manifest.body
-        config, layers = blobs_of(manifest.body)
+        config, layers = self._parts_of(manifest)
         for blob in [*([config] if config else []), *layers]:
             kind = blobs.configs if blob is config else blobs.layers
             size = self._size(blob.digest)
@@ -285,6 +295,20 @@ class Gatherer:
             else:
                 blobs.missing[digest] = size
         return blobs
+
+    def _parts_of(self, manifest: Manifest) -> tuple[Descriptor | None, list[Descriptor]]:
+        if (found := self._parts.get(manifest.digest)) is None:
+            found = self._parts[manifest.digest] = blobs_of(manifest.body)
+        return found
+
+    def _is_image(self, manifest: Manifest) -> bool:
+        """True for an image that containers run from; false for charts, signatures, attestations, buildkit's caches."""
+        config, layers = self._parts_of(manifest)
+        return config is not None and config.media_type in _IMAGE_CONFIGS and all("tar" in layer.media_type for layer in layers)
+
+    def _for_docker(self, manifest: Manifest) -> tuple[Digest, tuple[Digest, ...]] | None:
+        config, layers = self._parts_of(manifest)
+        return None if config is None else (config.digest, tuple(layer.digest for layer in layers))
 
     def _size(self, digest: Digest) -> int | None:
         return self._store.size(digest)
@@ -336,17 +360,6 @@ class Gatherer:
         """Where an image comes among those of other platforms: as they were asked for, linux/amd64 first where none was."""
         wanted = list(self._platforms or ("linux/amd64",))
         return next((number for number, one in enumerate(wanted) if fits(platform, one)), len(wanted))
-
-
-def _is_image(manifest: Manifest) -> bool:
-    """True for an image that containers run from; false for charts, signatures, attestations, buildkit's caches."""
-    config, layers = blobs_of(manifest.body)
-    return config is not None and config.media_type in _IMAGE_CONFIGS and all("tar" in layer.media_type for layer in layers)
-
-
-def _for_docker(manifest: Manifest) -> tuple[Digest, tuple[Digest, ...]] | None:
-    config, layers = blobs_of(manifest.body)
-    return None if config is None else (config.digest, tuple(layer.digest for layer in layers))
 
 
 def _incomplete(name: str, missing: dict[Digest, int]) -> str:

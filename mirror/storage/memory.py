@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Self
 
@@ -150,6 +150,14 @@ class MemoryStore:
         self.verify_behind(digest)
         if (found := self._manifests.get(digest)) is not None:
             self._used[digest] = time.time()
+        return found
+
+    async def manifests_of(self, images: Sequence[tuple[Repository, Reference]]) -> list[Manifest | None]:
+        found: list[Manifest | None] = []
+        for repository, reference in images:
+            record = await self.tag(repository, reference) if isinstance(reference, Tag) else None
+            digest = record.descriptor.digest if record is not None else reference
+            found.append(None if isinstance(digest, Tag) else await self.manifest(digest))
         return found
 
     async def put_manifest(self, repository: Repository, manifest: Manifest) -> None:

@@ -16,7 +16,7 @@ what an empty store would, so that upstream is asked. The methods that people ca
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -184,6 +184,10 @@ class Store(Protocol):
 
     async def manifest(self, digest: Digest) -> Manifest | None:
         """Returns a cached manifest, verified again if it comes from the disk; None if it is not cached or cannot be read."""
+        ...
+
+    async def manifests_of(self, images: Sequence[tuple[Repository, Reference]]) -> list[Manifest | None]:
+        """Returns the manifests of many images, as `tag` and `manifest` do one by one. Those below them are read ahead: `manifest` returns them from memory."""
         ...
 
     async def put_manifest(self, repository: Repository, manifest: Manifest) -> None:

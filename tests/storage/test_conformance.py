@@ -325,6 +325,49 @@ async def test_manifests_keep_their_bytes_and_say_who_has_them(store: Store) -> 
     assert await store.repositories() == [APP, OTHER]
 
 
+async def put_index(store: Store, repository: Repository, tag: Tag, *images: Manifest) -> Manifest:
+    """Keeps an index of images with a tag."""
+    listed = [{"mediaType": image.media_type, "digest": str(image.digest), "size": len(image.body)} for image in images]
+    body = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed}).encode()
+    index = Manifest(OCI_INDEX, Digest.of(body), body)
+    await store.put_manifest(repository, index)
+    await store.set_tag(repository, tag, TagRecord(index.descriptor, 5.0))
+    return index
+
+
+async def test_many_manifests_are_what_each_is(store: Store) -> None:
+    """By tags and digests, in the order asked for; None for what is not there."""
+    image = await put_image(store, APP, ONE, b"layer")
+    index = await put_index(store, OTHER, TWO, image)
+    signed = Manifest(DOCKER_SCHEMA1_SIGNED, Digest.of(PAYLOAD), sign(PAYLOAD))
+    await store.put_manifest(APP, signed)
+    gone = TagRecord(Descriptor(OCI_INDEX, Digest.of(b"gone"), 4), 5.0)
+    await store.set_tag(APP, TWO, gone)
+    asked = [(OTHER, TWO), (APP, ONE), (APP, TWO), (APP, Tag("3")), (OTHER, ONE), (APP, index.digest), (APP, signed.digest)]
+    assert await store.manifests_of(asked) == [index, image, None, None, None, index, signed]
+    assert await store.manifests_of([(APP, gone.descriptor.digest)]) == [None]
+    assert await store.manifests_of([]) == []
+
+
+async def test_manifests_are_read_ahead_all_the_way_down(tmp_path: Path) -> None:
+    """A store that has just been opened has read those below an index once it has the index. What is damaged or gone is no manifest, and no error."""
+    async with DiskStore(tmp_path, Upkeep(LIMIT)) as store:
+        images = [await put_image(store, APP, ONE, bytes([n])) for n in range(4)]
+        index = await put_index(store, APP, ONE, *images)
+        signed = Manifest(DOCKER_SCHEMA1_SIGNED, Digest.of(PAYLOAD), sign(PAYLOAD))
+        await store.put_manifest(APP, signed)
+    for number, content in ((1, b"damaged"), (2, None)):
+        path = tmp_path / "blobs" / "sha256" / images[number].digest.hex
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+    async with DiskStore(tmp_path, Upkeep(LIMIT)) as store:
+        assert await store.manifests_of([(APP, ONE), (APP, signed.digest)]) == [index, signed]
+        assert [store.hot_manifest(image.digest) for image in images] == [images[0], None, None, images[3]]
+        assert [await store.manifest(image.digest) for image in images] == [images[0], None, None, images[3]]
+        assert await store.manifests_of([(APP, images[1].digest)]) == [None]
+
+
 async def test_a_signed_manifest_is_kept_by_what_its_digest_names(store: Store) -> None:
     """Schema 1: it comes back with its signatures, and is verified and counted as other manifests are."""
     manifest = Manifest(DOCKER_SCHEMA1_SIGNED, Digest.of(PAYLOAD), sign(PAYLOAD))

@@ -11,6 +11,7 @@ import errno
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Collection, Mapping
 
 from mirror.errors import StorageFull, StorageUnreadable, UpstreamInvalid
 from mirror.manifests import (
@@ -174,6 +175,29 @@ class Content:
         if media_type == DOCKER_SCHEMA1_SIGNED:
             media_type, body = await self._signed(digest, body)
         return self._warm(Manifest(media_type, digest, body))
+
+    async def read_ahead(self, digests: Collection[Digest]) -> None:
+        """Reads manifests, and those that they name, into memory. What cannot be read is left to `manifest`."""
+        nothing: dict[Digest, str] = {}
+        types = await self._catalog.read(nothing, Catalog.manifests_below, digests)
+        wanted = {digest: type_ for digest, type_ in types.items() if digest not in self._hot and type_ != DOCKER_SCHEMA1_SIGNED}
+        for manifest in await self._threads.run(self._read_all, wanted):
+            self._warm(manifest)
+
+    def _read_all(self, types: Mapping[Digest, str]) -> list[Manifest]:
+        found, size = [], 0
+        for digest, media_type in types.items():
+            with contextlib.suppress(OSError):
+                if (file := self._blobs.open(digest)) is None:
+                    continue
+                with contextlib.closing(file):
+                    body = _read_verified(file, digest)
+                if body is not None:
+                    found.append(Manifest(media_type, digest, body))
+                    size += len(body)
+            if size > _HOT_BYTES:
+                break
+        return found
 
     async def _signed(self, digest: Digest, payload: bytes) -> tuple[str, bytes]:
         """Returns a schema 1 manifest with its signatures, or without them if they are lost."""

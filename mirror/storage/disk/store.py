@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -131,6 +131,11 @@ class DiskStore:
 
     async def manifest(self, digest: Digest) -> Manifest | None:
         return await self._content.manifest(digest)
+
+    async def manifests_of(self, images: Sequence[tuple[Repository, Reference]]) -> list[Manifest | None]:
+        known = await self._catalog.read([reference for _, reference in images], Catalog.resolve, images)
+        await self._content.read_ahead({digest for digest in known if not isinstance(digest, Tag)})
+        return [None if isinstance(digest, Tag) else await self.manifest(digest) for digest in known]
 
     async def put_manifest(self, repository: Repository, manifest: Manifest) -> None:
         await self._content.put_manifest(repository, manifest)

@@ -24,6 +24,7 @@ set aside and made anew. What upstream said that is only looked up by name, list
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -110,6 +111,20 @@ class Catalog:
         """Returns the media type of a cached manifest; None if it is not cached."""
         row = self._db.execute("SELECT media_type FROM content WHERE digest = ?", (str(digest),)).fetchone()
         return row[0] if row else None
+
+    def manifests_below(self, digests: Iterable[Digest]) -> dict[Digest, str]:
+        """Returns the media types of cached manifests, and of those that they name, all the way down."""
+        rows = self._db.execute(
+            "WITH RECURSIVE below (digest) AS (SELECT value FROM json_each(?)"
+            " UNION SELECT child.digest FROM below JOIN child ON child.parent = below.digest)"
+            " SELECT digest, media_type FROM below JOIN content USING (digest) WHERE media_type IS NOT NULL",
+            (json.dumps([str(digest) for digest in digests]),),
+        )
+        found = {}
+        for digest, media_type in rows:
+            with contextlib.suppress(DigestInvalid):
+                found[Digest.parse(digest)] = media_type
+        return found
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
@@ -236,6 +251,14 @@ class Catalog:
             (repository.registry, repository.path, tag),
         ).fetchone()
         return TagRecord(Descriptor(row[0], Digest.parse(row[1]), row[2]), row[3]) if row else None
+
+    def resolve(self, images: Iterable[tuple[Repository, Reference]]) -> list[Reference]:
+        """Returns the digests that references mean now. A tag that is not known is returned as it is."""
+        found: list[Reference] = []
+        for repository, reference in images:
+            record = self.tag(repository, reference.value) if isinstance(reference, Tag) else None
+            found.append(reference if record is None else record.descriptor.digest)
+        return found
 
     def set_tag(self, repository: Repository, tag: str, record: TagRecord) -> None:
         found = record.descriptor
