@@ -343,7 +343,8 @@ async def test_many_manifests_are_what_each_is(store: Store) -> None:
     await store.put_manifest(APP, signed)
     gone = TagRecord(Descriptor(OCI_INDEX, Digest.of(b"gone"), 4), 5.0)
     await store.set_tag(APP, TWO, gone)
-    asked = [(OTHER, TWO), (APP, ONE), (APP, TWO), (APP, Tag("3")), (OTHER, ONE), (APP, index.digest), (APP, signed.digest)]
+    asked: list[tuple[Repository, Reference]] = [(OTHER, TWO), (APP, ONE), (APP, TWO), (APP, Tag("3")), (OTHER, ONE)]
+    asked += [(APP, index.digest), (APP, signed.digest)]
     assert await store.manifests_of(asked) == [index, image, None, None, None, index, signed]
     assert await store.manifests_of([(APP, gone.descriptor.digest)]) == [None]
     assert await store.manifests_of([]) == []
