@@ -289,7 +289,8 @@ async def test_nine_bad_endpoints_and_a_stale_one_first(start: StartMirror) -> N
         answer = await mirror.get("/v2/app/manifests/1")
         assert served_by(answer) == str(Digest.of(found.good.manifests["library/app", "1"][1]))
         asked = {name: count for name, count in found.asked().items() if name not in ("stale", "slow")}
-        assert all(count <= 4 for count in asked.values()), asked
+        # A redirect counts twice, and a busy machine has time for a third attempt.
+        assert all(count <= 8 for count in asked.values()), asked
         answer = await mirror.get("/v2/app/manifests/2")
         assert served_by(answer) == str(Digest.of(found.good.manifests["library/app", "2"][1]))
         assert {name: count for name, count in found.asked().items() if name in asked} == asked
