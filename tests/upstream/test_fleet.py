@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import os
 
+import pytest
+
+from mirror.errors import ManifestUnknown, UpstreamTimeout
 from mirror.names import Repository
 from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.failover import Unfinished, with_failover
@@ -152,6 +155,40 @@ async def test_an_answer_that_comes_too_late_is_discarded() -> None:
         await until(lambda: discarded == [first.name])
         assert first.is_asked_last(str(repository))
         assert not second.is_asked_last(str(repository))
+    finally:
+        await unfinished.aclose()
+        await first.aclose()
+        await second.aclose()
+        await transport.aclose()
+
+
+async def test_absent_is_not_established_while_an_endpoint_has_not_answered() -> None:
+    """One says at the last moment that it lacks the content, and the other has said nothing: that is no 404, and the error names both."""
+    transport = Transport(Timeouts(1, 0.4, 1, 1), Connections(1, 1, 1), Fixed(None))
+    first, second = (
+        Endpoint("docker.io", f"http://{name}.test", transport, None, None, own=False, only=False) for name in ("first", "second")
+    )
+    unfinished = Unfinished()
+
+    async def ask(endpoint: Endpoint, deadline: float) -> str:
+        if endpoint is second:
+            await asyncio.Event().wait()
+        await asyncio.sleep(deadline - asyncio.get_running_loop().time())
+        raise ManifestUnknown("docker.io has no manifest 1 in library/app")
+
+    try:
+        with pytest.raises(UpstreamTimeout) as caught:
+            await with_failover(
+                "docker.io",
+                [first, second],
+                transport.timeouts,
+                ask,
+                Repository("docker.io", "library/app"),
+                unfinished=unfinished,
+                mutable=True,
+            )
+        assert "http://second.test did not answer in time" in caught.value.message
+        assert "http://first.test has no manifest 1 in library/app" in caught.value.message
     finally:
         await unfinished.aclose()
         await first.aclose()
