@@ -1,9 +1,12 @@
-"""A mirror that is offline, traced by strace, while real containerd, podman and skopeo pull through it."""
+"""A mirror that is offline, and one that is switched, while real containerd, podman and skopeo pull through it."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import shutil
+import signal
 import tempfile
 import urllib.request
 from collections.abc import Iterator
@@ -13,10 +16,12 @@ import pytest
 
 from tests.e2e.conftest import REPOSITORY, make_of_platform
 from tests.e2e.test_containerd import Containerd
+from tests.e2e.test_dashboard_lab import add
 from tests.e2e.test_podman import policy
 from tests.support.images import Image, make_image, make_index, push
-from tests.support.mirrors import MirrorProcess
+from tests.support.mirrors import MirrorProcess, until
 from tests.support.programs import DockerRegistry, require, require_root, run
+from tests.support.scripted import Cut, Hold, Scripted
 from tests.support.tracing import Trace
 
 IMAGES = {"oci": make_image(2, "oci"), "oci-index": make_index(4, "oci")}
@@ -154,3 +159,58 @@ def test_nothing_goes_out_while_real_clients_pull(registry: DockerRegistry, tmp_
     assert offline.peers_elsewhere() == []
     assert registry.port not in {port for _, port in offline.peers()}
     assert offline.lookups() == []
+
+
+async def test_skopeo_copies_while_the_mirror_goes_off_line(tmp_path: Path, upstream: Scripted) -> None:
+    """A copy whose last blob is coming ends with every byte. One whose layer upstream breaks off then fails, that layer is not in the cache, and nothing is asked. Once the
+    mirror is online again, the same copy works, and fetches the rest only."""
+    images = {"steady": make_image(91, size=3_000_000), "broken": make_image(92, size=3_000_000)}
+    half = {name: Hold(after=1_500_000) for name in images}
+    largest = {}
+    for name, image in images.items():
+        add(upstream, f"library/{name}", image)
+        largest[name] = max((len(data), digest) for digest, data in image.blobs.items())[1]
+    upstream.fail(largest["steady"], half["steady"])
+    upstream.fail(largest["broken"], half["broken"] & Cut(after=1_500_001))
+    config = tmp_path / "mirror.toml"
+    settings = "[cache]\nnegative_ttl = 0\n[upstream]\nheader_timeout = 60\nstall_timeout = 60\noffline = {}\n"
+    config.write_text(settings.format("false"))
+    with MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}, "--config", str(config)) as mirror:
+        clients = {}
+        for name in images:
+            (tmp_path / name).mkdir()
+            clients[name] = Clients(tmp_path / name, mirror.url)
+
+        async def copy(name: str) -> None:
+            await asyncio.to_thread(clients[name].skopeo_copy, f"docker.io/library/{name}:1", images[name])
+
+        async def switch(offline: bool) -> None:
+            seen = len(mirror.log)
+            config.write_text(settings.format(str(offline).lower()))
+            os.kill(mirror.pid, signal.SIGHUP)
+            await until(lambda: "SIGHUP: taken: upstream.offline" in mirror.log[seen:])
+
+        try:
+            copies = {name: asyncio.create_task(copy(name)) for name in images}
+            await asyncio.gather(*(hold.reached.wait() for hold in half.values()))
+            # Clients want the configuration last; prefetching brings it, and the other layers.
+            blobs = tmp_path / "cache" / "blobs" / "sha256"
+            others = [digest for image in images.values() for digest in image.blobs if digest not in largest.values()]
+            await until(lambda: all((blobs / digest.removeprefix("sha256:")).exists() for digest in others))
+            await switch(True)
+            asked = len(upstream.asked)
+            for hold in half.values():
+                hold.release.set()
+            await copies["steady"]
+            with pytest.raises(AssertionError, match=r"unexpected EOF|404 \(Not Found\)"):
+                await copies["broken"]
+            assert len(upstream.asked) == asked
+            assert not (blobs / largest["broken"].removeprefix("sha256:")).exists()
+            shutil.rmtree(tmp_path / "broken" / "copy")
+            await switch(False)
+            await copy("broken")
+        finally:
+            for client in clients.values():
+                client.stop()
+        assert upstream.sent[largest["broken"]] < len(images["broken"].blobs[largest["broken"]]) * 1.05
+        assert mirror.terminate() == 0
