@@ -28,7 +28,7 @@ from mirror.names import Digest, Repository
 from mirror.storage.disk.blobs import ROTTEN, BlobFile, BlobStore, FileReader
 from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
-from mirror.storage.disk.maintenance.eviction import Eviction
+from mirror.storage.disk.maintenance.eviction import Eviction, update_metrics
 from mirror.storage.disk.partial import DiskPartial, Reservations
 from mirror.tasks import SingleFlight, close_all
 from mirror.threads import ThreadPool
@@ -124,13 +124,14 @@ class Content:
 
     async def committed(self, digest: Digest, size: int) -> None:
         """Adds a finished blob to the catalog, and evicts if the cache is too large now."""
-        await self._catalog.write(Catalog.add, digest, size)
+        await self._catalog.write(_add, digest, size)
         await self.make_room(0)
 
     async def make_room(self, need: int) -> None:
         """Makes room for `need` bytes. Raises StorageFull."""
-        await self.flush()
-        await self._eviction.make_room(need)
+        if not self._eviction.take_room(need):
+            await self.flush()
+            await self._eviction.make_room(need)
 
     # ------------------------------------------------------------------ manifests
 
@@ -252,6 +253,11 @@ class Content:
         if self._uses:
             uses, self._uses = self._uses, {}
             await self._catalog.write(Catalog.touch, uses)
+
+
+def _add(catalog: Catalog, digest: Digest, size: int) -> None:
+    catalog.add(digest, size)
+    update_metrics(catalog)
 
 
 def _signed_key(digest: Digest) -> str:

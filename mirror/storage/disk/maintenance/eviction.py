@@ -42,6 +42,10 @@ _LARGEST_STEP, _SMALLEST_STEP = 16 * 1024 * 1024, 64 * 1024
 """Bytes for which room is made at once, unless a download has less."""
 _UNTOUCHED = 60.0
 """Seconds after which no process writes a download any more."""
+_KNOWN = 1.0
+"""Seconds for which a measurement of the room counts: other processes and programs take some too."""
+_MARGIN = 8
+"""Not even then is the last eighth of the cache's limit given away: the catalog is asked."""
 _ROOM_UNKNOWN: bool | None = True
 """If the catalog fails, a download is tried: the file system says whether there is room."""
 
@@ -64,6 +68,8 @@ class _Pass:
     """Bytes of downloads that a dry run has left, and that would have gone."""
     unwritten: int = 0
     """Bytes that downloads have been granted and have not written: the file system still counts them as free."""
+    room: float = 0.0
+    """Bytes for which there was room before anything was evicted."""
 
 
 def step(here: int, limit: int) -> int:
@@ -85,7 +91,17 @@ class Eviction:
         self._store = store
         self._catalog = catalog
         self._turn = asyncio.Lock()
+        self._room = 0.0
+        """Bytes that may be taken without asking the catalog, until `_room_until`."""
+        self._room_until = 0.0
         metrics.cache_max_bytes.set(self.max_size)
+
+    def take_room(self, need: int) -> bool:
+        """Takes `need` bytes of the room that a second ago was there in plenty. Returns False where the catalog must be asked, by `make_room`."""
+        if need > self._room or time.monotonic() >= self._room_until:
+            return False
+        self._room -= need
+        return True
 
     async def make_room(self, need: int) -> None:
         """Evicts until `need` more bytes fit, both within `max_size` and on the disk. Raises StorageFull if they cannot.
@@ -95,7 +111,9 @@ class Eviction:
         if need > self.max_size:
             raise StorageFull(f"{need} bytes are more than the whole cache may hold ({self.max_size})")
         async with self._turn:
+            self._room_until = 0.0
             this = _Pass(need, self._high, dict(self.reserved))
+            measured = time.monotonic()
             while (fits := await self._catalog.read(_ROOM_UNKNOWN, self._evict, this)) is None:
                 # SQLite's lock is not fair: waiters poll it, and must find it free.
                 await asyncio.sleep(_PAUSE)
@@ -106,9 +124,12 @@ class Eviction:
                     else f"within the {self.max_size} bytes of cache.max_size"
                 )
                 raise StorageFull(f"there is no room for {need} bytes {where}")
+            self._room, self._room_until = this.room - self.max_size // _MARGIN, measured + _KNOWN
 
     async def could_fit(self, size: int, name: str) -> bool:
         """True where a download of `size` bytes into the spool file `name` could be kept if everything went that may. Evicts nothing."""
+        if self.take_room(0) and size <= self._room:
+            return True
         others = {other: count for other, count in self.reserved.items() if other != name}
         return await self._catalog.read(True, self._could_fit, size, sum(others.values()))
 
@@ -132,7 +153,7 @@ class Eviction:
 
     async def count(self) -> None:
         """Updates the metrics."""
-        await self._catalog.read(None, _count)
+        await self._catalog.read(None, update_metrics)
 
     def warn_of_the_disk(self) -> None:
         """Logs where the disk is too small for the limit. Blocks."""
@@ -154,7 +175,6 @@ class Eviction:
 
     def _evict(self, catalog: Catalog, this: _Pass) -> bool | None:
         """One step: True when there is room, False when there cannot be, None when there may be after more steps."""
-        _count(catalog)
         if self._over(catalog, this)[0] <= 0:
             return True
         with self.exclusive(), catalog.changing():
@@ -185,13 +205,13 @@ class Eviction:
                     if over > 0 and digest not in this.kept and self._gone(catalog, digest, size):
                         over -= size
                         must -= size
-        _count(catalog)
+        update_metrics(catalog)
         return None if over > 0 and freed is not None else must <= 0
 
     def _could_fit(self, catalog: Catalog, size: int, reserved: int) -> bool:
         cached, _ = catalog.totals()
         pinned = sum(catalog.pinned().values())
-        return size + reserved + pinned <= self.max_size and self._short_on_disk(size) <= cached - pinned
+        return size + reserved + pinned <= self.max_size and (not size or self._short_on_disk(size) <= cached - pinned)
 
     def _evict_one(self, catalog: Catalog, this: _Pass) -> int | None:
         """Evicts a blob and returns its bytes; 0 for one that must stay, None if no other blob may be evicted."""
@@ -229,7 +249,7 @@ class Eviction:
                     break
                 if not catalog.names_cached(digest) and self._gone(catalog, digest, sizes[digest]):
                     gone.add(digest)
-        _count(catalog)
+        update_metrics(catalog)
         return [digest for digest in left if digest not in gone] if gone else []
 
     def _gone(self, catalog: Catalog, digest: Digest, size: int) -> bool:
@@ -242,7 +262,7 @@ class Eviction:
 
     def _over(self, catalog: Catalog, this: _Pass) -> tuple[float, int]:
         """Bytes that must go so that the pass comes below its mark, and so that what it needs fits at all."""
-        cached, _ = catalog.totals()
+        cached = update_metrics(catalog)
         spooled = sum(this.reserved.values())
         this.unwritten = 0
         with os.scandir(self._store.spool) as entries:
@@ -262,18 +282,20 @@ class Eviction:
                         spooled += here
                     this.unwritten += max(here - written, 0)
         total = cached + spooled - this.spared_spool + this.need
-        must = max(total - self.max_size, self._short_on_disk(this.need, this.unwritten))
+        short = self._short_on_disk(this.need, this.unwritten)
+        this.room = min(self._high - total, -short)
+        must = max(total - self.max_size, short if this.need else 0)
         return max(total - this.mark, must), must
 
     def _short_on_disk(self, need: int, unwritten: int = 0) -> int:
         """Returns the bytes that the file system lacks for `need`, for what downloads have been granted and not written, and for what is to stay free."""
-        if not need:
-            return 0
         room = measure(self._store.root, self._min_free)
         return need + unwritten + room.reserve - room.free
 
 
-def _count(catalog: Catalog) -> None:
+def update_metrics(catalog: Catalog) -> int:
+    """Updates the metrics of the cache's size, and returns it in bytes."""
     size, blobs = catalog.totals()
     metrics.cache_bytes.set(size)
     metrics.cache_blobs.set(blobs)
+    return size
