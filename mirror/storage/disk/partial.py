@@ -104,12 +104,12 @@ class DiskPartial:
 
     @property
     def current(self) -> bool:
-        return self._spool.current
+        return self._spool.leads or self._spool.current
 
     def lead(self) -> bool:
         if not self._spool.lead():
             return False
-        self._leads = self._spool.current
+        self._leads = self._spool.leads
         if self._leads:
             self._reservations.reserved[self._name] = self._spool.have.total
         return True

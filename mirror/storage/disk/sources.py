@@ -47,7 +47,11 @@ class Sources:
         """Records the leader's repository, and voids the lines before. For the leader."""
         # A line of a writer whose disk was full may have no end.
         self._append(f"\nlead {leader.registry} {leader.path}\n")
-        self._read()
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                # After the line just written: what others append meanwhile is still to be read.
+                self._read_to = os.lseek(self._fd, 0, os.SEEK_CUR)
+        self._take_in(["lead", leader.registry, leader.path])
 
     def add(self, repository: Repository, size: int | None) -> None:
         """Records that a repository has the blob, unless the file says so already, or no leader is known yet."""

@@ -53,6 +53,8 @@ class Spool:
         self.verified = False
         self.inherited = False
         """True when some of the bytes were fetched by an earlier leader."""
+        self.leads = False
+        """True while this process leads a download that has not ended."""
         self._store = store
         self.name = f"{digest.algorithm}-{digest.hex}{'' if claimed is None else f'.{claimed}'}.part"
         self._part_path = f"{store.spool}/{self.name}"
@@ -81,7 +83,8 @@ class Spool:
             # Whoever finds the journal finds the sources too.
             self._sources.open(self._sources_path, create)
             journal = open_file(self._have_path, os.O_RDWR | create)
-            if self.current:
+            # While this process leads, nobody else ends the download.
+            if create or self.current:
                 self._journal, journal = journal, -1
         finally:
             if self._journal < 0:
@@ -96,16 +99,18 @@ class Spool:
         """
         if not try_exclusive(self.fd):
             return False
-        if self._journal < 0 and self.current:
+        if not self.current:
+            # It ended meanwhile; `verified` says how.
+            self.follow()
+            return True
+        self.leads = True
+        if self._journal < 0:
             try:
                 self._open(os.O_CREAT)
             except OSError:
                 self.release()
                 raise
         self.follow()
-        if not self.current:
-            # It ended meanwhile; `verified` says how.
-            return True
         # A leader may have died between verifying and renaming: the bytes are verified again.
         self.verified = False
         self.inherited = self.have.total > 0
@@ -177,6 +182,7 @@ class Spool:
 
     def publish(self) -> None:
         """Moves the verified file durably to its final name. Blocks. Raises OSError."""
+        self.leads = False
         self.verified = True
         self._append(*_VERIFIED)
         self._store.seal(self.fd, self.digest)
@@ -191,17 +197,20 @@ class Spool:
 
     def release(self) -> None:
         """Gives up the lease. The bytes stay for the next leader."""
+        self.leads = False
         with contextlib.suppress(OSError):
             unlock(self.fd)
 
     def discard(self) -> None:
         """Deletes the files. For the leader. Followers find that the name is gone and the blob is not verified."""
+        self.leads = False
         for path in (self._have_path, self._sources_path, self._part_path):
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
     def close(self) -> None:
         """Closes the files, which also gives up the lease."""
+        self.leads = False
         os.close(self.fd)
         if self._journal >= 0:
             os.close(self._journal)
