@@ -47,7 +47,7 @@ class Watcher(Protocol):
         ...
 
     def exchange(self, spool: Partial) -> None:
-        """Called at least every half second: exchanges sources and readers with the processes that follow."""
+        """Called every half second, or more often: exchanges sources and readers with the processes that follow."""
         ...
 
 
@@ -67,6 +67,7 @@ class Filling:
         self._workers: set[asyncio.Task[None]] = set()
         self._extras: set[asyncio.Task[None]] = set()
         self._time = asyncio.get_running_loop().time
+        self._exchanged = self._time()
         learned = context.learned_connections.get(context.repository.registry, 1)
         self._planner = Planner(suppliers.connections, learned, self._time(), spool.have.total)
 
@@ -170,9 +171,11 @@ class Filling:
             self._planner.concurrency.step_back(self._time(), len(self._workers))
 
     def _observe(self) -> None:
-        self._watcher.exchange(self._spool)
-        self._suppliers.attend(self._watcher.wanted)
         now = self._time()
+        if now >= self._exchanged + _TICK:
+            self._exchanged = now
+            self._watcher.exchange(self._spool)
+        self._suppliers.attend(self._watcher.wanted)
         if (gives_up := self._planner.give_up(self, now)) is not None:
             raise UpstreamStalled(f"only {gives_up.count} bytes came in {gives_up.seconds:g} s")
         for hedge in self._planner.observe(self, now):

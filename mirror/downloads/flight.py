@@ -173,11 +173,12 @@ class Flight:
                     return spool, end if stop is None else min(end, stop)
             if self.error is not None:
                 raise self.error
-            if self._filling is not None:
-                self._filling.want(position, stop)
-            elif spool is not None and spool is self._followed and stop is not None and position > spool.have.covered_until(0):
-                # The bytes that come next need not be asked for.
-                spool.want(position, stop)
+            # The bytes that come next need not be asked for.
+            if spool is not None and position > spool.have.covered_until(0):
+                if self._filling is not None:
+                    self._filling.want(position, stop)
+                elif spool is self._followed and stop is not None:
+                    spool.want(position, stop)
             await self._notifier.wait()
 
     @property
