@@ -14,8 +14,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection
 
 from mirror import metrics
 from mirror.downloads.concurrency import AdaptiveConcurrency
@@ -99,9 +99,13 @@ class Prefetcher:
         self._context = context
         self._images: SingleFlight[None] = SingleFlight()
         self._registries: defaultdict[str, _Registry] = defaultdict(_Registry)
+        self._expected: Counter[Digest] = Counter()
+        """The blobs of images that are prefetched now."""
 
     def begin(self, repository: Repository, blob: Digest) -> None:
         """Call this when a client requests a blob that is not cached. If it is a layer, the other blobs of its image are prefetched."""
+        if blob in self._expected:
+            return
         self._images.start(("blob", blob), lambda: self._find(repository, blob))
 
     async def aclose(self) -> None:
@@ -119,7 +123,16 @@ class Prefetcher:
                 del wanted[blob]
                 self._images.start(("image", digest), lambda wanted=wanted: self._image(repository, wanted.values()))  # type: ignore[misc]
 
-    async def _image(self, repository: Repository, wanted: Iterable[Descriptor]) -> None:
+    async def _image(self, repository: Repository, wanted: Collection[Descriptor]) -> None:
+        digests = [one.digest for one in wanted]
+        self._expected.update(digests)
+        try:
+            await self._fetch(repository, wanted)
+        finally:
+            self._expected.subtract(digests)
+            self._expected = +self._expected
+
+    async def _fetch(self, repository: Repository, wanted: Collection[Descriptor]) -> None:
         # Schema 1 has no sizes, so nothing of it is prefetched.
         missing = [one for one in wanted if 0 < one.size <= _BUDGET and self._store.size(one.digest) is None]
         if len(missing) > _MOST_OF_IMAGE or sum(one.size for one in missing) > (await self._store.statistics()).limit:
