@@ -18,12 +18,12 @@ from mirror.web.site_info import SiteInfo
 if TYPE_CHECKING:
     from mirror.web.site import Site
 
-_OPEN_AFTER = 1.0
-"""Seconds from the start until the dashboard is opened, if no page was asked for before."""
+_OPEN_AFTER = 30.0
+"""Seconds from the start until the dashboard is opened, if no page was asked for before. Clients that waited for the mirror to start pull first."""
 
 
 class Dashboard:
-    """Answers requests for the dashboard. It is opened by the first one, or a second after the start, whichever comes first."""
+    """Answers requests for the dashboard. It is opened by the first one, or half a minute after the start, whichever comes first."""
 
     def __init__(
         self, cache: Cache, admin: Admin, site_info: SiteInfo, parse: Callable[[str], tuple[Repository, Reference]]

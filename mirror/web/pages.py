@@ -37,6 +37,8 @@ _FRESH = 5.0
 """Seconds for which computed figures are shown; then they are computed again in the background."""
 _OLD = 3600.0
 """Seconds after which a page waits for new figures. Until then it shows the old ones at once, and the new ones a second later."""
+_PAUSE = 0.1
+"""Seconds between two templates that are compiled before anybody asks for a page."""
 _MOST_DOWNLOADS = 50
 _MOST_PARTS = 200
 """Layers of a platform that are shown."""
@@ -76,7 +78,7 @@ class Pages:
         """Compiles templates and computes figures, so that the first page does not have to wait."""
         for _ in self._templates.compile():
             # Requests come first.
-            await asyncio.sleep(0)
+            await asyncio.sleep(_PAUSE)
         with contextlib.suppress(CatalogFailed):
             await self._current_figures()
 
