@@ -204,7 +204,7 @@ async def test_images_unused_for_their_limit_go(start: StartMirror, upstream: Sc
 
 async def test_an_image_in_use_does_not_expire_under_its_reader(start: StartMirror, upstream: Scripted) -> None:
     """A layer that is being read stays, and so does the manifest that names it, until nobody reads it."""
-    mirror: Mirror = await start(expire=[{"repositories": "ci/*", "after": "400ms"}])
+    mirror: Mirror = await start(expire=[{"repositories": "ci/*", "after": "3s"}])
     image = upstream.add_image("ci/app", "latest", layers=[os.urandom(16 * MIB), os.urandom(1000)])
     await mirror.get("/v2/ci/app/manifests/latest")
     for layer in image.layers:
