@@ -170,7 +170,7 @@ async def test_a_slow_connection_is_hedged_and_the_first_to_finish_wins(mirror: 
     assert (await whole).body == data
     parts = ranges(upstream, blob)
     ends = [stop for _, stop in parts]
-    assert len(set(ends)) == len(ends) - 1
+    assert len(set(ends)) < len(ends)
     assert upstream.sent[str(blob)] <= 1.05 * size
 
 
