@@ -121,10 +121,10 @@ class Prefetcher:
             if any(layer.digest == blob for layer in layers):
                 wanted = {descriptor.digest: descriptor for descriptor in ([config] if config else []) + layers}
                 del wanted[blob]
-                self._images.start(("image", digest), lambda wanted=wanted: self._image(repository, wanted.values()))  # type: ignore[misc]
+                self._images.start(("image", digest), lambda wanted=wanted: self._image(repository, blob, wanted.values()))  # type: ignore[misc]
 
-    async def _image(self, repository: Repository, wanted: Collection[Descriptor]) -> None:
-        digests = [one.digest for one in wanted]
+    async def _image(self, repository: Repository, asked_for: Digest, wanted: Collection[Descriptor]) -> None:
+        digests = [asked_for, *(one.digest for one in wanted)]
         self._expected.update(digests)
         try:
             await self._fetch(repository, wanted)
