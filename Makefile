@@ -38,9 +38,11 @@ $(VENV)/serve.done: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
+# Compiled once: the tests start more than a thousand commands, also where PYTHONDONTWRITEBYTECODE is set.
 $(VENV)/dev.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m compileall -q mirror
 	touch $@
 
 # The versions that are tested: those of an environment that is made anew without them.
