@@ -97,7 +97,7 @@ async def main():
         hung_up.set()
         return settings
 
-    async with app.running(settings, reload=reload), asyncio.timeout(PATIENCE):
+    async with app.running(settings, reload=reload), asyncio.timeout(60):
         await hung_up.wait()
     print("handled")
 
