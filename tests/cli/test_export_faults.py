@@ -22,7 +22,7 @@ from tests.support.scripted import Hold, Image, Scripted
 
 MIB = 1024 * 1024
 LAYERS = 4
-IN_THE_SECOND = 2 * MIB
+IN_THE_SECOND = 4 * MIB
 """Bytes of a bundle that are read before its blobs change: the second layer is being sent then, and a pipe holds no more than a part of it."""
 
 
@@ -39,7 +39,7 @@ class Lab:
         self.upstream = upstream
         self.start = start
         self.folder = folder
-        layers = [bytes([number]) * 100 + os.urandom(2 * MIB) for number in range(LAYERS)]
+        layers = [bytes([number]) * 100 + os.urandom(4 * MIB) for number in range(LAYERS)]
         self.image: Image = upstream.add_image("library/app", "1", layers=layers)
 
     def blob(self, number: int) -> Path:
