@@ -1,4 +1,4 @@
-"""Which of several manifests that endpoints name for one tag is the newest.
+"""Which of several manifests that endpoints name for one tag is the newest, and whether one is older than what is cached.
 
 What is compared is when they were made, as their publishers say: the annotation ``org.opencontainers.image.created`` of an index, of its entries or of a manifest
 (image-spec 1.1, "annotations.md"), otherwise ``created`` in the configuration of one of its images ("config.md"). Headers are not used: Date and Last-Modified are
@@ -86,13 +86,23 @@ class Newest:
         found = await asyncio.gather(*(self._when_made(repository, digest) for digest in digests))
         made = {digest: moment or 0.0 for digest, moment in zip(digests, found, strict=True)}
         newest = max(offered, key=lambda descriptor: made[descriptor.digest])
-        if known is not None and is_fresh(known.checked, _KEPT_BACK, self._clock()):
-            before, now = made[known.descriptor.digest], made[newest.digest]
-            if now and now < before:
-                raise UpstreamInvalid(
-                    f"the endpoints of {repository.registry} that answer have an older {repository.path}:{tag} than the cached one"
-                )
+        if known is not None and self._keeps_back(known) and 0 < made[newest.digest] < made[known.descriptor.digest]:
+            raise UpstreamInvalid(
+                f"the endpoints of {repository.registry} that answer have an older {repository.path}:{tag} than the cached one"
+            )
         return newest
+
+    async def is_older(self, repository: Repository, offered: Descriptor, known: TagRecord) -> bool:
+        """Returns whether a manifest was made before what the cached tag means; False if the dates do not tell, or the tag was not checked for `_KEPT_BACK` seconds."""
+        if not self._keeps_back(known):
+            return False
+        made, before = await asyncio.gather(
+            self._when_made(repository, offered.digest), self._when_made(repository, known.descriptor.digest)
+        )
+        return made is not None and before is not None and made < before
+
+    def _keeps_back(self, known: TagRecord) -> bool:
+        return is_fresh(known.checked, _KEPT_BACK, self._clock())
 
     async def _when_made(self, repository: Repository, digest: Digest) -> float | None:
         """Returns when a manifest was made, in seconds since the epoch; None if its documents do not say, or cannot be had in time."""

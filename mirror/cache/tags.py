@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Protocol
 
@@ -48,7 +48,9 @@ class ManifestSource(Protocol):
         """True if the newest of all endpoints' tags counts."""
         ...
 
-    async def tag_answers(self, repository: Repository, tag: Tag) -> TagAnswers: ...
+    async def tag_answers(
+        self, repository: Repository, tag: Tag, known: Digest | None, is_older: Callable[[Descriptor], Awaitable[bool]]
+    ) -> TagAnswers: ...
     async def head_manifest(self, repository: Repository, reference: Reference) -> Descriptor: ...
     async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest: ...
 
@@ -274,7 +276,12 @@ class Tags:
 
     async def _meaning(self, repository: Repository, tag: Tag, known: TagRecord | None) -> Descriptor:
         """Returns what a tag means by upstream's word. `known` is what it meant last. Raises MirrorError."""
-        answers = await self._source(repository.registry).tag_answers(repository, tag)
+
+        async def is_older(offered: Descriptor) -> bool:
+            return known is not None and await self._newest.is_older(repository, offered, known)
+
+        source = self._source(repository.registry)
+        answers = await source.tag_answers(repository, tag, None if known is None else known.descriptor.digest, is_older)
         return await self._newest.choose(repository, tag, answers, known)
 
     async def _unknown(self, repository: Repository, reference: Reference, error: Unknown) -> None:

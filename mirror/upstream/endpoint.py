@@ -112,6 +112,11 @@ class Endpoint:
     async def aclose(self) -> None:
         await close_all(self._authenticator.aclose, self._anonymous.aclose)
 
+    @property
+    def place(self) -> tuple[URL, str]:
+        """What is the same for several ways to one place: it says the same by each."""
+        return self.base, self.path
+
     def is_asked_last(self, repository: str) -> bool:
         """Returns whether others are asked first: it failed recently, is slower, or refused this repository."""
         return self.breaker.state != "ok" or self.standing.is_last(repository)

@@ -218,6 +218,17 @@ async def with_failover(
     raise final_error(registry, errors)
 
 
+def with_endpoint(
+    ask: Callable[[Endpoint, float], Awaitable[_T]],
+) -> Callable[[Endpoint, float], Awaitable[tuple[Endpoint, _T]]]:
+    """Returns a function for `with_failover` that returns the endpoint too."""
+
+    async def ask_one(endpoint: Endpoint, deadline: float) -> tuple[Endpoint, _T]:
+        return endpoint, await ask(endpoint, deadline)
+
+    return ask_one
+
+
 async def _end(task: asyncio.Task[_T], discard: Callable[[_T], Awaitable[None]] | None) -> None:
     """Waits for the end of a request that nobody waits for any more, and discards its answer."""
     await asyncio.wait([task])
@@ -286,12 +297,8 @@ def final_error(registry: str, errors: Mapping[Endpoint, MirrorError]) -> Mirror
     A refusal by the registry itself is raised before anything else, a refusal by another endpoint only if none has failed. Of several ways to one endpoint, those
     that failed do not count if it said by another one what it does not have.
     """
-    heard = {(endpoint.base, endpoint.path) for endpoint, error in errors.items() if isinstance(error, Unknown)}
-    errors = {
-        endpoint: error
-        for endpoint, error in errors.items()
-        if isinstance(error, Unknown) or (endpoint.base, endpoint.path) not in heard
-    }
+    heard = {endpoint.place for endpoint, error in errors.items() if isinstance(error, Unknown)}
+    errors = {endpoint: error for endpoint, error in errors.items() if isinstance(error, Unknown) or endpoint.place not in heard}
     lacking = [endpoint for endpoint, error in errors.items() if not isinstance(error, Unknown)]
     decisive = errors[min(lacking or errors, key=lambda endpoint: _weight(errors[endpoint], own=endpoint.own))]
     if not lacking or isinstance(decisive, Offline):

@@ -1,7 +1,7 @@
 """A registry: requests for manifests, blobs and lists, with failover between its endpoints.
 
 Endpoints are tried in order. Blobs and manifests by digest may come from any, since they are verified; a tag comes from the first that knows it, or with
-``tags = "newest"`` from a comparison of all. Headers, or an error, come within the header timeout, and a whole document within twice that.
+``tags = "newest"`` from a comparison of all. Headers come within the header timeout, and a whole document within twice that.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from mirror.names import Digest, Reference, Repository, Tag
 from mirror.tasks import close_all
 from mirror.upstream.blobs import Blob
 from mirror.upstream.endpoint import Endpoint
-from mirror.upstream.failover import Unfinished, with_failover
+from mirror.upstream.failover import Unfinished, with_endpoint, with_failover
+from mirror.upstream.first_answers import FirstAnswers
 from mirror.upstream.health import EndpointHealth
 from mirror.upstream.pages import Listing, is_descriptor, is_tag, listed, read_pages
 from mirror.upstream.proxies import Fixed, Way, way
@@ -106,6 +107,7 @@ class Registry:
             for endpoint, url in zip(settings.endpoints, urls, strict=True)
         ]
         self._surveys = Surveys(name, self._endpoints, transport.timeouts, self._unfinished)
+        self._first_answers = FirstAnswers(name, self._endpoints, transport.timeouts, self._unfinished)
         self.compares_tags = settings.tags == "newest" and len(urls) > 1
         """True if the newest of all endpoints' tags counts, not the first answer."""
         self._hub_api = HubApi(name, settings.search or "", settings.tag_details or "", transport, tls, out)
@@ -122,27 +124,37 @@ class Registry:
 
     async def head_manifest(self, repository: Repository, reference: Reference) -> Descriptor:
         """Returns what a reference points to, by HEAD, which Docker Hub does not count as a pull. Raises ManifestUnknown, Denied, UpstreamError."""
-
         return await self._ask(
             lambda endpoint, deadline: self._head(endpoint, repository, reference, deadline),
             repository,
             mutable=isinstance(reference, Tag),
         )
 
-    async def tag_answers(self, repository: Repository, tag: Tag) -> TagAnswers:
-        """Returns what a tag means by HEAD: what all endpoints say if `compares_tags`, otherwise the first answer. Raises as `head_manifest` does."""
-        if not self.compares_tags:
-            return TagAnswers((await self.head_manifest(repository, tag),), True, True)
-        return await self._surveys.ask(lambda endpoint, deadline: self._head(endpoint, repository, tag, deadline), repository)
+    async def tag_answers(
+        self, repository: Repository, tag: Tag, known: Digest | None, is_older: Callable[[Descriptor], Awaitable[bool]]
+    ) -> TagAnswers:
+        """Returns what a tag means by HEAD: what all endpoints say if `compares_tags`, otherwise the first answer that does not turn it back from `known`.
+
+        `is_older` says whether a manifest was made before that. Raises as `head_manifest` does.
+        """
+
+        def ask(endpoint: Endpoint, deadline: float) -> Awaitable[Descriptor]:
+            return self._head(endpoint, repository, tag, deadline)
+
+        if self.compares_tags:
+            return await self._surveys.ask(ask, repository)
+        return TagAnswers((await self._first_answers.ask(ask, repository, tag, known, is_older),), True, True)
 
     async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest:
         """Returns a verified manifest. Raises ManifestUnknown, Denied, UpstreamError."""
-        manifest = await self._ask(
-            lambda endpoint, deadline: self._get(endpoint, repository, reference, deadline),
+        endpoint, manifest = await self._ask(
+            with_endpoint(lambda endpoint, deadline: self._get(endpoint, repository, reference, deadline)),
             repository,
             mutable=isinstance(reference, Tag),
             endpoints=self._surveys.ranked(reference) if isinstance(reference, Digest) else None,
         )
+        if isinstance(reference, Tag):
+            self._first_answers.note(repository, reference, manifest.digest, endpoint)
         self._surveys.note_children(manifest)
         return manifest
 
