@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _MOST_IN_MEMORY = 50_000
 _MOST_COMPARED = 16
+_MOST_TAGS = 4
+"""Tags by which a manifest is asked for that upstream does not give by its digest. Each costs a GET, which may count as a pull."""
 _HOLD = 30.0
 """Seconds that a tag whose check failed is served stale without asking again, unless its `ttl` is shorter."""
 
@@ -112,11 +114,7 @@ class Tags:
         if record is None:
             return await self._first(repository, reference, began)
         descriptor, outcome = await self._current(repository, reference, record, began)
-        try:
-            manifest, fetched = await self._by_digest(repository, descriptor.digest)
-        except _OF_ITS_DIGEST:
-            # Known by HEAD only, and gone from upstream since, or not to be had by its digest: what does the tag mean now?
-            return await self._first(repository, reference, self._clock())
+        manifest, fetched = await self._meant(repository, reference, descriptor.digest)
         return manifest, outcome if fetched is HIT else fetched
 
     async def resolve(self, repository: Repository, reference: Reference) -> tuple[Descriptor, Outcome]:
@@ -135,10 +133,15 @@ class Tags:
             descriptor, joined = await self._descriptors.do(
                 (repository, reference), lambda: self._head(repository, reference, began)
             )
-        except (Unknown, Denied, UpstreamError):
-            if isinstance(reference, Tag) or (embedded := await self._embedded(repository, reference)) is None:
+        except (Unknown, Denied, UpstreamError) as error:
+            if isinstance(reference, Tag):
                 raise
-            return embedded.descriptor, HIT
+            if (embedded := await self._embedded(repository, reference)) is not None:
+                return embedded.descriptor, HIT
+            if not isinstance(error, _OF_ITS_DIGEST):
+                raise
+            manifest, outcome = await self._by_tags(repository, reference, error)
+            return manifest.descriptor, outcome
         return descriptor, miss(joined)
 
     async def refresh(self, repository: Repository, tag: Tag) -> Descriptor:
@@ -150,8 +153,8 @@ class Tags:
             manifest, _ = await self._manifests.do((repository, tag), lambda: self._fetch(repository, tag, began))
             return manifest.descriptor
         found, _ = await self._descriptors.do((repository, tag, "check"), lambda: self._check(repository, tag, record, began))
-        await self._by_digest(repository, found.digest)
-        return found
+        manifest, _ = await self._meant(repository, tag, found.digest)
+        return manifest.descriptor
 
     def forget(self, tags: Iterable[tuple[Repository, Tag]] | None = None) -> None:
         """Forgets what tags mean, or some of them; the store knows."""
@@ -176,6 +179,14 @@ class Tags:
             return embedded, HIT
         return manifest, miss(joined)
 
+    async def _meant(self, repository: Repository, tag: Tag, digest: Digest) -> tuple[Manifest, Outcome]:
+        """Returns the manifest that a tag means. Raises MirrorError."""
+        try:
+            return await self._by_digest(repository, digest)
+        except _OF_ITS_DIGEST:
+            # Known by HEAD only, and gone from upstream since, or not to be had by its digest: what does the tag mean now?
+            return await self._first(repository, tag, self._clock())
+
     async def _embedded(self, repository: Repository, digest: Digest) -> Manifest | None:
         """Returns a manifest that a cached one embeds, and caches it; None if there is none."""
         if (data := await find_embedded(self._store, digest)) is None:
@@ -193,14 +204,16 @@ class Tags:
 
         Where it does not, the tag is asked about anew. Raises `error` where no tag was known to mean it.
         """
-        for place, record in list(self._memory.items()):
-            if place[0] == repository and record.descriptor.digest == digest:
-                if isinstance(error, Unknown) and error.certain:
-                    del self._memory[place]
-                    await self._store.drop_tag(*place)
-                manifest, outcome = await self._first(*place, self._clock())
-                if manifest.digest == digest:
-                    return manifest, outcome
+        here = [tag for (of, tag), record in self._memory.items() if of == repository and record.descriptor.digest == digest]
+        # Another process may have sent the HEAD, or this one before its last start.
+        stored = [Tag(name) for name in await self._store.tags(repository, digest)]
+        for tag in list(dict.fromkeys(here + stored))[:_MOST_TAGS]:
+            if isinstance(error, Unknown) and error.certain:
+                self._memory.pop((repository, tag), None)
+                await self._store.drop_tag(repository, tag)
+            manifest, outcome = await self._first(repository, tag, self._clock())
+            if manifest.digest == digest:
+                return manifest, outcome
         raise error
 
     async def _first(self, repository: Repository, tag: Tag, since: float) -> tuple[Manifest, Outcome]:

@@ -203,8 +203,12 @@ class MemoryStore:
     async def drop_tag(self, repository: Repository, tag: Tag) -> None:
         self._tags.pop((repository, tag.value), None)
 
-    async def tags(self, repository: Repository) -> list[str]:
-        return [tag for holder, tag in self._tags if holder == repository]
+    async def tags(self, repository: Repository, meaning: Digest | None = None) -> list[str]:
+        return [
+            tag
+            for (holder, tag), record in self._tags.items()
+            if holder == repository and meaning in (None, record.descriptor.digest)
+        ]
 
     async def repositories(self) -> list[Repository]:
         found = {holder for digest in self._manifests for holder in self._holdings.get(digest, ())}

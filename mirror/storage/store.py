@@ -219,8 +219,8 @@ class Store(Protocol):
         """Forgets what a tag meant. A pin keeps what it meant last."""
         ...
 
-    async def tags(self, repository: Repository) -> list[str]:
-        """The known tags of a repository."""
+    async def tags(self, repository: Repository, meaning: Digest | None = None) -> list[str]:
+        """The known tags of a repository: all, or those that mean one digest."""
         ...
 
     async def repositories(self) -> list[Repository]:

@@ -192,6 +192,18 @@ async def test_refreshing_asks_upstream_though_the_tag_is_fresh(mirror: Mirror, 
     assert (answer.digest(), answer.cache) == (second.digest, "mirror; hit")
 
 
+async def test_refreshing_a_tag_whose_digest_upstream_does_not_give(mirror: Mirror, upstream: Scripted) -> None:
+    """A client has asked by HEAD what it means, and a lagging replica does not have the digest yet: the manifest comes by the tag."""
+    image = upstream.add_image("library/app", "1")
+    assert (await mirror.head("/v2/app/manifests/1")).status == 200
+    for method in ("HEAD", "GET"):
+        upstream.fail(str(image.digest), Status(404), times=9, method=method)
+    async with beside(mirror, upstream) as cache:
+        assert await cache.images.refresh(APP, ONE) == Refreshed(image.digest, image.digest)
+    assert mirror.cached(image.digest)
+    assert upstream.count("GET", "/manifests/1") == 1
+
+
 async def test_refreshing_what_upstream_cannot_tell_changes_nothing(mirror: Mirror, upstream: Scripted) -> None:
     """Upstream down: an error, and the tag is served as before. Gone from upstream: the tag goes."""
     image = upstream.add_image("library/app", "1")

@@ -320,6 +320,30 @@ async def test_a_digest_that_only_head_knows_comes_by_its_tag(
     assert (await mirror.get(f"/v2/app/manifests/{image.digest if asks == 'digest' else 'latest'}")).body == image.body
 
 
+@pytest.mark.parametrize(
+    "fault", [Status(403), Status(404, body=b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}'), Status(500)], ids=str
+)
+@pytest.mark.parametrize("asks", ["HEAD", "GET"])
+@pytest.mark.parametrize("where", ["here", "in another process", "after a restart"])
+async def test_a_digest_that_upstream_does_not_give_comes_by_the_tag(
+    start: StartMirror, upstream: Scripted, fault: Fault, asks: str, where: str
+) -> None:
+    """Whoever has asked by HEAD what the tag means, whenever that was, and however the manifest is asked for."""
+    image = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start()
+    assert (await mirror.head(LATEST)).headers["Docker-Content-Digest"] == str(image.digest)
+    for method in ("HEAD", "GET"):
+        upstream.fail(str(image.digest), fault, times=20, method=method)
+    if where == "after a restart":
+        await mirror.stop()
+    if where != "here":
+        mirror = await start(mirror.directory)
+    by_tag = upstream.count("GET", "latest")
+    got = await mirror.get(f"/v2/app/manifests/{image.digest}", asks)
+    assert (got.status, got.headers["Docker-Content-Digest"]) == (200, str(image.digest))
+    assert upstream.count("GET", "latest") == by_tag + 1
+
+
 async def test_a_digest_that_was_deleted_upstream_is_not_told_again(start: StartMirror, upstream: Scripted) -> None:
     """The tag that HEAD said means it is asked about anew."""
     old = upstream.add_image("library/app", "latest")

@@ -389,6 +389,7 @@ async def test_a_tag_means_what_was_set_last(store: Store) -> None:
     await store.set_tag(OTHER, ONE, records[2])
     assert [await store.tag(*name) for name in ((APP, ONE), (APP, TWO), (OTHER, ONE))] == [records[1], records[2], records[2]]
     assert sorted(await store.tags(APP)) == ["1", "2"]
+    assert [await store.tags(APP, record.descriptor.digest) for record in records] == [[], ["1"], ["2"]]
     await store.drop_tag(APP, ONE)
     assert await store.tag(APP, ONE) is None
     assert await store.tags(APP) == ["2"]

@@ -162,8 +162,8 @@ class DiskStore:
     async def drop_tag(self, repository: Repository, tag: Tag) -> None:
         await self._catalog.write(Catalog.drop_tag, repository, tag.value)
 
-    async def tags(self, repository: Repository) -> list[str]:
-        return await self._catalog.read([], Catalog.tags, repository)
+    async def tags(self, repository: Repository, meaning: Digest | None = None) -> list[str]:
+        return await self._catalog.read([], Catalog.tags, repository, meaning)
 
     async def repositories(self) -> list[Repository]:
         nothing: list[tuple[str, str]] = []

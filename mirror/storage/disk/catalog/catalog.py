@@ -286,9 +286,12 @@ class Catalog:
                 "INSERT OR IGNORE INTO holding VALUES (?, ?, ?)", (repository.registry, repository.path, str(digest))
             )
 
-    def tags(self, repository: Repository) -> list[str]:
-        """The tags of a repository that have been asked for."""
-        rows = self._db.execute("SELECT tag FROM tag WHERE registry = ? AND path = ?", (repository.registry, repository.path))
+    def tags(self, repository: Repository, meaning: Digest | None) -> list[str]:
+        """See `Store.tags`."""
+        rows = self._db.execute(
+            "SELECT tag FROM tag WHERE registry = ? AND path = ? AND digest = coalesce(?, digest)",
+            (repository.registry, repository.path, None if meaning is None else str(meaning)),
+        )
         return [row[0] for row in rows]
 
     def repositories(self) -> list[tuple[str, str]]:
