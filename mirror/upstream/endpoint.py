@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import ssl
 import time
@@ -35,6 +36,8 @@ from mirror.upstream.refusals import refusal
 from mirror.upstream.tokens import Authenticator, Credentials
 from mirror.upstream.transport import Transport, read_bounded, retry_after, shown, source
 from mirror.upstream.urls import may_get_credentials, same_origin
+
+log = logging.getLogger(__name__)
 
 _SIGNED_KEPT = 60.0
 """Seconds for which the redirect of a blob is reused. Signed URLs are valid for at least 5 minutes at known registries."""
@@ -104,8 +107,8 @@ class Endpoint:
         self._anonymous = Authenticator(registry, None)
         self._challenges: OrderedDict[str, Challenge] = OrderedDict()
         self._signed: OrderedDict[tuple[Repository, Digest], _Signed] = OrderedDict()
-        self._pacers = {kind: EndpointPacer(self.name) for kind in ("blob", "GET", "HEAD")}
-        """Separate ones for GET and HEAD of manifests, since Docker Hub does not count HEADs as pulls; and for blobs."""
+        self._pacers = {kind: EndpointPacer(self.name) for kind in ("blob", "list", "GET", "HEAD")}
+        """Separate ones for GET and HEAD of manifests, since Docker Hub does not count HEADs as pulls; for blobs; and for lists."""
         self._heads_from = 0.0
         self._limits: list[int | None] = [None, None]
 
@@ -188,13 +191,14 @@ class Endpoint:
         blob: Digest | None = None,
         *,
         impatient: bool = False,
+        is_list: bool = False,
     ) -> Response:
-        """Sends a request, answers challenges, follows redirects, and waits and repeats it after a 429. Returns a response whose status is no failure.
+        """Sends a request, answers challenges, follows redirects, and waits and repeats it after a 429, or a 503 whose Retry-After is short.
 
-        `deadline` is in the event loop's time; an `impatient` request fails instead of waiting after a 429. The redirect of a `blob` is reused for its other ranges.
-        Raises Denied, UpstreamError.
+        Returns a response whose status is no failure. `deadline` is in the event loop's time; an `impatient` request fails instead of waiting. The redirect of a
+        `blob` is reused for its other ranges. `is_list` is True for the lists of tags and referrers. Raises Denied, UpstreamError.
         """
-        pacer = self._pacers[method if blob is None else "blob"]
+        pacer = self._pacers["blob" if blob is not None else "list" if is_list else method]
         while True:
             patience = 0.0 if impatient else min(_left(deadline), _PATIENCE if self.only else _IMPATIENCE)
             sent = await pacer.turn(repository.path, patience)
@@ -206,12 +210,14 @@ class Endpoint:
                 metrics.upstream_errors.labels(*self._labels, _kind(error)).inc()
                 raise
             self._note_limits(response)
-            if response.status != 429:
+            wait = retry_after(response)
+            # A registry that restarts, or a proxy that limits requests, answers 503 and says when to come again (RFC 9110, section 10.2.3).
+            if response.status != 429 and not (response.status == 503 and wait is not None and wait <= patience):
                 break
             response.release()
             metrics.upstream_errors.labels(*self._labels, "limited").inc()
             # It is repeated after the requests that wait already; `turn` raises if that is beyond its deadline.
-            pacer.limited(repository.path, sent, retry_after(response), self._limits[1] == 0)
+            pacer.limited(repository.path, sent, wait, self._limits[1] == 0, response.status)
         pacer.answered(repository.path)
         try:
             await self._check(response, method, deadline)
@@ -231,11 +237,15 @@ class Endpoint:
         blob: Digest | None,
     ) -> Response:
         if blob is not None and (signed := self._signed_url(repository, blob)) is not None:
-            response = await self._once(signed.via, method, signed.url, headers, deadline)
-            if response.status in (200, 206):
-                return response
-            # The URL has expired: the registry redirects to another.
-            response.release()
+            try:
+                # If the store hangs, there is still time to ask the registry.
+                response = await self._once(signed.via, method, signed.url, headers, deadline - _left(deadline) / 2)
+                if response.status in (200, 206):
+                    return response
+                response.release()
+            except MirrorError as error:
+                log.info("the redirect of %s in %s is asked for again: %s", blob, repository, error.message)
+            # The URL has expired, or its host fails: the registry may redirect to another.
             self._signed.pop((repository, blob), None)
         via: list[URL] = []
 
@@ -282,8 +292,8 @@ class Endpoint:
                     continue
                 sent["Authorization"] = value
             response = await self._once(via, method, url, sent, deadline)
-            # Some registries answer 400 to an expired token.
-            if response.status not in (401, 403) and not (response.status == 400 and reused):
+            # Some registries answer 400 to an expired token, stores with signed URLs to any Authorization.
+            if response.status not in (400, 401, 403):
                 if challenge is not None:
                     self._remember(key, challenge)
                 return response

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mirror.backoff import pause
@@ -39,8 +40,24 @@ _QUICK = 0.1
 """Seconds of latency up to which no other endpoint is preferred."""
 _MOST_SHOWN = 5
 """Endpoints whose answers an error has."""
+_LISTS = "(lists)"
 _LONGEST_ANSWER = 250
 """Characters of an error for one endpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a request is about: what its failure or refusal is held against."""
+
+    failing: str
+    """For the breaker: a repository, or all lists together, so that they never open it alone."""
+    refused: str
+    """For the standing: a repository, or its lists."""
+    lists: bool = False
+
+    @classmethod
+    def of(cls, repository: Repository, *, lists: bool = False) -> Subject:
+        return cls(_LISTS, f"{repository} {_LISTS}", True) if lists else cls(str(repository), str(repository))
 
 
 class Unfinished:
@@ -89,6 +106,7 @@ async def with_failover(
     unfinished: Unfinished,
     documents: bool = True,
     mutable: bool = False,
+    lists: bool = False,
     patient: bool = True,
     discard: Callable[[_T], Awaitable[None]] | None = None,
     deadline: float | None = None,
@@ -103,6 +121,8 @@ async def with_failover(
     unless they have it of others. Requests that are overtaken go on as `unfinished`: their outcome counts for the ranking. Without `documents`, for blobs, the order of
     `endpoints` counts, no endpoint's word is final, and the requests that are overtaken end at once. `discard` is called with an answer that came too late.
 
+    `lists` is True for lists of tags and referrers: if they fail, or are refused, that is held against lists only, whatever the repository.
+
     If no endpoint has an answer, one that limits requests is asked again when it allows that, unless the request is not `patient`. Raises Unknown, Denied, UpstreamError, whose
     message says what each endpoint answered; Offline before anything else, whatever is known of the endpoints.
     """
@@ -111,8 +131,8 @@ async def with_failover(
     loop = asyncio.get_running_loop()
     if deadline is None:
         deadline = loop.time() + timeouts.header
-    name = str(repository)
-    left = _ranked(endpoints, name, by_latency=documents and not mutable)
+    subject = Subject.of(repository, lists=lists)
+    left = _ranked(endpoints, subject, by_latency=documents and not mutable)
     head_start = min(HEAD_START, timeouts.header / (4 * len(left)))
     errors: dict[Endpoint, MirrorError] = {}
     limited: dict[Endpoint, float] = {}
@@ -124,7 +144,7 @@ async def with_failover(
     batch = 0
 
     async def ask_one(endpoint: Endpoint, until: float) -> _T:
-        return await ask_and_record(endpoint, ask, until, name, head_start)
+        return await ask_and_record(endpoint, ask, until, subject, head_start)
 
     def failed(endpoint: Endpoint, error: BaseException) -> None:
         if not isinstance(error, MirrorError):
@@ -152,7 +172,7 @@ async def with_failover(
             while (queue or running) and loop.time() < deadline:
                 batch += 1
                 for _ in range(width):
-                    while queue and not queue[0].breaker.allows(name):
+                    while queue and not queue[0].breaker.allows(subject.failing):
                         endpoint = queue.pop(0)
                         left.remove(endpoint)
                         errors[endpoint] = paused(endpoint)
@@ -236,14 +256,14 @@ async def _end(task: asyncio.Task[_T], discard: Callable[[_T], Awaitable[None]] 
         await discard(task.result())
 
 
-def _ranked(endpoints: Sequence[Endpoint], repository: str, *, by_latency: bool) -> list[Endpoint]:
+def _ranked(endpoints: Sequence[Endpoint], subject: Subject, *, by_latency: bool) -> list[Endpoint]:
     """Returns the endpoints in the order in which they are asked: as configured, but for those that are asked last, and `by_latency` those that are clearly slower."""
     latencies = {endpoint: endpoint.standing.latency or 0.0 for endpoint in endpoints}
     slow = AS_GOOD * min((latency for latency in latencies.values() if latency), default=0.0)
 
     def key(endpoint: Endpoint) -> tuple[bool, float]:
         latency = latencies[endpoint]
-        return endpoint.is_asked_last(repository), latency if by_latency and latency > max(slow, _QUICK) else 0.0
+        return endpoint.is_asked_last(subject.refused), latency if by_latency and latency > max(slow, _QUICK) else 0.0
 
     return sorted(endpoints, key=key)
 
@@ -254,7 +274,7 @@ async def _probe(endpoint: Endpoint, ask_one: Callable[[Endpoint, float], Awaita
 
 
 async def ask_and_record(
-    endpoint: Endpoint, ask: Callable[[Endpoint, float], Awaitable[_T]], until: float, repository: str, quick: float
+    endpoint: Endpoint, ask: Callable[[Endpoint, float], Awaitable[_T]], until: float, subject: Subject, quick: float
 ) -> _T:
     """Asks one endpoint, and records the outcome in its breaker and its standing; see `Standing.answered` for `quick`. Raises what `ask` raises."""
     loop = asyncio.get_running_loop()
@@ -262,25 +282,25 @@ async def ask_and_record(
     try:
         answer = await ask(endpoint, until)
     except MirrorError as error:
-        _record(endpoint, repository, error)
+        _record(endpoint, subject, error)
         raise
     endpoint.breaker.succeeded()
     endpoint.standing.answered(loop.time() - began, quick)
     return answer
 
 
-def _record(endpoint: Endpoint, repository: str, error: MirrorError) -> None:
+def _record(endpoint: Endpoint, subject: Subject, error: MirrorError) -> None:
     """Records an endpoint's error in its breaker and its standing."""
     breaker, standing = endpoint.breaker, endpoint.standing
     if isinstance(error, UpstreamFailed | UpstreamTimeout):
-        breaker.failed(error.message, repository)
+        breaker.failed(error.message, subject.failing)
     elif isinstance(error, UpstreamUnreachable):
         breaker.failed(error.message)
     else:
         # Any other answer shows that the endpoint works.
         breaker.succeeded()
         if not isinstance(error, TokenServiceFailed | Unknown | Offline) or (isinstance(error, Unknown) and not error.certain):
-            standing.refused(repository)
+            standing.refused(subject.refused, of_all=not subject.lists)
         if isinstance(error, DigestMismatch):
             standing.lied()
 

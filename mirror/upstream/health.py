@@ -157,11 +157,13 @@ class Standing:
         self._overtaken_until = now + _LATELY
         self._probe_from = max(self._probe_from, now + _FIRST_PAUSE)
 
-    def refused(self, repository: str) -> None:
-        """Records an answer that no registry gives for what it has: a refusal, a web page, wrong bytes."""
-        self._refused[repository] = self._refusing_until = self._clock() + _LATELY
-        if len(self._refusing) < _FAILURES:
-            self._refusing.add(repository)
+    def refused(self, repository: str, *, of_all: bool = True) -> None:
+        """Records an answer that no registry gives for what it has: a refusal, a web page, wrong bytes. `of_all` is False if it says nothing of other repositories."""
+        self._refused[repository] = self._clock() + _LATELY
+        if of_all:
+            self._refusing_until = self._refused[repository]
+            if len(self._refusing) < _FAILURES:
+                self._refusing.add(repository)
         self._refused.move_to_end(repository)
         if len(self._refused) > _MOST_REFUSED:
             self._refused.popitem(last=False)

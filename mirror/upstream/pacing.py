@@ -37,6 +37,7 @@ class Pacer:
         self._interval = 0.0
         """Seconds between two requests; 0 for no limit."""
         self._next = 0.0
+        self._status = 429
         self._waiting: list[object] = []
         self._changed = asyncio.Event()
         self._paused_until = 0.0
@@ -66,7 +67,7 @@ class Pacer:
                     return now
                 if first > began + patience or now >= began + patience:
                     left = turn - now
-                    raise UpstreamLimited(f"{self._name} has answered 429: it is asked again in {left:.0f} s", left)
+                    raise UpstreamLimited(f"{self._name} has answered {self._status}: it is asked again in {left:.0f} s", left)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(min(turn, began + patience) - now):
                         await self._changed.wait()
@@ -79,9 +80,11 @@ class Pacer:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def limited(self, sent: float, retry_after: float | None, exhausted: bool) -> None:
-        """Records a 429 to a request that was `sent` at that time. `exhausted` means that a quota is used up, so that a short wait does not help."""
+    def limited(self, sent: float, retry_after: float | None, exhausted: bool, status: int = 429) -> None:
+        """Records a 429, or another `status` that means the same, to a request that was `sent` at that time. `exhausted` means that a quota is used up, so that a
+        short wait does not help."""
         now = self._clock()
+        self._status = status
         self._limited_at = now
         if retry_after is None:
             retry_after = _EXHAUSTED_FOR if exhausted else 0.0
@@ -137,15 +140,15 @@ class EndpointPacer:
             await own.turn(patience)
         return await self._all.turn(patience - (self._clock() - began))
 
-    def limited(self, repository: str, sent: float, retry_after: float | None, exhausted: bool) -> None:
+    def limited(self, repository: str, sent: float, retry_after: float | None, exhausted: bool, status: int = 429) -> None:
         """See `Pacer.limited`."""
         own = self._repositories.setdefault(repository, Pacer(self._name, self._clock, self._longest_pause))
-        own.limited(sent, retry_after, exhausted)
+        own.limited(sent, retry_after, exhausted, status)
         if len(self._repositories) > _MOST_REPOSITORIES:
             self._repositories.popitem(last=False)
         self._limited.add(repository)
         if exhausted or len(self._limited) > 1:
-            self._all.limited(sent, retry_after, exhausted)
+            self._all.limited(sent, retry_after, exhausted, status)
 
     def answered(self, repository: str) -> None:
         """Records an answer other than 429."""

@@ -26,7 +26,7 @@ _LARGEST = 32 * 1024 * 1024
 _MOST = 4000
 """Pages of a list. Quay has 50 entries on a page; GHCR sends up to a thousand pages."""
 _LINK = re.compile(r'<([^<>]*)>((?:[^<"]|"[^"<]*")*)')
-_REL = re.compile(r""";\s*rel\s*=\s*["']?([^"';,]*)""", re.IGNORECASE)
+_PARAMETER = re.compile(r""";\s*([\w*-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^;,"']*))""")
 """Both patterns match in linear time, since a header may be 64 KiB long."""
 
 
@@ -97,7 +97,7 @@ async def _page(
     unknown: Callable[[bytes], Unknown],
 ) -> tuple[dict[str, Any], int, str | None, URL]:
     """Returns a page, its size in bytes, the link to the next one, and the URL that it came from."""
-    response = await endpoint.send("GET", url, repository, headers, deadline)
+    response = await endpoint.send("GET", url, repository, headers, deadline, is_list=True)
     try:
         if response.status not in (200, 404):
             raise UpstreamInvalid(f"{shown(url)} answered {response.status}")
@@ -121,11 +121,19 @@ def _next_link(response: Response) -> str | None:
     For a Link header that cannot be parsed it returns "": there are more pages, but they cannot be found.
     """
     header = ",".join(response.headers.getall("Link", []))
-    found = [(match[1], _REL.search(match[2])) for match in _LINK.finditer(header)]
+    found = [(match[1], _relation(match[2])) for match in _LINK.finditer(header)]
     for target, relation in found:
-        if relation is None or "next" in relation[1].lower().split():
+        if relation is None or "next" in relation.lower().split():
             return target
     return "" if header.strip() and not found else None
+
+
+def _relation(parameters: str) -> str | None:
+    """Returns the value of the first ``rel`` among a link's parameters (RFC 8288, section 3.3); None if there is none."""
+    for name, *values in _PARAMETER.findall(parameters):
+        if name.lower() == "rel":
+            return "".join(values)
+    return None
 
 
 def _next(endpoint: Endpoint, first: URL, link: str, said_by: URL) -> URL:

@@ -212,7 +212,7 @@ class Registry:
         async def ask(endpoint: Endpoint, deadline: float) -> Listing:
             return await self._pages(endpoint, repository, "tags/list", {}, deadline, tags)
 
-        return await self._ask(ask, repository, mutable=True)
+        return await self._ask(ask, repository, mutable=True, lists=True)
 
     async def list_referrers(self, repository: Repository, digest: Digest) -> Listing:
         """Returns the descriptors of a manifest's referrers; from the referrers tag if the registry has no referrers API
@@ -230,7 +230,7 @@ class Registry:
                 return Listing(manifests(json.loads(index.body)), True)
 
         try:
-            return await self._ask(ask, repository, mutable=True)
+            return await self._ask(ask, repository, mutable=True, lists=True)
         except ManifestUnknown as error:
             if not error.certain:
                 raise
@@ -267,12 +267,11 @@ class Registry:
         repository: Repository,
         *,
         mutable: bool,
+        lists: bool = False,
         endpoints: Sequence[Endpoint] | None = None,
     ) -> _T:
-        timeouts, unfinished = self._transport.timeouts, self._unfinished
-        return await with_failover(
-            self.name, endpoints or self._endpoints, timeouts, ask, repository, mutable=mutable, unfinished=unfinished
-        )
+        asked, timeouts, kept = endpoints or self._endpoints, self._transport.timeouts, self._unfinished
+        return await with_failover(self.name, asked, timeouts, ask, repository, unfinished=kept, mutable=mutable, lists=lists)
 
 
 class Upstreams:

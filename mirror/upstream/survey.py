@@ -11,7 +11,7 @@ from mirror.errors import MirrorError, Unknown, UpstreamError, UpstreamInvalid
 from mirror.manifests import INDEXES, Descriptor, Manifest, entries_of
 from mirror.names import Digest, Repository
 from mirror.upstream.endpoint import Endpoint
-from mirror.upstream.failover import HEAD_START, Unfinished, ask_and_record, final_error, paused, with_failover
+from mirror.upstream.failover import HEAD_START, Subject, Unfinished, ask_and_record, final_error, paused, with_failover
 from mirror.upstream.transport import Timeouts
 
 _GRACE = 2.0
@@ -70,13 +70,13 @@ class Surveys:
             endpoint.check_online()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeouts.header
-        name = str(repository)
+        subject = Subject.of(repository)
         found: dict[Endpoint, Descriptor] = {}
         errors: dict[Endpoint, MirrorError] = {}
         running: dict[asyncio.Task[Descriptor], Endpoint] = {}
 
         async def ask_one(endpoint: Endpoint, until: float) -> Descriptor:
-            return await ask_and_record(endpoint, ask, until, name, _GRACE)
+            return await ask_and_record(endpoint, ask, until, subject, _GRACE)
 
         async def take_until(until: float) -> None:
             """Collects answers until a time, or until the registry's own endpoint has given one. Raises its Unknown."""
@@ -96,7 +96,7 @@ class Surveys:
         def decided() -> bool:
             return any(endpoint.own for endpoint in found)
 
-        well = [endpoint for endpoint in self._endpoints if not endpoint.is_asked_last(name)]
+        well = [endpoint for endpoint in self._endpoints if not endpoint.is_asked_last(subject.refused)]
         waves = [
             ([endpoint for endpoint in well if endpoint.own], min(HEAD_START, self._timeouts.header / 8)),
             ([endpoint for endpoint in well if not endpoint.own], min(_GRACE, self._timeouts.header / 2)),
@@ -107,7 +107,7 @@ class Surveys:
                 if found:
                     break
                 for endpoint in wave:
-                    if endpoint.breaker.allows(name):
+                    if endpoint.breaker.allows(subject.failing):
                         running[asyncio.create_task(ask_one(endpoint, deadline))] = endpoint
                     else:
                         errors[endpoint] = paused(endpoint)

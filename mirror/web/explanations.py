@@ -67,7 +67,7 @@ _MESSAGES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"did not answer in time|timed? ?out|in time$", "上游未在限定时间内应答"),
         (r"sent nothing for ([\d.]+) s", r"上游 \1 秒内没有发送任何数据"),
         # what upstream answers
-        (r"429.*?asked again .*?(\d+) s", r"上游限制了请求频率（429），\1 秒后再试"),
+        (r"answered (429|503).*?asked again .*?(\d+) s", r"上游限制了请求频率（\1），\2 秒后再试"),
         (r"\b429\b|toomanyrequests|too many requests|rate limit", "上游限制了请求频率或拉取次数（429），请稍后再试或设置账号"),
         (r"does not let|needs credentials|not allowed|\b40[13]\b|denied|unauthorized", "上游拒绝访问：需要账号，或该仓库不存在"),
         (r"paused for .*?after failures: (.+)", "上游多次失败，暂停访问"),

@@ -79,6 +79,22 @@ async def test_a_kept_token_that_is_refused_is_replaced_at_once(start: StartMirr
     assert upstream.count("GET", "/token") == 2
 
 
+@pytest.mark.parametrize("offered", ["basic", "bearer"])
+async def test_a_registry_that_no_longer_wants_authorization_is_asked_without(
+    start: StartMirror, upstream: Scripted, offered: str
+) -> None:
+    """A challenge that passed is forgotten also if the registry answers 400 to what answers it, as stores with signed URLs do."""
+    upstream.auth, upstream.accounts, upstream.token_life = offered, {"robot": "secret-pw"}, -5
+    upstream.add_image("library/app", "one")
+    upstream.add_image("library/app", "two")
+    registry = {"endpoints": [upstream.url], "username": "robot", "password": "secret-pw"}
+    mirror: Mirror = await start(settings={"registries": {"docker.io": registry}})
+    assert (await mirror.get("/v2/app/manifests/one")).status == 200
+    upstream.auth, upstream.refuses_authorization = None, True
+    assert (await mirror.get("/v2/app/manifests/two")).status == 200
+    assert upstream.count("GET", "two") == 2
+
+
 async def test_a_refusal_that_stays_is_asked_about_once_more_and_no_oftener(start: StartMirror, upstream: Scripted) -> None:
     """403 to the remembered token, to none and to a new one: then that is the answer."""
     upstream.auth = "bearer"

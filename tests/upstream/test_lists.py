@@ -44,6 +44,7 @@ ALL = [f"t{number:02}" for number in range(20)]
         '</v2/{rest}>; title="a, b; c"; rel="last next"',
         "</v2/{rest}>;",
         '</v2/x>; rel=first, </v2/y>; rel="prev", </v2/{rest}>; rel="next"',
+        '</v2/x>; rel="first"; title="a, b", </v2/{rest}>; title="; rel=last"; rel="last next"',
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "/harbor/project"])

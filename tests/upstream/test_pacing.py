@@ -67,6 +67,53 @@ async def test_what_else_is_limited_waits_too(start: StartMirror, upstream: Scri
     assert len(upstream.asked) == 12 + 8
 
 
+async def test_a_503_that_says_when_to_come_again_is_waited_for(start: StartMirror, upstream: Scripted) -> None:
+    """As a registry that restarts answers to whatever is asked: that opens no circuit. One that says "in an hour" fails at once."""
+    for number in range(6):
+        upstream.add_image(f"library/app{number}", "latest")
+        upstream.fail(f"app{number}/", Status(503, {"Retry-After": "1"}))
+    mirror: Mirror = await start(settings={"upstream": {"header_timeout": 20}})
+    answers = await asyncio.gather(*(mirror.get(f"/v2/app{number}/manifests/latest") for number in range(6)))
+    assert [answer.status for answer in answers] == [200] * 6
+    assert upstream.count("GET") == 12
+    upstream.fail("library/", Status(503, {"Retry-After": "3600"}), times=50)
+    answer = await mirror.get("/v2/app/manifests/latest")
+    assert (answer.status, b"answered 503" in answer.body) == (503, True)
+    assert upstream.count("GET") == 14, "as often as `upstream.attempts` says"
+
+
+@pytest.mark.parametrize("kind", ["tags/list", "referrers/"])
+@pytest.mark.parametrize(
+    "fault", [Status(500), Status(503), Status(429, {"Retry-After": "3600"}), Raw(reset=True), Status(403)], ids=str
+)
+async def test_lists_that_fail_close_nothing_else(start: StartMirror, upstream: Scripted, kind: str, fault: Fault) -> None:
+    """However many repositories they are of: manifests and blobs are asked for."""
+    image = upstream.add_image("library/app", "latest")
+    upstream.fail(kind, fault, times=1000)
+    mirror: Mirror = await start()
+    rest = kind if kind == "tags/list" else f"{kind}{image.digest}"
+    for number in range(5):
+        assert (await mirror.get(f"/v2/app{number}/{rest}")).status in (403, 503)
+    assert (await mirror.get("/v2/app/manifests/latest")).body == image.body
+    assert (await mirror.get(f"/v2/app/blobs/{image.config}")).status == 200
+
+
+async def test_an_endpoint_that_refuses_lists_is_asked_first_for_all_else(start: StartMirror, upstream: Scripted) -> None:
+    """As public mirrors do: that says nothing of the images that it has. Where it refused a list, the other endpoint is asked first for that list."""
+    image = upstream.add_image("library/app", "latest")
+    upstream.fail("tags/list", Status(403), times=1000)
+    async with Scripted() as other:
+        other.manifests = upstream.manifests
+        mirror: Mirror = await start(endpoints=[upstream.url, other.url], tag_ttl=0)
+        for number in range(5):
+            other.add_image(f"library/app{number}", "latest")
+            for _ in range(2):
+                assert (await mirror.get(f"/v2/app{number}/tags/list")).status == 200
+            assert upstream.count("GET", f"app{number}/tags/list") == 1
+        assert (await mirror.get("/v2/app/manifests/latest")).body == image.body
+        assert other.count("GET", "/manifests/") == 0
+
+
 @pytest.mark.parametrize("prefetch", [False, True])
 async def test_blobs_of_a_registry_that_limits_all_come(start: StartMirror, upstream: Scripted, prefetch: bool) -> None:
     """As manifests do; HEAD too, and those that are prefetched."""

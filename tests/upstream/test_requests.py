@@ -24,7 +24,7 @@ from mirror.upstream.transport import Connections, Timeouts, Transport
 from tests.support.certificates import Authority
 from tests.support.mirrors import Mirror, StartMirror
 from tests.support.patience import PATIENCE
-from tests.support.scripted import Cut, Delay, Headers, Redirect, Scripted, Status
+from tests.support.scripted import Cut, Delay, Fault, Headers, Raw, Redirect, Scripted, Silence, Status
 
 LATEST = "/v2/app/manifests/latest"
 MIB = 1024 * 1024
@@ -41,6 +41,28 @@ async def test_one_redirect_serves_many_ranges_and_an_expired_one_is_asked_for_a
         assert (await mirror.get(f"/v2/app/blobs/{blob}")).body == data
         assert store.count("GET") == 4
         assert upstream.count("GET", str(blob)) == 2
+
+
+@pytest.mark.parametrize(
+    "fails", ["cannot be reached", Silence(), Raw(b"no HTTP"), Raw(reset=True), Status(500), Status(404)], ids=str
+)
+async def test_a_redirect_to_a_store_that_fails_is_asked_for_again(
+    mirror: Mirror, upstream: Scripted, fails: Fault | str
+) -> None:
+    """The registry may redirect to another store, and is asked at once, however the one before fails."""
+    blob = upstream.add_blob(data := os.urandom(1000))
+    async with Scripted() as before, Scripted() as now:
+        before.blobs = now.blobs = upstream.blobs
+        upstream.redirect_blobs_to = before
+        assert (await mirror.head(f"/v2/app/blobs/{blob}")).status == 200
+        upstream.redirect_blobs_to = now
+        if isinstance(fails, Fault):
+            before.fail(str(blob), fails, times=10)
+        else:
+            await before.stop()
+        assert (await mirror.get(f"/v2/app/blobs/{blob}")).body == data
+        assert upstream.count("GET") == 1
+        assert now.count("GET") == 1
 
 
 @pytest.mark.parametrize(
