@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from mirror import __version__, metrics
+from mirror import __version__, metrics, wiring
 from mirror.api.access import AccessLog
+from mirror.api.gate import Gate
 from mirror.api.hosts import KnownHosts
 from mirror.api.server import Api
 from mirror.api.targets import Targets
@@ -54,10 +56,12 @@ async def running(
             wired(settings) if worker is None else wired(settings, settings.server.workers, (worker.rates, worker.number))
         )
         certificate = await stack.enter_async_context(_certificate(settings))
+        who = await stack.enter_async_context(wiring.access(settings))
 
         def take() -> None:
             if reload is not None:
                 live.take(reload())
+                who.take(*wiring.access_rules(live.settings))
 
         stack.enter_context(_hangup(take, certificate))
         access = AccessLog() if settings.server.access_log else None
@@ -83,8 +87,24 @@ async def running(
         admin = Admin(admin_token(settings)[0], EndedSessions(settings.cache.dir))
         dashboard = Dashboard(cache, admin, site_info, targets.image)
         public = urlsplit(settings.server.public_url or "").hostname
-        known_hosts = KnownHosts((*settings.server.hosts, *([public] if public else [])), ask_dns=not settings.upstream.offline)
-        api = Api(cache, targets, DEFAULT_REGISTRY, readiness.report, access, dashboard.answer, known_hosts)
+        known_hosts = KnownHosts(
+            (*settings.server.hosts, *settings.server.login_hosts, *([public] if public else [])),
+            ask_dns=not settings.upstream.offline,
+        )
+        gate = Gate(who, cache.possession, settings.server.login_addresses, settings.server.login_hosts)
+        api = Api(
+            cache,
+            targets,
+            DEFAULT_REGISTRY,
+            readiness.report,
+            access,
+            dashboard.answer,
+            known_hosts,
+            gate,
+            lambda request: admin.session(request) is not None,
+            settings.server.proxies,
+        )
+        who.on_change = api.access_changed
         stack.push_async_callback(api.aclose)
         server, connections = api.server()
         runner = web.ServerRunner(server, shutdown_timeout=settings.server.drain_timeout)
@@ -96,7 +116,7 @@ async def running(
         # Before connections are drained, which would wait for event streams.
         stack.push_async_callback(dashboard.aclose)
         tls = certificate.context if certificate is not None else None
-        listeners = worker.listeners if worker is not None else listen(*settings.server.address)
+        listeners = worker.listeners if worker is not None else _listen(settings.server.addresses)
         counts, number = (worker.counts, worker.number) if worker is not None else (memoryview(bytearray(8)).cast("q"), 0)
         acceptor = Acceptor(connections, connections.__len__, connections.end_idle, listeners, tls, counts, number)
         stack.push_async_callback(acceptor.aclose)
@@ -108,6 +128,18 @@ async def running(
                 background_task.start()
                 stack.push_async_callback(background_task.aclose)
         yield settings.server.url(*listeners[0].getsockname()[:2])
+
+
+def _listen(addresses: Sequence[tuple[str, int]]) -> tuple[socket.socket, ...]:
+    """Listens on all addresses, or on none. Raises OSError."""
+    with contextlib.ExitStack() as stack:
+        listeners = []
+        for address in addresses:
+            for listener in listen(*address):
+                stack.callback(listener.close)
+                listeners.append(listener)
+        stack.pop_all()
+    return tuple(listeners)
 
 
 @contextlib.asynccontextmanager

@@ -20,11 +20,15 @@
     │   └── RouteUnknown           no such URL
     ├── Denied                     upstream wants credentials that the mirror does not have (403)
     │   └── RegionBlocked          upstream refuses this network's country or region
+    ├── NotAllowed                 the one who asks may see it, but not do this (403)
+    │   └── LoginWrong             a wrong password, or a token that is not known or over
+    ├── LoginNeeded                the same, where logging in helps and may be asked for; carries the challenge (401)
+    ├── LimitReached               more than the one who asks is allowed; carries Retry-After (429)
     ├── AdminNeeded                a change on the dashboard without the admin token (401)
     ├── Refused                    a change that was sent from elsewhere than the dashboard (403)
     ├── HostUnknown                asked under a name that is not the mirror's (421)
     ├── ClientBusy                 too much is being sent to this client already; carries Retry-After (503)
-    ├── TooManyGuesses             wrong admin tokens; carries Retry-After (429)
+    ├── TooManyGuesses             wrong passwords or tokens; carries Retry-After (429)
     ├── Unsupported                a method this mirror does not answer (405)
     ├── UpstreamError              upstream could not, or did not rightly, answer (503)
     │   ├── UpstreamUnreachable    no connection, or an answer of 5xx
@@ -154,6 +158,39 @@ class Denied(MirrorError):
 
 class RegionBlocked(Denied):
     """No credentials help."""
+
+
+class NotAllowed(MirrorError):
+    """403, never 401: see `Denied`."""
+
+    status = 403
+    code = "DENIED"
+
+
+class LoginWrong(NotAllowed):
+    pass
+
+
+class LoginNeeded(MirrorError):
+    """Only for addresses and host names that are for logging in: see `Denied`. `challenge` is the value of WWW-Authenticate (RFC 9110, section 11.6.1)."""
+
+    status = 401
+    code = "UNAUTHORIZED"
+
+    def __init__(self, message: str, challenge: str) -> None:
+        super().__init__(message)
+        self.challenge = challenge
+
+
+class LimitReached(MirrorError):
+    """`retry_after` in seconds."""
+
+    status = 429
+    code = "TOOMANYREQUESTS"
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class AdminNeeded(MirrorError):

@@ -7,11 +7,17 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mirror import metrics
+from mirror.access.access import Access
+from mirror.access.audit import AuditLog
+from mirror.access.rules import Action, Allowance, Rule
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings, rates_at
+from mirror.config.access import ANYONE
 from mirror.config.yaml_files import YamlFiles, read_regular
+from mirror.patterns import RepositoryPattern
 from mirror.storage.disk.store import DiskStore
 from mirror.storage.settings import Expire, Upkeep
 from mirror.storage.store import Store
@@ -122,6 +128,50 @@ class Live:
         while True:
             await asyncio.sleep(_CLOCK)
             self._limit()
+
+
+def access_rules(settings: Settings) -> tuple[tuple[Rule, ...] | None, dict[str, frozenset[str]]]:
+    """Returns the rules of the settings, None where there are no tables; and the groups of each user."""
+    groups: dict[str, set[str]] = {}
+    for group, users in settings.groups.items():
+        for user in users:
+            groups.setdefault(user, set()).add(group)
+    rules = None
+    if settings.access is not None:
+        rules = tuple(
+            Rule(
+                str(number),
+                frozenset(map(Action, table.may)),
+                tuple(map(RepositoryPattern.parse, table.repositories)),
+                ANYONE in table.who,
+                table.users,
+                table.groups,
+                table.tokens,
+                table.networks,
+                Allowance(table.requests_per_minute, table.bytes_per_minute, table.downloads_at_once),
+            )
+            for number, table in enumerate(settings.access, 1)
+        )
+    return rules, {user: frozenset(found) for user, found in groups.items()}
+
+
+@contextlib.asynccontextmanager
+async def access(settings: Settings) -> AsyncIterator[Access]:
+    """Opens what is known of users, tokens and rules. Raises OSError if the audit log cannot be opened."""
+    audit = None if settings.server.audit_log is None else AuditLog(settings.server.audit_log)
+    opened = Access(access_folder(settings), users_file(settings), audit, settings.server.workers)
+    opened.take(*access_rules(settings))
+    async with opened:
+        yield opened
+
+
+def access_folder(settings: Settings) -> Path:
+    """Where tokens are kept, and the key that signs bearer tokens."""
+    return settings.cache.dir / "access"
+
+
+def users_file(settings: Settings) -> Path:
+    return settings.server.users_file or access_folder(settings) / "users"
 
 
 @contextlib.asynccontextmanager

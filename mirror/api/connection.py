@@ -23,6 +23,7 @@ from mirror.api.framing import LONGEST_HEAD, Framing, HeadTooLong
 from mirror.api.hosts import is_loopback
 from mirror.api.responses import error_response, raw_response
 from mirror.api.shortcuts import Shortcuts, is_plain
+from mirror.api.targets import without_secret
 from mirror.errors import ClientBusy, HeadTooLarge, MirrorError, RequestInvalid
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,8 @@ class Connection(asyncio.Protocol):
         self._held = held
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._client = self._network = ""
+        self.client = self._network = ""
+        """The address of whoever has connected: a client, or a proxy."""
         self.loopback = False
         self._framing = Framing()
         self._unanswered: deque[int] = deque()
@@ -141,8 +143,8 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         peer = transport.get_extra_info("peername")
-        self._client = str(peer[0]) if isinstance(peer, tuple) else ""
-        self._network = client_network(self._client)
+        self.client = str(peer[0]) if isinstance(peer, tuple) else ""
+        self._network = client_network(self.client)
         self.loopback = is_loopback(transport.get_extra_info("sockname"))
         self._inner.connection_made(transport)
 
@@ -191,7 +193,7 @@ class Connection(asyncio.Protocol):
             or (now := self._loop.time()) > self._pass_on_at
         ):
             return False
-        answer = self._shortcuts.answer(data, self.loopback, self._client)
+        answer = self._shortcuts.answer(data, self.loopback, self.client)
         if answer is None:
             return False
         transport.write(answer)
@@ -200,7 +202,7 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, error: MirrorError) -> None:
         """Answers in place of aiohttp, where nothing else is being answered, and closes the connection."""
-        log.info("refused a request from %s: %s", self._client, error.message)
+        log.info("refused a request from %s: %s", self.client, error.message)
         self._refused = True
         transport = self._transport
         if transport is None:
@@ -234,7 +236,7 @@ class Connection(asyncio.Protocol):
         if not unread or unread != self._unread:
             self._unread, self._unread_since = unread, now
         elif now - self._unread_since >= _STUCK_AFTER and transport is not None:
-            log.info("%s has read nothing for %g s: its connection is ended", self._client, _STUCK_AFTER)
+            log.info("%s has read nothing for %g s: its connection is ended", self.client, _STUCK_AFTER)
             transport.abort()
 
     def eof_received(self) -> bool | None:
@@ -309,7 +311,7 @@ class _RequestHandler(web.RequestHandler):
             log.error("unexpected failure", exc_info=exc)
             response = error_response(MirrorError("the mirror failed to answer this; its log says why"))
         else:
-            reason = (str(message or exc).splitlines() or ["?"])[0][:200]
+            reason = without_secret((str(message or exc).splitlines() or ["?"])[0])[:200]
             log.info("refused a request from %s: %s", request.remote, reason, extra={"cause": reason})
             response = error_response(
                 RequestInvalid(

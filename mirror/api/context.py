@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -11,15 +12,19 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from mirror import metrics
+from mirror.access.bearer import Grant
+from mirror.access.rules import Identity, Rule
 from mirror.api.ranges import Multipart
 from mirror.api.sending import FileSender, pieces, read_slice, send_each
-from mirror.api.targets import Target
+from mirror.api.targets import Target, without_secret
 from mirror.api.unread import Hold
 from mirror.cache.outcome import Outcome
 from mirror.errors import MirrorError, UpstreamCut
 from mirror.storage.slices import FileSlice, Part, Reader, SliceUnreadable
 
 log = logging.getLogger(__name__)
+
+NOBODY = Identity()
 
 
 @dataclass(slots=True)
@@ -38,6 +43,21 @@ class RequestContext:
     """Why the body was cut short."""
     kind: str = ""
     """``blob`` or ``manifest`` for a request for content."""
+    identity: Identity = NOBODY
+    """Who asks, once the gate has found out."""
+    has_login: bool = False
+    """True if the request carried a login, of a user or of nobody, as a bearer token may be."""
+    granted: tuple[Grant, ...] | None = None
+    """What its bearer token was asked for."""
+    login_until: float = math.inf
+    """When the login is over, in seconds since the epoch."""
+    rule: Rule | None = None
+    """The rule that allowed it."""
+
+    @property
+    def shown_path(self) -> str:
+        """The target, for logs: shortened, and without secrets."""
+        return without_secret(self.request.raw_path[:300])
 
     async def keep(self, make: Callable[[], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
         """Returns the response of `make`, once there is room for its body in memory; see `Hold.keep`."""
@@ -134,7 +154,7 @@ async def stream_body(
         transport.abort()
     except Exception:
         # An error response is impossible now: it would be taken for bytes of the blob.
-        log.exception("failed within the body of %s %s", request.method, request.raw_path[:300])
+        log.exception("failed within the body of %s %s", request.method, context.shown_path)
         context.complete, context.cut = False, "the mirror failed"
         transport.abort()
     finally:

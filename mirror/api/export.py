@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from weakref import WeakValueDictionary
 
 from aiohttp import web
 
+from mirror.access.rules import Action
 from mirror.api.content import choose_ranges
 from mirror.api.context import RequestContext, header, stream_body
+from mirror.api.gate import Gate
 from mirror.api.ranges import matches
 from mirror.api.targets import Target, Targets, platforms_in
 from mirror.bundles.contents import Gatherer
@@ -17,7 +20,7 @@ from mirror.bundles.layout import Layout
 from mirror.bundles.writing import BundleReader
 from mirror.cache.cache import Cache
 from mirror.errors import ManifestUnknown
-from mirror.names import Reference, Repository
+from mirror.names import Digest, Reference, Repository
 from mirror.tasks import SingleFlight
 
 _MOST_IMAGES = 5000
@@ -37,11 +40,17 @@ class Exports:
     async def aclose(self) -> None:
         await self._making.aclose()
 
-    async def answer(self, context: RequestContext, target: Target) -> web.StreamResponse:
-        """GET and HEAD. Raises Incomplete where an image is not cached whole, other MirrorErrors."""
+    async def answer(self, context: RequestContext, target: Target, gate: Gate) -> web.StreamResponse:
+        """GET and HEAD. Raises Incomplete where an image is not cached whole, what `gate` raises where one is not for whoever asks, other MirrorErrors."""
         request = context.request
-        key = target.path, *(target.query.get(name) for name in ("images", "platform", "referrers"))
-        layout, _ = await self._making.do(key, lambda: self._layout(target))
+        images, everything = await self._images(target, gate.filter(context))
+        if gate.is_closed:
+            for repository, reference in images:
+                gate.check(context, Action.PULL, repository)
+                if isinstance(reference, Digest):
+                    await gate.check_content(context, repository, reference, is_manifest=True, ask=False)
+        key = tuple(images), everything, *(target.query.get(name) for name in ("platform", "referrers"))
+        layout, _ = await self._making.do(key, lambda: self._layout(target, images, everything))
         headers = {"Content-Type": "application/x-tar", "ETag": layout.etag, "Cache-Control": "no-cache"}
         if matches(header(request, "If-None-Match"), layout.etag):
             del headers["Content-Type"]
@@ -60,13 +69,10 @@ class Exports:
         await stream_body(context, response, BundleReader(layout, self._cache.store), ranges, multipart)
         return response
 
-    async def _layout(self, target: Target) -> Layout:
-        named = target.query.get("images", "")
+    async def _layout(self, target: Target, images: list[tuple[Repository, Reference]], everything: bool) -> Layout:
         platforms = platforms_in(target.query.get("platform", ""))
         referrers = target.query.get("referrers", "yes") not in ("no", "0", "false")
         gatherer = Gatherer(self._cache.store, platforms, cached=platforms is None, referrers=referrers)
-        everything = named.strip() == "*"
-        images = await self._images(target, named, everything)
         failed = await gatherer.add_all(images)
         if failed and not everything:
             raise failed[0][2]
@@ -75,12 +81,17 @@ class Exports:
         layout = await asyncio.to_thread(Layout, gatherer.contents())
         return self._layouts.setdefault(layout.etag, layout)
 
-    async def _images(self, target: Target, named: str, everything: bool) -> list[tuple[Repository, Reference]]:
-        if everything:
+    async def _images(
+        self, target: Target, may_name: Callable[[Repository], bool] | None
+    ) -> tuple[list[tuple[Repository, Reference]], bool]:
+        """The images that are asked for, and True if they are all that there are, or all that `may_name` allows."""
+        named = target.query.get("images", "")
+        if named.strip() == "*":
             page = await self._cache.inventory.images(count=_MOST_IMAGES)
-            return [(image.repository, image.reference) for image in page.entries]
+            images = [(image.repository, image.reference) for image in page.entries]
+            return [one for one in images if may_name is None or may_name(one[0])], True
         names = [name for name in named.split(",") if name.strip()]
         if names:
-            return list(dict.fromkeys(self._targets.image(name) for name in names))
+            return list(dict.fromkeys(self._targets.image(name) for name in names)), False
         assert target.repository is not None and target.reference is not None
-        return [(target.repository, target.reference)]
+        return [(target.repository, target.reference)], False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -43,22 +44,34 @@ class Listing:
     async def aclose(self) -> None:
         await self._answers.aclose()
 
-    async def answer(self, context: RequestContext, target: Target) -> web.StreamResponse:
-        """GET and HEAD of a list: `target` is of TAGS, REFERRERS or CATALOG. Raises MirrorError."""
+    async def answer(
+        self, context: RequestContext, target: Target, may_name: Callable[[Repository], bool] | None
+    ) -> web.StreamResponse:
+        """GET and HEAD of a list: `target` is of TAGS, REFERRERS or CATALOG, and a catalog names what `may_name`, all if that is None. Raises MirrorError."""
 
         async def make() -> web.StreamResponse:
-            key = target.resource, target.path, target.registry, target.repository, tuple(sorted(target.query.items()))
-            answer, joined = await self._answers.do(key, lambda: self._make(target))
+            # A catalog of some is for one client.
+            whose = may_name if target.resource is Resource.CATALOG else None
+            key = (
+                target.resource,
+                target.prefix,
+                target.path,
+                target.registry,
+                target.repository,
+                tuple(sorted(target.query.items())),
+                whose,
+            )
+            answer, joined = await self._answers.do(key, lambda: self._make(target, whose))
             outcome = answer.outcome
             context.outcome = replace(outcome, collapsed=True) if joined and outcome.forward == "miss" else outcome
             return list_response(answer.body, context.outcome, answer.content_type, answer.headers)
 
         return await context.keep(make)
 
-    async def _make(self, target: Target) -> _Answer:
+    async def _make(self, target: Target, may_name: Callable[[Repository], bool] | None) -> _Answer:
         repository, reference = target.repository, target.reference
         if repository is None:
-            return await self._catalog(target)
+            return await self._catalog(target, may_name)
         if target.resource is Resource.REFERRERS and isinstance(reference, Digest):
             return await self._referrers(target, repository, reference)
         return await self._tags(target, repository)
@@ -78,12 +91,12 @@ class Listing:
             headers["OCI-Filters-Applied"] = "artifactType"
         return _Answer(await _json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}), outcome, OCI_INDEX, headers)
 
-    async def _catalog(self, target: Target) -> _Answer:
+    async def _catalog(self, target: Target, may_name: Callable[[Repository], bool] | None) -> _Answer:
         """The repositories that have something cached, by the names under which they can be pulled from here."""
         names = [
             repository.path if repository.registry == (target.registry or self._default) else str(repository)
             for repository in await self._cache.repositories()
-            if target.registry in (None, repository.registry)
+            if target.registry in (None, repository.registry) and (may_name is None or may_name(repository))
         ]
         page, headers = _paginate(sorted(names), target)
         return _Answer(await _json({"repositories": page}), HIT, "application/json", headers)
@@ -109,4 +122,4 @@ def _paginate(names: list[str], target: Target) -> tuple[list[str], dict[str, st
         return page, {}
     query = {key: target.query[key] for key in ("ns",) if key in target.query}
     following = urlencode({"n": count, "last": page[-1], **query})
-    return page, {"Link": f'<{quote(target.path, safe="/:")}?{following}>; rel="next"'}
+    return page, {"Link": f'<{quote(target.prefix + target.path, safe="/:")}?{following}>; rel="next"'}

@@ -15,6 +15,8 @@ from mirror.errors import (
     BlobUnknown,
     ClientBusy,
     Denied,
+    LimitReached,
+    LoginNeeded,
     ManifestUnknown,
     MirrorError,
     NameUnknown,
@@ -78,8 +80,10 @@ def error_response(error: MirrorError) -> web.Response:
         headers["Allow"] = error.allow
     elif isinstance(error, UpstreamLimited):
         headers["Retry-After"] = str(math.ceil(error.retry_after or _RETRY_AFTER))
-    elif isinstance(error, TooManyGuesses):
+    elif isinstance(error, TooManyGuesses | LimitReached):
         headers["Retry-After"] = str(math.ceil(error.retry_after))
+    elif isinstance(error, LoginNeeded):
+        headers["WWW-Authenticate"] = error.challenge
     elif isinstance(error, AdminNeeded):
         headers["WWW-Authenticate"] = 'Bearer realm="the mirror\'s admin token"'
     elif isinstance(error, UpstreamError | ClientBusy) and not isinstance(error, Offline):

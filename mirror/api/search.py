@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 from aiohttp import web
 
@@ -10,7 +11,7 @@ from mirror.api.targets import Target
 from mirror.cache.cache import Cache
 from mirror.cache.search import Answer, Found
 from mirror.errors import Offline, PaginationInvalid, RequestInvalid, SearchUnknown
-from mirror.names import short_name
+from mirror.names import Repository, short_name
 
 _USUAL, _MOST = 25, 100
 _MOST_TAGS = 3
@@ -21,8 +22,8 @@ def ping() -> web.Response:
     return _response({"standalone": True}, {"X-Docker-Registry-Standalone": "true"})
 
 
-async def search(cache: Cache, target: Target) -> web.Response:
-    """Answers ``GET /v1/search?q=[REGISTRY/]TERM&n=COUNT`` like Docker Hub.
+async def search(cache: Cache, target: Target, may_name: Callable[[Repository], bool] | None) -> web.Response:
+    """Answers ``GET /v1/search?q=[REGISTRY/]TERM&n=COUNT`` like Docker Hub, with the repositories that it `may_name`; all if that is None.
 
     A description begins with what is cached, and with what is wrong if upstream's search did not answer. Raises MirrorError; if nothing is found, the one that
     tells why.
@@ -30,7 +31,8 @@ async def search(cache: Cache, target: Target) -> web.Response:
     if "q" not in target.query:
         raise RequestInvalid("q is missing: /v1/search?q=redis searches for redis")
     answer = await cache.search.find(target.query["q"], _count(target.query.get("n")))
-    if answer.problem is not None and not answer.found:
+    named = [found for found in answer.found if may_name is None or may_name(found.repository)]
+    if answer.problem is not None and not named:
         raise answer.problem
     results = [
         {
@@ -40,7 +42,7 @@ async def search(cache: Cache, target: Target) -> web.Response:
             "is_official": found.official,
             "is_automated": False,
         }
-        for found in answer.found
+        for found in named
     ]
     return _response({"num_results": len(results), "query": answer.term, "results": results}, {})
 

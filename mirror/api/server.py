@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from mirror.api import content, monitoring, search
 from mirror.api.access import AccessLog
+from mirror.api.client_network import Network, behind_proxies
 from mirror.api.connection import IDLE, LONGEST_LINE, MOST_HEADERS, Connection, Connections
 from mirror.api.context import RequestContext
+from mirror.api.gate import Gate
 from mirror.api.hosts import KnownHosts
 from mirror.api.listing import Listing
 from mirror.api.repeat_reads import RepeatReads
@@ -26,8 +28,8 @@ from mirror.api.targets import Resource, Target, Targets, refuse_write
 from mirror.api.unread import Hold, UnreadBodies, large_body
 from mirror.cache.cache import Cache
 from mirror.cache.nearby import offline_miss
-from mirror.errors import Denied, MirrorError, Offline, UpstreamError
-from mirror.names import Digest
+from mirror.errors import AdminNeeded, Denied, MirrorError, Offline, UpstreamError
+from mirror.names import Digest, Repository
 from mirror.tasks import close_all
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_FOR_ALL = ("/healthz", "/readyz", "/metrics", "/v1/_ping", "/login", "/import", "/settings")
+_FOR_ALL_BELOW = ("/web/", "/setup")
+"""Paths that name no image, or want the admin token themselves."""
 _FOR_PROGRAMS = ("/healthz", "/readyz", "/metrics", "/v1/_ping", "/v1/search")
 Dashboard = Callable[[web.BaseRequest, Target], Awaitable[web.StreamResponse]]
 
@@ -51,19 +56,32 @@ class Api:
         access: AccessLog | None,
         dashboard: Dashboard,
         hosts: KnownHosts,
+        gate: Gate,
+        is_admin: Callable[[web.BaseRequest], bool],
+        trusted_proxies: Sequence[Network] = (),
     ) -> None:
-        """`report` returns the JSON object of /readyz, with a list "degraded". `dashboard` answers requests for other paths; it raises MirrorError."""
+        """`report` returns the JSON object of /readyz, with a list "degraded". `dashboard` answers requests for other paths; it raises MirrorError. `is_admin` returns
+        whether a request comes from somebody who has logged in to it."""
         self._cache = cache
         self._targets = targets
         self._report = report
         self._access = access
         self._dashboard = dashboard
         self._hosts = hosts
+        self._gate = gate
+        self._is_admin = is_admin
+        self._trusted_proxies = trusted_proxies
         self._shortcuts = Shortcuts(cache, access)
+        self.access_changed()
         self._listing = Listing(cache, default)
         self._exports: Exports | None = None
         self._repeat_reads = RepeatReads()
         self._unread = UnreadBodies()
+
+    def access_changed(self) -> None:
+        """Forgets answers that depend on who may do what."""
+        self._shortcuts.per_client = self._gate.is_closed or bool(self._trusted_proxies)
+        self._shortcuts.forget()
 
     async def aclose(self) -> None:
         """Ends work that was started for requests."""
@@ -87,6 +105,8 @@ class Api:
         return server, connections
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        if self._trusted_proxies:
+            request = behind_proxies(request, self._trusted_proxies)
         hold = self._unread.hold(request.remote)
         try:
             response = await self.handle(request, hold)
@@ -108,7 +128,7 @@ class Api:
             response = error_response(await self._miss(error, context))
         except MirrorError as error:
             if isinstance(error, UpstreamError | Denied):
-                log.warning("%s %s: %s", request.method, request.raw_path[:300], error.message, extra={"cause": error.message})
+                log.warning("%s %s: %s", request.method, context.shown_path, error.message, extra={"cause": error.message})
             response = error_response(error)
         except asyncio.CancelledError:
             if self._access is not None:
@@ -116,36 +136,43 @@ class Api:
                 self._note(context, web.Response(status=499), asyncio.get_running_loop().time() - began)
             raise
         except Exception:
-            log.exception("cannot answer %s %s", request.method, request.raw_path[:300])
+            log.exception("cannot answer %s %s", request.method, context.shown_path)
             response = error_response(MirrorError("the mirror failed to answer this; its log says why"))
         seconds = asyncio.get_running_loop().time() - began
         context.count_time(seconds)
+        self._gate.answered(context, response)
         if self._access is not None:
             self._note(context, response, seconds)
         if not context.complete:
-            log.info("%s %s: cut short: %s", request.method, request.raw_path[:300], context.cut, extra={"cause": context.cut})
+            log.info("%s %s: cut short: %s", request.method, context.shown_path, context.cut, extra={"cause": context.cut})
         return response
 
     async def _miss(self, error: Offline, context: RequestContext) -> Offline:
         target = context.target
         if target is None or target.repository is None or context.request.method == "HEAD":
             return error
-        return await offline_miss(self._cache.inventory, target.repository, target.reference)
+        others = self._gate.filter(context) is None
+        return await offline_miss(self._cache.inventory, target.repository, target.reference, others=others)
 
     async def _answer(self, context: RequestContext) -> web.StreamResponse:
         request = context.request
         target = context.target = self._targets.parse(request.raw_path)
         if target.resource is Resource.OTHER:
             self._hosts.check(request, everywhere=target.path not in _FOR_PROGRAMS)
+            if target.path == "/token":
+                return await self._issue_token(context)
             if request.method not in ("GET", "HEAD"):
                 return await self._dashboard(request, target)
-            return await context.keep(lambda: self._outside_api(target, request))
+            if self._gate.is_closed and target.path not in _FOR_ALL and not target.path.startswith(_FOR_ALL_BELOW):
+                await self._admit_to_dashboard(context, target)
+            return await context.keep(lambda: self._outside_api(context, target))
         self._hosts.check(request, everywhere=False)
+        await self._gate.admit(context, target)
         if request.method not in ("GET", "HEAD") or target.resource is Resource.UPLOAD:
             raise refuse_write(request.method)
         repository, reference = target.repository, target.reference
         if target.resource is Resource.EXPORT:
-            return await self._opened_exports().answer(context, target)
+            return await self._opened_exports().answer(context, target, self._gate)
         if repository is not None:
             match target.resource:
                 case Resource.MANIFEST if reference is not None:
@@ -153,13 +180,45 @@ class Api:
                     connection = Connection.of(request)
                     if connection is not None and connection.request is not None:
                         agent = request.headers.get("User-Agent", "")[:200]
-                        self._shortcuts.remember(connection.request, connection.loopback, response, repository, reference, agent)
+                        self._shortcuts.remember(
+                            connection.request,
+                            connection.loopback,
+                            connection.client,
+                            response,
+                            repository,
+                            reference,
+                            agent,
+                            request.remote or "",
+                            self._gate.permit(context, response),
+                        )
                     return response
                 case Resource.BLOB if isinstance(reference, Digest):
-                    return await content.blob(context, self._cache, self._repeat_reads, repository, reference)
+                    return await self._blob(context, repository, reference)
         if target.resource in (Resource.TAGS, Resource.REFERRERS, Resource.CATALOG):
-            return await self._listing.answer(context, target)
+            return await self._listing.answer(context, target, self._gate.filter(context))
         return base_response()
+
+    async def _blob(self, context: RequestContext, repository: Repository, digest: Digest) -> web.StreamResponse:
+        end = self._gate.begin_download(context)
+        try:
+            return await content.blob(context, self._cache, self._repeat_reads, repository, digest)
+        finally:
+            if end is not None:
+                end()
+
+    async def _issue_token(self, context: RequestContext) -> web.StreamResponse:
+        # Few mirrors have users.
+        from mirror.api.token_service import issue_token
+
+        return await issue_token(context, self._gate)
+
+    async def _admit_to_dashboard(self, context: RequestContext, target: Target) -> None:
+        """Pages name images and repositories of all kinds: they are for admins, and for those who may pull everything. A search names only what may be pulled."""
+        if self._is_admin(context.request):
+            return
+        await self._gate.identify(context, target)
+        if target.path != "/v1/search" and self._gate.filter(context) is not None:
+            raise AdminNeeded("this page names images that are not for everybody: log in at /login")
 
     def _opened_exports(self) -> Exports:
         if self._exports is None:
@@ -169,7 +228,7 @@ class Api:
             self._exports = Exports(self._cache, self._targets)
         return self._exports
 
-    async def _outside_api(self, target: Target, request: web.BaseRequest) -> web.StreamResponse:
+    async def _outside_api(self, context: RequestContext, target: Target) -> web.StreamResponse:
         match target.path:
             case "/healthz":
                 return monitoring.healthz()
@@ -180,13 +239,13 @@ class Api:
             case "/v1/_ping":
                 return search.ping()
             case "/v1/search":
-                return await search.search(self._cache, target)
-        return await self._dashboard(request, target)
+                return await search.search(self._cache, target, self._gate.filter(context))
+        return await self._dashboard(context.request, target)
 
     def _note(self, context: RequestContext, response: web.StreamResponse, seconds: float) -> None:
         assert self._access is not None
         request, target = context.request, context.target
-        path = target.path[:300] if target else request.raw_path[:300]
+        path = target.path[:300] if target else context.shown_path
         if target and target.repository and target.resource is not Resource.EXPORT:
             path = ""
         size = context.sent

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from email.utils import formatdate
 
 from aiohttp import web
@@ -37,11 +38,30 @@ def is_plain(data: bytes) -> bool:
     return lines.partition(b"\r\n")[0].endswith(b" http/1.1") and not any(header in lines for header in _NOT_PLAIN)
 
 
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """What an equal request of the same client needs to be answered. `until` is in seconds since the epoch."""
+
+    until: float
+    allow: Callable[[], bool]
+    """Counts the request, and returns whether it is within the client's limits."""
+    note: Callable[[int], None]
+    """Records that so many bytes were sent."""
+
+
 class _Answer:
-    __slots__ = ("_body", "_cache", "_counters", "_head", "_manifest", "_note", "_reference", "_repository")
+    __slots__ = ("_body", "_cache", "_client", "_counters", "_head", "_manifest", "_note", "_permit", "_reference", "_repository")
 
     def __init__(
-        self, cache: Cache, repository: Repository, reference: Reference, manifest: Manifest, head: bytes, agent: str
+        self,
+        cache: Cache,
+        repository: Repository,
+        reference: Reference,
+        manifest: Manifest,
+        head: bytes,
+        agent: str,
+        client: str,
+        permit: Permit | None,
     ) -> None:
         self._cache = cache
         self._repository = repository
@@ -50,6 +70,8 @@ class _Answer:
         self._head = head
         self._body = b"\r\n\r\n" + manifest.body
         self._note = str(repository), str(reference), agent
+        self._client = client
+        self._permit = permit
         kind = (repository.registry, "manifest")
         self._counters = (
             metrics.requests.labels(*kind),
@@ -59,8 +81,11 @@ class _Answer:
         )
 
     def bytes(self, date: bytes) -> bytes | None:
-        """The response; None if the tag is no longer fresh or the manifest has changed."""
+        """The response; None if the tag is no longer fresh, the manifest has changed, or who asks has to be found out again."""
         if self._cache.manifests.hot(self._repository, self._reference) is not self._manifest:
+            return None
+        permit = self._permit
+        if permit is not None and (permit.until <= time.time() or not permit.allow()):
             return None
         return b"".join((self._head, date, self._body))
 
@@ -72,9 +97,11 @@ class _Answer:
         hits.inc()
         pushed.inc(size)
         times.observe(seconds)
+        if self._permit is not None:
+            self._permit.note(size)
         if access is not None:
             repository, reference, agent = self._note
-            access.note(client, "GET", repository, reference, "", 200, size, seconds, _HIT, agent, True)
+            access.note(self._client or client, "GET", repository, reference, "", 200, size, seconds, _HIT, agent, True)
 
 
 class Shortcuts:
@@ -84,14 +111,32 @@ class Shortcuts:
         self._cache = cache
         self._access = access
         self._clock = clock
-        self._answers: dict[tuple[bytes, bool], _Answer] = {}
+        self._answers: dict[tuple[bytes, bool, str], _Answer] = {}
+        self.per_client = False
+        """True if the answer depends on the address of the client too, and not only on what it has sent."""
         self._second = 0
         self._date = b""
 
+    def forget(self) -> None:
+        """Forgets all answers."""
+        self._answers.clear()
+
     def remember(
-        self, data: bytes, loopback: bool, response: web.StreamResponse, repository: Repository, reference: Reference, agent: str
+        self,
+        data: bytes,
+        loopback: bool,
+        client: str,
+        response: web.StreamResponse,
+        repository: Repository,
+        reference: Reference,
+        agent: str,
+        shown_client: str = "",
+        permit: Permit | None = None,
     ) -> None:
-        """Keeps `response`, to a plain request `data` for a manifest, if memory alone made it. On `loopback` other hosts are known than on the network."""
+        """Keeps `response`, to a plain request `data` for a manifest, if memory alone made it. On `loopback` other hosts are known than on the network.
+
+        `client` is the address of the connection, and `shown_client` what is logged, if that is another one.
+        """
         manifest = self._cache.manifests.hot(repository, reference)
         if manifest is None or response.status != 200 or response.headers["Cache-Status"] != _HIT or not data.startswith(b"GET "):
             return
@@ -102,17 +147,20 @@ class Shortcuts:
         lines = [f"{name}: {value}" for name, value in response.headers.items()]
         lines += [f"Content-Length: {len(manifest.body)}", f"Server: {SERVER_SOFTWARE}", "Date: "]
         head = "\r\n".join(["HTTP/1.1 200 OK", *lines]).encode()
-        self._answers[data, loopback] = _Answer(self._cache, repository, reference, manifest, head, agent)
+        self._answers[data, loopback, client if self.per_client else ""] = _Answer(
+            self._cache, repository, reference, manifest, head, agent, shown_client, permit
+        )
 
     def answer(self, data: bytes, loopback: bool, client: str) -> bytes | None:
         """The bytes of the response to a request; None if the request has to be parsed."""
-        found = self._answers.get((data, loopback))
+        key = data, loopback, client if self.per_client else ""
+        found = self._answers.get(key)
         if found is None:
             return None
         began = self._clock()
         response = found.bytes(self._now())
         if response is None:
-            del self._answers[data, loopback]
+            del self._answers[key]
             return None
         found.count(self._access, client, self._clock() - began)
         return response

@@ -10,6 +10,8 @@ Clients name the registry in four ways (docs/clients.md has the table):
 Bundles are beside that: ``/export/docker.io/library/alpine:3.20.tar?platform=linux/amd64`` has one image, ``/export/lab.tar?images=redis:7,python:3.12`` those
 that are listed, where ``*`` stands for all.
 
+Before the first and the last of these, ``/t/TOKEN`` may stand: a secret path, for clients that send nothing else.
+
 Resources: OCI distribution-spec 1.1, "Endpoints".
 """
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache
 from urllib.parse import parse_qsl, unquote
@@ -26,6 +28,8 @@ from mirror.errors import RegistryUnknown, RequestInvalid, RouteUnknown, Unsuppo
 from mirror.manifests import is_platform
 from mirror.names import Digest, Reference, Repository, is_registry_name, looks_like_registry, parse_image, parse_reference
 
+_SECRET_PART = "t"  # noqa: S105  no secret, but what comes before one
+_SECRET_PATH = re.compile(r"(?<![A-Za-z0-9._%-])(t|%74)/[^/?#\s\"']+", re.IGNORECASE)
 _LONGEST_KEPT = 512
 _MOST_FIELDS = 20
 _TAR = ".tar"
@@ -56,6 +60,13 @@ class Target:
     repository: Repository | None = None
     reference: Reference | None = None
     query: dict[str, str] = field(default_factory=dict)
+    secret: str | None = field(default=None, repr=False)
+    """The token of a secret path, ``/t/TOKEN/v2/…``; `path` is without it."""
+
+    @property
+    def prefix(self) -> str:
+        """What stands before `path` in the URLs of this client."""
+        return "" if self.secret is None else f"/{_SECRET_PART}/{self.secret}"
 
 
 class Targets:
@@ -83,7 +94,16 @@ class Targets:
         # A mirror's URL that ends in a slash makes "//v2/".
         segments = [_decoded(segment) for segment in raw_path.lstrip("/").split("/")]
         query = _query(raw_query)
+        secret = None
+        if segments[0] == _SECRET_PART and len(segments) > 1:
+            secret, segments = segments[1], segments[2:] or [""]
         path = "/" + "/".join(segments)
+        if secret is not None:
+            if segments[0] != "v2" and segments[1:2] != ["v2"]:
+                raise RouteUnknown(f"after /{_SECRET_PART}/TOKEN comes /v2/…, or the name of a registry and /v2/…")
+            return replace(
+                self._parse(f"/{raw_path.lstrip('/').split('/', 2)[2]}{'?' if raw_query else ''}{raw_query}"), secret=secret
+            )
         if segments[0] == "v2":
             return self._api(path, None, segments[1:], query)
         if len(segments) > 1 and segments[0] == "export" and path.endswith(_TAR):
@@ -174,6 +194,11 @@ class Targets:
                 f"{name[:100]!r}, which is in the place of a registry's name (ns, or the path's first part), is not a host name"
             )
         raise RegistryUnknown.named(canonical)
+
+
+def without_secret(text: str) -> str:
+    """What a client has sent, without the token of a secret path: for logs and messages."""
+    return _SECRET_PATH.sub(f"{_SECRET_PART}/…", text)
 
 
 def target_authority(target: str) -> str | None:

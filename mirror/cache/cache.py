@@ -17,6 +17,7 @@ from mirror.cache.images import Images
 from mirror.cache.lists import Lists, ListSource
 from mirror.cache.negative import Negative
 from mirror.cache.outcome import HIT, PASSED, Outcome, miss
+from mirror.cache.possession import Possession
 from mirror.cache.prefetcher import Prefetcher
 from mirror.cache.pull import Pulls
 from mirror.cache.search import Search, SearchSource
@@ -111,6 +112,7 @@ class Cache:
         self.images = Images(store, self.manifests)
         self.lists = Lists(store, source, limits.tag_ttl, offline=offline)
         self.warming = Warming(store, Pulls(store, self.manifests, self.fetch), self.lists, offline)
+        self.possession = Possession(store, source)
         self.search = Search(inventory, source, default, aliases)
         self.tag_details = TagDetails(source)
 
@@ -133,6 +135,7 @@ class Cache:
             self.images,
             self.manifests,
             self.lists,
+            self.possession,
             self.search,
             self.tag_details,
             self._negative,

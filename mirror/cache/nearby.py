@@ -17,23 +17,28 @@ _SIMILAR = 0.75
 """Ratio from which on `difflib` calls two names similar: two letters of five that changed places have 0.8."""
 
 
-async def offline_miss(inventory: Inventory, repository: Repository, reference: Reference | None) -> Offline:
-    """Returns an error that names up to 8 cached tags of the repository; else images with a similar name; else those pulled last."""
+async def offline_miss(inventory: Inventory, repository: Repository, reference: Reference | None, others: bool = True) -> Offline:
+    """Returns an error that names up to 8 cached tags of the repository; else images with a similar name; else those pulled last.
+
+    Other repositories are named only with `others`.
+    """
     asked = str(repository) if reference is None else image_name(repository, reference)
     try:
-        what = await _what_there_is(inventory, repository, reference)
+        what = await _what_there_is(inventory, repository, reference, others=others)
     except CatalogFailed as error:
         what = error.message
     return Offline(f"offline (upstream.offline), and not in the cache: {asked}; {what}")
 
 
-async def _what_there_is(inventory: Inventory, repository: Repository, reference: Reference | None) -> str:
+async def _what_there_is(inventory: Inventory, repository: Repository, reference: Reference | None, *, others: bool) -> str:
     page = await inventory.images("", "pulled", 0, _MOST_COMPARED, repository)
     if page.entries:
         names = [str(image.reference) for image in page.entries]
         if reference is not None and not isinstance(reference, Digest):
             names = difflib.get_close_matches(str(reference), names, _MOST_NAMED, cutoff=0.0)
         return f"cached of {repository}: {_some(names, page.total)}"
+    if not others:
+        return f"nothing is cached of {repository}"
     last = _last_part(repository)
     # The search finds names that contain it, however many are cached; the other names are compared.
     for search in (last, ""):

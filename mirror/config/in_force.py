@@ -21,6 +21,9 @@ def in_force(settings: Settings) -> dict[str, str]:
         found |= _shown(table, getattr(settings, table))
     for name, registry in settings.registries.items():
         found |= {key: value for key, value in _shown(f'registries."{name}"', registry).items() if value}
+    for number, access in enumerate(settings.access or (), 1):
+        found |= {key: value for key, value in _shown(f"access.{number}", access).items() if value}
+    found |= {f"groups.{name}": ", ".join(users) for name, users in settings.groups.items()}
     for warm in settings.warm:
         found |= {key: value for key, value in _shown(f'warm."{warm.name}"', warm).items() if value}
     return found
@@ -36,6 +39,10 @@ def changed(before: Settings, after: Settings) -> list[str]:
     ]
     if before.warm != after.warm:
         found.append("warm")
+    if before.access != after.access:
+        found.append("access")
+    if before.groups != after.groups:
+        found.append("groups")
     for name in dict.fromkeys((*before.registries, *after.registries)):
         old, new = before.registries.get(name), after.registries.get(name)
         if old is None or new is None:

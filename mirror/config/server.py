@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from mirror import certificate
+from mirror.config.access import Network, network
 from mirror.config.tables import Duration, Table, Workers, readable
 from mirror.units import parse_endpoint, parse_listen
 
@@ -33,6 +34,39 @@ class Server(Table):
         None, description="PEM, with intermediates; then https only. Read anew when it changes, or on SIGHUP"
     )
     tls_key: Path | None = Field(None, validate_default=True, description="the certificate's key, PEM, not encrypted")
+
+    login_listen: str | None = Field(
+        None,
+        description="a second address and port where clients are asked to log in, for `docker login` and pushes; never in `registry-mirrors`",
+    )
+    login_hosts: tuple[str, ...] = Field(
+        (), description="host names under which clients are asked to log in, as at `login_listen`; never in `registry-mirrors`"
+    )
+    users_file: Path | None = Field(
+        None,
+        description="users and passwords, as `htpasswd -B` writes them, read anew when it changes; default `access/users` in the cache directory",
+    )
+    trusted_proxies: tuple[str, ...] = Field(
+        (), description="addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, such as `10.0.0.0/8`"
+    )
+    audit_log: Path | None = Field(
+        None, description="a file that gets a JSON line for each decision about who may do what; `mirror who` reads it"
+    )
+
+    @field_validator("login_listen")
+    @classmethod
+    def _login_listen(cls, value: str | None) -> str | None:
+        if value is not None and parse_listen(value)[1] == 0:
+            raise ValueError("a port is expected: 0 would be another one at each start")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            if network(one) is None:
+                raise ValueError(f"{one!r} is not an address, or a range such as 10.0.0.0/8 in which the rest of the bits is 0")
+        return value
 
     @field_validator("tls_key")
     @classmethod
@@ -83,6 +117,20 @@ class Server(Table):
     def address(self) -> tuple[str, int]:
         """Host and port of `listen`; port 0 is any free one."""
         return parse_listen(self.listen)
+
+    @property
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """Hosts and ports to listen on: `listen` comes first."""
+        return self.address, *self.login_addresses
+
+    @property
+    def login_addresses(self) -> tuple[tuple[str, int], ...]:
+        return () if self.login_listen is None else (parse_listen(self.login_listen),)
+
+    @property
+    def proxies(self) -> tuple[Network, ...]:
+        """`trusted_proxies` as ranges."""
+        return tuple(found for one in self.trusted_proxies if (found := network(one)) is not None)
 
     def url(self, host: str, port: int) -> str:
         """Returns the mirror's URL at a host name or address."""

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from mirror.config.access import Access
 from mirror.config.cache import Cache
 from mirror.config.errors import describe
 from mirror.config.rates import RateHours
@@ -45,13 +46,23 @@ class Settings(Table):
     log: Log = Log()
     registries: Mapping[str, Registry] = Field(default_factory=dict)
     warm: tuple[Warm, ...] = ()
+    access: tuple[Access, ...] | None = None
+    """None where there is no table; then pulling is open to all."""
+    groups: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
 
-    @field_validator("warm", mode="before")
+    @field_validator("warm", "access", mode="before")
     @classmethod
-    def _tables(cls, value: Any) -> Any:
+    def _tables(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, Mapping):
-            raise ValueError("a list of tables is expected, each under [[warm]], with two brackets")
+            raise ValueError(f"a list of tables is expected, each under [[{info.field_name}]], with two brackets")
         return value
+
+    @model_validator(mode="after")
+    def _groups(self) -> Settings:
+        named = {group for table in self.access or () for group in table.groups}
+        for group in sorted(named - set(self.groups) - {"users"}):
+            raise ValueError(f'access: there is no group {group!r}: add {group} = ["alice"] to a table [groups]')
+        return self
 
     @field_validator("warm")
     @classmethod
@@ -150,6 +161,8 @@ def _known_keys(path: list[str]) -> list[str]:
         return list(Endpoint.model_fields)
     if path[0] == "warm":
         return list(Warm.model_fields)
+    if path[0] == "access":
+        return list(Access.model_fields)
     if path[:2] == ["upstream", "rate"] and len(path) > 2:
         return [field.alias or name for name, field in RateHours.model_fields.items()]
     return list(_TABLES[path[0]].model_fields) if path[0] in _TABLES else []

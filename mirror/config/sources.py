@@ -11,6 +11,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+_LISTS = ("warm", "access")
+"""Settings that are a list of tables."""
+
 
 class ConfigError(Exception):
     """The settings cannot be used; `faults` are lines for the person who wrote them."""
@@ -48,7 +51,7 @@ def from_environment(environ: Mapping[str, str], tables: Collection[str]) -> dic
         if len(path) == 1 and path[0] not in tables:
             continue
         value = _parsed(environ[key])
-        if len(path) == 1 and not isinstance(value, dict) and not (path[0] == "warm" and isinstance(value, list)):
+        if len(path) == 1 and not isinstance(value, dict) and not (path[0] in _LISTS and isinstance(value, list)):
             raise ConfigError([f"{key}: a table given as one variable must be JSON"])
         for part in reversed(path):
             value = {part: value}

@@ -221,6 +221,14 @@ class MemoryStore:
                 return next(iter(holders), None)
         return None
 
+    async def holders(self, digest: Digest) -> frozenset[Repository]:
+        above, found = {digest}, set[Digest]()
+        while above:
+            found |= above
+            above = {manifest for manifest in self._holdings if not found.isdisjoint(self._children(manifest))} - found
+        holding = {holder for manifest in found for holder in self._holdings.get(manifest, ())}
+        return frozenset(holding | {holder for (holder, _), record in self._tags.items() if record.descriptor.digest in found})
+
     async def document(self, key: str) -> dict[str, Any] | None:
         found: dict[str, Any] | None = json.loads(self._documents.get(key, "null"))
         return found

@@ -231,6 +231,10 @@ class Store(Protocol):
         """Returns a repository that is known to have content: it sent the manifest, or a manifest that names the content. None if there is none."""
         ...
 
+    async def holders(self, digest: Digest) -> frozenset[Repository]:
+        """Returns all repositories that are known to have content: a tag of theirs meant it, they sent the manifest, or one that names it at any depth."""
+        ...
+
     async def document(self, key: str) -> dict[str, Any] | None:
         """Returns what was stored under a key; None if there is nothing, or it has been evicted."""
         ...

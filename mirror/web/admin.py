@@ -6,16 +6,15 @@ A form must carry a secret that only the session's own pages know, and must come
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import secrets
 import time
-from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 from aiohttp import web
 
+from mirror.access.guesses import DELAY, Guesses
 from mirror.api.client_network import client_network
 from mirror.errors import AdminNeeded, Refused, TooManyGuesses
 from mirror.web.sessions import EndedSessions
@@ -23,14 +22,6 @@ from mirror.web.sessions import EndedSessions
 COOKIE = "mirror_admin"
 LASTS = 12 * 3600
 """Seconds of a session."""
-_GUESSES = 5
-"""Wrong tokens from one client that are answered at once within `_WAIT` seconds; further ones are answered after `_DELAY`."""
-_WAIT = 60.0
-_DELAY = 2.0
-"""Seconds."""
-_MOST_DELAYED = 8
-"""Answers to one client that are delayed at the same time."""
-_MOST_GUESSERS = 10_000
 
 
 class Admin:
@@ -41,8 +32,7 @@ class Admin:
         self._ended = ended
         self._key = hmac.digest(self._token, b"mirror: sessions", "sha256")
         self._clock = clock
-        self._guesses: OrderedDict[str, tuple[int, float]] = OrderedDict()
-        self._delayed: Counter[str] = Counter()
+        self._guesses = Guesses()
 
     def session(self, request: web.BaseRequest) -> str | None:
         """The session of a request; None if it has none, or one that is forged, expired or logged out."""
@@ -89,27 +79,9 @@ class Admin:
         TooManyGuesses."""
         if hmac.compare_digest(token.encode(errors="replace"), self._token):
             return
-        client = client_network(request.remote)
-        now = self._clock()
-        count, since = self._guesses.get(client, (0, now))
-        if now - since >= _WAIT:
-            count, since = 0, now
-        self._guesses[client] = count + 1, since
-        self._guesses.move_to_end(client)
-        if len(self._guesses) > _MOST_GUESSERS:
-            self._guesses.popitem(last=False)
-        if count < _GUESSES:
-            raise AdminNeeded("that is not the admin token")
-        if self._delayed[client] >= _MOST_DELAYED:
-            raise TooManyGuesses("too many wrong tokens from this address at the same time", _DELAY)
-        self._delayed[client] += 1
-        try:
-            await asyncio.sleep(_DELAY)
-        finally:
-            self._delayed[client] -= 1
-            if not self._delayed[client]:
-                del self._delayed[client]
-        raise TooManyGuesses("that is not the admin token, and there were many wrong ones from this address", _DELAY)
+        if await self._guesses.wrong(client_network(request.remote)):
+            raise TooManyGuesses("that is not the admin token, and there were many wrong ones from this address", DELAY)
+        raise AdminNeeded("that is not the admin token")
 
     def _signed(self, text: str) -> str:
         return hmac.digest(self._key, text.encode(errors="replace"), "sha256").hex()

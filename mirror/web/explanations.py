@@ -13,7 +13,7 @@ _MESSAGES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         # this mirror's own
         (r"there were many wrong ones", "管理员令牌不正确，且此地址错误次数较多，请稍候再试"),
         (r"^that is not the admin token", "管理员令牌不正确"),
-        (r"too many wrong tokens", "错误的令牌过多，请稍候再试"),
+        (r"too many wrong passwords or tokens", "错误的密码或令牌过多，请稍候再试"),
         (r"^changing anything needs", "更改需要管理员令牌：请先登录"),
         (r"^the settings are shown to", "查看设置需要管理员令牌：请先登录"),
         (r"^this form is of another session", "此表单属于另一次登录：请重新载入页面"),

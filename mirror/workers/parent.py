@@ -109,7 +109,7 @@ def run(
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, _hold(folder, try_shared))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        listeners = listen(*server.address)
+        listeners = tuple(listener for address in server.addresses for listener in listen(*address))
         for listener in listeners:
             stack.callback(listener.close)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)

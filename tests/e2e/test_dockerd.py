@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -42,6 +43,23 @@ class Dockerd:
 
     def docker(self, *arguments: str, seconds: float = 120) -> str:
         return run("docker", *arguments, environment=self._environment, seconds=seconds)
+
+    def succeeds(self, *arguments: str) -> bool:
+        """Whether a command of ``docker`` does."""
+        done = subprocess.run(
+            ["docker", *arguments],
+            check=False,
+            env={**os.environ, **self._environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        print(arguments[0], done.returncode, done.stdout, done.stderr)
+        return done.returncode == 0
+
+    def log_in_by_file(self, auths: dict[str, dict[str, str]]) -> None:
+        """As ``docker login`` leaves it."""
+        (self._folder / "config.json").write_text(json.dumps({"auths": auths}))
 
     def reload(self) -> None:
         """Sends SIGHUP, and waits until the settings have been read again."""

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
+from mirror.access import guesses
 from mirror.errors import AdminNeeded, TooManyGuesses
-from mirror.web import admin
 from mirror.web.admin import Admin
 from mirror.web.sessions import EndedSessions
 
 
 async def test_what_is_remembered_of_guesses_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of so many addresses at most; the one that has guessed least recently is forgotten first, and is slowed again when it goes on."""
-    monkeypatch.setattr(admin, "_MOST_GUESSERS", 2)
-    monkeypatch.setattr(admin, "_DELAY", 0)
+    monkeypatch.setattr(guesses, "_MOST_REMEMBERED", 2)
+    monkeypatch.setattr(guesses, "DELAY", 0)
     guarded = Admin("right", EndedSessions(tmp_path))
 
     async def guess(address: str) -> type[Exception]:

@@ -172,6 +172,9 @@ class DiskStore:
     async def holder(self, digest: Digest) -> Repository | None:
         return await self._catalog.read(None, Catalog.holder, digest)
 
+    async def holders(self, digest: Digest) -> frozenset[Repository]:
+        return await self._catalog.read(frozenset(), Catalog.holders, digest)
+
     async def document(self, key: str) -> dict[str, Any] | None:
         return await self._catalog.read(None, Catalog.document, key)
 

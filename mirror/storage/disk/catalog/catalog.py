@@ -310,6 +310,15 @@ class Catalog:
         ).fetchone()
         return Repository(*row) if row else None
 
+    def holders(self, digest: Digest) -> frozenset[Repository]:
+        """All repositories that are known to hold something: by a tag, or by a manifest that is it or names it at any depth."""
+        rows = self._db.execute(
+            "WITH RECURSIVE above (digest) AS (SELECT ?1 UNION SELECT parent FROM child JOIN above ON child.digest = above.digest)"
+            " SELECT registry, path FROM holding WHERE digest IN above UNION SELECT registry, path FROM tag WHERE digest IN above",
+            (str(digest),),
+        )
+        return frozenset(Repository(*row) for row in rows)
+
     def changes(self) -> Change | None:
         """Returns what other processes have written since the last call, None if it changes nothing that other objects remember."""
         return self.changed.take()

@@ -1,0 +1,116 @@
+"""What is known of users, tokens and rules, as it changes: files are read anew within a second, rules at SIGHUP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from mirror.access.audit import AuditLog
+from mirror.access.identities import Identities
+from mirror.access.limits import Limits
+from mirror.access.rules import Action, Identity, Rule, Verdict, decide, may_pull_everything
+from mirror.access.tokens import read_tokens
+from mirror.access.users import read_users
+from mirror.durable import create_durably
+from mirror.names import Repository
+from mirror.regular_files import read_file
+from mirror.tasks import BackgroundTask
+
+log = logging.getLogger(__name__)
+
+_KEY = "key"
+_KEY_SIZE = 32
+_INTERVAL = 0.5
+"""Seconds between two looks at the files."""
+_Version = tuple[int, int, int] | None
+
+
+class Access:
+    """Decides. An async context manager: it follows its files while it is open."""
+
+    def __init__(self, folder: Path, users_file: Path, audit: AuditLog | None = None, share: int = 1) -> None:
+        """`folder` is the mirror's own, for tokens and the key that signs bearer tokens; `share` is the number of processes that serve."""
+        self._folder = folder
+        self._users_file = users_file
+        self._seen: tuple[_Version, _Version] = (None, None)
+        self._watch = BackgroundTask(self._follow)
+        self.rules: Sequence[Rule] | None = None
+        self.identities = Identities(lambda: signing_key(folder))
+        self.limits = Limits(share)
+        self.audit = audit
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when anything has changed that an earlier verdict may have come from."""
+
+    async def __aenter__(self) -> Access:
+        await self._read()
+        self._watch.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._watch.aclose()
+        await self.identities.aclose()
+        if self.audit is not None:
+            await asyncio.to_thread(self.audit.close)
+
+    def take(self, rules: Sequence[Rule] | None, groups: Mapping[str, frozenset[str]]) -> None:
+        """Puts other rules in force at once. `groups` are those of each user."""
+        self.rules, self.identities.groups = rules, groups
+        self.on_change()
+
+    def decide(self, identity: Identity, action: Action, repository: Repository | None) -> Verdict:
+        return decide(self.rules, identity, action, repository)
+
+    def may_pull(self, identity: Identity, repository: Repository) -> bool:
+        return decide(self.rules, identity, Action.PULL, repository).allowed
+
+    def may_pull_everything(self, identity: Identity) -> bool:
+        return may_pull_everything(self.rules, identity)
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(_INTERVAL)
+            await self._read()
+
+    async def _read(self) -> None:
+        """Reads what has changed. What cannot be read stays as it was."""
+        seen = _version(self._users_file), _version(self._folder / TOKENS)
+        if seen == self._seen:
+            return
+        try:
+            if seen[0] != self._seen[0]:
+                self.identities.users = await asyncio.to_thread(read_users, self._users_file)
+            if seen[1] != self._seen[1]:
+                self.identities.tokens = await asyncio.to_thread(read_tokens, self._folder / TOKENS)
+        except OSError as error:
+            log.error("users or tokens cannot be read, and those before stay in force: %s", error, extra={"cause": str(error)})
+        self._seen = seen
+        self.on_change()
+
+
+TOKENS = "tokens"
+"""The folder of tokens, in that of the access part."""
+
+
+def signing_key(folder: Path) -> bytes:
+    """The key that bearer tokens are signed with, made if there is none; all processes on the folder have the same. Blocks. Raises OSError."""
+    path = folder / _KEY
+    with contextlib.suppress(FileNotFoundError):
+        key = read_file(path, _KEY_SIZE)
+        if len(key) == _KEY_SIZE:
+            return key
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    made = secrets.token_bytes(_KEY_SIZE)
+    return made if create_durably(path, made) else read_file(path, _KEY_SIZE)
+
+
+def _version(path: Path) -> _Version:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size

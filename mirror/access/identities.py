@@ -1,0 +1,184 @@
+"""Finds out who asks: by a password, a token, or a bearer token that the mirror has signed itself.
+
+bcrypt is slow by design. So it runs in threads, a few at a time, and what it has found is remembered for some minutes under a keyed hash of user, password and
+stored hash: a password that was changed is asked for at once. Requests that ask the same wait for one answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hmac
+import secrets
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
+
+from mirror.access.bearer import Bearer, Grant
+from mirror.access.guesses import Guesses
+from mirror.access.rules import Identity
+from mirror.access.tokens import PREFIX, Token, Tokens
+from mirror.access.users import Users, is_right
+from mirror.errors import LoginWrong, TooManyGuesses
+from mirror.tasks import SingleFlight
+
+_REMEMBERED = 300.0
+"""Seconds for which bcrypt's answer is remembered."""
+_MOST_REMEMBERED = 10_000
+_AT_ONCE = 2
+"""Passwords that are checked at the same time: each takes a core for an eighth of a second."""
+_MOST_WAITING = 64
+"""Passwords from one address that wait to be checked."""
+_NOBODY = b"$2b$11$" + b"." * 53
+"""A hash that no password has: a name that does not exist takes as long as one that does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Who asks, and how long that holds, in seconds of `time.time`."""
+
+    identity: Identity
+    until: float
+    granted: tuple[Grant, ...] | None = None
+    """What a bearer token was asked for; None where there was none."""
+
+
+class Identities:
+    """Checks what clients send to prove who they are."""
+
+    def __init__(self, key: Callable[[], bytes], clock: Callable[[], float] = time.time) -> None:
+        """`key` returns what signs bearer tokens, when one is needed; it is the same for all processes on a cache directory. Raises OSError."""
+        self._clock = clock
+        self._cache_key = secrets.token_bytes(32)
+        self._checked: OrderedDict[bytes, tuple[bool, float]] = OrderedDict()
+        self._checking: SingleFlight[bool] = SingleFlight()
+        self._threads = asyncio.Semaphore(_AT_ONCE)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._waiting: Counter[str] = Counter()
+        self._guesses = Guesses()
+        self._bearer = Bearer(key, clock)
+        self.users = Users()
+        self.tokens = Tokens()
+        self.groups: Mapping[str, frozenset[str]] = {}
+        """By user."""
+
+    async def aclose(self) -> None:
+        await self._checking.aclose()
+
+    async def of_header(self, value: str | None, client: Identity, network: str) -> Login:
+        """Who a request's Authorization header proves that it is from; `client` is what is known without it. Raises LoginWrong, TooManyGuesses."""
+        if value is None:
+            return Login(client, float("inf"))
+        scheme, _, given = value.strip().partition(" ")
+        given = given.strip()
+        if scheme.lower() == "basic":
+            user, password = _basic(given)
+            return await self.of_password(user, password, client, network)
+        if scheme.lower() == "bearer":
+            return await self.of_bearer(given, client, network)
+        raise LoginWrong(f"the mirror does not know the authorization scheme {scheme[:40]!r}: Basic and Bearer are")
+
+    async def of_password(self, user: str, password: str, client: Identity, network: str) -> Login:
+        """By a user and a password, or a token in its place, with whatever user. Raises LoginWrong, TooManyGuesses."""
+        if password.startswith(PREFIX):
+            return await self.of_token(password, client, network)
+        if not await self._is_right(user, password, network):
+            await self._guesses.wrong(network, f"user {user}")
+            raise LoginWrong("the user or the password is wrong")
+        return Login(self._as_user(client, user), self._clock() + _REMEMBERED)
+
+    async def of_token(self, secret: str, client: Identity, network: str) -> Login:
+        """Raises LoginWrong, TooManyGuesses."""
+        token = self.tokens.find(secret, self._clock())
+        if token is None or not self._has_user(token):
+            await self._guesses.wrong(network)
+            raise LoginWrong("this token is not known, or over: mirror token list shows those that there are")
+        return Login(self._as_token(client, token), token.expires or float("inf"))
+
+    async def of_bearer(self, given: str, client: Identity, network: str) -> Login:
+        """Raises LoginWrong, TooManyGuesses."""
+        if given.startswith(PREFIX):
+            return await self.of_token(given, client, network)
+        claims = self._bearer.read(given)
+        if claims is None:
+            await self._guesses.wrong(network)
+            raise LoginWrong("this bearer token is not one of this mirror's, or over")
+        if claims.token is not None:
+            token = self.tokens.named(claims.token, self._clock())
+            if token is None or not self._has_user(token) or not self._bearer.is_of(claims, token.digest):
+                raise LoginWrong("the token is not known any more, or over")
+            identity = self._as_token(client, token)
+        elif claims.user is not None:
+            hashed = self.users.hashes.get(claims.user)
+            if hashed is None or not self._bearer.is_of(claims, hashed.decode()):
+                raise LoginWrong("the user's password was changed, or the user removed: log in again")
+            identity = self._as_user(client, claims.user)
+        else:
+            identity = client
+        return Login(identity, claims.expires, claims.granted)
+
+    def sign(self, identity: Identity, granted: tuple[Grant, ...]) -> tuple[str, int]:
+        """Returns a bearer token for whoever has logged in, or for nobody, and its life in seconds."""
+        of = ""
+        if identity.token is not None:
+            token = self.tokens.named(identity.token, self._clock())
+            of = token.digest if token is not None else ""
+        elif identity.user is not None:
+            of = self.users.hashes.get(identity.user, b"").decode()
+        return self._bearer.sign(identity.user, identity.token, of, granted)
+
+    def _as_user(self, client: Identity, user: str) -> Identity:
+        return replace(client, user=user, groups=self.groups.get(user, frozenset()))
+
+    def _as_token(self, client: Identity, token: Token) -> Identity:
+        named = client if token.user is None else self._as_user(client, token.user)
+        return replace(named, token=token.name, scopes=token.limits())
+
+    def _has_user(self, token: Token) -> bool:
+        return token.user is None or token.user in self.users
+
+    async def _is_right(self, user: str, password: str, network: str) -> bool:
+        hashed = self.users.hashes.get(user)
+        key = self._key(user, password, hashed or b"")
+        known = self._checked.get(key)
+        if known is not None and known[1] > self._clock():
+            return known[0]
+        right, _ = await self._checking.do(key, lambda: self._check(password, hashed, network))
+        self._checked[key] = right, self._clock() + _REMEMBERED
+        if len(self._checked) > _MOST_REMEMBERED:
+            self._checked.popitem(last=False)
+        return right
+
+    async def _check(self, password: str, hashed: bytes | None, network: str) -> bool:
+        # One at a time for each address, so that guesses from one do not delay the passwords of others.
+        turn = self._turns.get(network)
+        if turn is None:
+            turn = self._turns[network] = asyncio.Lock()
+        if self._waiting[network] >= _MOST_WAITING:
+            raise TooManyGuesses("too many passwords from this address wait to be checked", 1.0)
+        self._waiting[network] += 1
+        try:
+            async with turn, self._threads:
+                return await asyncio.to_thread(is_right, password, hashed or _NOBODY) and hashed is not None
+        finally:
+            self._waiting[network] -= 1
+            if not self._waiting[network]:
+                del self._waiting[network]
+
+    def _key(self, *parts: str | bytes) -> bytes:
+        joined = b"\0".join(part if isinstance(part, bytes) else part.encode(errors="replace") for part in parts)
+        return hmac.digest(self._cache_key, joined, "sha256")
+
+
+def _basic(given: str) -> tuple[str, str]:
+    """Splits the credentials of Basic (RFC 7617). Raises LoginWrong."""
+    try:
+        user, colon, password = base64.b64decode(given, validate=True).decode().partition(":")
+    except (binascii.Error, ValueError):
+        colon = user = password = ""
+    if not colon:
+        raise LoginWrong("the Authorization header is not a user and a password as Basic has them (RFC 7617)")
+    return user, password

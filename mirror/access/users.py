@@ -1,0 +1,116 @@
+"""Users and their passwords: a file as Apache's htpasswd writes it, with bcrypt (``htpasswd -B``). Groups come from the settings."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mirror.durable import write_durably
+from mirror.regular_files import LARGEST_SECRET, NoFile, read_file
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
+_RESERVED = ("anyone", "users")
+"""Words that mean something else in a rule."""
+_HASH = re.compile(r"\$2[aby]\$(?:0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{53}")
+_ROUNDS = 11
+"""2^11 rounds: about an eighth of a second on a machine of 2025."""
+_LONGEST = 72
+"""Bytes of a password that bcrypt takes."""
+
+
+def check_user_name(name: str) -> None:
+    """Raises ValueError."""
+    if _NAME.fullmatch(name) is None or name in _RESERVED or name.replace(".", "").isdigit():
+        raise ValueError(
+            f"{name[:80]!r} cannot be a user's name: 1 to 64 letters, digits and . _ @ + - are expected, no address, and not {' or '.join(_RESERVED)}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    """The users of a file, at one time."""
+
+    hashes: Mapping[str, bytes] = field(default_factory=dict)
+    """By user: the bcrypt hash of the password."""
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.hashes
+
+
+def read_users(file: Path) -> Users:
+    """Reads a file; there are no users where there is none. Blocks. Raises OSError. Lines that cannot be used are logged, without their hashes."""
+    hashes: dict[str, bytes] = {}
+    for number, line in enumerate(_lines(file), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, colon, found = line.strip().partition(":")
+        if colon and _HASH.fullmatch(found) and _NAME.fullmatch(name):
+            hashes[name] = found.encode()
+        else:
+            log.warning(
+                "%s, line %d is not used: a user's name and a bcrypt hash are expected, as mirror user add and htpasswd -B write them",
+                file,
+                number,
+            )
+    return Users(hashes)
+
+
+def set_password(file: Path, name: str, password: str) -> None:
+    """Adds a user, or gives one another password. Blocks. Raises OSError, and ValueError if the name or the password cannot be used."""
+    check_user_name(name)
+    import bcrypt
+
+    if not password or len(password.encode()) > _LONGEST:
+        raise ValueError(f"a password of 1 to {_LONGEST} bytes is expected")
+    _replace(file, name, f"{name}:{bcrypt.hashpw(password.encode(), bcrypt.gensalt(_ROUNDS)).decode()}")
+
+
+def remove_user(file: Path, name: str) -> bool:
+    """Returns False if there is no such user. Blocks. Raises OSError."""
+    return _replace(file, name, None)
+
+
+def is_right(password: str, hashed: bytes) -> bool:
+    """Blocks for as long as bcrypt takes."""
+    import bcrypt
+
+    given = password.encode(errors="replace")
+    return len(given) <= _LONGEST and b"\0" not in given and bcrypt.checkpw(given, hashed)
+
+
+def _replace(file: Path, name: str, entry: str | None) -> bool:
+    """Replaces the line of a user in place, so that comments and others' lines stay. Returns whether there was one."""
+    lines = _lines(file)
+    kept = [line for line in lines if line.partition(":")[0] != name]
+    found = len(kept) != len(lines)
+    if entry is None and not found:
+        return False
+    if entry is not None:
+        place = next((number for number, line in enumerate(lines) if line.partition(":")[0] == name), len(kept))
+        kept.insert(min(place, len(kept)), entry)
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = file.resolve()
+    write_durably(file, "".join(f"{line}\n" for line in kept).encode(), lambda fd: _give_as(file, fd))
+    return found
+
+
+def _give_as(file: Path, fd: int) -> None:
+    """Gives a new file the owner and the mode of the one that it replaces: the mirror must still be able to read it."""
+    with contextlib.suppress(FileNotFoundError):
+        old = os.stat(file)
+        os.fchown(fd, old.st_uid, old.st_gid)
+        os.fchmod(fd, old.st_mode & 0o777)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return read_file(file, LARGEST_SECRET, follow=True).decode(errors="replace").splitlines()
+    except NoFile:
+        return []

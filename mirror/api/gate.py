@@ -1,0 +1,301 @@
+"""Asks `mirror.access` about each request, and answers what it does not allow as registries do.
+
+- 404, as for a name that does not exist, where pulling is not allowed: whoever asks may not know of the repository.
+- 403 with the reason where pulling is allowed, and what was asked for is not.
+- 401 with a challenge only at the addresses and under the host names that are for logging in. Everywhere else a challenge would make dockerd send the user's
+  Docker Hub password here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+from collections.abc import Awaitable, Callable, Sequence
+
+from aiohttp import web
+
+from mirror.access.access import Access
+from mirror.access.bearer import SERVICE, Grant
+from mirror.access.identities import Login
+from mirror.access.rules import Action, Identity, Rule, Verdict
+from mirror.api.client_network import client_network, parse_address
+from mirror.api.context import RequestContext
+from mirror.api.hosts import is_loopback
+from mirror.api.shortcuts import Permit
+from mirror.api.targets import Resource, Target
+from mirror.cache.possession import Possession
+from mirror.errors import (
+    BlobUnknown,
+    LimitReached,
+    LoginNeeded,
+    LoginWrong,
+    ManifestUnknown,
+    MirrorError,
+    NameUnknown,
+    NotAllowed,
+    TooManyGuesses,
+)
+from mirror.names import Digest, Repository, short_name
+
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+_DIGEST = "Docker-Content-Digest"
+_PORT = re.compile(r":[0-9]*$")
+_FORWARDED = ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP")
+"""Header fields by which proxies show that they passed a request on."""
+
+
+class Gate:
+    """Lets requests through, or raises the error that they are answered with."""
+
+    def __init__(
+        self,
+        access: Access,
+        possession: Possession,
+        login_addresses: Sequence[tuple[str, int]] = (),
+        login_hosts: Sequence[str] = (),
+    ) -> None:
+        """`login_addresses` are hosts and ports, where ``0.0.0.0`` and ``::`` are all of the machine; `login_hosts` are names."""
+        self._access = access
+        self._possession = possession
+        self._login_addresses = login_addresses
+        self._login_hosts = {host.lower() for host in login_hosts}
+
+    @property
+    def is_closed(self) -> bool:
+        """True if there is anything that not everybody may pull."""
+        return self._access.rules is not None
+
+    async def admit(self, context: RequestContext, target: Target) -> None:
+        """Finds out who asks, and whether it may have what it asks for. Raises LoginNeeded, NameUnknown, NotAllowed, LimitReached, TooManyGuesses, or what a
+        registry is known to answer."""
+        request = context.request
+        challenges = self._challenges(request)
+        if not self.is_closed and not challenges:
+            return
+        await self.identify(context, target)
+        if target.resource is Resource.BASE and challenges and context.identity.is_anonymous and not context.has_login:
+            # Clients take the challenge from here, and classic dockerd from nowhere else.
+            raise LoginNeeded("log in: docker login asks for the user and the password", self._challenge(request, None, None))
+        repository = target.repository
+        if repository is None or target.resource in (Resource.EXPORT, Resource.UPLOAD, Resource.OTHER):
+            return
+        self.check(context, Action.PULL, repository)
+        if isinstance(target.reference, Digest) and target.resource in (Resource.MANIFEST, Resource.BLOB):
+            await self.check_content(context, repository, target.reference, is_manifest=target.resource is Resource.MANIFEST)
+
+    async def identify(self, context: RequestContext, target: Target) -> None:
+        """Sets who asks, by what the request carries. Raises LoginNeeded, LoginWrong, TooManyGuesses."""
+        request, identities = context.request, self._access.identities
+        client, network = _client(request), client_network(request.remote)
+        if target.secret is not None:
+            await self._log_in(context, identities.of_token(target.secret, client, network))
+        else:
+            await self._log_in(context, identities.of_header(request.headers.get("Authorization"), client, network))
+
+    async def identify_password(self, context: RequestContext, user: str, password: str) -> None:
+        """The same by a user and a password, or a token in its place, that are in a form."""
+        client, network = _client(context.request), client_network(context.request.remote)
+        await self._log_in(context, self._access.identities.of_password(user, password, client, network))
+
+    async def sign(self, context: RequestContext, granted: tuple[Grant, ...]) -> tuple[str, int]:
+        """Returns a bearer token for whoever has logged in, or for nobody, and its life in seconds."""
+        # In a thread, since the library is loaded by the first one, and the key read.
+        return await asyncio.to_thread(self._access.identities.sign, context.identity, granted)
+
+    async def _log_in(self, context: RequestContext, checking: Awaitable[Login]) -> None:
+        request, target = context.request, context.target
+        try:
+            login = await checking
+        except (LoginWrong, TooManyGuesses) as error:
+            self._note(context, _client(request), None, "", "wrong login", error.message)
+            by_path = target is not None and target.secret is not None
+            if isinstance(error, LoginWrong) and not by_path and self._challenges(request):
+                raise LoginNeeded(error.message, self._challenge(request, None, None)) from None
+            raise
+        context.identity = login.identity
+        context.login_until = login.until
+        context.has_login = login.granted is not None or not login.identity.is_anonymous
+        context.granted = login.granted
+
+    def check(self, context: RequestContext, action: Action, repository: Repository) -> None:
+        """Returns if whoever asks may do this. To be called after `identify`. Raises LoginNeeded, NameUnknown, NotAllowed, LimitReached."""
+        request, identity = context.request, context.identity
+        challenges = self._challenges(request)
+        if (
+            context.granted is not None
+            and not identity.is_anonymous
+            and not any(g.covers(repository, action.value) for g in context.granted)
+        ):
+            message = f"the bearer token was not asked for {action.value} of {short_name(repository)}"
+            if challenges:
+                raise LoginNeeded(message, self._challenge(request, repository, action, insufficient=True))
+            raise NotAllowed(message)
+        verdict = self._access.decide(identity, action, repository)
+        if not verdict.allowed or action is not Action.PULL:
+            # What was pulled is noted when it is known which digest that was.
+            self._note(context, identity, verdict.rule, action.value, "allowed" if verdict.allowed else "denied", verdict.reason)
+        if not verdict.allowed:
+            raise self._refusal(context, verdict, action, repository)
+        self._count(context, verdict)
+
+    async def check_content(
+        self, context: RequestContext, repository: Repository, digest: Digest, *, is_manifest: bool = False, ask: bool = True
+    ) -> None:
+        """Returns if whoever asks may have this content by way of `repository`, from which it may pull: where the repository, or another one from which it may pull,
+        has it. What is not known is asked upstream, unless not `ask`. Raises BlobUnknown, ManifestUnknown; with `ask`, also what upstream answers.
+        """
+        access, identity = self._access, context.identity
+        if access.may_pull_everything(identity) or self._possession.is_known(repository, digest):
+            return
+        holders = await self._possession.holders(digest)
+        if repository in holders or any(access.may_pull(identity, one) for one in holders):
+            return
+        if ask and await self._possession.ask(repository, digest, is_manifest):
+            return
+        self._note(context, identity, None, Action.PULL.value, "denied", f"{repository} is not known to have this content")
+        kind = "manifest" if is_manifest else "blob"
+        raise (ManifestUnknown if is_manifest else BlobUnknown)(f"{short_name(repository)} has no {kind} {digest}")
+
+    def filter(self, context: RequestContext) -> Callable[[Repository], bool] | None:
+        """Returns which repositories may be named to whoever asks; None for all."""
+        if not self.is_closed or self._access.may_pull_everything(context.identity):
+            return None
+        identity = context.identity
+        return lambda repository: self._access.may_pull(identity, repository)
+
+    def permit(self, context: RequestContext, response: web.StreamResponse) -> Permit | None:
+        """What an equal request needs to be answered with the same manifest; None where nothing is checked."""
+        if context.rule is None and not self.is_closed:
+            return None
+        access, identity, rule = self._access, context.identity, context.rule
+        key, digest = _key(context), response.headers.get(_DIGEST, "")
+
+        def allow() -> bool:
+            if rule is not None:
+                try:
+                    access.limits.ask(rule, key)
+                except LimitReached:
+                    return False
+            return True
+
+        def note(size: int) -> None:
+            if rule is not None:
+                access.limits.sent(rule, key, size)
+            self._note(context, identity, rule, Action.PULL.value, "allowed", digest=digest)
+
+        return Permit(context.login_until, allow, note)
+
+    def begin_download(self, context: RequestContext) -> Callable[[], None] | None:
+        """Counts a blob that is about to be sent; returns what to call when it was. Raises LimitReached."""
+        if context.rule is None or context.rule.allowance.downloads is None:
+            return None
+        return self._access.limits.begin(context.rule, _key(context))
+
+    def answered(self, context: RequestContext, response: web.StreamResponse) -> None:
+        """Counts the bytes that a request was answered with, and notes which manifest or bundle was pulled."""
+        if context.rule is not None:
+            self._access.limits.sent(context.rule, _key(context), context.sent)
+        target = context.target
+        if (
+            target is not None
+            and target.resource in (Resource.MANIFEST, Resource.EXPORT)
+            and response.status < 400
+            and self.is_closed
+        ):
+            digest = response.headers.get(_DIGEST, "")
+            self._note(context, context.identity, context.rule, Action.PULL.value, "allowed", digest=digest)
+
+    def _count(self, context: RequestContext, verdict: Verdict) -> None:
+        context.rule = verdict.rule
+        if verdict.rule is not None:
+            try:
+                self._access.limits.ask(verdict.rule, _key(context))
+            except LimitReached as error:
+                self._note(context, context.identity, verdict.rule, "", "limited", error.message)
+                raise
+
+    def _refusal(self, context: RequestContext, verdict: Verdict, action: Action, repository: Repository) -> MirrorError:
+        request = context.request
+        if context.identity.is_anonymous:
+            if self._challenges(request):
+                return LoginNeeded(f"log in: {verdict.reason}", self._challenge(request, repository, action))
+            hint = "; whoever may have it logs in (docs/access.md)"
+        else:
+            hint = ""
+        if verdict.visible:
+            return NotAllowed(f"{verdict.reason}{hint}")
+        return NameUnknown(f"there is no {short_name(repository)} here for you: {verdict.reason}{hint}")
+
+    def _challenges(self, request: web.BaseRequest) -> bool:
+        """True if this request came by an address, or under a host name, that is for logging in."""
+        if not self._login_addresses and not self._login_hosts:
+            return False
+        if _PORT.sub("", request.headers.get("Host", "").lower()).removesuffix(".") in self._login_hosts:
+            return True
+        transport = request.transport
+        name = transport.get_extra_info("sockname") if transport is not None else None
+        if not isinstance(name, tuple):
+            return False
+        own = parse_address(str(name[0]))
+        return any(name[1] == port and _is_at(own, host) for host, port in self._login_addresses)
+
+    def _challenge(
+        self, request: web.BaseRequest, repository: Repository | None, action: Action | None, *, insufficient: bool = False
+    ) -> str:
+        """The value of WWW-Authenticate for the token flow of registries (distribution's documentation, "Token Authentication Specification")."""
+        host = request.headers.get("Host", "")
+        if _HOST.fullmatch(host) is None:
+            return 'Basic realm="mirror"'
+        scheme = "https" if request.secure else "http"
+        challenge = f'Bearer realm="{scheme}://{host}/token",service="{SERVICE}"'
+        if repository is not None:
+            actions = "pull" if action in (None, Action.PULL) else f"pull,{action.value}"
+            name = repository.path if repository.registry == "docker.io" else str(repository)
+            challenge += f',scope="repository:{name}:{actions}"'
+        return f'{challenge},error="insufficient_scope"' if insufficient else challenge
+
+    def _note(
+        self,
+        context: RequestContext,
+        identity: Identity,
+        rule: Rule | None,
+        action: str,
+        verdict: str,
+        reason: str = "",
+        digest: str = "",
+    ) -> None:
+        audit, target = self._access.audit, context.target
+        if audit is None:
+            return
+        audit.note(
+            identity.user or "",
+            identity.token or "",
+            context.request.remote or "",
+            action,
+            str(target.repository) if target is not None and target.repository is not None else "",
+            str(target.reference) if target is not None and target.reference is not None else "",
+            digest,
+            rule.name if rule is not None else "",
+            verdict,
+            reason,
+        )
+
+
+def _client(request: web.BaseRequest) -> Identity:
+    transport = request.transport
+    here = transport is not None and is_loopback(transport.get_extra_info("sockname"))
+    address = parse_address(request.remote)
+    local = here and address is not None and address.is_loopback and not any(name in request.headers for name in _FORWARDED)
+    return Identity(address=address, is_local=local)
+
+
+def _key(context: RequestContext) -> str:
+    """Whose requests are counted together."""
+    identity = context.identity
+    return identity.user or (f"token {identity.token}" if identity.token is not None else client_network(context.request.remote))
+
+
+def _is_at(own: ipaddress.IPv4Address | ipaddress.IPv6Address | None, host: str) -> bool:
+    other = parse_address(host)
+    return other is None or other.is_unspecified or other == own

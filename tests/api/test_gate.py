@@ -1,0 +1,356 @@
+"""What is let through, and how the rest is answered: every route, every name, every kind of client. The rules themselves: tests/access/test_rules.py."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from mirror.access.tokens import add_token
+from mirror.access.users import set_password
+from mirror.names import Digest
+from tests.support.mirrors import Got, Mirror, StartMirror, until
+from tests.support.ports import free_port
+from tests.support.scripted import Image, Scripted
+
+SECRET_LAYER = b"a secret layer of the private image" * 10
+USERS = {"alice": "correct horse", "bob": "battery staple"}
+
+
+def basic(user: str, password: str | None = None) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{USERS.get(user, '') if password is None else password}".encode()).decode()
+
+
+@pytest.fixture(scope="session")
+def users_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once: bcrypt takes its time."""
+    file = tmp_path_factory.mktemp("users") / "users"
+    for user, password in USERS.items():
+        set_password(file, user, password)
+    return file
+
+
+@dataclass
+class Scene:
+    """A mirror whose docker.io/private/** only alice may pull, and in whose cache both images are."""
+
+    mirror: Mirror
+    upstream: Scripted
+    private: Image
+    public: Image
+    index: Digest
+    login: str
+    """The URL of the address that is for logging in."""
+
+    async def get(self, path: str, user: str | None = None, method: str = "GET", **headers: str) -> Got:
+        if user is not None:
+            headers["Authorization"] = basic(user)
+        return await self.mirror.get(path, method, **headers)
+
+    def private_digests(self) -> dict[str, tuple[str, Digest]]:
+        """What somebody could ask for by digest, with its kind."""
+        return {
+            "index": ("manifests", self.index),
+            "manifest": ("manifests", self.private.digest),
+            "config": ("blobs", self.private.config),
+            "layer": ("blobs", self.private.layers[0]),
+        }
+
+
+@pytest.fixture
+async def scene(start: StartMirror, upstream: Scripted, users_file: Path, tmp_path: Path) -> Scene:
+    upstream.keeps_apart = True
+    private = upstream.add_image("private/app", "1", layers=[SECRET_LAYER])
+    index, _ = upstream.add_index("private/app", "latest", [private])
+    public = upstream.add_image("library/public", "1", layers=[b"for all" * 50])
+    port = free_port()
+    mirror = await start(
+        settings={
+            "server": {
+                "users_file": str(users_file),
+                "login_listen": f"127.0.0.1:{port}",
+                "login_hosts": ["login.test"],
+                "audit_log": str(tmp_path / "audit.log"),
+            },
+            "registries": {"ghcr.io": {"endpoints": [upstream.url]}},
+            "access": [
+                {"who": ["alice"], "may": ["pull", "push"], "repositories": ["**"]},
+                {"who": ["anyone"], "may": [], "repositories": ["**/private/**"]},
+                {"who": ["anyone"]},
+            ],
+        }
+    )
+    scene = Scene(mirror, upstream, private, public, index, f"http://127.0.0.1:{port}")
+    for path in (
+        "/v2/private/app/manifests/latest",
+        *(f"/v2/private/app/{kind}/{digest}" for kind, digest in scene.private_digests().values()),
+        "/v2/library/public/manifests/1",
+        f"/v2/library/public/blobs/{public.layers[0]}",
+    ):
+        assert (await scene.get(path, "alice")).status == 200, path
+    await mirror.until_cached(private.layers[0])
+    return scene
+
+
+async def test_whoever_may_gets_it_and_nobody_else(scene: Scene) -> None:
+    """alice pulls the private image, bob and strangers get 404 for it as for a name that does not exist; all get the public one."""
+    for path in ("/v2/private/app/manifests/1", "/v2/private/app/tags/list", "/v2/private/nothing/manifests/1"):
+        for user in (None, "bob"):
+            answer = await scene.get(path, user)
+            assert answer.status == 404
+            assert json.loads(answer.body)["errors"][0]["code"] == "NAME_UNKNOWN"
+            assert "WWW-Authenticate" not in answer.headers
+    assert (await scene.get("/v2/private/app/manifests/1", "alice")).status == 200
+    for user in (None, "bob", "alice"):
+        assert (await scene.get("/v2/library/public/manifests/1", user)).status == 200
+        assert (await scene.get(f"/v2/library/public/blobs/{scene.public.layers[0]}", user)).status == 200
+
+
+NAMES = {
+    "its own": "/v2/private/app/{what}",
+    "with ns": "/v2/private/app/{what}?ns=docker.io",
+    "of an alias": "/v2/private/app/{what}?ns=index.docker.io",
+    "in the path": "/v2/docker.io/private/app/{what}",
+    "before v2": "/docker.io/v2/private/app/{what}",
+    "with slashes": "//v2/private/app/{what}",
+    "encoded": "/v2/%70rivate/app/{what}",
+    "of another registry": "/v2/ghcr.io/private/app/{what}",
+    "of another registry by ns": "/v2/private/app/{what}?ns=ghcr.io",
+    "of a public image": "/v2/library/public/{what}",
+    "of a public image, in short": "/v2/public/{what}",
+    "of a public image of another registry": "/v2/library/public/{what}?ns=ghcr.io",
+    "of an image that there is not": "/v2/library/nothing/{what}",
+    "doubled": "/v2/docker.io/docker.io/private/app/{what}",
+    "of Docker's first API": "/v2/docker.io/v1/private/app/{what}",
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=list(NAMES))
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_no_name_leads_to_private_content(scene: Scene, name: str, method: str) -> None:
+    """For each manifest, configuration and layer of the private image: whatever name somebody asks by who may not pull it, no byte and no size comes."""
+    for kind, digest in scene.private_digests().values():
+        for user in (None, "bob"):
+            for headers in ({}, {"Range": "bytes=0-9"}, {"If_None_Match": f'"{digest}"'}):
+                answer = await scene.get(name.format(what=f"{kind}/{digest}"), user, method, **headers)
+                assert answer.status == 404, (kind, user, headers, answer.headers)
+                assert "Docker-Content-Digest" not in answer.headers
+                assert SECRET_LAYER[:20] not in answer.body
+    assert scene.upstream.count("GET", str(scene.private.layers[0])) == 1
+
+
+OTHERS = {
+    "tags": "/v2/private/app/tags/list",
+    "tags by ns": "/v2/private/app/tags/list?ns=docker.io",
+    "referrers": "/v2/private/app/referrers/{manifest}",
+    "export": "/export/docker.io/private/app:1.tar",
+    "export by digest": "/export/docker.io/private/app@{manifest}.tar",
+    "export by digest of another": "/export/docker.io/library/public@{manifest}.tar",
+    "export of several": "/export/lab.tar?images=library/public:1,private/app:1",
+    "export of several, by digest": "/export/lab.tar?images=library/public:1,library/public@{manifest}",
+    "catalog": "/v2/_catalog",
+    "catalog of a registry": "/v2/docker.io/_catalog",
+    "search": "/v1/search?q=private",
+    "search of all": "/v1/search?q=app",
+    "overview": "/",
+    "images": "/images",
+    "image": "/image/docker.io/private/app:1",
+    "repository": "/repository/docker.io/private/app",
+    "repository's tags": "/repository/docker.io/private/app?view=tags",
+    "dashboard's search": "/search?q=app",
+    "class": "/class",
+    "events": "/events",
+    "metrics": "/metrics",
+    "readiness": "/readyz",
+    "login page": "/login",
+    "setup page": "/setup",
+    "nothing": "/nothing",
+}
+
+
+@pytest.mark.parametrize("path", OTHERS.values(), ids=list(OTHERS))
+async def test_nothing_names_what_is_private(scene: Scene, path: str) -> None:
+    """No list, page, bundle, search or figure names the private image to somebody who may not pull it. Whoever may is told, where there is something to tell."""
+    url = path.format(manifest=scene.private.digest)
+    for user in (None, "bob"):
+        for accept in ("*/*", "text/html"):
+            answer = await scene.get(url, user, Accept=accept)
+            assert answer.status in (200, 303, 401, 404), answer.status
+            for hidden in (
+                b"private/app",
+                str(scene.private.layers[0]).encode(),
+                str(scene.private.config).encode(),
+                SECRET_LAYER[:20],
+            ):
+                # What was asked for may be repeated.
+                assert hidden not in answer.body or hidden.decode() in url or answer.status == 404
+            if answer.status == 404:
+                assert str(scene.private.layers[0]).encode() not in answer.body
+
+
+@pytest.mark.parametrize(
+    ("path", "told"), [(OTHERS[name], name) for name in ("catalog", "search", "export", "images", "tags", "export of several")]
+)
+async def test_whoever_may_is_told(scene: Scene, path: str, told: str) -> None:
+    """The same lists and bundles name it to alice: what is hidden from others is not lost."""
+    answer = await scene.get(path.format(manifest=scene.private.digest), "alice", Accept="text/html")
+    assert answer.status == 200, (told, answer.body)
+    assert (b"private/app" in answer.body) or told == "tags"
+
+
+async def test_a_bundle_of_everything_has_what_one_may_have(scene: Scene) -> None:
+    """``?images=*`` leaves out what is not for whoever asks, and gives alice all of it, at the same time."""
+    whole = await scene.get("/export/all.tar?images=*", "alice")
+    part = await scene.get("/export/all.tar?images=*", "bob")
+    assert SECRET_LAYER in whole.body
+    assert SECRET_LAYER not in part.body
+    assert b"private/app" not in part.body
+    assert b"for all" * 50 in part.body
+
+
+async def test_a_layer_that_both_have_is_for_all(scene: Scene) -> None:
+    """A blob of the private image that a public one names too is served by the public one's name, and upstream is not asked whether it has it."""
+    shared = scene.upstream.add_image("library/shared", "1", layers=[SECRET_LAYER])
+    assert (await scene.get(f"/v2/library/shared/blobs/{shared.layers[0]}", "bob")).status == 200
+    asked = scene.upstream.count("HEAD", f"/blobs/{shared.layers[0]}")
+    assert asked == 1, "no manifest of it is cached yet"
+    assert (await scene.get("/v2/library/shared/manifests/1", "bob")).status == 200
+    answer = await scene.get(f"/v2/library/public/blobs/{shared.layers[0]}", "bob")
+    assert answer.status == 200, "bob may have it by its own repository's name, so by any"
+    assert scene.upstream.count("HEAD", f"/blobs/{shared.layers[0]}") == 1
+
+
+async def test_an_image_that_another_registry_has_too_is_asked_for_once(scene: Scene) -> None:
+    """A public repository with the very same manifest: upstream says that it has it, and then its layers need no asking."""
+    scene.upstream.manifests["library/twin", "1"] = scene.upstream.manifests["private/app", "1"]
+    scene.upstream.manifests["library/twin", str(scene.private.digest)] = scene.upstream.manifests["private/app", "1"]
+    assert (await scene.get("/v2/library/twin/manifests/1", "bob")).status == 200
+    assert (await scene.get(f"/v2/library/twin/manifests/{scene.private.digest}", "bob")).status == 200
+    for digest in (scene.private.config, scene.private.layers[0]):
+        before = len(scene.upstream.asked)
+        assert (await scene.get(f"/v2/library/twin/blobs/{digest}", "bob")).status == 200
+        assert len(scene.upstream.asked) == before
+    # The index is not the twin's.
+    assert (await scene.get(f"/v2/library/twin/manifests/{scene.index}", "bob")).status == 404
+
+
+async def test_a_pull_asks_upstream_no_more_than_without_rules(scene: Scene, start: StartMirror, tmp_path: Path) -> None:
+    """What a client asks for in a pull is known from the manifests that came before, so no question is added."""
+    image = scene.upstream.add_image("library/fresh", "1")
+    open_mirror = await start(directory=tmp_path / "other")
+    counts = []
+    for mirror in (scene.mirror, open_mirror):
+        before = len(scene.upstream.asked)
+        assert (await mirror.head("/v2/library/fresh/manifests/1")).status == 200
+        assert (await mirror.get(f"/v2/library/fresh/manifests/{image.digest}")).status == 200
+        for digest in (image.config, *image.layers):
+            assert (await mirror.get(f"/v2/library/fresh/blobs/{digest}")).status == 200
+        counts.append(len(scene.upstream.asked) - before)
+    assert counts[0] == counts[1]
+
+
+async def test_where_clients_are_challenged_and_where_not(scene: Scene) -> None:
+    """At the login address, and under a login host, ``/v2/`` and what needs a user are answered 401 with a challenge; at the first address nothing is, whatever is
+    sent."""
+    wrong = {"Authorization": basic("alice", "wrong")}
+    for path in ("/v2/", "/v2/private/app/manifests/1", "/v2/library/public/manifests/1", "/v2/nothing"):
+        for headers in (
+            {},
+            wrong,
+            {"Authorization": "Bearer nonsense"},
+            {"Authorization": "Digest x"},
+            {"Authorization": "Basic %%%"},
+        ):
+            answer = await scene.get(path, **headers)
+            assert answer.status in (200, 403, 404, 429)
+            assert "WWW-Authenticate" not in answer.headers
+    assert (await scene.get("/v2/")).status == 200
+    refused = await scene.get("/v2/", **wrong)
+    assert refused.status in (403, 429)
+    async with aiohttp.ClientSession() as session:
+        for url, host in ((scene.login, None), (scene.mirror.url, "login.test"), (scene.mirror.url, "login.test:5000")):
+            headers = {} if host is None else {"Host": host}
+            shown = host or scene.login.removeprefix("http://")
+            async with session.get(f"{url}/v2/", headers=headers) as answer:
+                assert answer.status == 401
+                assert answer.headers["WWW-Authenticate"] == f'Bearer realm="http://{shown}/token",service="mirror"'
+            async with session.get(f"{url}/v2/private/app/manifests/1", headers=headers) as answer:
+                assert answer.status == 401
+                assert answer.headers["WWW-Authenticate"].endswith('scope="repository:private/app:pull"')
+            async with session.get(f"{url}/v2/library/public/manifests/1", headers=headers) as answer:
+                assert answer.status == 200
+            async with session.get(
+                f"{url}/v2/private/app/manifests/1", headers={**headers, "Authorization": basic("bob")}
+            ) as answer:
+                assert answer.status == 404, "a user is not asked again"
+
+
+async def bearer(url: str, scope: str, authorization: str | None = None) -> tuple[int, str]:
+    async with aiohttp.ClientSession() as session:
+        headers = {} if authorization is None else {"Authorization": authorization}
+        async with session.get(f"{url}/token?service=mirror&scope={scope}", headers=headers) as answer:
+            document = await answer.json()
+            return answer.status, f"Bearer {document.get('token')}"
+
+
+async def test_the_token_flow(scene: Scene) -> None:
+    """A token for what it was asked for, as whoever has logged in; for nobody it is good for what anyone may; a wrong password gets none."""
+    status, token = await bearer(scene.login, "repository:private/app:pull", basic("alice"))
+    assert status == 200
+    assert (await scene.get("/v2/private/app/manifests/1", Authorization=token)).status == 200
+    assert (await scene.get("/v2/", Authorization=token)).status == 200
+    status, other = await bearer(scene.login, "repository:library/public:pull", basic("alice"))
+    assert (await scene.get("/v2/private/app/manifests/1", Authorization=other)).status == 403
+    status, nobody = await bearer(scene.login, "repository:private/app:pull")
+    assert status == 200
+    assert (await scene.get("/v2/private/app/manifests/1", Authorization=nobody)).status == 404
+    assert (await scene.get("/v2/library/public/manifests/1", Authorization=nobody)).status == 200
+    assert (await bearer(scene.login, "repository:private/app:pull", basic("alice", "wrong")))[0] == 401
+    assert (await bearer(scene.mirror.url, "repository:private/app:pull", basic("alice", "wrong")))[0] == 403
+    async with aiohttp.ClientSession() as session:
+        form = {"grant_type": "password", "username": "alice", "password": USERS["alice"], "scope": "repository:private/app:pull"}
+        async with session.post(f"{scene.login}/token", data=form) as answer:
+            posted = (await answer.json())["access_token"]
+        async with session.post(f"{scene.login}/token", data={**form, "grant_type": "refresh_token"}) as answer:
+            assert answer.status == 400
+    assert (await scene.get("/v2/private/app/manifests/1", Authorization=f"Bearer {posted}")).status == 200
+    head, body, signature = posted.split(".")
+    forged = base64.urlsafe_b64encode(json.dumps({"alg": "none"}).encode()).decode().rstrip("=")
+    for bad in (f"{head}.{body}.{signature[:-4]}AAAA", f"{forged}.{body}.", f"{forged}.{body}.{signature}"):
+        assert (await scene.get("/v2/private/app/manifests/1", Authorization=f"Bearer {bad}")).status in (403, 429)
+
+
+async def test_the_secret_path(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
+    """A token in the path stands for its user, in all forms of URL, is limited as it says, and is in no log, error or page link."""
+    folder = scene.mirror.directory / "access" / "tokens"
+    token = add_token(folder, "laptop", "alice", ("pull:private/**",), None)
+    await until(lambda: any(one.name == "laptop" for one in _tokens(scene)))
+    for path in (
+        "/v2/private/app/manifests/1",
+        "/docker.io/v2/private/app/manifests/1",
+        "/v2/private/app/manifests/1?ns=docker.io",
+    ):
+        assert (await scene.get(f"/t/{token}{path}")).status == 200, path
+        assert (await scene.get(f"//t/{token}{path}")).status == 200, path
+        assert (await scene.get(f"/t/{token[:-1]}x{path}")).status in (403, 429)
+    assert (await scene.get(f"/t/{token}/v2/library/public/manifests/1")).status == 404, "the token is for private/** alone"
+    assert (await scene.get(f"/t/{token}/v2/")).status == 200
+    assert (await scene.get(f"/t/{token}/")).status == 404
+    assert (await scene.get(f"/t/{token}/images")).status == 404
+    assert (await scene.get("/v2/private/app/manifests/1", Authorization=basic("whoever", token))).status == 200
+    assert (await scene.get("/v2/private/app/manifests/1", Authorization=f"Bearer {token}")).status == 200
+    assert token not in (await scene.get(f"/t/{token}/v2/x%ff")).body.decode()
+
+
+def _tokens(scene: Scene) -> list[object]:
+    return [] if not (folder := scene.mirror.directory / "access" / "tokens").exists() else list(map(_Named, os.listdir(folder)))
+
+
+class _Named:
+    def __init__(self, file: str) -> None:
+        self.name = file.removesuffix(".json")

@@ -1,0 +1,214 @@
+"""Real clients that log in, and that are refused; and a classic dockerd in front of the open address, which must send nobody's password."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from mirror.access.tokens import add_token
+from mirror.access.users import set_password
+from tests.e2e.test_dockerd import Dockerd
+from tests.support.images import make_image, push
+from tests.support.mirrors import MirrorProcess
+from tests.support.patience import PATIENCE
+from tests.support.ports import free_port
+from tests.support.programs import DockerRegistry, require, require_root
+from tests.support.recording import Recorder
+
+PASSWORD = "correct horse battery"
+
+
+@dataclass
+class Office:
+    """A mirror whose docker.io/private/** is for alice, with an address for logging in."""
+
+    mirror: MirrorProcess
+    login: str
+    """Host and port."""
+    folder: Path
+    secrets: dict[str, str] = field(default_factory=dict)
+    """What alice may log in with, and what nobody may."""
+
+    @property
+    def image(self) -> str:
+        return f"{self.login}/private/app:1"
+
+
+@pytest.fixture(scope="module")
+def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
+    folder = tmp_path_factory.mktemp("office")
+    registry = DockerRegistry(folder / "registry")
+    for name in ("private/app", "library/public"):
+        push(registry.url, name, "1", make_image(7, "docker"))
+    port, config = free_port(), folder / "mirror.toml"
+    config.write_text(
+        f'[server]\nlogin_listen = "127.0.0.1:{port}"\nusers_file = "{folder}/users"\naudit_log = "{folder}/audit.log"\n'
+        '[[access]]\nwho = ["alice"]\n[[access]]\nwho = ["anyone"]\nmay = []\nrepositories = ["private/**"]\n[[access]]\nwho = ["anyone"]\n'
+    )
+    for user in ("alice", "bob"):
+        set_password(folder / "users", user, f"{PASSWORD} of {user}")
+    tokens = folder / "cache" / "access" / "tokens"
+    secrets = {
+        "password": f"{PASSWORD} of alice",
+        "token": add_token(tokens, "laptop", "alice", ("pull",), None),
+        "wrong password": "wrong",
+        "token that is over": add_token(tokens, "old", "alice", (), 1.0),
+        "token for another repository": add_token(tokens, "other", "alice", ("pull:library/*",), None),
+    }
+    with MirrorProcess(folder / "cache", {"docker.io": registry.url}, "--config", str(config)) as mirror:
+        yield Office(mirror, f"127.0.0.1:{port}", folder, secrets)
+        for secret in (*secrets.values(), f"{PASSWORD} of bob"):
+            if len(secret) > 8:
+                assert secret not in mirror.log
+                assert secret not in (folder / "audit.log").read_text()
+        assert "Traceback" not in mirror.log
+    registry.stop()
+
+
+def succeeds(*command: str, **environment: str) -> bool:
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=PATIENCE, env={**os.environ, **environment}
+    )
+    print(command, done.returncode, done.stdout[-500:], done.stderr[-1000:])
+    return done.returncode == 0
+
+
+def with_skopeo(office: Office, user: str, secret: str | None, image: str) -> bool:
+    given = ["--no-creds"] if secret is None else ["--creds", f"{user}:{secret}"]
+    return succeeds("skopeo", "inspect", "--raw", "--tls-verify=false", *given, f"docker://{image}")
+
+
+def with_podman(office: Office, user: str, secret: str | None, image: str) -> bool:
+    folder = Path(tempfile.mkdtemp(prefix="podman-"))
+    policy = folder / "policy.json"
+    policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+    auth = str(folder / "auth.json")
+    Path(auth).write_text("{}")
+    options = f"--root {folder}/storage --runroot {folder}/run --storage-driver vfs --cgroup-manager cgroupfs".split()
+    login = ["login", "--tls-verify=false", "--authfile", auth, "-u", user, "-p", secret or "", office.login]
+    if secret is not None and not succeeds("podman", *options, *login):
+        return False
+    pull = ["pull", "-q", "--tls-verify=false", "--authfile", auth, "--signature-policy", str(policy), image]
+    return succeeds("podman", *options, *pull)
+
+
+def with_crane(office: Office, user: str, secret: str | None, image: str) -> bool:
+    folder = tempfile.mkdtemp(prefix="crane-")
+    if secret is not None:
+        assert succeeds("crane", "auth", "login", office.login, "-u", user, "-p", secret, DOCKER_CONFIG=folder)
+    return succeeds("crane", "pull", "--insecure", image, f"{folder}/image.tar", DOCKER_CONFIG=folder)
+
+
+CLIENTS: dict[str, Callable[[Office, str, str | None, str], bool]] = {
+    "skopeo": with_skopeo,
+    "podman": with_podman,
+    "crane": with_crane,
+}
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_clients_log_in_and_pull_or_are_refused(office: Office, client: str) -> None:
+    """With the user's password and with a token they get the private image; with nothing, a wrong one, one that is over or for something else, or as another user,
+    they do not; and all get the public image."""
+    require(client)
+    if client == "podman":
+        require_root("podman, as it is run here,")
+    pull = CLIENTS[client]
+    for name, secret in office.secrets.items():
+        assert pull(office, "alice", secret, office.image) is (name in ("password", "token")), name
+    assert not pull(office, "bob", f"{PASSWORD} of bob", office.image)
+    assert not pull(office, "alice", None, office.image)
+    public = f"{office.login}/library/public:1"
+    assert pull(office, "alice", None, public)
+    assert pull(office, "bob", f"{PASSWORD} of bob", public)
+
+
+@pytest.fixture(scope="module")
+def recorder(office: Office) -> Iterator[Recorder]:
+    found = Recorder(int(office.mirror.url.rpartition(":")[2]))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def dockerd(recorder: Recorder) -> Iterator[Dockerd]:
+    daemon = Dockerd(recorder.url)
+    yield daemon
+    daemon.stop()
+
+
+def test_docker_logs_in_and_pulls_or_is_refused(office: Office, dockerd: Dockerd) -> None:
+    """``docker login`` at the login address takes the password and the token, says no to a wrong one, and then pulls the private image by name."""
+    public = f"{office.login}/library/public:1"
+    dockerd.docker("pull", public)
+    for name, secret in office.secrets.items():
+        logged_in = dockerd.succeeds("login", office.login, "-u", "alice", "-p", secret)
+        assert logged_in is (name in ("password", "token", "token for another repository")), name
+        assert dockerd.succeeds("pull", office.image) is (name in ("password", "token")), name
+        dockerd.docker("logout", office.login)
+        dockerd.succeeds("rmi", office.image)
+    assert dockerd.succeeds("login", office.login, "-u", "bob", "-p", f"{PASSWORD} of bob")
+    assert not dockerd.succeeds("pull", office.image)
+    dockerd.docker("logout", office.login)
+
+
+def test_classic_dockerd_sends_no_password_to_the_open_address(office: Office, dockerd: Dockerd, recorder: Recorder) -> None:
+    """As a mirror of Docker Hub, with a user who has logged in there: not for a public image, nor for one that is refused. In front of the address for logging in the
+    same dockerd does send it, so this test would see it."""
+    hub = base64.b64encode(b"hubuser:hub secret").decode()
+    dockerd.log_in_by_file({"https://index.docker.io/v1/": {"auth": hub}})
+    before = len(recorder.received)
+    dockerd.docker("pull", "public:1")
+    dockerd.succeeds("pull", "private/app:1")
+    sent = bytes(recorder.received[before:]).decode("latin-1")
+    assert "/v2/library/public/manifests/" in sent
+    assert "/v2/private/app/manifests/1" in sent
+    assert "authorization" not in sent.lower()
+    for secret in (hub, "hubuser", "hub secret"):
+        assert secret not in sent
+    challenging = Recorder(int(office.login.rpartition(":")[2]))
+    other = Dockerd(challenging.url)
+    try:
+        other.log_in_by_file({"https://index.docker.io/v1/": {"auth": hub}})
+        other.succeeds("pull", "public:1")
+        assert hub in challenging.received.decode("latin-1")
+    finally:
+        other.stop()
+        challenging.close()
+
+
+def test_who_pulled_is_in_the_audit_log(office: Office) -> None:
+    """Each pull with the digest, the user and the token; each refusal with its reason. ``mirror who`` finds them by image and by digest."""
+    image = f"{office.login}/private/app:1"
+    assert with_skopeo(office, "alice", office.secrets["token"], image)
+    assert not with_skopeo(office, "bob", f"{PASSWORD} of bob", image)
+    digest = make_image(7, "docker").digest
+
+    def told() -> list[dict[str, str]]:
+        lines = (office.folder / "audit.log").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    deadline = time.monotonic() + PATIENCE
+    while not any(one.get("user") == "bob" and one["verdict"] == "denied" for one in told()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    pulled = next(one for one in told() if one.get("token") == "laptop" and one["verdict"] == "allowed" and one.get("digest"))
+    assert pulled["user"] == "alice"
+    assert pulled["repository"] == "docker.io/private/app"
+    assert pulled["digest"] == digest
+    refused = next(one for one in told() if one.get("user") == "bob" and one["verdict"] == "denied")
+    assert "table 2" in refused["reason"]
+    command = [sys.executable, "-m", "mirror", "who", "--config", str(office.folder / "mirror.toml"), "--json"]
+    for name in ("private/app:1", digest, "private/app"):
+        found = json.loads(subprocess.run([*command, name], capture_output=True, text=True, check=True, timeout=PATIENCE).stdout)
+        assert any(one.get("user") == "alice" for one in found), name
