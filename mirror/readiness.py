@@ -53,9 +53,9 @@ class Readiness:
             with contextlib.suppress(OSError):
                 durable.replace(self._file, json.dumps(self._own()).encode())
 
-    def report(self) -> dict[str, Any]:
+    def report(self, with_errors: bool = True) -> dict[str, Any]:
         """Returns a JSON object: ``mirror`` has the mirror's own faults in sentences, ``degraded`` these and the endpoints', ``registries`` each endpoint's state;
-        ``offline`` is whether no registry is asked."""
+        ``offline`` is whether no registry is asked. The errors of endpoints may name images, and are left out unless `with_errors`."""
         faults = list(self._notes)
         if fault := self._probe.fault:
             faults.append(fault)
@@ -71,10 +71,13 @@ class Readiness:
             # A worker learns of an endpoint's state when it asks it: the one that asked last knows.
             known = [view[name] for view in views if name in view]
             latest = [max((endpoints[place] for endpoints in known), key=_heard) for place in range(len(known[0]))]
+            if not with_errors:
+                latest = [{**endpoint, "last_error": None} for endpoint in latest]
             registries[name] = latest
             for endpoint in latest:
                 if endpoint["state"] != "ok" and not self._upstreams.offline:
-                    degraded.append(f"{name}: {endpoint['endpoint']} {_state(endpoint)}: {endpoint['last_error']}")
+                    error = f": {endpoint['last_error']}" if with_errors else ""
+                    degraded.append(f"{name}: {endpoint['endpoint']} {_state(endpoint)}{error}")
         return {"degraded": degraded, "mirror": faults, "registries": registries, "offline": self._upstreams.offline}
 
     def _certificate_end(self) -> float | None:

@@ -43,8 +43,10 @@ class Access:
         self.identities = Identities(lambda: signing_key(folder))
         self.limits = Limits(share)
         self.audit = audit
+        self.version = 0
+        """Another one whenever something changes that an earlier verdict may have come from."""
         self.on_change: Callable[[], None] = lambda: None
-        """Called when anything has changed that an earlier verdict may have come from."""
+        """Called when `version` has changed."""
 
     async def __aenter__(self) -> Access:
         await self._read()
@@ -60,7 +62,7 @@ class Access:
     def take(self, rules: Sequence[Rule] | None, groups: Mapping[str, frozenset[str]]) -> None:
         """Puts other rules in force at once. `groups` are those of each user."""
         self.rules, self.identities.groups = rules, groups
-        self.on_change()
+        self._changed()
 
     def decide(self, identity: Identity, action: Action, repository: Repository | None) -> Verdict:
         return decide(self.rules, identity, action, repository)
@@ -89,6 +91,10 @@ class Access:
         except OSError as error:
             log.error("users or tokens cannot be read, and those before stay in force: %s", error, extra={"cause": str(error)})
         self._seen = seen
+        self._changed()
+
+    def _changed(self) -> None:
+        self.version += 1
         self.on_change()
 
 

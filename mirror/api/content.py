@@ -9,7 +9,7 @@ from aiohttp import web
 from mirror.api.context import RequestContext, header, stream_body
 from mirror.api.ranges import Multipart, content_range, matches, parse_ranges, range_applies
 from mirror.api.repeat_reads import RepeatReads
-from mirror.api.responses import IMMUTABLE, VERSION, cache_status, etag
+from mirror.api.responses import IMMUTABLE, PRIVATE, VERSION, cache_status, etag
 from mirror.api.sending import read_slice, send_each
 from mirror.cache.cache import Cache
 from mirror.cache.outcome import HIT, Outcome
@@ -76,7 +76,7 @@ async def blob(
     try:
         context.count("blob", outcome)
         headers = _headers("application/octet-stream", digest, outcome)
-        headers["Cache-Control"] = IMMUTABLE
+        headers["Cache-Control"] = IMMUTABLE if context.is_public else PRIVATE
         if matches(header(request, "If-None-Match"), headers["ETag"]):
             return _unmodified(headers)
         size = reader.size

@@ -53,6 +53,10 @@ class RequestContext:
     """When the login is over, in seconds since the epoch."""
     rule: Rule | None = None
     """The rule that allowed it."""
+    access_version: int = -1
+    """The version of users, tokens and rules that it was admitted by."""
+    is_public: bool = True
+    """False if the answer is for whoever asks alone: caches on the way must not keep it for others."""
 
     @property
     def shown_path(self) -> str:

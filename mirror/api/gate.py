@@ -26,6 +26,7 @@ from mirror.api.shortcuts import Permit
 from mirror.api.targets import Resource, Target
 from mirror.cache.possession import Possession
 from mirror.errors import (
+    AdminNeeded,
     BlobUnknown,
     LimitReached,
     LoginNeeded,
@@ -38,6 +39,8 @@ from mirror.errors import (
 )
 from mirror.names import Digest, Repository, short_name
 
+ADMIN_USER = web.RequestKey("admin", str)
+"""The key of a request by which the dashboard knows that a user sends it who may administer the mirror."""
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _DIGEST = "Docker-Content-Digest"
 _PORT = re.compile(r":[0-9]*$")
@@ -67,12 +70,14 @@ class Gate:
         return self._access.rules is not None
 
     async def admit(self, context: RequestContext, target: Target) -> None:
-        """Finds out who asks, and whether it may have what it asks for. Raises LoginNeeded, NameUnknown, NotAllowed, LimitReached, TooManyGuesses, or what a
+        """Finds out who reads, and whether it may have what it asks for. Raises LoginNeeded, NameUnknown, NotAllowed, LimitReached, TooManyGuesses, or what a
         registry is known to answer."""
         request = context.request
+        context.access_version = self._access.version
         challenges = self._challenges(request)
         if not self.is_closed and not challenges:
             return
+        context.is_public = not self.is_closed
         await self.identify(context, target)
         if target.resource is Resource.BASE and challenges and context.identity.is_anonymous and not context.has_login:
             # Clients take the challenge from here, and classic dockerd from nowhere else.
@@ -157,12 +162,34 @@ class Gate:
         kind = "manifest" if is_manifest else "blob"
         raise (ManifestUnknown if is_manifest else BlobUnknown)(f"{short_name(repository)} has no {kind} {digest}")
 
+    async def recognise_admin(self, context: RequestContext, target: Target) -> None:
+        """Marks a request for a change on the dashboard that a user sends who may administer the mirror. Raises as `identify` does."""
+        if self.is_closed and context.request.headers.get("Authorization", "").lower().startswith("basic "):
+            await self.identify(context, target)
+            if self._access.decide(context.identity, Action.ADMIN, None).allowed:
+                context.request[ADMIN_USER] = context.identity.user or ""
+                self._note(context, context.identity, None, Action.ADMIN.value, "allowed")
+
+    def check_everything(self, context: RequestContext) -> None:
+        """Returns if whoever asks may see what is cached, all of it, as the dashboard shows it. Raises AdminNeeded, LoginNeeded."""
+        if self.filter(context) is None or self._access.decide(context.identity, Action.ADMIN, None).allowed:
+            return
+        message = "this page names images that are not for everybody: log in at /login"
+        if self._challenges(context.request) and context.identity.is_anonymous:
+            # Browsers ask for user and password.
+            raise LoginNeeded(message, 'Basic realm="mirror", charset="UTF-8"')
+        raise AdminNeeded(message)
+
     def filter(self, context: RequestContext) -> Callable[[Repository], bool] | None:
         """Returns which repositories may be named to whoever asks; None for all."""
         if not self.is_closed or self._access.may_pull_everything(context.identity):
             return None
         identity = context.identity
         return lambda repository: self._access.may_pull(identity, repository)
+
+    def is_current(self, context: RequestContext) -> bool:
+        """True if nothing has changed since the request was admitted, so that its answer may be remembered."""
+        return context.access_version == self._access.version
 
     def permit(self, context: RequestContext, response: web.StreamResponse) -> Permit | None:
         """What an equal request needs to be answered with the same manifest; None where nothing is checked."""

@@ -32,6 +32,8 @@ from mirror.names import Digest
 
 VERSION = ("Docker-Distribution-Api-Version", "registry/2.0")
 IMMUTABLE = "public, max-age=31536000, immutable"
+PRIVATE = "private, max-age=31536000, immutable"
+"""Only the client's own cache may keep it (RFC 9111, section 5.2.2.7)."""
 _RETRY_AFTER = 5
 _OF_UPSTREAM = (UpstreamError, ManifestUnknown, BlobUnknown, NameUnknown, Denied)
 """Errors of upstream, or what it said."""

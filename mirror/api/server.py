@@ -24,11 +24,11 @@ from mirror.api.repeat_reads import RepeatReads
 from mirror.api.responses import base_response, error_response
 from mirror.api.sending import send_in_pieces
 from mirror.api.shortcuts import Shortcuts
-from mirror.api.targets import Resource, Target, Targets, refuse_write
+from mirror.api.targets import Resource, Target, Targets, refuse_write, without_secret
 from mirror.api.unread import Hold, UnreadBodies, large_body
 from mirror.cache.cache import Cache
 from mirror.cache.nearby import offline_miss
-from mirror.errors import AdminNeeded, Denied, MirrorError, Offline, UpstreamError
+from mirror.errors import Denied, MirrorError, Offline, UpstreamError
 from mirror.names import Digest, Repository
 from mirror.tasks import close_all
 
@@ -52,7 +52,7 @@ class Api:
         cache: Cache,
         targets: Targets,
         default: str,
-        report: Callable[[], dict[str, Any]],
+        report: Callable[[bool], dict[str, Any]],
         access: AccessLog | None,
         dashboard: Dashboard,
         hosts: KnownHosts,
@@ -60,7 +60,7 @@ class Api:
         is_admin: Callable[[web.BaseRequest], bool],
         trusted_proxies: Sequence[Network] = (),
     ) -> None:
-        """`report` returns the JSON object of /readyz, with a list "degraded". `dashboard` answers requests for other paths; it raises MirrorError. `is_admin` returns
+        """`report` returns the JSON object of /readyz, with a list "degraded", and with errors that may name images if it is passed True. `dashboard` answers requests for other paths; it raises MirrorError. `is_admin` returns
         whether a request comes from somebody who has logged in to it."""
         self._cache = cache
         self._targets = targets
@@ -162,14 +162,15 @@ class Api:
             if target.path == "/token":
                 return await self._issue_token(context)
             if request.method not in ("GET", "HEAD"):
+                await self._gate.recognise_admin(context, target)
                 return await self._dashboard(request, target)
             if self._gate.is_closed and target.path not in _FOR_ALL and not target.path.startswith(_FOR_ALL_BELOW):
                 await self._admit_to_dashboard(context, target)
             return await context.keep(lambda: self._outside_api(context, target))
         self._hosts.check(request, everywhere=False)
-        await self._gate.admit(context, target)
         if request.method not in ("GET", "HEAD") or target.resource is Resource.UPLOAD:
             raise refuse_write(request.method)
+        await self._gate.admit(context, target)
         repository, reference = target.repository, target.reference
         if target.resource is Resource.EXPORT:
             return await self._opened_exports().answer(context, target, self._gate)
@@ -178,7 +179,7 @@ class Api:
                 case Resource.MANIFEST if reference is not None:
                     response = await content.manifest(context, self._cache, repository, reference)
                     connection = Connection.of(request)
-                    if connection is not None and connection.request is not None:
+                    if connection is not None and connection.request is not None and self._gate.is_current(context):
                         agent = request.headers.get("User-Agent", "")[:200]
                         self._shortcuts.remember(
                             connection.request,
@@ -217,8 +218,8 @@ class Api:
         if self._is_admin(context.request):
             return
         await self._gate.identify(context, target)
-        if target.path != "/v1/search" and self._gate.filter(context) is not None:
-            raise AdminNeeded("this page names images that are not for everybody: log in at /login")
+        if target.path != "/v1/search":
+            self._gate.check_everything(context)
 
     def _opened_exports(self) -> Exports:
         if self._exports is None:
@@ -233,7 +234,7 @@ class Api:
             case "/healthz":
                 return monitoring.healthz()
             case "/readyz":
-                return monitoring.readyz(self._report())
+                return monitoring.readyz(self._report(not self._gate.is_closed))
             case "/metrics":
                 return monitoring.measurements()
             case "/v1/_ping":
@@ -245,7 +246,7 @@ class Api:
     def _note(self, context: RequestContext, response: web.StreamResponse, seconds: float) -> None:
         assert self._access is not None
         request, target = context.request, context.target
-        path = target.path[:300] if target else context.shown_path
+        path = without_secret(target.path[:300]) if target else context.shown_path
         if target and target.repository and target.resource is not Resource.EXPORT:
             path = ""
         size = context.sent

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from mirror.access.guesses import DELAY, Guesses
 from mirror.api.client_network import client_network
+from mirror.api.gate import ADMIN_USER
 from mirror.errors import AdminNeeded, Refused, TooManyGuesses
 from mirror.web.sessions import EndedSessions
 
@@ -66,6 +67,10 @@ class Admin:
         if scheme.lower() == "bearer":
             # Browsers do not send this by themselves, so no other site can forge it.
             await self._check(request, token.strip())
+            return
+        if ADMIN_USER in request:
+            # Browsers send a password by themselves, so the request must come from one of the mirror's own pages, or from no page.
+            check_origin(request)
             return
         session = self.session(request)
         if session is None:

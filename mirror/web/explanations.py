@@ -84,6 +84,10 @@ _MESSAGES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )
 _CLASSES = {
     "AdminNeeded": "管理员令牌不正确，或尚未登录",
+    "NotAllowed": "没有权限",
+    "LoginWrong": "用户名、密码或令牌不正确",
+    "LoginNeeded": "请先登录",
+    "LimitReached": "请求或流量超出限制，请稍后再试",
     "TooManyGuesses": "错误的令牌过多，请稍候再试",
     "Refused": "请求未被接受，请重新载入页面",
     "Pinned": "该镜像已固定，请先取消固定",

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 import pytest
+from yarl import URL
 
-from mirror.access.tokens import add_token
-from mirror.access.users import set_password
+from mirror.access import users
+from mirror.access.tokens import add_token, remove_token
 from mirror.names import Digest
-from tests.support.mirrors import Got, Mirror, StartMirror, until
+from tests.support.mirrors import Got, Mirror, StartMirror, read_to_end
 from tests.support.ports import free_port
-from tests.support.scripted import Image, Scripted
+from tests.support.scripted import Hold, Image, Scripted, Status
 
 SECRET_LAYER = b"a secret layer of the private image" * 10
 USERS = {"alice": "correct horse", "bob": "battery staple"}
@@ -28,10 +29,12 @@ def basic(user: str, password: str | None = None) -> str:
 
 @pytest.fixture(scope="session")
 def users_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made once: bcrypt takes its time."""
+    """With the fewest rounds of bcrypt."""
     file = tmp_path_factory.mktemp("users") / "users"
-    for user, password in USERS.items():
-        set_password(file, user, password)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(users, "_ROUNDS", 4)
+        for user, password in USERS.items():
+            users.set_password(file, user, password)
     return file
 
 
@@ -46,11 +49,21 @@ class Scene:
     index: Digest
     login: str
     """The URL of the address that is for logging in."""
+    token: str
+    """alice's, for private/** alone."""
+    start: StartMirror
+    users_file: Path
 
     async def get(self, path: str, user: str | None = None, method: str = "GET", **headers: str) -> Got:
         if user is not None:
             headers["Authorization"] = basic(user)
-        return await self.mirror.get(path, method, **headers)
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        url = URL(f"{self.mirror.url}{path}", encoded=True)
+        async with (
+            aiohttp.ClientSession() as session,
+            session.request(method, url, headers=sent, allow_redirects=False) as answer,
+        ):
+            return await read_to_end(answer)
 
     def private_digests(self) -> dict[str, tuple[str, Digest]]:
         """What somebody could ask for by digest, with its kind."""
@@ -68,6 +81,7 @@ async def scene(start: StartMirror, upstream: Scripted, users_file: Path, tmp_pa
     private = upstream.add_image("private/app", "1", layers=[SECRET_LAYER])
     index, _ = upstream.add_index("private/app", "latest", [private])
     public = upstream.add_image("library/public", "1", layers=[b"for all" * 50])
+    token = add_token(tmp_path / "cache" / "access" / "tokens", "laptop", "alice", ("pull:private/**",), None)
     port = free_port()
     mirror = await start(
         settings={
@@ -85,15 +99,18 @@ async def scene(start: StartMirror, upstream: Scripted, users_file: Path, tmp_pa
             ],
         }
     )
-    scene = Scene(mirror, upstream, private, public, index, f"http://127.0.0.1:{port}")
+    scene = Scene(mirror, upstream, private, public, index, f"http://127.0.0.1:{port}", token, start, users_file)
     for path in (
         "/v2/private/app/manifests/latest",
+        "/v2/private/app/manifests/1",
         *(f"/v2/private/app/{kind}/{digest}" for kind, digest in scene.private_digests().values()),
         "/v2/library/public/manifests/1",
         f"/v2/library/public/blobs/{public.layers[0]}",
+        f"/v2/library/public/blobs/{public.config}",
     ):
         assert (await scene.get(path, "alice")).status == 200, path
-    await mirror.until_cached(private.layers[0])
+    for digest in (*private.layers, private.config, *public.layers, public.config):
+        await mirror.until_cached(digest)
     return scene
 
 
@@ -141,7 +158,7 @@ async def test_no_name_leads_to_private_content(scene: Scene, name: str, method:
                 assert answer.status == 404, (kind, user, headers, answer.headers)
                 assert "Docker-Content-Digest" not in answer.headers
                 assert SECRET_LAYER[:20] not in answer.body
-    assert scene.upstream.count("GET", str(scene.private.layers[0])) == 1
+    assert scene.upstream.sent[str(scene.private.layers[0])] == len(SECRET_LAYER)
 
 
 OTHERS = {
@@ -325,11 +342,9 @@ async def test_the_token_flow(scene: Scene) -> None:
         assert (await scene.get("/v2/private/app/manifests/1", Authorization=f"Bearer {bad}")).status in (403, 429)
 
 
-async def test_the_secret_path(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_the_secret_path(scene: Scene) -> None:
     """A token in the path stands for its user, in all forms of URL, is limited as it says, and is in no log, error or page link."""
-    folder = scene.mirror.directory / "access" / "tokens"
-    token = add_token(folder, "laptop", "alice", ("pull:private/**",), None)
-    await until(lambda: any(one.name == "laptop" for one in _tokens(scene)))
+    token = scene.token
     for path in (
         "/v2/private/app/manifests/1",
         "/docker.io/v2/private/app/manifests/1",
@@ -347,10 +362,114 @@ async def test_the_secret_path(scene: Scene, capfd: pytest.CaptureFixture[str]) 
     assert token not in (await scene.get(f"/t/{token}/v2/x%ff")).body.decode()
 
 
-def _tokens(scene: Scene) -> list[object]:
-    return [] if not (folder := scene.mirror.directory / "access" / "tokens").exists() else list(map(_Named, os.listdir(folder)))
+async def test_what_changes_counts_within_a_second(scene: Scene, users_file: Path, tmp_path: Path) -> None:
+    """Another password, a token that is added or removed, and a user who is removed: without a restart, and also where the answer was remembered by its request."""
+    file = tmp_path / "own-users"
+    file.write_text(users_file.read_text())
+    mirror = await scene.start(
+        directory=tmp_path / "second",
+        settings={"server": {"users_file": str(file)}, "access": [{"who": ["@users", "token:robot"]}]},
+    )
+    path = "/v2/library/public/manifests/1"
+
+    async def until_status(status: int, **headers: str) -> None:
+        while (await mirror.get(path, **headers)).status != status:
+            await asyncio.sleep(0.05)
+
+    alice, bob = basic("alice"), basic("bob")
+    for _ in range(5):
+        assert (await mirror.get(path, Authorization=alice)).status == 200
+        assert (await mirror.get(path, Authorization=bob)).status == 200
+    assert (await mirror.get(path)).status == 404
+    users.remove_user(file, "bob")
+    await until_status(403, Authorization=bob)
+    assert (await mirror.get(path, Authorization=alice)).status == 200
+    robot = add_token(mirror.directory / "access" / "tokens", "robot", None, (), None)
+    await until_status(200, Authorization=f"Bearer {robot}")
+    for _ in range(5):
+        assert (await mirror.get(path, Authorization=f"Bearer {robot}")).status == 200
+    remove_token(mirror.directory / "access" / "tokens", "robot")
+    await until_status(403, Authorization=f"Bearer {robot}")
 
 
-class _Named:
-    def __init__(self, file: str) -> None:
-        self.name = file.removesuffix(".json")
+async def test_a_remembered_answer_is_for_the_one_who_may(scene: Scene) -> None:
+    """Manifests that are answered from the bytes of a request are given to equal requests of the same client only, with the same login."""
+    path = "/v2/private/app/manifests/1"
+    for _ in range(4):
+        assert (await scene.mirror.get(path, Authorization=basic("alice"))).status == 200
+        assert (await scene.mirror.get(path, Authorization=basic("bob"))).status == 404
+        assert (await scene.mirror.get(path)).status == 404
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "allowed"),
+    [
+        ("192.0.2.7", True),
+        ("203.0.113.1", False),
+        ("192.0.2.7, 203.0.113.1", False),
+        ("203.0.113.1, 192.0.2.7", True),
+        ("192.0.2.7, 127.0.0.9", True),
+        ("192.0.2.7:1234", True),
+        ("[2001:db8::7]:80", True),
+        ("nonsense", False),
+        ("192.0.2.7, nonsense", False),
+        ("", False),
+    ],
+)
+async def test_addresses_behind_a_trusted_proxy(scene: Scene, tmp_path: Path, forwarded: str, allowed: bool) -> None:
+    """The last address that no trusted proxy has is the client's; what a client writes before it counts for nothing. Without the setting nothing of it counts."""
+    access = [{"who": ["192.0.2.0/24", "2001:db8::/32"]}]
+    trusting = await scene.start(
+        directory=tmp_path / "second", settings={"server": {"trusted_proxies": ["127.0.0.0/8"]}, "access": access}
+    )
+    wary = await scene.start(directory=tmp_path / "third", settings={"access": access})
+    for _ in range(3):
+        answer = await trusting.get("/v2/library/public/manifests/1", X_Forwarded_For=forwarded)
+        assert answer.status == (200 if allowed else 404)
+        assert (await wary.get("/v2/library/public/manifests/1", X_Forwarded_For=forwarded)).status == 404
+
+
+async def test_limits(scene: Scene, tmp_path: Path) -> None:
+    """Requests, bytes and downloads at once, each for every user: beyond them 429 with Retry-After, for that user alone, also where answers are remembered."""
+    mirror = await scene.start(
+        directory=tmp_path / "second",
+        settings={
+            "server": {"users_file": str(scene.users_file)},
+            "access": [{"who": ["anyone"], "requests_per_minute": 6}],
+        },
+    )
+    path = "/v2/library/public/manifests/1"
+    answers = [await mirror.get(path, Authorization=basic("alice")) for _ in range(9)]
+    assert [one.status for one in answers] == [200] * 6 + [429] * 3
+    assert all(1 <= int(one.headers["Retry-After"]) <= 60 for one in answers[6:])
+    assert json.loads(answers[6].body)["errors"][0]["code"] == "TOOMANYREQUESTS"
+    assert (await mirror.get(path, Authorization=basic("bob"))).status == 200
+    assert (await mirror.get(path)).status == 200
+    bytes_mirror = await scene.start(
+        directory=tmp_path / "third", settings={"access": [{"who": ["anyone"], "bytes_per_minute": "1KB"}]}
+    )
+    blob = f"/v2/library/public/blobs/{scene.upstream.add_blob(b'x' * 3000)}"
+    scene.upstream.keeps_apart = False
+    assert (await bytes_mirror.get(blob)).status == 200
+    assert (await bytes_mirror.get(blob)).status == 429
+    downloads = await scene.start(
+        directory=tmp_path / "fourth", settings={"access": [{"who": ["anyone"], "downloads_at_once": 1}]}
+    )
+    big = scene.upstream.add_blob(b"y" * 100_000)
+    hold = Hold(after=1000)
+    scene.upstream.fail(str(big), hold)
+    first = asyncio.create_task(downloads.get(f"/v2/library/public/blobs/{big}"))
+    await hold.reached.wait()
+    assert (await downloads.get(f"/v2/library/public/blobs/{big}")).status == 429
+    hold.release.set()
+    assert (await first).status == 200
+    assert (await downloads.get(f"/v2/library/public/blobs/{big}")).status == 200
+
+
+async def test_errors_of_upstream_that_name_images_are_not_shown(scene: Scene) -> None:
+    """/readyz is for everybody: an endpoint that failed for a private image is reported without the request."""
+    scene.upstream.fail("/v2/private/app", Status(500), times=20, method="*")
+    assert (await scene.get("/v2/private/app/manifests/new", "alice")).status == 503
+    report = await scene.get("/readyz")
+    assert b"degraded" in report.body
+    assert b"private/app" not in report.body

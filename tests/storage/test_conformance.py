@@ -100,6 +100,7 @@ async def test_what_is_not_there_is_absent(store: Store) -> None:
     assert await store.manifest(digest) is None
     assert await store.tag(APP, ONE) is None
     assert await store.holder(digest) is None
+    assert await store.holders(digest) == frozenset()
     assert await store.document("x") is None
     assert (await store.tags(APP), await store.repositories()) == ([], [])
     assert not await store.unpin(APP, ONE)
@@ -367,6 +368,27 @@ async def test_manifests_are_read_ahead_all_the_way_down(tmp_path: Path) -> None
         assert [store.hot_manifest(image.digest) for image in images] == [images[0], None, None, images[3]]
         assert [await store.manifest(image.digest) for image in images] == [images[0], None, None, images[3]]
         assert await store.manifests_of([(APP, images[1].digest)]) == [None]
+
+
+async def test_all_that_have_content_are_known(store: Store) -> None:
+    """By a tag, by a manifest, by one that names it, and by an index above that; who has something else only has not."""
+    layer, shared, own = os.urandom(100), os.urandom(100), os.urandom(100)
+    image = await put_image(store, APP, ONE, layer, shared)
+    body = json.dumps(
+        {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [{"digest": str(image.digest), "size": 1}]}
+    ).encode()
+    index = Manifest(OCI_INDEX, Digest.of(body), body)
+    above = Repository("quay.io", "above/app")
+    await store.put_manifest(above, index)
+    await put_image(store, OTHER, ONE, shared, own)
+    tagged = Repository("docker.io", "library/tagged")
+    await store.set_tag(tagged, TWO, TagRecord(index.descriptor, 5.0))
+    assert await store.holders(Digest.of(layer)) == {APP, above, tagged}
+    assert await store.holders(image.digest) == {APP, above, tagged}
+    assert await store.holders(index.digest) == {above, tagged}
+    assert await store.holders(Digest.of(shared)) == {APP, OTHER, above, tagged}
+    assert await store.holders(Digest.of(own)) == {OTHER}
+    assert await store.holders(Digest.of(b"loose")) == frozenset()
 
 
 async def test_a_signed_manifest_is_kept_by_what_its_digest_names(store: Store) -> None:
