@@ -150,7 +150,7 @@ async def _certificate(settings: Settings) -> AsyncIterator[Certificate | None]:
         yield None
         return
     try:
-        certificate = Certificate(file, key)
+        certificate = Certificate(file, key, settings.server.tls_client_ca)
     except ValueError as error:
         # It was well when the settings were read.
         raise OSError(str(error)) from None

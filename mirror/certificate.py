@@ -21,9 +21,10 @@ _INTERVAL = 10.0
 """Seconds between two checks of the files."""
 
 
-def load(certificate: Path, key: Path) -> ssl.SSLContext:
-    """Returns a server's context from PEM files: the certificate with its intermediates, and its key. Raises ValueError, which says what is wrong with which file."""
-    for file in (certificate, key):
+def load(certificate: Path, key: Path, client_ca: Path | None = None) -> ssl.SSLContext:
+    """Returns a server's context from PEM files: the certificate with its intermediates, and its key. With `client_ca`, clients may send certificates of these
+    authorities. Raises ValueError, which says what is wrong with which file."""
+    for file in (certificate, key, *([] if client_ca is None else [client_ca])):
         try:
             read_file(file, LARGEST_SECRET, follow=True)
         except OSError as error:
@@ -48,6 +49,13 @@ def load(certificate: Path, key: Path) -> ssl.SSLContext:
         ) from None
     except OSError as error:
         raise ValueError(f"the files {certificate} and {key} cannot be read: {error.strerror}") from None
+    if client_ca is not None:
+        try:
+            context.load_verify_locations(client_ca)
+        except (ssl.SSLError, OSError):
+            raise ValueError(f"the file {client_ca} holds no certificates in PEM") from None
+        # One that is sent must be good; without one, a client is whoever else it proves to be.
+        context.verify_mode = ssl.CERT_OPTIONAL
     return context
 
 
@@ -97,11 +105,11 @@ def _refuse() -> str:
 class Certificate:
     """A certificate that follows its files. `context`, to listen with, stays the same object."""
 
-    def __init__(self, certificate: Path, key: Path) -> None:
+    def __init__(self, certificate: Path, key: Path, client_ca: Path | None = None) -> None:
         """Raises ValueError."""
-        self._files = certificate, key
+        self._files = (certificate, key) if client_ca is None else (certificate, key, client_ca)
         self._seen = self._versions()
-        self._current = self.context = load(certificate, key)
+        self._current = self.context = load(*self._files)
         # Called in each handshake, with a name or without one.
         self.context.sni_callback = self._choose
         self._background_task = BackgroundTask(self._watch)

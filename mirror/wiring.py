@@ -147,6 +147,7 @@ def access_rules(settings: Settings) -> tuple[tuple[Rule, ...] | None, dict[str,
                 table.users,
                 table.groups,
                 table.tokens,
+                table.certificates,
                 table.networks,
                 Allowance(table.requests_per_minute, table.bytes_per_minute, table.downloads_at_once),
             )

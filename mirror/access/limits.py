@@ -10,7 +10,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
-from mirror.access.rules import Allowance, Rule
+from mirror.access.rules import Rule
 from mirror.errors import LimitReached
 
 _MOST = 20_000
@@ -28,7 +28,7 @@ class Limits:
         """By kind, rule and key: what is left, and when that was."""
         self._active: Counter[tuple[str, str]] = Counter()
 
-    def ask(self, rule: Rule, key: str, count: float = 1.0) -> None:
+    def ask(self, rule: Rule, key: str) -> None:
         """Counts a request of `key`, which is a user or an address. Raises LimitReached."""
         allowance = rule.allowance
         if allowance.size is not None:
@@ -39,9 +39,9 @@ class Limits:
         if allowance.requests is not None:
             most = max(allowance.requests / self._share, 1.0)
             left = self._left("requests", rule, key, most)
-            if left < count:
-                raise _reached(f"{allowance.requests} requests a minute", rule, key, most, count - left)
-            self._set("requests", rule, key, left - count)
+            if left < 1.0:
+                raise _reached(f"{allowance.requests} requests a minute", rule, key, most, 1.0 - left)
+            self._set("requests", rule, key, left - 1.0)
 
     def sent(self, rule: Rule, key: str, size: int) -> None:
         """Counts bytes of content that were sent."""
@@ -74,10 +74,6 @@ class Limits:
         self._buckets.move_to_end(place)
         if len(self._buckets) > _MOST:
             self._buckets.popitem(last=False)
-
-
-def is_limited(allowance: Allowance) -> bool:
-    return allowance.requests is not None or allowance.size is not None or allowance.downloads is not None
 
 
 def _reached(limit: str, rule: Rule, key: str, most: float, missing: float) -> LimitReached:

@@ -47,6 +47,8 @@ class Identity:
     groups: frozenset[str] = frozenset()
     token: str | None = None
     """The name of the token that was used, if one was."""
+    certificate: str | None = None
+    """The common name of the client's certificate, if it sent one."""
     address: Address | None = None
     is_local: bool = False
     """True if the connection came from this machine and no proxy passed it on."""
@@ -55,7 +57,7 @@ class Identity:
 
     @property
     def is_anonymous(self) -> bool:
-        return self.user is None and self.token is None
+        return self.user is None and self.token is None and self.certificate is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class Rule:
     users: frozenset[str] = frozenset()
     groups: frozenset[str] = frozenset()
     tokens: frozenset[str] = frozenset()
+    certificates: frozenset[str] = frozenset()
     networks: tuple[Network, ...] = ()
     allowance: Allowance = field(default_factory=Allowance)
 
@@ -92,6 +95,7 @@ class Rule:
             or (identity.user is not None and USERS in self.groups)
             or not self.groups.isdisjoint(identity.groups)
             or identity.token in self.tokens
+            or identity.certificate in self.certificates
             or (identity.address is not None and any(identity.address in network for network in self.networks))
         )
 
@@ -174,4 +178,6 @@ def _described(identity: Identity) -> str:
         return f"the user {identity.user!r}"
     if identity.token is not None:
         return f"the token {identity.token!r}"
+    if identity.certificate is not None:
+        return f"the certificate {identity.certificate!r}"
     return "clients that have not logged in"

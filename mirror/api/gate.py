@@ -188,8 +188,8 @@ class Gate:
         return lambda repository: self._access.may_pull(identity, repository)
 
     def is_current(self, context: RequestContext) -> bool:
-        """True if nothing has changed since the request was admitted, so that its answer may be remembered."""
-        return context.access_version == self._access.version
+        """True if the answer may be remembered by the bytes of the request: nothing has changed since it was admitted, and all that proves who asks is in them."""
+        return context.identity.certificate is None and context.access_version == self._access.version
 
     def permit(self, context: RequestContext, response: web.StreamResponse) -> Permit | None:
         """What an equal request needs to be answered with the same manifest; None where nothing is checked."""
@@ -314,13 +314,24 @@ def _client(request: web.BaseRequest) -> Identity:
     here = transport is not None and is_loopback(transport.get_extra_info("sockname"))
     address = parse_address(request.remote)
     local = here and address is not None and address.is_loopback and not any(name in request.headers for name in _FORWARDED)
-    return Identity(address=address, is_local=local)
+    return Identity(certificate=_common_name(transport), address=address, is_local=local)
+
+
+def _common_name(transport: asyncio.Transport | None) -> str | None:
+    """The common name in the certificate that a client has sent, and that TLS has verified."""
+    certificate = transport.get_extra_info("peercert") if transport is not None else None
+    names = [value for parts in (certificate or {}).get("subject", ()) for key, value in parts if key == "commonName"]
+    return str(names[0]) if len(names) == 1 else None
 
 
 def _key(context: RequestContext) -> str:
     """Whose requests are counted together."""
     identity = context.identity
-    return identity.user or (f"token {identity.token}" if identity.token is not None else client_network(context.request.remote))
+    if identity.user is not None:
+        return identity.user
+    if identity.token is not None:
+        return f"token {identity.token}"
+    return client_network(context.request.remote) if identity.certificate is None else f"certificate {identity.certificate}"
 
 
 def _is_at(own: ipaddress.IPv4Address | ipaddress.IPv6Address | None, host: str) -> bool:

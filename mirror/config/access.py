@@ -11,14 +11,15 @@ from mirror.config.tables import Size, Table
 from mirror.patterns import RepositoryPattern
 
 ANYONE = "anyone"
-_TOKEN = "token:"  # noqa: S105  how it begins where a rule names one
+_TOKEN, _CERTIFICATE = "token:", "cert:"
+"""How tokens and certificates begin where a rule names them."""
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Access(Table):
     who: tuple[str, ...] = Field(
         min_length=1,
-        description="whom the table is about: users such as `alice`, groups such as `@staff`, `@users` for all who have logged in, tokens such as `token:ci`, addresses such as `10.0.0.0/8`, or `anyone`",
+        description="whom the table is about: users such as `alice`, groups such as `@staff`, `@users` for all who have logged in, tokens such as `token:ci`, client certificates such as `cert:laptop`, addresses such as `10.0.0.0/8`, or `anyone`",
     )
     may: tuple[Literal["pull", "push", "delete", "admin"], ...] = Field(
         ("pull",), description="what they may do: `pull`, `push`, `delete`, `admin`; nothing if it is empty"
@@ -40,7 +41,7 @@ class Access(Table):
     @classmethod
     def _who(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for one in value:
-            if not one.strip("@ ") or (one.startswith(_TOKEN) and one == _TOKEN):
+            if not one.strip("@ ") or one in (_TOKEN, _CERTIFICATE):
                 raise ValueError(f"{one!r} names nobody: alice, @staff, token:ci, 10.0.0.0/8 or anyone are expected")
             if "/" in one and network(one) is None:
                 raise ValueError(
@@ -57,9 +58,8 @@ class Access(Table):
 
     @property
     def users(self) -> frozenset[str]:
-        return frozenset(
-            one for one in self.who if one != ANYONE and one[0] != "@" and not one.startswith(_TOKEN) and network(one) is None
-        )
+        named = (one for one in self.who if one != ANYONE and not one.startswith(("@", _TOKEN, _CERTIFICATE)))
+        return frozenset(one for one in named if network(one) is None)
 
     @property
     def groups(self) -> frozenset[str]:
@@ -68,6 +68,10 @@ class Access(Table):
     @property
     def tokens(self) -> frozenset[str]:
         return frozenset(one.removeprefix(_TOKEN) for one in self.who if one.startswith(_TOKEN))
+
+    @property
+    def certificates(self) -> frozenset[str]:
+        return frozenset(one.removeprefix(_CERTIFICATE) for one in self.who if one.startswith(_CERTIFICATE))
 
     @property
     def networks(self) -> tuple[Network, ...]:

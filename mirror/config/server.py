@@ -35,6 +35,11 @@ class Server(Table):
     )
     tls_key: Path | None = Field(None, validate_default=True, description="the certificate's key, PEM, not encrypted")
 
+    tls_client_ca: Path | None = Field(
+        None,
+        validate_default=True,
+        description="PEM of the authorities whose certificates clients may log in with; `who` names them `cert:NAME` by their common name",
+    )
     login_listen: str | None = Field(
         None,
         description="a second address and port where clients are asked to log in, for `docker login` and pushes; never in `registry-mirrors`",
@@ -77,6 +82,16 @@ class Server(Table):
                 raise ValueError("tls_certificate and tls_key belong together: set both, or none")
             if found is not None and value is not None:
                 certificate.load(found, value)
+        return value
+
+    @field_validator("tls_client_ca")
+    @classmethod
+    def _client_ca(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        file, key = info.data.get("tls_certificate"), info.data.get("tls_key")
+        if value is not None:
+            if file is None or key is None:
+                raise ValueError("tls_certificate and tls_key are needed too: clients send certificates over https only")
+            certificate.load(file, key, value)
         return value
 
     @field_validator("public_url")

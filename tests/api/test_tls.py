@@ -181,3 +181,54 @@ async def test_the_doctor_knows_the_mirrors_own_certificate(start: StartMirror, 
     assert await level(load(None, {}, {"server": {"listen": listen, **settings(authority)}})) is Level.ADVICE
     stranger = Authority(authority.ca.parent.parent / "stranger")
     assert await level(load(None, {}, {"server": {"listen": listen, **settings(stranger)}})) is Level.PROBLEM
+
+
+async def test_clients_log_in_by_certificate(
+    authority: Authority, start: StartMirror, upstream: Scripted, tmp_path: Path
+) -> None:
+    """One of the authority's, with a name that a table has, is let in; another name, no certificate, and one of another authority are not; and an answer that was
+    remembered for one is not given to another. It stays so when the mirror's own certificate is renewed."""
+    upstream.add_image("library/app", "1")
+    server = {**settings(authority), "tls_client_ca": str(authority.ca)}
+    mirror = await start(settings={"server": server, "access": [{"who": ["cert:laptop"]}]})
+    stranger = Authority(tmp_path / "stranger")
+
+    def context(pair: tuple[Path, Path] | None) -> ssl.SSLContext:
+        made = trusting(authority)
+        if pair is not None:
+            made.load_cert_chain(*pair)
+        return made
+
+    laptop, other, forged = authority.issue_to("laptop"), authority.issue_to("other"), stranger.issue_to("laptop")
+
+    async def status(pair: tuple[Path, Path] | None) -> int:
+        connector = aiohttp.TCPConnector(ssl=context(pair))
+        async with aiohttp.ClientSession(connector=connector) as session:
+            for _ in range(3):
+                async with session.get(f"{mirror.url}/v2/library/app/manifests/1") as answer:
+                    found = answer.status
+            return found
+
+    async def check() -> None:
+        assert await status(laptop) == 200
+        assert await status(None) == 404
+        assert await status(other) == 404
+        with pytest.raises(aiohttp.ClientError):
+            await status(forged)
+
+    await check()
+    before = shown_serial(mirror.url, trusting(authority))
+    authority.issue()
+    os.kill(os.getpid(), signal.SIGHUP)
+    await until(lambda: shown_serial(mirror.url, trusting(authority)) != before)
+    await check()
+
+
+def test_authorities_of_clients_that_cannot_be_used_are_refused(authority: Authority, tmp_path: Path) -> None:
+    """Without the mirror's own certificate, without a file, without PEM in it: by the key, saying what to do."""
+    assert "tls_certificate and tls_key are needed" in fault({"tls_client_ca": str(authority.ca)})
+    (tmp_path / "empty.pem").write_text("")
+    for file, told in (("nothing.pem", "cannot be read"), ("empty.pem", "no certificates")):
+        line = fault({**settings(authority), "tls_client_ca": str(tmp_path / file)})
+        assert "server.tls_client_ca" in line
+        assert told in line

@@ -42,6 +42,18 @@ class Authority:
         self.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, protection))
         return signed.serial_number
 
+    def issue_to(self, name: str) -> tuple[Path, Path]:
+        """Writes a client's certificate with a common name, and its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        signed = _builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), self._name, key.public_key()).sign(
+            self._key, hashes.SHA256()
+        )
+        certificate, key_file = self.ca.with_name(f"{name}.crt"), self.ca.with_name(f"{name}.key")
+        certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+        form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, plain))
+        return certificate, key_file
+
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
