@@ -125,6 +125,13 @@ stale_served = Counter(
     "mirror_stale_served", "Manifests served stale because upstream could not be asked", ("upstream_host",), registry=REGISTRY
 )
 
+access_decisions = Counter(
+    "mirror_access_decisions",
+    "Requests that were decided on where there are `[[access]]` tables, by `allowed`, `denied`, `limited` or `wrong login`",
+    ("action", "verdict"),
+    registry=REGISTRY,
+)
+
 _LIST = ("list",)
 warm_pulls = Counter(
     "mirror_warm_pulls", "Pulls of images of `[[warm]]` lists, `pulled` or `failed`", (*_LIST, "result"), registry=REGISTRY

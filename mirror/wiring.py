@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from mirror import metrics
 from mirror.access.access import Access
 from mirror.access.audit import AuditLog
+from mirror.access.oidc import Issuer
 from mirror.access.rules import Action, Allowance, Rule
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings, rates_at
 from mirror.config.access import ANYONE
@@ -130,8 +131,8 @@ class Live:
             self._limit()
 
 
-def access_rules(settings: Settings) -> tuple[tuple[Rule, ...] | None, dict[str, frozenset[str]]]:
-    """Returns the rules of the settings, None where there are no tables; and the groups of each user."""
+def access_rules(settings: Settings) -> tuple[tuple[Rule, ...] | None, dict[str, frozenset[str]], tuple[Issuer, ...]]:
+    """Returns the rules of the settings, None where there are no tables; the groups of each user; and the issuers."""
     groups: dict[str, set[str]] = {}
     for group, users in settings.groups.items():
         for user in users:
@@ -148,12 +149,17 @@ def access_rules(settings: Settings) -> tuple[tuple[Rule, ...] | None, dict[str,
                 table.groups,
                 table.tokens,
                 table.certificates,
+                table.issuers,
                 table.networks,
                 Allowance(table.requests_per_minute, table.bytes_per_minute, table.downloads_at_once),
             )
             for number, table in enumerate(settings.access, 1)
         )
-    return rules, {user: frozenset(found) for user, found in groups.items()}
+    issuers = tuple(
+        Issuer(one.name, one.issuer, one.audience, one.claims, None if one.ca_file is None else str(one.ca_file))
+        for one in settings.oidc
+    )
+    return rules, {user: frozenset(found) for user, found in groups.items()}, issuers
 
 
 @contextlib.asynccontextmanager

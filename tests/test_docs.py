@@ -42,6 +42,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "upstream": config.Upstream,
     "upstream.rate": config.RateHours,
     "access": config.Access,
+    "oidc": config.Oidc,
     "warm": config.Warm,
     "log": config.Log,
     'registries."NAME"': config.Registry,
@@ -263,7 +264,7 @@ def test_commands_in_the_pages_have_the_options_that_they_are_given() -> None:
 def test_the_chart_knows_every_setting_and_no_other() -> None:
     """deploy/chart/values.schema.json lists them, but for those that belong to the image: a mistyped one is refused before it reaches a cluster."""
     tables = json.loads((ROOT / "deploy/chart/values.schema.json").read_text())["properties"]["settings"]["properties"]
-    for name in ("warm", "access"):
+    for name in ("warm", "access", "oidc"):
         tables[name] = tables[name]["items"]
     del tables["groups"]  # whose keys are names
     tables |= {'registries."NAME"': tables.pop("registries")["additionalProperties"]}

@@ -13,13 +13,14 @@ from pathlib import Path
 from mirror.access.audit import AuditLog
 from mirror.access.identities import Identities
 from mirror.access.limits import Limits
+from mirror.access.oidc import Issuer
 from mirror.access.rules import Action, Identity, Rule, Verdict, decide, may_pull_everything
 from mirror.access.tokens import read_tokens
 from mirror.access.users import read_users
 from mirror.durable import create_durably
 from mirror.names import Repository
 from mirror.regular_files import read_file
-from mirror.tasks import BackgroundTask
+from mirror.tasks import BackgroundTask, close_all
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +55,16 @@ class Access:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._watch.aclose()
-        await self.identities.aclose()
-        if self.audit is not None:
-            await asyncio.to_thread(self.audit.close)
+        async def close_log() -> None:
+            if self.audit is not None:
+                await asyncio.to_thread(self.audit.close)
 
-    def take(self, rules: Sequence[Rule] | None, groups: Mapping[str, frozenset[str]]) -> None:
+        await close_all(self._watch.aclose, self.identities.aclose, close_log)
+
+    def take(self, rules: Sequence[Rule] | None, groups: Mapping[str, frozenset[str]], issuers: tuple[Issuer, ...] = ()) -> None:
         """Puts other rules in force at once. `groups` are those of each user."""
         self.rules, self.identities.groups = rules, groups
+        self.identities.issuers.take(issuers)
         self._changed()
 
     def decide(self, identity: Identity, action: Action, repository: Repository | None) -> Verdict:

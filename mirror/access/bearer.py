@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from mirror.access.rules import Identity
 from mirror.names import Repository
 
 SERVICE = "mirror"
@@ -41,6 +42,8 @@ class Claims:
 
     user: str | None
     token: str | None
+    issuers: frozenset[str]
+    subject: str | None
     granted: tuple[Grant, ...]
     expires: float
     bound: str
@@ -57,7 +60,7 @@ class Bearer:
     def _key(self) -> bytes:
         return self._find_key()
 
-    def sign(self, user: str | None, token: str | None, of: str, granted: tuple[Grant, ...]) -> tuple[str, int]:
+    def sign(self, identity: Identity, of: str, granted: tuple[Grant, ...]) -> tuple[str, int]:
         """Returns a token, and its life in seconds. `of` is the hash of the password or token that was given."""
         import jwt
 
@@ -67,8 +70,10 @@ class Bearer:
             "aud": SERVICE,
             "iat": now,
             "exp": now + _LIFE,
-            "sub": user or "",
-            "token": token or "",
+            "sub": identity.user or "",
+            "token": identity.token or "",
+            "oidc": sorted(identity.issuers),
+            "oidc_sub": identity.subject or "",
             "bound": self._bound(of),
             "access": [{"type": "repository", "name": one.name, "actions": sorted(one.actions)} for one in granted],
         }
@@ -83,7 +88,15 @@ class Bearer:
                 given, self._key, algorithms=["HS256"], audience=SERVICE, issuer=SERVICE, options={"require": ["exp"]}
             )
             granted = tuple(Grant(str(one["name"]), frozenset(one["actions"])) for one in found["access"])
-            return Claims(found["sub"] or None, found["token"] or None, granted, float(found["exp"]), str(found["bound"]))
+            return Claims(
+                found["sub"] or None,
+                found["token"] or None,
+                frozenset(found["oidc"]),
+                found["oidc_sub"] or None,
+                granted,
+                float(found["exp"]),
+                str(found["bound"]),
+            )
         except (jwt.PyJWTError, KeyError, TypeError, ValueError):
             return None
 

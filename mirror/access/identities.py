@@ -19,11 +19,12 @@ from weakref import WeakValueDictionary
 
 from mirror.access.bearer import Bearer, Grant
 from mirror.access.guesses import Guesses
+from mirror.access.oidc import Issuers
 from mirror.access.rules import Identity
 from mirror.access.tokens import PREFIX, Token, Tokens
 from mirror.access.users import Users, is_right
 from mirror.errors import LoginWrong, TooManyGuesses
-from mirror.tasks import SingleFlight
+from mirror.tasks import SingleFlight, close_all
 
 _REMEMBERED = 300.0
 """Seconds for which bcrypt's answer is remembered."""
@@ -62,11 +63,12 @@ class Identities:
         self._bearer = Bearer(key, clock)
         self.users = Users()
         self.tokens = Tokens()
+        self.issuers = Issuers()
         self.groups: Mapping[str, frozenset[str]] = {}
         """By user."""
 
     async def aclose(self) -> None:
-        await self._checking.aclose()
+        await close_all(self._checking.aclose, self.issuers.aclose)
 
     async def of_header(self, value: str | None, client: Identity, network: str) -> Login:
         """Who a request's Authorization header proves that it is from; `client` is what is known without it. Raises LoginWrong, TooManyGuesses."""
@@ -85,6 +87,8 @@ class Identities:
         """By a user and a password, or a token in its place, with whatever user. Raises LoginWrong, TooManyGuesses."""
         if password.startswith(PREFIX):
             return await self.of_token(password, client, network)
+        if self.issuers.concerns(password):
+            return await self._of_issuer(password, client, network)
         if not await self._is_right(user, password, network):
             await self._guesses.wrong(network, f"user {user}")
             raise LoginWrong("the user or the password is wrong")
@@ -102,6 +106,8 @@ class Identities:
         """Raises LoginWrong, TooManyGuesses."""
         if given.startswith(PREFIX):
             return await self.of_token(given, client, network)
+        if self.issuers.concerns(given):
+            return await self._of_issuer(given, client, network)
         claims = self._bearer.read(given)
         if claims is None:
             await self._guesses.wrong(network)
@@ -116,9 +122,19 @@ class Identities:
             if hashed is None or not self._bearer.is_of(claims, hashed.decode()):
                 raise LoginWrong("the user's password was changed, or the user removed: log in again")
             identity = self._as_user(client, claims.user)
+        elif claims.issuers:
+            identity = replace(client, issuers=claims.issuers & self.issuers.names, subject=claims.subject)
         else:
             identity = client
         return Login(identity, claims.expires, claims.granted)
+
+    async def _of_issuer(self, given: str, client: Identity, network: str) -> Login:
+        try:
+            found = await self.issuers.verify(given)
+        except LoginWrong:
+            await self._guesses.wrong(network)
+            raise
+        return Login(replace(client, issuers=found.names, subject=found.subject), found.until)
 
     def sign(self, identity: Identity, granted: tuple[Grant, ...]) -> tuple[str, int]:
         """Returns a bearer token for whoever has logged in, or for nobody, and its life in seconds."""
@@ -128,7 +144,7 @@ class Identities:
             of = token.digest if token is not None else ""
         elif identity.user is not None:
             of = self.users.hashes.get(identity.user, b"").decode()
-        return self._bearer.sign(identity.user, identity.token, of, granted)
+        return self._bearer.sign(identity, of, granted)
 
     def _as_user(self, client: Identity, user: str) -> Identity:
         return replace(client, user=user, groups=self.groups.get(user, frozenset()))

@@ -49,6 +49,10 @@ class Identity:
     """The name of the token that was used, if one was."""
     certificate: str | None = None
     """The common name of the client's certificate, if it sent one."""
+    issuers: frozenset[str] = frozenset()
+    """The names of the ``[[oidc]]`` tables that the client's identity token fits."""
+    subject: str | None = None
+    """Whom an issuer says that the token is of."""
     address: Address | None = None
     is_local: bool = False
     """True if the connection came from this machine and no proxy passed it on."""
@@ -57,7 +61,7 @@ class Identity:
 
     @property
     def is_anonymous(self) -> bool:
-        return self.user is None and self.token is None and self.certificate is None
+        return self.user is None and self.token is None and self.certificate is None and not self.issuers
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,7 @@ class Rule:
     groups: frozenset[str] = frozenset()
     tokens: frozenset[str] = frozenset()
     certificates: frozenset[str] = frozenset()
+    issuers: frozenset[str] = frozenset()
     networks: tuple[Network, ...] = ()
     allowance: Allowance = field(default_factory=Allowance)
 
@@ -96,6 +101,7 @@ class Rule:
             or not self.groups.isdisjoint(identity.groups)
             or identity.token in self.tokens
             or identity.certificate in self.certificates
+            or not self.issuers.isdisjoint(identity.issuers)
             or (identity.address is not None and any(identity.address in network for network in self.networks))
         )
 
@@ -180,4 +186,6 @@ def _described(identity: Identity) -> str:
         return f"the token {identity.token!r}"
     if identity.certificate is not None:
         return f"the certificate {identity.certificate!r}"
+    if identity.issuers:
+        return f"{identity.subject!r}"
     return "clients that have not logged in"

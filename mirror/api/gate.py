@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp import web
 
+from mirror import metrics
 from mirror.access.access import Access
 from mirror.access.bearer import SERVICE, Grant
 from mirror.access.identities import Login
@@ -292,12 +293,13 @@ class Gate:
         reason: str = "",
         digest: str = "",
     ) -> None:
+        metrics.access_decisions.labels(action, verdict).inc()
         audit, target = self._access.audit, context.target
         if audit is None:
             return
         audit.note(
             identity.user or "",
-            identity.token or "",
+            identity.token or (f"cert:{identity.certificate}" if identity.certificate is not None else identity.subject or ""),
             context.request.remote or "",
             action,
             str(target.repository) if target is not None and target.repository is not None else "",
@@ -331,7 +333,9 @@ def _key(context: RequestContext) -> str:
         return identity.user
     if identity.token is not None:
         return f"token {identity.token}"
-    return client_network(context.request.remote) if identity.certificate is None else f"certificate {identity.certificate}"
+    if identity.certificate is not None:
+        return f"certificate {identity.certificate}"
+    return f"subject {identity.subject}" if identity.issuers else client_network(context.request.remote)
 
 
 def _is_at(own: ipaddress.IPv4Address | ipaddress.IPv6Address | None, host: str) -> bool:

@@ -1,6 +1,7 @@
 """Settings: what can be set, where it comes from, and what is wrong with it."""
 
 from mirror.config.access import Access as Access
+from mirror.config.access import Oidc as Oidc
 from mirror.config.cache import Cache as Cache
 from mirror.config.cache import Expire as Expire
 from mirror.config.rates import RateHours as RateHours

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from mirror.config.tables import Size, Table
+from mirror.config.tables import Size, Table, readable
 from mirror.patterns import RepositoryPattern
 
 ANYONE = "anyone"
-_TOKEN, _CERTIFICATE = "token:", "cert:"
-"""How tokens and certificates begin where a rule names them."""
+_TOKEN, _CERTIFICATE, _ISSUER = "token:", "cert:", "oidc:"
+"""How tokens, certificates and issuers begin where a rule names them."""
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Access(Table):
     who: tuple[str, ...] = Field(
         min_length=1,
-        description="whom the table is about: users such as `alice`, groups such as `@staff`, `@users` for all who have logged in, tokens such as `token:ci`, client certificates such as `cert:laptop`, addresses such as `10.0.0.0/8`, or `anyone`",
+        description="whom the table is about: users such as `alice`, groups such as `@staff`, `@users` for all who have logged in, tokens such as `token:ci`, client certificates such as `cert:laptop`, jobs such as `oidc:github`, addresses such as `10.0.0.0/8`, or `anyone`",
     )
     may: tuple[Literal["pull", "push", "delete", "admin"], ...] = Field(
         ("pull",), description="what they may do: `pull`, `push`, `delete`, `admin`; nothing if it is empty"
@@ -41,7 +45,7 @@ class Access(Table):
     @classmethod
     def _who(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for one in value:
-            if not one.strip("@ ") or one in (_TOKEN, _CERTIFICATE):
+            if not one.strip("@ ") or one in (_TOKEN, _CERTIFICATE, _ISSUER):
                 raise ValueError(f"{one!r} names nobody: alice, @staff, token:ci, 10.0.0.0/8 or anyone are expected")
             if "/" in one and network(one) is None:
                 raise ValueError(
@@ -58,7 +62,7 @@ class Access(Table):
 
     @property
     def users(self) -> frozenset[str]:
-        named = (one for one in self.who if one != ANYONE and not one.startswith(("@", _TOKEN, _CERTIFICATE)))
+        named = (one for one in self.who if one != ANYONE and not one.startswith(("@", _TOKEN, _CERTIFICATE, _ISSUER)))
         return frozenset(one for one in named if network(one) is None)
 
     @property
@@ -74,8 +78,49 @@ class Access(Table):
         return frozenset(one.removeprefix(_CERTIFICATE) for one in self.who if one.startswith(_CERTIFICATE))
 
     @property
+    def issuers(self) -> frozenset[str]:
+        return frozenset(one.removeprefix(_ISSUER) for one in self.who if one.startswith(_ISSUER))
+
+    @property
     def networks(self) -> tuple[Network, ...]:
         return tuple(found for one in self.who if (found := network(one)) is not None)
+
+
+class Oidc(Table):
+    name: str = Field(
+        pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", description="what `who` calls those who have a token of it: `oidc:NAME`"
+    )
+    issuer: str = Field(description="URL of the issuer, exactly as its tokens have it in `iss`")
+    audience: str = Field(
+        min_length=1, description="what its tokens must have in `aud`: choose a name for this mirror, such as its own host name"
+    )
+    claims: Mapping[str, str] = Field(
+        min_length=1, description='claims that its tokens must have, as patterns with `*`, such as `{repository_owner = "acme"}`'
+    )
+    ca_file: Path | None = Field(
+        None, description="PEM of the authorities that the issuer's certificate may come from; default the system's"
+    )
+
+    @field_validator("issuer")
+    @classmethod
+    def _issuer(cls, value: str) -> str:
+        url = urlsplit(value)
+        if url.scheme != "https" and not (url.scheme == "http" and url.hostname in ("127.0.0.1", "localhost")):
+            raise ValueError("a URL with https is expected: whoever could change its keys on the way could make tokens")
+        return value
+
+    @field_validator("ca_file")
+    @classmethod
+    def _ca_file(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            readable(value)
+        return value
+
+    @model_validator(mode="after")
+    def _library(self) -> Oidc:
+        if importlib.util.find_spec("cryptography") is None:
+            raise ValueError("this needs the package cryptography: pip install cryptography")
+        return self
 
 
 def network(text: str) -> Network | None:

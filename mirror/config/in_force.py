@@ -23,6 +23,8 @@ def in_force(settings: Settings) -> dict[str, str]:
         found |= {key: value for key, value in _shown(f'registries."{name}"', registry).items() if value}
     for number, access in enumerate(settings.access or (), 1):
         found |= {key: value for key, value in _shown(f"access.{number}", access).items() if value}
+    for issuer in settings.oidc:
+        found |= {key: value for key, value in _shown(f'oidc."{issuer.name}"', issuer).items() if value}
     found |= {f"groups.{name}": ", ".join(users) for name, users in settings.groups.items()}
     for warm in settings.warm:
         found |= {key: value for key, value in _shown(f'warm."{warm.name}"', warm).items() if value}
@@ -43,6 +45,8 @@ def changed(before: Settings, after: Settings) -> list[str]:
         found.append("access")
     if before.groups != after.groups:
         found.append("groups")
+    if before.oidc != after.oidc:
+        found.append("oidc")
     for name in dict.fromkeys((*before.registries, *after.registries)):
         old, new = before.registries.get(name), after.registries.get(name)
         if old is None or new is None:

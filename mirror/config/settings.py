@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from mirror.config.access import Access
+from mirror.config.access import Access, Oidc
 from mirror.config.cache import Cache
 from mirror.config.errors import describe
 from mirror.config.rates import RateHours
@@ -48,9 +48,10 @@ class Settings(Table):
     warm: tuple[Warm, ...] = ()
     access: tuple[Access, ...] | None = None
     """None where there is no table; then pulling is open to all."""
+    oidc: tuple[Oidc, ...] = ()
     groups: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
 
-    @field_validator("warm", "access", mode="before")
+    @field_validator("warm", "access", "oidc", mode="before")
     @classmethod
     def _tables(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, Mapping):
@@ -62,6 +63,9 @@ class Settings(Table):
         named = {group for table in self.access or () for group in table.groups}
         for group in sorted(named - set(self.groups) - {"users"}):
             raise ValueError(f'access: there is no group {group!r}: add {group} = ["alice"] to a table [groups]')
+        issuers = {issuer for table in self.access or () for issuer in table.issuers}
+        for issuer in sorted(issuers - {one.name for one in self.oidc}):
+            raise ValueError(f"access: there is no issuer {issuer!r}: add a table [[oidc]] with that name")
         return self
 
     @field_validator("warm")
@@ -161,6 +165,8 @@ def _known_keys(path: list[str]) -> list[str]:
         return list(Endpoint.model_fields)
     if path[0] == "warm":
         return list(Warm.model_fields)
+    if path[0] == "oidc":
+        return list(Oidc.model_fields)
     if path[0] == "access":
         return list(Access.model_fields)
     if path[:2] == ["upstream", "rate"] and len(path) > 2:

@@ -37,7 +37,7 @@ from typing import Any
 from mirror.errors import DigestInvalid
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Reference, Repository, Tag
-from mirror.storage.disk.catalog import history
+from mirror.storage.disk.catalog import history, repositories
 from mirror.storage.disk.catalog.changes import Changes
 from mirror.storage.disk.catalog.documents import Documents
 from mirror.storage.disk.catalog.listed import Listed
@@ -302,22 +302,10 @@ class Catalog:
         ).fetchall()
 
     def holder(self, digest: Digest) -> Repository | None:
-        """A repository that is known to hold something: a manifest, or what a manifest names that it holds."""
-        row = self._db.execute(
-            "SELECT registry, path FROM holding WHERE digest = ?1"
-            " UNION ALL SELECT registry, path FROM holding JOIN child ON child.parent = holding.digest WHERE child.digest = ?1 LIMIT 1",
-            (str(digest),),
-        ).fetchone()
-        return Repository(*row) if row else None
+        return repositories.holder(self._db, digest)
 
     def holders(self, digest: Digest) -> frozenset[Repository]:
-        """All repositories that are known to hold something: by a tag, or by a manifest that is it or names it at any depth."""
-        rows = self._db.execute(
-            "WITH RECURSIVE above (digest) AS (SELECT ?1 UNION SELECT parent FROM child JOIN above ON child.digest = above.digest)"
-            " SELECT registry, path FROM holding WHERE digest IN above UNION SELECT registry, path FROM tag WHERE digest IN above",
-            (str(digest),),
-        )
-        return frozenset(Repository(*row) for row in rows)
+        return repositories.holders(self._db, digest)
 
     def changes(self) -> Change | None:
         """Returns what other processes have written since the last call, None if it changes nothing that other objects remember."""

@@ -45,6 +45,26 @@ WHERE tag.registry = ?1 AND tag.path = ?2 AND (digest = ?3 OR digest IN (SELECT 
 ORDER BY coalesce(pull.last, 0) DESC, checked DESC LIMIT 1
 """
 
+_HOLDER = """
+SELECT registry, path FROM holding WHERE digest = ?1
+UNION ALL SELECT registry, path FROM holding JOIN child ON child.parent = holding.digest WHERE child.digest = ?1 LIMIT 1
+"""
+_HOLDERS = """
+WITH RECURSIVE above (digest) AS (SELECT ?1 UNION SELECT parent FROM child JOIN above ON child.digest = above.digest)
+SELECT registry, path FROM holding WHERE digest IN above UNION SELECT registry, path FROM tag WHERE digest IN above
+"""
+
+
+def holder(db: sqlite3.Connection, digest: Digest) -> Repository | None:
+    """A repository that is known to hold something: a manifest, or what a manifest names that it holds."""
+    row = db.execute(_HOLDER, (str(digest),)).fetchone()
+    return Repository(*row) if row else None
+
+
+def holders(db: sqlite3.Connection, digest: Digest) -> frozenset[Repository]:
+    """All repositories that are known to hold something: by a tag, or by a manifest that is it or names it at any depth."""
+    return frozenset(Repository(*row) for row in db.execute(_HOLDERS, (str(digest),)))
+
 
 def read_page(db: sqlite3.Connection, order: str, start: int, count: int) -> Page[RepositoryLine]:
     """Returns at most `count` repositories from `start` on; `order` is one of inventory.ORDERS."""

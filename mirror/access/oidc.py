@@ -1,0 +1,170 @@
+"""Identity tokens of OpenID Connect issuers, as CI systems and Kubernetes give them to their jobs: OpenID Connect Core 1.0, section 2, and Discovery 1.0.
+
+A token is good if its issuer signed it for the audience in the settings, if it is not over, and if it has the claims that the settings want. Which keys an issuer has
+is asked for when they are needed, and again where a token names another one, at most every half minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import ssl
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from mirror.errors import LoginWrong, TooManyGuesses
+from mirror.tasks import SingleFlight
+
+log = logging.getLogger(__name__)
+
+_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+"""Signatures by a key that only the issuer has."""
+_TIMEOUT = 5.0
+_LARGEST = 1024 * 1024
+_KEYS_LAST = 3600.0
+_ASK_AGAIN = 30.0
+_LEEWAY = 30.0
+"""Seconds by which clocks may differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """One ``[[oidc]]`` table. `name` is what rules call those who have a token of it."""
+
+    name: str
+    url: str
+    audience: str
+    claims: Mapping[str, str]
+    """Patterns of `fnmatch`, by claim."""
+    ca_file: str | None = None
+
+    def wants(self, claims: Mapping[str, Any]) -> bool:
+        """True if a token has all claims that are wanted."""
+        return all(fnmatchcase(_text(claims.get(name)), pattern) for name, pattern in self.claims.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Whose a token is: the names of the tables that it fits, its subject, and its end in seconds since the epoch."""
+
+    names: frozenset[str]
+    subject: str
+    until: float
+
+
+class Issuers:
+    """Verifies tokens."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._issuers: tuple[Issuer, ...] = ()
+        self._keys: dict[str, tuple[dict[str, Any], float]] = {}
+        """By issuer: the keys by their ID, and when they were asked for."""
+        self._asking: SingleFlight[dict[str, Any]] = SingleFlight()
+
+    async def aclose(self) -> None:
+        await self._asking.aclose()
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(issuer.name for issuer in self._issuers)
+
+    def take(self, issuers: tuple[Issuer, ...]) -> None:
+        self._issuers = issuers
+        self._keys.clear()
+
+    def concerns(self, given: str) -> bool:
+        """True if a token says that one of the issuers has made it. That is not verified."""
+        return bool(self._issuers) and _unverified(given).get("iss") in {issuer.url for issuer in self._issuers}
+
+    async def verify(self, given: str) -> Verified:
+        """Raises LoginWrong, and TooManyGuesses where an issuer cannot be asked for its keys now."""
+        import jwt
+
+        said = _unverified(given).get("iss")
+        fitting = [issuer for issuer in self._issuers if issuer.url == said]
+        if not fitting:
+            raise LoginWrong("no [[oidc]] table is about who has made this token")
+        names, claims, reason = set(), dict[str, Any](), ""
+        key = await self._key(fitting[0], str(jwt.get_unverified_header(given).get("kid", "")))
+        for issuer in fitting:
+            try:
+                claims = jwt.decode(
+                    given,
+                    key,
+                    algorithms=list(_ALGORITHMS),
+                    audience=issuer.audience,
+                    issuer=issuer.url,
+                    leeway=_LEEWAY,
+                    options={"require": ["exp", "iss", "aud"]},
+                )
+            except jwt.PyJWTError as error:
+                reason = f"it is refused: {error}"
+                continue
+            if issuer.wants(claims):
+                names.add(issuer.name)
+            else:
+                reason = "it does not have the claims that the settings want"
+        if not names:
+            raise LoginWrong(f"this token of {said} is not good here: {reason}")
+        return Verified(frozenset(names), _text(claims.get("sub"))[:200], float(claims["exp"]))
+
+    async def _key(self, issuer: Issuer, kid: str) -> Any:
+        """Raises LoginWrong, TooManyGuesses."""
+        keys, asked = self._keys.get(issuer.url, ({}, float("-inf")))
+        age = self._clock() - asked
+        if age >= _KEYS_LAST or (kid not in keys and age >= _ASK_AGAIN):
+            try:
+                keys, _ = await self._asking.do(issuer.url, lambda: asyncio.to_thread(_fetch_keys, issuer))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                log.warning("the keys of %s cannot be had: %s", issuer.url, error, extra={"cause": str(error)})
+                if kid not in keys:
+                    raise TooManyGuesses(f"the keys of {issuer.url} cannot be had now", _TIMEOUT) from None
+            else:
+                self._keys[issuer.url] = keys, self._clock()
+        if kid not in keys:
+            raise LoginWrong(f"this token names a key that {issuer.url} does not have")
+        return keys[kid]
+
+
+def _fetch_keys(issuer: Issuer) -> dict[str, Any]:
+    """Blocks. Raises OSError, ValueError, KeyError, TypeError, AttributeError."""
+    import jwt
+
+    where = _fetch(issuer, f"{issuer.url.rstrip('/')}/.well-known/openid-configuration")["jwks_uri"]
+    if not isinstance(where, str) or not where.startswith(("https://", issuer.url.partition("://")[0] + "://")):
+        raise ValueError("its jwks_uri is not https")
+    found = {}
+    for one in _fetch(issuer, where)["keys"]:
+        try:
+            found[str(one.get("kid", ""))] = jwt.PyJWK(one)
+        except jwt.PyJWTError:
+            # Of a kind that is not known here.
+            continue
+    return found
+
+
+def _fetch(issuer: Issuer, url: str) -> dict[str, Any]:
+    context = ssl.create_default_context(cafile=issuer.ca_file)
+    with urllib.request.urlopen(url, timeout=_TIMEOUT, context=context if url.startswith("https") else None) as answer:  # noqa: S310
+        document: dict[str, Any] = json.loads(answer.read(_LARGEST))
+        return document
+
+
+def _unverified(given: str) -> dict[str, Any]:
+    import jwt
+
+    try:
+        found: dict[str, Any] = jwt.decode(given, options={"verify_signature": False})
+    except jwt.PyJWTError:
+        return {}
+    return found
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
