@@ -17,6 +17,7 @@ from mirror import __version__, metrics, wiring
 from mirror.api.access import AccessLog
 from mirror.api.gate import Gate
 from mirror.api.hosts import KnownHosts
+from mirror.api.login_places import LoginPlaces
 from mirror.api.server import Api
 from mirror.api.targets import Targets
 from mirror.certificate import Certificate, ends
@@ -91,7 +92,7 @@ async def running(
             (*settings.server.hosts, *settings.server.login_hosts, *([public] if public else [])),
             ask_dns=not settings.upstream.offline,
         )
-        gate = Gate(who, cache.possession, settings.server.login_addresses, settings.server.login_hosts)
+        gate = Gate(who, cache.possession, LoginPlaces(settings.server.login_addresses, settings.server.login_hosts))
         api = Api(
             cache,
             targets,

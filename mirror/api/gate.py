@@ -9,20 +9,19 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
 from mirror import metrics
 from mirror.access.access import Access
-from mirror.access.bearer import SERVICE, Grant
+from mirror.access.bearer import Grant
 from mirror.access.identities import Login
 from mirror.access.rules import Action, Identity, Rule, Verdict
 from mirror.api.client_network import client_network, parse_address
 from mirror.api.context import RequestContext
 from mirror.api.hosts import is_loopback
+from mirror.api.login_places import FOR_BROWSERS, LoginPlaces, challenge
 from mirror.api.shortcuts import Permit
 from mirror.api.targets import Resource, Target
 from mirror.cache.possession import Possession
@@ -42,9 +41,7 @@ from mirror.names import Digest, Repository, short_name
 
 ADMIN_USER = web.RequestKey("admin", str)
 """The key of a request by which the dashboard knows that a user sends it who may administer the mirror."""
-_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _DIGEST = "Docker-Content-Digest"
-_PORT = re.compile(r":[0-9]*$")
 _FORWARDED = ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP")
 """Header fields by which proxies show that they passed a request on."""
 
@@ -52,18 +49,10 @@ _FORWARDED = ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP")
 class Gate:
     """Lets requests through, or raises the error that they are answered with."""
 
-    def __init__(
-        self,
-        access: Access,
-        possession: Possession,
-        login_addresses: Sequence[tuple[str, int]] = (),
-        login_hosts: Sequence[str] = (),
-    ) -> None:
-        """`login_addresses` are hosts and ports, where ``0.0.0.0`` and ``::`` are all of the machine; `login_hosts` are names."""
+    def __init__(self, access: Access, possession: Possession, login_places: LoginPlaces) -> None:
         self._access = access
         self._possession = possession
-        self._login_addresses = login_addresses
-        self._login_hosts = {host.lower() for host in login_hosts}
+        self._login_places = login_places
 
     @property
     def is_closed(self) -> bool:
@@ -75,14 +64,14 @@ class Gate:
         registry is known to answer."""
         request = context.request
         context.access_version = self._access.version
-        challenges = self._challenges(request)
+        challenges = self._login_places.has(request)
         if not self.is_closed and not challenges:
             return
         context.is_public = not self.is_closed
         await self.identify(context, target)
         if target.resource is Resource.BASE and challenges and context.identity.is_anonymous and not context.has_login:
             # Clients take the challenge from here, and classic dockerd from nowhere else.
-            raise LoginNeeded("log in: docker login asks for the user and the password", self._challenge(request, None, None))
+            raise LoginNeeded("log in: docker login asks for the user and the password", challenge(request))
         repository = target.repository
         if repository is None or target.resource in (Resource.EXPORT, Resource.UPLOAD, Resource.OTHER):
             return
@@ -116,8 +105,8 @@ class Gate:
         except (LoginWrong, TooManyGuesses) as error:
             self._note(context, _client(request), None, "", "wrong login", error.message)
             by_path = target is not None and target.secret is not None
-            if isinstance(error, LoginWrong) and not by_path and self._challenges(request):
-                raise LoginNeeded(error.message, self._challenge(request, None, None)) from None
+            if isinstance(error, LoginWrong) and not by_path and self._login_places.has(request):
+                raise LoginNeeded(error.message, challenge(request)) from None
             raise
         context.identity = login.identity
         context.login_until = login.until
@@ -127,7 +116,7 @@ class Gate:
     def check(self, context: RequestContext, action: Action, repository: Repository) -> None:
         """Returns if whoever asks may do this. To be called after `identify`. Raises LoginNeeded, NameUnknown, NotAllowed, LimitReached."""
         request, identity = context.request, context.identity
-        challenges = self._challenges(request)
+        challenges = self._login_places.has(request)
         if (
             context.granted is not None
             and not identity.is_anonymous
@@ -135,7 +124,7 @@ class Gate:
         ):
             message = f"the bearer token was not asked for {action.value} of {short_name(repository)}"
             if challenges:
-                raise LoginNeeded(message, self._challenge(request, repository, action, insufficient=True))
+                raise LoginNeeded(message, challenge(request, repository, action, insufficient=True))
             raise NotAllowed(message)
         verdict = self._access.decide(identity, action, repository)
         if not verdict.allowed or action is not Action.PULL:
@@ -143,7 +132,7 @@ class Gate:
             self._note(context, identity, verdict.rule, action.value, "allowed" if verdict.allowed else "denied", verdict.reason)
         if not verdict.allowed:
             raise self._refusal(context, verdict, action, repository)
-        self._count(context, verdict)
+        self._count(context, verdict, action)
 
     async def check_content(
         self, context: RequestContext, repository: Repository, digest: Digest, *, is_manifest: bool = False, ask: bool = True
@@ -176,9 +165,9 @@ class Gate:
         if self.filter(context) is None or self._access.decide(context.identity, Action.ADMIN, None).allowed:
             return
         message = "this page names images that are not for everybody: log in at /login"
-        if self._challenges(context.request) and context.identity.is_anonymous:
+        if self._login_places.has(context.request) and context.identity.is_anonymous:
             # Browsers ask for user and password.
-            raise LoginNeeded(message, 'Basic realm="mirror", charset="UTF-8"')
+            raise LoginNeeded(message, FOR_BROWSERS)
         raise AdminNeeded(message)
 
     def filter(self, context: RequestContext) -> Callable[[Repository], bool] | None:
@@ -207,10 +196,15 @@ class Gate:
                     return False
             return True
 
+        entry = self._entry(context, identity, rule, Action.PULL.value, "allowed", digest=digest)
+        decisions = metrics.access_decisions.labels(Action.PULL.value, "allowed")
+
         def note(size: int) -> None:
+            decisions.inc()
             if rule is not None:
                 access.limits.sent(rule, key, size)
-            self._note(context, identity, rule, Action.PULL.value, "allowed", digest=digest)
+            if access.audit is not None:
+                access.audit.note(*entry)
 
         return Permit(context.login_until, allow, note)
 
@@ -234,54 +228,26 @@ class Gate:
             digest = response.headers.get(_DIGEST, "")
             self._note(context, context.identity, context.rule, Action.PULL.value, "allowed", digest=digest)
 
-    def _count(self, context: RequestContext, verdict: Verdict) -> None:
+    def _count(self, context: RequestContext, verdict: Verdict, action: Action) -> None:
         context.rule = verdict.rule
         if verdict.rule is not None:
             try:
                 self._access.limits.ask(verdict.rule, _key(context))
             except LimitReached as error:
-                self._note(context, context.identity, verdict.rule, "", "limited", error.message)
+                self._note(context, context.identity, verdict.rule, action.value, "limited", error.message)
                 raise
 
     def _refusal(self, context: RequestContext, verdict: Verdict, action: Action, repository: Repository) -> MirrorError:
         request = context.request
         if context.identity.is_anonymous:
-            if self._challenges(request):
-                return LoginNeeded(f"log in: {verdict.reason}", self._challenge(request, repository, action))
+            if self._login_places.has(request):
+                return LoginNeeded(f"log in: {verdict.reason}", challenge(request, repository, action))
             hint = "; whoever may have it logs in (docs/access.md)"
         else:
             hint = ""
         if verdict.visible:
             return NotAllowed(f"{verdict.reason}{hint}")
         return NameUnknown(f"there is no {short_name(repository)} here for you: {verdict.reason}{hint}")
-
-    def _challenges(self, request: web.BaseRequest) -> bool:
-        """True if this request came by an address, or under a host name, that is for logging in."""
-        if not self._login_addresses and not self._login_hosts:
-            return False
-        if _PORT.sub("", request.headers.get("Host", "").lower()).removesuffix(".") in self._login_hosts:
-            return True
-        transport = request.transport
-        name = transport.get_extra_info("sockname") if transport is not None else None
-        if not isinstance(name, tuple):
-            return False
-        own = parse_address(str(name[0]))
-        return any(name[1] == port and _is_at(own, host) for host, port in self._login_addresses)
-
-    def _challenge(
-        self, request: web.BaseRequest, repository: Repository | None, action: Action | None, *, insufficient: bool = False
-    ) -> str:
-        """The value of WWW-Authenticate for the token flow of registries (distribution's documentation, "Token Authentication Specification")."""
-        host = request.headers.get("Host", "")
-        if _HOST.fullmatch(host) is None:
-            return 'Basic realm="mirror"'
-        scheme = "https" if request.secure else "http"
-        challenge = f'Bearer realm="{scheme}://{host}/token",service="{SERVICE}"'
-        if repository is not None:
-            actions = "pull" if action in (None, Action.PULL) else f"pull,{action.value}"
-            name = repository.path if repository.registry == "docker.io" else str(repository)
-            challenge += f',scope="repository:{name}:{actions}"'
-        return f'{challenge},error="insufficient_scope"' if insufficient else challenge
 
     def _note(
         self,
@@ -294,12 +260,25 @@ class Gate:
         digest: str = "",
     ) -> None:
         metrics.access_decisions.labels(action, verdict).inc()
-        audit, target = self._access.audit, context.target
-        if audit is None:
-            return
-        audit.note(
+        if self._access.audit is not None:
+            self._access.audit.note(*self._entry(context, identity, rule, action, verdict, reason, digest))
+
+    def _entry(
+        self,
+        context: RequestContext,
+        identity: Identity,
+        rule: Rule | None,
+        action: str,
+        verdict: str,
+        reason: str = "",
+        digest: str = "",
+    ) -> tuple[str, ...]:
+        """The values of an entry of the audit log, in its order."""
+        target = context.target
+        certificate = None if identity.certificate is None else f"cert:{identity.certificate}"
+        return (
             identity.user or "",
-            identity.token or (f"cert:{identity.certificate}" if identity.certificate is not None else identity.subject or ""),
+            identity.token or certificate or identity.subject or "",
             context.request.remote or "",
             action,
             str(target.repository) if target is not None and target.repository is not None else "",
@@ -336,8 +315,3 @@ def _key(context: RequestContext) -> str:
     if identity.certificate is not None:
         return f"certificate {identity.certificate}"
     return f"subject {identity.subject}" if identity.issuers else client_network(context.request.remote)
-
-
-def _is_at(own: ipaddress.IPv4Address | ipaddress.IPv6Address | None, host: str) -> bool:
-    other = parse_address(host)
-    return other is None or other.is_unspecified or other == own
