@@ -15,6 +15,9 @@ from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import print_json
 from mirror.clients import CLIENTS, Address, Client, Conflict, client_here, runs_systemd
 
+_BY_PATH = ("docker", "containerd", "k3s")
+"""Clients whose URL of a mirror may have a path."""
+
 
 @click.command(short_help="Point a client of this machine at the mirror.")
 @click.argument("client", type=click.Choice(list(CLIENTS)))
@@ -25,6 +28,11 @@ from mirror.clients import CLIENTS, Address, Client, Conflict, client_here, runs
     "url",
     metavar="URL",
     help="The mirror's address as this client reaches it.  [from the settings, or http://127.0.0.1:5000]",
+)
+@click.option(
+    "--token",
+    metavar="TOKEN",
+    help="A token for private images, which is written as a secret path. For docker (24.0.8 and newer), containerd and k3s.",
 )
 @click.option(
     "--root",
@@ -45,6 +53,7 @@ def configure(
     write: bool,
     undo: bool,
     url: str | None,
+    token: str | None,
     root: Path | None,
     file: Path | None,
     config: Path | None,
@@ -66,6 +75,15 @@ def configure(
         address = Address.parse(url if url is not None else settings.server.own_url)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--mirror") from None
+    if token is not None:
+        if client not in _BY_PATH:
+            raise click.UsageError(
+                f"{client} takes no secret path: log in at the address of server.login_listen instead (docs/access.md)"
+            )
+        try:
+            address = address.with_token(token)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--token") from None
     here = root is None and file is None
     chosen = client_here(client) if here else CLIENTS[client]
     systemd = runs_systemd() if here else None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 _AUTHORITY = re.compile(r"(?:\[[0-9a-f:.]+\]|[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?)(?::[0-9]{1,5})?")
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{16,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,12 @@ class Address:
     """https rather than http."""
     loopback: bool
     """In 127.0.0.0/8, which dockerd trusts without TLS."""
+
+    def with_token(self, token: str) -> Address:
+        """The same with a secret path in `url`. Raises ValueError."""
+        if _TOKEN.fullmatch(token) is None:
+            raise ValueError("a token is expected, as mirror token add prints it")
+        return dataclasses.replace(self, url=f"{self.url}/t/{token}")
 
     @classmethod
     def parse(cls, url: str) -> Address:

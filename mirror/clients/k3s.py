@@ -11,6 +11,9 @@ from mirror.clients.merging import change_yaml, put_first
 
 
 def _plan(address: Address, registries: Sequence[str]) -> tuple[File, ...]:
+    # k3s takes a path for all of it, where containerd appends /v2.
+    url = f"{address.url}/v2" if "/t/" in address.url else address.url
+
     def change(tree: MutableMapping[str, Any]) -> None:
         if tree.get("mirrors") is None:
             tree["mirrors"] = {}
@@ -19,9 +22,9 @@ def _plan(address: Address, registries: Sequence[str]) -> tuple[File, ...]:
                 tree["mirrors"][registry] = {}
             table = tree["mirrors"][registry]
             if table.get("endpoint") is None:
-                table["endpoint"] = [address.url]
+                table["endpoint"] = [url]
             else:
-                put_first(table["endpoint"], address.url)
+                put_first(table["endpoint"], url)
 
     return (File("/etc/rancher/k3s/registries.yaml", lambda text: change_yaml(text, change)),)
 

@@ -88,7 +88,7 @@ class Access(Table):
 
 class Oidc(Table):
     name: str = Field(
-        pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", description="what `who` calls those who have a token of it: `oidc:NAME`"
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$", description="what `who` calls those who have a token of it: `oidc:NAME`"
     )
     issuer: str = Field(description="URL of the issuer, exactly as its tokens have it in `iss`")
     audience: str = Field(

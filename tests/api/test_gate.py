@@ -293,18 +293,18 @@ async def test_where_clients_are_challenged_and_where_not(scene: Scene) -> None:
         for url, host in ((scene.login, None), (scene.mirror.url, "login.test"), (scene.mirror.url, "login.test:5000")):
             headers = {} if host is None else {"Host": host}
             shown = host or scene.login.removeprefix("http://")
-            async with session.get(f"{url}/v2/", headers=headers) as answer:
-                assert answer.status == 401
-                assert answer.headers["WWW-Authenticate"] == f'Bearer realm="http://{shown}/token",service="mirror"'
-            async with session.get(f"{url}/v2/private/app/manifests/1", headers=headers) as answer:
-                assert answer.status == 401
-                assert answer.headers["WWW-Authenticate"].endswith('scope="repository:private/app:pull"')
-            async with session.get(f"{url}/v2/library/public/manifests/1", headers=headers) as answer:
-                assert answer.status == 200
+            async with session.get(f"{url}/v2/", headers=headers) as got:
+                assert got.status == 401
+                assert got.headers["WWW-Authenticate"] == f'Bearer realm="http://{shown}/token",service="mirror"'
+            async with session.get(f"{url}/v2/private/app/manifests/1", headers=headers) as got:
+                assert got.status == 401
+                assert got.headers["WWW-Authenticate"].endswith('scope="repository:private/app:pull"')
+            async with session.get(f"{url}/v2/library/public/manifests/1", headers=headers) as got:
+                assert got.status == 200
             async with session.get(
                 f"{url}/v2/private/app/manifests/1", headers={**headers, "Authorization": basic("bob")}
-            ) as answer:
-                assert answer.status == 404, "a user is not asked again"
+            ) as got:
+                assert got.status == 404, "a user is not asked again"
 
 
 async def bearer(url: str, scope: str, authorization: str | None = None) -> tuple[int, str]:

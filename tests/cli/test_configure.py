@@ -199,3 +199,22 @@ def test_wrong_use_ends_with_2(arguments: tuple[str, ...]) -> None:
     result = invoke(*arguments)
     assert result.exit_code == 2
     assert result.stderr
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_token_is_written_as_a_secret_path_where_a_client_takes_one(client: str, tmp_path: Path) -> None:
+    """Every URL has it, and a second write changes nothing; other clients are told to log in instead; what is no token is refused."""
+    token = "mirror_" + "x" * 43
+    done = invoke(client, "--root", str(tmp_path), "--write", "--token", token)
+    if client not in ("docker", "containerd", "k3s"):
+        assert done.exit_code == 2
+        assert "log in at the address" in done.stderr
+        assert tree(tmp_path) == {}
+        return
+    assert done.exit_code == 0, done.output
+    written = b"".join(data or b"" for name, data in tree(tmp_path).items() if name.endswith((".json", "hosts.toml", ".yaml")))
+    urls = written.count(b"http://127.0.0.1:5000")
+    assert urls == written.count(f"http://127.0.0.1:5000/t/{token}{'/v2' if client == 'k3s' else ''}".encode()) > 0
+    assert "already" in invoke(client, "--root", str(tmp_path), "--write", "--token", token).stdout
+    for wrong in ("", "short", "a/b" * 20, "x" * 20 + "\n"):
+        assert invoke(client, "--root", str(tmp_path), "--token", wrong).exit_code == 2

@@ -17,6 +17,7 @@ import pytest
 
 from mirror.access.tokens import add_token
 from mirror.access.users import set_password
+from tests.e2e.test_containerd import Containerd
 from tests.e2e.test_dockerd import Dockerd
 from tests.support.images import make_image, push
 from tests.support.mirrors import MirrorProcess
@@ -185,6 +186,25 @@ def test_classic_dockerd_sends_no_password_to_the_open_address(office: Office, d
     finally:
         other.stop()
         challenging.close()
+
+
+def test_containerd_pulls_by_a_secret_path_or_is_refused(office: Office, tmp_path: Path) -> None:
+    """hosts.toml with the token in the mirror's URL, at the open address; without it, and with one that is over, the private image is not to be had."""
+    for name, secret in {"no token": "", **office.secrets}.items():
+        if "password" in name:
+            continue
+        path = f"/t/{secret}" if secret else ""
+        containerd = Containerd(tmp_path / name.replace(" ", "-"), f"{office.mirror.url}{path}")
+        try:
+            if name == "token":
+                containerd.pull("docker.io/private/app:1")
+            else:
+                with pytest.raises(AssertionError):
+                    containerd.pull("docker.io/private/app:1")
+            if name in ("no token", "token for another repository"):
+                containerd.pull("docker.io/library/public:1")
+        finally:
+            containerd.stop()
 
 
 def test_who_pulled_is_in_the_audit_log(office: Office) -> None:
