@@ -403,3 +403,39 @@ def test_lists_of_images(tmp_path: Path) -> None:
         file.unlink() if content is None else file.write_bytes(content)
         with pytest.raises(ValueError, match=fault):
             one.read()
+
+
+@pytest.mark.parametrize(
+    ("tree", "told"),
+    [
+        ({"access": [{"who": ["anyone"]}, {"who": ["alice"], "may": ["push"]}]}, "would never count"),
+        ({"access": [{"who": ["@staff"]}]}, "there is no group 'staff'"),
+        ({"access": {"who": ["anyone"]}}, "two brackets"),
+        ({"access": [{"who": []}]}, "who"),
+        ({"access": [{"who": ["token:"]}]}, "names nobody"),
+        ({"access": [{"who": ["10.0.0.1/8"]}]}, "range of addresses"),
+        ({"access": [{"who": ["anyone"], "may": ["fly"]}]}, "may"),
+        ({"access": [{"who": ["anyone"], "repositories": ["a//b"]}]}, "pattern"),
+        ({"access": [{"who": ["anyone"], "whom": 1}]}, "who"),
+        ({"server": {"trusted_proxies": ["proxy.lan"]}}, "address"),
+        ({"server": {"login_listen": "127.0.0.1:0"}}, "a port is expected"),
+    ],
+)
+def test_tables_of_access_that_do_not_mean_what_they_say_are_refused(tree: dict[str, Any], told: str) -> None:
+    """Each with what is wrong; nothing is let in, or kept out, by a slip."""
+    with pytest.raises(ConfigError) as raised:
+        load(None, {}, tree)
+    assert told in str(raised.value)
+
+
+def test_access_can_be_set_in_the_environment() -> None:
+    """As JSON, like other lists of tables."""
+    settings = load(
+        None,
+        {"MIRROR_ACCESS": '[{"who": ["anyone"], "repositories": ["library/*"]}]', "MIRROR_GROUPS": '{"staff": ["alice"]}'},
+        {},
+    )
+    assert settings.access is not None
+    assert settings.access[0].repositories == ("library/*",)
+    assert settings.groups == {"staff": ("alice",)}
+    assert load(None, {}, {}).access is None

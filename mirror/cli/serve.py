@@ -135,7 +135,7 @@ def _cannot_start(settings: Settings, error: OSError) -> int:
 
 
 def _reason(settings: Settings, error: OSError) -> str:
-    listen = settings.server.listen
+    listen = " and ".join(filter(None, (settings.server.listen, settings.server.login_listen)))
     if isinstance(error, socket.gaierror):
         return f"the host of server.listen cannot be resolved ({listen}): {error.strerror}"
     if error.errno == errno.EADDRINUSE:
@@ -157,6 +157,7 @@ def _print_start(settings: Settings, notes: list[str], url: str, check: bool = F
         if settings.upstream.offline
         else f"mirroring {', '.join(settings.registries)}",
         f"dashboard at {shown}/",
+        *([] if settings.server.login_listen is None else [f"docker login at {settings.server.login_listen}"]),
         f'for Docker, in /etc/docker/daemon.json:  {{"registry-mirrors": ["{shown}"]}}',
     )
     for note in notes:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from mirror.config.access import Access, Oidc
+from mirror.config.access import ANYONE, Access, Oidc
 from mirror.config.cache import Cache
 from mirror.config.errors import describe
 from mirror.config.rates import RateHours
@@ -63,6 +63,11 @@ class Settings(Table):
         named = {group for table in self.access or () for group in table.groups}
         for group in sorted(named - set(self.groups) - {"users"}):
             raise ValueError(f'access: there is no group {group!r}: add {group} = ["alice"] to a table [groups]')
+        for number, table in enumerate((self.access or ())[:-1], 1):
+            if ANYONE in table.who and "**" in table.repositories:
+                raise ValueError(
+                    f"access: table {number} is about anyone and all repositories, so the tables after it would never count: move it to the end"
+                )
         issuers = {issuer for table in self.access or () for issuer in table.issuers}
         for issuer in sorted(issuers - {one.name for one in self.oidc}):
             raise ValueError(f"access: there is no issuer {issuer!r}: add a table [[oidc]] with that name")
