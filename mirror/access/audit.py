@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 _MOST_WAITING = 100_000
 _PAUSE = 0.2
 """Seconds between two writes: lines are written together."""
-_FIELDS = ("user", "token", "address", "action", "repository", "reference", "digest", "rule", "verdict", "reason")
+FIELDS = ("user", "token", "address", "action", "repository", "reference", "digest", "rule", "verdict", "reason")
 
 
 class AuditLog:
@@ -40,7 +40,7 @@ class AuditLog:
         self._thread.start()
 
     def note(self, *values: str) -> None:
-        """Adds a line with the values of `_FIELDS`, in this order; empty ones are left out."""
+        """Adds a line with the values of `FIELDS`, in this order; empty ones are left out."""
         if self._waiting.qsize() < _MOST_WAITING:
             self._waiting.put((time.time(), values))
         else:
@@ -107,7 +107,7 @@ def _is_another(file: Path, fd: int) -> bool:
 
 def _line(moment: float, values: tuple[str, ...]) -> str:
     return (
-        json.dumps({"time": _time(moment), **{name: value for name, value in zip(_FIELDS, values, strict=True) if value}}) + "\n"
+        json.dumps({"time": _time(moment), **{name: value for name, value in zip(FIELDS, values, strict=True) if value}}) + "\n"
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from click import Context
 
+from mirror.access.audit import FIELDS
 from mirror.cli import main
 from tests.support.archives import layout_of, pack
 from tests.support.commands import Commands
@@ -84,6 +85,14 @@ async def test_documents_have_the_documented_keys(upstream: Scripted, tmp_path: 
     ):
         await run(*command)
     await run("configure", "docker", *root, "--undo", status=1)
+    added = await commands("user", "add", "alice", "--password-stdin", "--json", stdin="correct horse\n")
+    found["user"] = set(keys(json.loads(added)))
+    await run("user", "list")
+    for command in (["add", "ci", "--user", "alice", "--scope", "pull"], ["list"], ["rm", "ci"]):
+        await run("token", *command)
+    entry = {name: name for name in ("time", *FIELDS)} | {"repository": "docker.io/library/app"}
+    (tmp_path / "audit.log").write_text(json.dumps(entry) + "\n")
+    await run("who", "app", MIRROR_SERVER__AUDIT_LOG=str(tmp_path / "audit.log"))
     doctor = await commands.run("doctor", "--json", "--mirror", "http://127.0.0.1:1")
     found["doctor"] = set(keys(json.loads(doctor.stdout)))
     await run("rm", "other:1")
