@@ -73,8 +73,9 @@ class AuditLog:
     def _append(self, data: bytes) -> None:
         try:
             if _is_another(self._file, self._fd):
+                opened = self._open()
                 os.close(self._fd)
-                self._fd = self._open()
+                self._fd = opened
             while data:
                 data = data[os.write(self._fd, data) :]
         except OSError as error:
@@ -99,7 +100,7 @@ def read_audit_log(file: Path) -> Iterator[dict[str, Any]]:
 def _is_another(file: Path, fd: int) -> bool:
     try:
         there = os.stat(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return True
     here = os.fstat(fd)
     return (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino)
