@@ -155,9 +155,14 @@ def access_rules(settings: Settings) -> tuple[tuple[Rule, ...] | None, dict[str,
             )
             for number, table in enumerate(settings.access, 1)
         )
-    issuers = tuple(
-        Issuer(one.name, one.issuer, one.audience, one.claims, None if one.ca_file is None else str(one.ca_file))
-        for one in settings.oidc
+    # Offline nobody is asked, so no issuer either.
+    issuers = (
+        ()
+        if settings.upstream.offline
+        else tuple(
+            Issuer(one.name, one.issuer, one.audience, one.claims, None if one.ca_file is None else str(one.ca_file))
+            for one in settings.oidc
+        )
     )
     return rules, {user: frozenset(found) for user, found in groups.items()}, issuers
 

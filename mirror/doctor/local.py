@@ -5,12 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shutil
 import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from yarl import URL
 
@@ -107,7 +109,19 @@ def _client(client: Client, settings: Settings, address: Address, root: Path) ->
         path = root / file.path.lstrip("/")
         try:
             text = path.read_text() if path.exists() else ""
-            if file.merge(text) != text:
+            if client.name == "docker" and (challenged := _challenged(settings, address, text)) is not None:
+                yield problem(
+                    "docker",
+                    f"{path} names {challenged} as a mirror, where clients are asked to log in: dockerd would send it Docker Hub's password",
+                    f"name {address.url} in its place: mirror configure docker --mirror {address.url} --write",
+                )
+                return
+            merge = file.merge
+            if (token := re.search(rf"{re.escape(address.url)}/t/([A-Za-z0-9_-]{{16,}})", text)) is not None:
+                # Its own token is right, whichever it is.
+                plan = client.plan(address.with_token(token[1]), list(settings.registries))
+                merge = next(one.merge for one in plan if one.path == file.path)
+            if merge(text) != text:
                 missing.append(str(path))
         except Conflict as conflict:
             yield problem(client.name, f"{path} {conflict}", f"change it by hand, then run mirror configure {client.name}")
@@ -120,12 +134,32 @@ def _client(client: Client, settings: Settings, address: Address, root: Path) ->
             f"mirror configure {client.name} --mirror {address.url} --write; ignore this if it uses the mirror under another name"
         )
         yield advice(client.name, f"installed here, but {missing[0]} does not name {address.url}", cure)
-    elif client.name == "docker" and (mirrors := _docker_mirrors()) is not None and address.url not in mirrors:
+    elif (
+        client.name == "docker"
+        and (mirrors := _docker_mirrors()) is not None
+        and not any(mirror == address.url or mirror.startswith(f"{address.url}/t/") for mirror in mirrors)
+    ):
         yield problem(
             "docker", "dockerd has not read its settings since the mirror was added", client.command(systemd=runs_systemd())
         )
     else:
         yield ok(client.name, f"it uses {address.url}")
+
+
+def _challenged(settings: Settings, address: Address, text: str) -> str | None:
+    """Returns the first mirror in a daemon.json that is an address, or has a host name, for logging in."""
+    ports = {port for _, port in settings.server.login_addresses}
+    try:
+        mirrors = json.loads(text or "{}")["registry-mirrors"]
+        for mirror in mirrors:
+            parts = urlsplit(mirror)
+            if parts.hostname in settings.server.login_hosts:
+                return str(mirror)
+            if parts.port in ports and parts.hostname == urlsplit(address.url).hostname:
+                return str(mirror)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return None
 
 
 def _docker_mirrors() -> list[str] | None:

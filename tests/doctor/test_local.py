@@ -84,6 +84,32 @@ async def test_a_client_is_told_of_the_mirror_or_not(name: str, only: Any, tree:
     assert one(await local.examine_clients(settled, other, tmp_path), name).level == Level.ADVICE
 
 
+@pytest.mark.parametrize("name", ["docker", "containerd", "k3s"])
+async def test_a_client_with_a_token_is_well(name: str, only: Any, tree: dict[str, Any], tmp_path: Path) -> None:
+    """The secret path in its files is the mirror's address, whatever token it has."""
+    only(name)
+    for file in CLIENTS[name].plan(LAN.with_token("mirror_" + "x" * 43), list(settings(tree).registries)):
+        path = tmp_path / file.path.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(file.text)
+    assert one(await local.examine_clients(settings(tree), LAN, tmp_path), name).level == Level.OK
+
+
+@pytest.mark.parametrize("url", ["http://mirror.lan:5443", "http://login.lan", "https://LOGIN.lan:1/"])
+async def test_docker_in_front_of_an_address_for_logging_in(url: str, only: Any, tree: dict[str, Any], tmp_path: Path) -> None:
+    """A problem: it would send Docker Hub's password there. The same port of another machine is none of ours."""
+    only("docker")
+    path = tmp_path / "etc" / "docker" / "daemon.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"registry-mirrors": ["http://mirror.lan:5000", url]}))
+    tree = {**tree, "server": {**tree.get("server", {}), "login_listen": "0.0.0.0:5443", "login_hosts": ["login.lan"]}}
+    told = one(await local.examine_clients(settings(tree), LAN, tmp_path), "docker")
+    assert told.level == Level.PROBLEM
+    assert url in told.message
+    path.write_text(json.dumps({"registry-mirrors": ["http://mirror.lan:5000", "http://other.lan:5443"]}))
+    assert "log in" not in one(await local.examine_clients(settings(tree), LAN, tmp_path), "docker").message
+
+
 async def test_a_file_that_cannot_be_merged_or_read(only: Any, tree: dict[str, Any], tmp_path: Path) -> None:
     """A daemon.json that is no JSON is a problem that is named; bytes that are no text, or a folder in its place, stop nothing."""
     only("docker")
