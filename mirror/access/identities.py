@@ -33,6 +33,8 @@ _AT_ONCE = 2
 """Passwords that are checked at the same time: each takes a core for an eighth of a second."""
 _MOST_WAITING = 64
 """Passwords from one address that wait to be checked."""
+_LONGEST_NAME = 64
+"""Characters of a user's name that are remembered of a wrong login."""
 _NOBODY = b"$2b$11$" + b"." * 53
 """A hash that no password has: a name that does not exist takes as long as one that does."""
 
@@ -90,7 +92,7 @@ class Identities:
         if self.issuers.concerns(password):
             return await self._of_issuer(password, client, network)
         if not await self._is_right(user, password, network):
-            await self._guesses.wrong(network, f"user {user}")
+            await self._guesses.wrong(network, f"user {user[:_LONGEST_NAME]}")
             raise LoginWrong("the user or the password is wrong")
         return Login(self._as_user(client, user), self._clock() + _REMEMBERED)
 
