@@ -473,3 +473,19 @@ async def test_errors_of_upstream_that_name_images_are_not_shown(scene: Scene) -
     report = await scene.get("/readyz")
     assert b"degraded" in report.body
     assert b"private/app" not in report.body
+
+
+async def test_addresses_of_one_network_share_a_limit(scene: Scene, tmp_path: Path) -> None:
+    """All of an IPv6 /64, which one machine may use; IPv4 addresses have a limit each."""
+    mirror = await scene.start(
+        directory=tmp_path / "second",
+        settings={"server": {"trusted_proxies": ["127.0.0.1"]}, "access": [{"who": ["anyone"], "requests_per_minute": 2}]},
+    )
+
+    async def status(address: str) -> int:
+        return (await mirror.get("/v2/library/public/manifests/1", X_Forwarded_For=address)).status
+
+    same = ["2001:db8:1:2::1", "2001:db8:1:2:ffff::9", "2001:db8:1:2::3"]
+    assert [await status(address) for address in same] == [200, 200, 429]
+    assert await status("2001:db8:1:3::1") == 200
+    assert [await status(f"192.0.2.{number}") for number in range(1, 5)] == [200] * 4
