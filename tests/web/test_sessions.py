@@ -142,7 +142,7 @@ async def test_guessing_is_slow_and_the_right_token_always_gets_in(dashboard: Mi
         waiting.append(seconds)
         await released.wait()
 
-    monkeypatch.setattr("mirror.web.admin.asyncio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr("mirror.access.guesses.asyncio", SimpleNamespace(sleep=sleep))
     for _ in range(5):
         assert (await post(dashboard, "/login", {"token": "wrong"}))[0] == 401
     slow = [asyncio.create_task(post(dashboard, IMAGE, {"action": "pin"}, Authorization="Bearer wrong")) for _ in range(8)]
