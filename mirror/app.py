@@ -83,6 +83,7 @@ async def running(
             kept.tag_ttl,
             readiness.report,
             lambda: in_force(live.settings),
+            settings.hosted.shadowing,
             lambda: None if pem is None else ends(pem),
         )
         admin = Admin(admin_token(settings)[0], EndedSessions(settings.cache.dir))
@@ -104,6 +105,7 @@ async def running(
             gate,
             lambda request: admin.session(request) is not None,
             settings.server.proxies,
+            settings.server.public_url,
         )
         who.on_change = api.access_changed
         stack.push_async_callback(api.aclose)

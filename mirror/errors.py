@@ -8,18 +8,28 @@
     │   ├── TagInvalid
     │   ├── DigestInvalid
     │   ├── PaginationInvalid
+    │   ├── UploadInvalid          a pushed blob is not what the request says
+    │   ├── ManifestInvalid        a pushed manifest is none, or not of the type that it says
+    │   │   └── ManifestTooLarge   (413)
     │   └── RequestInvalid         any other part of it: target, header, encoding
     │       └── HeadTooLarge       its request line and header fields are too long (431)
     ├── RangeNotSatisfiable        the range lies outside the blob (416)
+    ├── ChunkOutOfOrder            a pushed chunk does not begin where the last one ended (416)
     ├── Unknown                    there is no such thing (404)
     │   ├── RegistryUnknown        not in the configuration
     │   ├── NameUnknown
     │   ├── ManifestUnknown
     │   ├── BlobUnknown
+    │   ├── UploadUnknown          the upload was ended, or never begun
+    │   ├── ReferenceUnknown       a pushed manifest names what its repository does not have
     │   ├── SearchUnknown          the registry has no search
     │   └── RouteUnknown           no such URL
     ├── Denied                     upstream wants credentials that the mirror does not have (403)
     │   └── RegionBlocked          upstream refuses this network's country or region
+    ├── HostedFull                 there is no room for what is pushed (403)
+    ├── InUse                      what is pushed or deleted must stay as it is (409)
+    │   ├── TagImmutable
+    │   └── UploadBusy             another request writes the same upload
     ├── NotAllowed                 the one who asks may see it, but not do this (403)
     │   └── LoginWrong             a wrong password, or a token that is not known or over
     ├── LoginNeeded                the same, where logging in helps and may be asked for; carries the challenge (401)
@@ -95,6 +105,21 @@ class RequestInvalid(Invalid):
     code = "UNSUPPORTED"
 
 
+class UploadInvalid(Invalid):
+    code = "BLOB_UPLOAD_INVALID"
+
+
+class ManifestInvalid(Invalid):
+    code = "MANIFEST_INVALID"
+
+
+class ManifestTooLarge(ManifestInvalid):
+    """413 (distribution-spec 1.1, "Pushing Manifests")."""
+
+    status = 413
+    code = "SIZE_INVALID"
+
+
 class HeadTooLarge(RequestInvalid):
     """431 (RFC 6585, section 5)."""
 
@@ -110,6 +135,17 @@ class RangeNotSatisfiable(MirrorError):
     def __init__(self, message: str, size: int) -> None:
         super().__init__(message)
         self.size = size
+
+
+class ChunkOutOfOrder(MirrorError):
+    """`received` is how many bytes of the upload are here: the next chunk begins there (distribution-spec 1.1, "Pushing a blob in chunks")."""
+
+    status = 416
+    code = "RANGE_INVALID"
+
+    def __init__(self, message: str, received: int) -> None:
+        super().__init__(message)
+        self.received = received
 
 
 class Unknown(MirrorError):
@@ -141,6 +177,14 @@ class BlobUnknown(Unknown):
     code = "BLOB_UNKNOWN"
 
 
+class UploadUnknown(Unknown):
+    code = "BLOB_UPLOAD_UNKNOWN"
+
+
+class ReferenceUnknown(Unknown):
+    code = "MANIFEST_BLOB_UNKNOWN"
+
+
 class SearchUnknown(Unknown):
     code = "UNSUPPORTED"
 
@@ -165,6 +209,26 @@ class NotAllowed(MirrorError):
 
     status = 403
     code = "DENIED"
+
+
+class HostedFull(MirrorError):
+    """403, not 507: clients try a push again on a 5xx, and show the message of this."""
+
+    status = 403
+    code = "DENIED"
+
+
+class InUse(MirrorError):
+    status = 409
+    code = "DENIED"
+
+
+class TagImmutable(InUse):
+    pass
+
+
+class UploadBusy(InUse):
+    code = "BLOB_UPLOAD_INVALID"
 
 
 class LoginWrong(NotAllowed):

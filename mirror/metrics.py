@@ -70,6 +70,10 @@ cache_bytes = Gauge("mirror_cache_bytes", "Size of the cached content", registry
 cache_max_bytes = Gauge(
     "mirror_cache_max_bytes", "Size that eviction keeps the cache within", registry=REGISTRY, multiprocess_mode="mostrecent"
 )
+hosted_bytes = Gauge(
+    "mirror_hosted_bytes", "Size of what was pushed, beside the cache", registry=REGISTRY, multiprocess_mode="mostrecent"
+)
+hosted_pushes = Counter("mirror_hosted_pushes_total", "Blobs and manifests that were pushed", ("type",), registry=REGISTRY)
 cache_blobs = Gauge("mirror_cache_blobs", "Cached blobs and manifests", registry=REGISTRY, multiprocess_mode="mostrecent")
 disk_bytes = Gauge(
     "mirror_disk_bytes", "Size of the file system that the cache is on", registry=REGISTRY, multiprocess_mode="mostrecent"

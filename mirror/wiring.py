@@ -15,12 +15,12 @@ from mirror.access.access import Access
 from mirror.access.audit import AuditLog
 from mirror.access.oidc import Issuer
 from mirror.access.rules import Action, Allowance, Rule
-from mirror.config import ALIASES, DEFAULT_REGISTRY, Settings, rates_at
+from mirror.config import ALIASES, DEFAULT_REGISTRY, Hosted, Settings, rates_at
 from mirror.config.access import ANYONE
 from mirror.config.yaml_files import YamlFiles, read_regular
-from mirror.patterns import RepositoryPattern
+from mirror.patterns import Pattern, RepositoryPattern
 from mirror.storage.disk.store import DiskStore
-from mirror.storage.settings import Expire, Upkeep
+from mirror.storage.settings import Expire, HostedRules, Keep, Upkeep
 from mirror.storage.store import Store
 from mirror.tasks import BackgroundTask
 
@@ -208,8 +208,28 @@ async def _store(settings: Settings, offline: Callable[[], bool]) -> AsyncIterat
     kept = settings.cache
     expire = tuple(Expire(rule.repositories, rule.after) for rule in kept.expire)
     upkeep = Upkeep(
-        kept.max_size, kept.high_watermark, kept.low_watermark, expire, kept.scrub_rate, kept.scrub_interval, kept.min_free
+        kept.max_size,
+        kept.high_watermark,
+        kept.low_watermark,
+        expire,
+        kept.scrub_rate,
+        kept.scrub_interval,
+        kept.min_free,
+        _hosted(settings.hosted),
     )
     async with DiskStore(kept.dir, upkeep, offline) as found:
         metrics.begin(settings.registries, kept.dir)
         yield found
+
+
+def _hosted(settings: Hosted) -> HostedRules:
+    immutable = [pattern.rpartition(":") if ":" in pattern else (pattern, ":", "*") for pattern in settings.immutable]
+    return HostedRules(
+        DEFAULT_REGISTRY,
+        tuple(map(Pattern, settings.repositories)),
+        settings.max_size,
+        tuple((Pattern(repositories), Pattern(tags)) for repositories, _, tags in immutable),
+        settings.untagged,
+        settings.grace,
+        tuple(Keep(Pattern(rule.repositories), Pattern(rule.tags), rule.last, rule.age) for rule in settings.keep),
+    )

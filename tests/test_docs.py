@@ -39,6 +39,8 @@ TABLES: dict[str, type[BaseModel]] = {
     "server": config.Server,
     "cache": config.Cache,
     "cache.expire": config.Expire,
+    "hosted": config.Hosted,
+    "hosted.keep": config.Keep,
     "upstream": config.Upstream,
     "upstream.rate": config.RateHours,
     "access": config.Access,
@@ -48,7 +50,7 @@ TABLES: dict[str, type[BaseModel]] = {
     'registries."NAME"': config.Registry,
     'registries."NAME".endpoints': config.Endpoint,
 }
-LISTED = ("cache.expire", "upstream.rate", 'registries."NAME".endpoints')
+LISTED = ("cache.expire", "hosted.keep", "upstream.rate", 'registries."NAME".endpoints')
 """Tables that stand in a list of another table."""
 
 
@@ -82,10 +84,12 @@ def test_every_setting_is_documented_with_its_description() -> None:
 def test_the_documented_defaults_are_the_defaults() -> None:
     """Set to what the table says, the settings are what they are unset."""
     tree: dict[str, dict[str, str]] = {}
-    for key, default in re.findall(r"^\| `((?:server|cache|upstream|log)\.[a-z_]+)` \| `([^`]+)` \|", SETTINGS, re.MULTILINE):
+    for key, default in re.findall(
+        r"^\| `((?:server|cache|hosted|upstream|log)\.[a-z_]+)` \| `([^`]+)` \|", SETTINGS, re.MULTILINE
+    ):
         table, name = key.split(".")
         tree.setdefault(table, {})[name] = default
-    assert len(tree) == 4
+    assert len(tree) == 5
     assert load(None, {}, tree) == load(None, {}, {})
 
 

@@ -20,15 +20,16 @@ from mirror.api.context import RequestContext
 from mirror.api.gate import Gate
 from mirror.api.hosts import KnownHosts
 from mirror.api.listing import Listing
+from mirror.api.pushing import Pushing
 from mirror.api.repeat_reads import RepeatReads
 from mirror.api.responses import base_response, error_response
 from mirror.api.sending import send_in_pieces
 from mirror.api.shortcuts import Shortcuts
-from mirror.api.targets import Resource, Target, Targets, refuse_write, without_secret
+from mirror.api.targets import Resource, Target, Targets, without_secret
 from mirror.api.unread import Hold, UnreadBodies, large_body
 from mirror.cache.cache import Cache
 from mirror.cache.nearby import offline_miss
-from mirror.errors import Denied, MirrorError, Offline, UpstreamError
+from mirror.errors import Denied, MirrorError, Offline, Unsupported, UpstreamError
 from mirror.names import Digest, Repository
 from mirror.tasks import close_all
 
@@ -59,6 +60,7 @@ class Api:
         gate: Gate,
         is_admin: Callable[[web.BaseRequest], bool],
         trusted_proxies: Sequence[Network] = (),
+        public_url: str | None = None,
     ) -> None:
         """`report` returns the JSON object of /readyz, with a list "degraded", and with errors that may name images if it is passed True. `dashboard` answers requests for other paths; it raises MirrorError. `is_admin` returns
         whether a request comes from somebody who has logged in to it."""
@@ -74,6 +76,7 @@ class Api:
         self._shortcuts = Shortcuts(cache, access)
         self.access_changed()
         self._listing = Listing(cache, default)
+        self._pushing = Pushing(cache, targets, gate, public_url)
         self._exports: Exports | None = None
         self._repeat_reads = RepeatReads()
         self._unread = UnreadBodies()
@@ -169,7 +172,9 @@ class Api:
             return await context.keep(lambda: self._outside_api(context, target))
         self._hosts.check(request, everywhere=False)
         if request.method not in ("GET", "HEAD") or target.resource is Resource.UPLOAD:
-            raise refuse_write(request.method)
+            if target.repository is None or target.resource is Resource.EXPORT:
+                raise Unsupported(f"{request.method} is not supported here")
+            return await self._pushing.answer(context, target, target.repository)
         await self._gate.admit(context, target)
         repository, reference = target.repository, target.reference
         if target.resource is Resource.EXPORT:

@@ -24,7 +24,7 @@ from enum import Enum
 from functools import lru_cache
 from urllib.parse import parse_qsl, unquote
 
-from mirror.errors import RegistryUnknown, RequestInvalid, RouteUnknown, Unsupported
+from mirror.errors import NameInvalid, RegistryUnknown, RequestInvalid, RouteUnknown
 from mirror.manifests import is_platform
 from mirror.names import Digest, Reference, Repository, is_registry_name, looks_like_registry, parse_image, parse_reference
 
@@ -60,6 +60,10 @@ class Target:
     repository: Repository | None = None
     reference: Reference | None = None
     query: dict[str, str] = field(default_factory=dict)
+    upload: str = ""
+    """The id of an upload in progress."""
+    tags: tuple[str, ...] = ()
+    """The tags in the query, each once."""
     secret: str | None = field(default=None, repr=False)
     """The token of a secret path, ``/t/TOKEN/v2/…``; `path` is without it."""
 
@@ -105,12 +109,25 @@ class Targets:
                 self._parse(f"/{raw_path.lstrip('/').split('/', 2)[2]}{'?' if raw_query else ''}{raw_query}"), secret=secret
             )
         if segments[0] == "v2":
-            return self._api(path, None, segments[1:], query)
+            return self._with_tags(self._api(path, None, segments[1:], query), raw_query)
         if len(segments) > 1 and segments[0] == "export" and path.endswith(_TAR):
             return self._export(path, "/".join(segments[1:]).removesuffix(_TAR), query)
         if len(segments) > 1 and segments[1] == "v2" and looks_like_registry(segments[0]):
-            return self._api(path, self._known(segments[0]), segments[2:], query)
+            return self._with_tags(self._api(path, self._known(segments[0]), segments[2:], query), raw_query)
         return Target(Resource.OTHER, path, query=query)
+
+    def _with_tags(self, target: Target, raw_query: str) -> Target:
+        if target.resource is not Resource.MANIFEST or "tag" not in target.query:
+            return target
+        tags = tuple(dict.fromkeys(value for name, value in parse_qsl(raw_query) if name == "tag"))
+        return replace(target, tags=tags)
+
+    def repository(self, name: str, namespace: str | None) -> Repository:
+        """Returns the repository that a client names as in the path of a URL, with the `ns` of its query. Raises Invalid, RegistryUnknown."""
+        target = self._api("", self._known(namespace) if namespace else None, [*name.split("/"), "tags", "list"], {})
+        if target.repository is None:
+            raise NameInvalid(f"{name[:80]!r} is not a repository name")
+        return target.repository
 
     def _export(self, path: str, name: str, query: dict[str, str]) -> Target:
         """Where the query lists images, the path is only the name of a file, and the first one is the target's."""
@@ -140,8 +157,10 @@ class Targets:
                 return Target(Resource.CATALOG, path, registry, query=query)
             case [*name, "manifests", reference] if name:
                 return self._target(Resource.MANIFEST, path, registry, name, parse_reference(reference), query)
-            case [*name, "blobs", "uploads"] | [*name, "blobs", "uploads", _] if name:
+            case [*name, "blobs", "uploads"] if name:
                 return self._target(Resource.UPLOAD, path, registry, name, None, query)
+            case [*name, "blobs", "uploads", upload] if name:
+                return replace(self._target(Resource.UPLOAD, path, registry, name, None, query), upload=upload)
             case [*name, "blobs", digest] if name:
                 return self._target(Resource.BLOB, path, registry, name, Digest.parse(digest), query)
             case [*name, "tags", "list"] if name:
@@ -233,11 +252,6 @@ def _query(raw: str) -> dict[str, str]:
         return dict(parse_qsl(raw, keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS))
     except ValueError:
         raise RequestInvalid(f"the query is not UTF-8, or has more than {_MOST_FIELDS} fields") from None
-
-
-def refuse_write(method: str) -> Unsupported:
-    """The error for pushes and deletes."""
-    return Unsupported(f"{method} is not supported: this is a pull-through mirror; push to the registry itself")
 
 
 def platforms_in(text: str) -> list[str] | None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mirror.bundles.claims import Claim, Claims
 from mirror.cache.lists import add_referrers
 from mirror.cache.platforms import Selection
 from mirror.errors import ManifestUnknown, MirrorError
+from mirror.hosted.manifests import pushed_manifest
 from mirror.manifests import Descriptor, Manifest, blobs_of, embedded_in, entries_of, platform_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.store import Store, TagRecord
 
 _ELSEWHERE = ("foreign", "nondistributable")
 """In media types of layers that registries do not have (image-spec 1.1, "layer.md")."""
+_IMPORT = "mirror import"
+"""Who pushed what comes from an archive."""
 NAMELESS = "has no name in the archive: run it again with --as NAME"
 
 
@@ -226,19 +229,38 @@ class Receiver:
         return received
 
     async def _enter(self, repository: Repository, reference: Reference, parts: _Parts, whole: dict[Digest, Manifest]) -> None:
+        hosted = self._store.hosted.covers(repository)
         for manifest in (*whole.values(), *parts.indexes.values()):
-            await self._store.put_manifest(repository, manifest)
+            if hosted:
+                await host(self._store, repository, manifest)
+            else:
+                await self._store.put_manifest(repository, manifest)
         assert parts.root is not None
-        if isinstance(reference, Tag):
+        if isinstance(reference, Tag) and hosted:
+            await host(self._store, repository, parts.root, reference.value)
+        elif isinstance(reference, Tag):
             await self._store.set_tag(repository, reference, TagRecord(parts.root.descriptor, time.time()))
         if self._pin:
             await self._store.pin(repository, reference)
 
 
+async def host(store: Store, repository: Repository, manifest: Manifest, *tags: str) -> None:
+    """Enters a manifest into a repository that lives here, with what is here of what it names: an archive may lack platforms. Raises MirrorError."""
+    pushed = pushed_manifest(manifest.body, manifest.media_type, manifest.digest)
+    for digest in pushed.children:
+        await store.hosted.mount(repository, digest, _IMPORT)
+    await store.hosted.put_manifest(repository, replace(pushed, needed=frozenset()), tags, _IMPORT)
+
+
 async def enter_referrers(store: Store, referred: Iterable[tuple[Repository, Digest, dict[str, object]]]) -> None:
     """Lists what refers to images, as if upstream had, but long ago: it is asked again where it can be."""
     for repository, subject, described in referred:
-        if store.size(Digest.parse(str(described["digest"]))) is None:
+        digest = Digest.parse(str(described["digest"]))
+        if store.size(digest) is None:
+            continue
+        if store.hosted.covers(repository):
+            if (manifest := await store.manifest(digest)) is not None:
+                await host(store, repository, manifest)
             continue
         await add_referrers(store, repository, subject, [described])
 

@@ -33,6 +33,7 @@ from mirror.downloads.flight import Progress
 from mirror.downloads.flights import FlightReader, Flights
 from mirror.downloads.parts import Reader
 from mirror.errors import (
+    BlobUnknown,
     Denied,
     SizeDisputed,
     StorageFull,
@@ -110,11 +111,11 @@ class Cache:
         self.verification = Verification(store, self.manifests, self.fetch)
         self.pulls = Pulls(store, self.manifests, self.fetch)
         self.images = Images(store, self.manifests)
-        self.lists = Lists(store, source, limits.tag_ttl, offline=offline)
+        self.lists = Lists(store, source, limits.tag_ttl, offline=offline, own=self.manifests.own)
         self.warming = Warming(store, Pulls(store, self.manifests, self.fetch), self.lists, offline)
-        self.possession = Possession(store, source)
+        self.possession = Possession(store, source, self.manifests.own)
         self.search = Search(inventory, source, default, aliases)
-        self.tag_details = TagDetails(source)
+        self.tag_details = TagDetails(source, self.manifests.own)
 
     def start(self) -> None:
         """Begins the work in the background."""
@@ -151,6 +152,8 @@ class Cache:
 
     async def blob(self, repository: Repository, digest: Digest) -> tuple[Reader, Outcome]:
         """A reader of a blob, once its size is known; the caller closes it. Raises MirrorError."""
+        if self.manifests.own.covers(repository):
+            return await self._own_blob(repository, digest), HIT
         try:
             if (cached := await self.store.open(digest)) is not None:
                 return CachedReader(
@@ -166,6 +169,18 @@ class Cache:
             if (data := await find_embedded(self.store, digest)) is None:
                 raise
             return EmbeddedReader(data), HIT
+
+    async def _own_size(self, repository: Repository, digest: Digest) -> int:
+        # A client that pushes asks so before it sends: what is here now must be here when the manifest comes.
+        if not await self.store.hosted.touch(repository, digest) or (size := self.store.size(digest)) is None:
+            raise BlobUnknown(f"{repository.path} lives in this mirror, and has no blob {digest}")
+        return size
+
+    async def _own_blob(self, repository: Repository, digest: Digest) -> Reader:
+        await self.manifests.own.check_blob(repository, digest)
+        if (reader := await self.store.open(digest)) is None:
+            raise BlobUnknown(f"{repository.path} has lost {digest} from the disk: push it again")
+        return reader
 
     async def _upstreams_blob(self, repository: Repository, digest: Digest) -> tuple[Reader, Outcome]:
         await self._negative.check(_key(repository, digest))
@@ -189,6 +204,9 @@ class Cache:
 
     async def fetch(self, repository: Repository, digest: Digest) -> AsyncGenerator[Progress, None]:
         """Downloads a blob into the cache, and yields its progress. Raises MirrorError if the blob is not cached in the end."""
+        if self.manifests.own.covers(repository):
+            await self._own_size(repository, digest)
+            return
         reader = await self._join(repository, digest, self._context(repository, digest))
         try:
             while not await reader.ended(_INTERVAL):
@@ -214,6 +232,8 @@ class Cache:
 
     async def stat_blob(self, repository: Repository, digest: Digest) -> tuple[Descriptor, Outcome]:
         """What a blob is, without having it: never downloads. Raises MirrorError."""
+        if self.manifests.own.covers(repository):
+            return _blob(digest, await self._own_size(repository, digest)), HIT
         with contextlib.suppress(StorageUnreadable):
             if (size := self.store.size(digest)) is not None:
                 return _blob(digest, size), HIT

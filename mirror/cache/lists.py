@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from mirror.cache.freshness import is_fresh
 from mirror.cache.outcome import HIT, PARTIAL, STALE, Outcome, miss
+from mirror.cache.own import Own
 from mirror.errors import DigestInvalid, MirrorError, Unknown
 from mirror.names import Digest, Repository
 from mirror.storage.store import Store
@@ -44,9 +45,11 @@ class Lists:
         ttl: float,
         clock: Callable[[], float] = time.time,
         offline: Callable[[], bool] = lambda: False,
+        own: Own | None = None,
     ) -> None:
-        """`ttl` in seconds; `source` gives a registry by its name. While `offline`, lists are made of what is cached."""
+        """`ttl` in seconds; `source` gives a registry by its name. While `offline`, lists are made of what is cached. `own` has the repositories that live here."""
         self._offline = offline
+        self._own = own or Own(store)
         self._store = store
         self._source = source
         self._ttl = ttl
@@ -56,8 +59,11 @@ class Lists:
     async def aclose(self) -> None:
         await self._asking.aclose()
 
-    async def tags(self, repository: Repository) -> tuple[list[str], Outcome]:
-        """Returns all tags in ASCII order ("lexical order", distribution-spec 1.1, "Listing Tags"). Raises MirrorError."""
+    async def tags(self, repository: Repository, after: str = "", count: int | None = None) -> tuple[list[str], Outcome]:
+        """Returns all tags in ASCII order ("lexical order", distribution-spec 1.1, "Listing Tags"). Of a repository that lives here, only those after a tag, and
+        `count` of them at most. Raises MirrorError."""
+        if self._own.covers(repository):
+            return await self._store.hosted.tags(repository, after, count), HIT
         if self._offline() and (cached := await self._store.tags(repository)):
             # The tags that can be pulled: others that upstream listed once are of no use.
             return sorted(set(cached)), PARTIAL
@@ -76,11 +82,15 @@ class Lists:
 
     async def last_tags(self, repository: Repository) -> list[str]:
         """Returns the tags that upstream listed last, or else those that are cached, without asking."""
+        if self._own.covers(repository):
+            return await self._store.hosted.tags(repository)
         known = await self._store.document(_tags_key(repository))
         return known["list"] if known is not None else await self._store.tags(repository)
 
     async def referrers(self, repository: Repository, digest: Digest) -> tuple[list[dict[str, Any]], Outcome]:
         """Returns the descriptors of a manifest's referrers. Raises MirrorError."""
+        if self._own.covers(repository):
+            return await self._own.referrers(repository, digest), HIT
         if self._offline():
             known = await self._store.document(_referrers_key(repository, digest))
             # A manifest without known referrers has an empty list (distribution-spec 1.1, "Listing Referrers").

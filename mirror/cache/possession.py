@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
+from mirror.cache.own import Own
 from mirror.errors import Denied, Unknown
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Reference, Repository
@@ -29,8 +30,9 @@ class ContentSource(Protocol):
 class Possession:
     """Answers from what is cached, and asks upstream about the rest. What a repository has it keeps: content by digest does not change."""
 
-    def __init__(self, store: Store, source: Callable[[str], ContentSource]) -> None:
-        """`source` gives a registry by its name."""
+    def __init__(self, store: Store, source: Callable[[str], ContentSource], own: Own) -> None:
+        """`source` gives a registry by its name. What the repositories of `own` do not have, they do not answer with either: nobody need be asked."""
+        self._own = own
         self._store = store
         self._source = source
         self._known: OrderedDict[tuple[Repository, Digest], None] = OrderedDict()
@@ -41,7 +43,7 @@ class Possession:
 
     def is_known(self, repository: Repository, digest: Digest) -> bool:
         """True if it was seen before that the repository has this content."""
-        return (repository, digest) in self._known
+        return (repository, digest) in self._known or self._own.covers(repository)
 
     async def holders(self, digest: Digest) -> frozenset[Repository]:
         """The repositories that are known to have content: a cached manifest of theirs is it, or names it."""

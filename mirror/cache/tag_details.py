@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from mirror.cache.hub_answers import PATIENCE, HubAnswers
+from mirror.cache.own import Own
 from mirror.names import Repository
 
 
@@ -29,8 +30,10 @@ class TagDetailsSource(Protocol):
 class TagDetails:
     """Looks up details of tags."""
 
-    def __init__(self, source: Callable[[str], TagDetailsSource]) -> None:
+    def __init__(self, source: Callable[[str], TagDetailsSource], own: Own) -> None:
+        """`source` gives a registry by its name; `own` has the repositories that live here, of which no registry knows anything."""
         self._source = source
+        self._own = own
         self._answers: HubAnswers[Mapping[str, TagDetail]] = HubAnswers("the list of tags' sizes")
 
     async def aclose(self) -> None:
@@ -38,6 +41,8 @@ class TagDetails:
 
     async def find(self, repository: Repository, containing: str) -> Mapping[str, TagDetail]:
         """Returns details by tag, as far as they are known in time, of tags whose names contain a string. Raises RegistryUnknown."""
+        if self._own.covers(repository):
+            return {}
         source = self._source(repository.registry)
 
         async def ask() -> Mapping[str, TagDetail]:

@@ -22,6 +22,7 @@ from mirror.cache.freshness import is_fresh
 from mirror.cache.negative import Negative
 from mirror.cache.newest import Newest, TagAnswers
 from mirror.cache.outcome import HIT, STALE, VALIDATED, Outcome, miss
+from mirror.cache.own import Own
 from mirror.errors import Denied, MirrorError, Unknown, UpstreamError, UpstreamFailed, UpstreamInvalid
 from mirror.manifests import Descriptor, Manifest, media_type_of
 from mirror.names import Digest, Reference, Repository, Tag
@@ -73,6 +74,7 @@ class Tags:
     ) -> None:
         """`ttl` and `patience`, how long a check may hold a client, in seconds; `source` gives a registry by its name. While `offline`, tags are not checked.
         `fetch` downloads the configurations of images whose dates are compared."""
+        self.own = Own(store)
         self._offline = offline
         self._store = store
         self._source = source
@@ -95,6 +97,8 @@ class Tags:
 
     def hot(self, repository: Repository, reference: Reference) -> Manifest | None:
         """Returns a manifest that is in memory, by a digest or a fresh tag: the fastest kind of hit. None otherwise."""
+        if self.own.covers(repository):
+            return self.own.hot(repository, reference)
         if isinstance(reference, Tag):
             record = self._memory.get((repository, reference))
             if record is None or not self._fresh(record):
@@ -104,6 +108,8 @@ class Tags:
 
     async def get(self, repository: Repository, reference: Reference) -> tuple[Manifest, Outcome]:
         """A manifest whole. Raises MirrorError."""
+        if self.own.covers(repository):
+            return await self.own.manifest(repository, reference), HIT
         if isinstance(reference, Digest):
             try:
                 return await self._by_digest(repository, reference)
@@ -119,6 +125,8 @@ class Tags:
 
     async def resolve(self, repository: Repository, reference: Reference) -> tuple[Descriptor, Outcome]:
         """What a manifest is, without having it: a miss asks upstream with HEAD. Raises MirrorError."""
+        if self.own.covers(repository):
+            return (await self.own.manifest(repository, reference)).descriptor, HIT
         began = self._clock()
         if isinstance(reference, Digest):
             if (manifest := await self._store.manifest(reference)) is not None:
@@ -146,6 +154,8 @@ class Tags:
 
     async def refresh(self, repository: Repository, tag: Tag) -> Descriptor:
         """What a tag means by upstream's word of now, fresh or not; its manifest is cached then. Raises MirrorError."""
+        if self.own.covers(repository):
+            return (await self.own.manifest(repository, tag)).descriptor
         began = self._clock()
         self._held.pop((repository, tag), None)
         record = await self._record(repository, tag)
@@ -158,6 +168,8 @@ class Tags:
 
     def forget(self, tags: Iterable[tuple[Repository, Tag]] | None = None) -> None:
         """Forgets what tags mean, or some of them; the store knows."""
+        tags = None if tags is None else tuple(tags)
+        self.own.forget(tags)
         if tags is None:
             self._memory.clear()
             return

@@ -31,7 +31,7 @@ _REASONS = {
 def gc(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Removes at once what a running mirror removes over time: what has expired, what belongs to no image, and what exceeds cache.max_size.
 
-    Pinned content and content that is being read stay.
+    Pinned content and content that is being read stay. Of hosted repositories it removes the tags that [[hosted.keep]] does not keep, and what nothing names.
     """
     settings = settings_or_exit(config, cache_dir, upstreams)
     require_cache(settings)
@@ -44,5 +44,11 @@ def gc(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], d
     if as_json:
         print_json({"dry_run": dry_run, **done})
         return
+    hosted = done["hosted"]
+    for tag in hosted["tags"]:
+        click.echo(f"{tag}: not kept by [[hosted.keep]]")
     rows = [(what, str(done[name]["count"]), format_size(done[name]["size"])) for name, what in _REASONS.items()]
+    if settings.hosted.repositories or hosted["size"]:
+        count = hosted["manifests"] + hosted["blobs"] + hosted["uploads"]
+        rows.append(("named by nothing in hosted repositories", str(count), format_size(hosted["size"])))
     click.echo(table(("WOULD BE REMOVED" if dry_run else "REMOVED", "COUNT", "SIZE"), rows, ("COUNT", "SIZE")), nl=False)

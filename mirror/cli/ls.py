@@ -69,7 +69,7 @@ def ls(
 
 def state(image: Image, ttl: float) -> str:
     """Returns an image's state in a few words."""
-    words = ["fresh" if is_fresh(image.checked, ttl) else "stale"]
+    words = ["hosted" if image.pushed is not None else "fresh" if is_fresh(image.checked, ttl) else "stale"]
     words += ["pinned"] if image.pinned else ["listed"] if image.listed else []
     words += ["incomplete"] if image.missing else []
     return ", ".join(words)
@@ -91,7 +91,9 @@ def describe(image: Image, ttl: float) -> dict[str, Any]:
         "checked": moment(image.checked),
         "pulls": image.pulls,
         "pulled": moment(image.pulled),
-        "fresh": is_fresh(image.checked, ttl),
+        "fresh": image.pushed is not None or is_fresh(image.checked, ttl),
         "pinned": image.pinned,
         "listed": image.listed,
+        "pushed": moment(image.pushed),
+        "pushed_by": image.pushed_by or None,
     }

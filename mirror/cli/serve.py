@@ -160,6 +160,10 @@ def _print_start(settings: Settings, notes: list[str], url: str, check: bool = F
         *([] if settings.server.login_listen is None else [f"docker login at {settings.server.login_listen}"]),
         f'for Docker, in /etc/docker/daemon.json:  {{"registry-mirrors": ["{shown}"]}}',
     )
+    if settings.hosted.repositories:
+        _print(f"hosted: {', '.join(settings.hosted.repositories)} can be pushed to, from this machine")
+    if shadowing := settings.hosted.shadowing:
+        log.warning("what is pushed to %s replaces what everybody gets who pulls images of these names", ", ".join(shadowing))
     for note in notes:
         log.warning("%s", note)
     if check and not settings.upstream.offline:

@@ -38,14 +38,16 @@ def show(image: str, config: Path | None, cache_dir: str | None, upstreams: tupl
 
 def _print_details(found: Details, ttl: float) -> None:
     image = found.image
-    checked = "" if image.checked is None else f", checked {ago(image.checked)}"
+    checked = "" if image.checked is None or image.pushed is not None else f", checked {ago(image.checked)}"
     lines = [
         ("image", str(image)),
         ("digest", str(image.digest)),
         ("type", found.media_type),
         ("size", f"{format_size(image.size)} cached, {format_size(image.shared)} of it shared with other images"),
         ("state", f"{state(image, ttl)}{checked}"),
-        ("fetched", ago(image.fetched)),
+        ("fetched", ago(image.fetched))
+        if image.pushed is None
+        else ("pushed", f"{ago(image.pushed)}{f' by {image.pushed_by}' if image.pushed_by else ''}"),
         ("pulled", f"{ago(image.pulled)}, {image.pulls} times in all" if image.pulls else "never"),
     ]
     click.echo("".join(f"{name:<9}{value}\n" for name, value in lines), nl=False)

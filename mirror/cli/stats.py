@@ -51,6 +51,7 @@ def stats(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]
         ("images", f"{totals.images} in {totals.repositories} repositories, {totals.pinned} pinned"),
         ("content", f"{totals.blobs} blobs and {totals.manifests} manifests"),
         ("size", f"{format_size(totals.size)} of {format_size(most)}, {totals.size / most:.1%}"),
+        *([("hosted", f"{format_size(totals.hosted)} that was pushed, beside that")] if totals.hosted else []),
         ("unfinished", f"{format_size(totals.unfinished)} of downloads in progress or interrupted"),
         ("disk", f"{format_size(room.free)} free of {format_size(room.total)}"),
         ("hits", f"{traffic.hits}{ratio}"),

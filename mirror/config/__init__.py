@@ -4,6 +4,8 @@ from mirror.config.access import Access as Access
 from mirror.config.access import Oidc as Oidc
 from mirror.config.cache import Cache as Cache
 from mirror.config.cache import Expire as Expire
+from mirror.config.hosted import Hosted as Hosted
+from mirror.config.hosted import Keep as Keep
 from mirror.config.rates import RateHours as RateHours
 from mirror.config.rates import rates_at as rates_at
 from mirror.config.registries import ALIASES as ALIASES

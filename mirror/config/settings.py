@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from mirror.config.access import ANYONE, Access, Oidc
 from mirror.config.cache import Cache
 from mirror.config.errors import describe
+from mirror.config.hosted import Hosted, Keep
 from mirror.config.rates import RateHours
 from mirror.config.registries import (
     ALIASES,
@@ -50,6 +51,7 @@ class Settings(Table):
     """None where there is no table; then pulling is open to all."""
     oidc: tuple[Oidc, ...] = ()
     groups: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    hosted: Hosted = Hosted()
 
     @field_validator("warm", "access", "oidc", mode="before")
     @classmethod
@@ -160,7 +162,14 @@ def _with_two_underscores(key: str) -> str | None:
     return None
 
 
-_TABLES: dict[str, type[Table]] = {"server": Server, "cache": Cache, "upstream": Upstream, "log": Log, "registries": Registry}
+_TABLES: dict[str, type[Table]] = {
+    "server": Server,
+    "cache": Cache,
+    "upstream": Upstream,
+    "log": Log,
+    "registries": Registry,
+    "hosted": Hosted,
+}
 
 
 def _known_keys(path: list[str]) -> list[str]:
@@ -174,6 +183,8 @@ def _known_keys(path: list[str]) -> list[str]:
         return list(Oidc.model_fields)
     if path[0] == "access":
         return list(Access.model_fields)
+    if path[:2] == ["hosted", "keep"] and len(path) > 2:
+        return list(Keep.model_fields)
     if path[:2] == ["upstream", "rate"] and len(path) > 2:
         return [field.alias or name for name, field in RateHours.model_fields.items()]
     return list(_TABLES[path[0]].model_fields) if path[0] in _TABLES else []

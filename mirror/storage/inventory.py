@@ -43,6 +43,10 @@ class Image:
     """True if it was pinned by hand."""
     listed: bool = False
     """True if it is in a list, which pins it too."""
+    pushed: float | None = None
+    """When it was pushed; None if it does not live here."""
+    pushed_by: str = ""
+    """Who pushed it: an address or a user."""
 
     def __str__(self) -> str:
         return image_name(self.repository, self.reference)
@@ -158,6 +162,8 @@ class Totals:
     """How many images are pinned."""
     traffic: Traffic
     """Since the cache was made."""
+    hosted: int = 0
+    """What was pushed, which `size` leaves out."""
 
 
 @dataclass(frozen=True, slots=True)

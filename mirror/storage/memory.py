@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any, Self
 from mirror.errors import ManifestUnknown, Pinned, StorageFull
 from mirror.manifests import Manifest, children_of, payload_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
+from mirror.storage.hosted import HostedCollected
+from mirror.storage.memory_hosted import MemoryHosted
 from mirror.storage.memory_partial import MemoryDownload, MemoryPartial
+from mirror.storage.settings import HostedRules
 from mirror.storage.slices import Part
 from mirror.storage.store import (
     Change,
@@ -54,7 +57,8 @@ class MemoryReader:
 class MemoryStore:
     """Implements `mirror.storage.store.Store`. The least recently used blob goes first."""
 
-    def __init__(self, max_size: int = 2**40) -> None:
+    def __init__(self, max_size: int = 2**40, hosted: HostedRules | None = None) -> None:
+        self.hosted = MemoryHosted(self, hosted or HostedRules())
         self.content: dict[Digest, bytes] = {}
         """The least recently used first."""
         self.downloads: dict[tuple[Digest, int | None], MemoryDownload] = {}
@@ -98,7 +102,7 @@ class MemoryStore:
             if self._total() > self._limit and download.leader is None:
                 download.current = False
                 del self.downloads[key]
-        kept = self._pinned()
+        kept = self._pinned() | self.hosted.content()
         for digest in [digest for digest in self.content if digest not in kept and digest not in self._manifests]:
             if self._total() <= self._limit:
                 return
@@ -113,7 +117,16 @@ class MemoryStore:
 
     def _total(self) -> int:
         downloads = sum(download.have.total for download in self.downloads.values())
-        return downloads + sum(len(content) for content in self.content.values())
+        hosted = self.hosted.content()
+        return downloads + sum(len(content) for digest, content in self.content.items() if digest not in hosted)
+
+    def discard(self, digest: Digest) -> None:
+        """Forgets content."""
+        self._drop(digest)
+
+    def is_pinned(self, repository: Repository, reference: Reference) -> bool:
+        """True for what is pinned by hand."""
+        return (repository, reference) in self._pins
 
     def _drop(self, digest: Digest) -> None:
         for known in (self.content, self._used, self._manifests, self._holdings):
@@ -170,7 +183,9 @@ class MemoryStore:
         return [digest for digest in self._manifests if blob in self._children(digest) and self._used[digest] >= since]
 
     async def statistics(self) -> Statistics:
-        return Statistics(sum(len(content) for content in self.content.values()), len(self.content), self._limit)
+        hosted = self.hosted.content()
+        sizes = [len(content) for digest, content in self.content.items() if digest not in hosted]
+        return Statistics(sum(sizes), len(sizes), self._limit)
 
     async def shortage(self) -> str:
         return f"the store may hold {self._limit} bytes"
@@ -227,6 +242,7 @@ class MemoryStore:
             found |= above
             above = {manifest for manifest in self._holdings if not found.isdisjoint(self._children(manifest))} - found
         holding = {holder for manifest in found for holder in self._holdings.get(manifest, ())}
+        holding |= self.hosted.holders(digest)
         return frozenset(holding | {holder for (holder, _), record in self._tags.items() if record.descriptor.digest in found})
 
     async def document(self, key: str) -> dict[str, Any] | None:
@@ -325,11 +341,14 @@ class MemoryStore:
             self._tags.pop((repository, str(name)), None)
         if not any(holder == repository and one.descriptor.digest == digest for (holder, _), one in self._tags.items()):
             self._holdings.get(digest, set()).discard(repository)
+        if repository not in self._holdings.get(digest, ()):
+            self.hosted.forget(repository, digest)
         return self._delete(repository, digest, tuple(tags))
 
     def _delete(self, repository: Repository, digest: Digest, tags: tuple[str, ...]) -> Deleted:
         family = self._family({digest}) & self.content.keys()
         roots = {record.descriptor.digest for record in self._tags.values()} | self._pinned()
+        roots |= self.hosted.content()
         roots |= {one for one in family if self._holdings.get(one, set()) - {repository}}
         roots |= self._manifests.keys() - family
         gone = family - self._family(roots)
@@ -342,12 +361,14 @@ class MemoryStore:
     async def collect(self, *, dry_run: bool = False) -> Collected:
         before = time.time() - _ORPHANED
         named = self._family(set(self._manifests)) | self._pinned()
+        hosted = HostedCollected((), 0, 0, 0, 0) if dry_run else await self.hosted.collect()
+        named |= self.hosted.content()
         orphans = [digest for digest in self.content if digest not in named and self._used[digest] < before]
         gone = Gone(len(orphans), sum(len(self.content[digest]) for digest in orphans))
         if not dry_run:
             for digest in orphans:
                 self._drop(digest)
-        return Collected(Gone(0, 0), gone, Gone(0, 0), Gone(0, 0))
+        return Collected(Gone(0, 0), gone, Gone(0, 0), Gone(0, 0), hosted)
 
     async def contents(self) -> Mapping[Digest, int]:
         return {digest: len(content) for digest, content in self.content.items()}

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
+from mirror.storage.hosted import HostedCollected, HostedStore
 from mirror.storage.partial import Partial
 from mirror.storage.slices import Reader
 
@@ -96,6 +97,7 @@ class Collected:
     unfinished: Gone
     """Downloads that were given up a week ago."""
     evicted: Gone
+    hosted: HostedCollected
 
 
 class Question(Enum):
@@ -141,6 +143,11 @@ class Statistics:
 
 class Store(Protocol):
     """See the module's docstring for what is atomic and how failures show."""
+
+    @property
+    def hosted(self) -> HostedStore:
+        """What was pushed."""
+        ...
 
     async def __aenter__(self) -> Self: ...
 

@@ -33,6 +33,7 @@ from urllib.parse import parse_qsl, quote
 
 from aiohttp import web
 
+from mirror.api.request_body import continue_
 from mirror.api.responses import error_response
 from mirror.api.targets import Target
 from mirror.cache.cache import Cache
@@ -56,7 +57,7 @@ from mirror.web.pages import Pages, State
 from mirror.web.site_info import SiteInfo
 from mirror.web.templating import Templates
 from mirror.web.translations import LANGUAGES
-from mirror.web.uploads import Uploads, continue_
+from mirror.web.uploads import Uploads
 
 _HTML = "text/html; charset=utf-8"
 _FOR_EVER = "public, max-age=31536000, immutable"

@@ -19,5 +19,7 @@ class SiteInfo:
     """As /readyz has it."""
     settings: Callable[[], Mapping[str, str]] = dict
     """The settings in force, without secrets."""
+    shadowing: tuple[str, ...] = ()
+    """Patterns of hosted repositories that cover names which others pull from Docker Hub."""
     certificate_ends: Callable[[], float | None] = lambda: None
     """When the mirror's own certificate expires, in seconds since the epoch; None if it has none."""

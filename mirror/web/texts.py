@@ -157,6 +157,13 @@ TEXTS: dict[str, tuple[str, str]] = {
     "column_pull": ("Pull", "拉取"),
     "shared_size": ("{size} shared", "其中 {size} 与其他镜像共享"),
     "missing": ("{n} blob not cached|{n} blobs not cached", "{n} 个数据块未缓存"),
+    "hosted": ("hosted", "托管"),
+    "hosted_why": ("pushed {when} by {who}", "{when}由 {who} 推送"),
+    "hosted_size": ("{size} was pushed, and counts apart", "另有 {size} 为推送的内容"),
+    "shadowing": (
+        "What is pushed to {names} replaces what everybody gets who pulls images of these names from Docker Hub.",
+        "推送到 {names} 的内容会取代所有人从 Docker Hub 拉取的同名镜像。",
+    ),
     "fresh": ("fresh", "最新"),
     "fresh_why": ("checked with upstream {when}", "{when}与上游核对过"),
     "checked": ("checked {when}", "{when}核对"),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import BodyPartReader, web
 
-from mirror.api.connection import Connection
+from mirror.api.request_body import continue_, reader
 from mirror.api.targets import platforms_in
 from mirror.errors import ClientBusy, MirrorError, RequestInvalid
 from mirror.names import Reference, Repository, Tag
@@ -76,7 +76,7 @@ class Uploads:
             wishes, read = await self._form(request)
         else:
             await self._admin.allow(request, "")
-            wishes, read = {}, _raw(request)
+            wishes, read = {}, reader(request)
         if self._closing or len(self._imports) >= _MOST:
             raise ClientBusy(f"{_MOST} archives are being uploaded already: wait for one of them")
         return await self._import(request, {**query, **wishes}, read)
@@ -126,9 +126,9 @@ class Uploads:
         fields: dict[str, str] = {}
         try:
             async with asyncio.timeout(_SILENCE):
-                reader = await request.multipart()
+                form = await request.multipart()
                 for _ in range(_MOST_FIELDS):
-                    part = await reader.next()
+                    part = await form.next()
                     if not isinstance(part, BodyPartReader) or part.name is None:
                         break
                     if part.name == ARCHIVE:
@@ -176,28 +176,3 @@ class _Body(io.RawIOBase):
         except Exception as error:
             # Of aiohttp's classes, some are no OSErrors: a client that leaves, a body that is not framed as its header says.
             raise OSError(str(error) or "the connection ended") from None
-
-
-def _raw(request: web.BaseRequest) -> Callable[[], Awaitable[bytes]]:
-    connection = Connection.of(request)
-    begun = False
-
-    async def read() -> bytes:
-        nonlocal begun
-        if not begun:
-            begun = True
-            continue_(request)
-        data = request.content.read_nowait()
-        if connection is not None:
-            connection.stream(not data)
-        if not data:
-            data = await request.content.readany()
-        return data
-
-    return read
-
-
-def continue_(request: web.BaseRequest) -> None:
-    """Asks for the body of a request, if its client waits for that (RFC 9110, section 10.1.1)."""
-    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

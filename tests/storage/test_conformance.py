@@ -18,6 +18,7 @@ from mirror.manifests import DOCKER_SCHEMA1_SIGNED, OCI_INDEX, OCI_MANIFEST, Des
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.disk import store as disk_store
 from mirror.storage.disk.store import DiskStore
+from mirror.storage.hosted import HostedStore, Upload
 from mirror.storage.memory import MemoryStore
 from mirror.storage.partial import Partial
 from mirror.storage.settings import Upkeep
@@ -709,9 +710,9 @@ async def test_room_that_another_process_has_granted_is_not_given_away(tmp_path:
 
 
 async def test_every_method_of_a_store_is_called_here() -> None:
-    """Or in test_sources.py, which runs on both stores too: the suite is as wide as the interface."""
-    text = Path(__file__).read_text() + Path(__file__).with_name("test_sources.py").read_text()
-    for protocol, name in ((Store, "store"), (Partial, "partial")):
+    """Or in test_sources.py and test_hosted.py, which run on both stores too: the suite is as wide as the interface."""
+    text = "".join(Path(__file__).with_name(f"test_{name}.py").read_text() for name in ("conformance", "sources", "hosted"))
+    for protocol, name in ((Store, "store"), (Partial, "partial"), (HostedStore, "hosted"), (Upload, "upload")):
         for method in vars(protocol):
             if not method.startswith("_"):
                 assert re.search(rf"\.{method}\b", text), f"{name}.{method}"

@@ -23,12 +23,12 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mirror import metrics
-from mirror.durable import BESIDE, write_durably
+from mirror.durable import BESIDE, rename_durably, write_durably
 from mirror.errors import DigestInvalid
 from mirror.locks import try_exclusive, try_shared
 from mirror.names import Digest
@@ -122,6 +122,11 @@ class BlobStore:
     def put(self, digest: Digest, content: bytes) -> None:
         """Stores small content, which the caller has verified. Raises OSError."""
         write_durably(Path(self.path(digest)), content, lambda fd: self.seal(fd, digest))
+
+    def publish(self, fd: int, source: Path, digest: Digest, obsolete: Iterable[str] = ()) -> None:
+        """Gives a verified file of the spool, open as `fd`, its final name, durably; deletes the files that are `obsolete` then. Blocks. Raises OSError."""
+        self.seal(fd, digest)
+        rename_durably(fd, source, Path(self.path(digest)), obsolete)
 
     def seal(self, fd: int, digest: Digest, since: os.stat_result | None = None) -> None:
         """Seals a file whose content is verified, unless it was modified since the status `since`. Where the file system, or the file's owner, does not allow it, this

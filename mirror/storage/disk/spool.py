@@ -22,7 +22,6 @@ import struct
 import time
 from pathlib import Path
 
-from mirror.durable import rename_durably
 from mirror.locks import try_exclusive, try_shared, unlock
 from mirror.names import Digest
 from mirror.regular_files import NoFile, open_file, status_of
@@ -185,9 +184,7 @@ class Spool:
         self.leads = False
         self.verified = True
         self._append(*_VERIFIED)
-        self._store.seal(self.fd, self.digest)
-        target = Path(self._store.path(self.digest))
-        rename_durably(self.fd, Path(self._part_path), target, (self._have_path, self._sources_path))
+        self._store.publish(self.fd, Path(self._part_path), self.digest, (self._have_path, self._sources_path))
         self.share()
 
     def share(self) -> None:

@@ -24,6 +24,7 @@ from mirror.storage.disk.catalog.executor import CatalogExecutor
 from mirror.storage.disk.catalog.inventory_executor import InventoryExecutor
 from mirror.storage.disk.catalog.usage import Usage
 from mirror.storage.disk.content import Content
+from mirror.storage.disk.hosted import DiskHosted
 from mirror.storage.disk.maintenance import limit
 from mirror.storage.disk.maintenance.eviction import Eviction
 from mirror.storage.disk.maintenance.expiry import Expiry
@@ -73,6 +74,7 @@ class DiskStore:
         self._offline = offline
         self._eviction = Eviction(self.blobs, self._catalog, upkeep)
         self._content = Content(self.blobs, self.threads, self._catalog, self._eviction)
+        self.hosted = DiskHosted(self.blobs, self.threads, self._catalog, upkeep.hosted, self._make_room_apart)
         self._mending = Mending(self.blobs, self.threads, self._catalog, self._eviction)
         self._usage = Usage(self._catalog)
         self._locks = KeyedFileLock(root / "catalog" / "asking.lock")
@@ -96,6 +98,8 @@ class DiskStore:
         self._eviction.warn_of_the_disk()
         expiry = Expiry(self._catalog, self._eviction, self._upkeep.expire, self._offline)
         work = [self._mending.run, self._write_uses, expiry.run]
+        if self._upkeep.hosted.repositories:
+            work.append(self.hosted.collect_over_time)
         if self._upkeep.scrub_rate:
             work.append(Scrub(self.blobs, self._catalog, restore, self._upkeep.scrub_rate, self._upkeep.scrub_interval).run)
         for task in [BackgroundTask(this) for this in work]:
@@ -106,6 +110,10 @@ class DiskStore:
 
     def start_counting(self) -> None:
         self._usage.start()
+
+    async def _make_room_apart(self, need: int) -> None:
+        if not self._eviction.take_room(need):
+            await self._eviction.make_room(need, apart=True)
 
     async def _write_uses(self) -> None:
         while True:

@@ -13,6 +13,8 @@ attached    signatures and whatever else refers to the images of lists, which ar
 pull        how often clients asked for a tag or digest, and when last
 traffic     what clients asked for and got, by day
 removals    how many times images were deleted or tags dropped: what other processes have in memory is older than that
+hosted      which hosted repository has what, blobs and manifests, who pushed it and when, and when a push last named it
+referrer    which manifests of a hosted repository have a subject, with their descriptors
 sample      how large the cache was, a few times an hour
 item, part  what images are made of, see composition.py
 ==========  ====================================================================================================
@@ -30,20 +32,22 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mirror.errors import DigestInvalid
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Reference, Repository, Tag
-from mirror.storage.disk.catalog import history, repositories
+from mirror.storage.disk.catalog import repositories
 from mirror.storage.disk.catalog.changes import Changes
+from mirror.storage.disk.catalog.counts import Counts
 from mirror.storage.disk.catalog.documents import Documents
+from mirror.storage.disk.catalog.hosted import Hosted
 from mirror.storage.disk.catalog.listed import Listed
 from mirror.storage.disk.catalog.queues import BlobQueues
 from mirror.storage.disk.catalog.removal import Removal
-from mirror.storage.disk.catalog.schema import FILE, MANIFESTS, open_database
+from mirror.storage.disk.catalog.schema import FILE, HOSTED, MANIFESTS, open_database
 from mirror.storage.disk.files import make_private_folder
 from mirror.storage.disk.maintenance.policy import MOST_FREQUENT, queue_of_new
 from mirror.storage.store import Change
@@ -66,6 +70,8 @@ class Catalog:
             self.queues = BlobQueues(self._db)
             self.removal = Removal(self._db)
             self.listed = Listed(self._db)
+            self.counts = Counts(self._db)
+            self.hosted = Hosted(self._db, self._add)
             self.changed = Changes(self._db)
             self._documents = Documents(folder / "documents")
             stack.callback(self._documents.close)
@@ -99,12 +105,12 @@ class Catalog:
 
     def _add(self, digest: Digest, size: int, media_type: str | None) -> None:
         name, now = str(digest), time.time()
-        queue = MANIFESTS if media_type else queue_of_new(self.queues, name, size)
+        queue = HOSTED if self.hosted.is_linked(digest) else MANIFESTS if media_type else queue_of_new(self.queues, name, size)
         self._db.execute(
             "INSERT INTO content (digest, size, media_type, used, queue, entered, verified) VALUES (?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT DO UPDATE SET used = excluded.used, media_type = coalesce(excluded.media_type, media_type),"
-            " queue = CASE WHEN excluded.media_type IS NULL THEN queue ELSE excluded.queue END",
-            (name, size, media_type, now, int(queue), self.queues.young_end(queue), now),
+            " queue = CASE WHEN queue = ? OR excluded.media_type IS NULL THEN queue ELSE excluded.queue END",
+            (name, size, media_type, now, int(queue), self.queues.young_end(queue), now, HOSTED),
         )
 
     def manifest_type(self, digest: Digest) -> str | None:
@@ -132,6 +138,16 @@ class Catalog:
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             yield
+
+    @contextlib.contextmanager
+    def durably(self) -> Iterator[None]:
+        """Like `changing`, and what was changed is on the disk when it ends: no power cut takes it back. (Others may lose their last rows then.)"""
+        self._db.execute("PRAGMA synchronous = FULL")
+        try:
+            with self.changing():
+                yield
+        finally:
+            self._db.execute("PRAGMA synchronous = NORMAL")
 
     def drop(self, digest: Digest) -> None:
         """Deletes the rows of content whose file is gone. Call it inside `changing`."""
@@ -212,20 +228,20 @@ class Catalog:
                 "WITH RECURSIVE image (digest, before) AS ("  # before: NULL where one of its repositories has no limit
                 "  SELECT content.digest, CASE WHEN count(*) = count(expiry.before) THEN min(expiry.before) END"
                 "  FROM content JOIN holding USING (digest) LEFT JOIN expiry USING (registry, path) GROUP BY content.digest),"
-                " stale (digest) AS (SELECT digest FROM content JOIN image USING (digest) WHERE used < before),"
-                " kept (digest) AS (SELECT digest FROM content WHERE queue = ? AND digest NOT IN stale"
+                " stale (digest) AS (SELECT digest FROM content JOIN image USING (digest) WHERE used < before AND queue != ?2),"
+                " kept (digest) AS (SELECT digest FROM content WHERE queue IN (?1, ?2) AND digest NOT IN stale"
                 "  UNION SELECT child.digest FROM kept JOIN child ON child.parent = kept.digest),"
                 " named (digest) AS (SELECT digest FROM stale UNION SELECT child.digest FROM named JOIN child ON child.parent = named.digest)"
                 " SELECT digest, size FROM named JOIN content USING (digest)"
-                " WHERE digest NOT IN kept AND used < (SELECT max(before) FROM expiry) ORDER BY queue, used",
-                (MANIFESTS,),
+                " WHERE digest NOT IN kept AND queue != ?2 AND used < (SELECT max(before) FROM expiry) ORDER BY queue, used",
+                (MANIFESTS, HOSTED),
             ).fetchall()
         return [digest for digest, _ in _sized(rows)]
 
     def orphans(self, before: float) -> list[Digest]:
         """Blobs that no cached manifest names, and that have not been used since `before`."""
         rows = self._db.execute(
-            "SELECT digest, size FROM content AS blob WHERE queue != ? AND used < ? AND NOT EXISTS ("
+            "SELECT digest, size FROM content AS blob WHERE queue < ? AND used < ? AND NOT EXISTS ("
             " SELECT 1 FROM child JOIN content ON content.digest = parent WHERE child.digest = blob.digest)",
             (MANIFESTS, before),
         )
@@ -350,34 +366,6 @@ class Catalog:
                 )
             )
         )
-
-    # ------------------------------------------------------------------ use
-
-    def count_pulls(self, pulls: Mapping[tuple[Repository, Reference], tuple[int, float]]) -> None:
-        """Adds to how often clients asked for a manifest, and when last, in seconds since the epoch."""
-        with self._db:
-            self._db.executemany(
-                "INSERT INTO pull VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-                " count = count + excluded.count, last = max(last, excluded.last)",
-                [
-                    (repository.registry, repository.path, str(reference), count, last)
-                    for (repository, reference), (count, last) in pulls.items()
-                ],
-            )
-
-    def count_traffic(self, traffic: Mapping[tuple[str, str], Sequence[int]]) -> None:
-        """Adds, by registry and type, to today's requests, hits, bytes fetched and bytes sent."""
-        with self._db:
-            self._db.executemany(
-                "INSERT INTO traffic VALUES (date(), ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET requests = requests + excluded.requests,"
-                " hits = hits + excluded.hits, fetched = fetched + excluded.fetched, sent = sent + excluded.sent",
-                [(*key, *counts) for key, counts in traffic.items()],
-            )
-
-    def sample(self) -> None:
-        """Notes how large the cache is."""
-        with self._db:
-            history.sample(self._db, time.time())
 
     # ------------------------------------------------------------------ documents
 

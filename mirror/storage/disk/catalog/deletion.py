@@ -22,6 +22,9 @@ def delete(catalog: Catalog, blobs: BlobStore, repository: Repository, reference
                 f"{image_name(repository, reference)} is in the list {named.list} of [[warm]]: remove it there, or force it"
             )
         catalog.removal.forget_names(repository, reference, named)
+        if catalog.hosted.has(repository, named.digest) and catalog.removal.find(repository, named.digest) is None:
+            # Its blobs go at the next collection: a push may be about to name them.
+            catalog.hosted.unlink(repository, [named.digest])
         gone, kept = catalog.removal.exclusive_content(repository, named.digest)
         for name in gone:
             digest = Digest.parse(name)

@@ -21,7 +21,7 @@ from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog import repositories
 from mirror.storage.disk.catalog.composition import learn, sizes
 from mirror.storage.disk.catalog.history import TRAFFIC, read
-from mirror.storage.disk.catalog.schema import FILE, connect
+from mirror.storage.disk.catalog.schema import FILE, HOSTED, connect
 from mirror.storage.image_config import parse_config
 from mirror.storage.inventory import (
     ORDERS,
@@ -49,14 +49,15 @@ WITH named AS (
 )
 SELECT named.*, id, fetched, pull.count AS pulls, pull.last AS pulled, pin.since IS NOT NULL AS pinned,
     EXISTS (SELECT 1 FROM listed WHERE listed.registry = named.registry AND listed.path = named.path
-        AND listed.reference = coalesce(tag, named.digest)) AS listed
+        AND listed.reference = coalesce(tag, named.digest)) AS listed, hosted.pushed, hosted.who
 FROM named CROSS JOIN item ON item.digest = named.digest AND item.manifest
 LEFT JOIN pull ON pull.registry = named.registry AND pull.path = named.path AND pull.reference = coalesce(tag, named.digest)
+LEFT JOIN hosted ON hosted.registry = named.registry AND hosted.path = named.path AND hosted.digest = named.digest
 LEFT JOIN pin ON pin.registry = named.registry AND pin.path = named.path AND pin.reference = coalesce(tag, named.digest)
 WHERE tag IS NOT NULL OR NOT EXISTS (SELECT 1 FROM part WHERE part.item = item.id AND part.root != item.id)
 """
 _PAGE = """
-SELECT registry, path, tag, digest, checked, id, fetched, pulls, pulled, pinned, listed, count(*) OVER () FROM image
+SELECT registry, path, tag, digest, checked, id, fetched, pulls, pulled, pinned, listed, pushed, who, count(*) OVER () FROM image
 WHERE (?1 = '' OR registry || '/' || path = ?1) AND NOT EXISTS (
     SELECT 1 FROM json_each(?2) AS word
     WHERE instr(lower(image.registry || '/' || image.path || ':' || coalesce(tag, '')), word.value) = 0
@@ -66,7 +67,7 @@ ORDER BY CASE ?3 WHEN 'pulled' THEN -coalesce(pulled, 0) WHEN 'fetched' THEN -fe
     registry, path, tag IS NULL, tag, digest LIMIT ?4 OFFSET ?5
 """
 _ONE = """
-SELECT registry, path, tag, digest, checked, id, fetched, pulls, pulled, pinned, listed FROM image
+SELECT registry, path, tag, digest, checked, id, fetched, pulls, pulled, pinned, listed, pushed, who FROM image
 WHERE registry = ? AND path = ? AND ? IN (tag, digest) ORDER BY tag LIMIT 1
 """
 
@@ -152,12 +153,15 @@ class Inventory:
         manifests, entries, size = one(
             "SELECT coalesce(sum(manifest), 0), count(*), coalesce(sum(size), 0) FROM item WHERE size >= 0"
         ).fetchone()
+        hosted = one("SELECT bytes FROM total WHERE part = ?", (HOSTED,)).fetchone()[0]
         traffic = one(f"SELECT {TRAFFIC} FROM traffic").fetchone()  # noqa: S608
         unfinished = 0
         for file in self._store.spool.glob("*.part"):
             with contextlib.suppress(OSError):
                 unfinished += file.stat().st_blocks * 512
-        return Totals(images, repositories, manifests, entries - manifests, size, unfinished, pinned, Traffic(*traffic))
+        return Totals(
+            images, repositories, manifests, entries - manifests, size - hosted, unfinished, pinned, Traffic(*traffic), hosted
+        )
 
     def history(self) -> History:
         """Returns the last month's history."""
@@ -167,7 +171,7 @@ class Inventory:
         listed = list(rows)
         known = {row[0]: row[1:] for row in sizes(self._db, json.dumps([row[5] for row in listed]))}
         found = []
-        for registry, path, tag, digest, checked, number, fetched, pulls, pulled, pinned, in_list, *_ in listed:
+        for registry, path, tag, digest, checked, number, fetched, pulls, pulled, pinned, in_list, pushed, who, *_ in listed:
             size, shared, missing, platforms = known.get(number, (0, 0, 0, None))
             parsed = Digest.parse(digest)
             found.append(
@@ -185,6 +189,8 @@ class Inventory:
                     pulled,
                     bool(pinned),
                     bool(in_list),
+                    pushed,
+                    who or "",
                 )
             )
         return tuple(found)

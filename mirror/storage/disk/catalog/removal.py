@@ -20,6 +20,7 @@ kept (digest) AS (
         OR EXISTS (SELECT 1 FROM pin WHERE pin.digest = own.digest)
         OR EXISTS (SELECT 1 FROM listed WHERE listed.digest = own.digest)
         OR EXISTS (SELECT 1 FROM attached WHERE attached.digest = own.digest)
+        OR EXISTS (SELECT 1 FROM hosted WHERE hosted.digest = own.digest)
         OR EXISTS (SELECT 1 FROM holding WHERE holding.digest = own.digest AND (registry != ?2 OR path != ?3))
         OR EXISTS (SELECT 1 FROM child JOIN content ON content.digest = parent WHERE child.digest = own.digest AND parent NOT IN own)
     UNION SELECT child.digest FROM kept JOIN child ON child.parent = kept.digest)

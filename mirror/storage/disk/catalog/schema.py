@@ -19,6 +19,8 @@ _DAMAGED = "content.damaged"
 
 MANIFESTS = 2
 """The `queue` of manifests, which are evicted after everything that they name. 0 and 1 are the policy's queues. In `total`, 3 and 4 are the ghosts of these, and 5 holds the bytes by which the small queue has adapted."""
+HOSTED = 6
+"""The `queue` of everything that a hosted repository has: it is never evicted, and counted apart."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS content (
@@ -68,7 +70,8 @@ INSERT INTO total
     FROM (VALUES (3)) WHERE column1 NOT IN (SELECT part FROM total)
     UNION ALL SELECT column1, (SELECT coalesce(sum(size), 0) FROM main_ghost), (SELECT count(*) FROM main_ghost)
     FROM (VALUES (4)) WHERE column1 NOT IN (SELECT part FROM total)
-    UNION ALL SELECT 5, 0, 0 WHERE 5 NOT IN (SELECT part FROM total);
+    UNION ALL SELECT 5, 0, 0 WHERE 5 NOT IN (SELECT part FROM total)
+    UNION ALL SELECT 6, 0, 0 WHERE 6 NOT IN (SELECT part FROM total);
 CREATE TRIGGER IF NOT EXISTS content_in AFTER INSERT ON content BEGIN
     UPDATE total SET bytes = bytes + new.size, entries = entries + 1 WHERE part = new.queue; END;
 CREATE TRIGGER IF NOT EXISTS content_out AFTER DELETE ON content BEGIN
@@ -84,6 +87,14 @@ CREATE TRIGGER IF NOT EXISTS main_ghost_in AFTER INSERT ON main_ghost BEGIN
     UPDATE total SET bytes = bytes + new.size, entries = entries + 1 WHERE part = 4; END;
 CREATE TRIGGER IF NOT EXISTS main_ghost_out AFTER DELETE ON main_ghost BEGIN
     UPDATE total SET bytes = bytes - old.size, entries = entries - 1 WHERE part = 4; END;
+CREATE TABLE IF NOT EXISTS hosted (
+    registry TEXT NOT NULL, path TEXT NOT NULL, digest TEXT NOT NULL, manifest INTEGER NOT NULL,
+    pushed REAL NOT NULL, who TEXT NOT NULL, used REAL NOT NULL, PRIMARY KEY (registry, path, digest)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS hosted_digest ON hosted (digest);
+CREATE TABLE IF NOT EXISTS referrer (
+    registry TEXT NOT NULL, path TEXT NOT NULL, subject TEXT NOT NULL, digest TEXT NOT NULL, described TEXT NOT NULL,
+    PRIMARY KEY (registry, path, subject, digest)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS referrer_digest ON referrer (digest);
 CREATE TABLE IF NOT EXISTS pull (
     registry TEXT NOT NULL, path TEXT NOT NULL, reference TEXT NOT NULL, count INTEGER NOT NULL, last REAL NOT NULL,
     PRIMARY KEY (registry, path, reference)) WITHOUT ROWID;

@@ -8,7 +8,6 @@ import time
 
 from mirror import metrics
 from mirror.names import Reference, Repository
-from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
 from mirror.storage.disk.catalog.history import SAMPLE_INTERVAL
 from mirror.tasks import BackgroundTask
@@ -41,7 +40,7 @@ class Usage:
         """Writes what has been counted since the last time."""
         if self._pulls:
             pulls, self._pulls = self._pulls, {}
-            await self._catalog.write(Catalog.count_pulls, pulls)
+            await self._catalog.write(lambda catalog: catalog.counts.add_pulls(pulls))
         counted, before = _traffic(), self._written
         self._written = counted
         new = {
@@ -49,10 +48,10 @@ class Usage:
             for key, counts in counted.items()
         }
         if any(any(counts) for counts in new.values()):
-            await self._catalog.write(Catalog.count_traffic, new)
+            await self._catalog.write(lambda catalog: catalog.counts.add_traffic(new))
         if (now := time.monotonic()) >= self._sampled + SAMPLE_INTERVAL:
             self._sampled = now
-            await self._catalog.write(Catalog.sample)
+            await self._catalog.write(lambda catalog: catalog.counts.sample())
 
     async def aclose(self) -> None:
         """Stops, after writing what is left."""

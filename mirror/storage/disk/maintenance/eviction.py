@@ -55,6 +55,8 @@ class _Pass:
     """The state of one call of `make_room`, over its steps."""
 
     need: int
+    apart: bool
+    """What needs the room does not count as the cache's: only the disk must have it."""
     mark: float
     """The cache is to become smaller than this, in bytes."""
     reserved: dict[str, int]
@@ -103,16 +105,16 @@ class Eviction:
         self._room -= need
         return True
 
-    async def make_room(self, need: int) -> None:
-        """Evicts until `need` more bytes fit, both within `max_size` and on the disk. Raises StorageFull if they cannot.
+    async def make_room(self, need: int, *, apart: bool = False) -> None:
+        """Evicts until `need` more bytes fit, both within `max_size` and on the disk; on the disk alone if they are counted `apart`. Raises StorageFull if they cannot.
 
         Where they would take the cache above its high watermark, evicts down to the low one, as far as that goes.
         """
-        if need > self.max_size:
+        if need > self.max_size and not apart:
             raise StorageFull(f"{need} bytes are more than the whole cache may hold ({self.max_size})")
         async with self._turn:
             self._room_until = 0.0
-            this = _Pass(need, self._high, dict(self.reserved))
+            this = _Pass(need, apart, self._high, dict(self.reserved))
             measured = time.monotonic()
             while (fits := await self._catalog.read(_ROOM_UNKNOWN, self._evict, this)) is None:
                 # SQLite's lock is not fair: waiters poll it, and must find it free.
@@ -281,10 +283,10 @@ class Eviction:
                         here = min(status.st_size, here)
                         spooled += here
                     this.unwritten += max(here - written, 0)
-        total = cached + spooled - this.spared_spool + this.need
+        total = cached + spooled - this.spared_spool + (0 if this.apart else this.need)
         short = self._short_on_disk(this.need, this.unwritten)
         this.room = min(self._high - total, -short)
-        must = max(total - self.max_size, short if this.need else 0)
+        must = max(0 if this.apart else total - self.max_size, short if this.need else 0)
         return max(total - this.mark, must), must
 
     def _short_on_disk(self, need: int, unwritten: int = 0) -> int:
@@ -297,5 +299,6 @@ def update_metrics(catalog: Catalog) -> int:
     """Updates the metrics of the cache's size, and returns it in bytes."""
     size, blobs = catalog.totals()
     metrics.cache_bytes.set(size)
+    metrics.hosted_bytes.set(catalog.hosted.size())
     metrics.cache_blobs.set(blobs)
     return size

@@ -19,8 +19,10 @@ from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
 from mirror.storage.disk.maintenance.eviction import Eviction
 from mirror.storage.disk.maintenance.expiry import Expiry
+from mirror.storage.disk.maintenance.hosted_collection import HostedCollection
 from mirror.storage.disk.maintenance.mending import Mending
 from mirror.storage.disk.spool import sweep
+from mirror.storage.disk.uploads import UploadFiles
 from mirror.storage.settings import Upkeep
 from mirror.storage.store import Collected, Gone
 from mirror.threads import ThreadPool
@@ -67,6 +69,9 @@ class GarbageCollection:
                 await catalog.aclose()
 
     async def _collect(self, catalog: CatalogExecutor, eviction: Eviction, dry_run: bool) -> Collected:
+        blobs = _Untouched(self._blobs.root) if dry_run else self._blobs
+        uploads = UploadFiles(self._blobs.spool)
+        hosted = await HostedCollection(blobs, self._threads, catalog, uploads, self._upkeep.hosted).collect(dry_run=dry_run)
         known = await catalog.do(Catalog.content)
 
         async def gone(work: Awaitable[None]) -> Gone:
@@ -80,7 +85,7 @@ class GarbageCollection:
         orphaned = await catalog.do(Catalog.orphans, time.time() - _ORPHANED)
         orphans = await gone(eviction.remove(orphaned))
         unfinished = Gone(*await self._threads.run(lambda: sweep(self._blobs, dry_run=dry_run)))
-        return Collected(expired, orphans, unfinished, await gone(eviction.make_room(0)))
+        return Collected(expired, orphans, unfinished, await gone(eviction.make_room(0)), hosted)
 
 
 class _Untouched(BlobStore):

@@ -1,0 +1,237 @@
+"""Pushes and deletes: OCI distribution-spec 1.1, "Push" and "Content Management"."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from urllib.parse import quote, urlencode, urlsplit
+
+from aiohttp import web
+
+from mirror import metrics
+from mirror.access.rules import Action
+from mirror.api.context import RequestContext
+from mirror.api.gate import Gate
+from mirror.api.request_body import patient_reader
+from mirror.api.responses import VERSION, error_response
+from mirror.api.targets import Resource, Target, Targets
+from mirror.cache.cache import Cache
+from mirror.errors import (
+    BlobUnknown,
+    ChunkOutOfOrder,
+    Denied,
+    Invalid,
+    ManifestTooLarge,
+    ManifestUnknown,
+    Refused,
+    Unknown,
+    Unsupported,
+    UploadInvalid,
+)
+from mirror.hosted.chunks import check_order, receive
+from mirror.hosted.manifests import pushed_manifest
+from mirror.manifests import MAX_SIZE
+from mirror.names import Digest, Reference, Repository, Tag
+from mirror.storage.hosted import HostedStore, Upload
+
+
+class Pushing:
+    """Answers requests that change hosted repositories, and requests for uploads."""
+
+    def __init__(self, cache: Cache, targets: Targets, gate: Gate, public_url: str | None) -> None:
+        """`public_url` is the mirror's URL behind a proxy: the path in it, if any, begins every Location."""
+        self._cache = cache
+        self._gate = gate
+        self._hosted: HostedStore = cache.store.hosted
+        self._targets = targets
+        self._prefix = urlsplit(public_url or "").path.rstrip("/")
+
+    async def answer(self, context: RequestContext, target: Target, repository: Repository) -> web.StreamResponse:
+        """Answers a request with a method other than GET and HEAD, or for an upload. Raises MirrorError."""
+        request, reference = context.request, target.reference
+        self._check_active(request, repository)
+        _check_origin(request)
+        await self._gate.identify(context, target)
+        deletes = request.method == "DELETE" and target.resource is not Resource.UPLOAD
+        self._gate.check(context, Action.DELETE if deletes else Action.PUSH, repository)
+        self._check_hosted(repository)
+        match target.resource, request.method:
+            case Resource.UPLOAD, "POST" if not target.upload:
+                return await self._begin(context, target, repository)
+            case Resource.UPLOAD, "GET" | "HEAD" if target.upload:
+                with closing(await self._hosted.resume(repository, target.upload, write=False)) as upload:
+                    return self._received(204, target, upload)
+            case Resource.UPLOAD, "PATCH" if target.upload:
+                return await self._append(request, target, repository)
+            case Resource.UPLOAD, "PUT" if target.upload:
+                return await self._complete(context, target, repository)
+            case Resource.UPLOAD, "DELETE" if target.upload:
+                with closing(await self._hosted.resume(repository, target.upload)) as upload:
+                    await upload.discard()
+                return web.Response(status=204, headers=dict([VERSION]))
+            case Resource.MANIFEST, "PUT" if reference is not None:
+                return await self._put_manifest(context, target, repository, reference)
+            case Resource.MANIFEST, "DELETE" if reference is not None:
+                return await self._delete_manifest(repository, reference)
+            case Resource.BLOB, "DELETE" if isinstance(reference, Digest):
+                if not await self._hosted.delete_blob(repository, reference):
+                    raise BlobUnknown(f"{repository.path} has no blob {reference}")
+                return web.Response(status=202, headers=dict([VERSION]))
+        allowed = {Resource.UPLOAD: "GET, PATCH, PUT, DELETE" if target.upload else "POST"}.get(target.resource, "GET, HEAD")
+        raise Unsupported(f"{request.method} is not supported here", allowed)
+
+    def _check_active(self, request: web.BaseRequest, repository: Repository) -> None:
+        if not self._hosted.active:
+            raise Unsupported(
+                f"{request.method} is not supported: nothing can be pushed to this mirror. To have it take pushes to names such as"
+                f' {example(repository)}, add to its settings file the lines [hosted] and repositories = ["{example(repository)}"],'
+                " and restart it"
+            )
+
+    def _check_hosted(self, repository: Repository) -> None:
+        if not self._hosted.covers(repository):
+            raise Denied(
+                f"{repository.path} does not live in this mirror, and cannot be pushed to: hosted.repositories in its settings has the names"
+                " that can be"
+            )
+
+    # ------------------------------------------------------------------ uploads
+
+    async def _begin(self, context: RequestContext, target: Target, repository: Repository) -> web.StreamResponse:
+        request, query = context.request, target.query
+        if (algorithm := query.get("digest-algorithm", "sha256")) not in ("sha256", "sha512"):
+            raise UploadInvalid(f"digest-algorithm is sha256 or sha512, not {algorithm[:40]!r}")
+        if "mount" in query:
+            digest = Digest.parse(query["mount"])
+            if await self._mounted(context, target, repository, digest):
+                return self._created(target, f"blobs/{digest}", digest)
+        wanted = Digest.parse(query["digest"]) if "digest" in query else None
+        await self._hosted.check_room(request.content_length or 0)
+        with closing(await self._hosted.begin(repository)) as upload:
+            if wanted is None:
+                return self._received(202, target, upload)
+            try:
+                await receive(upload, patient_reader(request))
+                await upload.commit(wanted, _who(context))
+            except BaseException:
+                await upload.discard()
+                raise
+        return self._created(target, f"blobs/{wanted}", wanted)
+
+    async def _mounted(self, context: RequestContext, target: Target, repository: Repository, digest: Digest) -> bool:
+        """Mounts a blob from a repository that the client may pull from; from any such one if it names none (distribution-spec 1.1, "Mounting a blob from
+        another repository")."""
+        may_pull = self._gate.filter(context)
+        holders = [holder for holder in await self._cache.store.holders(digest) if may_pull is None or may_pull(holder)]
+        if "from" in target.query:
+            try:
+                source = self._targets.repository(target.query["from"], target.query.get("ns"))
+            except (Invalid, Unknown):
+                return False
+            holders = [holder for holder in holders if holder == source]
+        return bool(holders) and await self._hosted.mount(repository, digest, _who(context))
+
+    async def _append(self, request: web.BaseRequest, target: Target, repository: Repository) -> web.StreamResponse:
+        with closing(await self._hosted.resume(repository, target.upload)) as upload:
+            if (refusal := self._out_of_order(request, target, upload)) is not None:
+                return refusal
+            await self._hosted.check_room(request.content_length or 0)
+            await receive(upload, patient_reader(request))
+            return self._received(202, target, upload)
+
+    async def _complete(self, context: RequestContext, target: Target, repository: Repository) -> web.StreamResponse:
+        request = context.request
+        if "digest" not in target.query:
+            raise UploadInvalid("the PUT that ends an upload has ?digest=")
+        digest = Digest.parse(target.query["digest"])
+        with closing(await self._hosted.resume(repository, target.upload)) as upload:
+            if (refusal := self._out_of_order(request, target, upload)) is not None:
+                return refusal
+            await self._hosted.check_room(request.content_length or 0)
+            await receive(upload, patient_reader(request))
+            await upload.commit(digest, _who(context))
+        return self._created(target, f"blobs/{digest}", digest)
+
+    def _out_of_order(self, request: web.BaseRequest, target: Target, upload: Upload) -> web.StreamResponse | None:
+        try:
+            check_order(upload, request.headers.get("Content-Range"), request.content_length)
+        except ChunkOutOfOrder as error:
+            response = error_response(error)
+            response.headers.update(self._where(target, upload))
+            return response
+        return None
+
+    # ------------------------------------------------------------------ manifests
+
+    async def _put_manifest(
+        self, context: RequestContext, target: Target, repository: Repository, reference: Reference
+    ) -> web.StreamResponse:
+        request = context.request
+        body, read = bytearray(), patient_reader(request)
+        while len(body) <= MAX_SIZE and (data := await read()):
+            body += data
+        if len(body) > MAX_SIZE:
+            raise ManifestTooLarge(f"a manifest may have {MAX_SIZE} bytes")
+        pushed = pushed_manifest(bytes(body), request.headers.get("Content-Type"), reference)
+        listed = [Tag.parse(tag) for tag in target.tags] if isinstance(reference, Digest) else [reference]
+        tags = [tag.value for tag in listed]
+        await self._hosted.put_manifest(repository, pushed, tags, _who(context))
+        self._cache.manifests.forget([(repository, tag) for tag in listed])
+        response = self._created(target, f"manifests/{pushed.manifest.digest}", pushed.manifest.digest)
+        if pushed.subject is not None:
+            response.headers["OCI-Subject"] = str(pushed.subject)
+        if isinstance(reference, Digest):
+            for tag in listed:
+                response.headers.add("OCI-Tag", tag.value)
+        return response
+
+    async def _delete_manifest(self, repository: Repository, reference: Reference) -> web.StreamResponse:
+        if isinstance(reference, Tag):
+            gone = await self._hosted.delete_tag(repository, reference.value)
+        else:
+            gone = await self._hosted.delete_manifest(repository, reference)
+        if not gone:
+            raise ManifestUnknown(f"{repository.path} has no manifest {reference}")
+        self._cache.manifests.forget()
+        return web.Response(status=202, headers=dict([VERSION]))
+
+    # ------------------------------------------------------------------ responses
+
+    def _url(self, target: Target, rest: str) -> str:
+        """A URL below the repository, as the client named it: relative, since a proxy may have another scheme, host and port (RFC 3986, section 4.2)."""
+        marks = ("/blobs/", "/manifests/")
+        base = target.path[: max(target.path.rfind(mark) for mark in marks)]
+        query = {key: target.query[key] for key in ("ns",) if key in target.query}
+        return f"{self._prefix}{quote(target.prefix + base, safe='/:')}/{rest}{f'?{urlencode(query)}' if query else ''}"
+
+    def _created(self, target: Target, rest: str, digest: Digest) -> web.Response:
+        metrics.hosted_pushes.labels(rest.partition("s/")[0]).inc()
+        headers = {"Location": self._url(target, rest), "Docker-Content-Digest": str(digest), VERSION[0]: VERSION[1]}
+        return web.Response(status=201, headers=headers)
+
+    def _received(self, status: int, target: Target, upload: Upload) -> web.Response:
+        return web.Response(status=status, headers={**self._where(target, upload), VERSION[0]: VERSION[1]})
+
+    def _where(self, target: Target, upload: Upload) -> dict[str, str]:
+        return {
+            "Location": self._url(target, f"blobs/uploads/{upload.id}"),
+            "Range": f"0-{max(upload.size - 1, 0)}",
+            "Docker-Upload-UUID": upload.id,
+        }
+
+
+def _check_origin(request: web.BaseRequest) -> None:
+    """Returns unless a page of a browser has sent a request: any page can make one send a POST to this machine. Raises Refused."""
+    if "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+        raise Refused("pages of other sites may not push: use a registry's client")
+
+
+def _who(context: RequestContext) -> str:
+    """Who pushes: the user, or what else proved who it is, or the address."""
+    identity = context.identity
+    return identity.user or identity.token or identity.certificate or identity.subject or context.request.remote or ""
+
+
+def example(repository: Repository) -> str:
+    """A pattern that covers a repository, for people; of a name of one part, one that does not change what others pull."""
+    first = repository.path.partition("/")[0]
+    return "team/**" if first == "library" else f"{first}/**"

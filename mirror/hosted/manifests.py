@@ -1,0 +1,86 @@
+"""What a pushed manifest says, and what its repository must have (distribution-spec 1.1, "Pushing Manifests"; image-spec 1.1, "manifest.md").
+
+A manifest is refused if its repository lacks a blob or manifest that it names: nobody could pull it whole. Not needed are the subject, which may be pushed
+later, and layers that registries do not have ("layer.md", "Non-Distributable Layers").
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mirror.errors import DigestInvalid, ManifestInvalid, ManifestTooLarge, UpstreamInvalid
+from mirror.manifests import DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED, INDEXES, MAX_SIZE, Manifest, children_of, media_type_of
+from mirror.names import Digest, Reference
+from mirror.storage.hosted import PushedManifest
+
+_ELSEWHERE = ("foreign", "nondistributable")
+"""In media types of layers that registries do not have."""
+
+
+def pushed_manifest(body: bytes, content_type: str | None, reference: Reference) -> PushedManifest:
+    """Reads a manifest that is pushed by `reference`. Raises ManifestInvalid, ManifestTooLarge, DigestInvalid."""
+    if len(body) > MAX_SIZE:
+        raise ManifestTooLarge(f"a manifest may have {MAX_SIZE} bytes")
+    try:
+        media_type = media_type_of(body, content_type)
+    except UpstreamInvalid as error:
+        raise ManifestInvalid(error.message) from None
+    if media_type in (DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED):
+        raise ManifestInvalid("manifests of schema 1 are not taken: push it with a client of the last years")
+    digest = Digest.of(body, reference.algorithm if isinstance(reference, Digest) else "sha256")
+    if isinstance(reference, Digest) and digest != reference:
+        raise DigestInvalid(f"the manifest that was sent has the digest {digest}, not {reference}")
+    document = json.loads(body)
+    if document.get("schemaVersion") != 2:
+        raise ManifestInvalid("a manifest has schemaVersion 2")
+    _check_digests(document)
+    manifests, blobs = children_of(body)
+    elsewhere = {layer.get("digest") for layer in document.get("layers") or () if _is_elsewhere(layer)}
+    children = frozenset((*manifests, *blobs))
+    subject = document.get("subject")
+    return PushedManifest(
+        Manifest(media_type, digest, body),
+        children,
+        frozenset(child for child in children if str(child) not in elsewhere),
+        Digest.parse(subject["digest"]) if isinstance(subject, dict) else None,
+        _described(document, media_type, digest, len(body)),
+    )
+
+
+def _check_digests(document: dict[str, Any]) -> None:
+    """Raises ManifestInvalid where a descriptor is none: what could not be read would not be kept."""
+    listed = [entry for name in ("layers", "manifests", "blobs") for entry in _list(document, name)]
+    for entry in (document.get("config"), document.get("subject"), *listed):
+        if entry is None:
+            continue
+        if not isinstance(entry, dict) or not isinstance(entry.get("digest"), str):
+            raise ManifestInvalid("a descriptor in the manifest has no digest")
+        try:
+            Digest.parse(entry["digest"])
+        except DigestInvalid as error:
+            raise ManifestInvalid(f"in the manifest, {error.message}") from None
+
+
+def _list(document: dict[str, Any], name: str) -> list[Any]:
+    value = document.get(name)
+    if value is not None and not isinstance(value, list):
+        raise ManifestInvalid(f"{name!r} of the manifest is no list")
+    return value or []
+
+
+def _is_elsewhere(layer: dict[str, Any]) -> bool:
+    return any(word in str(layer.get("mediaType")) for word in _ELSEWHERE)
+
+
+def _described(document: dict[str, Any], media_type: str, digest: Digest, size: int) -> dict[str, Any]:
+    """The descriptor of a manifest for the list of its subject's referrers (distribution-spec 1.1, "Listing Referrers")."""
+    found: dict[str, Any] = {"mediaType": media_type, "digest": str(digest), "size": size}
+    artifact_type, config = document.get("artifactType"), document.get("config")
+    if not artifact_type and media_type not in INDEXES and isinstance(config, dict):
+        artifact_type = config.get("mediaType")
+    if artifact_type:
+        found["artifactType"] = artifact_type
+    if isinstance(document.get("annotations"), dict):
+        found["annotations"] = document["annotations"]
+    return found

@@ -1,0 +1,230 @@
+"""Implements `mirror.storage.hosted.HostedStore` on the disk: uploads as files of the spool, links as rows of the catalog (catalog/hosted.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any, TypeVar, TypeVarTuple
+
+from mirror.errors import HostedFull, InUse, MirrorError, Pinned, StorageFull, StorageUnreadable, TagImmutable
+from mirror.names import Digest, Repository
+from mirror.storage.disk.blobs import BlobStore
+from mirror.storage.disk.catalog.catalog import Catalog
+from mirror.storage.disk.catalog.executor import CatalogExecutor
+from mirror.storage.disk.catalog.hosted import full
+from mirror.storage.disk.maintenance.hosted_collection import HostedCollection
+from mirror.storage.disk.uploads import UploadFile, UploadFiles
+from mirror.storage.hosted import HostedCollected, HostedUsage, PushedManifest
+from mirror.storage.settings import HostedRules
+from mirror.threads import ThreadPool
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
+_STEP = 64 * 1024 * 1024
+"""Bytes of an upload for which room is made at once."""
+_INTERVAL = 3600.0
+"""Seconds between two collections."""
+_TRIES = 5
+"""How often a manifest's file is written that an eviction removes before its row is there."""
+
+
+class DiskHosted:
+    """What was pushed, in a cache directory that several processes share."""
+
+    def __init__(
+        self,
+        blobs: BlobStore,
+        threads: ThreadPool,
+        catalog: CatalogExecutor,
+        rules: HostedRules,
+        make_room: Callable[[int], Awaitable[None]],
+    ) -> None:
+        """`make_room` makes room for so many bytes on the disk, or raises StorageFull."""
+        self.rules = rules
+        self.blobs = blobs
+        self.catalog = catalog
+        self._threads = threads
+        self._make_room = make_room
+        self._uploads = UploadFiles(blobs.spool)
+
+    @property
+    def active(self) -> bool:
+        return bool(self.rules.repositories)
+
+    def covers(self, repository: Repository) -> bool:
+        return self.rules.covers(repository)
+
+    # ------------------------------------------------------------------ uploads
+
+    async def begin(self, repository: Repository) -> DiskUpload:
+        await self.check_room(0)
+        return DiskUpload(self, repository, await self.run(self._uploads.begin, repository))
+
+    async def resume(self, repository: Repository, upload: str, *, write: bool = True) -> DiskUpload:
+        return DiskUpload(self, repository, await self.run(lambda: self._uploads.resume(repository, upload, write=write)))
+
+    async def check_room(self, size: int) -> None:
+        if (most := self.rules.max_size) is not None:
+            usage = await self.usage()
+            here = usage.content + usage.uploads
+            if here + size > most:
+                raise full(here, size, most)
+        await self._make_room(size)
+
+    async def run(self, work: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
+        """Runs `work` in a thread. Raises StorageFull for its OSError."""
+        try:
+            return await self._threads.run(work, *arguments)
+        except OSError as error:
+            raise StorageFull(
+                f"the disk cannot take what is pushed: {error.strerror}; nothing of this request is kept"
+            ) from error
+
+    # ------------------------------------------------------------------ content
+
+    async def has(self, repository: Repository, digest: Digest) -> bool:
+        return await self.catalog.do(lambda catalog: catalog.hosted.has(repository, digest))
+
+    async def touch(self, repository: Repository, digest: Digest) -> bool:
+        return await self.catalog.do(lambda catalog: catalog.hosted.touch(repository, digest))
+
+    async def mount(self, repository: Repository, digest: Digest, who: str) -> bool:
+        return await self.catalog.do(self._mount, repository, digest, who)
+
+    def _mount(self, catalog: Catalog, repository: Repository, digest: Digest, who: str) -> bool:
+        with catalog.durably():
+            size = self.blobs.size(digest)
+            if size is None:
+                return False
+            catalog.hosted.check_room(digest, size, self.rules.max_size)
+            catalog.hosted.link(repository, digest, size, None, who)
+        return True
+
+    async def put_manifest(self, repository: Repository, pushed: PushedManifest, tags: Collection[str], who: str) -> None:
+        manifest = pushed.manifest
+        await self.check_room(len(manifest.body))
+        for _ in range(_TRIES):
+            await self.run(self.blobs.put, manifest.digest, manifest.body)
+            if await self.catalog.do(self._enter, repository, pushed, tags, who):
+                return
+        raise StorageUnreadable(f"the manifest {manifest.digest} disappears from the disk as soon as it is written")
+
+    def _enter(self, catalog: Catalog, repository: Repository, pushed: PushedManifest, tags: Collection[str], who: str) -> bool:
+        with catalog.durably():
+            # Whoever removes content does so in a transaction.
+            if self.blobs.size(pushed.manifest.digest) is None:
+                return False
+            catalog.hosted.check_room(pushed.manifest.digest, len(pushed.manifest.body), self.rules.max_size)
+            catalog.hosted.put_manifest(repository, pushed, tags, who, lambda tag: self.rules.is_immutable(repository, tag))
+        return True
+
+    async def commit(self, repository: Repository, upload: UploadFile, digest: Digest, who: str) -> None:
+        """See `Upload.commit`."""
+        await self.run(upload.verify, digest)
+        await self.catalog.do(self._publish, repository, upload, digest, who)
+
+    def _publish(self, catalog: Catalog, repository: Repository, upload: UploadFile, digest: Digest, who: str) -> None:
+        with catalog.durably():
+            # Its bytes count as an upload's already.
+            catalog.hosted.check_room(digest, upload.size, self.rules.max_size)
+            catalog.hosted.link(repository, digest, upload.size, None, who)
+            self.blobs.publish(upload.fd, upload.path, digest)
+
+    async def tags(self, repository: Repository, after: str = "", count: int | None = None) -> list[str]:
+        return await self.catalog.do(lambda catalog: catalog.hosted.tags(repository, after, count))
+
+    async def referrers(self, repository: Repository, subject: Digest) -> list[dict[str, Any]]:
+        return await self.catalog.do(lambda catalog: catalog.hosted.referrers(repository, subject))
+
+    async def delete_tag(self, repository: Repository, tag: str) -> bool:
+        return await self.catalog.do(self._delete_tag, repository, tag)
+
+    def _delete_tag(self, catalog: Catalog, repository: Repository, tag: str) -> bool:
+        with catalog.durably():
+            if catalog.hosted.is_pinned(repository, tag):
+                raise Pinned(f"{repository.path}:{tag} is pinned: unpin it first")
+            if self.rules.is_immutable(repository, tag):
+                raise TagImmutable(f"{repository.path}:{tag} is immutable (hosted.immutable), and is not deleted")
+            return catalog.hosted.delete_tag(repository, tag)
+
+    async def delete_manifest(self, repository: Repository, digest: Digest) -> bool:
+        return await self.catalog.do(self._delete_manifest, repository, digest)
+
+    def _delete_manifest(self, catalog: Catalog, repository: Repository, digest: Digest) -> bool:
+        with catalog.durably():
+            return catalog.hosted.delete_manifest(repository, digest, lambda tag: self.rules.is_immutable(repository, tag))
+
+    async def delete_blob(self, repository: Repository, digest: Digest) -> bool:
+        return await self.catalog.do(self._delete_blob, repository, digest)
+
+    def _delete_blob(self, catalog: Catalog, repository: Repository, digest: Digest) -> bool:
+        with catalog.durably():
+            if not catalog.hosted.has(repository, digest):
+                return False
+            if (parent := catalog.hosted.naming(repository, digest)) is not None:
+                raise InUse(f"the manifest {parent} of {repository.path} names {digest}: delete that first")
+            catalog.hosted.unlink(repository, [digest])
+        return True
+
+    # ------------------------------------------------------------------ upkeep
+
+    async def usage(self) -> HostedUsage:
+        content = await self.catalog.do(lambda catalog: catalog.hosted.size())
+        uploads = await self.run(lambda: sum(size for _, size, _ in self._uploads.sizes()))
+        return HostedUsage(content, uploads, self.rules.max_size)
+
+    async def collect(self) -> HostedCollected:
+        return await HostedCollection(self.blobs, self._threads, self.catalog, self._uploads, self.rules).collect()
+
+    async def collect_over_time(self) -> None:
+        """Collects every hour. Never returns."""
+        while True:
+            await asyncio.sleep(_INTERVAL)
+            try:
+                await self.collect()
+            except (MirrorError, OSError) as error:
+                log.error("what hosted repositories need no longer could not be deleted: %s", error)
+
+
+class DiskUpload:
+    """Implements `mirror.storage.hosted.Upload`."""
+
+    def __init__(self, hosted: DiskHosted, repository: Repository, file: UploadFile) -> None:
+        self._hosted = hosted
+        self._repository = repository
+        self._file = file
+        self._granted = file.size
+        """Up to which size there is room."""
+        self.id = file.id
+
+    @property
+    def size(self) -> int:
+        return self._file.size
+
+    async def write(self, data: Sequence[bytes]) -> None:
+        end = self._file.size + sum(map(len, data))
+        if end > self._granted:
+            wanted = max(end, min(self._granted + _STEP, 2 * end))
+            try:
+                await self._hosted.check_room(wanted - self._file.size)
+            except (HostedFull, StorageFull):
+                await self._hosted.check_room(end - self._file.size)
+                wanted = end
+            self._granted = wanted
+        try:
+            await self._hosted.run(self._file.write, data)
+        except StorageFull:
+            await self._hosted.run(self._file.drop_torn)
+            raise
+
+    async def commit(self, digest: Digest, who: str) -> None:
+        await self._hosted.commit(self._repository, self._file, digest, who)
+
+    async def discard(self) -> None:
+        await self._hosted.run(self._file.unlink)
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,166 @@
+"""Uploads in progress, on disk: ``spool/<id>.upload`` has the bytes that were received, so that an upload goes on after a restart, and in any process.
+
+Who writes holds the exclusive ``flock`` on the file. An id is random, and ends in a mark of the repository that it is for; whoever knows it may continue.
+
+The bytes are hashed as they come. What another process has written is read again when the upload ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mirror.durable import sync_file
+from mirror.errors import DigestInvalid, UploadBusy, UploadUnknown
+from mirror.locks import try_exclusive
+from mirror.names import Digest, Repository
+from mirror.regular_files import NoFile, open_file, status_of
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+_SUFFIX = ".upload"
+_ID = re.compile(r"[0-9a-f]{32}-[0-9a-f]{16}")
+_MOST_HASHES = 1000
+_CHUNK = 1024 * 1024
+
+
+class UploadFiles:
+    """All uploads of a cache directory. Methods block unless they say otherwise."""
+
+    def __init__(self, spool: Path) -> None:
+        self._spool = spool
+        self.hashes: OrderedDict[str, tuple[_Hash, int]] = OrderedDict()
+        """By upload, the running SHA-256 of this process and how many bytes it is of."""
+
+    def begin(self, repository: Repository) -> UploadFile:
+        """Creates an upload. Raises OSError."""
+        name = f"{secrets.token_hex(16)}-{_mark(repository)}"
+        fd = open_file(self._path(name), os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try_exclusive(fd)
+        return UploadFile(self, name, self._path(name), fd)
+
+    def resume(self, repository: Repository, name: str, *, write: bool) -> UploadFile:
+        """Opens an upload. Raises UploadUnknown, UploadBusy, OSError."""
+        unknown = UploadUnknown(
+            "there is no such upload here: it was completed, cancelled, or not continued for too long; begin another"
+        )
+        if not _ID.fullmatch(name) or not name.endswith(_mark(repository)):
+            raise unknown
+        try:
+            fd = open_file(self._path(name), os.O_RDWR)
+        except NoFile:
+            raise unknown from None
+        try:
+            if write and not try_exclusive(fd):
+                raise UploadBusy("another request is writing this upload: wait for its end")
+            named = status_of(self._path(name))
+            if named is None or not os.path.samestat(named, os.fstat(fd)):
+                # It ended before it was locked.
+                raise unknown
+        except BaseException:
+            os.close(fd)
+            raise
+        return UploadFile(self, name, self._path(name), fd)
+
+    def sizes(self) -> Iterator[tuple[Path, int, float]]:
+        """Yields every upload, with its bytes and when it was written to last, in seconds since the epoch."""
+        with os.scandir(self._spool) as entries:
+            for entry in entries:
+                if entry.name.endswith(_SUFFIX):
+                    with contextlib.suppress(OSError):
+                        status = entry.stat(follow_symlinks=False)
+                        yield Path(entry.path), status.st_size, status.st_mtime
+
+    def sweep(self, older_than: float, *, dry_run: bool = False) -> int:
+        """Deletes uploads that nobody has written to for so many seconds. Returns how many those are."""
+        count, latest = 0, time.time() - older_than
+        for path, _, written in self.sizes():
+            if written < latest:
+                with contextlib.suppress(OSError):
+                    fd = open_file(path, os.O_RDWR)
+                    try:
+                        if try_exclusive(fd):
+                            count += 1
+                            if not dry_run:
+                                path.unlink()
+                    finally:
+                        os.close(fd)
+        return count
+
+    def _path(self, name: str) -> Path:
+        return self._spool / f"{name}{_SUFFIX}"
+
+
+class UploadFile:
+    """One upload that is open."""
+
+    def __init__(self, files: UploadFiles, name: str, path: Path, fd: int) -> None:
+        self.id = name
+        self.path = path
+        self.fd = fd
+        self.size = os.fstat(fd).st_size
+        self._files = files
+        self._hash, hashed = files.hashes.pop(name, (hashlib.sha256(), 0))
+        self._is_hashed = hashed == self.size
+
+    def write(self, pieces: Sequence[bytes]) -> None:
+        """Appends bytes. Blocks. Raises OSError: none of them count then."""
+        offset = self.size
+        for piece in pieces:
+            left = memoryview(piece)
+            while left:
+                written = os.pwrite(self.fd, left, offset)
+                offset += written
+                left = left[written:]
+        if self._is_hashed:
+            for piece in pieces:
+                self._hash.update(piece)
+        self.size = offset
+
+    def drop_torn(self) -> None:
+        """Drops what was written of pieces that do not count. Blocks."""
+        os.ftruncate(self.fd, self.size)
+
+    def verify(self, digest: Digest) -> None:
+        """Returns if the bytes are what a digest says, and are on the disk. Blocks. Raises DigestInvalid, OSError."""
+        if digest.algorithm == "sha256" and self._is_hashed:
+            found = self._hash.hexdigest()
+        else:
+            hasher, offset = digest.hasher(), 0
+            view = memoryview(bytearray(_CHUNK))
+            while count := os.preadv(self.fd, [view], offset):
+                hasher.update(view[:count])
+                offset += count
+            found = hasher.hexdigest()
+        if found != digest.hex:
+            raise DigestInvalid(f"the {self.size} bytes of the upload have the digest {digest.algorithm}:{found}, not {digest}")
+        sync_file(self.fd)
+
+    def unlink(self) -> None:
+        """Deletes it. Blocks."""
+        self._is_hashed = False
+        self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Lets others write. Its hash is kept for the next request."""
+        if self.fd < 0:
+            return
+        if self._is_hashed and self.size:
+            self._files.hashes[self.id] = self._hash, self.size
+            if len(self._files.hashes) > _MOST_HASHES:
+                self._files.hashes.popitem(last=False)
+        os.close(self.fd)
+        self.fd = -1
+
+
+def _mark(repository: Repository) -> str:
+    return hashlib.sha256(str(repository).encode()).hexdigest()[:16]

@@ -1,0 +1,151 @@
+"""The interface of the part of a store that keeps what was pushed: hosted repositories, `Store.hosted`.
+
+A hosted repository *has* the blobs and manifests that were pushed or mounted to it, and nothing else, whatever else the store has. What it has is never evicted; it
+is kept as long as a tag, an index or a subject names it, and for a while longer (see `HostedRules`).
+
+Whatever a method has returned without an error is on the disk, and no power cut takes it back. What one process changes, the others read at once.
+
+Failures: all methods raise CatalogFailed, and StorageFull where the disk is full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mirror.manifests import Manifest
+from mirror.names import Digest, Repository
+
+
+@dataclass(frozen=True, slots=True)
+class PushedManifest:
+    """A manifest as it was pushed, and what it says."""
+
+    manifest: Manifest
+    children: frozenset[Digest]
+    """Everything that it names."""
+    needed: frozenset[Digest]
+    """What its repository must have."""
+    subject: Digest | None
+    described: dict[str, Any]
+    """Its descriptor in the list of its subject's referrers."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostedUsage:
+    """Bytes: of what the repositories have, of uploads in progress, and what both may take; None without a limit."""
+
+    content: int
+    uploads: int
+    limit: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class HostedCollected:
+    """What a collection removed, or would: tags as ``REPOSITORY:TAG`` that retention does not keep, how many manifests and blobs of repositories, the bytes of
+    content that no repository has any more, and uploads that nobody continues."""
+
+    tags: tuple[str, ...]
+    manifests: int
+    blobs: int
+    size: int
+    uploads: int
+
+
+class Upload(Protocol):
+    """An upload in progress. Its bytes are on the disk, so any process can continue it. The caller of `HostedStore` closes it."""
+
+    id: str
+
+    @property
+    def size(self) -> int:
+        """How many bytes have been received."""
+        ...
+
+    async def write(self, data: Sequence[bytes]) -> None:
+        """Appends bytes. Raises HostedFull, StorageFull, OSError."""
+        ...
+
+    async def commit(self, digest: Digest, who: str) -> None:
+        """Turns the upload into content that its repository has. Raises DigestInvalid if the bytes are not what the digest says (they stay), HostedFull."""
+        ...
+
+    async def discard(self) -> None:
+        """Deletes the bytes."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class HostedStore(Protocol):
+    """See the module's docstring."""
+
+    @property
+    def active(self) -> bool:
+        """True if repositories can live here."""
+        ...
+
+    def covers(self, repository: Repository) -> bool:
+        """Returns whether a repository lives here."""
+        ...
+
+    # ------------------------------------------------------------------ uploads
+
+    async def begin(self, repository: Repository) -> Upload:
+        """Begins an upload, of which the caller is the only writer. Raises HostedFull."""
+        ...
+
+    async def resume(self, repository: Repository, upload: str, *, write: bool = True) -> Upload:
+        """Returns an upload by its id; to `write`, as its only writer. Raises UploadUnknown, UploadBusy."""
+        ...
+
+    async def check_room(self, size: int) -> None:
+        """Makes room for `size` bytes more. Raises HostedFull, StorageFull."""
+        ...
+
+    # ------------------------------------------------------------------ content
+
+    async def has(self, repository: Repository, digest: Digest) -> bool:
+        """Returns whether a repository has something."""
+        ...
+
+    async def touch(self, repository: Repository, digest: Digest) -> bool:
+        """Like `has`, and what it has is kept for a while, since a push is going to name it."""
+        ...
+
+    async def mount(self, repository: Repository, digest: Digest, who: str) -> bool:
+        """Gives content that is here to a repository. Returns False if it is not here. Raises HostedFull."""
+        ...
+
+    async def put_manifest(self, repository: Repository, pushed: PushedManifest, tags: Collection[str], who: str) -> None:
+        """Keeps a manifest, and what tags mean from now on. Raises ReferenceUnknown, TagImmutable, HostedFull."""
+        ...
+
+    async def tags(self, repository: Repository, after: str = "", count: int | None = None) -> list[str]:
+        """Returns the tags after one, in ASCII order, `count` of them at most."""
+        ...
+
+    async def referrers(self, repository: Repository, subject: Digest) -> list[dict[str, Any]]:
+        """Returns the descriptors of the manifests whose subject is this one."""
+        ...
+
+    async def delete_tag(self, repository: Repository, tag: str) -> bool:
+        """Deletes a tag; what it meant stays. Returns False if there is none. Raises Pinned, TagImmutable."""
+        ...
+
+    async def delete_manifest(self, repository: Repository, digest: Digest) -> bool:
+        """Deletes a manifest and the tags that mean it. Returns False if there is none. Raises Pinned, TagImmutable."""
+        ...
+
+    async def delete_blob(self, repository: Repository, digest: Digest) -> bool:
+        """Takes a blob from a repository. Returns False if it has none. Raises InUse if one of its manifests names it."""
+        ...
+
+    # ------------------------------------------------------------------ upkeep
+
+    async def usage(self) -> HostedUsage: ...
+
+    async def collect(self) -> HostedCollected:
+        """Deletes tags that no rule keeps, then what nothing names any more, and uploads that nobody continues. `Store.collect` does so too."""
+        ...

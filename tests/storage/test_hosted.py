@@ -1,0 +1,257 @@
+"""What every store promises of hosted repositories (mirror/storage/hosted.py), on each of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from mirror.errors import DigestInvalid, HostedFull, InUse, Pinned, ReferenceUnknown, TagImmutable, UploadBusy, UploadUnknown
+from mirror.hosted.manifests import pushed_manifest
+from mirror.manifests import OCI_MANIFEST
+from mirror.names import Digest, Repository, Tag
+from mirror.patterns import Pattern
+from mirror.storage.disk.store import DiskStore
+from mirror.storage.hosted import PushedManifest
+from mirror.storage.memory import MemoryStore
+from mirror.storage.settings import HostedRules, Upkeep
+from mirror.storage.store import Store
+from tests.storage.test_conformance import ONE, OTHER, joined, put_image
+from tests.support.pushes import manifest_of
+
+APP, BASE = Repository("docker.io", "team/app"), Repository("docker.io", "team/base")
+RULES = HostedRules("docker.io", (Pattern("team/**"),), 50_000, ((Pattern("team/**"), Pattern("v*")),), untagged=0.0, grace=0.0)
+
+
+@pytest.fixture(params=["disk", "memory"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    made: Store = DiskStore(tmp_path, Upkeep(100_000, hosted=RULES)) if request.param == "disk" else MemoryStore(100_000, RULES)
+    async with made:
+        yield made
+
+
+async def push(store: Store, repository: Repository, data: bytes, algorithm: str = "sha256") -> Digest:
+    """Uploads a blob."""
+    digest = Digest.of(data, algorithm)
+    upload = await store.hosted.begin(repository)
+    await upload.write([data[:10], data[10:]])
+    await upload.commit(digest, "somebody")
+    upload.close()
+    return digest
+
+
+def image(*layers: bytes, **fields: object) -> PushedManifest:
+    body = manifest_of(b"{}", *layers, **fields)
+    return pushed_manifest(body, OCI_MANIFEST, Digest.of(body))
+
+
+async def push_image(store: Store, repository: Repository, tags: list[str], *layers: bytes, **fields: object) -> Digest:
+    for data in (b"{}", *layers):
+        await push(store, repository, data)
+    pushed = image(*layers, **fields)
+    await store.hosted.put_manifest(repository, pushed, tags, "somebody")
+    return pushed.manifest.digest
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+@pytest.mark.parametrize("size", [0, 1, 20_000])
+async def test_a_repository_has_what_was_uploaded_to_it(store: Store, size: int, algorithm: str) -> None:
+    """And no other repository has it. It can be read."""
+    data = os.urandom(size)
+    digest = await push(store, APP, data, algorithm)
+    assert (await store.hosted.has(APP, digest), await store.hosted.has(BASE, digest)) == (True, False)
+    reader = await store.open(digest)
+    assert reader is not None
+    assert await joined(reader) == data
+    await reader.aclose()
+    assert await store.holders(digest) == {APP}
+
+
+async def test_content_that_is_not_what_its_digest_says_is_not_kept(store: Store) -> None:
+    """The bytes stay, so the client can say the right digest."""
+    upload = await store.hosted.begin(APP)
+    await upload.write([b"some", b"thing"])
+    with pytest.raises(DigestInvalid):
+        await upload.commit(Digest.of(b"something else"), "")
+    assert upload.size == 9
+    await upload.commit(Digest.of(b"something"), "")
+    upload.close()
+    assert store.size(Digest.of(b"something")) == 9
+
+
+async def test_which_repositories_live_here(store: Store) -> None:
+    """Those that the patterns cover, in the registry of names without one."""
+    assert store.hosted.active
+    covered = {"team/app": True, "team/a/b": True, "team": False, "library/team": False, "teams/app": False}
+    assert {path: store.hosted.covers(Repository("docker.io", path)) for path in covered} == covered
+    assert not store.hosted.covers(Repository("ghcr.io", "team/app"))
+
+
+async def test_an_upload_is_continued_by_its_id(store: Store) -> None:
+    """By one writer at a time, for the same repository only, until it ends."""
+    first = await store.hosted.begin(APP)
+    await first.write([b"one"])
+    with pytest.raises(UploadBusy):
+        await store.hosted.resume(APP, first.id)
+    looked = await store.hosted.resume(APP, first.id, write=False)
+    assert looked.size == 3
+    looked.close()
+    first.close()
+    for repository, name in ((BASE, first.id), (APP, "0" * 32), (APP, "../../etc/passwd")):
+        with pytest.raises(UploadUnknown):
+            await store.hosted.resume(repository, name)
+    second = await store.hosted.resume(APP, first.id)
+    assert second.size == 3
+    await second.write([b"two"])
+    await second.commit(Digest.of(b"onetwo"), "")
+    second.close()
+    with pytest.raises(UploadUnknown):
+        await store.hosted.resume(APP, first.id)
+
+
+async def test_a_cancelled_upload_is_gone(store: Store) -> None:
+    """And its bytes count no more."""
+    upload = await store.hosted.begin(APP)
+    await upload.write([b"x" * 1000])
+    assert (await store.hosted.usage()).uploads == 1000
+    await upload.discard()
+    upload.close()
+    assert (await store.hosted.usage()).uploads == 0
+    with pytest.raises(UploadUnknown):
+        await store.hosted.resume(APP, upload.id)
+
+
+async def test_a_manifest_needs_what_it_names(store: Store) -> None:
+    """In its own repository. Then its tags mean it."""
+    await push(store, APP, b"{}")
+    await push(store, BASE, b"layer")
+    with pytest.raises(ReferenceUnknown):
+        await store.hosted.put_manifest(APP, image(b"layer"), ["1"], "")
+    assert await store.hosted.tags(APP) == []
+    assert await store.hosted.mount(APP, Digest.of(b"layer"), "")
+    await store.hosted.put_manifest(APP, image(b"layer"), ["1", "2"], "")
+    assert await store.hosted.tags(APP) == ["1", "2"]
+    record = await store.tag(APP, Tag("2"))
+    assert record is not None
+    assert record.descriptor == image(b"layer").manifest.descriptor
+    assert await store.manifest(record.descriptor.digest) == image(b"layer").manifest
+
+
+async def test_tags_come_in_pages(store: Store) -> None:
+    """In ASCII order."""
+    await push_image(store, APP, ["b", "a", "B", "10", "9"])
+    assert await store.hosted.tags(APP) == ["10", "9", "B", "a", "b"]
+    assert await store.hosted.tags(APP, "9", 2) == ["B", "a"]
+    assert await store.hosted.tags(APP, "zzz") == []
+
+
+async def test_cached_content_is_mounted(store: Store) -> None:
+    """From then on it is the repository's, and counts for it; what is not here cannot be mounted."""
+    await put_image(store, OTHER, ONE, b"layer" * 100)
+    layer = Digest.of(b"layer" * 100)
+    before = (await store.statistics()).size
+    assert await store.holders(layer) == {OTHER}
+    assert await store.hosted.mount(APP, layer, "")
+    assert await store.hosted.has(APP, layer)
+    assert (await store.statistics()).size == before - 500
+    assert (await store.hosted.usage()).content == 500
+    assert not await store.hosted.mount(APP, Digest.of(b"elsewhere"), "")
+
+
+async def test_what_was_pushed_is_not_evicted(store: Store) -> None:
+    """However much is cached after it; and it does not count for the cache."""
+    layer = os.urandom(40_000)
+    digest = await push_image(store, APP, ["1"], layer)
+    for number in range(5):
+        await put_image(store, OTHER, Tag(str(number)), os.urandom(60_000), config=b"%d" % number)
+    await store.collect()
+    assert store.size(Digest.of(layer)) == 40_000
+    assert await store.manifest(digest) is not None
+
+
+async def test_more_than_the_limit_is_refused(store: Store) -> None:
+    """While it comes, and what was there before stays."""
+    await push(store, APP, b"x" * 30_000)
+    upload = await store.hosted.begin(APP)
+    with pytest.raises(HostedFull):
+        await upload.write([b"y" * 30_000])
+    await upload.discard()
+    upload.close()
+    with pytest.raises(HostedFull):
+        await store.hosted.check_room(20_001)
+    await store.hosted.check_room(20_000)
+    await push(store, BASE, b"z" * 20_000)
+
+
+async def test_an_immutable_tag_stays(store: Store) -> None:
+    """It is pushed again with the same manifest only, and not deleted."""
+    digest = await push_image(store, APP, ["v1", "latest"], b"one")
+    await push_image(store, APP, ["v1"], b"one")
+    await push(store, APP, b"two")
+    with pytest.raises(TagImmutable):
+        await store.hosted.put_manifest(APP, image(b"two"), ["v1"], "")
+    await store.hosted.put_manifest(APP, image(b"two"), ["latest"], "")
+    with pytest.raises(TagImmutable):
+        await store.hosted.delete_tag(APP, "v1")
+    with pytest.raises(TagImmutable):
+        await store.hosted.delete_manifest(APP, digest)
+
+
+async def test_what_is_deleted_is_gone_from_its_repository_only(store: Store) -> None:
+    """A tag, a manifest with its tags, a blob that no manifest names any more. What is pinned stays."""
+    digest = await push_image(store, APP, ["1", "2"], b"layer")
+    await push_image(store, BASE, ["1"], b"layer")
+    assert await store.hosted.delete_tag(APP, "2")
+    assert not await store.hosted.delete_tag(APP, "2")
+    assert await store.hosted.has(APP, digest)
+    with pytest.raises(InUse):
+        await store.hosted.delete_blob(APP, Digest.of(b"layer"))
+    await store.pin(APP, ONE)
+    for delete in (store.hosted.delete_tag(APP, "1"), store.hosted.delete_manifest(APP, digest)):
+        with pytest.raises(Pinned):
+            await delete
+    await store.unpin(APP, ONE)
+    assert await store.hosted.delete_manifest(APP, digest)
+    assert not await store.hosted.delete_manifest(APP, digest)
+    assert await store.hosted.tags(APP) == []
+    assert await store.hosted.delete_blob(APP, Digest.of(b"layer"))
+    assert not await store.hosted.delete_blob(APP, Digest.of(b"layer"))
+    assert (await store.hosted.has(BASE, digest), await store.hosted.tags(BASE)) == (True, ["1"])
+
+
+async def test_referrers_are_listed_by_their_subject(store: Store) -> None:
+    """As descriptors with type and annotations, in their own repository, until they are deleted."""
+    digest = await push_image(store, APP, ["1"], b"layer")
+    subject = {"mediaType": OCI_MANIFEST, "digest": str(digest), "size": 1}
+    signed = await push_image(store, APP, [], b"signature", subject=subject, artifactType="application/x", annotations={"a": "b"})
+    size = len(image(b"signature", subject=subject, artifactType="application/x", annotations={"a": "b"}).manifest.body)
+    described = {"mediaType": OCI_MANIFEST, "digest": str(signed), "size": size}
+    assert await store.hosted.referrers(APP, digest) == [
+        {**described, "artifactType": "application/x", "annotations": {"a": "b"}}
+    ]
+    assert await store.hosted.referrers(BASE, digest) == []
+    await store.hosted.delete_manifest(APP, signed)
+    assert await store.hosted.referrers(APP, digest) == []
+
+
+async def test_a_collection_deletes_what_nothing_names(store: Store) -> None:
+    """Blobs without a manifest, manifests without a tag, index or subject, and what only those name. All else stays."""
+    kept = await push_image(store, APP, ["1"], b"kept")
+    subject = {"mediaType": OCI_MANIFEST, "digest": str(kept), "size": 1}
+    signature = await push_image(store, APP, [], b"signature", subject=subject)
+    await push(store, APP, b"alone" * 10)
+    old = await push_image(store, APP, ["moved"], b"old" * 10)
+    await push_image(store, APP, ["moved"], b"new")
+    done = await store.hosted.collect()
+    assert (done.manifests, done.blobs, done.tags) == (1, 2, ())
+    assert done.size == 50 + 30 + len(image(b"old" * 10).manifest.body)
+    for gone in (Digest.of(b"alone" * 10), Digest.of(b"old" * 10), old):
+        assert (store.size(gone), await store.hosted.has(APP, gone)) == (None, False)
+    assert await store.hosted.touch(APP, kept)
+    assert not await store.hosted.touch(APP, old)
+    for stays in (kept, signature, *map(Digest.of, (b"{}", b"kept", b"signature", b"new"))):
+        assert await store.hosted.has(APP, stays)
+        assert store.size(stays) is not None
+    assert (await store.collect()).hosted.size == 0
