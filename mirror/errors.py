@@ -14,7 +14,7 @@
     │   └── RequestInvalid         any other part of it: target, header, encoding
     │       └── HeadTooLarge       its request line and header fields are too long (431)
     ├── RangeNotSatisfiable        the range lies outside the blob (416)
-    ├── ChunkOutOfOrder            a pushed chunk does not begin where the last one ended (416)
+    │   └── ChunkOutOfOrder        a pushed chunk does not begin where the last one ended (416)
     ├── Unknown                    there is no such thing (404)
     │   ├── RegistryUnknown        not in the configuration
     │   ├── NameUnknown
@@ -114,8 +114,6 @@ class ManifestInvalid(Invalid):
 
 
 class ManifestTooLarge(ManifestInvalid):
-    """413 (distribution-spec 1.1, "Pushing Manifests")."""
-
     status = 413
     code = "SIZE_INVALID"
 
@@ -137,15 +135,8 @@ class RangeNotSatisfiable(MirrorError):
         self.size = size
 
 
-class ChunkOutOfOrder(MirrorError):
-    """`received` is how many bytes of the upload are here: the next chunk begins there (distribution-spec 1.1, "Pushing a blob in chunks")."""
-
-    status = 416
-    code = "RANGE_INVALID"
-
-    def __init__(self, message: str, received: int) -> None:
-        super().__init__(message)
-        self.received = received
+class ChunkOutOfOrder(RangeNotSatisfiable):
+    """`size` is how much of the upload is here: the next chunk begins there (distribution-spec 1.1, "Pushing a blob in chunks")."""
 
 
 class Unknown(MirrorError):

@@ -16,13 +16,14 @@ from mirror.cache.embedded import EmbeddedReader, find_embedded
 from mirror.cache.images import Images
 from mirror.cache.lists import Lists, ListSource
 from mirror.cache.negative import Negative
+from mirror.cache.newest import ManifestSource
 from mirror.cache.outcome import HIT, PASSED, Outcome, miss
 from mirror.cache.possession import Possession
 from mirror.cache.prefetcher import Prefetcher
 from mirror.cache.pull import Pulls
 from mirror.cache.search import Search, SearchSource
 from mirror.cache.tag_details import TagDetails, TagDetailsSource
-from mirror.cache.tags import ManifestSource, Tags
+from mirror.cache.tags import Tags
 from mirror.cache.verification import Verification
 from mirror.cache.warming import Warming
 from mirror.downloads.active import ActiveDownloads

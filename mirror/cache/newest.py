@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from mirror.cache.freshness import is_fresh
 from mirror.errors import MirrorError, UpstreamInvalid
 from mirror.manifests import INDEXES, Descriptor, Manifest, entries_of
-from mirror.names import Digest, Repository, Tag
+from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.image_config import parse_config, parse_moment
 from mirror.storage.store import TagRecord
 
@@ -53,6 +53,21 @@ class TagAnswers(Protocol):
     def unanimous(self) -> bool:
         """True if all endpoints have given this one answer."""
         ...
+
+
+class ManifestSource(Protocol):
+    """What is asked of upstream here. Raises MirrorError."""
+
+    @property
+    def compares_tags(self) -> bool:
+        """True if the newest of all endpoints' tags counts."""
+        ...
+
+    async def tag_answers(
+        self, repository: Repository, tag: Tag, known: Digest | None, is_older: Callable[[Descriptor], Awaitable[bool]]
+    ) -> TagAnswers: ...
+    async def head_manifest(self, repository: Repository, reference: Reference) -> Descriptor: ...
+    async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest: ...
 
 
 class Newest:

@@ -11,16 +11,15 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Protocol
 
 from mirror import metrics
 from mirror.cache.configurations import Fetch, read_configuration
 from mirror.cache.embedded import find_embedded
 from mirror.cache.freshness import is_fresh
 from mirror.cache.negative import Negative
-from mirror.cache.newest import Newest, TagAnswers
+from mirror.cache.newest import ManifestSource, Newest
 from mirror.cache.outcome import HIT, STALE, VALIDATED, Outcome, miss
 from mirror.cache.own import Own
 from mirror.errors import Denied, MirrorError, Unknown, UpstreamError, UpstreamFailed, UpstreamInvalid
@@ -41,21 +40,6 @@ _HOLD = 30.0
 
 _OF_ITS_DIGEST = (Unknown, Denied, UpstreamInvalid, UpstreamFailed)
 """Errors by which a manifest is refused under its digest. They say nothing of its tag, which may be given."""
-
-
-class ManifestSource(Protocol):
-    """What is asked of upstream here. Raises MirrorError."""
-
-    @property
-    def compares_tags(self) -> bool:
-        """True if the newest of all endpoints' tags counts."""
-        ...
-
-    async def tag_answers(
-        self, repository: Repository, tag: Tag, known: Digest | None, is_older: Callable[[Descriptor], Awaitable[bool]]
-    ) -> TagAnswers: ...
-    async def head_manifest(self, repository: Repository, reference: Reference) -> Descriptor: ...
-    async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest: ...
 
 
 class Tags:

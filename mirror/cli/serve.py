@@ -161,7 +161,7 @@ def _print_start(settings: Settings, notes: list[str], url: str, check: bool = F
         f'for Docker, in /etc/docker/daemon.json:  {{"registry-mirrors": ["{shown}"]}}',
     )
     if settings.hosted.repositories:
-        _print(f"hosted: {', '.join(settings.hosted.repositories)} can be pushed to, from this machine")
+        _print(f"hosted: {', '.join(settings.hosted.repositories)} live here, and can be pushed to")
     if shadowing := settings.hosted.shadowing:
         log.warning("what is pushed to %s replaces what everybody gets who pulls images of these names", ", ".join(shadowing))
     for note in notes:
