@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from mirror.config.tables import Rate, readable
 from mirror.config.ways import WayOut
@@ -111,12 +111,21 @@ class Endpoint(WayOut):
         way = f" (proxy {self.proxy})" if self.proxy else ""
         return f"{self.url}/v2/{self.path}{way}" if self.path else f"{self.url}{way}"
 
-    @property
-    def place(self) -> tuple[object, ...]:
-        """What is the same for two spellings of one endpoint."""
+    def place(self, inherited: str | None) -> tuple[object, ...]:
+        """Returns what is the same for two spellings of one endpoint; `inherited` is the proxy of one that names none."""
         url = urlsplit(self.url)
         port = url.port or {"http": 80, "https": 443}[url.scheme]
-        return url.scheme, url.hostname, port, url.path, self.path, self.proxy
+        return url.scheme, url.hostname, port, url.path, self.path, self.proxy or inherited
+
+
+def check_different(endpoints: Sequence[Endpoint], inherited: str | None) -> None:
+    """Raises ValueError if an endpoint is listed twice; `inherited` is the proxy of those that name none."""
+    places = [endpoint.place(inherited) for endpoint in endpoints]
+    for number, endpoint in enumerate(endpoints):
+        if places[number] in places[:number]:
+            raise ValueError(
+                f"each endpoint is expected once: {endpoint} is listed again; remove it, or give one of them another path or proxy"
+            )
 
 
 class Registry(WayOut):
@@ -163,13 +172,8 @@ class Registry(WayOut):
 
     @field_validator("endpoints")
     @classmethod
-    def _different(cls, value: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
-        places = [endpoint.place for endpoint in value]
-        for number, endpoint in enumerate(value):
-            if endpoint.place in places[:number]:
-                raise ValueError(
-                    f"each endpoint is expected once: {endpoint} is listed again; remove it, or give one of them another path or proxy"
-                )
+    def _different(cls, value: tuple[Endpoint, ...], info: ValidationInfo) -> tuple[Endpoint, ...]:
+        check_different(value, info.data.get("proxy"))
         return value
 
     @field_validator("search", "tag_details")

@@ -26,6 +26,7 @@ from mirror.config.registries import (
     KNOWN_ENDPOINTS,
     Endpoint,
     Registry,
+    check_different,
 )
 from mirror.config.server import Server
 from mirror.config.sources import ConfigError, from_environment, from_file, merge
@@ -101,6 +102,15 @@ class Settings(Table):
             details = DEFAULT_TAG_DETAILS.get(name) if registry.tag_details is None else registry.tag_details
             known[name] = registry.model_copy(update={"search": search, "tag_details": details})
         return types.MappingProxyType(known)
+
+    @model_validator(mode="after")
+    def _endpoints(self) -> Settings:
+        for name, registry in self.registries.items():
+            try:
+                check_different(registry.endpoints, registry.proxy or self.upstream.proxy or "environment")
+            except ValueError as error:
+                raise ValueError(f'registries."{name}".endpoints: {error}') from None
+        return self
 
     @model_validator(mode="after")
     def _rates(self) -> Settings:

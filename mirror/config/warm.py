@@ -109,17 +109,17 @@ class Warm(Table):
                 named = names_in_list(text)
             except ValueError as error:
                 raise ValueError(f"{self.file}, {error}") from None
+            # An editor may have emptied a file for a moment, and its images are pinned.
             if not named:
-                # An editor may have emptied it for a moment, and its images are pinned.
-                raise ValueError(f"{self.file} names no image: write one per line, or remove the list from the settings")
+                raise ValueError(f"{self.file} names no image: write one per line, or remove file from the list")
             names += named
         if self.compose is not None:
-            names += images_in(self.compose, files)
+            named = images_in(self.compose, files)
+            if not named:
+                raise ValueError(
+                    f"{self.compose} names no image, only services that are built: give one an image, or remove compose from the list"
+                )
+            names += named
         if self.kubernetes is not None:
             names += images_in_manifests(self.kubernetes, files)
-        if not names:
-            # As of an emptied file: what was pinned for the list stays so.
-            raise ValueError(
-                f"{self.compose} names no image, only services that are built: give one an image, or remove the list from the settings"
-            )
         return list(dict.fromkeys(parse_name(name) for name in names))

@@ -287,10 +287,14 @@ async def test_signatures_are_pulled_and_kept_with_the_image(start: StartMirror,
     assert not kept & await pinned()
 
 
+@pytest.mark.parametrize("more", [(), ("more",)], ids=["alone", "beside names"])
 @pytest.mark.parametrize("kind", ["file", "compose", "kubernetes"])
-async def test_files_that_name_images_are_read_again(tmp_path: Path, upstream: Scripted, kind: str) -> None:
-    """Images of a list, a Compose file and a folder of manifests are pulled and pinned; a file that is broken, cut short, missing, unreadable or a FIFO keeps what was pinned."""
-    images = {name: upstream.add_image("library/app", name, layers=[name.encode()]) for name in ("one", "two")}
+async def test_files_that_name_images_are_read_again(
+    tmp_path: Path, upstream: Scripted, kind: str, more: tuple[str, ...]
+) -> None:
+    """Images of a list, a Compose file and a folder of manifests are pulled and pinned; a file that is broken, cut short, missing, unreadable, a FIFO or names none
+    keeps what was pinned, whether or not the list has `images` too."""
+    images = {name: upstream.add_image("library/app", name, layers=[name.encode()]) for name in ("one", "two", "more")}
     config, place = tmp_path / "mirror.toml", tmp_path / "named"
     file = place
     if kind == "kubernetes":
@@ -310,6 +314,7 @@ async def test_files_that_name_images_are_read_again(tmp_path: Path, upstream: S
         # Another setting changes too, so that the log shows when it has been taken.
         config.write_text(
             f'[log]\nlevel = "{level}"\n[[warm]]\nname = "lab"\n{kind} = "{place}"\nplatforms = ["all"]\nevery = "1h"\n'
+            f"images = {[f'app:{name}' for name in more]}\n"
         )
 
     file.write_text(text("one"))
@@ -326,8 +331,8 @@ async def test_files_that_name_images_are_read_again(tmp_path: Path, upstream: S
             os.kill(mirror.pid, signal.SIGHUP)
             await until(lambda: all(word in mirror.log[seen:] for word in ("SIGHUP", *words)))
 
-        await until(lambda: "lab: 1 of 1 image pulled" in mirror.log)
-        assert await listed() == {"one"}
+        await until(lambda: ("lab: 2 of 2 images pulled" if more else "lab: 1 of 1 image pulled") in mirror.log)
+        assert await listed() == {"one", *more}
         assert mirror.metric("mirror_warm_unreadable") == 0
 
         def make_fifo() -> None:
@@ -358,7 +363,7 @@ async def test_files_that_name_images_are_read_again(tmp_path: Path, upstream: S
             async with asyncio.timeout(PATIENCE):
                 while await asyncio.to_thread(mirror.metric, "mirror_warm_unreadable") != 1:
                     await asyncio.sleep(0.02)
-            assert await listed() == {"one"}, words
+            assert await listed() == {"one", *more}, words
         page = await asyncio.to_thread(_page, mirror.url)
         assert "cannot be read: No such file" in page
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -366,7 +371,7 @@ async def test_files_that_name_images_are_read_again(tmp_path: Path, upstream: S
         write("info" if "debug" in config.read_text() else "debug")
         await read_again()
         async with asyncio.timeout(PATIENCE):
-            while await listed() != {"two"}:
+            while await listed() != {"two", *more}:
                 pass
         await until((tmp_path / "cache" / "blobs" / "sha256" / images["two"].layers[0].hex).exists)
         assert mirror.metric("mirror_warm_unreadable") == 0

@@ -120,3 +120,34 @@ def test_one_url_by_one_way_is_listed_once(way: dict[str, str]) -> None:
     name = f"https://A/x (proxy {way['proxy']})" if way else "https://A/x"
     words = f"each endpoint is expected once: {name} is listed again; remove it, or give one of them another path or proxy"
     assert words in caught.value.faults[0]
+
+
+_PROXY = "socks5h://outside.lan:1080"
+
+
+@pytest.mark.parametrize(
+    ("everywhere", "registry", "own", "one"),
+    [
+        ({}, {}, "environment", True),
+        ({}, {}, "none", False),
+        ({"proxy": _PROXY}, {}, _PROXY, True),
+        ({"proxy": _PROXY}, {}, "none", False),
+        ({"proxy": _PROXY}, {}, "environment", False),
+        ({"proxy": _PROXY}, {"proxy": "none"}, "none", True),
+        ({"proxy": _PROXY}, {"proxy": "none"}, _PROXY, False),
+        ({"proxy": "none"}, {"proxy": _PROXY}, _PROXY, True),
+    ],
+)
+def test_the_proxy_that_counts_anyway_makes_no_second_endpoint(
+    everywhere: dict[str, str], registry: dict[str, str], own: str, one: bool
+) -> None:
+    """An endpoint that names the proxy it would have without it is the same as one that names none."""
+    tables = {"registries": {"ghcr.io": {"endpoints": ["https://a", {"url": "https://a", "proxy": own}], **registry}}}
+    if not one:
+        load(None, {}, {"upstream": everywhere, **tables})
+        return
+    with pytest.raises(ConfigError) as caught:
+        load(None, {}, {"upstream": everywhere, **tables})
+    (fault,) = caught.value.faults
+    assert fault.count('registries."ghcr.io".endpoints') == 1
+    assert f"each endpoint is expected once: https://a (proxy {own}) is listed again" in fault
