@@ -20,8 +20,9 @@ from tests.support.browser import Browser
 from tests.support.commands import Commands
 from tests.support.dashboard import HOSTILE
 from tests.support.images import Image, digest_of, make_image, make_index
-from tests.support.mirrors import MirrorProcess, StartMirror
+from tests.support.mirrors import Mirror, MirrorProcess, StartMirror
 from tests.support.programs import require, run
+from tests.support.relay import CuttingRelay
 from tests.support.scripted import Hold, Pending, Scripted, Status
 
 LANGUAGES = ("en", "zh")
@@ -282,6 +283,34 @@ async def test_a_tar_is_downloaded_and_loads(watched: Watched, upstream: Scripte
     source = f"oci-archive:{saved}:docker.io/library/both:1"
     raw = await asyncio.to_thread(run, "skopeo", "--policy", str(policy(tmp_path)), "inspect", "--raw", source)
     assert digest_of(raw.encode()) == index.digest
+
+
+@pytest.mark.parametrize("moves", [False, True])
+async def test_a_download_that_breaks_off_goes_on(mirror: Mirror, browser: Browser, upstream: Scripted, moves: bool) -> None:
+    """Chromium asks for the rest by itself, with Range and If-Range, after each of three cuts, and the file is the bundle byte for byte. If the tag has come to mean
+    something else meanwhile, the file is the new bundle whole, and nothing of the old one is in it."""
+
+    async def add_and_cache() -> None:
+        image = upstream.add_image("library/app", "1", layers=[os.urandom(8_000_000)])
+        await Commands(mirror.directory, upstream)("pull", "app:1", "--platform", "linux/amd64")
+        assert mirror.cached(image.layers[0])
+
+    await add_and_cache()
+    cuts = [3_000_000] if moves else [3_000_000, 2_500_000, 700_000]
+    port = int(mirror.url.rpartition(":")[2])
+    async with CuttingRelay(port, "/export/", cuts, add_and_cache if moves else None) as relay:
+
+        def download() -> bytes:
+            browser.go(f"{relay.url}/image/docker.io/library/app:1")
+            browser.click("[href^='/export/']")
+            saved = browser.downloads / "docker.io-library-app-1.tar"
+            browser.until(saved.exists, "the file")
+            return saved.read_bytes()
+
+        data = await asyncio.to_thread(download)
+    assert data == (await mirror.get("/export/docker.io/library/app:1.tar")).body
+    assert len(relay.heads) == len(cuts) + 1
+    assert ["\r\nrange: bytes=" in head and "\r\nif-range: " in head for head in relay.heads] == [False, *(True for _ in cuts)]
 
 
 async def test_an_upload_without_the_token_is_refused_in_words(watched: Watched, tmp_path: Path) -> None:
