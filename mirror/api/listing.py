@@ -78,7 +78,10 @@ class Listing:
 
     async def _tags(self, target: Target, repository: Repository) -> _Answer:
         """All tags that upstream has, a page at a time where `n` is given."""
-        found, outcome = await self._cache.lists.tags(repository)
+        count = _count(target)
+        # One more than the page has says whether there are more.
+        wanted = None if count is None else count + 1
+        found, outcome = await self._cache.lists.tags(repository, target.query.get("last", ""), wanted)
         page, headers = _paginate(found, target)
         return _Answer(await _json({"name": repository.path, "tags": page}), outcome, "application/json", headers)
 
@@ -107,16 +110,23 @@ async def _json(document: dict[str, Any]) -> bytes:
     return await asyncio.to_thread(lambda: json.dumps(document, ensure_ascii=False).encode())
 
 
-def _paginate(names: list[str], target: Target) -> tuple[list[str], dict[str, str]]:
-    """The names after `last`, `n` of them at most, and the Link to the rest (RFC 8288). Raises PaginationInvalid."""
-    number, last = target.query.get("n"), target.query.get("last")
-    if last:
-        names = [name for name in names if name > last]
+def _count(target: Target) -> int | None:
+    """How many entries are wanted; None for all. Raises PaginationInvalid."""
+    number = target.query.get("n")
     if number is None:
-        return names, {}
+        return None
     if not (number.isascii() and number.isdigit()):
         raise PaginationInvalid(f"n is the number of entries wanted, not {number[:40]!r}")
-    count = min(int(number[:9]), _LARGEST_PAGE)
+    return min(int(number[:9]), _LARGEST_PAGE)
+
+
+def _paginate(names: list[str], target: Target) -> tuple[list[str], dict[str, str]]:
+    """The names after `last`, `n` of them at most, and the Link to the rest (RFC 8288). Raises PaginationInvalid."""
+    count, last = _count(target), target.query.get("last")
+    if last:
+        names = [name for name in names if name > last]
+    if count is None:
+        return names, {}
     page = names[:count]
     if count == 0 or len(names) <= count:
         return page, {}
