@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from platform import machine
 from typing import Any
 
@@ -77,6 +77,8 @@ class Descriptor:
     media_type: str
     digest: Digest
     size: int
+    endpoint: str = field(default="", compare=False)
+    """The URL of the endpoint that said so; empty if none did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +88,12 @@ class Manifest:
     media_type: str
     digest: Digest
     body: bytes
+    endpoint: str = field(default="", compare=False)
+    """The URL of the endpoint that it came from; empty if it comes from the cache."""
 
     @property
     def descriptor(self) -> Descriptor:
-        return Descriptor(self.media_type, self.digest, len(self.body))
+        return Descriptor(self.media_type, self.digest, len(self.body), self.endpoint)
 
 
 def media_type_of(body: bytes, content_type: str | None, *, verified: bool = False) -> str:

@@ -59,6 +59,16 @@ readers = Gauge("mirror_readers", "Clients reading a download in progress", regi
 
 prefetched = Counter("mirror_prefetched", "Blobs fetched before a client asked for them", ("upstream_host",), registry=REGISTRY)
 
+tag_moves = Counter(
+    "mirror_tag_moves", "Tags that were seen to mean another digest than before", ("upstream_host",), registry=REGISTRY
+)
+guarded = Counter(
+    "mirror_guard",
+    "Requests that a [[guard]] table, or a block by hand, held or refused, or would have",
+    ("rule", "verdict"),
+    registry=REGISTRY,
+)
+
 prefetched_bytes = Counter(
     "mirror_prefetched_bytes",
     "Bytes fetched before a client asked for them, by `prefetch` or by `pull`",

@@ -22,11 +22,13 @@ from mirror.patterns import Pattern, RepositoryPattern
 from mirror.storage.disk.store import DiskStore
 from mirror.storage.settings import Expire, HostedRules, Keep, Upkeep
 from mirror.storage.store import Store
-from mirror.tasks import BackgroundTask
+from mirror.tasks import BackgroundTask, close_all
 
 if TYPE_CHECKING:
     from mirror.cache.cache import Cache
+    from mirror.cache.guarding import Guard
     from mirror.cache.warming import Warming
+    from mirror.guards.in_force import Guarding
     from mirror.upstream import Upstreams
 
 _CLOCK = 5.0
@@ -51,6 +53,25 @@ async def store(settings: Settings) -> AsyncIterator[Store]:
 
 
 @contextlib.asynccontextmanager
+async def guarded_store(settings: Settings) -> AsyncIterator[tuple[Store, Guard | None]]:
+    """Opens the store with what decides what may be pulled, None if there is nothing to decide by. Raises as `opened` does."""
+    from mirror.guard_tables import rules_of
+    from mirror.guards.in_force import Guarding
+    from mirror.guards.sources import FromCache
+
+    decided: list[Guard | None] = [None]
+
+    def put_in_force(guard: Guard | None) -> None:
+        decided[0] = guard
+
+    async with store(settings) as found:
+        guarding = Guarding(found, FromCache(found), put_in_force)
+        guarding.take(rules_of(settings.guard))
+        await guarding.load()
+        yield found, decided[0]
+
+
+@contextlib.asynccontextmanager
 async def wired(
     settings: Settings, share: int = 1, rates: tuple[memoryview[float], int] | None = None
 ) -> AsyncIterator[tuple[Cache, Upstreams, Live]]:
@@ -59,9 +80,11 @@ async def wired(
     `rates` are the `floats_for_rates` that the processes share, and this one's number. Raises as `opened` does.
     """
     # The HTTP client is half of what a command costs to start.
+    from mirror.guards.in_force import Guarding
+    from mirror.guards.sources import FromUpstream
     from mirror.upstream import Connections, Timeouts, Upstreams
     from mirror.upstream.rates import Parts
-    from mirror.upstream.registry import upstream_way
+    from mirror.upstream.settings import upstream_way
 
     waits = settings.upstream
     timeouts = Timeouts(waits.connect_timeout, waits.header_timeout, waits.stall_timeout, waits.attempts)
@@ -76,13 +99,18 @@ async def wired(
         Upstreams(settings.registries, timeouts, connections, settings.unlisted, out, parts) as upstreams,
         _cache(settings, upstreams) as cache,
     ):
-        live = Live(upstreams, cache.warming, settings)
+        documents = FromUpstream(cache.store, cache.fetch, cache.manifests.get_unchecked, cache.lists.all_referrers)
+        guarding = Guarding(cache.store, documents, partial(setattr, cache, "guard"), upstreams.document)
+        live = Live(upstreams, cache.warming, guarding, settings)
+        await guarding.load()
+        cache.images.ruled = guarding.load
+        guarding.start()
         hours = BackgroundTask(live.follow_clock)
         hours.start()
         try:
             yield cache, upstreams, live
         finally:
-            await hours.aclose()
+            await close_all(hours.aclose, guarding.aclose)
 
 
 def floats_for_rates(settings: Settings) -> int:
@@ -100,14 +128,16 @@ def _capped_registries(settings: Settings) -> list[str]:
 class Live:
     """The settings that a running mirror takes: whether it is offline, the lists that it pulls, and the caps on downloads as they are at this hour."""
 
-    def __init__(self, upstreams: Upstreams, warming: Warming, settings: Settings) -> None:
+    def __init__(self, upstreams: Upstreams, warming: Warming, guarding: Guarding, settings: Settings) -> None:
         self._upstreams = upstreams
         self._warming = warming
+        self._guarding = guarding
         self.take(settings)
 
     def take(self, settings: Settings) -> None:
         """Puts other settings in force at once."""
         from mirror.cache.warming import WarmList
+        from mirror.guard_tables import rules_of
 
         self.settings = settings
         self._upstreams.offline = settings.upstream.offline
@@ -119,6 +149,7 @@ class Live:
                 for warm in settings.warm
             ]
         )
+        self._guarding.take(rules_of(settings.guard))
         self._limit()
 
     def _limit(self) -> None:

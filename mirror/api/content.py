@@ -33,7 +33,7 @@ async def manifest(context: RequestContext, cache: Cache, repository: Repository
         descriptor, outcome = await cache.manifests.resolve(repository, reference)
         cache.store.count_pull(repository, reference)
         context.count("manifest", outcome)
-        return _described(descriptor, outcome, request)
+        return _guarded(_described(descriptor, outcome, request), cache, repository, reference)
 
     async def make() -> web.StreamResponse:
         nonlocal outcome
@@ -42,7 +42,7 @@ async def manifest(context: RequestContext, cache: Cache, repository: Repository
         if found is None:
             found, made_by = await cache.manifests.get(repository, reference)
         outcome = outcome or made_by
-        return _manifest(request, found, outcome)
+        return _guarded(_manifest(request, found, outcome), cache, repository, reference)
 
     response = await context.keep(make)
     assert outcome is not None
@@ -50,6 +50,13 @@ async def manifest(context: RequestContext, cache: Cache, repository: Repository
     context.count("manifest", outcome)
     if request.method == "GET" and isinstance(response, web.Response):
         context.count_sent("manifest", response.content_length or 0)
+    return response
+
+
+def _guarded(response: web.StreamResponse, cache: Cache, repository: Repository, reference: Reference) -> web.StreamResponse:
+    """Adds headers that say what is held back, or would have been."""
+    if cache.guard is not None:
+        response.headers.update(cache.guard.headers(repository, reference))
     return response
 
 

@@ -72,7 +72,7 @@ class Exports:
     async def _layout(self, target: Target, images: list[tuple[Repository, Reference]], everything: bool) -> Layout:
         platforms = platforms_in(target.query.get("platform", ""))
         referrers = target.query.get("referrers", "yes") not in ("no", "0", "false")
-        gatherer = Gatherer(self._cache.store, platforms, cached=platforms is None, referrers=referrers)
+        gatherer = Gatherer(self._cache.store, platforms, cached=platforms is None, referrers=referrers, guard=self._cache.guard)
         failed = await gatherer.add_all(images)
         if failed and not everything:
             raise failed[0][2]

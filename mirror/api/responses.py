@@ -15,6 +15,7 @@ from mirror.errors import (
     BlobUnknown,
     ClientBusy,
     Denied,
+    Guarded,
     LimitReached,
     LoginNeeded,
     ManifestUnknown,
@@ -78,6 +79,8 @@ def error_response(error: MirrorError) -> web.Response:
     }
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"
+    elif isinstance(error, Guarded):
+        headers["Mirror-Guard"] = f'"{error.rule}"; refused'
     elif isinstance(error, Unsupported):
         headers["Allow"] = error.allow
     elif isinstance(error, UpstreamLimited):

@@ -50,7 +50,19 @@ class Permit:
 
 
 class _Answer:
-    __slots__ = ("_body", "_cache", "_client", "_counters", "_head", "_manifest", "_note", "_permit", "_reference", "_repository")
+    __slots__ = (
+        "_body",
+        "_cache",
+        "_client",
+        "_counters",
+        "_epoch",
+        "_head",
+        "_manifest",
+        "_note",
+        "_permit",
+        "_reference",
+        "_repository",
+    )
 
     def __init__(
         self,
@@ -69,6 +81,8 @@ class _Answer:
         self._manifest = manifest
         self._head = head
         self._body = b"\r\n\r\n" + manifest.body
+        self._epoch = -1
+        """The guard's epoch in which it last passed."""
         self._note = str(repository), str(reference), agent
         self._client = client
         self._permit = permit
@@ -82,7 +96,14 @@ class _Answer:
 
     def bytes(self, date: bytes) -> bytes | None:
         """The response; None if the tag is no longer fresh, the manifest has changed, or who asks has to be found out again."""
-        if self._cache.manifests.hot(self._repository, self._reference) is not self._manifest:
+        manifests = self._cache.manifests
+        if (guard := manifests.guard) is None or guard.epoch == self._epoch:
+            found = manifests.hot_unchecked(self._repository, self._reference)
+        else:
+            epoch = guard.epoch
+            found = manifests.hot(self._repository, self._reference)
+            self._epoch = epoch
+        if found is not self._manifest:
             return None
         permit = self._permit
         if permit is not None and (permit.until <= time.time() or not permit.allow()):

@@ -11,9 +11,10 @@ from collections.abc import Collection, Container, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from mirror.cache.guarding import Guard
 from mirror.cache.lists import known_referrers
 from mirror.cache.platforms import Selection, fits
-from mirror.errors import ManifestUnknown, MirrorError, Unknown
+from mirror.errors import Guarded, ManifestUnknown, MirrorError, Unknown
 from mirror.manifests import (
     COSIGN,
     DOCKER_SCHEMA1,
@@ -118,9 +119,18 @@ class _Found:
 class Gatherer:
     """Gathers images for `contents`."""
 
-    def __init__(self, store: Store, platforms: Collection[str] | None, *, cached: bool = False, referrers: bool = True) -> None:
+    def __init__(
+        self,
+        store: Store,
+        platforms: Collection[str] | None,
+        *,
+        cached: bool = False,
+        referrers: bool = True,
+        guard: Guard | None = None,
+    ) -> None:
         """`platforms` such as ``linux/arm64``, None for all of them. With `cached`, what is missing is no error: the platforms that are cached whole are taken."""
         self._store = store
+        self._guard = guard
         self._platforms = platforms
         self._cached = cached
         self._with_referrers = referrers
@@ -137,11 +147,25 @@ class Gatherer:
 
     async def _add(self, repository: Repository, reference: Reference, root: Manifest | None) -> None:
         name = image_name(repository, reference)
+        if (
+            self._guard is not None
+            and root is not None
+            and isinstance(reference, Tag)
+            and not self._store.hosted.covers(repository)
+        ):
+            ruling = await self._guard.rule_tag(repository, reference, root.descriptor)
+            if ruling.error is not None or ruling.serve is None:
+                raise ruling.error or AssertionError
+            root = await self._store.manifest(ruling.serve.digest)
         if root is None:
             raise Incomplete(f"{name} is not cached", name)
         if root.media_type in (DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED):
             raise ManifestUnknown(f"{name} is an image of before 2017 (schema 1), which no OCI layout can hold")
         found = await self._walk(name, root)
+        if self._guard is not None:
+            for manifest in (root, *found.indexes.values(), *found.images.values()):
+                if (error := (await self._guard.rule_digest(repository, manifest.digest, manifest)).error) is not None:
+                    raise error
         blobs = _Blobs()
         for digest, manifest in list(found.images.items()):
             one = self._blobs_of(manifest)
@@ -177,7 +201,7 @@ class Gatherer:
         slots = asyncio.Semaphore(_SIDE_BY_SIDE)
 
         async def gather_one(repository: Repository, reference: Reference, root: Manifest | None) -> Gatherer | MirrorError:
-            one = Gatherer(self._store, self._platforms, cached=self._cached, referrers=self._with_referrers)
+            one = Gatherer(self._store, self._platforms, cached=self._cached, referrers=self._with_referrers, guard=self._guard)
             one._tags = self._tags
             async with slots:
                 try:
@@ -335,7 +359,9 @@ class Gatherer:
                 root = await self._root(repository, reference)
                 if root is None or (repository, root.digest) in self._referrers:
                     continue
-                found = await Gatherer(self._store, None, cached=True, referrers=False)._whole(repository, reference)
+                found = await Gatherer(self._store, None, cached=True, referrers=False, guard=self._guard)._whole(
+                    repository, reference
+                )
                 if found is not None:
                     self._blobs.update(found)
                     descriptor = Descriptor(root.media_type, root.digest, self._size(root.digest) or len(root.body))
@@ -347,7 +373,7 @@ class Gatherer:
         """The blobs of one image; None where not all of it is cached."""
         try:
             await self.add(repository, reference)
-        except Unknown:
+        except (Unknown, Guarded):
             return None
         return self._blobs
 

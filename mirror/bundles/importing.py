@@ -17,6 +17,7 @@ from mirror.bundles.claims import Claim, Claims, Content, ParseName, digest_in, 
 from mirror.bundles.keeping import Keeper, MemberBytes
 from mirror.bundles.received import Received, Receiver, enter_referrers, required, unwanted
 from mirror.bundles.sources import Source
+from mirror.cache.guarding import Guard
 from mirror.names import Digest
 from mirror.storage.store import Store
 from mirror.threads import ThreadPool
@@ -73,8 +74,10 @@ class Import:
 class Importer:
     """Imports into a store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, guard: Guard | None = None) -> None:
+        """`guard` decides which images are not taken in; None if there is nothing to decide by."""
         self._store = store
+        self._guard = guard
         self._threads = ThreadPool(1)
         """One: an archive is read by one thread at a time, in order."""
         self._keeper = Keeper(store, self._threads)
@@ -110,6 +113,7 @@ class Importer:
             this.wishes.platforms,
             pin=this.wishes.pin,
             dry_run=this.wishes.dry_run,
+            guard=self._guard,
         )
         this.images = await receiver.receive(self._claims(this, claims, contents))
         if not this.wishes.dry_run:

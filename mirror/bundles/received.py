@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mirror.bundles.claims import Claim, Claims
+from mirror.cache.guarding import Guard
 from mirror.cache.lists import add_referrers
 from mirror.cache.platforms import Selection
 from mirror.errors import ManifestUnknown, MirrorError
@@ -173,6 +174,7 @@ class Receiver:
         *,
         pin: bool,
         dry_run: bool,
+        guard: Guard | None = None,
     ) -> None:
         self._store = store
         self._claims = claims
@@ -181,6 +183,7 @@ class Receiver:
         self._platforms = platforms
         self._pin = pin
         self._dry_run = dry_run
+        self._guard = guard
 
     async def receive(self, found: Iterable[Claim]) -> list[Received]:
         """Enters images, each where at least one of its platforms is here whole."""
@@ -221,12 +224,23 @@ class Receiver:
             if isinstance(reference, Tag):
                 record = await self._store.tag(repository, reference)
                 is_new = record is None or record.descriptor.digest != claim.root
-            if not fault and not self._dry_run:
+            refused = fault or self._refusal(repository, parts)
+            if not refused and not self._dry_run:
                 await self._enter(repository, reference, parts, whole)
             received.append(
-                Received(repository, reference, claim.root, platforms, came, tuple(lacking), claim.rebuilt, fault, is_new)
+                Received(repository, reference, claim.root, platforms, came, tuple(lacking), claim.rebuilt, refused, is_new)
             )
         return received
+
+    def _refusal(self, repository: Repository, parts: _Parts) -> str:
+        """Returns why a guard does not let an image in; empty if none objects."""
+        if self._guard is None:
+            return ""
+        roots = [parts.root.digest] if parts.root is not None else []
+        for digest in dict.fromkeys((*roots, *parts.indexes, *parts.images, *parts.needed())):
+            if (error := self._guard.blocks(repository, digest)) is not None:
+                return f"is refused: {error.message}"
+        return ""
 
     async def _enter(self, repository: Repository, reference: Reference, parts: _Parts, whole: dict[Digest, Manifest]) -> None:
         hosted = self._store.hosted.covers(repository)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from mirror import metrics
 from mirror.cache.cached_reader import CachedReader
 from mirror.cache.embedded import EmbeddedReader, find_embedded
+from mirror.cache.guarding import Guard, GuardedReader
 from mirror.cache.images import Images
 from mirror.cache.lists import Lists, ListSource
 from mirror.cache.negative import Negative
@@ -100,6 +101,7 @@ class Cache:
         self.store = store
         self.inventory = inventory
         self._source = source
+        self._guard: Guard | None = None
         self._negative = Negative(limits.negative_ttl)
         self._flights = Flights(store, self._context)
         self.active = ActiveDownloads(store, self._flights)
@@ -117,6 +119,18 @@ class Cache:
         self.possession = Possession(store, source, self.manifests.own)
         self.search = Search(inventory, source, default, aliases)
         self.tag_details = TagDetails(source, self.manifests.own)
+        self.guard = None
+
+    @property
+    def guard(self) -> Guard | None:
+        """What decides what may be served; None if there is nothing to decide by."""
+        return self._guard
+
+    @guard.setter
+    def guard(self, guard: Guard | None) -> None:
+        self._guard = self.manifests.guard = self.lists.guard = guard
+        if self._prefetcher is not None:
+            self._prefetcher.guard = guard
 
     def start(self) -> None:
         """Begins the work in the background."""
@@ -153,6 +167,13 @@ class Cache:
 
     async def blob(self, repository: Repository, digest: Digest) -> tuple[Reader, Outcome]:
         """A reader of a blob, once its size is known; the caller closes it. Raises MirrorError."""
+        if self._guard is None:
+            return await self._blob(repository, digest)
+        await self._guard.check_blob(repository, digest)
+        reader, outcome = await self._blob(repository, digest)
+        return GuardedReader(reader, self._guard, repository, digest), outcome
+
+    async def _blob(self, repository: Repository, digest: Digest) -> tuple[Reader, Outcome]:
         if self.manifests.own.covers(repository):
             return await self._own_blob(repository, digest), HIT
         try:
@@ -205,12 +226,17 @@ class Cache:
 
     async def fetch(self, repository: Repository, digest: Digest) -> AsyncGenerator[Progress, None]:
         """Downloads a blob into the cache, and yields its progress. Raises MirrorError if the blob is not cached in the end."""
+        guard = self._guard
+        if guard is not None:
+            await guard.check_blob(repository, digest)
         if self.manifests.own.covers(repository):
             await self._own_size(repository, digest)
             return
         reader = await self._join(repository, digest, self._context(repository, digest))
         try:
             while not await reader.ended(_INTERVAL):
+                if guard is not None and (error := guard.blocks(repository, digest)) is not None:
+                    raise error
                 yield reader.flight.progress
         finally:
             await reader.aclose()
@@ -233,6 +259,8 @@ class Cache:
 
     async def stat_blob(self, repository: Repository, digest: Digest) -> tuple[Descriptor, Outcome]:
         """What a blob is, without having it: never downloads. Raises MirrorError."""
+        if self._guard is not None:
+            await self._guard.check_blob(repository, digest)
         if self.manifests.own.covers(repository):
             return _blob(digest, await self._own_size(repository, digest)), HIT
         with contextlib.suppress(StorageUnreadable):

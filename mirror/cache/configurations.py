@@ -29,7 +29,22 @@ async def read_configuration(
         async with aclosing(fetch(repository, config.digest)) as progress:
             async for _ in progress:
                 pass
-    reader = await store.open(config.digest)
+    return await read_cached_configuration(store, image)
+
+
+async def read_cached_configuration(store: Store, image: Manifest) -> bytes:
+    """Returns an image's configuration; empty if it has none, one of more than `MAX_SIZE` bytes, or one that is not cached. Raises MirrorError."""
+    config, _ = blobs_of(image.body)
+    if config is None or not 0 < config.size <= MAX_SIZE:
+        return b""
+    if (embedded := embedded_in(image.body, config.digest)) is not None:
+        return embedded
+    return await read_small(store, config.digest)
+
+
+async def read_small(store: Store, digest: Digest) -> bytes:
+    """Returns the first `MAX_SIZE` bytes of a cached blob; empty if it is not cached. Raises MirrorError."""
+    reader = await store.open(digest)
     if reader is None:
         return b""
     async with aclosing(reader):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from mirror.cache.tags import Tags
-from mirror.names import Digest, Reference, Repository
+from mirror.errors import ManifestUnknown
+from mirror.names import Digest, Reference, Repository, Tag, image_name
+from mirror.storage.sightings import Block, Released
 from mirror.storage.store import Deleted, Store
 from mirror.tasks import BackgroundTask
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,8 @@ class Images:
     def __init__(self, store: Store, manifests: Tags) -> None:
         self._store = store
         self._manifests = manifests
+        self.ruled: Callable[[], Awaitable[None]] = _nothing
+        """Called when something was blocked or released by hand."""
         self._background_task = BackgroundTask(self._watch)
 
     def start(self) -> None:
@@ -63,7 +71,39 @@ class Images:
         self._manifests.forget()
         return deleted
 
+    async def release(self, repository: Repository, tag: Tag, released: Released) -> Digest:
+        """Lets clients have what a tag means at its registry, before its time. Returns that. Raises ManifestUnknown if the tag was never seen, or is gone."""
+        digest = await self._store.release(repository, tag, released)
+        if digest is None:
+            raise ManifestUnknown(f"{image_name(repository, tag)} was never asked for here, or is gone at its registry")
+        log.warning("%s was released by %s, to mean %s: %s", image_name(repository, tag), released.who, digest, released.why)
+        await self._has_ruled()
+        return digest
+
+    async def block(self, block: Block) -> None:
+        """Refuses content from now on."""
+        await self._store.block(block)
+        log.warning("%s was blocked by %s: %s", block.digest, block.who, block.reason)
+        await self._has_ruled()
+
+    async def unblock(self, digest: Digest, who: str) -> None:
+        """Ends a block by hand. Raises ManifestUnknown if there is none."""
+        if not await self._store.unblock(digest):
+            raise ManifestUnknown(f"{digest} is not blocked by hand")
+        log.warning("%s was unblocked by %s", digest, who)
+        await self._has_ruled()
+
+    async def _has_ruled(self) -> None:
+        self._manifests.forget()
+        await self.ruled()
+
     async def _watch(self) -> None:
         async with aclosing(self._store.watch()) as changes:
             async for change in changes:
-                self._manifests.forget(None if change.deleted else change.tags)
+                self._manifests.forget(None if change.deleted or change.ruled else change.tags)
+                if change.ruled:
+                    await self.ruled()
+
+
+async def _nothing() -> None:
+    pass

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from mirror.cache.freshness import is_fresh
+from mirror.cache.guarding import Guard
 from mirror.cache.outcome import HIT, PARTIAL, STALE, Outcome, miss
 from mirror.cache.own import Own
 from mirror.errors import DigestInvalid, MirrorError, Unknown
@@ -48,6 +49,7 @@ class Lists:
         own: Own | None = None,
     ) -> None:
         """`ttl` in seconds; `source` gives a registry by its name. While `offline`, lists are made of what is cached. `own` has the repositories that live here."""
+        self.guard: Guard | None = None
         self._offline = offline
         self._own = own or Own(store)
         self._store = store
@@ -88,7 +90,20 @@ class Lists:
         return known["list"] if known is not None else await self._store.tags(repository)
 
     async def referrers(self, repository: Repository, digest: Digest) -> tuple[list[dict[str, Any]], Outcome]:
-        """Returns the descriptors of a manifest's referrers. Raises MirrorError."""
+        """Returns the descriptors of a manifest's referrers, without those that are blocked. Raises MirrorError."""
+        found, outcome = await self.all_referrers(repository, digest)
+        return [entry for entry in found if not self._is_blocked(repository, entry)], outcome
+
+    def _is_blocked(self, repository: Repository, entry: dict[str, Any]) -> bool:
+        if self.guard is None:
+            return False
+        try:
+            return self.guard.blocks(repository, Digest.parse(str(entry.get("digest")))) is not None
+        except DigestInvalid:
+            return False
+
+    async def all_referrers(self, repository: Repository, digest: Digest) -> tuple[list[dict[str, Any]], Outcome]:
+        """Like `referrers`, with those that are blocked."""
         if self._own.covers(repository):
             return await self._own.referrers(repository, digest), HIT
         if self._offline():

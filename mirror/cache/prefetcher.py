@@ -18,6 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection
 
 from mirror import metrics
+from mirror.cache.guarding import Guard
 from mirror.downloads.concurrency import AdaptiveConcurrency
 from mirror.downloads.context import DownloadContext
 from mirror.downloads.flight import Flight
@@ -94,6 +95,7 @@ class Prefetcher:
     """Fetches the other blobs of an image when a client requests a layer."""
 
     def __init__(self, store: Store, flights: Flights, context: Callable[[Repository, Digest], DownloadContext]) -> None:
+        self.guard: Guard | None = None
         self._store = store
         self._flights = flights
         self._context = context
@@ -162,8 +164,10 @@ class Prefetcher:
                 group.create_task(self._end(registry, flight, descriptor.size))
 
     def _begin(self, repository: Repository, descriptor: Descriptor) -> Flight | None:
-        """Starts the flight of a blob. Returns None if it is cached or already being downloaded."""
+        """Starts the flight of a blob. Returns None if it is cached, already being downloaded, or blocked."""
         if self._store.size(descriptor.digest) is not None:
+            return None
+        if self.guard is not None and self.guard.blocks(repository, descriptor.digest) is not None:
             return None
         flight, joined = self._flights.join(descriptor.digest, self._context(repository, descriptor.digest))
         if joined:

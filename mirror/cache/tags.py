@@ -1,86 +1,34 @@
-"""Manifests by tag and by digest: what is fresh, what must be checked, and what is served when upstream cannot be asked.
-
-A tag is fresh for `ttl`. Then upstream is asked with HEAD, which Docker Hub does not count as a pull, and only a changed digest costs a GET; the tag moves on
-once the new manifest is here, not before. When upstream is down, slow or limiting, the old answer is served and the check goes on behind it.
-"""
+"""Manifests by tag and by digest: answers from memory, from the store, or from upstream, and only what the guards let pass."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from functools import partial
-
-from mirror import metrics
-from mirror.cache.configurations import Fetch, read_configuration
-from mirror.cache.embedded import find_embedded
-from mirror.cache.freshness import is_fresh
-from mirror.cache.negative import Negative
-from mirror.cache.newest import ManifestSource, Newest
-from mirror.cache.outcome import HIT, STALE, VALIDATED, Outcome, miss
-from mirror.cache.own import Own
-from mirror.errors import Denied, MirrorError, Unknown, UpstreamError, UpstreamFailed, UpstreamInvalid
-from mirror.manifests import Descriptor, Manifest, media_type_of
+from mirror.cache.guarding import Guard, Ruling
+from mirror.cache.outcome import HIT, STALE, Outcome, miss
+from mirror.cache.tag_checks import OF_ITS_DIGEST, TagChecks, key_of
+from mirror.errors import Denied, Guarded, Unknown, UpstreamError, UpstreamInvalid
+from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
-from mirror.storage.store import Question, Store, TagRecord
-from mirror.tasks import SingleFlight, close_all
 
-log = logging.getLogger(__name__)
-
-_MOST_IN_MEMORY = 50_000
-_MOST_COMPARED = 16
-_MOST_TAGS = 4
-"""Tags by which a manifest is asked for that upstream does not give by its digest. Each costs a GET, which may count as a pull."""
-_HOLD = 30.0
-"""Seconds that a tag whose check failed is served stale without asking again, unless its `ttl` is shorter."""
+_MOST_RULINGS = 5
+"""How often it is decided on a tag for one request: again once a manifest is here that had to be read for it."""
 
 
-_OF_ITS_DIGEST = (Unknown, Denied, UpstreamInvalid, UpstreamFailed)
-"""Errors by which a manifest is refused under its digest. They say nothing of its tag, which may be given."""
-
-
-class Tags:
+class Tags(TagChecks):
     """Answers for manifests."""
-
-    def __init__(
-        self,
-        store: Store,
-        source: Callable[[str], ManifestSource],
-        negative: Negative,
-        ttl: float,
-        patience: float,
-        offline: Callable[[], bool],
-        fetch: Fetch,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        """`ttl` and `patience`, how long a check may hold a client, in seconds; `source` gives a registry by its name. While `offline`, tags are not checked.
-        `fetch` downloads the configurations of images whose dates are compared."""
-        self.own = Own(store)
-        self._offline = offline
-        self._store = store
-        self._source = source
-        self._negative = negative
-        self._ttl = ttl
-        self._patience = patience
-        self._clock = clock
-        self._memory: OrderedDict[tuple[Repository, Tag], TagRecord] = OrderedDict()
-        self._held: dict[tuple[Repository, Tag], float] = {}
-        self._descriptors: SingleFlight[Descriptor] = SingleFlight()
-        self._manifests: SingleFlight[Manifest] = SingleFlight()
-        self._compared: OrderedDict[tuple[Repository, Reference], Manifest] = OrderedDict()
-        """Manifests that were fetched to compare them, for whoever needs the chosen one next."""
-        self._newest = Newest(self._to_compare, partial(read_configuration, store, fetch), clock)
-
-    async def aclose(self) -> None:
-        await close_all(self._descriptors.aclose, self._manifests.aclose)
 
     # ------------------------------------------------------------------ by whatever reference
 
     def hot(self, repository: Repository, reference: Reference) -> Manifest | None:
         """Returns a manifest that is in memory, by a digest or a fresh tag: the fastest kind of hit. None otherwise."""
+        found = self.hot_unchecked(repository, reference)
+        if found is None or self.guard is None:
+            return found
+        # Of a tag that lives here no registry says anything: what it means is decided on.
+        known_by = found.digest if self.own.covers(repository) else reference
+        return found if self.guard.passes(repository, known_by, found.digest) else None
+
+    def hot_unchecked(self, repository: Repository, reference: Reference) -> Manifest | None:
+        """Like `hot`, for callers who know that the guard lets it pass."""
         if self.own.covers(repository):
             return self.own.hot(repository, reference)
         if isinstance(reference, Tag):
@@ -92,12 +40,20 @@ class Tags:
 
     async def get(self, repository: Repository, reference: Reference) -> tuple[Manifest, Outcome]:
         """A manifest whole. Raises MirrorError."""
+        if self.guard is None:
+            return await self.get_unchecked(repository, reference)
+        if isinstance(reference, Digest) or self.own.covers(repository):
+            return await self._get_guarded(self.guard, repository, reference)
+        return await self._allowed(self.guard, repository, reference, *await self._ask_for_tag(repository, reference))
+
+    async def get_unchecked(self, repository: Repository, reference: Reference) -> tuple[Manifest, Outcome]:
+        """Like `get`, without asking the guard: not for clients."""
         if self.own.covers(repository):
             return await self.own.manifest(repository, reference), HIT
         if isinstance(reference, Digest):
             try:
                 return await self._by_digest(repository, reference)
-            except _OF_ITS_DIGEST as error:
+            except OF_ITS_DIGEST as error:
                 return await self._by_tags(repository, reference, error)
         began = self._clock()
         record = await self._record(repository, reference)
@@ -110,7 +66,27 @@ class Tags:
     async def resolve(self, repository: Repository, reference: Reference) -> tuple[Descriptor, Outcome]:
         """What a manifest is, without having it: a miss asks upstream with HEAD. Raises MirrorError."""
         if self.own.covers(repository):
-            return (await self.own.manifest(repository, reference)).descriptor, HIT
+            return (await self.get(repository, reference))[0].descriptor, HIT
+        if self.guard is None:
+            return await self._resolve(repository, reference)
+        if isinstance(reference, Digest):
+            await self._check_digest(self.guard, repository, reference, await self._store.manifest(reference))
+            return await self._resolve(repository, reference)
+        descriptor, outcome = await self._ask_for_tag(repository, reference)
+        ruling = await self._ruled(self.guard, repository, reference, descriptor)
+        record = await self._record(repository, reference)
+        if not ruling.complete or (ruling.serve and record and await self._is_ahead(ruling.serve, record)):
+            # What may be blocked has to be read, and a tag moves on once the new manifest is here.
+            manifest, outcome = await self._allowed(self.guard, repository, reference, descriptor, outcome)
+            return manifest.descriptor, outcome
+        self.guard.count(repository, reference, ruling)
+        if ruling.error is not None:
+            raise ruling.error
+        descriptor = ruling.serve or descriptor
+        cached = await self._store.manifest(descriptor.digest)
+        return cached.descriptor if cached is not None else descriptor, outcome
+
+    async def _resolve(self, repository: Repository, reference: Reference) -> tuple[Descriptor, Outcome]:
         began = self._clock()
         if isinstance(reference, Digest):
             if (manifest := await self._store.manifest(reference)) is not None:
@@ -121,7 +97,7 @@ class Tags:
             cached = await self._store.manifest(descriptor.digest)
             return cached.descriptor if cached is not None else descriptor, outcome
         try:
-            await self._negative.check(_key(repository, reference))
+            await self._negative.check(key_of(repository, reference))
             descriptor, joined = await self._descriptors.do(
                 (repository, reference), lambda: self._head(repository, reference, began)
             )
@@ -130,7 +106,7 @@ class Tags:
                 raise
             if (embedded := await self._embedded(repository, reference)) is not None:
                 return embedded.descriptor, HIT
-            if not isinstance(error, _OF_ITS_DIGEST):
+            if not isinstance(error, OF_ITS_DIGEST):
                 raise
             manifest, outcome = await self._by_tags(repository, reference, error)
             return manifest.descriptor, outcome
@@ -139,253 +115,100 @@ class Tags:
     async def refresh(self, repository: Repository, tag: Tag) -> Descriptor:
         """What a tag means by upstream's word of now, fresh or not; its manifest is cached then. Raises MirrorError."""
         if self.own.covers(repository):
-            return (await self.own.manifest(repository, tag)).descriptor
+            return (await self.get(repository, tag))[0].descriptor
         began = self._clock()
         self._held.pop((repository, tag), None)
         record = await self._record(repository, tag)
-        if record is None:
+        if record is not None:
+            found, _ = await self._descriptors.do((repository, tag, "check"), lambda: self._check(repository, tag, record, began))
+        elif self.guard is not None:
+            found, _ = await self._ask_for_tag(repository, tag)
+        else:
             manifest, _ = await self._manifests.do((repository, tag), lambda: self._fetch(repository, tag, began))
             return manifest.descriptor
-        found, _ = await self._descriptors.do((repository, tag, "check"), lambda: self._check(repository, tag, record, began))
+        if self.guard is not None:
+            return (await self._allowed(self.guard, repository, tag, found, HIT))[0].descriptor
         manifest, _ = await self._meant(repository, tag, found.digest)
         return manifest.descriptor
 
-    def forget(self, tags: Iterable[tuple[Repository, Tag]] | None = None) -> None:
-        """Forgets what tags mean, or some of them; the store knows."""
-        tags = None if tags is None else tuple(tags)
-        self.own.forget(tags)
-        if tags is None:
-            self._memory.clear()
-            return
-        for tag in tags:
-            self._memory.pop(tag, None)
-            self._held.pop(tag, None)
+    # ------------------------------------------------------------------ guarded
 
-    # ------------------------------------------------------------------ upstream
+    async def _get_guarded(self, guard: Guard, repository: Repository, reference: Reference) -> tuple[Manifest, Outcome]:
+        if isinstance(reference, Digest):
+            await self._check_digest(guard, repository, reference, None)
+        manifest, outcome = await self.get_unchecked(repository, reference)
+        await self._check_digest(guard, repository, manifest.digest, manifest)
+        return manifest, outcome
 
-    async def _by_digest(self, repository: Repository, digest: Digest) -> tuple[Manifest, Outcome]:
-        if (manifest := await self._store.manifest(digest)) is not None:
-            return manifest, HIT
-        try:
-            await self._negative.check(_key(repository, digest))
-            manifest, joined = await self._manifests.do((repository, digest), lambda: self._fetch(repository, digest, 0.0))
-        except (Unknown, Denied, UpstreamError):
-            if (embedded := await self._embedded(repository, digest)) is None:
-                raise
-            return embedded, HIT
-        return manifest, miss(joined)
+    async def _check_digest(self, guard: Guard, repository: Repository, digest: Digest, manifest: Manifest | None) -> None:
+        """Raises Guarded if a manifest must not be served."""
+        ruling = await guard.rule_digest(repository, digest, manifest)
+        if manifest is not None or ruling.error is not None:
+            guard.count(repository, digest, ruling)
+        if ruling.error is not None:
+            raise ruling.error
 
-    async def _meant(self, repository: Repository, tag: Tag, digest: Digest) -> tuple[Manifest, Outcome]:
-        """Returns the manifest that a tag means. Raises MirrorError."""
-        try:
-            return await self._by_digest(repository, digest)
-        except _OF_ITS_DIGEST:
-            # Known by HEAD only, and gone from upstream since, or not to be had by its digest: what does the tag mean now?
-            return await self._first(repository, tag, self._clock())
+    async def _ask_for_tag(self, repository: Repository, tag: Tag) -> tuple[Descriptor, Outcome]:
+        """Has the history say what the registry means by a tag. Returns what clients got by it last."""
+        began = self._clock()
+        record = await self._record(repository, tag)
+        if record is not None:
+            return await self._current(repository, tag, record, began)
+        await self._negative.check(key_of(repository, tag))
+        descriptor, joined = await self._descriptors.do((repository, tag), lambda: self._head(repository, tag, began))
+        return descriptor, miss(joined)
 
-    async def _embedded(self, repository: Repository, digest: Digest) -> Manifest | None:
-        """Returns a manifest that a cached one embeds, and caches it; None if there is none."""
-        if (data := await find_embedded(self._store, digest)) is None:
-            return None
-        try:
-            manifest = Manifest(media_type_of(data, None, verified=True), digest, data)
-        except UpstreamInvalid:
-            # A configuration, or a layer.
-            return None
-        await self._store.put_manifest(repository, manifest)
-        return manifest
+    async def _ruled(self, guard: Guard, repository: Repository, tag: Tag, known: Descriptor) -> Ruling:
+        """Decides what clients get by a tag, and remembers it. `known` is what they got last."""
+        before = await self._record(repository, tag)
+        checked = self._clock() if before is None else before.checked
+        return await self._settle(guard, repository, tag, known, checked)
 
-    async def _by_tags(self, repository: Repository, digest: Digest, error: MirrorError) -> tuple[Manifest, Outcome]:
-        """A manifest that upstream does not give by its digest, though HEAD of a tag named it: a replica that lags behind gives it by the tag.
-
-        Where it does not, the tag is asked about anew. Raises `error` where no tag was known to mean it.
-        """
-        here = [tag for (of, tag), record in self._memory.items() if of == repository and record.descriptor.digest == digest]
-        # Another process may have sent the HEAD, or this one before its last start.
-        stored = [Tag(name) for name in await self._store.tags(repository, digest)]
-        for tag in list(dict.fromkeys(here + stored))[:_MOST_TAGS]:
-            if isinstance(error, Unknown) and error.certain:
-                self._memory.pop((repository, tag), None)
-                await self._store.drop_tag(repository, tag)
-            manifest, outcome = await self._first(repository, tag, self._clock())
-            if manifest.digest == digest:
+    async def _allowed(
+        self, guard: Guard, repository: Repository, tag: Tag, known: Descriptor, outcome: Outcome
+    ) -> tuple[Manifest, Outcome]:
+        """Returns the manifest that clients get by a tag. Raises MirrorError."""
+        for _ in range(_MOST_RULINGS):
+            ruling = await self._ruled(guard, repository, tag, known)
+            if ruling.error is not None or ruling.serve is None:
+                guard.count(repository, tag, ruling)
+                assert ruling.error is not None
+                raise ruling.error
+            manifest = await self._store.manifest(ruling.serve.digest) if ruling.complete else None
+            if manifest is not None:
+                guard.count(repository, tag, ruling)
                 return manifest, outcome
-        raise error
-
-    async def _first(self, repository: Repository, tag: Tag, since: float) -> tuple[Manifest, Outcome]:
-        await self._negative.check(_key(repository, tag))
-        manifest, joined = await self._manifests.do((repository, tag), lambda: self._fetch(repository, tag, since))
-        return manifest, miss(joined)
-
-    async def _to_compare(self, repository: Repository, digest: Digest) -> Manifest:
-        """Returns a manifest without caching it, since what is not chosen is no image of this cache. Raises MirrorError."""
-        if (manifest := await self._store.manifest(digest)) is None:
-            manifest = await self._source(repository.registry).get_manifest(repository, digest)
-            self._compared[repository, digest] = manifest
-            if len(self._compared) > _MOST_COMPARED:
-                self._compared.popitem(last=False)
-        return manifest
-
-    async def _fetch(self, repository: Repository, reference: Reference, since: float) -> Manifest:
-        if isinstance(reference, Tag) and self._source(repository.registry).compares_tags:
-            descriptor, _ = await self._descriptors.do((repository, reference), lambda: self._head(repository, reference, since))
-            # A tag may be had where its manifest's digest is not known yet.
-            with contextlib.suppress(*_OF_ITS_DIGEST):
-                return (await self._by_digest(repository, descriptor.digest))[0]
-        async with self._store.lock(Question.FETCH, f"get {repository} {reference}"):
-            if (manifest := await self._fetched_elsewhere(repository, reference, since)) is not None:
-                return manifest
-            return await self._fetch_now(repository, reference)
-
-    async def _fetched_elsewhere(self, repository: Repository, reference: Reference, since: float) -> Manifest | None:
-        """What another process has fetched meanwhile; of a tag, what it has asked for `since`."""
-        if isinstance(reference, Tag):
-            record = await self._stored_since(repository, reference, since)
-            if record is None:
-                return None
-            reference = record.descriptor.digest
-        return await self._store.manifest(reference)
-
-    async def _stored_since(self, repository: Repository, tag: Tag, since: float) -> TagRecord | None:
-        stored = await self._store.tag(repository, tag)
-        if stored is None or not since <= stored.checked <= self._clock():
-            return None
-        self._keep(repository, tag, stored)
-        return stored
-
-    async def _fetch_now(self, repository: Repository, reference: Reference) -> Manifest:
-        try:
-            manifest = self._compared.pop((repository, reference), None)
-            if manifest is None:
-                manifest = await self._source(repository.registry).get_manifest(repository, reference)
-        except Unknown as error:
-            await self._unknown(repository, reference, error)
-            raise
-        await self._store.put_manifest(repository, manifest)
-        if isinstance(reference, Tag):
-            await self._remember(repository, reference, manifest.descriptor)
-        return manifest
-
-    async def _head(self, repository: Repository, reference: Reference, since: float) -> Descriptor:
-        async with self._store.lock(Question.FETCH, f"head {repository} {reference}"):
-            if isinstance(reference, Tag) and (record := await self._stored_since(repository, reference, since)) is not None:
-                return record.descriptor
-            return await self._head_now(repository, reference)
-
-    async def _head_now(self, repository: Repository, reference: Reference) -> Descriptor:
-        try:
-            if isinstance(reference, Digest):
-                return await self._source(repository.registry).head_manifest(repository, reference)
-            descriptor = await self._meaning(repository, reference, None)
-        except Unknown as error:
-            await self._unknown(repository, reference, error)
-            raise
-        await self._remember(repository, reference, descriptor)
-        return descriptor
-
-    async def _meaning(self, repository: Repository, tag: Tag, known: TagRecord | None) -> Descriptor:
-        """Returns what a tag means by upstream's word. `known` is what it meant last. Raises MirrorError."""
-
-        async def is_older(offered: Descriptor) -> bool:
-            return known is not None and await self._newest.is_older(repository, offered, known)
-
-        source = self._source(repository.registry)
-        answers = await source.tag_answers(repository, tag, None if known is None else known.descriptor.digest, is_older)
-        return await self._newest.choose(repository, tag, answers, known)
-
-    async def _unknown(self, repository: Repository, reference: Reference, error: Unknown) -> None:
-        if not error.certain:
-            return
-        await self._negative.remember(_key(repository, reference), error)
-        if isinstance(reference, Tag):
-            # The tag is gone. What is cached by digest stays.
-            self._memory.pop((repository, reference), None)
-            await self._store.drop_tag(repository, reference)
-
-    # ------------------------------------------------------------------ freshness
-
-    def _fresh(self, record: TagRecord) -> bool:
-        return is_fresh(record.checked, self._ttl, self._clock())
-
-    async def _record(self, repository: Repository, tag: Tag) -> TagRecord | None:
-        record = self._memory.get((repository, tag))
-        if record is not None and self._fresh(record):
-            return record
-        # Another process may have checked it since.
-        stored = await self._store.tag(repository, tag)
-        if stored is not None and (record is None or stored.checked > record.checked):
-            record = stored
-            self._keep(repository, tag, record)
-        return record
-
-    async def _remember(self, repository: Repository, tag: Tag, descriptor: Descriptor) -> None:
-        record = TagRecord(descriptor, self._clock())
-        self._held.pop((repository, tag), None)
-        self._keep(repository, tag, record)
-        await self._store.set_tag(repository, tag, record)
-
-    def _keep(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
-        self._memory[repository, tag] = record
-        self._memory.move_to_end((repository, tag))
-        if len(self._memory) > _MOST_IN_MEMORY:
-            self._memory.popitem(last=False)
-
-    async def _current(self, repository: Repository, tag: Tag, record: TagRecord, since: float) -> tuple[Descriptor, Outcome]:
-        """Returns what a known tag means, or what it meant last if upstream does not answer in time. Raises Unknown if it is gone."""
-        if self._fresh(record) or self._offline():
-            return record.descriptor, HIT
-        if time.monotonic() >= self._held.get((repository, tag), 0.0):
-            check, _ = self._descriptors.start((repository, tag, "check"), lambda: self._check(repository, tag, record, since))
-            done, _ = await asyncio.wait([check], timeout=self._patience)
-            if done:
-                try:
-                    return check.result(), VALIDATED
-                except MirrorError as error:
-                    if isinstance(error, Unknown) and error.certain:
-                        raise
-                    log.info("serving %s:%s stale: %s", repository, tag, error, extra={"cause": str(error)})
-            self._hold(repository, tag)
-        metrics.stale_served.labels(repository.registry).inc()
-        return record.descriptor, STALE
-
-    def _hold(self, repository: Repository, tag: Tag) -> None:
-        if len(self._held) > _MOST_IN_MEMORY:
-            self._held.clear()
-        self._held[repository, tag] = time.monotonic() + min(_HOLD, self._ttl)
-
-    async def _check(self, repository: Repository, tag: Tag, record: TagRecord, since: float) -> Descriptor:
-        async with self._store.lock(Question.CHECK, f"check {repository} {tag}"):
-            if (stored := await self._stored_since(repository, tag, since)) is not None:
-                return stored.descriptor
-            return await self._check_now(repository, tag, record)
-
-    async def _check_now(self, repository: Repository, tag: Tag, record: TagRecord) -> Descriptor:
-        source = self._source(repository.registry)
-        try:
-            found = await self._meaning(repository, tag, record)
-        except Unknown as error:
-            await self._unknown(repository, tag, error)
-            raise
-        if found.digest != record.descriptor.digest and await self._store.manifest(record.descriptor.digest) is not None:
-            # The old one can still be served: it is given up only once the new one is here.
             try:
-                await self._by_digest(repository, found.digest)
-            except _OF_ITS_DIGEST:
-                # A lagging replica has a tag before its manifest. A 404 for the digest does not mean that the tag is gone; GET by tag decides.
-                found = await self._got(source, repository, tag)
-        await self._remember(repository, tag, found)
-        return found
+                fetched = await self._fetch_ruled(repository, tag, ruling.serve, held=ruling.held_until is not None)
+            except (UpstreamError, Unknown, Denied) as error:
+                if (stale := await self._before(guard, repository, tag, ruling.serve.digest)) is not None:
+                    return stale, STALE
+                if ruling.held_until is None:
+                    raise
+                raise Guarded(
+                    f"{repository}:{tag} is held back, and what it meant before, {ruling.serve.digest}, is neither here nor at the"
+                    f" registry: {error}",
+                    ruling.verdicts[0][0],
+                ) from error
+            outcome = outcome if fetched is HIT else fetched
+        raise UpstreamInvalid(f"{repository}:{tag} means something else each time that it is asked for")
 
-    async def _got(self, source: ManifestSource, repository: Repository, tag: Tag) -> Descriptor:
+    async def _fetch_ruled(self, repository: Repository, tag: Tag, wanted: Descriptor, *, held: bool) -> Outcome:
         try:
-            manifest = await source.get_manifest(repository, tag)
-        except Unknown as error:
-            raise UpstreamInvalid(
-                f"{repository.registry} says of {repository.path}:{tag} now this and now that: {error.message}"
-            ) from None
-        await self._store.put_manifest(repository, manifest)
-        return manifest.descriptor
+            return (await self._by_digest(repository, wanted.digest))[1]
+        except OF_ITS_DIGEST:
+            if held:
+                raise
+            # Known by HEAD only, and not to be had by its digest: what does the tag mean now?
+            await self._remember(repository, tag, await self._got(self._source(repository.registry), repository, tag))
+            return miss()
 
-
-def _key(repository: Repository, reference: Reference) -> str:
-    return f"manifest {repository} {reference}"
+    async def _before(self, guard: Guard, repository: Repository, tag: Tag, new: Digest) -> Manifest | None:
+        """Returns what clients got by a tag so far, if that is not `new` and may still be served; None otherwise."""
+        record = await self._record(repository, tag)
+        if record is None or record.descriptor.digest == new:
+            return None
+        manifest = await self._store.manifest(record.descriptor.digest)
+        if manifest is None or (await guard.rule_digest(repository, manifest.digest, manifest)).error is not None:
+            return None
+        return manifest

@@ -26,6 +26,7 @@ from mirror.storage.cache_directory import Inventory, holds_cache, read_inventor
 
 if TYPE_CHECKING:
     from mirror.cache.cache import Cache
+    from mirror.cache.guarding import Guard
     from mirror.storage.store import Store
 
 _T = TypeVar("_T")
@@ -80,6 +81,17 @@ def on_store(settings: Settings, work: Callable[[Store], Awaitable[_T]]) -> _T:
         from mirror import wiring
 
     return _on(settings, wiring.store, work)
+
+
+def on_guarded_store(settings: Settings, work: Callable[[Store, Guard | None], Awaitable[_T]]) -> _T:
+    """Like `on_store`; `work` gets what decides what may be pulled too, None if there is nothing to decide by."""
+    with importing():
+        from mirror import wiring
+
+    async def work_on_both(opened: tuple[Store, Guard | None]) -> _T:
+        return await work(*opened)
+
+    return _on(settings, wiring.guarded_store, work_on_both)
 
 
 def _on(

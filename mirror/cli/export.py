@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mirror.cli.ask import fail, images_of, inventory, on_cache, on_store, require_cache
+from mirror.cli.ask import fail, images_of, inventory, on_cache, on_guarded_store, require_cache
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.pull import bars
 from mirror.cli.selection import image_options, names_of, platforms_of
@@ -26,6 +26,7 @@ from mirror.units import format_size, parse_size
 if TYPE_CHECKING:
     from mirror.bundles.contents import Contents, Gatherer
     from mirror.cache.cache import Cache
+    from mirror.cache.guarding import Guard
     from mirror.storage.store import Store
 
 _INTERVAL = 0.2
@@ -130,13 +131,13 @@ def export(
         with inventory(settings) as asked:
             named = [(image.repository, image.reference) for image in asked.images().entries]
 
-    async def work(store: Store, cache: Cache | None = None) -> dict[str, Any]:
+    async def work(store: Store, guard: Guard | None, cache: Cache | None = None) -> dict[str, Any]:
         from mirror.bundles.layout import Layout
         from mirror.bundles.writing import write
 
         failed = {} if cache is None else await _fetch(cache, named, wanted, referrers=not no_referrers)
         gathered, faults = await _gather(
-            store, named, wanted, failed, cached=everything and not platforms, referrers=not no_referrers
+            store, named, wanted, failed, cached=everything and not platforms, referrers=not no_referrers, guard=guard
         )
         for fault in faults:
             click.echo(f"mirror: {fault}", err=True)
@@ -155,11 +156,11 @@ def export(
         return _report(contents, layout.size, faults)
 
     async def work_on_cache(cache: Cache) -> dict[str, Any]:
-        return await work(cache.store, cache)
+        return await work(cache.store, cache.guard, cache)
 
     try:
         with outputs.finishing():
-            report = on_store(settings, work) if everything or offline else on_cache(settings, work_on_cache)
+            report = on_guarded_store(settings, work) if everything or offline else on_cache(settings, work_on_cache)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -235,11 +236,12 @@ async def _gather(
     *,
     cached: bool,
     referrers: bool,
+    guard: Guard | None,
 ) -> tuple[Gatherer, list[str]]:
     """Returns what is cached of the images, and for each that is not cached whole what it lacks, and why that could not be fetched if it is in `failed`."""
     from mirror.bundles.contents import Gatherer, Incomplete
 
-    gathered = Gatherer(store, wanted, cached=cached, referrers=referrers)
+    gathered = Gatherer(store, wanted, cached=cached, referrers=referrers, guard=guard)
     faults, lacking = [], set()
     for repository, reference, error in await gathered.add_all(named):
         name, why = image_name(repository, reference), failed.get((repository, reference))

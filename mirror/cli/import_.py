@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mirror.cli.ask import as_invoker, fail, on_store
+from mirror.cli.ask import as_invoker, fail, on_guarded_store
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.selection import parse_platform
 from mirror.cli.text import os_error_text, print_json, table
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mirror.bundles.importing import Import
     from mirror.bundles.received import Received
     from mirror.bundles.sources import Source
+    from mirror.cache.guarding import Guard
     from mirror.storage.store import Store
 
 _LARGEST_KEY = 64 * 1024
@@ -85,13 +86,13 @@ def import_(
         None if key is None else _key(key),
     )
 
-    async def work(store: Store) -> list[Import]:
+    async def work(store: Store, guard: Guard | None) -> list[Import]:
         from mirror.bundles.importing import Import, Importer
         from mirror.bundles.signing import KeyUnusable, SignatureWrong
         from mirror.cli.bars import Bars
 
         done = [Import(source, wishes) for source in sources]
-        with contextlib.closing(Importer(store)) as importer:
+        with contextlib.closing(Importer(store, guard)) as importer:
             async with Bars(done) if os.isatty(2) and not as_json else contextlib.nullcontext():
                 for this in done:
                     try:
@@ -107,7 +108,7 @@ def import_(
     with contextlib.ExitStack() as stack:
         for source in sources:
             stack.callback(source.close)
-        done = on_store(settings, work)
+        done = on_guarded_store(settings, work)
     images = [image for this in done for image in this.images]
     if want is not None and not dry_run:
         _write_want(want, images)

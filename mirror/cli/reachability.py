@@ -9,7 +9,7 @@ from yarl import URL
 
 from mirror.config import Registry, Settings
 from mirror.upstream.proxies import Way
-from mirror.upstream.registry import endpoint_way, registry_way, upstream_way
+from mirror.upstream.settings import endpoint_way, registry_way, upstream_way
 
 _PATIENCE = 3.0
 

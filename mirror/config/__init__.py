@@ -4,6 +4,9 @@ from mirror.config.access import Access as Access
 from mirror.config.access import Oidc as Oidc
 from mirror.config.cache import Cache as Cache
 from mirror.config.cache import Expire as Expire
+from mirror.config.guards import Conditions as Conditions
+from mirror.config.guards import Guard as Guard
+from mirror.config.guards import Signed as Signed
 from mirror.config.hosted import Hosted as Hosted
 from mirror.config.hosted import Keep as Keep
 from mirror.config.rates import RateHours as RateHours

@@ -28,6 +28,8 @@ def in_force(settings: Settings) -> dict[str, str]:
     found |= {f"groups.{name}": ", ".join(users) for name, users in settings.groups.items()}
     for warm in settings.warm:
         found |= {key: value for key, value in _shown(f'warm."{warm.name}"', warm).items() if value}
+    for guard in settings.guard:
+        found |= {key: value for key, value in _shown(f'guard."{guard.name}"', guard).items() if value}
     return found
 
 
@@ -47,6 +49,8 @@ def changed(before: Settings, after: Settings) -> list[str]:
         found.append("groups")
     if before.oidc != after.oidc:
         found.append("oidc")
+    if before.guard != after.guard:
+        found.append("guard")
     for name in dict.fromkeys((*before.registries, *after.registries)):
         old, new = before.registries.get(name), after.registries.get(name)
         if old is None or new is None:

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from mirror.config.access import ANYONE, Access, Oidc
 from mirror.config.cache import Cache
 from mirror.config.errors import describe
+from mirror.config.guards import Conditions, Guard, Signed
 from mirror.config.hosted import Hosted, Keep
 from mirror.config.rates import RateHours
 from mirror.config.registries import (
@@ -53,8 +54,9 @@ class Settings(Table):
     oidc: tuple[Oidc, ...] = ()
     groups: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     hosted: Hosted = Hosted()
+    guard: tuple[Guard, ...] = ()
 
-    @field_validator("warm", "access", "oidc", mode="before")
+    @field_validator("warm", "access", "oidc", "guard", mode="before")
     @classmethod
     def _tables(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, Mapping):
@@ -75,6 +77,15 @@ class Settings(Table):
         for issuer in sorted(issuers - {one.name for one in self.oidc}):
             raise ValueError(f"access: there is no issuer {issuer!r}: add a table [[oidc]] with that name")
         return self
+
+    @field_validator("guard")
+    @classmethod
+    def _numbered(cls, value: tuple[Guard, ...]) -> tuple[Guard, ...]:
+        named = tuple(one if one.name else one.model_copy(update={"name": str(number)}) for number, one in enumerate(value, 1))
+        for number, one in enumerate(named):
+            if one.name == "by hand" or one.name in (other.name for other in named[:number]):
+                raise ValueError(f"the name {one.name!r} is taken")
+        return named
 
     @field_validator("warm")
     @classmethod
@@ -195,6 +206,9 @@ def _known_keys(path: list[str]) -> list[str]:
         return list(Access.model_fields)
     if path[:2] == ["hosted", "keep"] and len(path) > 2:
         return list(Keep.model_fields)
+    if path[0] == "guard":
+        nested: dict[str, type[Table]] = {"deny": Conditions, "allow": Conditions, "signed": Signed}
+        return list(nested.get(path[2] if len(path) > 3 else "", Guard).model_fields)
     if path[:2] == ["upstream", "rate"] and len(path) > 2:
         return [field.alias or name for name, field in RateHours.model_fields.items()]
     return list(_TABLES[path[0]].model_fields) if path[0] in _TABLES else []

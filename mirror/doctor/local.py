@@ -25,6 +25,11 @@ from mirror.upstream import Connections, Timeouts
 from mirror.upstream.transport import Transport, read_bounded
 
 _PROGRAMS = {"docker": "dockerd", "containerd": "containerd", "podman": "podman", "buildkit": "buildkitd", "k3s": "k3s"}
+_GO_AROUND = {
+    "docker": "close the way to Docker Hub in the firewall, or name images through the mirror; dockerd asks Docker Hub whenever a mirror answers 403 or 404",
+    "containerd": "close the way to the registries in the firewall; containerd asks them whenever a mirror answers 403 or 404",
+}
+"""What to do about clients that ask the registry when a mirror refuses."""
 _PATIENCE = 10.0
 _DOCKER_SOCKET = "/var/run/docker.sock"
 
@@ -144,6 +149,10 @@ def _client(client: Client, settings: Settings, address: Address, root: Path) ->
         )
     else:
         yield ok(client.name, f"it uses {address.url}")
+        if client.name in _GO_AROUND and any(guard.mode == "enforce" for guard in settings.guard):
+            yield advice(
+                client.name, "what a [[guard]] table refuses is pulled from the registry itself", _GO_AROUND[client.name]
+            )
 
 
 def _challenged(settings: Settings, address: Address, text: str) -> str | None:

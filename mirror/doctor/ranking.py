@@ -25,7 +25,7 @@ from mirror.units import format_size
 from mirror.upstream import Connections, Timeouts, Upstreams
 from mirror.upstream.proxies import Way
 from mirror.upstream.registry import Registry as Source
-from mirror.upstream.registry import endpoint_way, registry_way
+from mirror.upstream.settings import endpoint_way, registry_way
 from mirror.upstream.trust import trusting
 from mirror.upstream.urls import gets_credentials
 

@@ -30,7 +30,7 @@ from mirror.upstream.endpoint import endpoint_label, is_page
 from mirror.upstream.guard import Guard
 from mirror.upstream.proxies import Proxy, Way
 from mirror.upstream.receiver import Response
-from mirror.upstream.registry import endpoint_way, registry_way, upstream_way
+from mirror.upstream.settings import endpoint_way, registry_way, upstream_way
 from mirror.upstream.tokens import Authenticator
 from mirror.upstream.transport import Transport, read_bounded
 from mirror.upstream.trust import trusting

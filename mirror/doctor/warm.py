@@ -17,7 +17,7 @@ from mirror.doctor.waiting import within
 from mirror.errors import Denied, MirrorError, Unknown
 from mirror.names import Reference, Repository, image_name
 from mirror.upstream import Connections, Timeouts, Upstreams
-from mirror.upstream.registry import upstream_way
+from mirror.upstream.settings import upstream_way
 
 _TIMEOUTS = Timeouts(connect=3, header=5, stall=5, attempts=1)
 _PATIENCE = 10.0

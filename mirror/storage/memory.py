@@ -16,6 +16,7 @@ from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.hosted import HostedCollected
 from mirror.storage.memory_hosted import MemoryHosted
 from mirror.storage.memory_partial import MemoryDownload, MemoryPartial
+from mirror.storage.memory_sightings import MemorySightings
 from mirror.storage.settings import HostedRules
 from mirror.storage.slices import Part
 from mirror.storage.store import (
@@ -54,10 +55,11 @@ class MemoryReader:
         pass
 
 
-class MemoryStore:
+class MemoryStore(MemorySightings):
     """Implements `mirror.storage.store.Store`. The least recently used blob goes first."""
 
     def __init__(self, max_size: int = 2**40, hosted: HostedRules | None = None) -> None:
+        super().__init__()
         self.hosted = MemoryHosted(self, hosted or HostedRules())
         self.content: dict[Digest, bytes] = {}
         """The least recently used first."""
@@ -67,7 +69,6 @@ class MemoryStore:
         self._used: dict[Digest, float] = {}
         self._manifests: dict[Digest, Manifest] = {}
         self._holdings: dict[Digest, set[Repository]] = {}
-        self._tags: dict[tuple[Repository, str], TagRecord] = {}
         self._pins: dict[tuple[Repository, Reference], Digest | None] = {}
         """What each pinned reference meant last; None while that is unknown."""
         self._listed: dict[tuple[str, Repository, Reference], tuple[ListedImage, Digest | None]] = {}
@@ -207,16 +208,14 @@ class MemoryStore:
     async def tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
         return self._tags.get((repository, tag.value))
 
-    async def set_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
+    async def set_tag(self, repository: Repository, tag: Tag, record: TagRecord, *, seen: bool = True) -> None:
         self._tags[repository, tag.value] = record
+        self._note_served(repository, tag, record, seen)
         if (repository, tag) in self._pins:
             self._pins[repository, tag] = record.descriptor.digest
         for key, (image, _) in self._listed.items():
             if key[1:] == (repository, tag):
                 self._listed[key] = image, record.descriptor.digest
-
-    async def drop_tag(self, repository: Repository, tag: Tag) -> None:
-        self._tags.pop((repository, tag.value), None)
 
     async def tags(self, repository: Repository, meaning: Digest | None = None) -> list[str]:
         return [
@@ -283,6 +282,7 @@ class MemoryStore:
 
     def _pinned(self) -> set[Digest]:
         listed = [digest for _, digest in self._listed.values()]
+        listed += [record.descriptor.digest for record in self._tags.values() if record.held_until is not None]
         attached = set().union(*self._attached.values())
         return self._family({digest for digest in (*self._pins.values(), *listed, *attached) if digest is not None})
 

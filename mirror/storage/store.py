@@ -26,6 +26,7 @@ from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.hosted import HostedCollected, HostedStore
 from mirror.storage.partial import Partial
+from mirror.storage.sightings import Block, HeldTag, Move, Released, Ruled, Sighting
 from mirror.storage.slices import Reader
 
 if TYPE_CHECKING:
@@ -37,18 +38,22 @@ Restore = Callable[[Repository, Digest, bool], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class TagRecord:
-    """What a tag meant at `checked`, in seconds since the epoch."""
+    """What clients get by a tag. The registry was last asked at `checked`, in seconds since the epoch."""
 
     descriptor: Descriptor
     checked: float
+    held_until: float | None = None
+    """Until when something else is held back that the registry says the tag means; None if nothing is, infinite if no time ends it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What another process has changed. With `deleted`, images or tags have gone, whichever; `tags` were checked, and may mean something else."""
+    """What another process has changed. With `deleted`, images or tags have gone, whichever; `tags` were checked, and may mean something else.
+    With `ruled`, something was blocked or released by hand, perhaps by this process."""
 
     deleted: bool
     tags: tuple[tuple[Repository, Tag], ...]
+    ruled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,10 +225,57 @@ class Store(Protocol):
         """Returns what a tag meant when upstream was last asked; None if it never was, or the tag is gone."""
         ...
 
-    async def set_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None: ...
+    async def set_tag(self, repository: Repository, tag: Tag, record: TagRecord, *, seen: bool = True) -> None:
+        """Sets what clients get by a tag. If `seen`, the tag means that by somebody's word, and the history records it; otherwise `note_tag` has recorded what it
+        means, and only that clients get it now is added, if they do."""
+        ...
 
-    async def drop_tag(self, repository: Repository, tag: Tag) -> None:
-        """Forgets what a tag meant. A pin keeps what it meant last."""
+    async def drop_tag(self, repository: Repository, tag: Tag, gone: float | None = None) -> None:
+        """Forgets what a tag meant. A pin keeps what it meant last. `gone` is when the registry said that there is no such tag, which the history records."""
+        ...
+
+    async def note_tag(self, repository: Repository, tag: Tag, found: Descriptor, when: float) -> None:
+        """Records in the history that the registry says what a tag means, without giving that to clients."""
+        ...
+
+    async def history(self, repository: Repository, tag: Tag) -> list[Sighting]:
+        """Returns what a tag has meant, oldest first: at most the latest 1000. It is kept when the content goes. Empty where the catalog fails."""
+        ...
+
+    async def tags_of(self, repository: Repository, digest: Digest) -> list[str]:
+        """Returns the tags of a repository that have ever meant a digest. Empty where the catalog fails."""
+        ...
+
+    async def moves(self, count: int) -> list[Move]:
+        """Returns the latest moves of tags, newest first. Raises CatalogFailed."""
+        ...
+
+    async def held(self, repository: Repository | None = None) -> list[HeldTag]:
+        """Returns the tags, or those of one repository, of which something is held back; those that end first come first. Raises CatalogFailed."""
+        ...
+
+    async def release(self, repository: Repository, tag: Tag, released: Released) -> Digest | None:
+        """Records that what a tag means at its registry may be served now. Returns that; None if the tag was never seen, or is gone. Raises CatalogFailed."""
+        ...
+
+    def count_ruling(self, rule: str, verdict: str, repository: Repository, reference: Reference, reason: str) -> None:
+        """Counts what a guard's rule has done. Recorded from time to time."""
+        ...
+
+    async def rulings(self, count: int) -> list[Ruled]:
+        """Returns what guards have done in the last 30 days, the latest first. Raises CatalogFailed."""
+        ...
+
+    async def blocks(self) -> list[Block]:
+        """Returns what was blocked by hand, oldest first. Raises CatalogFailed."""
+        ...
+
+    async def block(self, block: Block) -> None:
+        """Blocks a digest. All processes know about a second later, by `watch`. Raises CatalogFailed."""
+        ...
+
+    async def unblock(self, digest: Digest) -> bool:
+        """Ends a block. Returns False if there was none. Raises CatalogFailed."""
         ...
 
     async def tags(self, repository: Repository, meaning: Digest | None = None) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from yarl import URL
 
@@ -31,10 +31,11 @@ from mirror.upstream.failover import Unfinished, with_endpoint, with_failover
 from mirror.upstream.first_answers import FirstAnswers
 from mirror.upstream.health import EndpointHealth
 from mirror.upstream.pages import Listing, is_descriptor, is_tag, listed, read_pages
-from mirror.upstream.proxies import Fixed, Way, way
+from mirror.upstream.proxies import Way
 from mirror.upstream.rates import Parts
 from mirror.upstream.receiver import Response
 from mirror.upstream.search import HubApi, SearchResult, TagDetails
+from mirror.upstream.settings import RegistrySettings, endpoint_way, registry_way
 from mirror.upstream.survey import Surveys, TagAnswers
 from mirror.upstream.transport import Connections, Timeouts, Transport, length_of, read_bounded, shown
 from mirror.upstream.trust import trusting
@@ -42,43 +43,12 @@ from mirror.upstream.urls import gets_credentials, is_own
 
 _T = TypeVar("_T")
 
+_LARGEST_DOCUMENT = 64 * 1024 * 1024
+
 _GONE = {"MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_BLOB_UNKNOWN", "NOT_FOUND", "TAG_EXPIRED", "TAG_INVALID"}
 """Error codes for absent content: of the distribution-spec, of Harbor and Quay, and for tags with an invalid name."""
 _NO_NAME = {"NAME_UNKNOWN", "NAME_INVALID"}
 """Codes that count only from the registry's own endpoint: a mirror sends them for any repository if it does not know the registry in ``ns``."""
-
-
-class EndpointSettings(Protocol):
-    """The settings of an endpoint that are used here (mirror/config/registries.py)."""
-
-    @property
-    def url(self) -> str: ...
-    @property
-    def path(self) -> str: ...
-    @property
-    def proxy(self) -> str | None: ...
-    @property
-    def proxy_credentials_file(self) -> Any: ...
-
-
-class RegistrySettings(Protocol):
-    """The settings of a registry that this module uses."""
-
-    @property
-    def endpoints(self) -> Sequence[EndpointSettings]: ...
-    @property
-    def tags(self) -> str: ...
-    @property
-    def ca_file(self) -> Any: ...
-    @property
-    def search(self) -> str | None: ...
-    @property
-    def tag_details(self) -> str | None: ...
-    @property
-    def proxy(self) -> str | None: ...
-    @property
-    def proxy_credentials_file(self) -> Any: ...
-    def credentials(self) -> tuple[str, str] | None: ...
 
 
 class Registry:
@@ -163,7 +133,7 @@ class Registry:
         if trusted:
             url = endpoint.url(repository, f"manifests/{reference}")
             response = await endpoint.head(url, repository, {"Accept": ACCEPT}, deadline)
-            if response is not None and (described := _descriptor(response, reference)) is not None:
+            if response is not None and (described := _descriptor(response, reference, endpoint)) is not None:
                 return described
         manifest = await self._get(endpoint, repository, reference, deadline)
         if trusted:
@@ -190,7 +160,8 @@ class Registry:
         if wanted is not None and actual != wanted:
             metrics.verification_failures.labels(self.name).inc()
             raise DigestMismatch(f"{shown(url)} sent bytes with the digest {actual}, not {wanted}")
-        return Manifest(media_type_of(body, response.headers.get("Content-Type"), verified=wanted is not None), actual, body)
+        media_type = media_type_of(body, response.headers.get("Content-Type"), verified=wanted is not None)
+        return Manifest(media_type, actual, body, endpoint.name)
 
     def _time_for_body(self, endpoint: Endpoint, deadline: float) -> float:
         """Returns the seconds that the body of a document may take; fewer if there is another endpoint to ask."""
@@ -324,6 +295,20 @@ class Upstreams:
             found = self._registries[name] = Registry(name, self._unlisted[name], self._transport)
         return found
 
+    async def document(self, url: str, tag: str) -> tuple[bytes, str] | None:
+        """Returns what is at a URL that is no registry's, and its ETag; None if it still has the ETag `tag`. Raises UpstreamError."""
+        assert self._transport is not None
+        response = await self._transport.request("GET", URL(url), {"If-None-Match": tag} if tag else {})
+        try:
+            if response.status == 304:
+                return None
+            if response.status != 200:
+                raise UpstreamInvalid(f"{shown(URL(url))} answered {response.status}")
+            body = await read_bounded(response, _LARGEST_DOCUMENT, self._timeouts.header)
+        finally:
+            response.release()
+        return body, response.headers.get("ETag", "")
+
     def limit(self, rate: int, rates: Mapping[str, int]) -> None:
         """Caps downloads, in bytes per second: those of all registries, and those of some. 0 is no cap."""
         assert self._transport is not None
@@ -334,31 +319,7 @@ class Upstreams:
         return list(self._registries)
 
 
-class WaySettings(Protocol):
-    """The settings for all registries that are used here (mirror/config/upstream.py)."""
-
-    @property
-    def proxy(self) -> str: ...
-    @property
-    def proxy_credentials_file(self) -> Any: ...
-
-
-def upstream_way(settings: WaySettings) -> Way:
-    """Returns the way out for registries that name none. Raises OSError if the environment names a proxy that cannot be used."""
-    return way(settings.proxy, settings.proxy_credentials_file, Fixed(None), "upstream.proxy")
-
-
-def endpoint_way(name: str, settings: EndpointSettings, otherwise: Way) -> Way:
-    """Returns the way out to an endpoint of a registry; `otherwise` if it names none of its own. Raises OSError."""
-    return way(settings.proxy, settings.proxy_credentials_file, otherwise, f'registries."{name}".endpoints.proxy')
-
-
-def registry_way(name: str, settings: RegistrySettings, otherwise: Way) -> Way:
-    """Returns the way out to a registry; `otherwise` if it names none of its own. Raises OSError."""
-    return way(settings.proxy, settings.proxy_credentials_file, otherwise, f'registries."{name}".proxy')
-
-
-def _descriptor(response: Response, reference: Reference) -> Descriptor | None:
+def _descriptor(response: Response, reference: Reference, endpoint: Endpoint) -> Descriptor | None:
     digest, size = _digest(response), length_of(response)
     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
     if "Content-Encoding" in response.headers:
@@ -368,7 +329,7 @@ def _descriptor(response: Response, reference: Reference) -> Descriptor | None:
         return None
     if isinstance(reference, Digest) and digest != reference:
         return None
-    return Descriptor(media_type, digest, size)
+    return Descriptor(media_type, digest, size, endpoint.name)
 
 
 def _digest(response: Response) -> Digest | None:

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mirror.cache.images import Images
 from mirror.cache.pull import Pull, Pulls
 from mirror.errors import MirrorError, RequestInvalid
 from mirror.manifests import is_platform
-from mirror.names import Reference, Repository, image_name
+from mirror.names import Digest, Reference, Repository, Tag, image_name
+from mirror.storage.sightings import Block, Released
 from mirror.tasks import SingleFlight
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ MOST = 50
 _PATIENCE = 3.0
 """Seconds within which the failure of a fetch is the answer to the request; later, the list of downloads shows it."""
 _MOST_FETCHES = 20
+_LONGEST_REASON = 300
 _MOST_PLATFORMS = 20
 _FAILED_FOR = 60.0
 """Seconds for which a failure is shown."""
@@ -88,6 +90,24 @@ class Actions:
                 await self._images.delete(repository, reference)
                 return "deleted"
         raise RequestInvalid("action is pin, unpin, refresh, delete or fetch")
+
+    async def rule(self, form: Mapping[str, str], parse: Callable[[str], Image], who: str) -> str:
+        """Releases a tag, blocks or unblocks a digest. `parse` reads an image's name. Returns one word for what was done."""
+        why = form.get("why", "").strip()[:_LONGEST_REASON]
+        match form.get("action"):
+            case "release":
+                repository, reference = parse(form.get("image", ""))
+                if not isinstance(reference, Tag) or not why:
+                    raise RequestInvalid("a tag and a reason are expected")
+                await self._images.release(repository, reference, Released(time.time(), who, why))
+                return "released"
+            case "block":
+                await self._images.block(Block(Digest.parse(form.get("digest", "").strip()), why, who, time.time()))
+                return "blocked"
+            case "unblock":
+                await self._images.unblock(Digest.parse(form.get("digest", "")), who)
+                return "unblocked"
+        raise RequestInvalid("action is release, block or unblock")
 
     async def fetch(self, image: Image, platforms: Sequence[str]) -> str:
         """Starts to fetch the missing parts of an image, as ``mirror pull`` does, and continues in the background. Raises errors that occur within `_PATIENCE`."""

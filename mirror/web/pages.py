@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from mirror.cache.warming import WarmState
 from mirror.clients import CLIENTS, Address, Client
 from mirror.downloads.active import Download
 from mirror.errors import CatalogFailed, ManifestUnknown, MirrorError, NameUnknown, Unknown
-from mirror.names import Reference, Repository, image_name
+from mirror.names import Reference, Repository, Tag, image_name
 from mirror.storage.inventory import ORDERS, Details, History, Image, Pulled, Totals, UnderWay, Variant
 from mirror.tasks import SingleFlight, close_all
 from mirror.web import charts
@@ -27,6 +28,7 @@ from mirror.web.finding import Finding
 from mirror.web.setup import plan
 from mirror.web.site_info import SiteInfo
 from mirror.web.templating import Templates
+from mirror.web.timeline import timeline
 
 if TYPE_CHECKING:
     from mirror.bundles.importing import Import
@@ -47,6 +49,8 @@ _MOST_VARIANTS = 40
 _LONGEST_SEARCH = 200
 _TOP = 6
 _MORE_TAGS = 12
+_MOST_GUARDED = 50
+"""Lines of each list about guards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +171,9 @@ class Pages:
             raise ManifestUnknown(f"nothing is cached of {image_name(repository, reference)}")
         others = await self._cache.inventory.images("", "pulled", 0, _MORE_TAGS + 1, repository)
         variants, attestations = _variants(details)
+        history = []
+        if isinstance(reference, Tag):
+            history = await timeline(self._cache.store, self._cache.inventory, repository, reference)
         return self._render(
             "image.html",
             context,
@@ -179,7 +186,22 @@ class Pages:
             tags=others.total,
             every=EVERY,
             most=_MOST_PARTS,
+            timeline=history,
             **self._about(),
+        )
+
+    async def guards(self, context: PageContext) -> str:
+        store = self._cache.store
+        return self._render(
+            "guards.html",
+            context,
+            held=await store.held(),
+            moves=await store.moves(_MOST_GUARDED),
+            ruled=await store.rulings(_MOST_GUARDED),
+            blocks=await store.blocks(),
+            most=_MOST_GUARDED,
+            endless=math.inf,
+            name_of=image_name,
         )
 
     def settings(self, context: PageContext) -> str:

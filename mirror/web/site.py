@@ -14,6 +14,8 @@
     GET   /import                 a form to upload an archive of images
     POST  /import                 takes that form; answers 422 if an image is not complete
     PUT   /import, /import/FILE   the same with the archive as the body (?as= &platform= &pin=)
+    GET   /guards                 what is held, what moved, what was refused
+    POST  /guards                 action=release, image=NAME, why=TEXT; action=block|unblock, digest=DIGEST
     GET   /class                  the images, with commands for a class to copy (?q= &page=)
     GET   /settings               the settings in force, with the admin token
     GET   /setup, /setup/CLIENT.sh
@@ -89,7 +91,7 @@ class Site:
     ) -> None:
         """`parse` takes an image's name as people write it. Raises Invalid."""
         self._admin = admin
-        self._uploads = Uploads(cache.store, admin, parse, cache.manifests.forget)
+        self._uploads = Uploads(cache.store, admin, parse, cache.manifests.forget, lambda: cache.guard)
         self._actions = Actions(cache.images, cache.pulls)
         self._templates = Templates(site_info.version)
         self._pages = Pages(cache, self._actions, site_info, self._templates)
@@ -121,6 +123,8 @@ class Site:
                 return await self._change_several(request)
             case "POST", "fetch", "":
                 return await self._fetch(request)
+            case "POST", "guards", "":
+                return await self._rule(request)
             case ("POST", "import", "") | ("PUT", "import", _):
                 return await self._upload(request, target)
             case "POST", "login", "":
@@ -135,7 +139,7 @@ class Site:
                 return await self._get(request, target, first, rest)
             case _, ("" | "class" | "repository" | "search" | "settings" | "setup" | "events" | "web"), _:
                 raise Unsupported(f"{request.method} is not supported here")
-            case _, ("image" | "images" | "login"), _:
+            case _, ("guards" | "image" | "images" | "login"), _:
                 raise Unsupported(f"{request.method} is not supported here", "GET, HEAD, POST")
             case _, "import", "":
                 raise Unsupported(f"{request.method} is not supported here", "GET, HEAD, POST, PUT")
@@ -168,6 +172,8 @@ class Site:
                 if context.session is None:
                     raise AdminNeeded("the settings are shown to whoever has the admin token: log in")
                 page = self._pages.settings(context)
+            case "guards", "":
+                page = await self._pages.guards(context)
             case "class", "":
                 page = await self._pages.classroom(context)
             case "setup", "":
@@ -213,6 +219,14 @@ class Site:
             return web.json_response({"done": done, "image": name}, headers=_SAFETY)
         back = _local(form.get("to", ""))
         return _redirect(f"{back}{'&' if '?' in back else '?'}done={done}")
+
+    async def _rule(self, request: web.BaseRequest) -> web.StreamResponse:
+        form = await _form(request)
+        await self._admin.allow(request, form.get("secret", ""))
+        done = await self._actions.rule(form, _image, f"the dashboard, from {request.remote}")
+        if not _wants_html(request):
+            return web.json_response({"done": done}, headers=_SAFETY)
+        return _redirect(f"/guards?done={done}")
 
     async def _upload(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         done = await self._uploads.take(request, target.query)

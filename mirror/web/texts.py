@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from mirror.web.guard_texts import GUARD_TEXTS
+
 TEXTS: dict[str, tuple[str, str]] = {
+    **GUARD_TEXTS,
     # the frame
     "skip": ("Skip to the content", "跳到内容"),
     "overview": ("Overview", "概览"),

@@ -17,6 +17,7 @@ from aiohttp import BodyPartReader, web
 
 from mirror.api.request_body import continue_, reader
 from mirror.api.targets import platforms_in
+from mirror.cache.guarding import Guard
 from mirror.errors import ClientBusy, MirrorError, RequestInvalid
 from mirror.names import Reference, Repository, Tag
 from mirror.storage.store import Store
@@ -48,12 +49,14 @@ class Uploads:
         admin: Admin,
         parse: Callable[[str], tuple[Repository, Reference]],
         forget: Callable[[Iterable[tuple[Repository, Tag]]], None],
+        guard: Callable[[], Guard | None],
     ) -> None:
-        """`parse` takes an image's name as people write it; `forget` drops what is remembered of tags."""
+        """`parse` takes an image's name as people write it; `forget` drops what is remembered of tags; `guard` returns what decides what may be taken in."""
         self._store = store
         self._admin = admin
         self._parse = parse
         self._forget = forget
+        self._guard = guard
         self._imports: SingleFlight[Import] = SingleFlight()
         self._requests: dict[int, web.BaseRequest] = {}
         self._numbers = itertools.count()
@@ -104,7 +107,7 @@ class Uploads:
     async def _run(self, this: Import) -> Import:
         from mirror.bundles.importing import Importer
 
-        importer = Importer(self._store)
+        importer = Importer(self._store, self._guard())
         try:
             await importer.run(this)
         except MirrorError as error:

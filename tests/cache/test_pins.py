@@ -137,3 +137,20 @@ def test_a_catalog_from_before_pins_takes_them(tmp_path: Path) -> None:
     catalog.pin(APP, LATEST)
     assert catalog.unpin(APP, LATEST)
     catalog.close()
+
+
+def test_a_catalog_of_before_there_was_a_history_begins_one(tmp_path: Path) -> None:
+    """With what each tag meant when it was last checked; and only once."""
+    catalog = Catalog(tmp_path)
+    catalog.set_tag(APP, LATEST.value, TagRecord(record("old").descriptor, 5.0))
+    catalog.close()
+    with sqlite3.connect(tmp_path / "content.sqlite") as db:
+        for table in ("sighting", "held", "blocked", "ruling", "decisions"):
+            db.execute(f"DROP TABLE {table}")
+    db.close()
+    for _ in range(2):
+        catalog = Catalog(tmp_path)
+        (sighting,) = catalog.sightings.of_tag(APP, LATEST.value)
+        assert (sighting.digest, sighting.first, sighting.last, sighting.served) == (digest("old"), 5.0, 5.0, 5.0)
+        assert catalog.tag(APP, LATEST.value) == TagRecord(record("old").descriptor, 5.0)
+        catalog.close()

@@ -22,6 +22,7 @@ from mirror.storage.hosted import HostedStore, Upload
 from mirror.storage.memory import MemoryStore
 from mirror.storage.partial import Partial
 from mirror.storage.settings import Upkeep
+from mirror.storage.sightings import Block, HeldTag, Move, Released, Sighting
 from mirror.storage.slices import FileSlice, Part, Reader
 from mirror.storage.store import Change, Gone, Question, State, Store, TagRecord
 from tests.support.mirrors import until
@@ -716,3 +717,125 @@ async def test_every_method_of_a_store_is_called_here() -> None:
         for method in vars(protocol):
             if not method.startswith("_"):
                 assert re.search(rf"\.{method}\b", text), f"{name}.{method}"
+
+
+# ---------------------------------------------------------------------- the history of tags
+
+
+def descriptor(name: str) -> Descriptor:
+    return Descriptor(OCI_MANIFEST, Digest.of(name.encode()), 5, "https://registry.example")
+
+
+async def test_a_tags_history_says_what_it_meant_and_when(store: Store) -> None:
+    """One sighting for each time that it meant something without a break: moved, moved back, gone, and there again."""
+    a, b = descriptor("a"), descriptor("b")
+    for moment, found in ((1.0, a), (2.0, a), (3.0, b), (4.0, a)):
+        await store.set_tag(APP, ONE, TagRecord(found, moment))
+    await store.drop_tag(APP, ONE, gone=5.0)
+    await store.drop_tag(APP, ONE, gone=6.0)
+    await store.set_tag(APP, ONE, TagRecord(a, 7.0))
+    assert await store.history(APP, ONE) == [
+        Sighting(a, 1.0, 2.0, served=1.0),
+        Sighting(b, 3.0, 3.0, served=3.0),
+        Sighting(a, 4.0, 4.0, served=4.0, gone=5.0),
+        Sighting(a, 7.0, 7.0, served=7.0),
+    ]
+    assert [sighting.descriptor.endpoint for sighting in await store.history(APP, ONE)] == [a.endpoint] * 4
+    assert await store.history(APP, TWO) == await store.history(OTHER, ONE) == []
+    assert (await store.tags_of(APP, b.digest), await store.tags_of(OTHER, b.digest)) == (["1"], [])
+
+
+async def test_the_history_stays_when_the_image_is_deleted(store: Store) -> None:
+    """A tag that is deleted here has meant what it has meant."""
+    manifest = await put_image(store, APP, ONE, b"layer")
+    await store.delete(APP, ONE)
+    assert await store.manifest(manifest.digest) is None
+    (sighting,) = await store.history(APP, ONE)
+    assert (sighting.digest, sighting.gone) == (manifest.digest, None)
+
+
+async def test_what_is_held_back_is_seen_and_not_served(store: Store) -> None:
+    """`note_tag` records it, `set_tag` with `held_until` does not count as its being served, and what is served instead keeps its place."""
+    a, b = descriptor("a"), descriptor("b")
+    await store.set_tag(APP, ONE, TagRecord(a, 1.0))
+    await store.note_tag(APP, ONE, b, 2.0)
+    await store.set_tag(APP, ONE, TagRecord(a, 2.0, 100.0), seen=False)
+    assert await store.tag(APP, ONE) == TagRecord(a, 2.0, 100.0)
+    assert [(sighting.digest, sighting.served) for sighting in await store.history(APP, ONE)] == [
+        (a.digest, 1.0),
+        (b.digest, None),
+    ]
+    held = HeldTag(APP, ONE, a.digest, b.digest, 2.0, 100.0)
+    assert await store.held() == await store.held(APP) == [held]
+    assert await store.held(OTHER) == []
+    await store.set_tag(APP, ONE, TagRecord(b, 100.0), seen=False)
+    assert await store.held() == []
+    assert [sighting.served for sighting in await store.history(APP, ONE)] == [1.0, 100.0]
+
+
+async def test_a_release_is_recorded_with_who_and_why_and_has_the_registry_asked(store: Store) -> None:
+    """The tag is not fresh any more, so that the next request finds what is new. A tag that is gone, or was never seen, cannot be released."""
+    a, b, released = descriptor("a"), descriptor("b"), Released(3.0, "ann", "CVE")
+    assert await store.release(APP, ONE, released) is None
+    await store.set_tag(APP, ONE, TagRecord(a, 1.0))
+    await store.note_tag(APP, ONE, b, 2.0)
+    await store.set_tag(APP, ONE, TagRecord(a, 2.0, 100.0), seen=False)
+    assert await store.release(APP, ONE, released) == b.digest
+    assert [sighting.released for sighting in await store.history(APP, ONE)] == [None, released]
+    record = await store.tag(APP, ONE)
+    assert record is not None
+    assert (record.descriptor.digest, record.checked) == (a.digest, 0.0)
+    await store.drop_tag(APP, ONE, gone=4.0)
+    assert await store.release(APP, ONE, released) is None
+
+
+async def test_moves_are_listed_the_latest_first_with_those_that_went_back(store: Store) -> None:
+    """A tag's first sighting is no move, and neither is one that is gone and comes again as it was."""
+    a, b = descriptor("a"), descriptor("b")
+    for moment, tag, found in ((1.0, ONE, a), (2.0, TWO, b), (3.0, ONE, b), (4.0, ONE, a)):
+        await store.set_tag(APP, tag, TagRecord(found, moment))
+    await store.drop_tag(APP, TWO, gone=5.0)
+    await store.set_tag(APP, TWO, TagRecord(b, 6.0))
+    back, forth = Move(APP, ONE, b.digest, a.digest, 4.0, True), Move(APP, ONE, a.digest, b.digest, 3.0, False)
+    assert await store.moves(10) == [back, forth]
+    assert await store.moves(1) == [back]
+
+
+async def test_digests_are_blocked_and_unblocked_by_hand(store: Store) -> None:
+    """With who, when and why. Blocking again replaces the reason."""
+    digest = Digest.of(b"poison")
+    assert (await store.blocks(), await store.unblock(digest)) == ([], False)
+    await store.block(Block(digest, "first", "ann", 1.0))
+    await store.block(Block(digest, "poisoned", "ann", 2.0))
+    assert await store.blocks() == [Block(digest, "poisoned", "ann", 2.0)]
+    assert await store.unblock(digest)
+    assert await store.blocks() == []
+
+
+@pytest.mark.parametrize("held_until", [100.0, None])
+async def test_what_is_served_in_place_of_something_held_back_is_not_evicted(store: Store, held_until: float | None) -> None:
+    """It may not be had elsewhere any more. If nothing is held back, it is content like any other."""
+    layer = b"a" * 300_000
+    image = await put_image(store, APP, ONE, layer)
+    await store.set_tag(APP, ONE, TagRecord(image.descriptor, 6.0, held_until), seen=False)
+    for number in range(12):
+        await put(store, bytes([number]) * 200_000)
+    assert (store.size(Digest.of(layer)) is not None) == (held_until is not None)
+
+
+async def test_what_guards_have_done_is_counted(store: Store) -> None:
+    """By rule, verdict and name, with the last reason; the latest first."""
+    for reason in ("first", "second"):
+        store.count_ruling("cool", "held", APP, ONE, reason)
+    store.count_ruling("list", "refused", APP, Digest.of(b"poison"), "poisoned")
+    listed, cool = await store.rulings(10)
+    assert (cool.rule, cool.verdict, cool.repository, cool.reference, cool.count, cool.reason) == (
+        "cool",
+        "held",
+        APP,
+        ONE,
+        2,
+        "second",
+    )
+    assert (listed.reference, listed.count) == (Digest.of(b"poison"), 1)
+    assert await store.rulings(1) == [listed]

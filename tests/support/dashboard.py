@@ -25,6 +25,7 @@ PAGES = (
     "/images",
     IMAGE,
     "/class",
+    "/guards",
     "/class?q=none",
     "/setup",
     "/setup?client=k3s",

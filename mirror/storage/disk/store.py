@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from mirror.locks import KeyedFileLock, Lock, attempt
-from mirror.manifests import Manifest
+from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.disk.blobs import BlobStore, FileReader
 from mirror.storage.disk.catalog.catalog import Catalog
@@ -35,6 +35,7 @@ from mirror.storage.disk.maintenance.verification import Verification
 from mirror.storage.disk.partial import DiskPartial
 from mirror.storage.disk.statuses import Statuses
 from mirror.storage.settings import Upkeep
+from mirror.storage.sightings import Block, HeldTag, Move, Released, Ruled, Sighting
 from mirror.storage.store import (
     Change,
     Collected,
@@ -164,11 +165,46 @@ class DiskStore:
     async def tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
         return await self._catalog.read(None, Catalog.tag, repository, tag.value)
 
-    async def set_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
-        await self._catalog.write(Catalog.set_tag, repository, tag.value, record)
+    async def set_tag(self, repository: Repository, tag: Tag, record: TagRecord, *, seen: bool = True) -> None:
+        await self._catalog.write(Catalog.set_tag, repository, tag.value, record, seen)
 
-    async def drop_tag(self, repository: Repository, tag: Tag) -> None:
-        await self._catalog.write(Catalog.drop_tag, repository, tag.value)
+    async def drop_tag(self, repository: Repository, tag: Tag, gone: float | None = None) -> None:
+        await self._catalog.write(Catalog.drop_tag, repository, tag.value, gone)
+
+    async def note_tag(self, repository: Repository, tag: Tag, found: Descriptor, when: float) -> None:
+        await self._catalog.write(lambda catalog: catalog.sightings.note_seen(repository, tag.value, found, when))
+
+    async def history(self, repository: Repository, tag: Tag) -> list[Sighting]:
+        nothing: list[Sighting] = []
+        return await self._catalog.read(nothing, lambda catalog: catalog.sightings.of_tag(repository, tag.value))
+
+    async def tags_of(self, repository: Repository, digest: Digest) -> list[str]:
+        return await self._catalog.read([], lambda catalog: catalog.sightings.tags_of(repository, digest))
+
+    async def moves(self, count: int) -> list[Move]:
+        return await self._catalog.do(lambda catalog: catalog.sightings.moves(count))
+
+    async def held(self, repository: Repository | None = None) -> list[HeldTag]:
+        return await self._catalog.do(lambda catalog: catalog.sightings.held(repository))
+
+    async def release(self, repository: Repository, tag: Tag, released: Released) -> Digest | None:
+        return await self._catalog.do(lambda catalog: catalog.sightings.release(repository, tag.value, released))
+
+    def count_ruling(self, rule: str, verdict: str, repository: Repository, reference: Reference, reason: str) -> None:
+        self._usage.ruled(rule, verdict, repository, reference, reason)
+
+    async def rulings(self, count: int) -> list[Ruled]:
+        await self._usage.flush()
+        return await self._catalog.do(lambda catalog: catalog.sightings.rulings(count))
+
+    async def blocks(self) -> list[Block]:
+        return await self._catalog.do(lambda catalog: catalog.sightings.blocks())
+
+    async def block(self, block: Block) -> None:
+        await self._catalog.do(lambda catalog: catalog.sightings.block(block))
+
+    async def unblock(self, digest: Digest) -> bool:
+        return await self._catalog.do(lambda catalog: catalog.sightings.unblock(digest))
 
     async def tags(self, repository: Repository, meaning: Digest | None = None) -> list[str]:
         return await self._catalog.read([], Catalog.tags, repository, meaning)

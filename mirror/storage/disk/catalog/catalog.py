@@ -5,7 +5,11 @@ content     every cached blob and manifest: size in bytes, media type (of manife
             its place in the eviction policy's queues
 ghost       names of blobs that have been evicted, for the policy
 child       which content a manifest names
-tag         what a tag meant when upstream was last asked
+tag         what clients get by a tag, and when upstream was last asked
+held        tags of which something is held back, and until when
+sighting    what tags have meant, see sightings.py
+blocked     digests that were blocked by hand
+ruling      what guards have done in the last month; decisions counts what was blocked or released by hand
 holding     which repository has been seen to hold which manifest
 pin         which images are never evicted
 listed      the images of lists, which are not evicted either, and how their last pulls went
@@ -48,6 +52,7 @@ from mirror.storage.disk.catalog.listed import Listed
 from mirror.storage.disk.catalog.queues import BlobQueues
 from mirror.storage.disk.catalog.removal import Removal
 from mirror.storage.disk.catalog.schema import FILE, HOSTED, MANIFESTS, open_database
+from mirror.storage.disk.catalog.sightings import Sightings
 from mirror.storage.disk.files import make_private_folder
 from mirror.storage.disk.maintenance.policy import MOST_FREQUENT, queue_of_new
 from mirror.storage.store import Change
@@ -72,6 +77,7 @@ class Catalog:
             self.listed = Listed(self._db)
             self.counts = Counts(self._db)
             self.hosted = Hosted(self._db, self._add)
+            self.sightings = Sightings(self._db)
             self.changed = Changes(self._db)
             self._documents = Documents(folder / "documents")
             stack.callback(self._documents.close)
@@ -263,10 +269,11 @@ class Catalog:
     def tag(self, repository: Repository, tag: str) -> TagRecord | None:
         """See `Store.tag`."""
         row = self._db.execute(
-            "SELECT media_type, digest, size, checked FROM tag WHERE registry = ? AND path = ? AND tag = ?",
+            "SELECT media_type, digest, size, checked, until FROM tag LEFT JOIN held USING (registry, path, tag)"
+            " WHERE registry = ? AND path = ? AND tag = ?",
             (repository.registry, repository.path, tag),
         ).fetchone()
-        return TagRecord(Descriptor(row[0], Digest.parse(row[1]), row[2]), row[3]) if row else None
+        return TagRecord(Descriptor(row[0], Digest.parse(row[1]), row[2]), *row[3:]) if row else None
 
     def resolve(self, images: Iterable[tuple[Repository, Reference]]) -> list[Reference]:
         """Returns the digests that references mean now. A tag that is not known is returned as it is."""
@@ -276,17 +283,18 @@ class Catalog:
             found.append(reference if record is None else record.descriptor.digest)
         return found
 
-    def set_tag(self, repository: Repository, tag: str, record: TagRecord) -> None:
-        found = record.descriptor
+    def set_tag(self, repository: Repository, tag: str, record: TagRecord, seen: bool = True) -> None:
+        found, place = record.descriptor, (repository.registry, repository.path, tag)
         with self._db:
-            self._db.execute(
-                "INSERT OR REPLACE INTO tag VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (repository.registry, repository.path, tag, str(found.digest), found.media_type, found.size, record.checked),
-            )
+            row = (*place, str(found.digest), found.media_type, found.size, record.checked)
+            self._db.execute("INSERT OR REPLACE INTO tag VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            self.sightings.note_served(repository, tag, record, seen)
         self.changed.checked_here(repository, tag, record.checked)
 
-    def drop_tag(self, repository: Repository, tag: str) -> None:
+    def drop_tag(self, repository: Repository, tag: str, when: float | None = None) -> None:
         with self._db:
+            if when is not None:
+                self.sightings.note_gone(repository, tag, when)
             gone = self._db.execute(
                 "DELETE FROM tag WHERE registry = ? AND path = ? AND tag = ?", (repository.registry, repository.path, tag)
             )
@@ -354,13 +362,14 @@ class Catalog:
         return found.rowcount > 0
 
     def pinned(self) -> dict[Digest, int]:
-        """Everything cached that belongs to a pinned or listed image, or is attached to a listed one, with sizes in bytes: manifest or index, what they name, and so on
+        """Everything cached that belongs to a pinned or listed image, is attached to a listed one, or is served in place of something held back, with sizes in bytes: manifest or index, what they name, and so on
         down."""
         return dict(
             _sized(
                 self._db.execute(
                     "WITH RECURSIVE kept (digest) AS (SELECT digest FROM pin WHERE digest IS NOT NULL"
                     " UNION SELECT digest FROM listed WHERE digest IS NOT NULL UNION SELECT digest FROM attached"
+                    " UNION SELECT digest FROM tag JOIN held USING (registry, path, tag)"
                     " UNION SELECT child.digest FROM kept JOIN child ON child.parent = kept.digest)"
                     " SELECT digest, size FROM kept JOIN content USING (digest)"
                 )

@@ -18,6 +18,7 @@ class Changes:
         self._db = db
         self._version = self._read_version()
         self._deletions = self._read_deletions()
+        self._decisions = self._read_decisions()
         (self._latest,) = db.execute("SELECT coalesce(max(checked), 0) FROM tag").fetchone()
         self._seen: set[tuple[str, str, str, float]] = set(self._tags())
 
@@ -27,14 +28,14 @@ class Changes:
         if version == self._version:
             return None
         self._version = version
-        deletions, tags = self._read_deletions(), self._tags()
-        deleted = deletions != self._deletions
+        deletions, decisions, tags = self._read_deletions(), self._read_decisions(), self._tags()
+        deleted, ruled = deletions != self._deletions, decisions != self._decisions
         new = [row for row in tags if row not in self._seen]
-        self._deletions, self._seen = deletions, set(tags)
+        self._deletions, self._decisions, self._seen = deletions, decisions, set(tags)
         self._latest = max([self._latest, *(checked for *_, checked in tags)])
-        if not deleted and not new:
+        if not deleted and not new and not ruled:
             return None
-        return Change(deleted, tuple((Repository(registry, path), Tag(tag)) for registry, path, tag, _ in new))
+        return Change(deleted, tuple((Repository(registry, path), Tag(tag)) for registry, path, tag, _ in new), ruled)
 
     def deleted_here(self) -> None:
         """Notes a deletion of this process."""
@@ -50,6 +51,10 @@ class Changes:
 
     def _read_deletions(self) -> int:
         count: int = self._db.execute("SELECT count FROM removals").fetchone()[0]
+        return count
+
+    def _read_decisions(self) -> int:
+        count: int = self._db.execute("SELECT count FROM decisions").fetchone()[0]
         return count
 
     def _tags(self) -> list[tuple[str, str, str, float]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
+from mirror.names import Reference, Repository
 from mirror.storage.inventory import Day, History
 
 SAMPLE_INTERVAL = 600
@@ -22,6 +24,27 @@ def sample(db: sqlite3.Connection, now: float) -> None:
     moment = int(now) // SAMPLE_INTERVAL * SAMPLE_INTERVAL
     db.execute("INSERT OR REPLACE INTO sample SELECT ?, total(bytes) FROM total WHERE part <= 2", (moment,))
     db.execute("DELETE FROM sample WHERE moment < ?", (moment - _DAYS * 86400,))
+
+
+def count_pulls(db: sqlite3.Connection, pulls: Mapping[tuple[Repository, Reference], tuple[int, float]]) -> None:
+    """Adds to how often clients asked for a manifest, and when last, in seconds since the epoch."""
+    db.executemany(
+        "INSERT INTO pull VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+        " count = count + excluded.count, last = max(last, excluded.last)",
+        [
+            (repository.registry, repository.path, str(reference), count, last)
+            for (repository, reference), (count, last) in pulls.items()
+        ],
+    )
+
+
+def count_traffic(db: sqlite3.Connection, traffic: Mapping[tuple[str, str], Sequence[int]]) -> None:
+    """Adds, by registry and type, to today's requests, hits, bytes fetched and bytes sent."""
+    db.executemany(
+        "INSERT INTO traffic VALUES (date(), ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET requests = requests + excluded.requests,"
+        " hits = hits + excluded.hits, fetched = fetched + excluded.fetched, sent = sent + excluded.sent",
+        [(*key, *counts) for key, counts in traffic.items()],
+    )
 
 
 def read(db: sqlite3.Connection, now: float) -> History:

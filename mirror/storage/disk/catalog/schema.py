@@ -39,6 +39,25 @@ CREATE TABLE IF NOT EXISTS tag (
     registry TEXT NOT NULL, path TEXT NOT NULL, tag TEXT NOT NULL,
     digest TEXT NOT NULL, media_type TEXT NOT NULL, size INTEGER NOT NULL, checked REAL NOT NULL,
     PRIMARY KEY (registry, path, tag)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS held (
+    registry TEXT NOT NULL, path TEXT NOT NULL, tag TEXT NOT NULL, until REAL NOT NULL, PRIMARY KEY (registry, path, tag)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sighting (
+    id INTEGER PRIMARY KEY, registry TEXT NOT NULL, path TEXT NOT NULL, tag TEXT NOT NULL,
+    digest TEXT NOT NULL, media_type TEXT NOT NULL, size INTEGER NOT NULL, first REAL NOT NULL, last REAL NOT NULL,
+    endpoint TEXT NOT NULL, served REAL, gone REAL, released REAL, released_by TEXT, reason TEXT);
+INSERT INTO sighting (registry, path, tag, digest, media_type, size, first, last, endpoint, served)
+    SELECT registry, path, tag, digest, media_type, size, checked, checked, '', checked FROM tag
+    WHERE NOT EXISTS (SELECT 1 FROM sighting);
+CREATE INDEX IF NOT EXISTS sighting_tag ON sighting (registry, path, tag, id);
+CREATE TABLE IF NOT EXISTS blocked (
+    digest TEXT PRIMARY KEY, reason TEXT NOT NULL, blocked_by TEXT NOT NULL, since REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS ruling (
+    rule TEXT NOT NULL, verdict TEXT NOT NULL, registry TEXT NOT NULL, path TEXT NOT NULL, reference TEXT NOT NULL,
+    count INTEGER NOT NULL, last REAL NOT NULL, reason TEXT NOT NULL,
+    PRIMARY KEY (rule, verdict, registry, path, reference)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS ruling_last ON ruling (last);
+CREATE TABLE IF NOT EXISTS decisions (count INTEGER NOT NULL);
+INSERT INTO decisions SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM decisions);
 CREATE TABLE IF NOT EXISTS holding (
     registry TEXT NOT NULL, path TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (registry, path, digest)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS holding_digest ON holding (digest);

@@ -23,6 +23,7 @@ class Usage:
     def __init__(self, catalog: CatalogExecutor) -> None:
         self._catalog = catalog
         self._pulls: dict[tuple[Repository, Reference], tuple[int, float]] = {}
+        self._rulings: dict[tuple[str, str, Repository, Reference], tuple[int, float, str]] = {}
         self._written = _traffic()
         self._sampled = -math.inf
         self._background_task = BackgroundTask(self._write)
@@ -36,11 +37,20 @@ class Usage:
         count, _ = self._pulls.get((repository, reference), (0, 0.0))
         self._pulls[repository, reference] = count + 1, time.time()
 
+    def ruled(self, rule: str, verdict: str, repository: Repository, reference: Reference, reason: str) -> None:
+        """Counts what a guard's rule has done."""
+        key = rule, verdict, repository, reference
+        count, _, _ = self._rulings.get(key, (0, 0.0, ""))
+        self._rulings[key] = count + 1, time.time(), reason
+
     async def flush(self) -> None:
         """Writes what has been counted since the last time."""
         if self._pulls:
             pulls, self._pulls = self._pulls, {}
             await self._catalog.write(lambda catalog: catalog.counts.add_pulls(pulls))
+        if self._rulings:
+            rulings, self._rulings = self._rulings, {}
+            await self._catalog.write(lambda catalog: catalog.sightings.count_rulings(rulings))
         counted, before = _traffic(), self._written
         self._written = counted
         new = {

@@ -1,0 +1,110 @@
+"""What the cache asks before it gives content to anybody. mirror/guards answers; a cache without rules has nobody to ask."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol
+
+from mirror.downloads.parts import Part, Reader
+from mirror.errors import Guarded
+from mirror.manifests import Descriptor, Manifest
+from mirror.names import Digest, Reference, Repository, Tag
+from mirror.storage.slices import FileSlice, SliceUnreadable
+
+_PIECE = 4 * 1024 * 1024
+"""Bytes that are sent between two looks at what is blocked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What a client gets: `serve`, or `error` instead."""
+
+    serve: Descriptor | None
+    error: Guarded | None
+    held_until: float | None
+    """Until when something else is held back; None if `serve` is what was asked for."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """For the response: what was decided, and what would have been."""
+    complete: bool = True
+    """False if the manifest had to be read to decide, and was not here."""
+    verdicts: tuple[tuple[str, str, str], ...] = ()
+    """Rules that have, or would have, changed what a client gets; each with how and why."""
+
+
+class Guard(Protocol):
+    """Decides what may be served."""
+
+    epoch: int
+    """While it is the same, what passed before passes still."""
+
+    def passes(self, repository: Repository, reference: Reference, digest: Digest) -> bool:
+        """True if it is known that nothing is to be said against serving a manifest for a reference. Called for every hit in memory."""
+        ...
+
+    async def rule_tag(self, repository: Repository, tag: Tag, found: Descriptor) -> Ruling:
+        """Decides what clients get by a tag, whose history says what the registry means by it; `found` counts where the catalog fails."""
+        ...
+
+    def forget_tag(self, repository: Repository, tag: Tag) -> None:
+        """Forgets what it decided on a tag, whose history has changed."""
+        ...
+
+    async def rule_digest(self, repository: Repository, digest: Digest, manifest: Manifest | None) -> Ruling:
+        """Decides on a manifest by its digest, before it is fetched and again once it is here."""
+        ...
+
+    async def check_blob(self, repository: Repository, digest: Digest) -> None:
+        """Raises Guarded if a blob must not be served."""
+        ...
+
+    def blocks(self, repository: Repository, digest: Digest) -> Guarded | None:
+        """Returns the error for content that is blocked, without asking the store; None if it is not."""
+        ...
+
+    def count(self, repository: Repository, reference: Reference, ruling: Ruling) -> None:
+        """Counts a ruling that has its effect on somebody."""
+        ...
+
+    def headers(self, repository: Repository, reference: Reference) -> tuple[tuple[str, str], ...]:
+        """Returns the headers of the last ruling on a reference."""
+        ...
+
+
+class GuardedReader:
+    """A reader that ends with Guarded as soon as its blob is blocked: before the last bytes, so that nobody gets it whole."""
+
+    def __init__(self, reader: Reader, guard: Guard, repository: Repository, digest: Digest) -> None:
+        self.size = reader.size
+        self._reader = reader
+        self._guard = guard
+        self._repository = repository
+        self._digest = digest
+
+    async def parts(self, start: int, stop: int | None) -> AsyncGenerator[Part, None]:
+        async with aclosing(self._reader.parts(start, stop)) as parts:
+            part = await anext(parts, None)
+            while part is not None:
+                try:
+                    for piece in _pieces(part):
+                        if (error := self._guard.blocks(self._repository, self._digest)) is not None:
+                            raise error
+                        yield piece
+                except SliceUnreadable as unreadable:
+                    try:
+                        part = await parts.athrow(unreadable)
+                    except StopAsyncIteration:
+                        return
+                else:
+                    part = await anext(parts, None)
+
+    async def aclose(self) -> None:
+        await self._reader.aclose()
+
+
+def _pieces(part: Part) -> list[Part]:
+    if not isinstance(part, FileSlice) or part.length <= _PIECE:
+        return [part]
+    end = part.offset + part.length
+    return [FileSlice(part.fd, offset, min(_PIECE, end - offset)) for offset in range(part.offset, end, _PIECE)]

@@ -1,0 +1,113 @@
+"""``mirror release``, ``mirror block`` and ``mirror unblock``: decisions on images by hand. A mirror that runs on the cache directory knows them within a second."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mirror.cli.ask import fail, images_of, on_store
+from mirror.cli.options import cache_options, settings_or_exit
+from mirror.cli.text import print_json
+from mirror.errors import DigestInvalid
+from mirror.names import Digest, image_name
+from mirror.storage.sightings import Block, Released
+
+if TYPE_CHECKING:
+    from mirror.storage.store import Store
+
+
+@click.command(short_help="Serve what a moved tag means, before its time.")
+@click.argument("image")
+@click.option("--why", required=True, metavar="TEXT", help="The reason, for the log and the history.")
+@cache_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def release(image: str, why: str, config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], as_json: bool) -> None:
+    """Serves what the tag of IMAGE means at its registry, though a [[guard]] table holds it back. What is blocked or denied stays so.
+
+    Only the digest that the mirror has seen is released: if the tag moves once more, it is held back again. Who, when and why are in the history and in the log.
+    """
+    ((repository, reference),) = images_of([image])
+    if isinstance(reference, Digest):
+        raise click.UsageError("a tag is expected: nothing holds back a digest but strict, which ends when its tag is released")
+    name = image_name(repository, reference)
+
+    async def work(store: Store) -> Digest | None:
+        return await store.release(repository, reference, Released(time.time(), _who(), why))
+
+    digest = on_store(settings_or_exit(config, cache_dir, upstreams), work)
+    if digest is None:
+        fail(f"{name} was never asked for here, or is gone at its registry")
+    if as_json:
+        print_json({"image": name, "digest": str(digest), "by": _who(), "why": why})
+    else:
+        click.echo(f"{name} may mean {digest} from now on")
+
+
+@click.command(short_help="Refuse content by its digest.")
+@click.argument("digests", nargs=-1, required=True, metavar="DIGEST...")
+@click.option("--reason", default="", metavar="TEXT", help="What clients are told.")
+@cache_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def block(
+    digests: Sequence[str], reason: str, config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], as_json: bool
+) -> None:
+    """Refuses an index, a manifest, a configuration or a layer, and every image that names it, from all repositories.
+
+    Downloads of it are cut, and a tag that means it goes back to its last good image. What clients have already is not taken from them.
+    """
+    named = _digests(digests)
+
+    async def work(store: Store) -> None:
+        for digest in named:
+            await store.block(Block(digest, reason, _who(), time.time()))
+
+    on_store(settings_or_exit(config, cache_dir, upstreams), work)
+    _print(named, "blocked", as_json)
+
+
+@click.command(short_help="Serve blocked content again.")
+@click.argument("digests", nargs=-1, required=True, metavar="DIGEST...")
+@cache_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def unblock(
+    digests: Sequence[str], config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], as_json: bool
+) -> None:
+    """Ends what mirror block has begun. Block lists of [[guard]] tables are files: edit them. The exit status is 1 if a digest was not blocked by hand."""
+    named = _digests(digests)
+
+    async def work(store: Store) -> list[Digest]:
+        return [digest for digest in named if not await store.unblock(digest)]
+
+    unknown = on_store(settings_or_exit(config, cache_dir, upstreams), work)
+    _print([digest for digest in named if digest not in unknown], "unblocked", as_json)
+    if unknown:
+        fail(f"not blocked by hand: {', '.join(map(str, unknown))}")
+
+
+def _digests(texts: Sequence[str]) -> list[Digest]:
+    try:
+        return [Digest.parse(text.rpartition("@")[2]) for text in texts]
+    except DigestInvalid as error:
+        raise click.UsageError(error.message) from None
+
+
+def _print(digests: list[Digest], what: str, as_json: bool) -> None:
+    if as_json:
+        print_json([{"digest": str(digest), "state": what} for digest in digests])
+        return
+    for digest in digests:
+        click.echo(f"{digest} is {what}")
+
+
+def _who() -> str:
+    """Returns who ran the command, also through sudo."""
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

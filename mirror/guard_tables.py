@@ -1,0 +1,42 @@
+"""Turns ``[[guard]]`` tables into the rules that mirror/guards decides by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mirror.config import Conditions as ConditionsTable
+from mirror.config import Guard
+from mirror.guards.rules import Conditions, Pattern, Rule
+from mirror.guards.signatures import Keys
+
+
+def rules_of(guards: Sequence[Guard]) -> list[tuple[Rule, tuple[str, ...]]]:
+    """Returns the rules of the tables, each with the sources of its block list."""
+    return [
+        (
+            Rule(
+                name=guard.name,
+                images=tuple(Pattern.parse(pattern) for pattern in guard.images),
+                enforced=guard.mode == "enforce",
+                reason=guard.reason,
+                cooldown=guard.cooldown,
+                new_tags_wait=guard.new_tags == "hold",
+                strict=guard.strict,
+                deny=_conditions(guard.deny),
+                allow=_conditions(guard.allow),
+                immutable=guard.immutable,
+                refuse_older=guard.refuse_older,
+                signed=None if guard.signed is None else Keys(guard.signed.pems),
+            ),
+            guard.blocklist,
+        )
+        for guard in guards
+    ]
+
+
+def _conditions(given: bool | ConditionsTable) -> Conditions | None:
+    if isinstance(given, bool):
+        return Conditions() if given else None
+    return Conditions(
+        given.platforms, given.media_types, dict(given.labels), given.larger_than, given.older_than, given.younger_than
+    )

@@ -1,0 +1,303 @@
+"""The gate through which all content goes: it gathers the facts, has `decide` decide, and remembers what it decided until facts or rules change."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+
+from mirror import metrics
+from mirror.cache.guarding import Ruling
+from mirror.errors import CatalogFailed, Guarded, MirrorError
+from mirror.guards.deciding import Facts, decide
+from mirror.guards.images import describe
+from mirror.guards.rules import BY_HAND, Asked, Decision, Finding, Image, Rule
+from mirror.guards.signatures import Keys, is_signature, is_signed
+from mirror.guards.sources import Documents
+from mirror.manifests import Descriptor, Manifest, children_of
+from mirror.names import Digest, Reference, Repository, Tag, image_name
+from mirror.storage.sightings import Released, Sighting
+from mirror.storage.store import Store
+
+log = logging.getLogger(__name__)
+
+_MOST = 50_000
+_MOST_NAMED = 20_000
+"""Digests that a manifest names, all the way down, that are looked at."""
+_DEEPEST = 3
+"""Levels from a layer up to an index."""
+
+
+class Gate:
+    """Implements `mirror.cache.guarding.Guard`."""
+
+    def __init__(self, store: Store, documents: Documents, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._documents = documents
+        self._signed: set[tuple[Keys, Digest]] = set()
+        """What keys were found to have signed."""
+        self._clock = clock
+        self._tables: Sequence[Rule] = ()
+        self._rules: Sequence[Rule] = ()
+        self._by_hand: Mapping[str, str] = {}
+        self._released: set[Released] = set()
+        """Releases that the log has."""
+        self.epoch = 0
+        """Changes when something is forgotten; what was decided on older facts is not remembered."""
+        self._passed: dict[tuple[Repository, Reference], Digest] = {}
+        """References of which it is known that they get what they ask for, whenever that is."""
+        self._known: OrderedDict[tuple[Repository, Reference], tuple[Ruling, float]] = OrderedDict()
+        """Rulings, and until when each counts."""
+
+    @property
+    def active(self) -> bool:
+        """False if there is nothing to decide by."""
+        return bool(self._rules)
+
+    def take(self, rules: Sequence[Rule]) -> None:
+        """Decides by other rules from now on."""
+        self._tables = rules
+        self.forget()
+
+    async def load(self) -> None:
+        """Reads what was blocked by hand, and forgets what it decided. If the catalog fails, what it knew stays."""
+        try:
+            self._by_hand = {block.digest.hex: block.reason for block in await self._store.blocks()}
+        except CatalogFailed as error:
+            log.warning("what was blocked by hand cannot be read: %s", error)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forgets what it decided: facts or rules have changed."""
+        by_hand = (Rule(BY_HAND, blocked=self._by_hand),) if self._by_hand else ()
+        self._rules = (*by_hand, *self._tables)
+        self._passed.clear()
+        self._known.clear()
+        self.epoch += 1
+
+    # ------------------------------------------------------------------ decisions
+
+    def passes(self, repository: Repository, reference: Reference, digest: Digest) -> bool:
+        passed = self._passed.get((repository, reference))
+        # Most often it is the same object, and to compare takes a quarter of a microsecond.
+        return passed is digest or passed == digest
+
+    async def rule_tag(self, repository: Repository, tag: Tag, found: Descriptor) -> Ruling:
+        now = self._clock()
+        if (known := self._remembered(repository, tag, now)) is not None:
+            return known
+        epoch = self.epoch
+        history = await self._store.history(repository, tag) or [Sighting(found, now, now)]
+        asked = Asked(repository, tag.value, history[-1].digest)
+        candidates = dict.fromkeys([asked.digest, *(one.digest for one in history if one.served is not None)])
+        names, images = await self._names(candidates), await self._images(asked, candidates)
+        facts = Facts(history, (), names, images, await self._unsigned(asked, candidates))
+        return await self._ruled(asked, tag, facts, now, epoch)
+
+    async def rule_digest(self, repository: Repository, digest: Digest, manifest: Manifest | None) -> Ruling:
+        now = self._clock()
+        if (known := self._remembered(repository, digest, now)) is not None:
+            return known
+        epoch = self.epoch
+        tags = await self._store.tags_of(repository, digest) if any(rule.has_tag_pattern for rule in self._rules) else ()
+        asked = Asked(repository, None, digest)
+        names, images = await self._names([digest], manifest), await self._images(asked, [digest], tags)
+        facts = Facts((), tags, names, images, held=await self._is_held(repository, digest))
+        return await self._ruled(asked, digest, facts, now, epoch)
+
+    def forget_tag(self, repository: Repository, tag: Tag) -> None:
+        if any(rule.strict for rule in self._rules):
+            # Digests are decided on by what tags mean.
+            self._forget(repository)
+        self._known.pop((repository, tag), None)
+        self._passed.pop((repository, tag), None)
+        self.epoch += 1
+
+    async def check_blob(self, repository: Repository, digest: Digest) -> None:
+        asked = Asked(repository, None, digest, is_blob=True)
+        facts = Facts(held=await self._is_held(repository, digest))
+        ruling = self._ruling(asked, decide(self._rules, asked, facts, self._clock()))
+        self.count(repository, digest, ruling)
+        if ruling.error is not None:
+            raise ruling.error
+
+    def blocks(self, repository: Repository, digest: Digest) -> Guarded | None:
+        asked = Asked(repository, None, digest, is_blob=True)
+        return self._ruling(asked, decide(self._rules, asked, Facts(), self._clock())).error
+
+    async def _ruled(self, asked: Asked, reference: Reference, facts: Facts, now: float, epoch: int) -> Ruling:
+        decision = decide(self._rules, asked, facts, now)
+        complete = decision.serve is None or not self._reads or await self._store.manifest(decision.serve.digest) is not None
+        ruling = self._ruling(asked, decision, complete=complete)
+        released = facts.history[-1].released if facts.history and ruling.held_until is None else None
+        if released is not None and released not in self._released:
+            self._released.add(released)
+            log.warning(
+                "%s:%s means %s: %s released it: %s", asked.repository, asked.tag, asked.digest, released.who, released.why
+            )
+        if complete and epoch == self.epoch:
+            key = asked.repository, reference
+            self._known[key] = ruling, decision.until
+            if len(self._known) > _MOST:
+                self._passed.pop(self._known.popitem(last=False)[0], None)
+            if decision.finding is None and not decision.observed:
+                self._passed[key] = asked.digest
+        if ruling.error is not None and asked.tag is None:
+            # What names it may have been let through before it was read.
+            self._forget(asked.repository)
+        return ruling
+
+    @property
+    def _reads(self) -> bool:
+        """True if manifests have to be read to decide."""
+        return any(rule.blocked or rule.needs_image for rule in self._rules)
+
+    def _remembered(self, repository: Repository, reference: Reference, now: float) -> Ruling | None:
+        ruling, until = self._known.get((repository, reference), (None, 0.0))
+        return ruling if now < until else None
+
+    def _forget(self, repository: Repository) -> None:
+        for key in [key for key in self._known if key[0] == repository]:
+            del self._known[key]
+            self._passed.pop(key, None)
+        self.epoch += 1
+
+    # ------------------------------------------------------------------ facts
+
+    async def _names(self, digests: Iterable[Digest], read: Manifest | None = None) -> dict[Digest, set[Digest]]:
+        """What manifests name, all the way down, as far as they are cached; `read` is one that is at hand."""
+        if not any(rule.blocked for rule in self._rules):
+            return {}
+        found: dict[Digest, set[Digest]] = {}
+        for digest in digests:
+            named: set[Digest] = set()
+            waiting = [digest]
+            while waiting and len(named) < _MOST_NAMED:
+                one = waiting.pop()
+                manifest = read if read is not None and read.digest == one else await self._store.manifest(one)
+                if manifest is not None:
+                    manifests, blobs = children_of(manifest.body)
+                    waiting += [child for child in manifests if child not in named]
+                    named.update(manifests, blobs)
+            found[digest] = named
+        return found
+
+    async def _images(self, asked: Asked, digests: Iterable[Digest], tags: Sequence[str] = ()) -> dict[Digest, Image]:
+        """What images are like, as far as their manifests are cached; only if a rule wants to know."""
+        known_by = tags if asked.tag is None else (asked.tag,)
+        if not any(rule.needs_image and rule.fits(asked.repository, known_by) for rule in self._rules):
+            return {}
+        found = {}
+        for digest in digests:
+            if (manifest := await self._store.manifest(digest)) is not None:
+                try:
+                    configuration = await self._documents.configuration(asked.repository, manifest)
+                except MirrorError as error:
+                    log.info("the configuration of %s cannot be had: %s", digest, error)
+                    configuration = b""
+                found[digest] = describe(manifest, configuration)
+        return found
+
+    async def _unsigned(self, asked: Asked, digests: Iterable[Digest]) -> dict[tuple[str, Digest], str]:
+        """Why rules do not find manifests signed. What was found signed stays so: neither the keys of a rule nor what a digest names ever changes."""
+        found: dict[tuple[str, Digest], str] = {}
+        for rule in self._rules:
+            if (
+                rule.signed is None
+                or asked.tag is None
+                or is_signature(asked.tag)
+                or not rule.fits(asked.repository, (asked.tag,))
+            ):
+                continue
+            for digest in digests:
+                if (rule.signed, digest) in self._signed:
+                    continue
+                try:
+                    if await is_signed(rule.signed, self._documents, asked.repository, digest):
+                        self._signed.add((rule.signed, digest))
+                        continue
+                    found[rule.name, digest] = "it has no signature by the keys that are required"
+                except MirrorError as error:
+                    found[rule.name, digest] = f"its signatures cannot be read: {error.message}"
+        return found
+
+    async def _is_held(self, repository: Repository, digest: Digest) -> bool:
+        """Returns whether something belongs to nothing but what is held back in a repository."""
+        if not any(rule.strict for rule in self._rules):
+            return False
+        try:
+            held = {tag.new for tag in await self._store.held(repository)}
+        except CatalogFailed:
+            return False
+        held = {new for new in held if not await self._is_served(repository, new)}
+        return bool(held) and await self._belongs_to(digest, held, _DEEPEST)
+
+    async def _is_served(self, repository: Repository, digest: Digest) -> bool:
+        """Returns whether another tag means a digest, and clients get it by that."""
+        records = [await self._store.tag(repository, Tag(tag)) for tag in await self._store.tags(repository, digest)]
+        return any(record is not None and record.held_until is None for record in records)
+
+    async def _belongs_to(self, digest: Digest, roots: set[Digest], levels: int) -> bool:
+        if digest in roots:
+            return True
+        parents = await self._store.naming(digest, 0.0) if levels else []
+        for parent in parents:
+            if not await self._belongs_to(parent, roots, levels - 1):
+                return False
+        return bool(parents)
+
+    # ------------------------------------------------------------------ for people
+
+    def _ruling(self, asked: Asked, decision: Decision, *, complete: bool = True) -> Ruling:
+        finding, serve = decision.finding, decision.serve
+        headers = []
+        error = None
+        if serve is None:
+            assert finding is not None
+            reference = asked.tag if asked.tag is not None else str(asked.digest)
+            name = f"{asked.repository}{'@' if asked.tag is None else ':'}{reference}"
+            error = Guarded(f"{name} is refused by the guard {finding.rule!r}: {finding.reason}", finding.rule)
+        elif finding is not None:
+            until = f"; until={_date(finding.until)}" if finding.is_wait and finding.until < math.inf else ""
+            headers.append(("Mirror-Tag", f"held; new={asked.digest}{until}"))
+        if finding is not None:
+            headers.append(("Mirror-Guard", _header(finding, "refused" if serve is None else "held")))
+        headers += [("Mirror-Guard", _header(one, _would(one))) for one in decision.observed]
+        joined: dict[str, str] = {}
+        for name, value in headers:
+            joined[name] = f"{joined[name]}, {value}" if name in joined else value
+        verdicts = [(finding.rule, "refused" if serve is None else "held", finding.reason)] if finding is not None else []
+        verdicts += [(one.rule, _would(one), one.reason) for one in decision.observed]
+        held_until = None if finding is None else finding.until if finding.is_wait else math.inf
+        return Ruling(serve, error, held_until, tuple(joined.items()), complete, tuple(verdicts))
+
+    def count(self, repository: Repository, reference: Reference, ruling: Ruling) -> None:
+        for rule, verdict, reason in ruling.verdicts:
+            metrics.guarded.labels(rule, verdict).inc()
+            self._store.count_ruling(rule, verdict, repository, reference, reason)
+            log.info("guard %s: %s: %s: %s", rule, image_name(repository, reference), verdict, reason)
+
+    def headers(self, repository: Repository, reference: Reference) -> tuple[tuple[str, str], ...]:
+        ruling, _ = self._known.get((repository, reference), (None, 0.0))
+        return () if ruling is None else ruling.headers
+
+
+def _would(finding: Finding) -> str:
+    return "would-hold" if finding.is_wait else "would-refuse"
+
+
+def _header(finding: Finding, verdict: str) -> str:
+    return f"{_quoted(finding.rule)}; {verdict}; reason={_quoted(finding.reason)}"
+
+
+def _quoted(text: str) -> str:
+    """A string as structured fields have it (RFC 8941, section 3.3.3)."""
+    plain = "".join(character if " " <= character <= "~" else "?" for character in text)
+    return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _date(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,96 @@
+"""Where the gate gets documents from that it has to read: configurations and signatures. None of it is for clients, so no rule is asked about it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any, Protocol
+
+from mirror.cache.configurations import read_cached_configuration, read_configuration, read_small
+from mirror.cache.lists import known_referrers
+from mirror.downloads.flight import Progress
+from mirror.errors import BlobUnknown, ManifestUnknown
+from mirror.manifests import Manifest
+from mirror.names import Digest, Reference, Repository, Tag, image_name
+from mirror.storage.store import Store
+
+
+class Documents(Protocol):
+    """All methods raise MirrorError; Unknown if there is no such thing."""
+
+    async def configuration(self, repository: Repository, manifest: Manifest) -> bytes:
+        """Returns an image's configuration; empty if it has none."""
+        ...
+
+    async def manifest(self, repository: Repository, reference: Reference) -> Manifest: ...
+
+    async def referrers(self, repository: Repository, digest: Digest) -> list[Digest]: ...
+
+    async def blob(self, repository: Repository, digest: Digest) -> bytes:
+        """Returns a blob of at most some megabytes."""
+        ...
+
+
+class FromUpstream:
+    """Documents that are fetched if they are not cached."""
+
+    def __init__(
+        self,
+        store: Store,
+        fetch: Callable[[Repository, Digest], AsyncGenerator[Progress, None]],
+        get: Callable[[Repository, Reference], Any],
+        list_referrers: Callable[[Repository, Digest], Any],
+    ) -> None:
+        """`get` returns a manifest and its outcome, `list_referrers` descriptors and theirs."""
+        self._store = store
+        self._fetch = fetch
+        self._get = get
+        self._list_referrers = list_referrers
+
+    async def configuration(self, repository: Repository, manifest: Manifest) -> bytes:
+        return await read_configuration(self._store, self._fetch, repository, manifest)
+
+    async def manifest(self, repository: Repository, reference: Reference) -> Manifest:
+        found: Manifest = (await self._get(repository, reference))[0]
+        return found
+
+    async def referrers(self, repository: Repository, digest: Digest) -> list[Digest]:
+        await self._list_referrers(repository, digest)
+        return await known_referrers(self._store, repository, digest)
+
+    async def blob(self, repository: Repository, digest: Digest) -> bytes:
+        if self._store.size(digest) is None:
+            async with aclosing(self._fetch(repository, digest)) as progress:
+                async for _ in progress:
+                    pass
+        return await read_small(self._store, digest)
+
+
+class FromCache:
+    """Documents that are cached; others are unknown."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def configuration(self, repository: Repository, manifest: Manifest) -> bytes:
+        return await read_cached_configuration(self._store, manifest)
+
+    async def manifest(self, repository: Repository, reference: Reference) -> Manifest:
+        digest: Digest | None
+        if isinstance(reference, Tag):
+            record = await self._store.tag(repository, reference)
+            digest = None if record is None else record.descriptor.digest
+        else:
+            digest = reference
+        found = None if digest is None else await self._store.manifest(digest)
+        if found is None:
+            raise ManifestUnknown(f"{image_name(repository, reference)} is not cached")
+        return found
+
+    async def referrers(self, repository: Repository, digest: Digest) -> list[Digest]:
+        return await known_referrers(self._store, repository, digest)
+
+    async def blob(self, repository: Repository, digest: Digest) -> bytes:
+        if self._store.size(digest) is None:
+            raise BlobUnknown(f"{digest} is not cached")
+        return await read_small(self._store, digest)

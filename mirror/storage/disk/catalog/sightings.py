@@ -1,0 +1,210 @@
+"""What tags have meant, and what was blocked or released by hand. Queries that run in the catalog's thread.
+
+A row of ``sighting`` is a time in which a tag meant one digest. It is kept when the content goes, and when the tag is deleted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Mapping
+
+from mirror import metrics
+from mirror.manifests import Descriptor
+from mirror.names import Digest, Reference, Repository, Tag, parse_reference
+from mirror.storage.sightings import Block, HeldTag, Move, Released, Ruled, Sighting
+from mirror.storage.store import TagRecord
+
+log = logging.getLogger(__name__)
+
+_LATEST = "SELECT max(id) FROM sighting WHERE registry = ?1 AND path = ?2 AND tag = ?3"
+_RULINGS_KEPT = 30 * 86400.0
+_MOST = 1000
+"""Sightings of one tag that are returned, the latest."""
+
+
+class Sightings:
+    """Each method that changes something belongs to the transaction that is open, unless it says otherwise."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def note(self, repository: Repository, tag: str, found: Descriptor, when: float, *, served: bool) -> None:
+        """Records that a tag means `found`; `served` if clients get it."""
+        place = repository.registry, repository.path, tag
+        continued = self._db.execute(
+            f"UPDATE sighting SET last = max(last, ?5), served = coalesce(served, ?6)"  # noqa: S608
+            f" WHERE id = ({_LATEST}) AND digest = ?4 AND gone IS NULL",
+            (*place, str(found.digest), when, when if served else None),
+        )
+        if continued.rowcount:
+            return
+        before = self._db.execute(f"SELECT digest FROM sighting WHERE id = ({_LATEST})", place).fetchone()  # noqa: S608
+        self._db.execute(
+            "INSERT INTO sighting (registry, path, tag, digest, media_type, size, first, last, endpoint, served)"
+            " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8, ?9)",
+            (*place, str(found.digest), found.media_type, found.size, when, found.endpoint, when if served else None),
+        )
+        if before is not None and before[0] != str(found.digest):
+            metrics.tag_moves.labels(repository.registry).inc()
+            log.info("%s:%s moved from %s to %s", repository, tag, before[0], found.digest)
+
+    def note_seen(self, repository: Repository, tag: str, found: Descriptor, when: float) -> None:
+        """See `Store.note_tag`. A transaction of its own."""
+        with self._db:
+            self.note(repository, tag, found, when, served=False)
+
+    def note_served(self, repository: Repository, tag: str, record: TagRecord, seen: bool) -> None:
+        """Records what clients get, and whether something is held back; that the tag means it too, if that was `seen`."""
+        place = repository.registry, repository.path, tag
+        if record.held_until is None:
+            self._db.execute("DELETE FROM held WHERE registry = ? AND path = ? AND tag = ?", place)
+        else:
+            self._db.execute("INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?)", (*place, record.held_until))
+        if seen:
+            self.note(repository, tag, record.descriptor, record.checked, served=True)
+        elif record.held_until is None:
+            self._db.execute(
+                f"UPDATE sighting SET served = coalesce(served, ?5) WHERE id = ({_LATEST}) AND digest = ?4",  # noqa: S608
+                (*place, str(record.descriptor.digest), record.checked),
+            )
+
+    def note_gone(self, repository: Repository, tag: str, when: float) -> None:
+        """Records that there is no such tag any more."""
+        self._db.execute(
+            f"UPDATE sighting SET gone = ?4 WHERE id = ({_LATEST}) AND gone IS NULL",  # noqa: S608
+            (repository.registry, repository.path, tag, when),
+        )
+
+    def of_tag(self, repository: Repository, tag: str) -> list[Sighting]:
+        """See `Store.history`."""
+        rows = self._db.execute(
+            "SELECT media_type, digest, size, first, last, endpoint, served, gone, released, released_by, reason FROM sighting"
+            " WHERE registry = ? AND path = ? AND tag = ? ORDER BY id DESC LIMIT ?",
+            (repository.registry, repository.path, tag, _MOST),
+        ).fetchall()
+        return [_sighting(*row) for row in reversed(rows)]
+
+    def tags_of(self, repository: Repository, digest: Digest) -> list[str]:
+        """See `Store.tags_of`."""
+        rows = self._db.execute(
+            "SELECT DISTINCT tag FROM sighting WHERE registry = ? AND path = ? AND digest = ?",
+            (repository.registry, repository.path, str(digest)),
+        )
+        return [row[0] for row in rows]
+
+    def moves(self, count: int) -> list[Move]:
+        """See `Store.moves`."""
+        # The newest first: those that are no move, a tag's first sightings, are passed over.
+        rows = self._db.execute(
+            "SELECT registry, path, tag, digest, first, (SELECT digest FROM sighting AS before WHERE before.registry = now.registry"
+            "  AND before.path = now.path AND before.tag = now.tag AND before.id < now.id ORDER BY id DESC LIMIT 1) AS old,"
+            " EXISTS (SELECT 1 FROM sighting AS before WHERE before.registry = now.registry AND before.path = now.path"
+            "  AND before.tag = now.tag AND before.id < now.id AND before.digest = now.digest)"
+            " FROM sighting AS now WHERE old IS NOT NULL AND old != digest ORDER BY id DESC LIMIT ?",
+            (count,),
+        )
+        return [
+            Move(Repository(registry, path), Tag(tag), Digest.parse(old), Digest.parse(digest), first, bool(back))
+            for registry, path, tag, digest, first, old, back in rows
+        ]
+
+    def held(self, repository: Repository | None = None) -> list[HeldTag]:
+        """See `Store.held`."""
+        rows = self._db.execute(
+            "SELECT tag.registry, tag.path, tag.tag, tag.digest, sighting.digest, sighting.first, held.until FROM held"
+            " JOIN tag USING (registry, path, tag) JOIN sighting ON sighting.id = (SELECT max(id) FROM sighting AS newest WHERE newest.registry = tag.registry"
+            "  AND newest.path = tag.path AND newest.tag = tag.tag)"
+            " WHERE ?1 IS NULL OR (tag.registry = ?1 AND tag.path = ?2)"
+            " ORDER BY held.until, tag.registry, tag.path, tag.tag",
+            (None, None) if repository is None else (repository.registry, repository.path),
+        )
+        return [
+            HeldTag(Repository(registry, path), Tag(tag), Digest.parse(served), Digest.parse(new), since, until)
+            for registry, path, tag, served, new, since, until in rows
+        ]
+
+    def release(self, repository: Repository, tag: str, released: Released) -> Digest | None:
+        """See `Store.release`. A transaction of its own."""
+        place = repository.registry, repository.path, tag
+        with self._db:
+            row = self._db.execute(
+                f"UPDATE sighting SET released = ?4, released_by = ?5, reason = ?6 WHERE id = ({_LATEST}) AND gone IS NULL"  # noqa: S608
+                " RETURNING digest",
+                (*place, released.when, released.who, released.why),
+            ).fetchone()
+            if row is not None:
+                # The next request asks upstream, and gets what is new.
+                self._db.execute(
+                    "UPDATE tag SET checked = 0 WHERE registry = ? AND path = ? AND tag = ?",
+                    place,
+                )
+                self._changed()
+        return None if row is None else Digest.parse(row[0])
+
+    def blocks(self) -> list[Block]:
+        """See `Store.blocks`."""
+        rows = self._db.execute("SELECT digest, reason, blocked_by, since FROM blocked ORDER BY since")
+        return [Block(Digest.parse(digest), reason, who, since) for digest, reason, who, since in rows]
+
+    def block(self, block: Block) -> None:
+        """See `Store.block`. A transaction of its own."""
+        with self._db:
+            self._db.execute(
+                "INSERT OR REPLACE INTO blocked VALUES (?, ?, ?, ?)", (str(block.digest), block.reason, block.who, block.when)
+            )
+            self._changed()
+
+    def unblock(self, digest: Digest) -> bool:
+        """See `Store.unblock`. A transaction of its own."""
+        with self._db:
+            found = self._db.execute("DELETE FROM blocked WHERE digest = ?", (str(digest),))
+            if found.rowcount:
+                self._changed()
+        return found.rowcount > 0
+
+    def count_rulings(self, rulings: Mapping[tuple[str, str, Repository, Reference], tuple[int, float, str]]) -> None:
+        """Adds to what guards have done, with the times and reasons. Forgets what is older than 30 days. A transaction of its own."""
+        with self._db:
+            self._db.executemany(
+                "INSERT INTO ruling VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+                " count = count + excluded.count, last = excluded.last, reason = excluded.reason",
+                [
+                    (rule, verdict, repository.registry, repository.path, str(reference), *counted)
+                    for (rule, verdict, repository, reference), counted in rulings.items()
+                ],
+            )
+            self._db.execute("DELETE FROM ruling WHERE last < ?", (time.time() - _RULINGS_KEPT,))
+
+    def rulings(self, count: int) -> list[Ruled]:
+        """See `Store.rulings`."""
+        rows = self._db.execute(
+            "SELECT rule, verdict, registry, path, reference, count, last, reason FROM ruling ORDER BY last DESC LIMIT ?",
+            (count,),
+        )
+        return [
+            Ruled(rule, verdict, Repository(registry, path), parse_reference(reference), *rest)
+            for rule, verdict, registry, path, reference, *rest in rows
+        ]
+
+    def _changed(self) -> None:
+        """Lets other processes know (see changes.py)."""
+        self._db.execute("UPDATE decisions SET count = count + 1")
+
+
+def _sighting(
+    media_type: str,
+    digest: str,
+    size: int,
+    first: float,
+    last: float,
+    endpoint: str,
+    served: float | None,
+    gone: float | None,
+    released: float | None,
+    who: str | None,
+    why: str | None,
+) -> Sighting:
+    by_hand = None if released is None else Released(released, who or "", why or "")
+    return Sighting(Descriptor(media_type, Digest.parse(digest), size, endpoint), first, last, served, gone, by_hand)

@@ -1,0 +1,141 @@
+"""Real clients in front of a mirror that holds back, blocks and releases."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_containerd import Containerd
+from tests.e2e.test_dockerd import Dockerd
+from tests.support.commands import mirror as command
+from tests.support.images import Image, make_image, push
+from tests.support.mirrors import MirrorProcess
+from tests.support.patience import patiently
+from tests.support.programs import DockerRegistry
+
+REPOSITORY = "library/app"
+
+
+class Stage:
+    """A registry whose tag has moved to a poisoned image, and a mirror that has seen the good one."""
+
+    def __init__(self, registry: DockerRegistry, mirror: MirrorProcess) -> None:
+        self.registry = registry
+        self.mirror = mirror
+        self.good, self.poisoned = make_image(11, "docker"), make_image(12, "docker")
+
+    def push(self, image: Image) -> None:
+        push(self.registry.url, REPOSITORY, "1", image, None)
+
+    def run(self, *arguments: str) -> None:
+        done = command(*arguments, "--cache-dir", str(self.mirror.directory))
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    registry = DockerRegistry(tmp_path / "registry")
+    config = tmp_path / "mirror.toml"
+    config.write_text('[cache]\ntag_ttl = "0s"\n[[guard]]\nname = "wait"\ncooldown = "3d"\n')
+    with MirrorProcess(tmp_path / "cache", {"docker.io": registry.url}, "--config", str(config)) as mirror:
+        yield Stage(registry, mirror)
+        assert "Traceback" not in mirror.log
+    registry.stop()
+
+
+@pytest.fixture(params=["dockerd", "containerd"])
+def pull(request: pytest.FixtureRequest, stage: Stage, tmp_path: Path) -> Iterator[object]:
+    """Pulls the tag, and returns the digest that the client has then."""
+    if request.param == "dockerd":
+        daemon = Dockerd(stage.mirror.url)
+
+        def by_docker() -> str:
+            daemon.docker("pull", "app:1")
+            digests = json.loads(daemon.docker("image", "inspect", "app:1"))[0]["RepoDigests"]
+            return str(digests[0]).partition("@")[2]
+
+        yield by_docker
+        daemon.stop()
+        return
+    containerd = Containerd(tmp_path / "containerd", stage.mirror.url)
+
+    def by_containerd() -> str:
+        containerd.pull(f"docker.io/{REPOSITORY}:1")
+        lines = [line.split() for line in containerd.ctr("images", "list").splitlines()[1:]]
+        return next(line[2] for line in lines if line[0] == f"docker.io/{REPOSITORY}:1")
+
+    yield by_containerd
+    containerd.stop()
+
+
+def test_a_poisoned_image_reaches_no_real_client(stage: Stage, pull: object) -> None:
+    """The tag moved: pulls go on with the good image, whose layers come from the cache. Released, the new one is pulled; blocked, the good one again."""
+    assert callable(pull)
+    stage.push(stage.good)
+    assert pull() == stage.good.digest
+    stage.push(stage.poisoned)
+    assert pull() == stage.good.digest
+    for digest in stage.poisoned.blobs:
+        assert stage.registry.asked("GET", f"/blobs/{digest}") == 0
+    assert stage.registry.asked("GET", f"/manifests/{stage.poisoned.digest}") == 0
+    stage.run("release", "app:1", "--why", "it seemed well")
+    for _ in patiently():
+        if pull() == stage.poisoned.digest:
+            break
+    layer = next(iter(stage.poisoned.blobs))
+    stage.run("block", layer, "--reason", "a miner")
+    for _ in patiently():
+        if pull() == stage.good.digest:
+            break
+
+
+def cosign(*arguments: str) -> str:
+    """Runs cosign, which few machines have: the test is skipped without it. tests/promises/test_signed.py makes the same signatures without it."""
+    if shutil.which("cosign") is None:
+        pytest.skip("cosign is not installed (go install github.com/sigstore/cosign/v3/cmd/cosign@latest)")
+    done = subprocess.run(
+        ["cosign", *arguments],
+        env={**os.environ, "COSIGN_PASSWORD": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_what_real_cosign_has_signed_is_served_and_nothing_else(tmp_path: Path) -> None:
+    """By key, in the form that the installed cosign makes: version 2 a tag, version 3 a bundle."""
+    cosign("generate-key-pair", f"--output-key-prefix={tmp_path}/key")
+    newer = "--use-signing-config" in cosign("sign", "--help")
+    registry = DockerRegistry(tmp_path / "registry")
+    image = make_image(21)
+    push(registry.url, REPOSITORY, "1", image, None)
+    config = tmp_path / "mirror.toml"
+    config.write_text(f'[cache]\ntag_ttl = "0s"\n[[guard]]\nname = "signed"\nsigned = {{ keys = ["{tmp_path}/key.pub"] }}\n')
+    with MirrorProcess(tmp_path / "cache", {"docker.io": registry.url}, "--config", str(config)) as mirror:
+
+        def status(repository: str) -> int:
+            try:
+                with urllib.request.urlopen(f"{mirror.url}/v2/{repository}/manifests/1") as answer:
+                    return int(answer.status)
+            except urllib.error.HTTPError as error:
+                return error.code
+
+        push(registry.url, "library/other", "1", make_image(22), None)
+        assert status("library/other") == 403
+        name = f"{registry.url.removeprefix('http://')}/{REPOSITORY}@{image.digest}"
+        flags = ["--use-signing-config=false"] if newer else []
+        cosign("sign", "--yes", "--tlog-upload=false", "--allow-http-registry", *flags, f"--key={tmp_path}/key.key", name)
+        assert status(REPOSITORY) == 200
+        assert status("library/other") == 403
+    registry.stop()

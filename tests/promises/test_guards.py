@@ -1,0 +1,451 @@
+"""What guards promise (docs/guards.md), of a whole mirror in front of a scripted registry."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import tarfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from mirror.guards import in_force
+from mirror.names import Digest
+from tests.support.commands import Commands
+from tests.support.mirrors import Got, Mirror, MirrorProcess, StartMirror
+from tests.support.patience import patiently
+from tests.support.ports import free_port
+from tests.support.scripted import Hold, Scripted
+
+LATEST = "/v2/app/manifests/latest"
+
+
+def guard(**table: Any) -> dict[str, Any]:
+    return {"guard": [table]}
+
+
+def blocking(folder: Path, *digests: Digest) -> dict[str, Any]:
+    """Settings with a block list in a file."""
+    write_list(folder, *digests)
+    return guard(name="list", blocklist=[str(folder / "blocked.txt")])
+
+
+def write_list(folder: Path, *digests: Digest) -> None:
+    new = folder / "blocked.new"
+    new.write_text("# found on Monday\n" + "".join(f"{digest} poisoned\n" for digest in digests))
+    new.replace(folder / "blocked.txt")
+
+
+# ---------------------------------------------------------------------- cooldown
+
+
+async def test_a_tag_that_moved_keeps_its_old_image_for_the_cooldown(start: StartMirror, upstream: Scripted) -> None:
+    """The new one is fetched by nobody's pull, headers say what is held, and the registry is asked no more often than without."""
+    old = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start(tag_ttl=0, settings=guard(name="cool", cooldown="3d"))
+    assert (await mirror.get(LATEST)).body == old.body
+    new = upstream.add_image("library/app", "latest")
+    asked, counted, moved = (
+        len(upstream.asked),
+        await mirror.metric("mirror_guard_total"),
+        await mirror.metric("mirror_tag_moves_total"),
+    )
+    for count, method in enumerate(("GET", "HEAD", "GET"), 1):
+        got = await mirror.get(LATEST, method)
+        assert (got.status, got.headers["Docker-Content-Digest"]) == (200, str(old.digest))
+        assert got.headers["Mirror-Tag"].startswith(f"held; new={new.digest}; until=")
+        assert got.headers["Mirror-Guard"].startswith('"cool"; held; reason="the tag moved to it on ')
+        assert len(upstream.asked) - asked == count
+    assert not mirror.cached(new.digest)
+    assert upstream.count("GET", str(new.digest)) == 0
+    assert await mirror.metric("mirror_guard_total") - counted == 3
+    assert await mirror.metric("mirror_tag_moves_total") - moved == 1
+
+
+async def test_a_tag_that_goes_back_in_time_has_reached_nobody(start: StartMirror, upstream: Scripted) -> None:
+    """Without a header then: nothing is held."""
+    old = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start(tag_ttl=0, settings=guard(cooldown="3d"))
+    await mirror.get(LATEST)
+    upstream.add_image("library/app", "latest")
+    assert (await mirror.get(LATEST)).body == old.body
+    upstream.add_manifest("library/app", "latest", old.body)
+    got = await mirror.get(LATEST)
+    assert (got.body, "Mirror-Tag" in got.headers) == (old.body, False)
+
+
+async def test_what_is_held_can_be_had_by_its_digest_unless_strict(
+    start: StartMirror, upstream: Scripted, tmp_path: Path
+) -> None:
+    """With `strict`, neither its manifest nor what only it names; what other images have too is served."""
+    shared = b"base" * 100
+    upstream.add_image("library/app", "latest", layers=[shared])
+    for strict in (False, True):
+        mirror: Mirror = await start(tmp_path / str(strict), tag_ttl=0, settings=guard(cooldown="3d", strict=strict))
+        assert (await mirror.get(LATEST)).status == 200
+        new = upstream.add_image("library/app", "latest", layers=[shared, os.urandom(300)])
+        # Before anybody has asked for the tag, nobody knows that it moved.
+        assert (await mirror.get(f"/v2/app/manifests/{new.digest}")).status == 200
+        assert "Mirror-Tag" in (await mirror.get(LATEST)).headers
+        for method in ("GET", "HEAD"):
+            assert (await mirror.get(f"/v2/app/manifests/{new.digest}", method)).status == (403 if strict else 200)
+            assert (await mirror.get(f"/v2/app/blobs/{new.layers[1]}", method)).status == (403 if strict else 200)
+            assert (await mirror.get(f"/v2/app/blobs/{new.layers[0]}", method)).status == 200
+
+
+async def test_new_tags_can_be_held_too(start: StartMirror, upstream: Scripted) -> None:
+    """There is nothing else to serve: the error says until when, and the registry is asked no more often than for a tag that is served."""
+    upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start(settings=guard(cooldown="3d", new_tags="hold"))
+    for _ in range(3):
+        got = await mirror.get(LATEST)
+        assert got.status == 403
+        assert "was first seen on" in json.loads(got.body)["errors"][0]["message"]
+    assert len(upstream.asked) == 1
+
+
+async def test_a_hold_is_known_after_a_restart_and_the_old_image_is_served_without_the_registry(
+    start: StartMirror, upstream: Scripted
+) -> None:
+    """The history is on the disk."""
+    old = upstream.add_image("library/app", "latest")
+    cool = guard(cooldown="3d")
+    mirror: Mirror = await start(tag_ttl=0, settings=cool)
+    await mirror.get(LATEST)
+    upstream.add_image("library/app", "latest")
+    await mirror.get(LATEST)
+    await mirror.stop()
+    await upstream.stop()
+    mirror = await start(tag_ttl=0, settings=cool)
+    got = await mirror.get(LATEST)
+    assert (got.body, "Mirror-Tag" in got.headers) == (old.body, True)
+
+
+async def test_a_rule_that_observes_only_says_so(start: StartMirror, upstream: Scripted) -> None:
+    """The new image is served at once, with a header and a count of what would have been done."""
+    upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start(tag_ttl=0, settings=guard(name="try", cooldown="3d", mode="observe"))
+    await mirror.get(LATEST)
+    new, counted = upstream.add_image("library/app", "latest"), await mirror.metric("mirror_guard_total")
+    got = await mirror.get(LATEST)
+    assert (got.body, "Mirror-Tag" in got.headers) == (new.body, False)
+    assert got.headers["Mirror-Guard"].startswith('"try"; would-hold; reason=')
+    assert await mirror.metric("mirror_guard_total") - counted == 1
+
+
+# ---------------------------------------------------------------------- every rule by every way
+
+TAG = [
+    LATEST,
+    f"{LATEST}?ns=docker.io",
+    "/v2/docker.io/library/app/manifests/latest",
+    "/docker.io/v2/library/app/manifests/latest",
+]
+RULES = ["index", "manifest", "config", "layer", "deny"]
+STATES = ["miss", "hit", "stale"]
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("rule", RULES)
+async def test_there_is_no_hole(start: StartMirror, upstream: Scripted, tmp_path: Path, rule: str, state: str) -> None:
+    """Rule by way: GET, HEAD and Range, by tag with every alias, by digest, from another repository that has the blob, as a bundle."""
+    image = upstream.add_image("library/app")
+    index, _ = upstream.add_index("library/app", "latest", [image])
+    upstream.add_image("library/other", "latest", layers=[upstream.blobs[str(image.layers[0])]])
+    if state != "miss":
+        before: Mirror = await start(tag_ttl=0)
+        paths = [f"manifests/{image.digest}", f"blobs/{image.config}", f"blobs/{image.layers[0]}", f"manifests/{index}"]
+        for path in (LATEST, *(f"/v2/app/{path}" for path in paths), "/v2/other/manifests/latest"):
+            assert (await before.get(path)).status == 200
+        for digest in (image.config, image.layers[0]):
+            await before.until_cached(digest)
+        await before.stop()
+    if state == "stale":
+        await upstream.stop()
+    blocked = {"index": index, "manifest": image.digest, "config": image.config, "layer": image.layers[0]}
+    settings = guard(name="no", images=["app"], deny=True) if rule == "deny" else blocking(tmp_path, blocked[rule])
+    mirror: Mirror = await start(tag_ttl=0, settings=settings)
+    # On a miss, the index does not say what its images name before they are asked for.
+    unread = state == "miss" and rule in ("config", "layer")
+    refused = {*(([f"/v2/app/manifests/{index}", *TAG]) if not unread else [])}
+    if rule != "index":
+        refused.add(f"/v2/app/manifests/{image.digest}")
+    if rule in ("config", "deny"):
+        refused.add(f"/v2/app/blobs/{image.config}")
+    if rule in ("layer", "deny"):
+        refused.add(f"/v2/app/blobs/{image.layers[0]}")
+    if rule == "layer":
+        refused |= {f"/v2/other/blobs/{image.layers[0]}", "/v2/other/manifests/latest"}
+    for path in sorted(refused):
+        for method in ("GET", "HEAD"):
+            for extra in ({}, {"Range": "bytes=0-9"}):
+                got = await mirror.get(path, method, **extra)
+                assert (got.status, "Mirror-Guard" in got.headers) == (403, True), (method, path)
+                assert method == "HEAD" or json.loads(got.body)["errors"][0]["code"] == "DENIED"
+    served = {f"/v2/app/blobs/{image.config}", f"/v2/app/blobs/{image.layers[0]}"} - refused
+    if rule != "layer":
+        served.add("/v2/other/manifests/latest")
+    for path in sorted(served):
+        assert (await mirror.get(path)).status == 200, path
+    bundle = await mirror.get("/export/app:latest.tar")
+    assert bundle.status == (404 if state == "miss" and rule == "index" else 403) or state == "miss"
+    if unread:
+        # Now they have been asked for.
+        for path in TAG:
+            assert (await mirror.get(path)).status == 403
+
+
+async def test_a_tag_means_its_last_good_image_again(start: StartMirror, upstream: Scripted, tmp_path: Path) -> None:
+    """Within a second of the list's change, on hits, and without asking the registry: clients go on, with what was good. And forward when the list is mended."""
+    old = upstream.add_image("library/app", "latest")
+    settings = blocking(tmp_path)
+    mirror: Mirror = await start(tag_ttl="1h", settings=settings)
+    await mirror.get(LATEST)
+    await mirror.stop()
+    new = upstream.add_image("library/app", "latest")
+    mirror = await start(tag_ttl=0, settings=settings)
+    assert (await mirror.get(LATEST)).body == new.body
+    await mirror.stop()
+    mirror = await start(tag_ttl="1h", settings=settings)
+    for _ in range(3):
+        assert (await mirror.get(LATEST)).body == new.body
+    asked = len(upstream.asked)
+    write_list(tmp_path, new.layers[0])
+    got = await until_it_is(mirror, old.body)
+    assert got.headers["Mirror-Tag"] == f"held; new={new.digest}"
+    assert (await mirror.get(f"/v2/app/manifests/{new.digest}")).status == 403
+    write_list(tmp_path)
+    got = await until_it_is(mirror, new.body)
+    assert "Mirror-Tag" not in got.headers
+    assert len(upstream.asked) == asked
+
+
+async def until_it_is(mirror: Mirror, body: bytes) -> Got:
+    for _ in patiently():
+        got = await mirror.get(LATEST)
+        if got.body == body:
+            return got
+    raise AssertionError
+
+
+async def test_a_list_may_be_at_a_url_and_counts_while_that_does_not_answer(
+    start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked with its ETag, and what it said last is kept over a restart."""
+    monkeypatch.setattr(in_force, "_ASK", 0.0)
+    image = upstream.add_image("library/app", "latest")
+    listed: list[Digest] = []
+    requests: list[str | None] = []
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        text = "".join(f"{digest} poisoned\n" for digest in listed)
+        requests.append(request.headers.get("If-None-Match"))
+        tag = f'"{len(listed)}"'
+        return web.Response(status=304) if requests[-1] == tag else web.Response(text=text, headers={"ETag": tag})
+
+    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", free_port())
+    await site.start()
+    settings = guard(name="list", blocklist=[f"{site.name}/blocked.txt"])
+    mirror: Mirror = await start(settings=settings)
+    await until_it_is(mirror, image.body)
+    listed.append(image.layers[0])
+    for _ in patiently():
+        if (await mirror.get(LATEST)).status == 403:
+            break
+    for _ in patiently():
+        if requests[-1] == '"1"':
+            break
+        await asyncio.sleep(0)
+    await mirror.stop()
+    await runner.cleanup()
+    mirror = await start(settings=settings)
+    assert (await mirror.get(LATEST)).status == 403
+
+
+@pytest.mark.parametrize("state", ["download", "hit"])
+async def test_what_is_blocked_on_its_way_is_cut(start: StartMirror, upstream: Scripted, tmp_path: Path, state: str) -> None:
+    """Nobody gets the rest: whoever joined a download that is half-way, or reads what is cached. Later requests are refused."""
+    data = b"x" * 16_000_000
+    image = upstream.add_image("library/app", "latest", layers=[data])
+    layer = image.layers[0]
+    mirror: Mirror = await start(settings=blocking(tmp_path))
+    path = f"/v2/app/blobs/{layer}"
+    if state == "hit":
+        assert (await mirror.get(path)).status == 200
+        await mirror.until_cached(layer)
+        readers = [await mirror.slow_reader(path) for _ in range(2)]
+        held = None
+    else:
+        held = Hold(after=1_000_000)
+        upstream.fail(str(layer), held, times=10)
+        readers = [await mirror.slow_reader(path) for _ in range(2)]
+        await held.reached.wait()
+    write_list(tmp_path, layer)
+    for _ in patiently():
+        if (await mirror.head(path)).status == 403:
+            break
+    if held is not None:
+        held.release.set()
+        upstream.heal()
+    for reader, writer in readers:
+        received = 0
+        try:
+            while piece := await reader.read(1_000_000):
+                received += len(piece)
+        except ConnectionError:
+            pass
+        assert received < len(data)
+        writer.close()
+    assert (await mirror.get(path)).status == 403
+
+
+async def test_what_is_blocked_is_not_prefetched(start: StartMirror, upstream: Scripted, tmp_path: Path) -> None:
+    """Another layer's request has the rest of the image fetched, but for what is blocked."""
+    image = upstream.add_image("library/app", "latest", layers=[b"a" * 1000, b"b" * 1000, b"c" * 1000])
+    mirror: Mirror = await start(prefetch=True, settings=blocking(tmp_path))
+    assert (await mirror.get(LATEST)).status == 200
+    write_list(tmp_path, image.layers[1])
+    for _ in patiently():
+        if (await mirror.get(LATEST)).status == 403:
+            break
+    assert (await mirror.get(f"/v2/app/blobs/{image.layers[0]}")).status == 200
+    await mirror.until_cached(image.layers[2])
+    assert upstream.count("GET", str(image.layers[1])) == 0
+
+
+async def test_referrers_that_are_blocked_are_not_listed(start: StartMirror, upstream: Scripted, tmp_path: Path) -> None:
+    """The others are."""
+    image = upstream.add_image("library/app", "latest")
+    subject = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": str(image.digest), "size": len(image.body)}
+    good, bad = (upstream.add_image("library/app", subject=subject) for _ in range(2))
+    mirror: Mirror = await start(settings=blocking(tmp_path, bad.digest))
+    listed = json.loads((await mirror.get(f"/v2/app/referrers/{image.digest}")).body)["manifests"]
+    assert [entry["digest"] for entry in listed] == [str(good.digest)]
+    assert (await mirror.get(f"/v2/app/manifests/{bad.digest}")).status == 403
+
+
+async def test_a_bundle_has_the_last_good_image(start: StartMirror, upstream: Scripted, tmp_path: Path) -> None:
+    """A tag that means something blocked is exported as it was before."""
+    mirror: Mirror = await start(tag_ttl=0, settings=blocking(tmp_path))
+    images = []
+    for _ in range(2):
+        images.append(upstream.add_image("library/app", "latest"))
+        assert (await mirror.get(LATEST)).body == images[-1].body
+        for blob in (images[-1].config, *images[-1].layers):
+            await mirror.get(f"/v2/app/blobs/{blob}")
+            await mirror.until_cached(blob)
+    old, new = images
+    write_list(tmp_path, new.digest)
+    await until_it_is(mirror, old.body)
+    bundle = (await mirror.get("/export/app:latest.tar")).body
+    with tarfile.open(fileobj=BytesIO(bundle)) as tar:
+        names = {name.rpartition("/")[2] for name in tar.getnames()}
+    assert (old.digest.hex in names, new.digest.hex in names) == (True, False)
+
+
+# ---------------------------------------------------------------------- by hand
+
+
+async def test_a_release_serves_what_was_held_with_who_and_why_in_the_history(start: StartMirror, upstream: Scripted) -> None:
+    """Though the tag is fresh: the registry is asked, and the new image fetched. If the tag moves once more, that is held again."""
+    upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start(tag_ttl=0, settings=guard(cooldown="3d"))
+    commands = Commands(mirror.directory)
+    await mirror.get(LATEST)
+    new = upstream.add_image("library/app", "latest")
+    assert (await mirror.get(LATEST)).body != new.body
+    done = await commands.json("release", "app", "--why", "CVE-2026-1", SUDO_USER="ann")
+    assert (done["digest"], done["by"]) == (str(new.digest), "ann")
+    assert "Mirror-Tag" not in (await until_it_is(mirror, new.body)).headers
+    another = upstream.add_image("library/app", "latest")
+    got = await mirror.get(LATEST)
+    assert (got.body, str(another.digest) in got.headers["Mirror-Tag"]) == (new.body, True)
+    history = (await commands.json("history", "app"))["history"]
+    assert [entry["digest"] for entry in history][1:] == [str(new.digest), str(another.digest)]
+    assert [entry["endpoint"] for entry in history] == [upstream.url] * 3
+    assert history[1]["released_by"] == "ann"
+    assert [entry["served"] is not None for entry in history] == [True, True, False]
+    text = await commands("history", "app")
+    assert "released by ann: CVE-2026-1" in text
+    assert "never served" in text
+
+
+async def test_a_block_by_hand_counts_without_any_table_and_ends_by_hand(start: StartMirror, upstream: Scripted) -> None:
+    """Within a second, in a mirror that runs."""
+    image = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start()
+    commands = Commands(mirror.directory)
+    assert (await mirror.get(LATEST)).status == 200
+    await commands("block", str(image.layers[0]), "--reason", "a miner")
+    for _ in patiently():
+        got = await mirror.get(LATEST)
+        if got.status == 403:
+            break
+    assert "a miner" in json.loads(got.body)["errors"][0]["message"]
+    await commands("unblock", str(image.layers[0]))
+    await until_it_is(mirror, image.body)
+    await commands("unblock", str(image.layers[0]), status=1)
+
+
+async def test_a_pull_by_command_gets_what_clients_get(start: StartMirror, upstream: Scripted) -> None:
+    """What is held is not pulled, and what is blocked is an error."""
+    old = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start(tag_ttl=0)
+    commands = Commands(mirror.directory, upstream)
+    await commands("pull", "app")
+    await commands("block", str(old.layers[0]))
+    new = upstream.add_image("library/app", "latest")
+    await commands("pull", "app")
+    assert (await mirror.get(LATEST)).body == new.body
+    await commands("block", str(new.config))
+    done = await commands.run("pull", "app")
+    assert done.returncode == 1
+    assert "is blocked" in done.stdout + done.stderr
+    done = await commands.run("export", "app", "--offline", "-o", str(mirror.directory / "app.tar"))
+    assert done.returncode == 1
+    assert "is blocked" in done.stderr
+
+
+async def test_an_archive_brings_in_nothing_that_is_blocked(start: StartMirror, upstream: Scripted, tmp_path: Path) -> None:
+    """The image is named with the reason, and gets no tag."""
+    image = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start()
+    commands = Commands(mirror.directory, upstream)
+    archive = str(tmp_path / "app.tar")
+    await commands("export", "app", "-o", archive)
+    other = Commands(tmp_path / "other")
+    await other("block", str(image.layers[0]), "--reason", "a miner")
+    done = await other.run("import", archive)
+    assert done.returncode == 1
+    assert "a miner" in done.stdout + done.stderr
+    assert await other("ls", "--json") in ("[]\n", '{"images": []}\n') or str(image.digest) not in await other("ls", "--json")
+    await other("unblock", str(image.layers[0]))
+    await other("import", archive)
+
+
+async def test_a_change_counts_in_all_workers_within_a_second(upstream: Scripted, tmp_path: Path) -> None:
+    """Every connection of many is refused from then on, whichever worker it reaches."""
+    image = upstream.add_image("library/app", "latest")
+    process = MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}, "--workers", "2")
+    with process:
+
+        async def statuses() -> set[int]:
+            found = set()
+            for _ in range(12):
+                async with aiohttp.ClientSession() as session, session.get(f"{process.url}{LATEST}") as got:
+                    found.add(got.status)
+            return found
+
+        assert await statuses() == {200}
+        await Commands(tmp_path / "cache")("block", str(image.digest))
+        for _ in patiently():
+            if await statuses() == {403}:
+                break
+        assert len(process.workers) == 2
