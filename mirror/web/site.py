@@ -35,6 +35,7 @@ from urllib.parse import parse_qsl, quote
 
 from aiohttp import web
 
+from mirror.api.gate import ADMIN_USER
 from mirror.api.request_body import continue_
 from mirror.api.responses import error_response
 from mirror.api.targets import Target
@@ -223,7 +224,7 @@ class Site:
     async def _rule(self, request: web.BaseRequest) -> web.StreamResponse:
         form = await _form(request)
         await self._admin.allow(request, form.get("secret", ""))
-        done = await self._actions.rule(form, _image, f"the dashboard, from {request.remote}")
+        done = await self._actions.rule(form, _image, request.get(ADMIN_USER) or f"the dashboard, from {request.remote}")
         if not _wants_html(request):
             return web.json_response({"done": done}, headers=_SAFETY)
         return _redirect(f"/guards?done={done}")
