@@ -52,7 +52,6 @@
     │   │   └── TargetRefused      a redirect or token realm that must not be followed
     │   ├── UpstreamCut            the body ended before its length
     │   └── UpstreamStalled        the body stopped coming
-    ├── Guarded                    a [[guard]] rule, or a block by hand, forbids it (403)
     ├── Pinned                     a pinned image is not deleted (409)
     ├── CatalogFailed              the cache's catalog could not be read or written (503)
     ├── SizeDisputed               registries disagree on a blob's size; never shown to a client
@@ -371,17 +370,6 @@ class SizeDisputed(MirrorError):
     def __init__(self, message: str, size: int) -> None:
         super().__init__(message)
         self.size = size
-
-
-class Guarded(MirrorError):
-    """403, as `Denied`: clients show the message of it. `rule` is the name of what forbids it."""
-
-    status = 403
-    code = "DENIED"
-
-    def __init__(self, message: str, rule: str) -> None:
-        super().__init__(message)
-        self.rule = rule
 
 
 class Pinned(MirrorError):

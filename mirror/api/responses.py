@@ -9,13 +9,13 @@ from http import HTTPStatus
 
 from aiohttp import web
 
+from mirror.cache.guarding import Guarded
 from mirror.cache.outcome import Outcome
 from mirror.errors import (
     AdminNeeded,
     BlobUnknown,
     ClientBusy,
     Denied,
-    Guarded,
     LimitReached,
     LoginNeeded,
     ManifestUnknown,

@@ -11,10 +11,10 @@ from collections.abc import Collection, Container, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from mirror.cache.guarding import Guard
+from mirror.cache.guarding import Guard, Guarded
 from mirror.cache.lists import known_referrers
 from mirror.cache.platforms import Selection, fits
-from mirror.errors import Guarded, ManifestUnknown, MirrorError, Unknown
+from mirror.errors import ManifestUnknown, MirrorError, Unknown
 from mirror.manifests import (
     COSIGN,
     DOCKER_SCHEMA1,

@@ -8,13 +8,24 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mirror.downloads.parts import Part, Reader
-from mirror.errors import Guarded
+from mirror.errors import MirrorError
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.slices import FileSlice, SliceUnreadable
 
 _PIECE = 4 * 1024 * 1024
 """Bytes that are sent between two looks at what is blocked."""
+
+
+class Guarded(MirrorError):
+    """403, as `Denied`: clients show the message of it. `rule` is the name of what forbids it."""
+
+    status = 403
+    code = "DENIED"
+
+    def __init__(self, message: str, rule: str) -> None:
+        super().__init__(message)
+        self.rule = rule
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from mirror.cache.guarding import Guard, Ruling
+from mirror.cache.guarding import Guard, Guarded, Ruling
 from mirror.cache.outcome import HIT, STALE, Outcome, miss
 from mirror.cache.tag_checks import OF_ITS_DIGEST, TagChecks, key_of
-from mirror.errors import Denied, Guarded, Unknown, UpstreamError, UpstreamInvalid
+from mirror.errors import Denied, Unknown, UpstreamError, UpstreamInvalid
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 

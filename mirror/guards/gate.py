@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from mirror import metrics
-from mirror.cache.guarding import Ruling
-from mirror.errors import CatalogFailed, Guarded, MirrorError
+from mirror.cache.guarding import Guarded, Ruling
+from mirror.errors import CatalogFailed, MirrorError
 from mirror.guards.deciding import Facts, decide
 from mirror.guards.images import describe
 from mirror.guards.rules import BY_HAND, Asked, Decision, Finding, Image, Rule
