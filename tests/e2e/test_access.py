@@ -242,21 +242,28 @@ def test_docker_pushes_or_is_refused(office: Office, dockerd: Dockerd) -> None:
 
 def test_containerd_pulls_by_a_secret_path_or_is_refused(office: Office, tmp_path: Path) -> None:
     """hosts.toml with the token in the mirror's URL, at the open address; without it, and with one that is over, the private image is not to be had."""
-    for number, (name, secret) in enumerate({"no token": "", **office.secrets}.items()):
-        if "password" in name:
-            continue
-        path = f"/t/{secret}" if secret else ""
-        containerd = Containerd(tmp_path / str(number), f"{office.mirror.url}{path}")
-        try:
+    containerd = Containerd(tmp_path / "c", office.mirror.url)
+    try:
+        for number, (name, secret) in enumerate({"no token": "", **office.secrets}.items()):
+            if "password" in name:
+                continue
+            folder = tmp_path / str(number) / "docker.io"
+            folder.mkdir(parents=True)
+            mirror = f"{office.mirror.url}{f'/t/{secret}' if secret else ''}"
+            (folder / "hosts.toml").write_text(
+                f'server = "http://127.0.0.1:1"\n[host."{mirror}"]\ncapabilities = ["pull", "resolve"]\n'
+            )
             if name == "token":
-                containerd.pull("docker.io/private/app:1")
+                containerd.pull("docker.io/private/app:1", folder.parent)
             else:
                 with pytest.raises(AssertionError):
-                    containerd.pull("docker.io/private/app:1")
+                    containerd.pull("docker.io/private/app:1", folder.parent)
+            containerd.wipe()
             if name in ("no token", "token for another repository"):
-                containerd.pull("docker.io/library/public:1")
-        finally:
-            containerd.stop()
+                containerd.pull("docker.io/library/public:1", folder.parent)
+                containerd.wipe()
+    finally:
+        containerd.stop()
 
 
 def test_who_pulled_is_in_the_audit_log(office: Office) -> None:
