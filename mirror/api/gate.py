@@ -222,6 +222,7 @@ class Gate:
         if (
             target is not None
             and target.resource in (Resource.MANIFEST, Resource.EXPORT)
+            and context.request.method in ("GET", "HEAD")
             and response.status < 400
             and self.is_closed
         ):

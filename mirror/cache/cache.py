@@ -136,6 +136,7 @@ class Cache:
         """Begins the work in the background."""
         self.store.start(self.verification.restore)
         self.images.start()
+        self.manifests.own.start()
         self.active.start()
         self.warming.start()
 
@@ -149,6 +150,7 @@ class Cache:
             self._flights,
             self._sizes,
             self.images,
+            self.manifests.own,
             self.manifests,
             self.lists,
             self.possession,

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import logging
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
-from mirror.errors import BlobUnknown, ManifestUnknown
+from mirror.errors import BlobUnknown, ManifestUnknown, MirrorError
 from mirror.manifests import Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.store import Store
+from mirror.tasks import BackgroundTask
+
+log = logging.getLogger(__name__)
 
 _MOST_IN_MEMORY = 50_000
 _MOST_NAMES = 10_000
+_INTERVAL = 3600.0
+"""Seconds between two collections."""
 
 
 class Own:
@@ -27,6 +34,7 @@ class Own:
         """What references mean; of a digest, that the repository has it."""
         self._covered: dict[Repository, bool] = {}
         self._changes = 0
+        self._collecting = BackgroundTask(self._collect)
 
     def covers(self, repository: Repository) -> bool:
         """Returns whether a repository lives here."""
@@ -51,6 +59,23 @@ class Own:
         """Returns a manifest that is in memory."""
         digest = self._meant.get((repository, reference))
         return None if digest is None else self._store.hot_manifest(digest)
+
+    def start(self) -> None:
+        """Starts to delete what these repositories need no longer."""
+        if self._active:
+            self._collecting.start()
+
+    async def aclose(self) -> None:
+        await self._collecting.aclose()
+
+    async def _collect(self) -> None:
+        while True:
+            await asyncio.sleep(_INTERVAL)
+            try:
+                await self._store.hosted.collect()
+            except (MirrorError, OSError) as error:
+                log.error("what hosted repositories need no longer could not be deleted: %s", error)
+            self.forget()
 
     async def manifest(self, repository: Repository, reference: Reference) -> Manifest:
         """Returns a manifest. Raises ManifestUnknown."""

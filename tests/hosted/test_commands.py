@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sqlite3
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mirror.cache import own
 from mirror.config import ConfigError, load
 from mirror.config.hosted import shadows
 from mirror.names import Digest, Repository
@@ -19,7 +21,7 @@ from mirror.storage.settings import HostedRules, Keep
 from tests.hosted.test_crashes import Pusher, hosting
 from tests.support.commands import mirror as command
 from tests.support.mirrors import Mirror, StartMirror
-from tests.support.pushes import HOSTED, push_image
+from tests.support.pushes import HOSTED, manifest_of, push_blob, push_image, put_manifest
 from tests.support.scripted import Scripted
 
 NAME = "docker.io/team/app:1"
@@ -162,6 +164,44 @@ async def test_a_catalog_of_before_gets_the_new_tables(start: StartMirror, upstr
 async def pushed_counts(mirror: Mirror) -> None:
     assert await mirror.metric("mirror_hosted_pushes_total") > 0
     assert await mirror.metric("mirror_hosted_bytes") >= 0
+
+
+async def test_what_is_collected_is_not_served_any_more(start: StartMirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the process that collects, and by those beside it, whatever they had in memory."""
+    collected = asyncio.Event()
+
+    async def now(seconds: float) -> None:
+        await (collected.wait() if seconds == own._INTERVAL else sleep(seconds))
+
+    sleep = asyncio.sleep
+    monkeypatch.setattr(asyncio, "sleep", now)
+    rules = {**HOSTED, "untagged": "1ms", "keep": [{"tags": "pr-*", "last": 0}]}
+    mirror = await start(settings={"hosted": HOSTED})
+    digest, _ = await push_image(mirror.session, "team/app", "pr-1", b"layer")
+    collecting = await start(settings={"hosted": rules})
+    paths = ("/v2/team/app/manifests/pr-1", f"/v2/team/app/manifests/{digest}")
+    for one in (mirror, collecting):
+        for path in paths:
+            assert (await one.get(path)).status == 200
+    collected.set()
+    for one in (collecting, mirror):
+        for path in paths:
+            while (await one.get(path)).status != 404:
+                await sleep(0.01)
+
+
+async def test_a_manifest_is_refused_if_a_blob_was_lost(start: StartMirror) -> None:
+    """As one that is damaged on the disk is: the client is told to send it again."""
+    mirror = await start(settings={"hosted": HOSTED})
+    layer = await push_blob(mirror.session, "team/app", b"layer")
+    await push_blob(mirror.session, "team/app", b"{}")
+    (mirror.directory / "blobs" / "sha256" / layer.hex).write_bytes(b"LAYER")
+    assert command("verify", "--cache-dir", str(mirror.directory)).returncode == 1
+    said = await put_manifest(mirror.session, "team/app", "1", manifest_of(b"{}", b"layer"))
+    assert (said.status, said.code) == (404, "MANIFEST_BLOB_UNKNOWN")
+    assert (await mirror.head(f"/v2/team/app/blobs/{layer}")).status == 404
+    await push_blob(mirror.session, "team/app", b"layer")
+    assert (await put_manifest(mirror.session, "team/app", "1", manifest_of(b"{}", b"layer"))).status == 201
 
 
 async def test_a_tag_that_moves_is_not_collected_at_once(start: StartMirror) -> None:

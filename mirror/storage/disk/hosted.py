@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeVar, TypeVarTuple
 
-from mirror.errors import HostedFull, InUse, MirrorError, Pinned, StorageFull, StorageUnreadable, TagImmutable
+from mirror.errors import HostedFull, InUse, Pinned, StorageFull, StorageUnreadable, TagImmutable
 from mirror.names import Digest, Repository
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.catalog import Catalog
@@ -19,14 +17,12 @@ from mirror.storage.hosted import HostedCollected, HostedUsage, PushedManifest
 from mirror.storage.settings import HostedRules
 from mirror.threads import ThreadPool
 
-log = logging.getLogger(__name__)
-
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 _STEP = 64 * 1024 * 1024
 """Bytes of an upload for which room is made at once."""
-_INTERVAL = 3600.0
-"""Seconds between two collections."""
+_TOUCHES = 100
+"""How often a link is touched, at most, in the time for which a blob is kept without a manifest."""
 _TRIES = 5
 """How often a manifest's file is written that an eviction removes before its row is there."""
 
@@ -89,7 +85,8 @@ class DiskHosted:
         return await self.catalog.do(lambda catalog: catalog.hosted.has(repository, digest))
 
     async def touch(self, repository: Repository, digest: Digest) -> bool:
-        return await self.catalog.do(lambda catalog: catalog.hosted.touch(repository, digest))
+        within = self.rules.grace / _TOUCHES
+        return await self.catalog.do(lambda catalog: catalog.hosted.touch(repository, digest, within))
 
     async def mount(self, repository: Repository, digest: Digest, who: str) -> bool:
         return await self.catalog.do(self._mount, repository, digest, who)
@@ -178,15 +175,6 @@ class DiskHosted:
 
     async def collect(self) -> HostedCollected:
         return await HostedCollection(self.blobs, self._threads, self.catalog, self._uploads, self.rules).collect()
-
-    async def collect_over_time(self) -> None:
-        """Collects every hour. Never returns."""
-        while True:
-            await asyncio.sleep(_INTERVAL)
-            try:
-                await self.collect()
-            except (MirrorError, OSError) as error:
-                log.error("what hosted repositories need no longer could not be deleted: %s", error)
 
 
 class DiskUpload:

@@ -99,8 +99,6 @@ class DiskStore:
         self._eviction.warn_of_the_disk()
         expiry = Expiry(self._catalog, self._eviction, self._upkeep.expire, self._offline)
         work = [self._mending.run, self._write_uses, expiry.run]
-        if self._upkeep.hosted.repositories:
-            work.append(self.hosted.collect_over_time)
         if self._upkeep.scrub_rate:
             work.append(Scrub(self.blobs, self._catalog, restore, self._upkeep.scrub_rate, self._upkeep.scrub_interval).run)
         for task in [BackgroundTask(this) for this in work]:

@@ -19,8 +19,6 @@ from mirror.storage.disk.catalog.schema import HOSTED, MANIFESTS
 from mirror.storage.hosted import PushedManifest
 from mirror.units import format_size
 
-_TOUCHED = 600.0
-"""Seconds within which a link is not touched again."""
 _MOST_NAMED = 5
 """Missing digests that an error names."""
 
@@ -43,10 +41,18 @@ class Hosted:
         """See `HostedStore.has`."""
         return self._used(repository, digest) is not None
 
-    def touch(self, repository: Repository, digest: Digest) -> bool:
-        """See `HostedStore.touch`. A transaction of its own."""
+    def _gives(self, repository: Repository, digest: Digest) -> bool:
+        """Returns whether a repository has something that was not lost from the disk."""
+        found = self._db.execute(
+            "SELECT EXISTS (SELECT 1 FROM hosted JOIN content USING (digest) WHERE registry = ? AND path = ? AND digest = ?)",
+            _key(repository, digest),
+        )
+        return bool(found.fetchone()[0])
+
+    def touch(self, repository: Repository, digest: Digest, within: float) -> bool:
+        """See `HostedStore.touch`. A transaction of its own, if it was not touched `within` so many seconds."""
         used, now = self._used(repository, digest), time.time()
-        if used is not None and not now - _TOUCHED < used <= now:
+        if used is not None and not now - within < used <= now:
             with self._db:
                 self._db.execute(
                     "UPDATE hosted SET used = ? WHERE registry = ? AND path = ? AND digest = ?", (now, *_key(repository, digest))
@@ -88,6 +94,8 @@ class Hosted:
                 f"DELETE FROM {table} WHERE registry = ? AND path = ? AND digest IN (SELECT value FROM json_each(?))",  # noqa: S608
                 (repository.registry, repository.path, names),
             )
+        # No row is left for other processes to find.
+        self._db.execute("UPDATE removals SET count = count + 1")
 
     def unlinked(self, count: int) -> list[tuple[Digest, int]]:
         """Returns hosted content that no repository has any more, with sizes in bytes."""
@@ -116,7 +124,7 @@ class Hosted:
     ) -> None:
         """Enters a manifest with its tags. Raises ReferenceUnknown, TagImmutable."""
         manifest = pushed.manifest
-        missing = [digest for digest in pushed.needed if not self.has(repository, digest)]
+        missing = [digest for digest in pushed.needed if not self._gives(repository, digest)]
         if missing:
             named = ", ".join(map(str, missing[:_MOST_NAMED]))
             raise ReferenceUnknown(f"{repository.path} does not have what the manifest names: push it first: {named}")

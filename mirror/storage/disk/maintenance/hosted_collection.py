@@ -59,20 +59,20 @@ class HostedCollection:
             ]
             for tag in dropped:
                 catalog.hosted.delete_tag(repository, tag)
-            if dropped:
-                catalog.changed.deleted_here()
         return [f"{repository.path}:{tag}" for tag in dropped]
 
     def _unlink_manifests(self, catalog: Catalog, repository: Repository) -> int:
         with catalog.changing():
             unnamed = catalog.hosted.unnamed_manifests(repository, time.time() - self._rules.untagged)
-            catalog.hosted.unlink(repository, unnamed)
+            if unnamed:
+                catalog.hosted.unlink(repository, unnamed)
         return len(unnamed)
 
     def _unlink_blobs(self, catalog: Catalog, repository: Repository) -> int:
         with catalog.changing():
             unnamed = catalog.hosted.unnamed_blobs(repository, time.time() - self._rules.grace)
-            catalog.hosted.unlink(repository, unnamed)
+            if unnamed:
+                catalog.hosted.unlink(repository, unnamed)
         return len(unnamed)
 
     def _release(self, catalog: Catalog, passed: set[Digest]) -> int | None:
@@ -89,8 +89,6 @@ class HostedCollection:
                 else:
                     # Somebody reads it: the next collection removes it.
                     passed.add(digest)
-            if left:
-                catalog.changed.deleted_here()
         return freed if left else None
 
 
