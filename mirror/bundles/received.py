@@ -63,6 +63,7 @@ class Received:
             "digest": str(self.digest),
             "platforms": list(self.platforms),
             "new": self.came,
+            "new_name": self.is_new_name,
             "lacking": [str(digest) for digest in self.lacking],
             "rebuilt": self.rebuilt,
             "fault": self.fault or None,

@@ -186,6 +186,31 @@ async def test_a_new_name_for_what_is_cached(commands: Commands, tmp_path: Path)
     }
 
 
+async def test_the_json_of_a_name_that_is_given(commands: Commands, tmp_path: Path) -> None:
+    """`new_name` tells a new name for what is cached from what was here already; without a name the fault says what to do."""
+    image = make_image(4)
+    tar = tmp_path / "nameless.tar"
+    tar.write_bytes(pack(layout_of({"": image})))
+    size = sum(map(len, image.blobs.values()))
+
+    async def document(*flags: str, status: int = 0) -> Any:
+        return await commands.json("import", str(tar), *flags, status=status)
+
+    def one(name: str | None, new: int, new_name: bool, fault: str | None = None) -> dict[str, Any]:
+        found = {"image": name, "digest": image.digest, "platforms": ["linux/amd64"], "new": new, "new_name": new_name}
+        return {**found, "lacking": [], "rebuilt": False, "fault": fault}
+
+    first, second = "docker.io/library/app:1", "registry.lan/team/app:2"
+    nameless = await document(status=1)
+    assert nameless["images"] == [one(None, size, False, "has no name in the archive: run it again with --as NAME")]
+    shutil.rmtree(tmp_path / "cache")
+    assert await document("--as", "app:1", "--dry-run") == {"images": [one(first, size, True)], "size": size}
+    assert await document("--as", "app:1") == {"images": [one(first, size, True)], "size": size}
+    assert await document("--as", "app:1") == {"images": [one(first, 0, False)], "size": 0}
+    assert await document("--as", second) == {"images": [one(second, 0, True)], "size": 0}
+    assert await document("--as", second, "--dry-run") == {"images": [one(second, 0, False)], "size": 0}
+
+
 async def test_platforms_and_pins(commands: Commands, tmp_path: Path) -> None:
     """Of an index only what is wanted comes in; a platform that is not there is named, and the image is not served."""
     index, amd64, arm64 = make_index(5), make_image(5), make_image(5, architecture="arm64")
