@@ -54,7 +54,7 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
     port, config = free_port(), folder / "mirror.toml"
     config.write_text(
         f'[server]\nlogin_listen = "127.0.0.1:{port}"\nusers_file = "{folder}/users"\naudit_log = "{folder}/audit.log"\n'
-        '[[access]]\nwho = ["alice"]\n[[access]]\nwho = ["anyone"]\nmay = []\nrepositories = ["private/**"]\n[[access]]\nwho = ["anyone"]\n'
+        '[hosted]\nrepositories = ["team/**"]\n[[access]]\nwho = ["alice"]\nmay = ["pull", "push"]\n[[access]]\nwho = ["anyone"]\nmay = []\nrepositories = ["private/**"]\n[[access]]\nwho = ["anyone"]\n'
     )
     for user in ("alice", "bob"):
         set_password(folder / "users", user, f"{PASSWORD} of {user}")
@@ -188,23 +188,82 @@ def test_classic_dockerd_sends_no_password_to_the_open_address(office: Office, d
         challenging.close()
 
 
+def push_with_skopeo(office: Office, user: str, secret: str | None, name: str) -> bool:
+    given = (
+        ["--src-no-creds", "--dest-no-creds"]
+        if secret is None
+        else ["--src-creds", f"{user}:{secret}", "--dest-creds", f"{user}:{secret}"]
+    )
+    plain = ["--src-tls-verify=false", "--dest-tls-verify=false", "--insecure-policy"]
+    return succeeds(
+        "skopeo", *plain[2:], "copy", *plain[:2], *given, f"docker://{office.login}/library/public:1", f"docker://{name}"
+    )
+
+
+def push_with_crane(office: Office, user: str, secret: str | None, name: str) -> bool:
+    folder = tempfile.mkdtemp(prefix="crane-")
+    if secret is not None:
+        assert succeeds("crane", "auth", "login", office.login, "-u", user, "-p", secret, DOCKER_CONFIG=folder)
+    return succeeds("crane", "copy", "--insecure", f"{office.login}/library/public:1", name, DOCKER_CONFIG=folder)
+
+
+PUSHES: dict[str, Callable[[Office, str, str | None, str], bool]] = {"skopeo": push_with_skopeo, "crane": push_with_crane}
+
+
+@pytest.mark.parametrize("client", PUSHES)
+def test_clients_push_or_are_refused(office: Office, client: str) -> None:
+    """alice pushes to team/** with her password; her token that is good for pulling does not, nor does bob, nor does nobody; and bob pulls what she pushed."""
+    require(client)
+    push_image = PUSHES[client]
+    name = f"{office.login}/team/{client}:1"
+    assert not push_image(office, "alice", office.secrets["token"], name)
+    assert not push_image(office, "bob", f"{PASSWORD} of bob", name)
+    assert not push_image(office, "bob", None, name)
+    assert not CLIENTS[client](office, "bob", f"{PASSWORD} of bob", name)
+    assert push_image(office, "alice", office.secrets["password"], name)
+    assert CLIENTS[client](office, "bob", f"{PASSWORD} of bob", name)
+
+
+def test_docker_pushes_or_is_refused(office: Office, dockerd: Dockerd) -> None:
+    """The same with ``docker push`` at the address for logging in."""
+    name = f"{office.login}/team/docker:1"
+    dockerd.docker("pull", f"{office.login}/library/public:1")
+    dockerd.docker("tag", f"{office.login}/library/public:1", name)
+    assert not dockerd.succeeds("push", name)
+    for user, secret, may in (
+        ("bob", f"{PASSWORD} of bob", False),
+        ("alice", office.secrets["token"], False),
+        ("alice", office.secrets["password"], True),
+    ):
+        dockerd.docker("login", office.login, "-u", user, "-p", secret)
+        assert dockerd.succeeds("push", name) is may, user
+        dockerd.docker("logout", office.login)
+
+
 def test_containerd_pulls_by_a_secret_path_or_is_refused(office: Office, tmp_path: Path) -> None:
     """hosts.toml with the token in the mirror's URL, at the open address; without it, and with one that is over, the private image is not to be had."""
-    for number, (name, secret) in enumerate({"no token": "", **office.secrets}.items()):
-        if "password" in name:
-            continue
-        path = f"/t/{secret}" if secret else ""
-        containerd = Containerd(tmp_path / str(number), f"{office.mirror.url}{path}")
-        try:
+    containerd = Containerd(tmp_path / "c", office.mirror.url)
+    try:
+        for number, (name, secret) in enumerate({"no token": "", **office.secrets}.items()):
+            if "password" in name:
+                continue
+            folder = tmp_path / str(number) / "docker.io"
+            folder.mkdir(parents=True)
+            mirror = f"{office.mirror.url}{f'/t/{secret}' if secret else ''}"
+            (folder / "hosts.toml").write_text(
+                f'server = "http://127.0.0.1:1"\n[host."{mirror}"]\ncapabilities = ["pull", "resolve"]\n'
+            )
             if name == "token":
-                containerd.pull("docker.io/private/app:1")
+                containerd.pull("docker.io/private/app:1", folder.parent)
             else:
                 with pytest.raises(AssertionError):
-                    containerd.pull("docker.io/private/app:1")
+                    containerd.pull("docker.io/private/app:1", folder.parent)
+            containerd.wipe()
             if name in ("no token", "token for another repository"):
-                containerd.pull("docker.io/library/public:1")
-        finally:
-            containerd.stop()
+                containerd.pull("docker.io/library/public:1", folder.parent)
+                containerd.wipe()
+    finally:
+        containerd.stop()
 
 
 def test_who_pulled_is_in_the_audit_log(office: Office) -> None:
