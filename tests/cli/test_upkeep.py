@@ -104,6 +104,7 @@ async def test_gc_removes_what_a_dry_run_has_told(
     assert await commands.json("gc", "--config", str(config)) == {
         "dry_run": False,
         **{reason: {"count": 0, "size": 0} for reason in ("expired", "orphans", "unfinished", "evicted")},
+        "hosted": {"tags": [], "manifests": 0, "blobs": 0, "size": 0, "uploads": 0},
     }
 
 
