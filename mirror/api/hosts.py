@@ -19,14 +19,12 @@ from mirror.api.targets import target_authority
 from mirror.errors import HostUnknown
 from mirror.regular_files import read_file
 
+_HOSTS_FILE = "/etc/hosts"
+_LARGEST_HOSTS_FILE = 1024 * 1024
 _PRIVATE = (".localhost", ".local", ".internal", ".home.arpa", ".lan", ".test", ".svc", ".cluster.local")
 """Domains that public DNS does not delegate (RFC 6761, RFC 6762, RFC 8375, ICANN's .internal), and those that clusters and home routers use."""
 _HOST = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*)\]|(?P<name>[^\[\]:@/]*))(?::\d*)?")
 """The value of a Host header: uri-host [ ":" port ] (RFC 9110, section 7.2)."""
-
-
-_HOSTS_FILE = "/etc/hosts"
-_LARGEST_HOSTS_FILE = 1024 * 1024
 
 
 class KnownHosts:

@@ -85,7 +85,13 @@ async def test_nothing_waits_for_what_is_no_file(
     assert (tmp_path / "precious").read_text() == "precious"
 
 
-@pytest.mark.parametrize("name", ["catalog/content.sqlite", "catalog/documents/cache.db", "catalog/open.lock", "admin-token"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("catalog/content.sqlite", "catalog/content.sqlite-wal", "catalog/content.sqlite-shm", "catalog/content.sqlite-journal"),
+        *("catalog/documents/cache.db", "catalog/documents/cache.db-wal", "catalog/open.lock", "admin-token"),
+    ],
+)
 @pytest.mark.parametrize("kind", ["fifo", "folder"])
 async def test_what_must_be_a_file_and_is_none_ends_the_start_in_words(
     start: StartMirror, upstream: Scripted, kind: str, name: str

@@ -84,7 +84,6 @@ class DiskPartial:
         self._committed = committed
         self._spool = Spool(blobs, digest, claimed)
         self._name = self._spool.name
-        self._leads = False
 
     @property
     def have(self) -> Extents:
@@ -109,8 +108,7 @@ class DiskPartial:
     def lead(self) -> bool:
         if not self._spool.lead():
             return False
-        self._leads = self._spool.leads
-        if self._leads:
+        if self._spool.leads:
             self._reservations.reserved[self._name] = self._spool.have.total
         return True
 
@@ -136,7 +134,7 @@ class DiskPartial:
 
     def restart(self) -> None:
         self._spool.restart()
-        if self._leads:
+        if self._spool.leads:
             self._reservations.reserved[self._name] = 0
 
     @property
@@ -201,27 +199,27 @@ class DiskPartial:
         try:
             await self._threads.run(self._spool.publish)
         except OSError as error:
-            self.discard()
+            self._spool.discard()
             raise StorageFull(f"the cache's disk cannot keep {self.digest}: {error.strerror}") from error
-        # Its row counts from now on.
-        self._end()
+        finally:
+            # Its row counts from now on.
+            self._reservations.end(self._name)
         await self._committed(self.digest, size)
 
     def release(self) -> None:
-        self._spool.release()
-        self._end()
+        self._end(self._spool.release)
 
     def discard(self) -> None:
-        self._spool.discard()
-        self._end()
+        self._end(self._spool.discard)
 
     def close(self) -> None:
-        self._spool.close()
-        self._end()
+        self._end(self._spool.close)
 
-    def _end(self) -> None:
-        if self._leads:
-            self._leads = False
+    def _end(self, end: Callable[[], None]) -> None:
+        """Ends the download in this process; if it leads, its reservation too."""
+        led = self._spool.leads
+        end()
+        if led:
             self._reservations.end(self._name)
 
 

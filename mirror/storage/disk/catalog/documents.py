@@ -11,6 +11,8 @@ from typing import Any
 
 import diskcache
 
+from mirror.storage.disk.catalog.schema import check_files
+
 log = logging.getLogger(__name__)
 
 _LIMIT = 256 * 1024 * 1024
@@ -48,6 +50,7 @@ class Documents:
 
 
 def _opened(folder: Path) -> diskcache.Cache:
+    check_files(folder / "cache.db")
     return diskcache.Cache(
         str(folder),
         # Not the default: a pickle on a disk is code.

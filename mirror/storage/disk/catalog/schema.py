@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import stat
 from pathlib import Path
 
 from mirror.locks import Lock, opening
@@ -190,6 +191,15 @@ def open_database(folder: Path) -> tuple[sqlite3.Connection, int]:
     return db, lock
 
 
+def check_files(path: Path) -> None:
+    """Raises sqlite3.OperationalError if something else than a file has the name of a database, or of a file that SQLite has beside it, and would wait for it."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        # What is not there, or cannot be looked at, is SQLite's to find out.
+        with contextlib.suppress(OSError):
+            if not stat.S_ISREG(os.stat(f"{path}{suffix}", follow_symlinks=False).st_mode):
+                raise sqlite3.OperationalError(f"{path}{suffix} is no regular file")
+
+
 def check_for_damage(folder: Path) -> None:
     """Reads the whole database, and marks it for the next start if it is damaged. Blocks. Raises OSError."""
     try:
@@ -213,6 +223,7 @@ def _set_aside(path: Path, why: object) -> None:
 
 def connect(path: Path) -> sqlite3.Connection:
     """Opens the database and creates missing tables. Raises sqlite3.Error."""
+    check_files(path)
     db = sqlite3.connect(path, timeout=10.0, check_same_thread=False)
     try:
         db.execute("PRAGMA journal_mode = WAL")

@@ -70,6 +70,8 @@ class _Pass:
     """Bytes of downloads that a dry run has left, and that would have gone."""
     unwritten: int = 0
     """Bytes that downloads have been granted and have not written: the file system still counts them as free."""
+    disk_decides: bool = False
+    """True if the disk has less room left than the cache's limit."""
     room: float = 0.0
     """Bytes for which there was room before anything was evicted."""
 
@@ -120,11 +122,7 @@ class Eviction:
                 # SQLite's lock is not fair: waiters poll it, and must find it free.
                 await asyncio.sleep(_PAUSE)
             if not fits and need:
-                where = (
-                    "on the disk"
-                    if self._short_on_disk(need, this.unwritten) > 0
-                    else f"within the {self.max_size} bytes of cache.max_size"
-                )
+                where = "on the disk" if this.disk_decides else f"within the {self.max_size} bytes of cache.max_size"
                 raise StorageFull(f"there is no room for {need} bytes {where}")
             self._room, self._room_until = this.room - self.max_size // _MARGIN, measured + _KNOWN
 
@@ -286,6 +284,7 @@ class Eviction:
         total = cached + spooled - this.spared_spool + (0 if this.apart else this.need)
         short = self._short_on_disk(this.need, this.unwritten)
         this.room = min(self._high - total, -short)
+        this.disk_decides = this.apart or short > total - self.max_size
         must = max(0 if this.apart else total - self.max_size, short if this.need else 0)
         return max(total - this.mark, must), must
 
