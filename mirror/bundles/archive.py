@@ -35,7 +35,7 @@ _KINDS = {
 
 
 class ArchiveInvalid(RequestInvalid):
-    """An archive that is damaged, cut off, not what an image archive is, or made to do harm. The message names the member, escaped where that is not printable."""
+    """The archive is damaged, cut off, malicious, or no image archive. The message names the member, escaped if it is not printable."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
@@ -48,7 +48,7 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in an archive, or another name of one: then `target` is that one's name. `size` in bytes."""
+    """A file in an archive, or a link, whose `target` is the name of the file. `size` in bytes."""
 
     name: str
     size: int
@@ -69,7 +69,7 @@ class Members(Protocol):
     """The files of a tar or a folder in order. Both methods block, and raise ArchiveInvalid, OSError."""
 
     def next(self) -> Member | None:
-        """Returns the next file; what was not read of the one before is passed over. None after the last."""
+        """Returns the next file, None after the last. Skips what was not read of the previous one."""
         ...
 
     def readinto(self, buffer: memoryview) -> int:
@@ -81,7 +81,7 @@ class Tar:
     """The members of a tar."""
 
     def __init__(self, stream: Readable, seek: Seekable | None = None) -> None:
-        """With `seek`, which is the same stream, what nobody reads is passed over without being read."""
+        """`seek` is the same stream; with it, content that nobody reads is skipped without reading it."""
         self._stream = stream
         self._seek = seek
         self._member = ""
@@ -148,7 +148,7 @@ class Tar:
                 raise ArchiveInvalid(f"after {self._member!r} there is a header that gives all members the same {key}")
 
     def _member_of(self, header: tarfile.TarInfo, extended: dict[str, str]) -> Member | None:
-        """Returns a file or a link; None for a folder. What must not be in an archive raises ArchiveInvalid."""
+        """Returns a file or a link, None for a folder. Raises ArchiveInvalid for what must not be in an archive."""
         given = extended.get("path", header.name)
         size = header.size
         if "size" in extended:
@@ -201,7 +201,7 @@ class Tar:
             buffer = buffer[self.readinto(buffer) :]
 
     def _skip(self) -> None:
-        """Passes over what is left of the member. Seeking past the end is found out by the read that follows."""
+        """Skips the rest of the member. The next read finds out if that was beyond the end of the archive."""
         rest = self._left + self._padding
         self._left = self._padding = 0
         if self._seek is not None:
@@ -251,7 +251,7 @@ def clean(name: str, is_folder: bool = False) -> str:
 
 
 def _resolved(name: str, target: str) -> str:
-    """What a symbolic link points to, by the names alone: nothing is looked up on a disk."""
+    """Returns what a symbolic link points to, by the names only: nothing on the disk is accessed."""
     if target.startswith("/"):
         raise ArchiveInvalid(f"{_shown(name)} is a link to an absolute path, {_shown(target)}")
     parts = name.split("/")[:-1]
@@ -266,7 +266,7 @@ def _resolved(name: str, target: str) -> str:
 
 
 def _records(data: bytes, after: str) -> list[tuple[str, str]]:
-    """The records of a pax header, ``LENGTH KEY=VALUE\\n``. Raises ArchiveInvalid."""
+    """Returns the records of a pax header, ``LENGTH KEY=VALUE\\n``. Raises ArchiveInvalid."""
     found = []
     rest = data.rstrip(b"\0")
     while rest:

@@ -46,7 +46,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An image that the archive says it has. `names` is empty where it says none; `rebuilt` where its manifest was made here (`docker save` keeps none)."""
+    """An image that the archive says it has. `names` is empty if it gives none; `rebuilt` is True if its manifest was made here, since `docker save` keeps none."""
 
     names: tuple[tuple[Repository, Reference], ...]
     root: Digest
@@ -56,7 +56,7 @@ class Claim:
 
 @dataclass
 class Claims:
-    """Is given every file of an archive once."""
+    """Collects what an archive says about its images. `add` is called once for each of its files."""
 
     documents: dict[Digest, bytes] = field(default_factory=dict)
     """Manifests and configurations: every small JSON object."""
@@ -68,7 +68,7 @@ class Claims:
     # ------------------------------------------------------------------ gathering
 
     def wants(self, member: Member, magic: bytes) -> bool:
-        """True for a file that is to be read into memory; `magic` is its first bytes. Raises ArchiveInvalid where it is too large for that."""
+        """Returns whether a file must be read into memory; `magic` is its first bytes. Raises ArchiveInvalid if it is too large for that."""
         described = member.name in _DESCRIPTIONS
         if described and member.size > _LARGEST_DESCRIPTION:
             raise ArchiveInvalid(f"{member.name} has {member.size} bytes; {_LARGEST_DESCRIPTION} are allowed")
@@ -129,13 +129,13 @@ class Claims:
             raise ArchiveInvalid(f"{name} is not what was signed")
 
     def check_signed(self, member: Member, signed: Mapping[str, str]) -> None:
-        """Raises ArchiveInvalid for a file that came after the signature and is not under it."""
+        """Raises ArchiveInvalid for a file after the signature that the signature does not cover."""
         self._check_signed(member.name, signed)
 
     # ------------------------------------------------------------------ what it has
 
     def file_of(self, name: str) -> str:
-        """The file that a name stands for, through links. Raises ArchiveInvalid."""
+        """Returns the file that a name stands for; follows links within the archive. Raises ArchiveInvalid."""
         found = name
         for _ in range(_DEEPEST_LINK):
             if found not in self._links:
@@ -144,7 +144,7 @@ class Claims:
         raise ArchiveInvalid(f"{name} is a link to a link to a link: {_DEEPEST_LINK} are allowed")
 
     def layer_digests(self, magic_of: Callable[[str], bytes]) -> dict[str, Digest]:
-        """Which digests the layers of `docker save` must have, by the images' configurations and the files' names. `magic_of` gives a file's first bytes."""
+        """Returns the digests that the layers of `docker save` must have, by the images' configurations and the files' names. `magic_of` returns a file's first bytes."""
         found: dict[str, Digest] = {}
         for _, layers, diff_ids, _ in self._docker_images():
             for path, diff_id in zip(layers, diff_ids, strict=True):
@@ -158,9 +158,9 @@ class Claims:
         return found
 
     def claims(self, parse: ParseName, content_of: Callable[[str], Content | None]) -> list[Claim]:
-        """The images in the archive. `content_of` says what a file of it holds, None where that is not known. Raises ArchiveInvalid.
+        """Returns the images in the archive. `content_of` returns what one of its files holds, None if that is not known. Raises ArchiveInvalid.
 
-        Where there are an OCI layout and `docker save`'s manifest.json, the layout counts, since it has the manifests as they were made.
+        If there are both an OCI layout and `docker save`'s manifest.json, the layout counts, since it has the original manifests.
         """
         if INDEX in self._files:
             found = self._of_layout(parse)
@@ -184,7 +184,7 @@ class Claims:
         return [Claim(tuple(dict.fromkeys(names)), root, bare) for (root, bare), names in found.items()]
 
     def _docker_tags(self, parse: ParseName) -> dict[str, list[tuple[Repository, Reference]]]:
-        """The names in manifest.json, by the configuration's digest: for layouts whose index.json has none."""
+        """Returns the names in manifest.json, by the configuration's digest: for layouts whose index.json has none."""
         if DOCKER_MANIFEST not in self._files:
             return {}
         found = {}
@@ -213,7 +213,7 @@ class Claims:
         return found
 
     def docker_configs(self) -> list[bytes]:
-        """The configurations of `docker save`, which are blobs of the images that are rebuilt. Raises ArchiveInvalid."""
+        """Returns the configurations in `docker save`, which are blobs of the rebuilt images. Raises ArchiveInvalid."""
         return [config for config, _, _, _ in self._docker_images()]
 
     def _of_docker(self, parse: ParseName, content_of: Callable[[str], Content | None]) -> list[Claim]:
@@ -230,7 +230,7 @@ class Claims:
                         f"{path} is not the layer that its image's configuration names: its digest is {content.digest}"
                     )
                 described.append({"mediaType": _LAYER + compression, "digest": str(content.digest), "size": content.size})
-            # Of the image's content alone, so that the same image has the same digest whoever imports it.
+            # Made from the image's content only, so that the same image has the same digest everywhere.
             body = {
                 "schemaVersion": 2,
                 "mediaType": OCI_MANIFEST,
@@ -244,7 +244,7 @@ class Claims:
         return found
 
     def _referrers(self, parse: ParseName) -> list[Claim]:
-        """Signatures and the like, which only our own bundles name."""
+        """Returns signatures and the like, which only bundles of this program name."""
         if BUNDLE not in self._files:
             return []
         entries = _objects(_json(self._files[BUNDLE], BUNDLE), "referrers", BUNDLE)
@@ -254,7 +254,7 @@ class Claims:
         ]
 
     def referred(self, parse: ParseName) -> list[tuple[Repository, Digest, dict[str, Any]]]:
-        """The entries of referrers lists: repository, subject, and descriptor. Cosign's, which have tags, are not among them."""
+        """Returns the entries of referrers lists: repository, subject and descriptor; without cosign's, which have tags."""
         if BUNDLE not in self._files:
             return []
         found = []
@@ -273,7 +273,7 @@ class Claims:
         return found
 
     def named_blobs(self) -> set[Digest]:
-        """The configurations and layers that the manifests in the archive name."""
+        """Returns the configurations and layers that the manifests in the archive name."""
         found: set[Digest] = set()
         for body in self.documents.values():
             config, layers = blobs_of(body)
@@ -281,7 +281,7 @@ class Claims:
         return found
 
     def manifest(self, digest: Digest) -> Manifest | None:
-        """A manifest of the archive; None where it is not in it. Raises ArchiveInvalid for what is none."""
+        """Returns a manifest in the archive; None if it is not there. Raises ArchiveInvalid if the document is no manifest."""
         body = self.documents.get(digest)
         if body is None:
             return None
@@ -292,7 +292,7 @@ class Claims:
 
 
 def digest_in(name: str) -> Digest | None:
-    """The digest that a file's name says: ``blobs/sha256/<hex>``, and of `docker save`, podman and crane ``<hex>.tar``, ``<hex>.json``, ``sha256:<hex>``."""
+    """Returns the digest in a file's name: ``blobs/sha256/<hex>``, and of `docker save`, podman and crane ``<hex>.tar``, ``<hex>.json``, ``sha256:<hex>``."""
     folder, _, algorithm = name.rpartition("/")[0].partition("/")
     if folder == "blobs":
         try:
@@ -304,7 +304,7 @@ def digest_in(name: str) -> Digest | None:
 
 
 def is_layer(name: str) -> bool:
-    """True for the files that hold the layers of `docker save`, by their names."""
+    """Returns whether a file holds a layer of `docker save`, by its name."""
     return name.endswith((".tar", ".tar.gz", ".tgz"))
 
 
@@ -313,7 +313,7 @@ def _compression(magic: bytes) -> str:
 
 
 def _names(annotations: dict[str, Any], parse: ParseName) -> tuple[list[tuple[Repository, Reference]], str | None]:
-    """The name in an entry of index.json, and the tag where it says no more."""
+    """Returns the name in an entry of index.json, or the tag if the entry has only that."""
     full, short = annotations.get(_CONTAINERD_NAME), annotations.get(_REF_NAME)
     if isinstance(full, str) and full:
         return [_parsed(full, parse)], None
@@ -377,6 +377,6 @@ def _read_sums(data: bytes, name: str) -> dict[str, str]:
 
 
 def tagged(name: tuple[Repository, Reference], bare_tag: str | None) -> tuple[Repository, Reference]:
-    """The name that `--as` gives to an image of which an archive tells the tag alone."""
+    """Returns the name that `--as` gives to an image for which an archive has only a tag."""
     repository, reference = name
     return repository, Tag.parse(bare_tag) if bare_tag is not None else reference

@@ -1,4 +1,4 @@
-"""What belongs into a bundle: of each image its manifests for the chosen platforms, their configurations and layers, and what refers to them.
+"""Determines what a bundle holds: of each image its manifests for the chosen platforms, their configurations and layers, and what refers to them.
 
 All of it comes from the store. Indexes keep all their entries, since their digest is their name, though the manifests of other platforms are left out.
 """
@@ -43,7 +43,7 @@ _MOST_NAMED = 3
 
 
 class Incomplete(Unknown):
-    """An image is not cached, or not all of it. `fact` is the message without what to do."""
+    """An image is not cached, or not completely. `fact` is the message without the advice."""
 
     code = "MANIFEST_UNKNOWN"
 
@@ -62,7 +62,7 @@ class Image:
     """Of its index, or of its only manifest."""
     platforms: tuple[str, ...] = ()
     docker: tuple[Digest, tuple[Digest, ...]] | None = None
-    """The configuration and the layers of its first platform; None for what is no image for containers."""
+    """The configuration and the layers of its first platform; None if it is no container image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class Gatherer:
         referrers: bool = True,
         guard: Guard | None = None,
     ) -> None:
-        """`platforms` such as ``linux/arm64``, None for all of them. With `cached`, what is missing is no error: the platforms that are cached whole are taken."""
+        """`platforms` such as ``linux/arm64``, None for all of them. With `cached`, missing content is no error: only the platforms that are cached completely are added."""
         self._store = store
         self._guard = guard
         self._platforms = platforms
@@ -139,10 +139,10 @@ class Gatherer:
         self._blobs = _Blobs()
         self._tags: dict[Repository, list[str]] = {}
         self._parts: dict[Digest, tuple[Descriptor | None, list[Descriptor]]] = {}
-        """The configurations and layers of manifests, which are asked for several times."""
+        """The configurations and layers of manifests, which are needed several times."""
 
     async def add(self, repository: Repository, reference: Reference) -> None:
-        """Adds an image. Raises Incomplete where it is not cached, or not for one of the platforms; other MirrorErrors."""
+        """Adds an image. Raises Incomplete if it is not cached completely for each of the platforms; other MirrorErrors."""
         await self._add(repository, reference, await self._root(repository, reference))
 
     async def _add(self, repository: Repository, reference: Reference, root: Manifest | None) -> None:
@@ -197,7 +197,7 @@ class Gatherer:
             await self._add_referrers(repository, [*found.indexes, *found.images], _DEEPEST)
 
     async def add_all(self, images: Iterable[tuple[Repository, Reference]]) -> list[tuple[Repository, Reference, MirrorError]]:
-        """Adds images in their order, reading some side by side. Returns those that could not be added, with why."""
+        """Adds images in their order, and reads several in parallel. Returns those that could not be added, with the reason."""
         slots = asyncio.Semaphore(_SIDE_BY_SIDE)
 
         async def gather_one(repository: Repository, reference: Reference, root: Manifest | None) -> Gatherer | MirrorError:
@@ -212,7 +212,7 @@ class Gatherer:
             return one
 
         named, failed = list(images), []
-        # At once, since a query in the catalog's thread costs less than the way there.
+        # All in one call: a query costs less than passing it to the catalog's thread.
         roots = await self._store.manifests_of(named)
         gathering = [gather_one(*name, root) for name, root in zip(named, roots, strict=True)]
         for name, one in zip(named, await asyncio.gather(*gathering), strict=True):
@@ -226,7 +226,7 @@ class Gatherer:
         return failed
 
     def contents(self, have: Container[Digest] = ()) -> Contents:
-        """Returns what a bundle of all added images holds. Layers that are in `have` are left out; manifests and configurations are small, and always in."""
+        """Returns what a bundle of all added images holds. Layers that are in `have` are left out; manifests and configurations are small, and always included."""
         found = Contents(self._images, list(self._referrers.values()))
         found.blobs.update(self._blobs.manifests)
         found.blobs.update(self._blobs.configs)
@@ -246,7 +246,7 @@ class Gatherer:
         return await self._store.manifest(reference)
 
     async def _walk(self, name: str, root: Manifest) -> _Found:
-        """Raises ManifestUnknown where the image is not for one of the platforms."""
+        """Raises ManifestUnknown if the image is not for one of the platforms."""
         found = _Found(root)
 
         async def manifest_of(digest: Digest) -> Manifest:
@@ -282,7 +282,7 @@ class Gatherer:
         return found
 
     async def _config(self, manifest: Manifest) -> bytes:
-        """An image's configuration; empty where there is none here."""
+        """Returns an image's configuration; empty if it is not cached."""
         config, _ = self._parts_of(manifest)
         if config is None or not 0 < config.size <= MAX_SIZE:
             return b""
@@ -326,7 +326,7 @@ class Gatherer:
         return found
 
     def _is_image(self, manifest: Manifest) -> bool:
-        """True for an image that containers run from; false for charts, signatures, attestations, buildkit's caches."""
+        """Returns whether this is a container image, not a chart, a signature, an attestation or a build cache."""
         config, layers = self._parts_of(manifest)
         return config is not None and config.media_type in _IMAGE_CONFIGS and all("tar" in layer.media_type for layer in layers)
 
@@ -338,7 +338,7 @@ class Gatherer:
         return self._store.size(digest)
 
     async def _add_attestations(self, found: _Found) -> None:
-        """Adds the entries of its indexes that attest its images, where they are cached whole: they have no platform by which they would be chosen."""
+        """Adds the entries of its indexes that attest its images, if they are cached completely. They have no platform by which they could be selected."""
         for index in found.indexes.values():
             for digest, subject in attestations_in(index.body):
                 if subject in found.images and digest not in found.images:
@@ -347,7 +347,7 @@ class Gatherer:
                         self._blobs.update(blobs)
 
     async def _add_referrers(self, repository: Repository, subjects: Iterable[Digest], levels: int) -> None:
-        """Adds what is cached of what refers to some manifests, and of what refers to that."""
+        """Adds the cached manifests that refer to some manifests, and those that refer to these."""
         for subject in subjects:
             references: list[Reference] = [
                 Tag(tag)
@@ -370,7 +370,7 @@ class Gatherer:
                         await self._add_referrers(repository, [root.digest], levels - 1)
 
     async def _whole(self, repository: Repository, reference: Reference) -> _Blobs | None:
-        """The blobs of one image; None where not all of it is cached."""
+        """Returns the blobs of one image; None if some of it is not cached."""
         try:
             await self.add(repository, reference)
         except (Unknown, Guarded):
@@ -383,7 +383,7 @@ class Gatherer:
         return self._tags[repository]
 
     def _rank(self, platform: str | None) -> int:
-        """Where an image comes among those of other platforms: as they were asked for, linux/amd64 first where none was."""
+        """Returns the place of an image among those of other platforms: in the order of the request; without one, linux/amd64 comes first."""
         wanted = list(self._platforms or ("linux/amd64",))
         return next((number for number, one in enumerate(wanted) if fits(platform, one)), len(wanted))
 

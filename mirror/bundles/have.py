@@ -20,7 +20,7 @@ _HEADER = "# mirror have 1"
 
 
 class HaveUnreadable(ValueError):
-    """A file that is no list of digests, or no bundle: the message says what is wrong where."""
+    """The file is no list of digests, or no bundle. The message says what is wrong, and where."""
 
 
 def list_of(digests: Iterable[Digest]) -> Iterator[str]:
@@ -46,7 +46,7 @@ def read_list(path: Path) -> set[Digest]:
 
 
 def read_bundle(path: Path) -> set[Digest]:
-    """Reads what an earlier bundle brought, and what it left out since its receiver had it. The first of its pieces will do. Raises HaveUnreadable, OSError."""
+    """Reads the digests in an earlier bundle, and those that it left out since its receiver had them. The first piece of a bundle is enough. Raises HaveUnreadable, OSError."""
     found: set[Digest] = set()
     try:
         with tarfile.open(path, "r:") as tar:

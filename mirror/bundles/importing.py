@@ -1,8 +1,8 @@
 """Takes the images of an archive into a store.
 
-A file is read once more before (a pipe is not): what is in it is known then, and what is cached already or belongs to no wanted image is passed over unread. Every
-blob is kept as soon as its digest is verified, so an import that was interrupted goes on where it was. Names are set at the end, each only where everything that it
-stands for is here.
+A file is read twice, a pipe once. The first reading finds what is in the file, so that the second one skips what is cached already or belongs to no wanted image.
+A blob is kept as soon as its digest is verified, so an interrupted import continues where it stopped. Names are set at the end, each only if everything that it
+stands for is cached.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _MOST_IGNORED = 256 * 1024 * 1024
 """Bytes of files that belong to no image."""
 _MAGIC = 4
 _MOST_LOOKS = 100
-"""How often it is worked out, while a pipe is read, which of its blobs belong to other platforms: bundles need it once."""
+"""Times at most that the blobs of other platforms are determined while a pipe is read; bundles need one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """How to import. `platforms` such as ``linux/arm64``, None for all that the archive has; `name` is for images without one; `key` is a public key in PEM."""
+    """Options of an import. `platforms` are such as ``linux/arm64``, None for all that the archive has; `name` is for images without one; `key` is a public key in PEM."""
 
     parse: ParseName
     platforms: Collection[str] | None = None
@@ -44,14 +44,14 @@ class Wishes:
 
 @dataclass
 class Import:
-    """One import, and how far it is. Sizes in bytes."""
+    """One import and its progress. Sizes in bytes."""
 
     source: Source
     wishes: Wishes
     here: int = 0
-    """Read so far, or passed over."""
+    """Bytes that were read or skipped so far."""
     came: dict[Digest, int] = field(default_factory=dict)
-    """What is cached now and was not before; in a dry run, what would be."""
+    """What was not cached before and is now; in a dry run, what would be."""
     images: list[Received] = field(default_factory=list)
 
     @property
@@ -67,7 +67,7 @@ class Import:
         return sum(self.came.values())
 
     def document(self) -> dict[str, Any]:
-        """What came of it, as JSON."""
+        """Returns the result as JSON."""
         return {"images": [image.document() for image in self.images], "size": self.size}
 
 
@@ -86,15 +86,15 @@ class Importer:
         self._threads.close()
 
     async def run(self, this: Import) -> None:
-        """Imports an archive. `this` says meanwhile how far that is, and in the end what came of it.
+        """Imports an archive, and updates `this` with its progress and its result.
 
-        Raises ArchiveInvalid, and StorageFull where the cache cannot hold it; Invalid for the wished name; SignatureWrong, KeyUnusable; OSError. Blobs that came
-        before that stay.
+        Raises ArchiveInvalid; StorageFull if the cache cannot hold it; Invalid for `name`; SignatureWrong, KeyUnusable; OSError. Blobs that were kept before
+        an error stay.
         """
         claims = Claims()
         contents: dict[str, Content] = {}
         wanted: set[Digest] | None = None
-        # Only told of, so that a pipe needs no second reading either.
+        # A dry run reads an archive once, so that it works for a pipe too.
         if this.source.rereadable or this.wishes.dry_run:
             magics = await self._threads.run(_survey, this.source, claims, this.wishes.key)
             expected = claims.layer_digests(lambda name: magics.get(name, b""))
@@ -102,7 +102,7 @@ class Importer:
             wanted = await self._wanted(this, claims, contents, magics)
         if not this.wishes.dry_run:
             with ExitStack() as stack:
-                # In the thread as well, since it looks at the first bytes, which may have yet to come.
+                # In the thread too, since it may wait for the first bytes.
                 members = await self._threads.run(stack.enter_context, this.source.open())
                 await self._read(this, members, claims, contents, wanted)
         receiver = Receiver(
@@ -137,7 +137,7 @@ class Importer:
     async def _wanted(
         self, this: Import, claims: Claims, contents: Mapping[str, Content], magics: Mapping[str, bytes]
     ) -> set[Digest] | None:
-        """The blobs that the wanted images need; None where only their bytes will tell."""
+        """Returns the blobs that the wanted images need; None if that is not known before their bytes are read."""
         if any(name not in contents for name in magics if is_layer(name)):
             return None
         found: set[Digest] = set()
@@ -198,11 +198,11 @@ class Importer:
                 await self._keep(this, MemberBytes(body, None), Member(str(config), len(body)), config)
 
     async def _unwanted(self, this: Import, claims: Claims, platforms: Collection[str]) -> set[Digest]:
-        """The blobs of a pipe that belong to other platforms, as far as that is known already."""
+        """Returns the blobs of a pipe that belong to other platforms, as far as that is known yet."""
         try:
             found = claims.claims(this.wishes.parse, lambda _: None)
         except ArchiveInvalid:
-            # What says what is in it has yet to come, or never will.
+            # The archive's description comes later, or never.
             return set()
         return await unwanted(found, claims, platforms)
 
@@ -214,7 +214,7 @@ class Importer:
 
 
 def _survey(source: Source, claims: Claims, key: bytes | None) -> dict[str, bytes]:
-    """Reads what an archive says about itself. Returns the first bytes of every file. Blocks."""
+    """Reads an archive's description. Returns the first bytes of every file. Blocks."""
     magics: dict[str, bytes] = {}
     ignored = 0
     with source.open() as members:
@@ -235,7 +235,7 @@ def _survey(source: Source, claims: Claims, key: bytes | None) -> dict[str, byte
 
 
 def _promised(claims: Claims, expected: Mapping[str, Digest], magics: Mapping[str, bytes]) -> dict[str, Content]:
-    """What every file is to hold, by its name or by what the images say of it."""
+    """Returns what every file must hold, by its name or by what the images say of it."""
     found = {}
     for name, size in claims.sizes.items():
         digest = expected.get(name) or (digest_in(name) if name.startswith("blobs/") or is_layer(name) else None)

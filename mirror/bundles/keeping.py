@@ -1,4 +1,4 @@
-"""Keeps the files of an archive in a store, each once its digest is verified."""
+"""Keeps the files of an archive in a store, each when its digest is verified."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 _CHUNK = 1024 * 1024
 _INTERVAL = 0.1
-"""Seconds between two looks at whether another import has kept a blob."""
+"""Seconds between two checks whether another import has kept a blob."""
 
 
 class Keeper:
@@ -39,9 +39,9 @@ class Keeper:
         self._waited = False
 
     async def keep(self, content: MemberBytes, member: Member, digest: Digest | None) -> tuple[Digest, bool]:
-        """Keeps the content of a file. Returns its digest, and False if it was cached already. `digest` is what it must have, None if that is not known.
+        """Keeps the content of a file. Returns its digest, and False if it was cached already. `digest` is the expected one, None if it is not known.
 
-        A blob that another import is writing, here or in another process, is waited for: it comes once.
+        Waits for a blob that another import is writing, in this or another process, so that it is written once.
 
         Raises ArchiveInvalid for content of another digest, or another size than what is cached; StorageFull; OSError.
         """
@@ -72,7 +72,7 @@ class Keeper:
         while True:
             if self.is_cached(digest, member):
                 return False
-            # With the size, it is another than the download of the same blob by a mirror that is running.
+            # The size in the file's name distinguishes it from a download of the same blob by a running mirror.
             with closing(self._store.partial(digest, member.size)) as partial:
                 if not await self._lead(partial, member):
                     continue
@@ -102,7 +102,7 @@ class Keeper:
         return cached is not None
 
     async def _lead(self, partial: Partial, member: Member) -> bool:
-        """Waits until nobody else writes the blob. Returns False if it has ended, one way or the other."""
+        """Waits until no other import writes the blob. Returns False if that one has ended, whether it kept the blob or not."""
         while partial.current and not partial.lead():
             if not self._waited:
                 self._waited = True
@@ -111,7 +111,7 @@ class Keeper:
         return partial.current
 
     async def _copy(self, read: Callable[[memoryview, _Hash], int], partial: Partial, size: int, hasher: _Hash) -> None:
-        """Copies a file into the store. A piece is read and hashed while the one before is written."""
+        """Copies a file into the store. Each piece is read and hashed while the previous one is written."""
         await partial.set_size(size)
         buffers = [memoryview(bytearray(min(_CHUNK, max(size, 1)))) for _ in range(2)]
         offset = turn = 0
@@ -133,13 +133,13 @@ class Keeper:
 
 @dataclass
 class MemberBytes:
-    """The content of a file: what has been read of it, then the rest."""
+    """The content of a file: the bytes that were read already, then the rest."""
 
     head: bytes
     members: Members | None
 
     def read(self, buffer: memoryview, hasher: _Hash) -> int:
-        """Fills the buffer, but at the end of the file."""
+        """Fills the buffer, except at the end of the file."""
         count = min(len(self.head), len(buffer))
         buffer[:count] = self.head[:count]
         self.head = self.head[count:]

@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 MARK = b"mirror export --laptop"
-"""Found in each of the files: one without it was made by somebody else."""
+"""Each of the files contains this; one without it is somebody else's."""
 PROGRAM = "mirror.pyz"
 _SHEBANG = b"#!/usr/bin/env python3\n"
 _MAIN = b"from mirror.laptop.__main__ import main\n\nraise SystemExit(main())\n"
@@ -23,7 +23,7 @@ class Companion(NamedTuple):
 
 
 def companions() -> list[Companion]:
-    """Returns the files. A version of the mirror makes the same bytes everywhere."""
+    """Returns the files. The bytes depend only on the version of the mirror."""
     sources = files("mirror.laptop") / "files"
     start = (sources / "start.sh").read_bytes()
     return [
@@ -37,7 +37,7 @@ def companions() -> list[Companion]:
 
 
 def _program() -> bytes:
-    """The package `mirror.laptop` as a zipapp (the standard library's documentation, "zipapp"), uncompressed, so that no version of zlib has a say in its bytes."""
+    """The package `mirror.laptop` as a zipapp (the standard library's documentation, "zipapp"), uncompressed, so that its bytes do not depend on the version of zlib."""
     package = files("mirror.laptop")
     members = {"__main__.py": _MAIN, "mirror/__init__.py": (files("mirror") / "__init__.py").read_bytes()}
     for source in sorted(package.iterdir(), key=lambda entry: entry.name):
@@ -48,7 +48,7 @@ def _program() -> bytes:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
         archive.comment = MARK
         for name, content in members.items():
-            # The earliest time that a zip file can hold is everybody's.
+            # The earliest time that a zip file can hold, so that the bytes do not depend on the time.
             member = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
             member.create_system, member.external_attr = 3, 0o644 << 16
             archive.writestr(member, content)

@@ -11,7 +11,7 @@
     bundle.sig            only of a signed bundle: see signing.py
     blobs/sha256/<hex>    manifests, configurations, then layers, each once
 
-The same contents give the same bytes, so an interrupted download can go on, and copies can be compared. No time is in it for this reason. Headers are ustar's
+The same contents give the same bytes, so an interrupted download can be resumed, and copies can be compared. So it holds no times. Headers are ustar's
 (POSIX.1-2017, "pax"), with an extended header only for members of 8 GiB and for digests that are too long.
 """
 
@@ -153,14 +153,14 @@ def _index(contents: Contents) -> dict[str, Any]:
     manifests = []
     for image in contents.images:
         name = image_name(image.repository, image.reference)
-        # Docker and containerd go by the second, skopeo and crane by the first.
+        # Docker and containerd use the second, skopeo and crane the first.
         annotations = {"org.opencontainers.image.ref.name": name, "io.containerd.image.name": name}
         manifests.append({**_descriptor(image.root), "annotations": annotations})
     return {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
 
 
 def _docker_manifest(contents: Contents) -> list[dict[str, Any]]:
-    """What ``docker save`` writes: of each image the platform that comes first. One that has only a digest has no name here: Docker refuses such names."""
+    """Returns what ``docker save`` writes: the first platform of each image. An image with only a digest has no name here, since Docker refuses such names."""
     found: dict[Digest, dict[str, Any]] = {}
     for image in contents.images:
         if image.docker is None:

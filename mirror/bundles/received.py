@@ -26,21 +26,21 @@ NAMELESS = "has no name in the archive: run it again with --as NAME"
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What came of one name in an archive. It is served unless `fault` says why not."""
+    """The result of importing one name of an archive. `fault` says why it is not served; empty if it is."""
 
     repository: Repository | None
     reference: Reference | None
     digest: Digest
     platforms: tuple[str, ...] = ()
-    """Those that are here whole."""
+    """The platforms that are cached completely."""
     came: int = 0
-    """Bytes that were not here before."""
+    """Bytes that were not cached before."""
     lacking: tuple[Digest, ...] = ()
-    """What the archive leaves out, and is not cached either."""
+    """What neither the archive nor the cache has."""
     rebuilt: bool = False
     fault: str = ""
     is_new_name: bool = False
-    """True if the name did not stand for this image before, though its blobs may have been here."""
+    """True if the name did not stand for this image before, though its blobs may have been cached."""
 
     def __str__(self) -> str:
         return (
@@ -51,13 +51,13 @@ class Received:
 
     @property
     def state(self) -> str:
-        """In a word or two, for people."""
+        """Returns a word or two for people."""
         if self.fault:
             return "incomplete" if self.lacking else "not imported"
         return "imported" if self.came or self.is_new_name else "already here"
 
     def document(self) -> dict[str, Any]:
-        """This as JSON."""
+        """Returns this as JSON."""
         return {
             "image": None if self.repository is None else str(self),
             "digest": str(self.digest),
@@ -82,13 +82,13 @@ class _Parts:
     """Blobs that its indexes list: those of a build cache."""
     fault: str = ""
     is_known: bool = False
-    """All manifests of the wanted platforms are here."""
+    """True if all manifests of the wanted platforms are known."""
 
     def is_for_containers(self, digest: Digest) -> bool:
         return not self.platforms.get(digest, "unknown").startswith("unknown")
 
     def needed(self) -> set[Digest]:
-        """The configurations, layers and blobs of build caches."""
+        """Returns the configurations, layers and blobs of build caches."""
         return self.listed | {blob.digest for manifest in self.images.values() for blob in _blobs(manifest)}
 
 
@@ -130,13 +130,13 @@ async def _parts(claim: Claim, claims: Claims, platforms: Collection[str] | None
         found.indexes.pop(digest, None)
         if digest not in found.platforms and (platform := platform_of(await config_of(manifest))) is not None:
             found.platforms[digest] = platform
-    # What was read on the way and is no index is of a platform that nobody wants.
+    # A manifest that was read and is no index is for a platform that is not wanted.
     found.indexes = {digest: manifest for digest, manifest in found.indexes.items() if entries_of(manifest.body)}
     return found
 
 
 def _blobs(manifest: Manifest) -> list[Descriptor]:
-    """What an image needs beside its manifest."""
+    """Returns what an image needs beside its manifest."""
     config, layers = blobs_of(manifest.body)
     return [
         blob
@@ -146,13 +146,13 @@ def _blobs(manifest: Manifest) -> list[Descriptor]:
 
 
 async def required(claim: Claim, claims: Claims, platforms: Collection[str] | None) -> set[Digest]:
-    """The blobs that an image of the archive needs beside its manifests."""
+    """Returns the blobs that an image of the archive needs beside its manifests."""
     parts = await _parts(claim, claims, platforms, None)
     return parts.needed()
 
 
 async def unwanted(found: Iterable[Claim], claims: Claims, platforms: Collection[str]) -> set[Digest]:
-    """The blobs that the archive's manifests name and no image for these platforms needs; none as long as a manifest may be missing that needs them."""
+    """Returns the blobs that the archive's manifests name and no image for these platforms needs; none while a manifest that may need them is missing."""
     needed: set[Digest] = set()
     for claim in found:
         parts = await _parts(claim, claims, platforms, None)
@@ -163,7 +163,7 @@ async def unwanted(found: Iterable[Claim], claims: Claims, platforms: Collection
 
 
 class Receiver:
-    """Enters images, one after the other. `is_here` tells whether a blob is cached, `came` how many of its bytes this import brought."""
+    """Enters images, one after the other. `is_here` returns whether a blob is cached, `came` how many of its bytes this import wrote."""
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ class Receiver:
         self._guard = guard
 
     async def receive(self, found: Iterable[Claim]) -> list[Received]:
-        """Enters images, each where at least one of its platforms is here whole."""
+        """Enters each image of which at least one platform is cached completely."""
         return [one for claim in found for one in await self._receive(claim)]
 
     async def _receive(self, claim: Claim) -> list[Received]:
@@ -268,7 +268,7 @@ async def host(store: Store, repository: Repository, manifest: Manifest, *tags: 
 
 
 async def enter_referrers(store: Store, referred: Iterable[tuple[Repository, Digest, dict[str, object]]]) -> None:
-    """Lists what refers to images, as if upstream had, but long ago: it is asked again where it can be."""
+    """Stores the referrers of images as a list that upstream gave long ago, so that upstream is asked again when it can be."""
     for repository, subject, described in referred:
         digest = Digest.parse(str(described["digest"]))
         if store.size(digest) is None:

@@ -1,4 +1,4 @@
-"""Where an archive is read from: a file, its pieces, a pipe, compressed or not; or a folder."""
+"""Sources of archives: a file, its pieces or a pipe, compressed or not; or a folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Source(Protocol):
     rereadable: bool
     """False for a pipe, which is read once."""
     size: int | None
-    """Bytes that are read of it in all; None if that is not known."""
+    """Its size in bytes; None if that is not known."""
 
     def open(self) -> contextlib.AbstractContextManager[Members]:
         """Opens it at its beginning. Raises ArchiveInvalid, OSError."""
@@ -102,7 +102,7 @@ class Files:
 
 
 class Pipe:
-    """What comes from an open file, once. It closes the file."""
+    """An open file that is read once, and then closed."""
 
     rereadable = False
     size: int | None = None
@@ -165,11 +165,11 @@ class Folder:
         return contextlib.closing(_FolderMembers(self._path))
 
     def close(self) -> None:
-        """Nothing is open between two readings."""
+        """Does nothing: no file stays open between two readings."""
 
 
 class _FolderMembers:
-    """The regular files of a folder, those that describe it first, as in a bundle. Links are followed by nobody."""
+    """The regular files of a folder, those that describe it first, as in a bundle. Links are not followed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -221,7 +221,7 @@ def _walk(folder: Path, prefix: str) -> list[Member]:
 def sources_of(names: Sequence[str], stdin: Callable[[], io.RawIOBase]) -> list[Source]:
     """Returns the archives that arguments name: pieces ``lab.tar.000``, ``lab.tar.001``, … are one, and those beside the first belong to it.
 
-    Raises ArchiveInvalid where a piece is missing; OSError.
+    Raises ArchiveInvalid if a piece is missing; OSError.
     """
     found: dict[str, Source] = {}
     for name in names:

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 _CHUNK = 4 * 1024 * 1024
-"""Bytes between two reports of progress, and that are hashed while as many are sent."""
+"""Bytes between two reports of progress; as many are hashed while others are sent."""
 _BUFFER = 256 * 1024
 """Bytes that are read at once: few enough to stay in the processor's cache until they are hashed."""
 _PIPE = 1024 * 1024
-"""Bytes that a pipe is made to hold: all that Linux lets every user set (pipe(7), "pipe-max-size"). By default, 64 KiB, writing and reading it take turns so often that it is a third as fast."""
+"""The size of a pipe in bytes: the largest that Linux lets every user set (pipe(7), "pipe-max-size"). With the default of 64 KiB, writer and reader wait for each other so often that it is a third as fast."""
 _NOT_BY_KERNEL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV)
 """Errors of sendfile(2) between files that it cannot serve, such as one opened for appending."""
 
@@ -37,16 +37,16 @@ class BlobChanged(StorageUnreadable):
 
 
 class Sink(Protocol):
-    """Takes a bundle's bytes. Its methods block, and raise OSError of what they write to, BlobChanged."""
+    """Receives a bundle's bytes. Its methods block. They raise BlobChanged, and OSError if writing fails."""
 
     def write(self, data: bytes) -> None: ...
     def copy(self, part: FileSlice) -> None: ...
 
 
 class BundleReader:
-    """Reads a bundle, or any range of it. It opens one blob after the other, and holds nothing in between.
+    """Reads a bundle, or any range of it. It opens one blob at a time.
 
-    A file that is written to while it is read ends the reading. Damage that leaves no trace in a file's times is found by its digest alone.
+    Reading ends with an error if a file is changed meanwhile. Damage that does not change the file's times is found only by its digest.
     """
 
     def __init__(self, layout: Layout, store: Store, threads: ThreadPool | None = None) -> None:
@@ -108,7 +108,7 @@ class BundleReader:
 
 
 def _modified(part: Part) -> tuple[int, int] | None:
-    """Changes when the part's file is written to."""
+    """Another value after the part's file was written to."""
     if isinstance(part, bytes):
         return None
     status = os.fstat(part.fd)
@@ -167,7 +167,7 @@ class Output:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._by_kernel = True
-        # It may be no pipe, or this user's pipes may hold too much already.
+        # It is no pipe, or this user's pipes are too large together already.
         with contextlib.suppress(OSError):
             if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < _PIPE:
                 fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE)
