@@ -7,11 +7,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
-from mirror.downloads.parts import Part, Reader
 from mirror.errors import MirrorError
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
-from mirror.storage.slices import FileSlice, SliceUnreadable
+from mirror.storage.slices import FileSlice, Part, Reader, SliceUnreadable
 
 _PIECE = 4 * 1024 * 1024
 """Bytes that are sent between two looks at what is blocked."""
