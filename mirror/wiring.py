@@ -55,16 +55,20 @@ async def store(settings: Settings) -> AsyncIterator[Store]:
 @contextlib.asynccontextmanager
 async def guarded_store(settings: Settings) -> AsyncIterator[tuple[Store, Guard | None]]:
     """Opens the store with what decides what may be pulled, None if there is nothing to decide by. Raises as `opened` does."""
-    from mirror.guard_tables import rules_of
-    from mirror.guards.in_force import Guarding
-    from mirror.guards.sources import FromCache
-
-    decided: list[Guard | None] = [None]
-
-    def put_in_force(guard: Guard | None) -> None:
-        decided[0] = guard
-
     async with store(settings) as found:
+        if not settings.guard and not await found.blocks():
+            # Most commands find nothing to decide by, and need not import what decides.
+            yield found, None
+            return
+        from mirror.guard_tables import rules_of
+        from mirror.guards.in_force import Guarding
+        from mirror.guards.sources import FromCache
+
+        decided: list[Guard | None] = [None]
+
+        def put_in_force(guard: Guard | None) -> None:
+            decided[0] = guard
+
         guarding = Guarding(found, FromCache(found), put_in_force)
         guarding.take(rules_of(settings.guard))
         await guarding.load()
