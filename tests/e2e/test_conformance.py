@@ -1,30 +1,27 @@
 """The OCI conformance suite, all of it, against a real mirror.
 
-It is published neither as a package nor as a module that ``go install`` takes. From a copy of the repository opencontainers/distribution-spec:
-``cd conformance && go build -o /usr/local/bin/oci-conformance .`` What it checks, tests/hosted/test_pushing.py checks too.
+What it checks, tests/hosted/test_pushing.py checks too.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tests.support.mirrors import MirrorProcess
 from tests.support.patience import PATIENCE
+from tests.support.programs import require
 
 SUITE = "oci-conformance"
 OPTIONAL = ("BLOBS_DIGEST_HEADER", "BLOBS_UPLOAD_CANCEL", "MANIFESTS_DIGEST_HEADER", "MANIFESTS_TAG_PARAM")
 """Features of the specification that the suite tests if it is told to."""
 
 
-@pytest.mark.skipif(shutil.which(SUITE) is None, reason=f"{SUITE} is not installed: see this module's docstring")
 def test_the_conformance_suite_passes(tmp_path: Path) -> None:
     """Push, pull, content discovery and content management: every test passes, none fails, none is skipped."""
+    require(SUITE)
     config = tmp_path / "mirror.toml"
     config.write_text('[hosted]\nrepositories = ["conformance/**"]\n')
     upstreams: dict[str, str | list[str]] = {"docker.io": "http://127.0.0.1:1"}

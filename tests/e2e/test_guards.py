@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import urllib.error
 import urllib.request
@@ -19,7 +18,7 @@ from tests.support.commands import mirror as command
 from tests.support.images import Image, make_image, push
 from tests.support.mirrors import MirrorProcess
 from tests.support.patience import patiently
-from tests.support.programs import DockerRegistry
+from tests.support.programs import DockerRegistry, require
 
 REPOSITORY = "library/app"
 
@@ -98,9 +97,8 @@ def test_a_poisoned_image_reaches_no_real_client(stage: Stage, pull: object) -> 
 
 
 def cosign(*arguments: str) -> str:
-    """Runs cosign, which few machines have: the test is skipped without it. tests/promises/test_signed.py makes the same signatures without it."""
-    if shutil.which("cosign") is None:
-        pytest.skip("cosign is not installed (go install github.com/sigstore/cosign/v3/cmd/cosign@latest)")
+    """Runs cosign. tests/promises/test_signed.py makes the same signatures without it."""
+    require("cosign")
     done = subprocess.run(
         ["cosign", *arguments],
         env={**os.environ, "COSIGN_PASSWORD": ""},

@@ -44,7 +44,9 @@ _PACKAGES = {
     "openssl": "openssl",
 }
 
-_SOURCES = dict.fromkeys(("crane", "helm", "buildkitd", "buildctl", "wharfie"), "built from its Go module: see .ci/run")
+_SOURCES = dict.fromkeys(
+    ("crane", "helm", "buildkitd", "buildctl", "wharfie", "cosign", "oci-conformance"), "built from its Go module: see .ci/run"
+)
 """Programs that Debian does not have."""
 
 
