@@ -20,7 +20,7 @@ from mirror.access.identities import Login
 from mirror.access.rules import Action, Identity, Rule, Verdict
 from mirror.api.client_network import client_network, parse_address
 from mirror.api.context import RequestContext
-from mirror.api.hosts import is_loopback
+from mirror.api.hosts import is_loopback, names_this_machine
 from mirror.api.login_places import FOR_BROWSERS, LoginPlaces, challenge
 from mirror.api.shortcuts import Permit
 from mirror.api.targets import Resource, Target
@@ -293,9 +293,16 @@ class Gate:
 
 def _client(request: web.BaseRequest) -> Identity:
     transport = request.transport
-    here = transport is not None and is_loopback(transport.get_extra_info("sockname"))
     address = parse_address(request.remote)
-    local = here and address is not None and address.is_loopback and not any(name in request.headers for name in _FORWARDED)
+    local = (
+        transport is not None
+        and is_loopback(transport.get_extra_info("sockname"))
+        and address is not None
+        and address.is_loopback
+        # Not every proxy on this machine says that it passes something on, but most pass on the host that the client named.
+        and not any(name in request.headers for name in _FORWARDED)
+        and names_this_machine(request.headers.get("Host", ""))
+    )
     return Identity(certificate=_common_name(transport), address=address, is_local=local)
 
 

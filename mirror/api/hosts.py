@@ -90,6 +90,15 @@ def _is_address(text: str) -> bool:
     return True
 
 
+def names_this_machine(host: str) -> bool:
+    """Returns whether the value of a Host header can only have been meant for the machine that sent it: a loopback address, or a name without a domain."""
+    match = _HOST.fullmatch(host.strip().lower())
+    if match is None:
+        return False
+    name = match["ipv6"] or match["name"].removesuffix(".")
+    return ("." not in name and ":" not in name) or name.endswith(".localhost") or (_is_address(name) and is_loopback((name,)))
+
+
 def is_loopback(address: object) -> bool:
     """Returns whether a socket's address, as `getsockname` returns it, is a loopback address."""
     if not isinstance(address, tuple):

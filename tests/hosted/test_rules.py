@@ -95,3 +95,26 @@ async def test_a_secret_path_is_in_each_location(office: Mirror) -> None:
     done = await say(office.session, "PUT", f"{said.headers['Location']}?digest={Digest.of(LAYER)}", LAYER)
     assert (done.status, done.headers["Location"]) == (201, f"/t/{token}/v2/team/ci/blobs/{Digest.of(LAYER)}")
     assert (await office.get(done.headers["Location"])).body == LAYER
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 202),
+        ({"Host": "localhost:5000"}, 202),
+        ({"Host": "[::1]:5000"}, 202),
+        ({"Host": "laptop"}, 202),
+        ({"Host": "registry.example.com"}, 403),
+        ({"Host": "registry.example.com."}, 403),
+        ({"Host": "192.0.2.7:5000"}, 403),
+        ({"Host": "[2001:db8::1]"}, 403),
+        ({"X-Forwarded-For": "192.0.2.7"}, 403),
+        ({"X-Forwarded-For": ""}, 403),
+        ({"Via": "1.1 proxy"}, 403),
+    ],
+)
+async def test_what_a_proxy_passes_on_is_not_from_this_machine(start: StartMirror, headers: dict[str, str], status: int) -> None:
+    """Without tables, this machine may push. What a proxy on it passes on for others may not, whether the proxy names them or only the host that they asked for."""
+    mirror = await start(settings={"hosted": HOSTED, "server": {"public_url": "https://registry.example.com"}})
+    async with mirror.session.post(f"{mirror.url}/v2/team/app/blobs/uploads/", headers=headers) as answer:
+        assert answer.status == status, await answer.text()
