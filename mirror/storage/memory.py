@@ -114,7 +114,8 @@ class MemoryStore(MemorySightings):
     def could_hold(self, digest: Digest) -> int:
         """How many bytes of a download could be kept if everything else went that may."""
         others = sum(download.have.total for (other, _), download in self.downloads.items() if other != digest)
-        return self._limit - others - sum(len(self.content[kept]) for kept in self._pinned() if kept in self.content)
+        pinned = self._pinned() - self.hosted.content()
+        return self._limit - others - sum(len(self.content[kept]) for kept in pinned if kept in self.content)
 
     def _total(self) -> int:
         downloads = sum(download.have.total for download in self.downloads.values())

@@ -171,6 +171,20 @@ async def test_what_was_pushed_is_not_evicted(store: Store) -> None:
     assert await store.manifest(digest) is not None
 
 
+async def test_a_pinned_image_that_is_hosted_takes_no_room_of_the_cache(store: Store) -> None:
+    """A download that fits into the cache is kept."""
+    await push_image(store, APP, ["1"], os.urandom(40_000))
+    assert await store.pin(APP, ONE)
+    data = os.urandom(90_000)
+    partial = store.partial(Digest.of(data))
+    assert partial.lead()
+    await partial.set_size(len(data))
+    await partial.write(0, data)
+    await partial.commit()
+    partial.close()
+    assert store.size(Digest.of(data)) == 90_000
+
+
 async def test_more_than_the_limit_is_refused(store: Store) -> None:
     """While it comes, and what was there before stays."""
     await push(store, APP, b"x" * 30_000)

@@ -363,7 +363,7 @@ class Catalog:
 
     def pinned(self) -> dict[Digest, int]:
         """Everything cached that belongs to a pinned or listed image, is attached to a listed one, or is served in place of something held back, with sizes in bytes: manifest or index, what they name, and so on
-        down."""
+        down. Not what is hosted, which takes none of the cache's room."""
         return dict(
             _sized(
                 self._db.execute(
@@ -371,7 +371,8 @@ class Catalog:
                     " UNION SELECT digest FROM listed WHERE digest IS NOT NULL UNION SELECT digest FROM attached"
                     " UNION SELECT digest FROM tag JOIN held USING (registry, path, tag)"
                     " UNION SELECT child.digest FROM kept JOIN child ON child.parent = kept.digest)"
-                    " SELECT digest, size FROM kept JOIN content USING (digest)"
+                    " SELECT digest, size FROM kept JOIN content USING (digest) WHERE queue != ?",
+                    (HOSTED,),
                 )
             )
         )
