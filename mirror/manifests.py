@@ -49,6 +49,8 @@ MAX_SIZE = 4 * 1024 * 1024
 
 COSIGN = (".sig", ".att", ".sbom")
 """Ends of the tags under which cosign keeps what refers to an image: ``sha256-<hex>.sig`` (cosign, "SIGNATURE_SPEC.md")."""
+_ELSEWHERE = ("foreign", "nondistributable")
+"""In media types of layers that registries do not have (image-spec 1.1, "layer.md")."""
 _ATTESTS = "vnd.docker.reference.digest"
 """The annotation by which an entry of an index attests another (buildkit, "attestation-storage.md")."""
 
@@ -225,6 +227,11 @@ def blobs_of(body: bytes) -> tuple[Descriptor | None, list[Descriptor]]:
         for _, descriptor in _described(document.get(name), "blobSum" if name == "fsLayers" else "digest")
     ]
     return (configs[0] if configs else None), layers
+
+
+def is_elsewhere(media_type: str) -> bool:
+    """Returns whether layers of a media type are those that registries do not have (image-spec 1.1, "Non-Distributable Layers")."""
+    return any(word in media_type for word in _ELSEWHERE)
 
 
 def is_platform(text: str) -> bool:

@@ -26,14 +26,13 @@ from mirror.manifests import (
     blobs_of,
     embedded_in,
     entries_of,
+    is_elsewhere,
     platform_of,
 )
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.store import Store
 from mirror.units import format_size
 
-_ELSEWHERE = ("foreign", "nondistributable")
-"""In media types of layers that registries do not have (image-spec 1.1, "layer.md")."""
 _IMAGE_CONFIGS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
 _DEEPEST = 4
 """Levels of what refers to what refers to an image."""
@@ -129,7 +128,7 @@ class Gatherer:
         guard: Guard | None = None,
     ) -> None:
         """`platforms` such as ``linux/arm64``, None for all of them. With `cached`, missing content is no error: only the platforms that are cached completely are added."""
-        self._store = store
+        self._store, self._hosted = store, store.hosted
         self._guard = guard
         self._platforms = platforms
         self._cached = cached
@@ -147,12 +146,7 @@ class Gatherer:
 
     async def _add(self, repository: Repository, reference: Reference, root: Manifest | None) -> None:
         name = image_name(repository, reference)
-        if (
-            self._guard is not None
-            and root is not None
-            and isinstance(reference, Tag)
-            and not self._store.hosted.covers(repository)
-        ):
+        if self._guard is not None and root is not None and isinstance(reference, Tag) and not self._hosted.covers(repository):
             ruling = await self._guard.rule_tag(repository, reference, root.descriptor)
             if ruling.error is not None or ruling.serve is None:
                 raise ruling.error or AssertionError
@@ -168,7 +162,7 @@ class Gatherer:
                     raise error
         blobs = _Blobs()
         for digest, manifest in list(found.images.items()):
-            one = self._blobs_of(manifest)
+            one = await self._blobs_of(repository, manifest)
             if one.missing and self._cached:
                 del found.images[digest]
             else:
@@ -193,7 +187,7 @@ class Gatherer:
         described = Descriptor(root.media_type, root.digest, size if isinstance(size, int) else len(size))
         self._images.append(Image(repository, reference, described, tuple(platforms), docker))
         if self._with_referrers:
-            await self._add_attestations(found)
+            await self._add_attestations(repository, found)
             await self._add_referrers(repository, [*found.indexes, *found.images], _DEEPEST)
 
     async def add_all(self, images: Iterable[tuple[Repository, Reference]]) -> list[tuple[Repository, Reference, MirrorError]]:
@@ -295,18 +289,20 @@ class Gatherer:
             parts = [part async for part in reader.parts(0, MAX_SIZE)]
             return b"".join(part if isinstance(part, bytes) else os.pread(part.fd, part.length, part.offset) for part in parts)
 
-    def _blobs_of(self, manifest: Manifest) -> _Blobs:
+    async def _blobs_of(self, repository: Repository, manifest: Manifest) -> _Blobs:
         blobs = _Blobs()
         blobs.manifests[manifest.digest] = self._size(manifest.digest) or manifest.body
         config, layers = self._parts_of(manifest)
         for blob in [*([config] if config else []), *layers]:
-            kind = blobs.configs if blob is config else blobs.layers
+            kind, elsewhere = blobs.configs if blob is config else blobs.layers, is_elsewhere(blob.media_type)
+            if elsewhere and self._hosted.covers(repository) and not await self._hosted.has(repository, blob.digest):
+                continue  # Whoever pushed the manifest may have named any digest.
             size = self._size(blob.digest)
             if size is not None:
                 kind[blob.digest] = size
             elif (embedded := embedded_in(manifest.body, blob.digest)) is not None:
                 kind[blob.digest] = embedded
-            elif not any(word in blob.media_type for word in _ELSEWHERE):
+            elif not elsewhere:
                 blobs.missing[blob.digest] = blob.size
         return blobs
 
@@ -337,13 +333,13 @@ class Gatherer:
     def _size(self, digest: Digest) -> int | None:
         return self._store.size(digest)
 
-    async def _add_attestations(self, found: _Found) -> None:
+    async def _add_attestations(self, repository: Repository, found: _Found) -> None:
         """Adds the entries of its indexes that attest its images, if they are cached completely. They have no platform by which they could be selected."""
         for index in found.indexes.values():
             for digest, subject in attestations_in(index.body):
                 if subject in found.images and digest not in found.images:
                     manifest = await self._store.manifest(digest)
-                    if manifest is not None and not (blobs := self._blobs_of(manifest)).missing:
+                    if manifest is not None and not (blobs := await self._blobs_of(repository, manifest)).missing:
                         self._blobs.update(blobs)
 
     async def _add_referrers(self, repository: Repository, subjects: Iterable[Digest], levels: int) -> None:

@@ -13,12 +13,10 @@ from mirror.cache.lists import add_referrers
 from mirror.cache.platforms import Selection
 from mirror.errors import ManifestUnknown, MirrorError
 from mirror.hosted.manifests import pushed_manifest
-from mirror.manifests import Descriptor, Manifest, blobs_of, embedded_in, entries_of, platform_of
+from mirror.manifests import Descriptor, Manifest, blobs_of, embedded_in, entries_of, is_elsewhere, platform_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.store import Store, TagRecord
 
-_ELSEWHERE = ("foreign", "nondistributable")
-"""In media types of layers that registries do not have (image-spec 1.1, "layer.md")."""
 _IMPORT = "mirror import"
 """Who pushed what comes from an archive."""
 NAMELESS = "has no name in the archive: run it again with --as NAME"
@@ -141,7 +139,7 @@ def _blobs(manifest: Manifest) -> list[Descriptor]:
     return [
         blob
         for blob in [*([config] if config is not None else []), *layers]
-        if not any(word in blob.media_type for word in _ELSEWHERE) and embedded_in(manifest.body, blob.digest) is None
+        if not is_elsewhere(blob.media_type) and embedded_in(manifest.body, blob.digest) is None
     ]
 
 

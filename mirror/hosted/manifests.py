@@ -10,12 +10,18 @@ import json
 from typing import Any
 
 from mirror.errors import DigestInvalid, ManifestInvalid, ManifestTooLarge, UpstreamInvalid
-from mirror.manifests import DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED, INDEXES, MAX_SIZE, Manifest, children_of, media_type_of
+from mirror.manifests import (
+    DOCKER_SCHEMA1,
+    DOCKER_SCHEMA1_SIGNED,
+    INDEXES,
+    MAX_SIZE,
+    Manifest,
+    children_of,
+    is_elsewhere,
+    media_type_of,
+)
 from mirror.names import Digest, Reference
 from mirror.storage.hosted import PushedManifest
-
-_ELSEWHERE = ("foreign", "nondistributable")
-"""In media types of layers that registries do not have."""
 
 
 def pushed_manifest(body: bytes, content_type: str | None, reference: Reference) -> PushedManifest:
@@ -36,7 +42,7 @@ def pushed_manifest(body: bytes, content_type: str | None, reference: Reference)
         raise ManifestInvalid("a manifest has schemaVersion 2")
     _check_digests(document)
     manifests, blobs = children_of(body)
-    elsewhere = {layer.get("digest") for layer in document.get("layers") or () if _is_elsewhere(layer)}
+    elsewhere = {layer.get("digest") for layer in document.get("layers") or () if is_elsewhere(str(layer.get("mediaType")))}
     children = frozenset((*manifests, *blobs))
     subject = document.get("subject")
     return PushedManifest(
@@ -69,18 +75,14 @@ def _list(document: dict[str, Any], name: str) -> list[Any]:
     return value or []
 
 
-def _is_elsewhere(layer: dict[str, Any]) -> bool:
-    return any(word in str(layer.get("mediaType")) for word in _ELSEWHERE)
-
-
 def _described(document: dict[str, Any], media_type: str, digest: Digest, size: int) -> dict[str, Any]:
     """The descriptor of a manifest for the list of its subject's referrers (distribution-spec 1.1, "Listing Referrers")."""
     found: dict[str, Any] = {"mediaType": media_type, "digest": str(digest), "size": size}
     artifact_type, config = document.get("artifactType"), document.get("config")
     if not artifact_type and media_type not in INDEXES and isinstance(config, dict):
         artifact_type = config.get("mediaType")
-    if artifact_type:
+    if artifact_type and isinstance(artifact_type, str):
         found["artifactType"] = artifact_type
-    if isinstance(document.get("annotations"), dict):
-        found["annotations"] = document["annotations"]
+    if isinstance(annotations := document.get("annotations"), dict):
+        found["annotations"] = {name: value for name, value in annotations.items() if isinstance(value, str)}
     return found

@@ -241,9 +241,10 @@ class MemoryStore(MemorySightings):
         while above:
             found |= above
             above = {manifest for manifest in self._holdings if not found.isdisjoint(self._children(manifest))} - found
-        holding = {holder for manifest in found for holder in self._holdings.get(manifest, ())}
-        holding |= self.hosted.holders(digest)
-        return frozenset(holding | {holder for (holder, _), record in self._tags.items() if record.descriptor.digest in found})
+        holding = {(holder, manifest) for manifest in found for holder in self._holdings.get(manifest, ())}
+        holding |= {(holder, at.descriptor.digest) for (holder, _), at in self._tags.items() if at.descriptor.digest in found}
+        by_name = {holder for holder, manifest in holding if holder not in self.hosted.holders(manifest)}
+        return frozenset(by_name | self.hosted.holders(digest))
 
     async def document(self, key: str) -> dict[str, Any] | None:
         found: dict[str, Any] | None = json.loads(self._documents.get(key, "null"))

@@ -144,3 +144,26 @@ async def test_cached_content_is_mounted_by_who_may_pull_it(mirror: Mirror, upst
     answer = await ask(mirror, "POST", f"/v2/bob/app/blobs/uploads/?mount={image.layers[0]}&from=library/base", "bob")
     assert answer.status == 201
     assert (await ask(mirror, "GET", f"/v2/bob/app/blobs/{image.layers[0]}", "bob")).status == 200
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/vnd.oci.image.layer.nondistributable.v1.tar", "application/vnd.docker.image.rootfs.foreign.diff.tar"]
+)
+async def test_nobody_gets_a_layer_by_naming_it_as_one_that_registries_do_not_have(mirror: Mirror, kind: str) -> None:
+    """Such a manifest is taken, though its repository lacks the layer. It opens neither a name, nor a mount, nor a bundle, though whoever pushed it may pull it."""
+    await push(mirror, "alice", "alice/app", LAYER)
+    await push(mirror, "bob", "bob/app")
+    layer = Digest.of(LAYER)
+    body = json.loads(manifest(LAYER))
+    body["layers"][0]["mediaType"] = kind
+    answer = await ask(mirror, "PUT", "/v2/bob/app/manifests/2", "bob", json.dumps(body).encode(), Content_Type=OCI_MANIFEST)
+    assert answer.status == 201
+    for name in ("bob/app", "library/public", "ghcr.io/bob/app"):
+        for method in ("GET", "HEAD"):
+            assert (await ask(mirror, method, f"/v2/{name}/blobs/{layer}", "bob")).status == 404
+    for source in ("&from=bob/app", ""):
+        assert (await ask(mirror, "POST", f"/v2/bob/app/blobs/uploads/?mount={layer}{source}", "bob")).status == 202
+    for query in ("bob/app:2.tar", "all.tar?images=bob/app:2,bob/app:1"):
+        bundle = await ask(mirror, "GET", f"/export/{query}", "bob")
+        assert bundle.status == 200
+        assert LAYER[:20] not in bundle.body

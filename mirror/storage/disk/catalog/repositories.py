@@ -52,7 +52,10 @@ ORDER BY EXISTS (SELECT 1 FROM hosted WHERE hosted.registry = found.registry AND
 """
 _HOLDERS = """
 WITH RECURSIVE above (digest) AS (SELECT ?1 UNION SELECT parent FROM child JOIN above ON child.digest = above.digest)
-SELECT registry, path FROM holding WHERE digest IN above UNION SELECT registry, path FROM tag WHERE digest IN above
+SELECT registry, path FROM holding WHERE digest IN above
+    AND NOT EXISTS (SELECT 1 FROM hosted WHERE (hosted.registry, hosted.path, hosted.digest) = (holding.registry, holding.path, holding.digest))
+UNION SELECT registry, path FROM tag WHERE digest IN above
+    AND NOT EXISTS (SELECT 1 FROM hosted WHERE (hosted.registry, hosted.path, hosted.digest) = (tag.registry, tag.path, tag.digest))
 UNION SELECT registry, path FROM hosted WHERE digest = ?1
 """
 
@@ -64,7 +67,10 @@ def holder(db: sqlite3.Connection, digest: Digest) -> Repository | None:
 
 
 def holders(db: sqlite3.Connection, digest: Digest) -> frozenset[Repository]:
-    """All repositories that are known to hold something: by a tag, by a manifest that is it or names it at any depth, or by a push."""
+    """All repositories that are known to hold something: by a tag, by a manifest that is it or names it at any depth, or by a push.
+
+    A manifest that was pushed proves nothing about what it names: whoever pushes may name any digest as that of a layer that registries do not have.
+    """
     return frozenset(Repository(*row) for row in db.execute(_HOLDERS, (str(digest),)))
 
 
