@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,11 +17,13 @@ from mirror.manifests import OCI_MANIFEST
 from mirror.names import Digest, Repository, Tag
 from mirror.patterns import Pattern
 from mirror.storage.disk.store import DiskStore
+from mirror.storage.disk.uploads import UploadFile, UploadFiles
 from mirror.storage.hosted import PushedManifest
 from mirror.storage.memory import MemoryStore
 from mirror.storage.settings import HostedRules, Upkeep
 from mirror.storage.store import Store
 from tests.storage.test_conformance import ONE, OTHER, joined, put_image
+from tests.support.patience import PATIENCE
 from tests.support.pushes import manifest_of
 
 APP, BASE = Repository("docker.io", "team/app"), Repository("docker.io", "team/base")
@@ -269,3 +274,77 @@ async def test_a_collection_deletes_what_nothing_names(store: Store) -> None:
         assert await store.hosted.has(APP, stays)
         assert store.size(stays) is not None
     assert (await store.collect()).hosted.size == 0
+
+
+FIRST, SECOND = b"the first layer", b"the second layer"
+
+
+async def test_whoever_pushes_a_manifest_does_not_hold_what_it_names(store: Store) -> None:
+    """A layer that registries do not have may be named without being there: naming a digest gives nobody what another repository holds under it."""
+    secret = await push(store, BASE, FIRST)
+    layer = {"mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar", "digest": str(secret), "size": len(FIRST)}
+    digest = await push_image(store, APP, ["1"], layers=[layer])
+    assert await store.holders(secret) == {BASE}
+    assert await store.holders(digest) == {APP}
+    assert await store.holders(Digest.of(b"{}")) == {APP}
+
+
+@pytest.fixture
+async def disk(tmp_path: Path) -> AsyncIterator[DiskStore]:
+    async with DiskStore(tmp_path, Upkeep(100_000, hosted=RULES)) as made:
+        yield made
+
+
+async def test_what_a_lost_manifest_names_is_kept(disk: DiskStore) -> None:
+    """A file of a few bytes that the disk has lost does not cost the layers: the manifest can be pushed again, and once it is deleted all goes."""
+    digest = await push_image(disk, APP, ["1"], FIRST, SECOND)
+    os.truncate(disk.blobs.path(digest), 1)
+    assert await disk.manifest(digest) is None, "damaged, and removed"
+    assert not (await disk.hosted.collect()).blobs
+    await disk.hosted.put_manifest(APP, image(FIRST, SECOND), ["1"], "somebody")
+    assert await disk.manifest(digest) is not None
+    os.truncate(disk.blobs.path(digest), 1)
+    disk._content.cool()
+    assert await disk.manifest(digest) is None
+    assert await disk.hosted.delete_manifest(APP, digest)
+    assert (await disk.hosted.collect()).blobs == 3
+    assert disk.size(Digest.of(FIRST)) is None
+
+
+async def test_a_manifest_that_is_refused_takes_no_room(disk: DiskStore) -> None:
+    """Neither one that names what is not there, nor one for a tag that must not move: nothing would count or delete its file."""
+    await push_image(disk, APP, ["v1"], FIRST)
+    await push(disk, APP, SECOND)
+    before = set((disk.blobs.root / "blobs" / "sha256").iterdir())
+    for pushed, tag, error in ((image(b"not here"), "1", ReferenceUnknown), (image(SECOND), "v1", TagImmutable)):
+        with pytest.raises(error):
+            await disk.hosted.put_manifest(APP, pushed, [tag], "somebody")
+    assert set((disk.blobs.root / "blobs" / "sha256").iterdir()) == before
+
+
+async def test_an_upload_whose_client_leaves_while_it_is_opened_can_be_continued(
+    disk: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is closed, and with it the lock that keeps out others; no descriptor is lost."""
+    upload = await disk.hosted.begin(APP)
+    upload.close()
+    descriptors = len(os.listdir("/proc/self/fd"))
+    opening, leaves = asyncio.Event(), threading.Event()
+    loop, resume = asyncio.get_running_loop(), UploadFiles.resume
+
+    def slow(*arguments: Any, **options: Any) -> UploadFile:
+        found = resume(*arguments, **options)
+        loop.call_soon_threadsafe(opening.set)
+        leaves.wait(PATIENCE)
+        return found
+
+    monkeypatch.setattr(UploadFiles, "resume", slow)
+    request = asyncio.create_task(disk.hosted.resume(APP, upload.id))
+    await opening.wait()
+    request.cancel()
+    leaves.set()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    monkeypatch.undo()
+    (await disk.hosted.resume(APP, upload.id)).close()

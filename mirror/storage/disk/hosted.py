@@ -57,10 +57,21 @@ class DiskHosted:
 
     async def begin(self, repository: Repository) -> DiskUpload:
         await self.check_room(0)
-        return DiskUpload(self, repository, await self.run(self._uploads.begin, repository))
+        return await self._opened(repository, lambda: self._uploads.begin(repository))
 
     async def resume(self, repository: Repository, upload: str, *, write: bool = True) -> DiskUpload:
-        return DiskUpload(self, repository, await self.run(lambda: self._uploads.resume(repository, upload, write=write)))
+        return await self._opened(repository, lambda: self._uploads.resume(repository, upload, write=write))
+
+    async def _opened(self, repository: Repository, opens: Callable[[], UploadFile]) -> DiskUpload:
+        """Returns the upload that `opens` opens in a thread; it is closed if the client leaves meanwhile."""
+        opened: list[UploadFile] = []
+        try:
+            await self.run(lambda: opened.append(opens()))
+        except BaseException:
+            for file in opened:
+                file.close()
+            raise
+        return DiskUpload(self, repository, opened[0])
 
     async def check_room(self, size: int) -> None:
         if (most := self.rules.max_size) is not None:
@@ -103,6 +114,12 @@ class DiskHosted:
     async def put_manifest(self, repository: Repository, pushed: PushedManifest, tags: Collection[str], who: str) -> None:
         manifest = pushed.manifest
         await self.check_room(len(manifest.body))
+        # Before its file is there: what is refused must not take room, which nothing would count.
+        await self.catalog.do(
+            lambda catalog: catalog.hosted.check_manifest(
+                repository, pushed, tags, lambda tag: self.rules.is_immutable(repository, tag)
+            )
+        )
         for _ in range(_TRIES):
             await self.run(self.blobs.put, manifest.digest, manifest.body)
             if await self.catalog.do(self._enter, repository, pushed, tags, who):

@@ -159,8 +159,10 @@ class Catalog:
         """Deletes the rows of content whose file is gone. Call it inside `changing`."""
         name = (str(digest),)
         self._db.execute("DELETE FROM content WHERE digest = ?", name)
-        self._db.execute("DELETE FROM child WHERE parent = ?", name)
-        self._db.execute("DELETE FROM holding WHERE digest = ?", name)
+        if not self.hosted.is_linked(digest):
+            # A manifest that was pushed may have been lost from the disk. What it names must stay: whoever has it pushes it again.
+            self._db.execute("DELETE FROM child WHERE parent = ?", name)
+            self._db.execute("DELETE FROM holding WHERE digest = ?", name)
 
     def forget(self, digests: Iterable[Digest], is_gone: Callable[[Digest], bool]) -> None:
         """Deletes the rows of content whose files are gone, as `is_gone` says.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from mirror.errors import HostedFull, Pinned, ReferenceUnknown, TagImmutable
@@ -94,6 +94,12 @@ class Hosted:
                 f"DELETE FROM {table} WHERE registry = ? AND path = ? AND digest IN (SELECT value FROM json_each(?))",  # noqa: S608
                 (repository.registry, repository.path, names),
             )
+        # Of manifests that were lost from the disk: of others, when their content goes.
+        self._db.execute(
+            "DELETE FROM child WHERE parent IN (SELECT value FROM json_each(?)) AND NOT EXISTS (SELECT 1 FROM content WHERE digest = parent)"
+            " AND NOT EXISTS (SELECT 1 FROM hosted WHERE hosted.digest = parent)",
+            (names,),
+        )
         # No row is left for other processes to find.
         self._db.execute("UPDATE removals SET count = count + 1")
 
@@ -119,29 +125,36 @@ class Hosted:
 
     # ------------------------------------------------------------------ manifests and tags
 
-    def put_manifest(
-        self, repository: Repository, pushed: PushedManifest, tags: Iterable[str], who: str, immutable: Callable[[str], bool]
+    def check_manifest(
+        self, repository: Repository, pushed: PushedManifest, tags: Collection[str], immutable: Callable[[str], bool]
     ) -> None:
-        """Enters a manifest with its tags. Raises ReferenceUnknown, TagImmutable."""
-        manifest = pushed.manifest
+        """Returns if a manifest can be entered with its tags. Raises ReferenceUnknown, TagImmutable."""
         missing = [digest for digest in pushed.needed if not self._gives(repository, digest)]
         if missing:
             named = ", ".join(map(str, missing[:_MOST_NAMED]))
             raise ReferenceUnknown(f"{repository.path} does not have what the manifest names: push it first: {named}")
-        place, now = (repository.registry, repository.path), time.time()
-        for tag in tags:
+        for tag in filter(immutable, tags):
             before = self._db.execute(
-                "SELECT digest FROM tag WHERE registry = ? AND path = ? AND tag = ?", (*place, tag)
+                "SELECT digest FROM tag WHERE registry = ? AND path = ? AND tag = ?", (repository.registry, repository.path, tag)
             ).fetchone()
-            if before is not None and before[0] != str(manifest.digest):
-                if immutable(tag):
-                    raise TagImmutable(
-                        f"{repository.path}:{tag} is immutable (hosted.immutable), and means {before[0]}: push another tag"
-                    )
-                # From now on it may be without a name.
-                self._db.execute(
-                    "UPDATE hosted SET used = ? WHERE registry = ? AND path = ? AND digest = ?", (now, *place, before[0])
+            if before is not None and before[0] != str(pushed.manifest.digest):
+                raise TagImmutable(
+                    f"{repository.path}:{tag} is immutable (hosted.immutable), and means {before[0]}: push another tag"
                 )
+
+    def put_manifest(
+        self, repository: Repository, pushed: PushedManifest, tags: Collection[str], who: str, immutable: Callable[[str], bool]
+    ) -> None:
+        """Enters a manifest with its tags. Raises ReferenceUnknown, TagImmutable."""
+        manifest = pushed.manifest
+        self.check_manifest(repository, pushed, tags, immutable)
+        place, now = (repository.registry, repository.path), time.time()
+        # From now on what the tags meant may be without a name.
+        self._db.executemany(
+            "UPDATE hosted SET used = ?1 WHERE registry = ?2 AND path = ?3"
+            " AND digest = (SELECT digest FROM tag WHERE registry = ?2 AND path = ?3 AND tag = ?4)",
+            [(now, *place, tag) for tag in tags],
+        )
         size = len(manifest.body)
         self.link(repository, manifest.digest, size, manifest.media_type, who)
         self._db.executemany(

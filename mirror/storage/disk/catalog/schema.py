@@ -215,7 +215,11 @@ def check_for_damage(folder: Path) -> None:
 
 
 def _set_aside(path: Path, why: object) -> None:
-    log.warning("the catalog cannot be read (%s): set aside, and made anew from the files; pins are lost", why)
+    log.warning(
+        "the catalog cannot be read (%s): set aside, and made anew from the files; pins are lost, and what hosted repositories have: import"
+        " it again from a backup",
+        why,
+    )
     for suffix in ("", "-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
             Path(f"{path}{suffix}").replace(f"{path}{suffix}.unreadable")
