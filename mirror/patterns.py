@@ -52,7 +52,7 @@ class RepositoryPattern:
                     f"{text!r} is not a pattern of repository names: such as class/**, library/alpine or ghcr.io/owner/*, in lower case, where ** is a part by itself"
                 )
         if parts[0] != _EVERYTHING and not (len(parts) > 1 and looks_like_registry(parts[0])):
-            if default == "docker.io" and len(parts) == 1 and not set(parts[0]) & set("*?"):
+            if default == "docker.io" and len(parts) == 1:
                 # Docker's own images, as Docker names them.
                 parts = ["library", *parts]
             parts = [default, *parts]

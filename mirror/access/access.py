@@ -9,6 +9,7 @@ import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from mirror.access.audit import AuditLog
 from mirror.access.identities import Identities
@@ -28,7 +29,10 @@ _KEY = "key"
 _KEY_SIZE = 32
 _INTERVAL = 0.5
 """Seconds between two looks at the files."""
-_Version = tuple[int, int, int] | None
+_T = TypeVar("_T")
+_Version = tuple[int, ...] | None
+"""None where there is no file."""
+_UNREAD: _Version = ()
 
 
 class Access:
@@ -38,7 +42,9 @@ class Access:
         """`folder` is the mirror's own, for tokens and the key that signs bearer tokens; `share` is the number of processes that serve."""
         self._folder = folder
         self._users_file = users_file
-        self._seen: tuple[_Version, _Version] = (None, None)
+        self._seen: dict[Path, _Version] = {}
+        self._failed: dict[Path, _Version] = {}
+        """What was logged that it cannot be read."""
         self._watch = BackgroundTask(self._follow)
         self.rules: Sequence[Rule] | None = None
         self.identities = Identities(lambda: signing_key(folder))
@@ -83,18 +89,30 @@ class Access:
 
     async def _read(self) -> None:
         """Reads what has changed. What cannot be read stays as it was."""
-        seen = _version(self._users_file), _version(self._folder / TOKENS)
-        if seen == self._seen:
-            return
+        if (users := await self._read_changed(self._users_file, read_users)) is not None:
+            self.identities.users = users
+            self._changed()
+        if (tokens := await self._read_changed(self._folder / TOKENS, read_tokens)) is not None:
+            self.identities.tokens = tokens
+            self._changed()
+
+    async def _read_changed(self, path: Path, read: Callable[[Path], _T]) -> _T | None:
+        """Returns what `read` returns; None where nothing has changed since it was last read, or where it cannot be read: that is tried again."""
+        version = _version(path)
+        if self._seen.get(path, _UNREAD) == version:
+            return None
         try:
-            if seen[0] != self._seen[0]:
-                self.identities.users = await asyncio.to_thread(read_users, self._users_file)
-            if seen[1] != self._seen[1]:
-                self.identities.tokens = await asyncio.to_thread(read_tokens, self._folder / TOKENS)
+            found = await asyncio.to_thread(read, path)
         except OSError as error:
-            log.error("users or tokens cannot be read, and those before stay in force: %s", error, extra={"cause": str(error)})
-        self._seen = seen
-        self._changed()
+            if self._failed.get(path, _UNREAD) != version:
+                log.error(
+                    "%s cannot be read, and what it said before stays in force: %s", path, error, extra={"cause": str(error)}
+                )
+            self._failed[path] = version
+            return None
+        self._failed.pop(path, None)
+        self._seen[path] = version
+        return found
 
     def _changed(self) -> None:
         self.version += 1

@@ -83,7 +83,8 @@ class Identities:
             return await self.of_password(user, password, client, network)
         if scheme.lower() == "bearer":
             return await self.of_bearer(given, client, network)
-        raise LoginWrong(f"the mirror does not know the authorization scheme {scheme[:40]!r}: Basic and Bearer are")
+        # What was sent is not repeated: it may be a token without its scheme.
+        raise LoginWrong("the Authorization header begins with neither Basic nor Bearer, the schemes that the mirror knows")
 
     async def of_password(self, user: str, password: str, client: Identity, network: str) -> Login:
         """By a user and a password, or a token in its place, with whatever user. Raises LoginWrong, TooManyGuesses."""

@@ -124,8 +124,10 @@ class Oidc(Table):
 
 
 def network(text: str) -> Network | None:
-    """A range of addresses, or one address; None for anything else."""
+    """A range of addresses, or one address; None for anything else. One of IPv4-mapped addresses is of those that it maps, as clients' addresses are."""
     try:
-        return ipaddress.ip_network(text)
+        found = ipaddress.ip_network(text)
     except ValueError:
         return None
+    mapped = getattr(found.network_address, "ipv4_mapped", None)
+    return found if mapped is None or found.prefixlen < 96 else ipaddress.IPv4Network((mapped, found.prefixlen - 96))

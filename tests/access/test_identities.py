@@ -223,3 +223,14 @@ def test_the_file_of_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             set_password(file, name, "correct horse")
     with pytest.raises(ValueError, match="72"):
         set_password(file, "dave", "x" * 73)
+
+
+@pytest.mark.parametrize(
+    "header", ["mirror_secretsecretsecret", "mirror_secretsecretsecret x", "Negotiate mirror_secretsecretsecret", ""]
+)
+async def test_an_error_does_not_repeat_what_was_sent(known: Identities, header: str) -> None:
+    """It goes to the client and to the audit log, and a token may have been sent without its scheme."""
+    with pytest.raises(LoginWrong) as raised:
+        await known.of_header(header, CLIENT, "192.0.2.1")
+    assert "secret" not in raised.value.message
+    assert "Basic" in raised.value.message

@@ -164,3 +164,18 @@ def test_tables_that_would_let_in_others_are_refused(change: dict[str, Any], tol
     assert told in str(raised.value)
     with pytest.raises(ConfigError, match="no issuer 'other'"):
         load(None, {}, {"oidc": [whole], "access": [{"who": ["oidc:other"]}]})
+
+
+@pytest.mark.parametrize("said", [["https://issuer.test"], {"a": 1}, 5, True])
+async def test_a_token_that_names_its_issuer_oddly_is_refused(
+    issuer: Issuer, start: StartMirror, upstream: Scripted, said: Any
+) -> None:
+    """403, as any that is not good, and nobody is asked for keys."""
+    mirror = await start(settings={"oidc": [table(issuer)], "access": [{"who": ["oidc:ci"]}]})
+    parts = [
+        base64.urlsafe_b64encode(json.dumps(one).encode()).rstrip(b"=").decode() for one in ({"alg": "RS256"}, {"iss": said})
+    ]
+    answer = await mirror.get(PATH, Authorization=f"Bearer {'.'.join(parts)}.c2ln")
+    assert answer.status == 403
+    assert issuer.asked == 0
+    assert upstream.asked == []

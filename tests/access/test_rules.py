@@ -8,6 +8,7 @@ from itertools import product
 import pytest
 
 from mirror.access.rules import USERS, Action, Identity, Rule, Scope, decide, may_pull_everything
+from mirror.config.access import network
 from mirror.names import Repository
 from mirror.patterns import RepositoryPattern
 
@@ -139,6 +140,10 @@ def test_without_tables(who: Identity, allowed: str) -> None:
         ("alpine", "docker.io/library/alpine", True),
         ("alpine", "docker.io/alpine/alpine", False),
         ("library/*", "docker.io/library/alpine", True),
+        ("alp*", "docker.io/library/alpine", True),
+        ("?lpine", "docker.io/library/alpine", True),
+        ("*", "docker.io/library/alpine", True),
+        ("*", "docker.io/class/alpine", False),
         ("ghcr.io/**", "ghcr.io/a/b", True),
         ("ghcr.io/**", "ghcr.io.evil/a/b", False),
         ("ghcr.io/a?/b", "ghcr.io/ax/b", True),
@@ -163,3 +168,20 @@ def test_what_is_no_pattern_is_refused(pattern: str) -> None:
     """And not taken for one that matches nothing."""
     with pytest.raises(ValueError, match="pattern"):
         RepositoryPattern.parse(pattern)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("192.0.2.1", "192.0.2.1/32"),
+        ("2001:db8::/32", "2001:db8::/32"),
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+        ("::ffff:192.0.2.1", "192.0.2.1/32"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        ("::/0", "::/0"),
+    ],
+)
+def test_ranges_of_mapped_addresses_are_those_that_they_map(text: str, found: str) -> None:
+    """As the address of a client is that comes by an IPv6 socket (RFC 4291, section 2.5.5.2): else such a table fits nobody."""
+    assert str(network(text)) == found
