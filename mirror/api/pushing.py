@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import closing
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -171,7 +172,8 @@ class Pushing:
             body += data
         if len(body) > MAX_SIZE:
             raise ManifestTooLarge(f"a manifest may have {MAX_SIZE} bytes")
-        pushed = pushed_manifest(bytes(body), request.headers.get("Content-Type"), reference)
+        # In a thread: a large one takes some tenths of a second.
+        pushed = await asyncio.to_thread(pushed_manifest, bytes(body), request.headers.get("Content-Type"), reference)
         listed = [Tag.parse(tag) for tag in target.tags] if isinstance(reference, Digest) else [reference]
         tags = [tag.value for tag in listed]
         await self._hosted.put_manifest(repository, pushed, tags, _who(context))

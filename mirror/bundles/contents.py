@@ -146,6 +146,8 @@ class Gatherer:
 
     async def _add(self, repository: Repository, reference: Reference, root: Manifest | None) -> None:
         name = image_name(repository, reference)
+        if isinstance(reference, Digest) and await self._lacks(repository, reference):
+            root = None
         if self._guard is not None and root is not None and isinstance(reference, Tag) and not self._hosted.covers(repository):
             ruling = await self._guard.rule_tag(repository, reference, root.descriptor)
             if ruling.error is not None or ruling.serve is None:
@@ -155,7 +157,7 @@ class Gatherer:
             raise Incomplete(f"{name} is not cached", name)
         if root.media_type in (DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED):
             raise ManifestUnknown(f"{name} is an image of before 2017 (schema 1), which no OCI layout can hold")
-        found = await self._walk(name, root)
+        found = await self._walk(repository, name, root)
         if self._guard is not None:
             for manifest in (root, *found.indexes.values(), *found.images.values()):
                 if (error := (await self._guard.rule_digest(repository, manifest.digest, manifest)).error) is not None:
@@ -239,12 +241,16 @@ class Gatherer:
             return await self._store.manifest(record.descriptor.digest) if record is not None else None
         return await self._store.manifest(reference)
 
-    async def _walk(self, name: str, root: Manifest) -> _Found:
+    async def _lacks(self, repository: Repository, digest: Digest) -> bool:
+        """Returns whether a repository lives here and does not have something, which the store may have for others."""
+        return self._hosted.covers(repository) and not await self._hosted.has(repository, digest)
+
+    async def _walk(self, repository: Repository, name: str, root: Manifest) -> _Found:
         """Raises ManifestUnknown if the image is not for one of the platforms."""
         found = _Found(root)
 
         async def manifest_of(digest: Digest) -> Manifest:
-            manifest = await self._store.manifest(digest)
+            manifest = None if await self._lacks(repository, digest) else await self._store.manifest(digest)
             if manifest is None:
                 found.absent.append(digest)
                 raise ManifestUnknown(f"{digest} is not cached")
@@ -294,15 +300,13 @@ class Gatherer:
         blobs.manifests[manifest.digest] = self._size(manifest.digest) or manifest.body
         config, layers = self._parts_of(manifest)
         for blob in [*([config] if config else []), *layers]:
-            kind, elsewhere = blobs.configs if blob is config else blobs.layers, is_elsewhere(blob.media_type)
-            if elsewhere and self._hosted.covers(repository) and not await self._hosted.has(repository, blob.digest):
-                continue  # Whoever pushed the manifest may have named any digest.
-            size = self._size(blob.digest)
+            kind = blobs.configs if blob is config else blobs.layers
+            size = None if await self._lacks(repository, blob.digest) else self._size(blob.digest)
             if size is not None:
                 kind[blob.digest] = size
             elif (embedded := embedded_in(manifest.body, blob.digest)) is not None:
                 kind[blob.digest] = embedded
-            elif not elsewhere:
+            elif not is_elsewhere(blob.media_type):
                 blobs.missing[blob.digest] = blob.size
         return blobs
 

@@ -7,6 +7,7 @@ later, and layers that registries do not have ("layer.md", "Non-Distributable La
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from mirror.errors import DigestInvalid, ManifestInvalid, ManifestTooLarge, UpstreamInvalid
@@ -42,13 +43,14 @@ def pushed_manifest(body: bytes, content_type: str | None, reference: Reference)
         raise ManifestInvalid("a manifest has schemaVersion 2")
     _check_digests(document)
     manifests, blobs = children_of(body)
-    elsewhere = {layer.get("digest") for layer in document.get("layers") or () if is_elsewhere(str(layer.get("mediaType")))}
-    children = frozenset((*manifests, *blobs))
+    elsewhere = (layer for layer in _list(document, "layers") if is_elsewhere(str(layer.get("mediaType"))))
+    # What is also named otherwise is needed.
+    needed = Counter((*manifests, *blobs)) - Counter(Digest.parse(layer["digest"]) for layer in elsewhere)
     subject = document.get("subject")
     return PushedManifest(
         Manifest(media_type, digest, body),
-        children,
-        frozenset(child for child in children if str(child) not in elsewhere),
+        frozenset((*manifests, *blobs)),
+        frozenset(needed),
         Digest.parse(subject["digest"]) if isinstance(subject, dict) else None,
         _described(document, media_type, digest, len(body)),
     )
@@ -57,9 +59,8 @@ def pushed_manifest(body: bytes, content_type: str | None, reference: Reference)
 def _check_digests(document: dict[str, Any]) -> None:
     """Raises ManifestInvalid where a descriptor is none: what could not be read would not be kept."""
     listed = [entry for name in ("layers", "manifests", "blobs") for entry in _list(document, name)]
-    for entry in (document.get("config"), document.get("subject"), *listed):
-        if entry is None:
-            continue
+    single = [document[name] for name in ("config", "subject") if document.get(name) is not None]
+    for entry in (*single, *listed):
         if not isinstance(entry, dict) or not isinstance(entry.get("digest"), str):
             raise ManifestInvalid("a descriptor in the manifest has no digest")
         try:

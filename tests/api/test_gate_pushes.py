@@ -167,3 +167,16 @@ async def test_nobody_gets_a_layer_by_naming_it_as_one_that_registries_do_not_ha
         bundle = await ask(mirror, "GET", f"/export/{query}", "bob")
         assert bundle.status == 200
         assert LAYER[:20] not in bundle.body
+
+
+async def test_a_bundle_by_digest_is_of_a_repository_that_has_it(mirror: Mirror) -> None:
+    """Of a hosted one that was pushed to, and of no other that whoever asks may pull from, alone or in a list."""
+    digest, own = await push(mirror, "alice", "alice/app", LAYER), await push(mirror, "bob", "bob/app", b"his own")
+    for name in ("bob/app", "library/public", "ghcr.io/bob/app"):
+        for path in (f"{name}@{digest}.tar", f"all.tar?images=bob/app:1,{name}@{digest}"):
+            answer = await ask(mirror, "GET", f"/export/{path}", "bob")
+            assert answer.status == 404, path
+            assert LAYER[:20] not in answer.body
+    answer = await ask(mirror, "GET", f"/export/bob/app@{own}.tar", "bob")
+    assert answer.status == 200
+    assert b"his own" in answer.body

@@ -333,6 +333,8 @@ async def test_a_tag_means_at_once_what_was_pushed_last(start: StartMirror) -> N
         (manifest_of(b"{}", schemaVersion=1), OCI_MANIFEST, 400, "MANIFEST_INVALID"),
         (manifest_of(b"{}", layers=[{"digest": "sha256:short"}]), OCI_MANIFEST, 400, "MANIFEST_INVALID"),
         (manifest_of(b"{}", layers="x"), OCI_MANIFEST, 400, "MANIFEST_INVALID"),
+        (manifest_of(b"{}", layers=[None]), OCI_MANIFEST, 400, "MANIFEST_INVALID"),
+        (manifest_of(b"{}", layers=["x"]), OCI_MANIFEST, 400, "MANIFEST_INVALID"),
         (manifest_of(b"{}", subject="x"), OCI_MANIFEST, 400, "MANIFEST_INVALID"),
         (b"x" * (MAX_SIZE + 1), OCI_MANIFEST, 413, "SIZE_INVALID"),
     ],
@@ -366,6 +368,18 @@ async def test_layers_that_no_registry_has_need_not_be_there(hosting: Mirror) ->
     body = manifest_of(b"{}", layers=[foreign], subject=subject)
     said = await put_manifest(hosting.session, "team/app", "1", body)
     assert (said.status, said.headers["OCI-Subject"]) == (201, str(Digest.of(b"later")))
+
+
+@pytest.mark.parametrize("field", ["manifests", "layers", "blobs", "config", "fsLayers"])
+async def test_what_is_named_as_a_foreign_layer_and_otherwise_is_needed(hosting: Mirror, field: str) -> None:
+    """Else a manifest could stand for what its repository does not have."""
+    await push_blob(hosting.session, "team/app", b"{}")
+    named = {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": str(DIGEST), "blobSum": str(DIGEST), "size": 1}
+    foreign = {"mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "digest": str(DIGEST), "size": 1}
+    document = json.loads(manifest_of(b"{}", layers=[foreign]))
+    document[field] = named if field == "config" else [*document.get(field, ()), named]
+    said = await put_manifest(hosting.session, "team/app", "1", json.dumps(document).encode())
+    assert (said.status, said.code) == (404, "MANIFEST_BLOB_UNKNOWN")
 
 
 async def test_an_index_needs_its_manifests(hosting: Mirror) -> None:

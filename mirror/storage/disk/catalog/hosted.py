@@ -41,14 +41,6 @@ class Hosted:
         """See `HostedStore.has`."""
         return self._used(repository, digest) is not None
 
-    def _gives(self, repository: Repository, digest: Digest) -> bool:
-        """Returns whether a repository has something that was not lost from the disk."""
-        found = self._db.execute(
-            "SELECT EXISTS (SELECT 1 FROM hosted JOIN content USING (digest) WHERE registry = ? AND path = ? AND digest = ?)",
-            _key(repository, digest),
-        )
-        return bool(found.fetchone()[0])
-
     def touch(self, repository: Repository, digest: Digest, within: float) -> bool:
         """See `HostedStore.touch`. A transaction of its own, if it was not touched `within` so many seconds."""
         used, now = self._used(repository, digest), time.time()
@@ -129,9 +121,14 @@ class Hosted:
         self, repository: Repository, pushed: PushedManifest, tags: Collection[str], immutable: Callable[[str], bool]
     ) -> None:
         """Returns if a manifest can be entered with its tags. Raises ReferenceUnknown, TagImmutable."""
-        missing = [digest for digest in pushed.needed if not self._gives(repository, digest)]
+        # What was lost from the disk is missing too.
+        missing = self._db.execute(
+            "SELECT value FROM json_each(?3) WHERE NOT EXISTS ("
+            "SELECT 1 FROM hosted JOIN content USING (digest) WHERE registry = ?1 AND path = ?2 AND digest = value) LIMIT ?4",
+            (repository.registry, repository.path, json.dumps([str(digest) for digest in pushed.needed]), _MOST_NAMED),
+        ).fetchall()
         if missing:
-            named = ", ".join(map(str, missing[:_MOST_NAMED]))
+            named = ", ".join(row[0] for row in missing)
             raise ReferenceUnknown(f"{repository.path} does not have what the manifest names: push it first: {named}")
         for tag in filter(immutable, tags):
             before = self._db.execute(
