@@ -29,7 +29,7 @@ from mirror.manifests import is_platform
 from mirror.names import Digest, Reference, Repository, is_registry_name, looks_like_registry, parse_image, parse_reference
 
 _SECRET_PART = "t"  # noqa: S105  no secret, but what comes before one
-_SECRET_PATH = re.compile(r"(?<![A-Za-z0-9._%-])(t|%74)/[^/?#\s\"']+", re.IGNORECASE)
+_SECRET_PATH = re.compile(r"(?<![A-Za-z0-9._%-])(?:(?:t|%74)/+)+[^/?#\s\"']+", re.IGNORECASE)
 _LONGEST_KEPT = 512
 _MOST_FIELDS = 20
 _TAR = ".tar"
@@ -98,16 +98,13 @@ class Targets:
         # A mirror's URL that ends in a slash makes "//v2/".
         segments = [_decoded(segment) for segment in raw_path.lstrip("/").split("/")]
         query = _query(raw_query)
-        secret = None
         if segments[0] == _SECRET_PART and len(segments) > 1:
-            secret, segments = segments[1], segments[2:] or [""]
-        path = "/" + "/".join(segments)
-        if secret is not None:
-            if segments[0] != "v2" and segments[1:2] != ["v2"]:
+            rest = raw_path.lstrip("/").split("/", 2)[2] if "v2" in segments[2:4] else ""
+            found = self._parse(f"/{rest}{'?' if raw_query else ''}{raw_query}")
+            if found.resource is Resource.OTHER or found.secret is not None:
                 raise RouteUnknown(f"after /{_SECRET_PART}/TOKEN comes /v2/…, or the name of a registry and /v2/…")
-            return replace(
-                self._parse(f"/{raw_path.lstrip('/').split('/', 2)[2]}{'?' if raw_query else ''}{raw_query}"), secret=secret
-            )
+            return replace(found, secret=segments[1])
+        path = "/" + "/".join(segments)
         if segments[0] == "v2":
             return self._with_tags(self._api(path, None, segments[1:], query), raw_query)
         if len(segments) > 1 and segments[0] == "export" and path.endswith(_TAR):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.api.ranges import matches, parse_ranges
-from mirror.api.targets import Resource, Targets
+from mirror.api.targets import Resource, Targets, without_secret
 from mirror.config import ALIASES
 from mirror.errors import MirrorError, RangeNotSatisfiable, RegistryUnknown
 from mirror.names import Digest, Repository, Tag
@@ -227,3 +227,26 @@ def test_etags_match() -> None:
     assert matches("*", '"b"')
     assert not matches('"a"', '"b"')
     assert not matches(None, '"b"')
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/t/{}/v2/",
+        "//t//{}/v2/x/manifests/1",
+        "/t/t/{}/v2/x/manifests/1",
+        "/%74/%74/{}/v2/",
+        "/T/{}/v2/",
+        "/t/{}",
+        "http://m/t/t/{}/v2/",
+    ],
+)
+def test_a_secret_path_is_not_shown_however_it_is_written(path: str) -> None:
+    """Neither in the path of a target, which is logged, nor where that cannot be parsed: with the part before it twice, or empty parts."""
+    path = path.format("mirror_secret")
+    assert "secret" not in without_secret(path)
+    try:
+        shown = without_secret(TARGETS.parse(path).path)
+    except MirrorError as error:
+        shown = error.message
+    assert "secret" not in shown
