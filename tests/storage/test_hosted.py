@@ -289,6 +289,21 @@ async def test_whoever_pushes_a_manifest_does_not_hold_what_it_names(store: Stor
     assert await store.holders(Digest.of(b"{}")) == {APP}
 
 
+async def test_uploads_side_by_side_stay_within_the_limit(store: Store) -> None:
+    """What each brings is counted as it comes, however much had room when it began."""
+    one, other = await store.hosted.begin(APP), await store.hosted.begin(APP)
+    await one.write([b"1" * 20_000])
+    await other.write([b"2" * 20_000])
+    with pytest.raises(HostedFull):
+        await one.write([b"1" * 20_000])
+    await one.write([b"1" * 10_000])
+    assert (one.size, other.size) == (30_000, 20_000)
+    await one.discard()
+    await other.write([b"2" * 20_000])
+    one.close()
+    other.close()
+
+
 @pytest.fixture
 async def disk(tmp_path: Path) -> AsyncIterator[DiskStore]:
     async with DiskStore(tmp_path, Upkeep(100_000, hosted=RULES)) as made:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeVar, TypeVarTuple
 
-from mirror.errors import HostedFull, InUse, Pinned, StorageFull, StorageUnreadable, TagImmutable
+from mirror.errors import InUse, Pinned, StorageFull, StorageUnreadable, TagImmutable
 from mirror.names import Digest, Repository
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.catalog import Catalog
@@ -43,7 +43,7 @@ class DiskHosted:
         self.blobs = blobs
         self.catalog = catalog
         self._threads = threads
-        self._make_room = make_room
+        self.make_room = make_room
         self._uploads = UploadFiles(blobs.spool)
 
     @property
@@ -74,12 +74,16 @@ class DiskHosted:
         return DiskUpload(self, repository, opened[0])
 
     async def check_room(self, size: int) -> None:
+        await self.check_limit(size)
+        await self.make_room(size)
+
+    async def check_limit(self, size: int) -> None:
+        """Raises HostedFull if `size` bytes more are beyond hosted.max_size."""
         if (most := self.rules.max_size) is not None:
             usage = await self.usage()
             here = usage.content + usage.uploads
             if here + size > most:
                 raise full(here, size, most)
-        await self._make_room(size)
 
     async def run(self, work: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
         """Runs `work` in a thread. Raises StorageFull for its OSError."""
@@ -211,12 +215,14 @@ class DiskUpload:
 
     async def write(self, data: Sequence[bytes]) -> None:
         end = self._file.size + sum(map(len, data))
+        # Each time, since other uploads grow meanwhile.
+        await self._hosted.check_limit(end - self._file.size)
         if end > self._granted:
             wanted = max(end, min(self._granted + _STEP, 2 * end))
             try:
-                await self._hosted.check_room(wanted - self._file.size)
-            except (HostedFull, StorageFull):
-                await self._hosted.check_room(end - self._file.size)
+                await self._hosted.make_room(wanted - self._file.size)
+            except StorageFull:
+                await self._hosted.make_room(end - self._file.size)
                 wanted = end
             self._granted = wanted
         try:
