@@ -11,6 +11,7 @@ import json
 import logging
 import ssl
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -65,6 +66,8 @@ class Issuers:
         self._issuers: tuple[Issuer, ...] = ()
         self._keys: dict[str, tuple[dict[str, Any], float]] = {}
         """By issuer: the keys by their ID, and when they were asked for."""
+        self._failed: dict[str, float] = {}
+        """By issuer, when it could last not be asked."""
         self._asking: SingleFlight[dict[str, Any]] = SingleFlight()
 
     async def aclose(self) -> None:
@@ -118,11 +121,13 @@ class Issuers:
         """Raises LoginWrong, TooManyGuesses."""
         keys, asked = self._keys.get(issuer.url, ({}, float("-inf")))
         age = self._clock() - asked
-        if age >= _KEYS_LAST or (kid not in keys and age >= _ASK_AGAIN):
+        failed = self._clock() - self._failed.get(issuer.url, float("-inf"))
+        if age >= _ASK_AGAIN if kid not in keys else age >= _KEYS_LAST and failed >= _ASK_AGAIN:
             try:
                 keys, _ = await self._asking.do(issuer.url, lambda: asyncio.to_thread(_fetch_keys, issuer))
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 log.warning("the keys of %s cannot be had: %s", issuer.url, error, extra={"cause": str(error)})
+                self._failed[issuer.url] = self._clock()
                 if kid not in keys:
                     raise TooManyGuesses(f"the keys of {issuer.url} cannot be had now", _TIMEOUT) from None
             else:
@@ -151,9 +156,14 @@ def _fetch_keys(issuer: Issuer) -> dict[str, Any]:
 
 def _fetch(issuer: Issuer, url: str) -> dict[str, Any]:
     context = ssl.create_default_context(cafile=issuer.ca_file)
-    with urllib.request.urlopen(url, timeout=_TIMEOUT, context=context if url.startswith("https") else None) as answer:  # noqa: S310
-        document: dict[str, Any] = json.loads(answer.read(_LARGEST))
-        return document
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT, context=context if url.startswith("https") else None) as answer:  # noqa: S310
+            document: dict[str, Any] = json.loads(answer.read(_LARGEST))
+            return document
+    except urllib.error.HTTPError as error:
+        # It has the connection.
+        error.close()
+        raise
 
 
 def _said_issuer(given: str) -> str:

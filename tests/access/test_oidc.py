@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
+from mirror.access import oidc
+from mirror.access.oidc import Issuers
 from mirror.config import ConfigError, load
 from tests.support.mirrors import StartMirror
 from tests.support.scripted import Scripted
@@ -30,11 +32,13 @@ class Issuer:
     def __init__(self) -> None:
         self.url = ""
         self.asked = 0
+        self.requests = 0
         self.broken = False
         self.rsa = rsa.generate_private_key(65537, 2048)
         self.keys: dict[str, dict[str, Any]] = {"one": json.loads(RSAAlgorithm.to_jwk(self.rsa.public_key()))}
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
+        self.requests += 1
         if self.broken:
             return web.Response(status=500)
         if request.path == "/.well-known/openid-configuration":
@@ -179,3 +183,20 @@ async def test_a_token_that_names_its_issuer_oddly_is_refused(
     assert answer.status == 403
     assert issuer.asked == 0
     assert upstream.asked == []
+
+
+async def test_an_issuer_that_is_down_does_not_delay_each_request(issuer: Issuer) -> None:
+    """Keys that are an hour old are asked for anew. Where they cannot be had they are used on, and asked for again half a minute later."""
+    now = 0.0
+    issuers = Issuers(lambda: now)
+    issuers.take((oidc.Issuer("ci", issuer.url, "mirror.test", {"repository_owner": "acme"}),))
+    await issuers.verify(issuer.token())
+    issuer.broken = True
+    for now, requests in ((3599.0, 2), (3600.0, 3), (3629.0, 3), (3630.0, 4), (3631.0, 4)):  # noqa: B007
+        assert (await issuers.verify(issuer.token())).names == {"ci"}
+        assert issuer.requests == requests
+    issuer.broken = False
+    now = 3660.0
+    await issuers.verify(issuer.token())
+    assert (issuer.requests, issuer.asked) == (6, 2)
+    await issuers.aclose()
