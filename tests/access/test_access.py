@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mirror.access import access
 from mirror.access.access import Access
 from mirror.access.tokens import add_token
-from mirror.access.users import Users
+from mirror.access.users import Users, read_users
 
 HASH = "$2b$04$" + "a" * 53
 
@@ -20,7 +19,7 @@ async def test_a_file_that_could_not_be_read_is_read_once_it_can_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing in it need change for that: a disk may have failed, or its owner be another one now. It is logged once, and does not keep tokens from being read."""
-    file, read = tmp_path / "users", access.read_users
+    file = tmp_path / "users"
     file.write_text(f"alice:{HASH}\n")
     add_token(tmp_path / "access" / "tokens", "ci", None, (), None)
 
@@ -28,7 +27,7 @@ async def test_a_file_that_could_not_be_read_is_read_once_it_can_be(
         raise PermissionError(13, "Permission denied", str(path))
 
     def with_reader(reader: Callable[[Path], Users]) -> None:
-        monkeypatch.setattr(access, "read_users", reader)
+        monkeypatch.setattr("mirror.access.access.read_users", reader)
 
     found = Access(tmp_path / "access", file)
     with_reader(refused)
@@ -38,7 +37,7 @@ async def test_a_file_that_could_not_be_read_is_read_once_it_can_be(
     assert len(caplog.records) == 1
     assert not found.identities.users.hashes
     assert len(found.identities.tokens.by_digest) == 1
-    with_reader(read)
+    with_reader(read_users)
     version = found.version
     await found._read()
     assert list(found.identities.users.hashes) == ["alice"]
