@@ -107,7 +107,7 @@ async def wired(
         guarding = Guarding(cache.store, documents, partial(setattr, cache, "guard"), upstreams.document)
         live = Live(upstreams, cache.warming, guarding, settings)
         await guarding.load()
-        cache.images.ruled = guarding.load
+        cache.images.ruled = guarding.load_blocks
         guarding.start()
         hours = BackgroundTask(live.follow_clock)
         hours.start()

@@ -95,6 +95,13 @@ class Pushing:
                 " that can be"
             )
 
+    def _check_guard(self, repository: Repository, *digests: Digest) -> None:
+        """Raises Guarded if something is blocked: nobody could pull it."""
+        if (guard := self._cache.guard) is not None:
+            for digest in digests:
+                if (error := guard.blocks(repository, digest)) is not None:
+                    raise error
+
     # ------------------------------------------------------------------ uploads
 
     async def _begin(self, context: RequestContext, target: Target, repository: Repository) -> web.StreamResponse:
@@ -103,9 +110,12 @@ class Pushing:
             raise UploadInvalid(f"digest-algorithm is sha256 or sha512, not {algorithm[:40]!r}")
         if "mount" in query:
             digest = Digest.parse(query["mount"])
+            self._check_guard(repository, digest)
             if await self._mounted(context, target, repository, digest):
                 return self._created(target, f"blobs/{digest}", digest)
         wanted = Digest.parse(query["digest"]) if "digest" in query else None
+        if wanted is not None:
+            self._check_guard(repository, wanted)
         await self._hosted.check_room(request.content_length or 0)
         with closing(await self._hosted.begin(repository)) as upload:
             if wanted is None:
@@ -144,6 +154,7 @@ class Pushing:
         if "digest" not in target.query:
             raise UploadInvalid("the PUT that ends an upload has ?digest=")
         digest = Digest.parse(target.query["digest"])
+        self._check_guard(repository, digest)
         with closing(await self._hosted.resume(repository, target.upload)) as upload:
             if (refusal := self._out_of_order(request, target, upload)) is not None:
                 return refusal
@@ -176,6 +187,7 @@ class Pushing:
         pushed = await asyncio.to_thread(pushed_manifest, bytes(body), request.headers.get("Content-Type"), reference)
         listed = [Tag.parse(tag) for tag in target.tags] if isinstance(reference, Digest) else [reference]
         tags = [tag.value for tag in listed]
+        self._check_guard(repository, pushed.manifest.digest, *pushed.children)
         await self._hosted.put_manifest(repository, pushed, tags, _who(context))
         self._cache.manifests.forget([(repository, tag) for tag in listed])
         response = self._created(target, f"manifests/{pushed.manifest.digest}", pushed.manifest.digest)

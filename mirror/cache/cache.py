@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from mirror import metrics
 from mirror.cache.cached_reader import CachedReader
 from mirror.cache.embedded import EmbeddedReader, find_embedded
-from mirror.cache.guarding import Guard, GuardedReader
+from mirror.cache.guarding import PIECE, Guard, GuardedReader
 from mirror.cache.images import Images
 from mirror.cache.lists import Lists, ListSource
 from mirror.cache.negative import Negative
@@ -169,11 +169,13 @@ class Cache:
 
     async def blob(self, repository: Repository, digest: Digest) -> tuple[Reader, Outcome]:
         """A reader of a blob, once its size is known; the caller closes it. Raises MirrorError."""
-        if self._guard is None:
-            return await self._blob(repository, digest)
-        await self._guard.check_blob(repository, digest)
+        if self._guard is not None:
+            await self._guard.check_blob(repository, digest)
         reader, outcome = await self._blob(repository, digest)
-        return GuardedReader(reader, self._guard, repository, digest), outcome
+        if self._guard is None and outcome is HIT and reader.size is not None and reader.size <= PIECE:
+            # It is sent at once.
+            return reader, outcome
+        return GuardedReader(reader, lambda: self._guard, repository, digest), outcome
 
     async def _blob(self, repository: Repository, digest: Digest) -> tuple[Reader, Outcome]:
         if self.manifests.own.covers(repository):
@@ -228,16 +230,16 @@ class Cache:
 
     async def fetch(self, repository: Repository, digest: Digest) -> AsyncGenerator[Progress, None]:
         """Downloads a blob into the cache, and yields its progress. Raises MirrorError if the blob is not cached in the end."""
-        guard = self._guard
-        if guard is not None:
-            await guard.check_blob(repository, digest)
+        if self._guard is not None:
+            await self._guard.check_blob(repository, digest)
         if self.manifests.own.covers(repository):
             await self._own_size(repository, digest)
             return
         reader = await self._join(repository, digest, self._context(repository, digest))
         try:
             while not await reader.ended(_INTERVAL):
-                if guard is not None and (error := guard.blocks(repository, digest)) is not None:
+                # There may have been none when the download began.
+                if self._guard is not None and (error := self._guard.blocks(repository, digest)) is not None:
                     raise error
                 yield reader.flight.progress
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,7 +12,7 @@ from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.slices import FileSlice, Part, Reader, SliceUnreadable
 
-_PIECE = 4 * 1024 * 1024
+PIECE = 4 * 1024 * 1024
 """Bytes that are sent between two looks at what is blocked."""
 
 
@@ -85,7 +85,8 @@ class Guard(Protocol):
 class GuardedReader:
     """A reader that ends with Guarded as soon as its blob is blocked: before the last bytes, so that nobody gets it whole."""
 
-    def __init__(self, reader: Reader, guard: Guard, repository: Repository, digest: Digest) -> None:
+    def __init__(self, reader: Reader, guard: Callable[[], Guard | None], repository: Repository, digest: Digest) -> None:
+        """`guard` returns what decides now: there may be none yet when the download begins."""
         self.size = reader.size
         self._reader = reader
         self._guard = guard
@@ -98,7 +99,8 @@ class GuardedReader:
             while part is not None:
                 try:
                     for piece in _pieces(part):
-                        if (error := self._guard.blocks(self._repository, self._digest)) is not None:
+                        guard = self._guard()
+                        if guard is not None and (error := guard.blocks(self._repository, self._digest)) is not None:
                             raise error
                         yield piece
                 except SliceUnreadable as unreadable:
@@ -114,7 +116,7 @@ class GuardedReader:
 
 
 def _pieces(part: Part) -> list[Part]:
-    if not isinstance(part, FileSlice) or part.length <= _PIECE:
+    if not isinstance(part, FileSlice) or part.length <= PIECE:
         return [part]
     end = part.offset + part.length
-    return [FileSlice(part.fd, offset, min(_PIECE, end - offset)) for offset in range(part.offset, end, _PIECE)]
+    return [FileSlice(part.fd, offset, min(PIECE, end - offset)) for offset in range(part.offset, end, PIECE)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from mirror.errors import DigestInvalid
 from mirror.names import Digest
@@ -27,34 +28,12 @@ class Blocklist:
     def __init__(self, sources: Sequence[str]) -> None:
         """`sources` are paths, and URLs of http or https."""
         self.sources = sources
-        self.urls = [source for source in sources if source.startswith(("http://", "https://"))]
         self.entries: dict[str, str] = {}
         """Reasons by the hexadecimal digits of digests. It stays the same object when it is read again."""
-        self._states: dict[str, _State] = {}
-        self._read: dict[str, Mapping[str, str]] = {}
 
-    def read_changed_files(self) -> Mapping[str, Mapping[str, str]]:
-        """Returns what is in the files that have changed since the last call. Blocks.
-
-        A file that cannot be read keeps the entries that it had: an editor may have moved it away for a moment.
-        """
-        found: dict[str, Mapping[str, str]] = {}
-        for file in self.sources:
-            if file in self.urls or ((state := _state(file)) == self._states.get(file, ()) and file in self._states):
-                continue
-            self._states[file] = state
-            try:
-                found[file] = parse(read_file(file, LARGEST, follow=True).decode(errors="replace"), file)
-            except OSError as error:
-                log.error("the block list %s cannot be read: %s; what it said last stays in force", file, error.strerror or error)
-        return found
-
-    def put_in_force(self, found: Mapping[str, Mapping[str, str]]) -> bool:
-        """Takes what sources say now. Returns whether that changes anything."""
-        if not found:
-            return False
-        self._read.update(found)
-        merged = {digest: reason for source in self.sources for digest, reason in self._read.get(source, {}).items()}
+    def put_in_force(self, lists: Mapping[str, Mapping[str, str]]) -> bool:
+        """Takes what each source says now; one that is not in `lists` says nothing yet. Returns whether that changes anything."""
+        merged = {digest: reason for source in self.sources for digest, reason in lists.get(source, {}).items()}
         if self.entries == merged:
             return False
         self.entries.clear()
@@ -63,8 +42,53 @@ class Blocklist:
         return True
 
 
+class Files:
+    """Reads block lists from files, again when they change."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, _State] = {}
+        """Of files as they were read last."""
+        self._faults: dict[str, str] = {}
+        """Why a file cannot be read now: it is logged once."""
+
+    def read_changed(self, files: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Returns what is in the files that have changed since they were read last. Blocks.
+
+        What cannot be read is tried again at the next call, and is not in the result: an editor may have moved it away for a moment.
+        """
+        found = {}
+        for file in files:
+            state = _state(file)
+            if state is not None and state == self._states.get(file):
+                continue
+            try:
+                found[file] = parse(decode(read_file(file, LARGEST + 1, follow=True)), file)
+            except (OSError, ValueError) as error:
+                fault = (error.strerror if isinstance(error, OSError) else None) or str(error)
+                if self._faults.get(file) != fault:
+                    log.error("the block list %s cannot be read: %s; what it said last stays in force", file, fault)
+                self._faults[file] = fault
+                if isinstance(error, ValueError):
+                    # It is the same until the file changes.
+                    self._states[file] = state
+            else:
+                self._faults.pop(file, None)
+                self._states[file] = state
+        return found
+
+
+def decode(data: bytes) -> str:
+    """Returns the text of a list: UTF-8, or UTF-16 with a byte order mark, as PowerShell writes it. Raises ValueError if it is too long."""
+    if len(data) > LARGEST:
+        raise ValueError(f"it has more than {LARGEST >> 20} MiB")
+    return data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig", errors="replace")
+
+
 def parse(text: str, name: str) -> dict[str, str]:
-    """Returns the reasons in a list, by the hexadecimal digits of digests. Lines that name no digest are logged, and the others count."""
+    """Returns the reasons in a list, by the hexadecimal digits of digests. Lines that name no digest are logged, and the others count.
+
+    Raises ValueError if there are lines, and none of them has a digest: that is something else, such as a page that asks for a password.
+    """
     found: dict[str, str] = {}
     faults: list[int] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -75,6 +99,8 @@ def parse(text: str, name: str) -> dict[str, str]:
             found[Digest.parse(words[0].lower()).hex] = words[1].strip() if len(words) > 1 else ""
         except DigestInvalid:
             faults.append(number)
+    if faults and not found:
+        raise ValueError("it has lines, and none of them begins with a digest")
     if faults:
         lines = ", ".join(map(str, faults[:_MOST_FAULTS]))
         more = f" and {len(faults) - _MOST_FAULTS} more" if len(faults) > _MOST_FAULTS else ""

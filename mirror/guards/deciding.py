@@ -18,6 +18,8 @@ from mirror.manifests import Descriptor
 from mirror.names import Digest
 from mirror.storage.sightings import Sighting
 
+_AGED = 60.0
+"""Seconds after which it is decided anew by the age of an image."""
 _SIGNED_LATER = 60.0
 """Seconds after which it is looked again for signatures: they are made after the image."""
 
@@ -51,6 +53,8 @@ def decide(rules: Sequence[Rule], asked: Asked, facts: Facts, now: float) -> Dec
             if would is not None and would.rule == rule.name:
                 observed.append(would)
     until = min((found.until for found in (finding, *observed) if found is not None), default=math.inf)
+    if any(rule.depends_on_age for rule in fitting):
+        until = min(until, now + _AGED)
     return Decision(serve, finding, tuple(observed), until)
 
 

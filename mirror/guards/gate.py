@@ -7,6 +7,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from mirror import metrics
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 _MOST = 50_000
 _MOST_NAMED = 20_000
 """Digests that a manifest names, all the way down, that are looked at."""
+_TAGS_KNOWN = 1.0
+"""Seconds for which a decision on a digest counts that depends on what tags mean."""
 _DEEPEST = 3
 """Levels from a layer up to an index."""
 
@@ -92,10 +95,7 @@ class Gate:
         epoch = self.epoch
         history = await self._store.history(repository, tag) or [Sighting(found, now, now)]
         asked = Asked(repository, tag.value, history[-1].digest)
-        candidates = dict.fromkeys([asked.digest, *(one.digest for one in history if one.served is not None)])
-        names, images = await self._names(candidates), await self._images(asked, candidates)
-        facts = Facts(history, (), names, images, await self._unsigned(asked, candidates))
-        return await self._ruled(asked, tag, facts, now, epoch)
+        return await self._ruled(asked, tag, await self._facts(asked, history, now), now, epoch)
 
     async def rule_digest(self, repository: Repository, digest: Digest, manifest: Manifest | None) -> Ruling:
         now = self._clock()
@@ -109,8 +109,7 @@ class Gate:
         return await self._ruled(asked, digest, facts, now, epoch)
 
     def forget_tag(self, repository: Repository, tag: Tag) -> None:
-        if any(rule.strict for rule in self._rules):
-            # Digests are decided on by what tags mean.
+        if self._depends_on_tags:
             self._forget(repository)
         self._known.pop((repository, tag), None)
         self._passed.pop((repository, tag), None)
@@ -130,6 +129,11 @@ class Gate:
 
     async def _ruled(self, asked: Asked, reference: Reference, facts: Facts, now: float, epoch: int) -> Ruling:
         decision = decide(self._rules, asked, facts, now)
+        if decision.serve is None and asked.tag is None:
+            # What names it may have been let through before it was read.
+            changed = self.epoch - epoch
+            self._forget(asked.repository)
+            epoch = self.epoch - changed
         complete = decision.serve is None or not self._reads or await self._store.manifest(decision.serve.digest) is not None
         ruling = self._ruling(asked, decision, complete=complete)
         released = facts.history[-1].released if facts.history and ruling.held_until is None else None
@@ -140,15 +144,18 @@ class Gate:
             )
         if complete and epoch == self.epoch:
             key = asked.repository, reference
-            self._known[key] = ruling, decision.until
+            until = min(decision.until, now + _TAGS_KNOWN) if asked.tag is None and self._depends_on_tags else decision.until
+            self._known[key] = ruling, until
             if len(self._known) > _MOST:
                 self._passed.pop(self._known.popitem(last=False)[0], None)
-            if decision.finding is None and not decision.observed:
+            if decision.finding is None and not decision.observed and until == math.inf:
                 self._passed[key] = asked.digest
-        if ruling.error is not None and asked.tag is None:
-            # What names it may have been let through before it was read.
-            self._forget(asked.repository)
         return ruling
+
+    @property
+    def _depends_on_tags(self) -> bool:
+        """True if digests are decided on by what tags mean, which other processes learn too."""
+        return any(rule.strict or rule.has_tag_pattern for rule in self._rules)
 
     @property
     def _reads(self) -> bool:
@@ -166,6 +173,25 @@ class Gate:
         self.epoch += 1
 
     # ------------------------------------------------------------------ facts
+
+    async def _facts(self, asked: Asked, history: Sequence[Sighting], now: float) -> Facts:
+        """Gathers what there is to know of what a tag means, and of what it meant before only as far back as is needed: signatures are asked for upstream."""
+        facts = Facts(history, (), {}, {}, {})
+        known: set[Digest] = set()
+        missing = {asked.digest}
+        if served := [one for one in history if one.served is not None and any(rule.refuse_older for rule in self._rules)]:
+            missing.add(max(served, key=lambda one: one.served or 0.0).digest)
+        while missing:
+            facts = replace(
+                facts,
+                names={**facts.names, **await self._names(missing)},
+                images={**facts.images, **await self._images(asked, missing)},
+                unsigned={**facts.unsigned, **await self._unsigned(asked, missing)},
+            )
+            known |= missing
+            serve = decide(self._rules, asked, facts, now).serve
+            missing = set() if serve is None else {serve.digest} - known
+        return facts
 
     async def _names(self, digests: Iterable[Digest], read: Manifest | None = None) -> dict[Digest, set[Digest]]:
         """What manifests name, all the way down, as far as they are cached; `read` is one that is at hand."""

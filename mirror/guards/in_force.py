@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
 from mirror.errors import MirrorError
-from mirror.guards.blocklist import Blocklist, parse
+from mirror.guards.blocklist import Blocklist, Files, decode, parse
 from mirror.guards.gate import Gate
 from mirror.guards.rules import Rule
 from mirror.guards.sources import Documents
 from mirror.storage.store import Store
-from mirror.tasks import BackgroundTask
+from mirror.tasks import BackgroundTask, close_all
 
 log = logging.getLogger(__name__)
 
@@ -38,39 +39,61 @@ class Guarding:
         self._put_in_force = put_in_force
         self._download = download
         self._lists: list[Blocklist] = []
+        self._files = Files()
+        self._read: dict[str, Mapping[str, str]] = {}
+        """What each file and URL says, or said last."""
         self._tags: dict[str, str] = {}
         """ETags of lists, by URL."""
         self._asked: dict[str, float] = {}
         self._gate = Gate(store, documents)
-        self._following = BackgroundTask(self._follow)
+        # A URL that does not answer holds up no file.
+        self._following = [BackgroundTask(self._follow_files), BackgroundTask(self._follow_urls)]
 
     async def load(self) -> None:
-        """Reads block lists, those with a URL as they were kept last, and what was blocked by hand."""
-        for one in self._lists:
-            for url in one.urls:
-                kept = await self._store.document(_key(url))
-                if kept is not None and url not in self._tags:
+        """Reads block lists, those with a URL as they were kept last, and what was blocked by hand. Call it before `start`."""
+        for url in self._sources(urls=True):
+            kept = await self._store.document(_key(url))
+            if kept is not None and url not in self._read:
+                with contextlib.suppress(ValueError):
+                    self._take_lists({url: parse(str(kept["text"]), url)})
                     self._tags[url] = str(kept["etag"])
-                    one.put_in_force({url: parse(str(kept["text"]), url)})
         await self._read_files()
+        await self.load_blocks()
+
+    async def load_blocks(self) -> None:
+        """Reads what was blocked by hand, and forgets what was decided: call it when that has changed, or something was released."""
         await self._gate.load()
         self._show()
 
     def start(self) -> None:
-        """Follows the changes of block lists. Those by hand are followed by calling `load`."""
-        self._following.start()
+        """Follows the changes of block lists. Those by hand are followed by calling `load_blocks`."""
+        for following in self._following:
+            following.start()
 
     async def aclose(self) -> None:
         """Follows no changes any more."""
-        await self._following.aclose()
+        await close_all(*(following.aclose for following in self._following))
 
     def take(self, tables: Sequence[tuple[Rule, tuple[str, ...]]]) -> None:
-        """Puts other rules in force, each with the sources of its block list. Lists that were there before keep their entries."""
-        known = {one.sources: one for one in self._lists}
-        lists = {sources: known.get(sources) or Blocklist(sources) for _, sources in tables if sources}
+        """Puts other rules in force, each with the sources of its block list. What these said last counts at once."""
+        lists = {sources: Blocklist(sources) for _, sources in tables if sources}
         self._lists = list(lists.values())
+        for one in self._lists:
+            one.put_in_force(self._read)
         self._gate.take([replace(rule, blocked=lists[sources].entries) if sources else rule for rule, sources in tables])
         self._show()
+
+    def _sources(self, *, urls: bool) -> list[str]:
+        """All files or URLs, each once."""
+        found = dict.fromkeys(source for one in self._lists for source in one.sources)
+        return [source for source in found if source.startswith(("http://", "https://")) == urls]
+
+    def _take_lists(self, found: Mapping[str, Mapping[str, str]]) -> None:
+        self._read.update(found)
+        # One source may be in several lists.
+        changes = [one.put_in_force(self._read) for one in self._lists]
+        if any(changes):
+            self._changed()
 
     def _changed(self) -> None:
         self._gate.forget()
@@ -79,36 +102,38 @@ class Guarding:
     def _show(self) -> None:
         self._put_in_force(self._gate if self._gate.active else None)
 
-    async def _follow(self) -> None:
+    async def _follow_files(self) -> None:
         while True:
             await self._read_files()
-            await self._ask()
+            await asyncio.sleep(_LOOK)
+
+    async def _follow_urls(self) -> None:
+        while True:
+            now = time.monotonic()
+            due = [url for url in self._sources(urls=True) if now >= self._asked.get(url, now - _ASK) + _ASK]
+            self._asked.update(dict.fromkeys(due, now))
+            await asyncio.gather(*map(self._ask, due))
             await asyncio.sleep(_LOOK)
 
     async def _read_files(self) -> None:
-        for one in self._lists:
-            if one.put_in_force(await asyncio.to_thread(one.read_changed_files)):
-                self._changed()
+        if (files := self._sources(urls=False)) and (found := await asyncio.to_thread(self._files.read_changed, files)):
+            self._take_lists(found)
 
-    async def _ask(self) -> None:
-        """Asks for the lists whose time has come. One that cannot be had stays as it is."""
-        for one in self._lists:
-            for url in one.urls if self._download is not None else ():
-                now = time.monotonic()
-                if now < self._asked.get(url, now - _ASK) + _ASK:
-                    continue
-                self._asked[url] = now
-                try:
-                    found = await self._download(url, self._tags.get(url, "")) if self._download is not None else None
-                except MirrorError as error:
-                    log.warning("the block list %s cannot be had: %s; what it said last stays in force", url, error)
-                    continue
-                if found is None:
-                    continue
-                text, self._tags[url] = found[0].decode(errors="replace"), found[1]
-                await self._store.set_document(_key(url), {"text": text, "etag": found[1]})
-                if one.put_in_force({url: await asyncio.to_thread(parse, text, url)}):
-                    self._changed()
+    async def _ask(self, url: str) -> None:
+        """Asks for a list. One that cannot be had stays as it is."""
+        if self._download is None:
+            return
+        try:
+            if (answer := await self._download(url, self._tags.get(url, ""))) is None:
+                return
+            text, etag = decode(answer[0]), answer[1]
+            found = await asyncio.to_thread(parse, text, url)
+        except (MirrorError, ValueError) as error:
+            log.warning("the block list %s cannot be had: %s; what it said last stays in force", url, error)
+            return
+        await self._store.set_document(_key(url), {"text": text, "etag": etag})
+        self._tags[url] = etag
+        self._take_lists({url: found})
 
 
 def _key(url: str) -> str:

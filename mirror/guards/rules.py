@@ -68,6 +68,10 @@ class Conditions:
         """True if the name of an image does not decide."""
         return self != Conditions()
 
+    @property
+    def depends_on_age(self) -> bool:
+        return self.older_than is not None or self.younger_than is not None
+
     def met(self, image: Image | None, now: float) -> bool:
         """Returns whether an image meets them."""
         if not self.needs_image:
@@ -125,6 +129,11 @@ class Rule:
         return self.refuse_older or any(
             conditions is not None and conditions.needs_image for conditions in (self.deny, self.allow)
         )
+
+    @property
+    def depends_on_age(self) -> bool:
+        """True if it decides by how old an image is."""
+        return any(conditions is not None and conditions.depends_on_age for conditions in (self.deny, self.allow))
 
 
 @dataclass(frozen=True, slots=True)

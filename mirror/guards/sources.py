@@ -10,7 +10,7 @@ from mirror.cache.configurations import read_cached_configuration, read_configur
 from mirror.cache.lists import known_referrers
 from mirror.downloads.flight import Progress
 from mirror.errors import BlobUnknown, ManifestUnknown
-from mirror.manifests import Manifest
+from mirror.manifests import MAX_SIZE, Manifest
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.store import Store
 
@@ -61,8 +61,9 @@ class FromUpstream:
     async def blob(self, repository: Repository, digest: Digest) -> bytes:
         if self._store.size(digest) is None:
             async with aclosing(self._fetch(repository, digest)) as progress:
-                async for _ in progress:
-                    pass
+                async for now in progress:
+                    if max(now.have, now.size or 0) > MAX_SIZE:
+                        raise BlobUnknown(f"{digest} is larger than any signature")
         return await read_small(self._store, digest)
 
 

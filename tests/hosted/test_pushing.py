@@ -35,6 +35,31 @@ async def begun(mirror: Mirror, repository: str = "team/app", query: str = "") -
 # ---------------------------------------------------------------------- who and where
 
 
+async def test_what_is_blocked_cannot_be_pushed(start: StartMirror, tmp_path: Path) -> None:
+    """403 for a blob by each of its ways, POST, PUT and mount, and for a manifest that is blocked, or that names what is; the rest can be pushed."""
+    image = manifest_of(b"{}", DATA)
+    named = manifest_of(b"{}", DATA, b"other")
+    (tmp_path / "blocked.txt").write_text(
+        f"{Digest.of(b'bad')} poisoned\n{Digest.of(image)} poisoned\n{Digest.of(b'other')} poisoned\n"
+    )
+    mirror: Mirror = await start(settings={"hosted": HOSTED, "guard": [{"blocklist": [str(tmp_path / "blocked.txt")]}]})
+    for data in (b"{}", DATA):
+        await push_blob(mirror.session, "team/app", data)
+    uploads, bad = "/v2/team/app/blobs/uploads/", Digest.of(b"bad")
+    location = await begun(mirror)
+    refused = [
+        await say(mirror.session, "POST", f"{uploads}?digest={bad}", b"bad"),
+        await say(mirror.session, "POST", f"{uploads}?mount={bad}&from=class/app"),
+        await say(mirror.session, "PUT", f"{location}?digest={bad}", b"bad"),
+        await put_manifest(mirror.session, "team/app", "1", image),
+        await put_manifest(mirror.session, "team/app", "1", named),
+    ]
+    assert [(said.status, said.code, "poisoned" in said.message) for said in refused] == [(403, "DENIED", True)] * 5
+    assert (await say(mirror.session, "HEAD", "/v2/team/app/manifests/1")).status == 404
+    assert not mirror.cached(bad)
+    await push_image(mirror.session, "team/app", "1", DATA, annotations={"not": "blocked"})
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [

@@ -269,13 +269,16 @@ async def test_a_list_may_be_at_a_url_and_counts_while_that_does_not_answer(
     assert (await mirror.get(LATEST)).status == 403
 
 
+@pytest.mark.parametrize("by_hand", [False, True], ids=["list", "by hand"])
 @pytest.mark.parametrize("state", ["download", "hit"])
-async def test_what_is_blocked_on_its_way_is_cut(start: StartMirror, upstream: Scripted, tmp_path: Path, state: str) -> None:
-    """Nobody gets the rest: whoever joined a download that is half-way, or reads what is cached. Later requests are refused."""
+async def test_what_is_blocked_on_its_way_is_cut(
+    start: StartMirror, upstream: Scripted, tmp_path: Path, state: str, by_hand: bool
+) -> None:
+    """Nobody gets the rest: whoever joined a download that is half-way, or reads what is cached. Later requests are refused. By hand, there was no rule before."""
     data = b"x" * 16_000_000
     image = upstream.add_image("library/app", "latest", layers=[data])
     layer = image.layers[0]
-    mirror: Mirror = await start(settings=blocking(tmp_path))
+    mirror: Mirror = await start(settings={} if by_hand else blocking(tmp_path))
     path = f"/v2/app/blobs/{layer}"
     if state == "hit":
         assert (await mirror.get(path)).status == 200
@@ -287,7 +290,10 @@ async def test_what_is_blocked_on_its_way_is_cut(start: StartMirror, upstream: S
         upstream.fail(str(layer), held, times=10)
         readers = [await mirror.slow_reader(path) for _ in range(2)]
         await held.reached.wait()
-    write_list(tmp_path, layer)
+    if by_hand:
+        await Commands(mirror.directory)("block", str(layer))
+    else:
+        write_list(tmp_path, layer)
     for _ in patiently():
         if (await mirror.head(path)).status == 403:
             break

@@ -745,6 +745,20 @@ async def test_a_tags_history_says_what_it_meant_and_when(store: Store) -> None:
     assert (await store.tags_of(APP, b.digest), await store.tags_of(OTHER, b.digest)) == (["1"], [])
 
 
+async def test_however_often_a_tag_moves_what_was_served_is_in_its_history(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the latest sightings are returned of a tag that moves and moves, but those that clients got are among them, the first one too."""
+    monkeypatch.setattr("mirror.storage.disk.catalog.sightings._MOST", 3)
+    names = ["first", "second", "third", "fourth"]
+    for moment, name in enumerate(names):
+        await store.set_tag(APP, ONE, TagRecord(descriptor(name), float(moment)))
+    for moment in range(100, 120):
+        await store.note_tag(APP, ONE, descriptor(f"held {moment % 2}"), float(moment))
+    history = await store.history(APP, ONE)
+    assert [one.digest for one in history if one.served is not None] == [descriptor(name).digest for name in names]
+    assert [one.first for one in history][-3:] == [117.0, 118.0, 119.0]
+    assert isinstance(store, MemoryStore) or len(history) == 7
+
+
 async def test_the_history_stays_when_the_image_is_deleted(store: Store) -> None:
     """A tag that is deleted here has meant what it has meant."""
     manifest = await put_image(store, APP, ONE, b"layer")

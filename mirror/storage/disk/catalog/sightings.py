@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _LATEST = "SELECT max(id) FROM sighting WHERE registry = ?1 AND path = ?2 AND tag = ?3"
 _RULINGS_KEPT = 30 * 86400.0
 _MOST = 1000
-"""Sightings of one tag that are returned, the latest."""
+"""Sightings of one tag that are returned: the latest, and as many of those that were served."""
 
 
 class Sightings:
@@ -81,10 +81,13 @@ class Sightings:
         """See `Store.history`."""
         rows = self._db.execute(
             "SELECT media_type, digest, size, first, last, endpoint, served, gone, released, released_by, reason FROM sighting"
-            " WHERE registry = ? AND path = ? AND tag = ? ORDER BY id DESC LIMIT ?",
+            " WHERE id IN (SELECT id FROM sighting WHERE registry = ?1 AND path = ?2 AND tag = ?3 ORDER BY id DESC LIMIT ?4)"
+            # However often a tag moves to what nobody gets, what it meant before is known.
+            " OR id IN (SELECT id FROM sighting WHERE registry = ?1 AND path = ?2 AND tag = ?3 AND served IS NOT NULL ORDER BY id DESC LIMIT ?4)"
+            " OR id = (SELECT min(id) FROM sighting WHERE registry = ?1 AND path = ?2 AND tag = ?3 AND served IS NOT NULL) ORDER BY id",
             (repository.registry, repository.path, tag, _MOST),
         ).fetchall()
-        return [_sighting(*row) for row in reversed(rows)]
+        return [_sighting(*row) for row in rows]
 
     def tags_of(self, repository: Repository, digest: Digest) -> list[str]:
         """See `Store.tags_of`."""

@@ -1,0 +1,141 @@
+"""The gate (mirror/guards/gate.py): which facts it gathers, and how long what it decided counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from mirror.downloads.flight import Progress
+from mirror.errors import BlobUnknown
+from mirror.guards.gate import Gate
+from mirror.guards.rules import Conditions, Pattern, Rule
+from mirror.guards.signatures import Keys
+from mirror.guards.sources import Documents, FromCache, FromUpstream
+from mirror.manifests import MAX_SIZE, OCI_MANIFEST, Manifest
+from mirror.names import Digest, Repository, Tag
+from mirror.storage.memory import MemoryStore
+from mirror.storage.store import TagRecord
+
+APP, ONE = Repository("docker.io", "library/app"), Tag("1")
+DAY = 86400.0
+
+
+def image(created: float = 0.0, name: str = "") -> Manifest:
+    when = datetime.fromtimestamp(created, UTC).isoformat()
+    document = {"schemaVersion": 2, "annotations": {"org.opencontainers.image.created": when, "name": name}, "layers": []}
+    body = json.dumps(document).encode()
+    return Manifest(OCI_MANIFEST, Digest.of(body), body)
+
+
+class World:
+    """A gate with a clock that tests set."""
+
+    def __init__(self, *rules: Rule) -> None:
+        self.now = 1_000 * DAY
+        self.store = MemoryStore()
+        self.gate = Gate(self.store, FromCache(self.store), lambda: self.now)
+        self.gate.take(rules)
+
+    async def serve(self, manifest: Manifest) -> None:
+        """Has the tag mean an image, which clients get."""
+        await self.store.put_manifest(APP, manifest)
+        await self.store.set_tag(APP, ONE, TagRecord(manifest.descriptor, self.now))
+
+    async def by_digest(self, manifest: Manifest) -> bool:
+        """Returns whether an image is served by its digest."""
+        return (await self.gate.rule_digest(APP, manifest.digest, manifest)).error is None
+
+    async def by_tag(self, manifest: Manifest) -> bool:
+        return (await self.gate.rule_tag(APP, ONE, manifest.descriptor)).error is None
+
+
+@pytest.mark.parametrize(
+    ("age", "deny", "before", "after"),
+    [(9.5, Conditions(older_than=10 * DAY), True, False), (9.5, Conditions(younger_than=10 * DAY), False, True)],
+    ids=["too old", "too young"],
+)
+async def test_an_image_grows_older_while_the_mirror_runs(age: float, deny: Conditions, before: bool, after: bool) -> None:
+    """What was decided by its age counts no longer than a minute, by tag and by digest, and it does not pass for good."""
+    world = World(Rule("age", deny=deny))
+    manifest = image(created=world.now - age * DAY)
+    await world.serve(manifest)
+    assert (await world.by_tag(manifest), await world.by_digest(manifest)) == (before, before)
+    assert not world.gate.passes(APP, ONE, manifest.digest)
+    assert not world.gate.passes(APP, manifest.digest, manifest.digest)
+    world.now += DAY
+    assert (await world.by_tag(manifest), await world.by_digest(manifest)) == (after, after)
+
+
+async def test_a_digest_is_refused_once_a_tag_of_the_pattern_is_seen_to_mean_it() -> None:
+    """Also where another process has seen that, and though it was served by its digest before."""
+    world = World(Rule("no", (Pattern.parse("app:1"),), deny=Conditions()))
+    manifest = image()
+    await world.store.put_manifest(APP, manifest)
+    assert await world.by_digest(manifest)
+    assert not world.gate.passes(APP, manifest.digest, manifest.digest)
+    await world.serve(manifest)
+    world.now += 1.0
+    assert not await world.by_digest(manifest)
+
+
+async def test_what_is_refused_by_its_digest_is_remembered() -> None:
+    """A client that asks again and again has nothing forgotten that was decided on other images."""
+    bad, good = image(name="bad"), image(name="good")
+    world = World(Rule("list", blocked={bad.digest.hex: "poisoned"}))
+    await world.store.put_manifest(APP, bad)
+    await world.store.put_manifest(APP, good)
+    assert not await world.by_digest(bad)
+    assert await world.by_digest(good)
+    epoch = world.gate.epoch
+    for _ in range(3):
+        assert not await world.by_digest(bad)
+    assert world.gate.epoch == epoch
+    assert world.gate.passes(APP, good.digest, good.digest)
+
+
+@pytest.mark.parametrize(("signed", "asked"), [("dcba", "d"), ("cba", "dc"), ("a", "dcba"), ("", "dcba")])
+async def test_signatures_are_asked_for_only_as_far_back_as_needed(
+    monkeypatch: pytest.MonkeyPatch, signed: str, asked: str
+) -> None:
+    """Each costs requests upstream: of a tag that has moved often, what it meant long ago is not looked at while something later is signed."""
+    images = {image(name=name).digest: name for name in "abcd"}
+    looked = ""
+
+    async def is_signed(keys: Keys, documents: Documents, repository: Repository, digest: Digest) -> bool:
+        nonlocal looked
+        looked += images[digest]
+        return images[digest] in signed
+
+    monkeypatch.setattr("mirror.guards.gate.is_signed", is_signed)
+    public = ec.generate_private_key(ec.SECP256R1()).public_key()
+    world = World(Rule("signed", signed=Keys([public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)])))
+    for name in "abcd":
+        world.now += DAY
+        await world.serve(image(name=name))
+    ruling = await world.gate.rule_tag(APP, ONE, image(name="d").descriptor)
+    assert (ruling.serve and images[ruling.serve.digest]) == (signed[0] if signed else None)
+    assert looked == asked
+
+
+async def test_a_signature_is_no_way_to_have_the_mirror_fetch_gigabytes() -> None:
+    """The download of what claims to be one ends when it is larger than any."""
+    ended = False
+
+    async def fetch(repository: Repository, digest: Digest) -> AsyncGenerator[Progress, None]:
+        nonlocal ended
+        try:
+            yield Progress(None, MAX_SIZE, 1, True)
+            yield Progress(1 << 40, MAX_SIZE, 1, True)
+            raise AssertionError
+        finally:
+            ended = True
+
+    documents = FromUpstream(MemoryStore(), fetch, lambda *_: None, lambda *_: None)
+    with pytest.raises(BlobUnknown, match="larger than any signature"):
+        await documents.blob(APP, Digest.of(b"blob"))
+    assert ended
