@@ -46,6 +46,7 @@ def test_a_list_is_understood_as_editors_write_it(tmp_path: Path, data: bytes) -
 
 
 def test_digests_of_both_algorithms_are_taken() -> None:
+    """A list may have sha256 and sha512, with a reason or without."""
     assert parse(f"{LONG} why\n{ONE}", "list") == {LONG.hex: "why", ONE.hex: ""}
 
 
