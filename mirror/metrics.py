@@ -197,6 +197,7 @@ def begin(registries: Iterable[str], cache: Path) -> None:
     for kind in ("blob", "manifest"):
         for cache_had_it in ("hit", "miss"):
             request_seconds.labels(kind, cache_had_it)
+        hosted_pushes.labels(kind)
 
 
 _folder: Path | None = None

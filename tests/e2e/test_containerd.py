@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,9 @@ class Containerd:
         require_root("containerd")
         folder.mkdir()
         self._folder = folder
+        # The path of a socket has at most 104 characters.
+        self._sockets = tempfile.TemporaryDirectory(prefix="ctr-")
+        self._address = f"{self._sockets.name}/containerd.sock"
         for registry in ("docker.io", "ghcr.io"):
             hosts = folder / "certs.d" / registry
             hosts.mkdir(parents=True)
@@ -31,13 +35,13 @@ class Containerd:
         config = folder / "config.toml"
         config.write_text(
             f'version = 2\nroot = "{folder}/root"\nstate = "{folder}/state"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-            f'[grpc]\naddress = "{folder}/containerd.sock"\n[ttrpc]\naddress = "{folder}/ttrpc.sock"\n'
+            f'[grpc]\naddress = "{self._address}"\n[ttrpc]\naddress = "{self._sockets.name}/ttrpc.sock"\n'
         )
         self._program = Program(["containerd", "--config", str(config)], folder / "containerd.log")
         self._program.wait_until(lambda: "containerd successfully booted" in self._program.log)
 
     def ctr(self, *arguments: str) -> str:
-        return run("ctr", "--address", f"{self._folder}/containerd.sock", *arguments)
+        return run("ctr", "--address", self._address, *arguments)
 
     def pull(self, reference: str, hosts: Path | None = None) -> None:
         """With the hosts.toml files of its own, or those of another folder."""
@@ -55,7 +59,7 @@ class Containerd:
 
     def content(self, digest: str) -> bytes:
         """A blob as containerd stored it."""
-        command = ["ctr", "--address", f"{self._folder}/containerd.sock", "content", "get", digest]
+        command = ["ctr", "--address", self._address, "content", "get", digest]
         return subprocess.run(command, capture_output=True, check=True).stdout
 
     def wipe(self) -> None:
@@ -65,6 +69,7 @@ class Containerd:
 
     def stop(self) -> None:
         self._program.stop()
+        self._sockets.cleanup()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mirror.names import Digest
 from tests.e2e.conftest import Watched
 from tests.e2e.test_dashboard import cache
 from tests.e2e.test_dockerd import Dockerd
@@ -250,6 +251,8 @@ async def test_a_tar_is_downloaded_and_loads(watched: Watched, upstream: Scripte
         assert (await mirror.get(f"/v2/both/{path}")).status == 200
     for blob in amd64.blobs:
         assert str((await mirror.get(f"/v2/both/blobs/{blob}")).digest()) == blob
+        # The page is not read again: it has to find all of it.
+        await mirror.until_cached(Digest.parse(blob))
     saved = window.downloads / "docker.io-library-both-1.tar"
 
     def download(page: str, link: str, label: str) -> bytes:
