@@ -194,6 +194,7 @@ def begin(registries: Iterable[str], cache: Path) -> None:
             prefetched_bytes.labels(registry, by)
         verification_failures.labels(registry)
         stale_served.labels(registry)
+        tag_moves.labels(registry)
     for kind in ("blob", "manifest"):
         for cache_had_it in ("hit", "miss"):
             request_seconds.labels(kind, cache_had_it)

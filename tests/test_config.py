@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.config import DEFAULT_ENDPOINTS, ConfigError, Expire, Registry, load
+from mirror.config.settings import Settings
 from mirror.disk_room import default_limit
 from mirror.manifests import this_platform
 from mirror.names import image_name
@@ -439,3 +440,23 @@ def test_access_can_be_set_in_the_environment() -> None:
     assert settings.access[0].repositories == ("library/*",)
     assert settings.groups == {"staff": ("alice",)}
     assert load(None, {}, {}).access is None
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("warm", {"images": ["redis:7"]}),
+        ("access", {"who": ["anyone"]}),
+        ("oidc", {"name": "ci", "issuer": "https://ci.example.com", "audience": "mirror", "claims": {"sub": "repo:acme/app"}}),
+        ("guard", {"name": "wait", "images": ["docker.io/*"], "cooldown": "3d"}),
+    ],
+)
+def test_every_list_of_tables_can_be_set_in_the_environment(name: str, table: dict[str, object]) -> None:
+    """As JSON; all of them are known here."""
+    lists = {key for key, field in Settings.model_fields.items() if str(field.annotation).startswith("tuple[mirror.")} | {
+        "access"
+    }
+    assert lists == {"warm", "access", "oidc", "guard"}
+    loaded = load(None, {f"MIRROR_{name.upper()}": json.dumps([table])}, {})
+    assert getattr(loaded, name) == getattr(load(None, {}, {name: [table]}), name)
+    assert len(getattr(loaded, name)) == 1

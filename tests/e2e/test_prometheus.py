@@ -67,6 +67,8 @@ def test_prometheus_scrapes_and_every_panel_of_the_dashboard_shows_data(hub: Hub
     # Without what is fetched ahead, so that it is known which requests miss.
     environment = {"CACHE__TAG_TTL": "0s", "CACHE__PREFETCH": "false", "UPSTREAM__CONNECT_TIMEOUT": "1s"}
     environment["WARM"] = json.dumps([{"images": ["listed:one"]}])
+    environment["ACCESS"] = json.dumps([{"who": ["anyone"]}])
+    environment["GUARD"] = json.dumps([{"name": "wait", "images": ["docker.io/library/listed"], "cooldown": "3d"}])
     with MirrorProcess(tmp_path / "cache", {"docker.io": hub.url}, **environment) as mirror:
         config = tmp_path / "prometheus.yml"
         target = mirror.url.removeprefix("http://")
@@ -92,6 +94,9 @@ def test_prometheus_scrapes_and_every_panel_of_the_dashboard_shows_data(hub: Hub
             for name, count in wanted.items():
                 query(port, f"registry_proxy_{name}_total{selector} == {count}")
             query(port, f'sum(mirror_request_seconds_count{{type="blob"}}) == {2 * blobs}')
+            push(hub.registry.url, "library/listed", "one", make_image(3))
+            urllib.request.urlopen(f"{mirror.url}/v2/library/listed/manifests/one").close()
+            query(port, 'mirror_tag_moves_total{upstream_host="docker.io"} == 1')
             hub.stop()
             with pytest.raises(urllib.error.HTTPError) as failed:
                 urllib.request.urlopen(f"{mirror.url}/v2/{REPOSITORY}/manifests/absent")
