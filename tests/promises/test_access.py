@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import Commands
-from tests.support.mirrors import MirrorProcess
+from tests.support.mirrors import MirrorProcess, until
 from tests.support.patience import PATIENCE
 from tests.support.scripted import Scripted
 
@@ -71,7 +71,7 @@ async def test_what_commands_and_sighup_change_counts_in_every_process(upstream:
         file.write_text('[[access]]\nwho = ["@nobody"]\n')
         os.kill(mirror.pid, signal.SIGHUP)
         await until_all(url, 200)
-        assert "there is no group 'nobody'" in mirror.log
+        await until(lambda: "there is no group 'nobody'" in mirror.log)
         file.write_text('[[access]]\nwho = ["anyone"]\nmay = []\n')
         os.kill(mirror.pid, signal.SIGHUP)
         await until_all(url, 404)
