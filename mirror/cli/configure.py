@@ -12,9 +12,12 @@ import click
 from mirror.cli import changes
 from mirror.cli.changes import Change
 from mirror.cli.options import cache_options, settings_or_exit
-from mirror.cli.text import print_json
+from mirror.cli.text import os_error_text, print_json
 from mirror.clients import CLIENTS, Address, Client, Conflict, client_here, runs_systemd
+from mirror.regular_files import LARGEST_SECRET, read_file
 
+TOKEN_VARIABLE = "MIRROR_TOKEN"  # noqa: S105  a name
+"""The environment variable that a token can be in: unlike arguments, other users of the machine cannot read it."""
 _BY_PATH = ("docker", "containerd", "k3s")
 """Clients whose URL of a mirror may have a path."""
 
@@ -31,9 +34,18 @@ _BY_PATH = ("docker", "containerd", "k3s")
 )
 @click.option(
     "--token",
+    envvar=TOKEN_VARIABLE,
     metavar="TOKEN",
-    help="A token for private images, which is written as a secret path. For docker (24.0.8 and newer), containerd and k3s.",
+    help="A token for private images, which is written as a secret path. For docker (24.0.8 and newer), containerd and k3s. Others see it in the list of"
+    f" processes: better --token-file, --token-stdin or the variable {TOKEN_VARIABLE}.",
 )
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Read the token from a file.",
+)
+@click.option("--token-stdin", is_flag=True, help="Read the token from standard input.")
 @click.option(
     "--root",
     type=click.Path(path_type=Path, file_okay=False),
@@ -54,6 +66,8 @@ def configure(
     undo: bool,
     url: str | None,
     token: str | None,
+    token_file: Path | None,
+    token_stdin: bool,
     root: Path | None,
     file: Path | None,
     config: Path | None,
@@ -75,6 +89,7 @@ def configure(
         address = Address.parse(url if url is not None else settings.server.own_url)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--mirror") from None
+    token = _token(token, token_file, token_stdin)
     if token is not None:
         if client not in _BY_PATH:
             raise click.UsageError(
@@ -83,7 +98,7 @@ def configure(
         try:
             address = address.with_token(token)
         except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--token") from None
+            raise click.UsageError(f"the token cannot be used: {error}") from None
     here = root is None and file is None
     chosen = client_here(client) if here else CLIENTS[client]
     systemd = runs_systemd() if here else None
@@ -98,6 +113,21 @@ def configure(
     else:
         _print_report(report, chosen, write, undo, systemd)
     sys.exit(0 if report["done"] else 1)
+
+
+def _token(token: str | None, file: Path | None, stdin: bool) -> str | None:
+    """Returns the token that was given, by whichever way; None if none was. Raises click.UsageError."""
+    source = click.get_current_context().get_parameter_source("token")
+    if (source is click.core.ParameterSource.COMMANDLINE) + (file is not None) + stdin > 1:
+        raise click.UsageError("--token, --token-file and --token-stdin exclude each other")
+    if stdin:
+        return sys.stdin.readline().rstrip("\r\n")
+    if file is None:
+        return token
+    try:
+        return read_file(file, LARGEST_SECRET, follow=True).decode(errors="replace").rstrip("\r\n")
+    except OSError as error:
+        raise click.UsageError(f"the token cannot be read: {os_error_text(error)}") from None
 
 
 def _place(path: str, root: Path | None, file: Path | None) -> Path:

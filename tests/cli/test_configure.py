@@ -218,3 +218,23 @@ def test_a_token_is_written_as_a_secret_path_where_a_client_takes_one(client: st
     assert "already" in invoke(client, "--root", str(tmp_path), "--write", "--token", token).stdout
     for wrong in ("", "short", "a/b" * 20, "x" * 20 + "\n"):
         assert invoke(client, "--root", str(tmp_path), "--token", wrong).exit_code == 2
+
+
+def test_a_token_need_not_be_an_argument(tmp_path: Path) -> None:
+    """It comes from a file, from standard input or from the environment, and the same is written; two ways at once, or a file that is not there, are refused."""
+    token, wanted = "mirror_" + "x" * 43, "127.0.0.1:5000/t/mirror_" + "x" * 43
+    (tmp_path / "token").write_text(f"{token}\n")
+
+    def shown(*arguments: str, stdin: str | None = None, **environment: str) -> Result:
+        command = ["configure", "docker", "--root", str(tmp_path / "root"), *arguments]
+        return CliRunner().invoke(main, command, input=stdin, env={"MIRROR_SERVER__LISTEN": None, **environment})
+
+    file = ("--token-file", str(tmp_path / "token"))
+    for result in (shown(*file), shown("--token-stdin", stdin=f"{token}\r\n"), shown(MIRROR_TOKEN=token)):
+        assert result.exit_code == 0, result.output
+        assert wanted in result.stdout
+    # What is said expressly counts.
+    assert wanted in shown(*file, MIRROR_TOKEN="mirror_" + "y" * 43).stdout
+    for wrong in ((*file, "--token-stdin"), (*file, "--token", token), ("--token-file", str(tmp_path / "nothing"))):
+        assert shown(*wrong, stdin=token).exit_code == 2
+    assert token not in shown("--token-stdin", stdin=f"{token}/x\n").output
