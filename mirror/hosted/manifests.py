@@ -24,6 +24,11 @@ from mirror.manifests import (
 from mirror.names import Digest, Reference
 from mirror.storage.hosted import PushedManifest
 
+_MOST_ANNOTATIONS = 64 * 1024
+"""Bytes of JSON, of one manifest."""
+_LONGEST_TYPE = 255
+"""Characters of a media type (RFC 6838, section 4.2)."""
+
 
 def pushed_manifest(body: bytes, content_type: str | None, reference: Reference) -> PushedManifest:
     """Reads a manifest that is pushed by `reference`. Raises ManifestInvalid, ManifestTooLarge, DigestInvalid."""
@@ -82,8 +87,19 @@ def _described(document: dict[str, Any], media_type: str, digest: Digest, size: 
     artifact_type, config = document.get("artifactType"), document.get("config")
     if not artifact_type and media_type not in INDEXES and isinstance(config, dict):
         artifact_type = config.get("mediaType")
-    if artifact_type and isinstance(artifact_type, str):
+    if isinstance(artifact_type, str) and 0 < len(artifact_type) <= _LONGEST_TYPE:
         found["artifactType"] = artifact_type
     if isinstance(annotations := document.get("annotations"), dict):
-        found["annotations"] = {name: value for name, value in annotations.items() if isinstance(value, str)}
+        found["annotations"] = _bounded({name: value for name, value in annotations.items() if isinstance(value, str)})
     return found
+
+
+def _bounded(annotations: dict[str, str]) -> dict[str, str]:
+    """As many as may be in the list, the short ones first: a manifest of 4 MiB may consist of them, and the list has those of all referrers."""
+    size, kept = 0, set()
+    for name in sorted(annotations, key=lambda name: len(name) + len(annotations[name])):
+        size += len(json.dumps([name, annotations[name]]))
+        if size > _MOST_ANNOTATIONS:
+            break
+        kept.add(name)
+    return {name: value for name, value in annotations.items() if name in kept}

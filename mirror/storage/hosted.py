@@ -17,6 +17,9 @@ from typing import Any, Protocol
 from mirror.manifests import Manifest
 from mirror.names import Digest, Repository
 
+MOST_DESCRIBED = 4 * 1024 * 1024
+"""Bytes of JSON of the descriptors of a manifest's referrers that have annotations."""
+
 
 @dataclass(frozen=True, slots=True)
 class PushedManifest:
@@ -127,7 +130,7 @@ class HostedStore(Protocol):
         ...
 
     async def referrers(self, repository: Repository, subject: Digest) -> list[dict[str, Any]]:
-        """Returns the descriptors of the manifests whose subject is this one."""
+        """Returns the descriptors of the manifests whose subject is this one; the longest without annotations where all are more than MOST_DESCRIBED."""
         ...
 
     async def delete_tag(self, repository: Repository, tag: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Collection, Sequence
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 from mirror.errors import DigestInvalid, HostedFull, InUse, Pinned, ReferenceUnknown, TagImmutable, UploadBusy, UploadUnknown
 from mirror.manifests import Manifest
 from mirror.names import Digest, Reference, Repository, Tag
-from mirror.storage.hosted import HostedCollected, HostedUsage, PushedManifest
+from mirror.storage.hosted import MOST_DESCRIBED, HostedCollected, HostedUsage, PushedManifest
 from mirror.storage.settings import HostedRules
 from mirror.storage.store import TagRecord
 
@@ -148,7 +149,13 @@ class MemoryHosted:
         return sorted(tag for tag in await self.store.tags(repository) if tag > after)[:count]
 
     async def referrers(self, repository: Repository, subject: Digest) -> list[dict[str, Any]]:
-        return [one.described for (place, _), one in self._manifests.items() if place == repository and one.subject == subject]
+        all_ = [one.described for (place, _), one in self._manifests.items() if place == repository and one.subject == subject]
+        size, found = 0, []
+        for described in sorted(all_, key=lambda described: len(json.dumps(described))):
+            size += len(json.dumps(described))
+            whole = size <= MOST_DESCRIBED
+            found.append(described if whole else {key: value for key, value in described.items() if key != "annotations"})
+        return found
 
     async def delete_tag(self, repository: Repository, tag: str) -> bool:
         record = await self.store.tag(repository, Tag(tag))

@@ -255,6 +255,27 @@ async def test_referrers_are_listed_by_their_subject(store: Store) -> None:
     assert await store.hosted.referrers(APP, digest) == []
 
 
+async def test_the_list_of_referrers_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever pushes referrers full of annotations makes nobody read gigabytes: all are listed, as many as fit with their annotations, the short ones first."""
+    monkeypatch.setattr("mirror.storage.disk.catalog.hosted.MOST_DESCRIBED", 2000)
+    monkeypatch.setattr("mirror.storage.memory_hosted.MOST_DESCRIBED", 2000)
+    digest = await push_image(store, APP, ["1"], b"layer")
+    subject = {"mediaType": OCI_MANIFEST, "digest": str(digest), "size": 1}
+    for number in range(4):
+        await push_image(store, APP, [], b"signature", subject=subject, annotations={"n": "x" * (300 * number + 1)})
+    found = await store.hosted.referrers(APP, digest)
+    assert sorted(len(one.get("annotations", {}).get("n", "")) for one in found) == [0, 1, 301, 601]
+    assert all(one["size"] > 0 and one["digest"] for one in found)
+
+
+def test_what_a_referrer_says_of_itself_is_bounded() -> None:
+    """Of its annotations the list has 64 KiB, the short ones first, and no media type that is none."""
+    long, many = {"long": "x" * 70_000, "short": "y"}, {f"n{number}": "x" * 1000 for number in range(1000)}
+    assert image(annotations=long, artifactType="application/x").described["annotations"] == {"short": "y"}
+    assert 50 < len(image(annotations=many, artifactType="application/x").described["annotations"]) < 66
+    assert "artifactType" not in image(artifactType="a" * 300).described
+
+
 async def test_a_collection_deletes_what_nothing_names(store: Store) -> None:
     """Blobs without a manifest, manifests without a tag, index or subject, and what only those name. All else stays."""
     kept = await push_image(store, APP, ["1"], b"kept")

@@ -16,7 +16,7 @@ from mirror.errors import HostedFull, Pinned, ReferenceUnknown, TagImmutable
 from mirror.names import Digest, Repository, image_name
 from mirror.storage.disk.catalog.removal import Removal
 from mirror.storage.disk.catalog.schema import HOSTED, MANIFESTS
-from mirror.storage.hosted import PushedManifest
+from mirror.storage.hosted import MOST_DESCRIBED, PushedManifest
 from mirror.units import format_size
 
 _MOST_NAMED = 5
@@ -228,7 +228,9 @@ class Hosted:
     def referrers(self, repository: Repository, subject: Digest) -> list[dict[str, Any]]:
         """See `HostedStore.referrers`."""
         rows = self._db.execute(
-            "SELECT described FROM referrer WHERE registry = ? AND path = ? AND subject = ?", _key(repository, subject)
+            "SELECT CASE WHEN sum(length(described)) OVER (ORDER BY length(described), digest) > ?4 THEN json_remove(described, '$.annotations')"
+            " ELSE described END FROM referrer WHERE registry = ?1 AND path = ?2 AND subject = ?3",
+            (*_key(repository, subject), MOST_DESCRIBED),
         )
         return [json.loads(row[0]) for row in rows]
 
