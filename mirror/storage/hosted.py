@@ -104,7 +104,8 @@ class HostedStore(Protocol):
         ...
 
     async def check_room(self, size: int) -> None:
-        """Makes room for `size` bytes more. Raises HostedFull, StorageFull."""
+        """Returns if `size` bytes more, which a client announces, could be kept. Nothing is evicted for them: `Upload.write` makes room as they come. Raises
+        HostedFull, StorageFull."""
         ...
 
     # ------------------------------------------------------------------ content

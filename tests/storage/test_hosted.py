@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import threading
 from collections.abc import AsyncIterator
@@ -11,7 +12,18 @@ from typing import Any
 
 import pytest
 
-from mirror.errors import DigestInvalid, HostedFull, InUse, Pinned, ReferenceUnknown, TagImmutable, UploadBusy, UploadUnknown
+from mirror.disk_room import DiskRoom
+from mirror.errors import (
+    DigestInvalid,
+    HostedFull,
+    InUse,
+    Pinned,
+    ReferenceUnknown,
+    StorageFull,
+    TagImmutable,
+    UploadBusy,
+    UploadUnknown,
+)
 from mirror.hosted.manifests import pushed_manifest
 from mirror.manifests import OCI_MANIFEST
 from mirror.names import Digest, Repository, Tag
@@ -202,6 +214,40 @@ async def test_more_than_the_limit_is_refused(store: Store) -> None:
         await store.hosted.check_room(20_001)
     await store.hosted.check_room(20_000)
     await push(store, BASE, b"z" * 20_000)
+
+
+async def test_what_is_announced_evicts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever size a client says that it will send, the cache makes room only for the bytes that come; what cannot fit, or is beyond the limit, is refused before."""
+    disk = 1_000_000
+    rules = dataclasses.replace(RULES, max_size=800_000)
+
+    def measured(*_: object) -> DiskRoom:
+        used = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file() and "catalog" not in file.parts)
+        return DiskRoom(disk, disk - used, 0, None)
+
+    monkeypatch.setattr("mirror.storage.disk.maintenance.eviction.measure", measured)
+    async with DiskStore(tmp_path, Upkeep(900_000, hosted=rules)) as store:
+        layers = [os.urandom(100_000) for _ in range(6)]
+        await put_image(store, Repository("docker.io", "library/cached"), ONE, *layers)
+
+        def cached() -> int:
+            return sum(store.size(Digest.of(layer)) is not None for layer in layers)
+
+        await store.hosted.check_room(750_000)
+        with pytest.raises(HostedFull):
+            await store.hosted.check_room(800_001)
+        upload = await store.hosted.begin(APP)
+        with pytest.raises(HostedFull):
+            await upload.write([b"x" * 800_001])
+        assert cached() == 6
+        await upload.write([b"x" * 300_000])
+        assert cached() == 6, "there was room"
+        await upload.write([b"x" * 300_000])
+        assert 0 < cached() < 6
+        upload.close()
+        disk = 650_000
+        with pytest.raises(StorageFull):
+            await store.hosted.check_room(190_000)
 
 
 async def test_an_immutable_tag_stays(store: Store) -> None:

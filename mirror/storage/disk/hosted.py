@@ -16,11 +16,14 @@ from mirror.storage.disk.uploads import UploadFile, UploadFiles
 from mirror.storage.hosted import HostedCollected, HostedUsage, PushedManifest
 from mirror.storage.settings import HostedRules
 from mirror.threads import ThreadPool
+from mirror.units import format_size
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 _STEP = 64 * 1024 * 1024
-"""Bytes of an upload for which room is made at once."""
+"""Bytes of an upload for which room is made at once, at most."""
+_AHEAD = 8
+"""Room is made for an eighth more than has come: the rest may never come, and the cache would be evicted for nothing."""
 _TOUCHES = 100
 """How often a link is touched, at most, in the time for which a blob is kept without a manifest."""
 _TRIES = 5
@@ -37,13 +40,15 @@ class DiskHosted:
         catalog: CatalogExecutor,
         rules: HostedRules,
         make_room: Callable[[int], Awaitable[None]],
+        could_fit: Callable[[int], Awaitable[bool]],
     ) -> None:
-        """`make_room` makes room for so many bytes on the disk, or raises StorageFull."""
+        """`make_room` makes room for so many bytes on the disk, or raises StorageFull; `could_fit` returns whether it could, and evicts nothing."""
         self.rules = rules
         self.blobs = blobs
         self.catalog = catalog
         self._threads = threads
         self.make_room = make_room
+        self._could_fit = could_fit
         self._uploads = UploadFiles(blobs.spool)
 
     @property
@@ -56,7 +61,7 @@ class DiskHosted:
     # ------------------------------------------------------------------ uploads
 
     async def begin(self, repository: Repository) -> DiskUpload:
-        await self.check_room(0)
+        await self.check_limit(0)
         return await self._opened(repository, lambda: self._uploads.begin(repository))
 
     async def resume(self, repository: Repository, upload: str, *, write: bool = True) -> DiskUpload:
@@ -75,7 +80,8 @@ class DiskHosted:
 
     async def check_room(self, size: int) -> None:
         await self.check_limit(size)
-        await self.make_room(size)
+        if not await self._could_fit(size):
+            raise StorageFull(f"there is no room for {format_size(size)} on the disk, even without everything that is cached")
 
     async def check_limit(self, size: int) -> None:
         """Raises HostedFull if `size` bytes more are beyond hosted.max_size."""
@@ -117,13 +123,14 @@ class DiskHosted:
 
     async def put_manifest(self, repository: Repository, pushed: PushedManifest, tags: Collection[str], who: str) -> None:
         manifest = pushed.manifest
-        await self.check_room(len(manifest.body))
+        await self.check_limit(len(manifest.body))
         # Before its file is there: what is refused must not take room, which nothing would count.
         await self.catalog.do(
             lambda catalog: catalog.hosted.check_manifest(
                 repository, pushed, tags, lambda tag: self.rules.is_immutable(repository, tag)
             )
         )
+        await self.make_room(len(manifest.body))
         for _ in range(_TRIES):
             await self.run(self.blobs.put, manifest.digest, manifest.body)
             if await self.catalog.do(self._enter, repository, pushed, tags, who):
@@ -218,7 +225,7 @@ class DiskUpload:
         # Each time, since other uploads grow meanwhile.
         await self._hosted.check_limit(end - self._file.size)
         if end > self._granted:
-            wanted = max(end, min(self._granted + _STEP, 2 * end))
+            wanted = max(end, min(self._granted + _STEP, end + end // _AHEAD))
             try:
                 await self._hosted.make_room(wanted - self._file.size)
             except StorageFull:

@@ -75,7 +75,9 @@ class DiskStore:
         self._offline = offline
         self._eviction = Eviction(self.blobs, self._catalog, upkeep)
         self._content = Content(self.blobs, self.threads, self._catalog, self._eviction)
-        self.hosted = DiskHosted(self.blobs, self.threads, self._catalog, upkeep.hosted, self._make_room_apart)
+        self.hosted = DiskHosted(
+            self.blobs, self.threads, self._catalog, upkeep.hosted, self._make_room_apart, self._eviction.could_fit_apart
+        )
         self._mending = Mending(self.blobs, self.threads, self._catalog, self._eviction)
         self._usage = Usage(self._catalog)
         self._locks = KeyedFileLock(root / "catalog" / "asking.lock")

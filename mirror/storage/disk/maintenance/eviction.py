@@ -133,6 +133,12 @@ class Eviction:
         others = {other: count for other, count in self.reserved.items() if other != name}
         return await self._catalog.read(True, self._could_fit, size, sum(others.values()))
 
+    async def could_fit_apart(self, size: int) -> bool:
+        """True where the disk could take `size` bytes that are counted apart if everything went that may. Evicts nothing."""
+        if not size or (self.take_room(0) and size <= self._room):
+            return True
+        return await self._catalog.read(True, self._could_fit_apart, size)
+
     async def remove(self, digests: Iterable[Digest]) -> None:
         """Removes content that is no longer wanted; what is being read or pinned stays, and manifests of which something stays."""
         async with self._turn:
@@ -212,6 +218,10 @@ class Eviction:
         cached, _ = catalog.totals()
         pinned = sum(catalog.pinned().values())
         return size + reserved + pinned <= self.max_size and (not size or self._short_on_disk(size) <= cached - pinned)
+
+    def _could_fit_apart(self, catalog: Catalog, size: int) -> bool:
+        cached, _ = catalog.totals()
+        return self._short_on_disk(size) <= cached - sum(catalog.pinned().values())
 
     def _evict_one(self, catalog: Catalog, this: _Pass) -> int | None:
         """Evicts a blob and returns its bytes; 0 for one that must stay, None if no other blob may be evicted."""
