@@ -75,7 +75,7 @@ class Importer:
     """Imports into a store."""
 
     def __init__(self, store: Store, guard: Guard | None = None) -> None:
-        """`guard` decides which images are not taken in; None if there is nothing to decide by."""
+        """`guard` decides which images are not taken in, or not served yet; None if there is nothing to decide by."""
         self._store = store
         self._guard = guard
         self._threads = ThreadPool(1)
@@ -115,9 +115,10 @@ class Importer:
             dry_run=this.wishes.dry_run,
             guard=self._guard,
         )
-        this.images = await receiver.receive(self._claims(this, claims, contents))
+        found, referred = self._claims(this, claims, contents), claims.referred(this.wishes.parse)
+        this.images = await receiver.receive(found, referred)
         if not this.wishes.dry_run:
-            await enter_referrers(self._store, claims.referred(this.wishes.parse))
+            await enter_referrers(self._store, referred)
 
     def _claims(self, this: Import, claims: Claims, contents: Mapping[str, Content]) -> list[Claim]:
         found = claims.claims(this.wishes.parse, contents.get)

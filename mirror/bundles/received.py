@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
+from mirror.bundles.archive import ArchiveInvalid
 from mirror.bundles.claims import Claim, Claims
-from mirror.cache.guarding import Guard
+from mirror.cache.guarding import Guard, Ruling
 from mirror.cache.lists import add_referrers
 from mirror.cache.platforms import Selection
-from mirror.errors import ManifestUnknown, MirrorError
+from mirror.errors import InUse, ManifestUnknown, MirrorError
 from mirror.hosted.manifests import pushed_manifest
 from mirror.manifests import Descriptor, Manifest, blobs_of, embedded_in, entries_of, is_elsewhere, platform_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.store import Store, TagRecord
 
+Referred = tuple[Repository, Digest, dict[str, Any]]
+"""A referrer in an archive: its repository, its subject and its descriptor."""
 _IMPORT = "mirror import"
 """Who pushed what comes from an archive."""
 NAMELESS = "has no name in the archive: run it again with --as NAME"
@@ -39,6 +45,8 @@ class Received:
     fault: str = ""
     is_new_name: bool = False
     """True if the name did not stand for this image before, though its blobs may have been cached."""
+    ruling: Ruling | None = None
+    """What guards say of it; None if there are none, or it is not complete."""
 
     def __str__(self) -> str:
         return (
@@ -50,12 +58,44 @@ class Received:
     @property
     def state(self) -> str:
         """Returns a word or two for people."""
+        if self.is_refused:
+            return "refused"
         if self.fault:
             return "incomplete" if self.lacking else "not imported"
+        if self.is_held:
+            return "held"
         return "imported" if self.came or self.is_new_name else "already here"
+
+    @property
+    def is_refused(self) -> bool:
+        """True if a guard lets nobody have anything by this name."""
+        return self.ruling is not None and self.ruling.error is not None
+
+    @property
+    def is_held(self) -> bool:
+        """True if a guard has the name mean something else for now."""
+        return self.ruling is not None and self.ruling.serve is not None and self.ruling.held_until is not None
+
+    @property
+    def notes(self) -> list[str]:
+        """Returns what guards do, or would do, to it, for people: clauses that begin with a verb."""
+        if self.ruling is None or self.is_refused:
+            return []
+        served = f"; clients get {self.ruling.serve.digest}" if self.ruling.serve is not None else ""
+        told = {
+            "held": ("is held back", served),
+            "would-hold": ("would be held back", ""),
+            "would-refuse": ("would be refused", ""),
+        }
+        return [
+            f"{told[verdict][0]} by the guard {rule!r}: {reason}{told[verdict][1]}"
+            for rule, verdict, reason in self.ruling.verdicts
+        ]
 
     def document(self) -> dict[str, Any]:
         """Returns this as JSON."""
+        ruling = self.ruling
+        until = None if ruling is None else ruling.held_until
         return {
             "image": None if self.repository is None else str(self),
             "digest": str(self.digest),
@@ -65,6 +105,12 @@ class Received:
             "lacking": [str(digest) for digest in self.lacking],
             "rebuilt": self.rebuilt,
             "fault": self.fault or None,
+            "guards": [
+                {"rule": rule, "verdict": verdict, "reason": reason}
+                for rule, verdict, reason in (ruling.verdicts if ruling else ())
+            ],
+            "held_until": None if until is None or until == math.inf else _moment(until),
+            "served": str(ruling.serve.digest) if ruling and ruling.serve else None if self.fault else str(self.digest),
         }
 
 
@@ -160,6 +206,31 @@ async def unwanted(found: Iterable[Claim], claims: Claims, platforms: Collection
     return claims.named_blobs() - needed
 
 
+class _Brought:
+    """The archive, as guards look at it."""
+
+    def __init__(self, claims: Claims, found: Iterable[Claim], referred: Iterable[Referred]) -> None:
+        self._claims = claims
+        self._meanings = {name: claim.root for claim in found for name in claim.names}
+        self._referrers: dict[tuple[Repository, Digest], list[Digest]] = {}
+        for repository, subject, described in referred:
+            self._referrers.setdefault((repository, subject), []).append(Digest.parse(str(described["digest"])))
+
+    def manifest(self, digest: Digest) -> Manifest | None:
+        with contextlib.suppress(ArchiveInvalid):
+            return self._claims.manifest(digest)
+        return None
+
+    def document(self, digest: Digest) -> bytes | None:
+        return self._claims.documents.get(digest)
+
+    def meaning(self, repository: Repository, tag: Tag) -> Digest | None:
+        return self._meanings.get((repository, tag))
+
+    def referrers(self, repository: Repository, digest: Digest) -> list[Digest]:
+        return self._referrers.get((repository, digest), [])
+
+
 class Receiver:
     """Enters images, one after the other. `is_here` returns whether a blob is cached, `came` how many of its bytes this import wrote."""
 
@@ -184,11 +255,12 @@ class Receiver:
         self._dry_run = dry_run
         self._guard = guard
 
-    async def receive(self, found: Iterable[Claim]) -> list[Received]:
-        """Enters each image of which at least one platform is cached completely."""
-        return [one for claim in found for one in await self._receive(claim)]
+    async def receive(self, found: Sequence[Claim], referred: Iterable[Referred]) -> list[Received]:
+        """Enters each image of which at least one platform is cached completely. `referred` are the referrers that the archive brings."""
+        brought = _Brought(self._claims, found, referred)
+        return [one for claim in found for one in await self._receive(claim, brought)]
 
-    async def _receive(self, claim: Claim) -> list[Received]:
+    async def _receive(self, claim: Claim, brought: _Brought) -> list[Received]:
         parts = await _parts(claim, self._claims, self._platforms, self._store)
         lacking: dict[Digest, None] = {}
         if parts.root is None:
@@ -223,25 +295,43 @@ class Receiver:
             if isinstance(reference, Tag):
                 record = await self._store.tag(repository, reference)
                 is_new = record is None or record.descriptor.digest != claim.root
-            refused = fault or self._refusal(repository, parts)
-            if not refused and not self._dry_run:
-                await self._enter(repository, reference, parts, whole)
+            ruling, refused, enters = None, fault, not fault
+            if not fault and self._guard is not None and parts.root is not None:
+                ruling, enters = await self._ruled(self._guard, repository, reference, parts.root.descriptor, brought)
+                refused = _refusal(ruling, enters)
+            if enters and not self._dry_run:
+                try:
+                    await self._enter(repository, reference, parts, whole, ruling)
+                except InUse as error:
+                    # An immutable tag of a hosted repository.
+                    refused = f"is refused: {error.message}"
             received.append(
-                Received(repository, reference, claim.root, platforms, came, tuple(lacking), claim.rebuilt, refused, is_new)
+                Received(
+                    repository, reference, claim.root, platforms, came, tuple(lacking), claim.rebuilt, refused, is_new, ruling
+                )
             )
         return received
 
-    def _refusal(self, repository: Repository, parts: _Parts) -> str:
-        """Returns why a guard does not let an image in; empty if none objects."""
-        if self._guard is None:
-            return ""
-        roots = [parts.root.digest] if parts.root is not None else []
-        for digest in dict.fromkeys((*roots, *parts.indexes, *parts.images, *parts.needed())):
-            if (error := self._guard.blocks(repository, digest)) is not None:
-                return f"is refused: {error.message}"
-        return ""
+    async def _ruled(
+        self, guard: Guard, repository: Repository, reference: Reference, root: Descriptor, brought: _Brought
+    ) -> tuple[Ruling, bool]:
+        """Decides on an image. Returns the ruling, and whether the image comes in: it does unless its digest is refused, since what is only held back is
+        served later."""
+        ruling = await guard.foresee(repository, root.digest, root, brought)
+        if ruling.error is not None:
+            return ruling, False
+        if isinstance(reference, Tag) and not self._store.hosted.covers(repository):
+            ruling = await guard.foresee(repository, reference, root, brought)
+        return ruling, True
 
-    async def _enter(self, repository: Repository, reference: Reference, parts: _Parts, whole: dict[Digest, Manifest]) -> None:
+    async def _enter(
+        self,
+        repository: Repository,
+        reference: Reference,
+        parts: _Parts,
+        whole: dict[Digest, Manifest],
+        ruling: Ruling | None,
+    ) -> None:
         hosted = self._store.hosted.covers(repository)
         for manifest in (*whole.values(), *parts.indexes.values()):
             if hosted:
@@ -252,7 +342,14 @@ class Receiver:
         if isinstance(reference, Tag) and hosted:
             await host(self._store, repository, parts.root, reference.value)
         elif isinstance(reference, Tag):
-            await self._store.set_tag(repository, reference, TagRecord(parts.root.descriptor, time.time()))
+            now, found = time.time(), parts.root.descriptor
+            if ruling is None:
+                await self._store.set_tag(repository, reference, TagRecord(found, now))
+            else:
+                before = await self._store.tag(repository, reference)
+                got = ruling.serve or (found if before is None else before.descriptor)
+                await self._store.note_tag(repository, reference, found, now)
+                await self._store.set_tag(repository, reference, TagRecord(got, now, ruling.held_until), seen=False)
         if self._pin:
             await self._store.pin(repository, reference)
 
@@ -265,7 +362,7 @@ async def host(store: Store, repository: Repository, manifest: Manifest, *tags: 
     await store.hosted.put_manifest(repository, replace(pushed, needed=frozenset()), tags, _IMPORT)
 
 
-async def enter_referrers(store: Store, referred: Iterable[tuple[Repository, Digest, dict[str, object]]]) -> None:
+async def enter_referrers(store: Store, referred: Iterable[Referred]) -> None:
     """Stores the referrers of images as a list that upstream gave long ago, so that upstream is asked again when it can be."""
     for repository, subject, described in referred:
         digest = Digest.parse(str(described["digest"]))
@@ -276,6 +373,20 @@ async def enter_referrers(store: Store, referred: Iterable[tuple[Repository, Dig
                 await host(store, repository, manifest)
             continue
         await add_referrers(store, repository, subject, [described])
+
+
+def _refusal(ruling: Ruling, enters: bool) -> str:
+    """Returns why a guard lets nobody have an image; empty if it does."""
+    if ruling.error is None:
+        return ""
+    rule, _, reason = ruling.verdicts[0]
+    return (
+        f"is refused by the guard {rule!r}: {reason}{'; it is here, and is served once the guard lets it pass' if enters else ''}"
+    )
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _listed(digests: tuple[Digest, ...]) -> str:

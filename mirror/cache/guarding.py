@@ -44,6 +44,20 @@ class Ruling:
     """Rules that have, or would have, changed what a client gets; each with how and why."""
 
 
+class Archive(Protocol):
+    """What an archive brings, which need not be in the store yet."""
+
+    def manifest(self, digest: Digest) -> Manifest | None: ...
+
+    def document(self, digest: Digest) -> bytes | None:
+        """Returns a configuration or a signature."""
+        ...
+
+    def meaning(self, repository: Repository, tag: Tag) -> Digest | None: ...
+
+    def referrers(self, repository: Repository, digest: Digest) -> list[Digest]: ...
+
+
 class Guard(Protocol):
     """Decides what may be served."""
 
@@ -64,6 +78,10 @@ class Guard(Protocol):
 
     async def rule_digest(self, repository: Repository, digest: Digest, manifest: Manifest | None) -> Ruling:
         """Decides on a manifest by its digest, before it is fetched and again once it is here."""
+        ...
+
+    async def foresee(self, repository: Repository, reference: Reference, root: Descriptor, archive: Archive) -> Ruling:
+        """Decides what clients will get by a reference once it means `root`, which an archive brings. Remembers nothing."""
         ...
 
     async def check_blob(self, repository: Repository, digest: Digest) -> None:

@@ -121,7 +121,7 @@ def _print(images: Sequence[Received], done: Sequence[Import], dry_run: bool, wa
     if as_json:
         print_json({"images": [image.document() for image in images], "size": size})
         return
-    states = {"imported": "would come in"} if dry_run else {}
+    states = {"imported": "would come in", "held": "would be held", "refused": "would be refused"} if dry_run else {}
     rows = [
         [str(image), ", ".join(image.platforms) or "-", format_size(image.came), states.get(image.state, image.state)]
         for image in images
@@ -132,6 +132,8 @@ def _print(images: Sequence[Received], done: Sequence[Import], dry_run: bool, wa
             click.echo(f"mirror: {image} {image.fault}", err=True)
         elif image.lacking:
             click.echo(f"mirror: {image}: other platforms lack {', '.join(map(str, image.lacking))}", err=True)
+        for note in image.notes:
+            click.echo(f"mirror: {image} {note}", err=True)
     for image in images:
         if image.rebuilt and not image.fault:
             click.echo(

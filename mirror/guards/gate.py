@@ -6,19 +6,17 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from mirror import metrics
-from mirror.cache.guarding import Guarded, Ruling
-from mirror.errors import CatalogFailed, MirrorError
+from mirror.cache.guarding import Archive, Guarded, Ruling
+from mirror.errors import CatalogFailed
 from mirror.guards.deciding import Facts, decide
-from mirror.guards.images import describe
-from mirror.guards.rules import BY_HAND, Asked, Decision, Finding, Image, Rule
-from mirror.guards.signatures import Keys, is_signature, is_signed
+from mirror.guards.facts import FactFinder
+from mirror.guards.rules import BY_HAND, Asked, Decision, Finding, Rule
 from mirror.guards.sources import Documents
-from mirror.manifests import Descriptor, Manifest, children_of
+from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.sightings import Released, Sighting
 from mirror.storage.store import Store
@@ -26,12 +24,8 @@ from mirror.storage.store import Store
 log = logging.getLogger(__name__)
 
 _MOST = 50_000
-_MOST_NAMED = 20_000
-"""Digests that a manifest names, all the way down, that are looked at."""
 _TAGS_KNOWN = 1.0
 """Seconds for which a decision on a digest counts that depends on what tags mean."""
-_DEEPEST = 3
-"""Levels from a layer up to an index."""
 
 
 class Gate:
@@ -39,9 +33,7 @@ class Gate:
 
     def __init__(self, store: Store, documents: Documents, clock: Callable[[], float] = time.time) -> None:
         self._store = store
-        self._documents = documents
-        self._signed: set[tuple[Keys, Digest]] = set()
-        """What keys were found to have signed."""
+        self._finder = FactFinder(store, documents)
         self._clock = clock
         self._tables: Sequence[Rule] = ()
         self._rules: Sequence[Rule] = ()
@@ -95,18 +87,28 @@ class Gate:
         epoch = self.epoch
         history = await self._store.history(repository, tag) or [Sighting(found, now, now)]
         asked = Asked(repository, tag.value, history[-1].digest)
-        return await self._ruled(asked, tag, await self._facts(asked, history, now), now, epoch)
+        return await self._ruled(asked, tag, await self._finder.of_tag(self._rules, asked, history, now), now, epoch)
 
     async def rule_digest(self, repository: Repository, digest: Digest, manifest: Manifest | None) -> Ruling:
         now = self._clock()
         if (known := self._remembered(repository, digest, now)) is not None:
             return known
         epoch = self.epoch
-        tags = await self._store.tags_of(repository, digest) if any(rule.has_tag_pattern for rule in self._rules) else ()
         asked = Asked(repository, None, digest)
-        names, images = await self._names([digest], manifest), await self._images(asked, [digest], tags)
-        facts = Facts((), tags, names, images, held=await self._is_held(repository, digest))
-        return await self._ruled(asked, digest, facts, now, epoch)
+        return await self._ruled(asked, digest, await self._finder.of_digest(self._rules, asked, manifest), now, epoch)
+
+    async def foresee(self, repository: Repository, reference: Reference, root: Descriptor, archive: Archive) -> Ruling:
+        now, finder = self._clock(), self._finder.beside(archive)
+        if isinstance(reference, Digest):
+            asked = Asked(repository, None, reference)
+            facts = await finder.of_digest(self._rules, asked, None)
+        else:
+            asked = Asked(repository, reference.value, root.digest)
+            history = await self._store.history(repository, reference)
+            if not history or history[-1].digest != root.digest or history[-1].gone is not None:
+                history = [*history, Sighting(root, now, now)]
+            facts = await finder.of_tag(self._rules, asked, history, now)
+        return self._ruling(asked, decide(self._rules, asked, facts, now))
 
     def forget_tag(self, repository: Repository, tag: Tag) -> None:
         if self._depends_on_tags:
@@ -117,7 +119,7 @@ class Gate:
 
     async def check_blob(self, repository: Repository, digest: Digest) -> None:
         asked = Asked(repository, None, digest, is_blob=True)
-        facts = Facts(held=await self._is_held(repository, digest))
+        facts = Facts(held=await self._finder.is_held(self._rules, repository, digest))
         ruling = self._ruling(asked, decide(self._rules, asked, facts, self._clock()))
         self.count(repository, digest, ruling)
         if ruling.error is not None:
@@ -171,109 +173,6 @@ class Gate:
             del self._known[key]
             self._passed.pop(key, None)
         self.epoch += 1
-
-    # ------------------------------------------------------------------ facts
-
-    async def _facts(self, asked: Asked, history: Sequence[Sighting], now: float) -> Facts:
-        """Gathers what there is to know of what a tag means, and of what it meant before only as far back as is needed: signatures are asked for upstream."""
-        facts = Facts(history, (), {}, {}, {})
-        known: set[Digest] = set()
-        missing = {asked.digest}
-        if served := [one for one in history if one.served is not None and any(rule.refuse_older for rule in self._rules)]:
-            missing.add(max(served, key=lambda one: one.served or 0.0).digest)
-        while missing:
-            facts = replace(
-                facts,
-                names={**facts.names, **await self._names(missing)},
-                images={**facts.images, **await self._images(asked, missing)},
-                unsigned={**facts.unsigned, **await self._unsigned(asked, missing)},
-            )
-            known |= missing
-            serve = decide(self._rules, asked, facts, now).serve
-            missing = set() if serve is None else {serve.digest} - known
-        return facts
-
-    async def _names(self, digests: Iterable[Digest], read: Manifest | None = None) -> dict[Digest, set[Digest]]:
-        """What manifests name, all the way down, as far as they are cached; `read` is one that is at hand."""
-        if not any(rule.blocked for rule in self._rules):
-            return {}
-        found: dict[Digest, set[Digest]] = {}
-        for digest in digests:
-            named: set[Digest] = set()
-            waiting = [digest]
-            while waiting and len(named) < _MOST_NAMED:
-                one = waiting.pop()
-                manifest = read if read is not None and read.digest == one else await self._store.manifest(one)
-                if manifest is not None:
-                    manifests, blobs = children_of(manifest.body)
-                    waiting += [child for child in manifests if child not in named]
-                    named.update(manifests, blobs)
-            found[digest] = named
-        return found
-
-    async def _images(self, asked: Asked, digests: Iterable[Digest], tags: Sequence[str] = ()) -> dict[Digest, Image]:
-        """What images are like, as far as their manifests are cached; only if a rule wants to know."""
-        known_by = tags if asked.tag is None else (asked.tag,)
-        if not any(rule.needs_image and rule.fits(asked.repository, known_by) for rule in self._rules):
-            return {}
-        found = {}
-        for digest in digests:
-            if (manifest := await self._store.manifest(digest)) is not None:
-                try:
-                    configuration = await self._documents.configuration(asked.repository, manifest)
-                except MirrorError as error:
-                    log.info("the configuration of %s cannot be had: %s", digest, error)
-                    configuration = b""
-                found[digest] = describe(manifest, configuration)
-        return found
-
-    async def _unsigned(self, asked: Asked, digests: Iterable[Digest]) -> dict[tuple[str, Digest], str]:
-        """Why rules do not find manifests signed. What was found signed stays so: neither the keys of a rule nor what a digest names ever changes."""
-        found: dict[tuple[str, Digest], str] = {}
-        for rule in self._rules:
-            if (
-                rule.signed is None
-                or asked.tag is None
-                or is_signature(asked.tag)
-                or not rule.fits(asked.repository, (asked.tag,))
-            ):
-                continue
-            for digest in digests:
-                if (rule.signed, digest) in self._signed:
-                    continue
-                try:
-                    if await is_signed(rule.signed, self._documents, asked.repository, digest):
-                        self._signed.add((rule.signed, digest))
-                        continue
-                    found[rule.name, digest] = "it has no signature by the keys that are required"
-                except MirrorError as error:
-                    found[rule.name, digest] = f"its signatures cannot be read: {error.message}"
-        return found
-
-    async def _is_held(self, repository: Repository, digest: Digest) -> bool:
-        """Returns whether something belongs to nothing but what is held back in a repository."""
-        if not any(rule.strict for rule in self._rules):
-            return False
-        try:
-            held = {tag.new for tag in await self._store.held(repository)}
-        except CatalogFailed:
-            return False
-        held = {new for new in held if not await self._is_served(repository, new)}
-        return bool(held) and await self._belongs_to(digest, held, _DEEPEST)
-
-    async def _is_served(self, repository: Repository, digest: Digest) -> bool:
-        """Returns whether another tag means a digest, and clients get it by that."""
-        records = [await self._store.tag(repository, Tag(tag)) for tag in await self._store.tags(repository, digest)]
-        return any(record is not None and record.held_until is None for record in records)
-
-    async def _belongs_to(self, digest: Digest, roots: set[Digest], levels: int) -> bool:
-        if digest in roots:
-            return True
-        parents = await self._store.naming(digest, 0.0) if levels else []
-        for parent in parents:
-            if not await self._belongs_to(parent, roots, levels - 1):
-                return False
-        return bool(parents)
 
     # ------------------------------------------------------------------ for people
 

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from mirror.errors import DigestInvalid, Unknown
+from mirror.errors import DigestInvalid, MirrorError, Unknown
 from mirror.guards.sources import Documents
 from mirror.manifests import Manifest
 from mirror.names import Digest, Repository, Tag
@@ -143,12 +143,20 @@ async def is_signed(keys: Keys, documents: Documents, repository: Repository, di
     async def read(blob: Digest) -> bytes:
         return await documents.blob(repository, blob)
 
-    with suppress(Unknown):
+    fault: MirrorError | None = None
+    try:
         manifest = await documents.manifest(repository, Tag(f"{digest.algorithm}-{digest.hex}.sig"))
         if await keys.signed_payloads(digest, manifest, read):
             return True
+    except Unknown:
+        pass
+    except MirrorError as error:
+        # Offline nobody can say that there is no such tag, and there may be a bundle.
+        fault = error
     for referrer in (await documents.referrers(repository, digest))[:_MOST]:
         with suppress(Unknown):
             if await keys.signed_bundle(digest, await documents.manifest(repository, referrer), read):
                 return True
+    if fault is not None:
+        raise fault
     return False

@@ -7,16 +7,21 @@ from contextlib import aclosing
 from typing import Any, Protocol
 
 from mirror.cache.configurations import read_cached_configuration, read_configuration, read_small
+from mirror.cache.guarding import Archive
 from mirror.cache.lists import known_referrers
 from mirror.downloads.flight import Progress
-from mirror.errors import BlobUnknown, ManifestUnknown
-from mirror.manifests import MAX_SIZE, Manifest
+from mirror.errors import BlobUnknown, ManifestUnknown, MirrorError
+from mirror.manifests import MAX_SIZE, Manifest, blobs_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.store import Store
 
 
 class Documents(Protocol):
-    """All methods raise MirrorError; Unknown if there is no such thing."""
+    """All methods but `cached` raise MirrorError; Unknown if there is no such thing."""
+
+    async def cached(self, digest: Digest) -> Manifest | None:
+        """Returns a manifest that is here; nobody is asked for others."""
+        ...
 
     async def configuration(self, repository: Repository, manifest: Manifest) -> bytes:
         """Returns an image's configuration; empty if it has none."""
@@ -47,6 +52,9 @@ class FromUpstream:
         self._get = get
         self._list_referrers = list_referrers
 
+    async def cached(self, digest: Digest) -> Manifest | None:
+        return await self._store.manifest(digest)
+
     async def configuration(self, repository: Repository, manifest: Manifest) -> bytes:
         return await read_configuration(self._store, self._fetch, repository, manifest)
 
@@ -73,6 +81,9 @@ class FromCache:
     def __init__(self, store: Store) -> None:
         self._store = store
 
+    async def cached(self, digest: Digest) -> Manifest | None:
+        return await self._store.manifest(digest)
+
     async def configuration(self, repository: Repository, manifest: Manifest) -> bytes:
         return await read_cached_configuration(self._store, manifest)
 
@@ -95,3 +106,37 @@ class FromCache:
         if self._store.size(digest) is None:
             raise BlobUnknown(f"{digest} is not cached")
         return await read_small(self._store, digest)
+
+
+class WithArchive:
+    """The documents of an archive, and others for what it does not have."""
+
+    def __init__(self, others: Documents, archive: Archive) -> None:
+        self._others = others
+        self._archive = archive
+
+    async def cached(self, digest: Digest) -> Manifest | None:
+        return self._archive.manifest(digest) or await self._others.cached(digest)
+
+    async def configuration(self, repository: Repository, manifest: Manifest) -> bytes:
+        config, _ = blobs_of(manifest.body)
+        brought = None if config is None else self._archive.document(config.digest)
+        return await self._others.configuration(repository, manifest) if brought is None else brought
+
+    async def manifest(self, repository: Repository, reference: Reference) -> Manifest:
+        digest = self._archive.meaning(repository, reference) if isinstance(reference, Tag) else reference
+        brought = None if digest is None else self._archive.manifest(digest)
+        return await self._others.manifest(repository, reference) if brought is None else brought
+
+    async def referrers(self, repository: Repository, digest: Digest) -> list[Digest]:
+        brought = self._archive.referrers(repository, digest)
+        try:
+            return [*brought, *await self._others.referrers(repository, digest)]
+        except MirrorError:
+            if not brought:
+                raise
+            return brought
+
+    async def blob(self, repository: Repository, digest: Digest) -> bytes:
+        brought = self._archive.document(digest)
+        return await self._others.blob(repository, digest) if brought is None else brought

@@ -284,7 +284,7 @@ class MemoryStore(MemorySightings):
 
     def _pinned(self) -> set[Digest]:
         listed = [digest for _, digest in self._listed.values()]
-        listed += [record.descriptor.digest for record in self._tags.values() if record.held_until is not None]
+        listed += self._held_content()
         attached = set().union(*self._attached.values())
         return self._family({digest for digest in (*self._pins.values(), *listed, *attached) if digest is not None})
 

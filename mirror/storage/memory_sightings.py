@@ -78,6 +78,14 @@ class MemorySightings:
                 found.append(HeldTag(holder, Tag(tag), served, latest.digest, latest.first, record.held_until))
         return sorted(found, key=lambda held: held.until)
 
+    def _held_content(self) -> list[Digest]:
+        """What is held back, and what is served in place of it."""
+        found = []
+        for (holder, tag), record in self._tags.items():
+            if record.held_until is not None:
+                found += [record.descriptor.digest, *(seen.digest for seen in self._sightings.get((holder, Tag(tag)), ())[-1:])]
+        return found
+
     async def release(self, repository: Repository, tag: Tag, released: Released) -> Digest | None:
         known = self._sightings.get((repository, tag))
         if not known or known[-1].gone is not None:

@@ -32,6 +32,7 @@ _MESSAGES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"does not fit into the cache", "缓存空间不足，请调大 cache.max_size 或清理缓存"),
         (r"^has no name in the archive", "tar 中没有镜像名称，请填写名称后重新上传"),
         (r"^is not complete: (.+) (?:is|are) missing", r"不完整，缺少 \1"),
+        (r"^is refused by the guard '(.+?)'", r"被规则 \1 拒绝"),
         (r"archives are being uploaded already", "同时上传的文件过多，请等待其中之一完成"),
         (r"^nothing is cached of ([^\s,]+)", r"缓存中没有 \1"),
         (r"^(\S+) is in the list (.+) of \[\[warm\]\]", r"\1 在 [[warm]] 列表 \2 中，请先从列表中移除"),

@@ -321,6 +321,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "import_already_here": ("already here", "已存在"),
     "import_incomplete": ("incomplete", "不完整"),
     "import_not_imported": ("not imported", "未导入"),
+    "import_refused": ("refused", "已拒绝"),
+    "import_held": ("held back", "暂缓"),
+    "import_guard": ("{image}: {what} (guard {rule}): {reason}", "{image}：{what}（规则 {rule}）：{reason}"),
+    "import_served": ("Clients get {digest}.", "客户端得到 {digest}。"),
     "import_rebuilt": (
         "{image}: its manifest was made here, since docker save had kept none. Its digest is not the registry's.",
         "{image}：docker save 未保留清单，因此在此重新生成，摘要与原仓库不同。",

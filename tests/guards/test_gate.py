@@ -111,7 +111,7 @@ async def test_signatures_are_asked_for_only_as_far_back_as_needed(
         looked += images[digest]
         return images[digest] in signed
 
-    monkeypatch.setattr("mirror.guards.gate.is_signed", is_signed)
+    monkeypatch.setattr("mirror.guards.facts.is_signed", is_signed)
     public = ec.generate_private_key(ec.SECP256R1()).public_key()
     world = World(Rule("signed", signed=Keys([public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)])))
     for name in "abcd":

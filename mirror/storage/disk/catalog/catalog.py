@@ -364,14 +364,16 @@ class Catalog:
         return found.rowcount > 0
 
     def pinned(self) -> dict[Digest, int]:
-        """Everything cached that belongs to a pinned or listed image, is attached to a listed one, or is served in place of something held back, with sizes in bytes: manifest or index, what they name, and so on
-        down. Not what is hosted, which takes none of the cache's room."""
+        """Everything cached that belongs to a pinned or listed image, is attached to a listed one, or is served in place of something held back, or is held back and here, with sizes in bytes: manifest or index,
+        what they name, and so on down. Not what is hosted, which takes none of the cache's room."""
         return dict(
             _sized(
                 self._db.execute(
                     "WITH RECURSIVE kept (digest) AS (SELECT digest FROM pin WHERE digest IS NOT NULL"
                     " UNION SELECT digest FROM listed WHERE digest IS NOT NULL UNION SELECT digest FROM attached"
                     " UNION SELECT digest FROM tag JOIN held USING (registry, path, tag)"
+                    " UNION SELECT (SELECT digest FROM sighting WHERE sighting.registry = held.registry AND sighting.path = held.path"
+                    "  AND sighting.tag = held.tag ORDER BY id DESC LIMIT 1) FROM held"
                     " UNION SELECT child.digest FROM kept JOIN child ON child.parent = kept.digest)"
                     " SELECT digest, size FROM kept JOIN content USING (digest) WHERE queue != ?",
                     (HOSTED,),
