@@ -122,7 +122,7 @@ def test_toml_and_json_can_be_copied(page: str) -> None:
 def test_the_documented_files_of_clients_are_what_configure_writes() -> None:
     """Each file of each client, for Docker Hub's images: word for word, under its path."""
     for client in CLIENTS.values():
-        for file in client.plan(Address.parse("http://mirror.lan:5000"), ["docker.io"]):
+        for file in client.plan([Address.parse("http://mirror.lan:5000")], ["docker.io"]):
             assert f"```{file.path.rpartition('.')[2].replace('conf', 'toml')}\n{file.text}```" in CLIENT_PAGE, client.name
             assert f"`{file.path}`" in CLIENT_PAGE
         assert client.then in CLIENT_PAGE

@@ -13,7 +13,7 @@ from mirror.cli import changes
 from mirror.cli.changes import Change
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import os_error_text, print_json
-from mirror.clients import CLIENTS, Address, Client, Conflict, client_here, runs_systemd
+from mirror.clients import CLIENTS, Address, Client, Conflict, client_here, in_order_for, machine_id, runs_systemd
 from mirror.regular_files import LARGEST_SECRET, read_file
 
 TOKEN_VARIABLE = "MIRROR_TOKEN"  # noqa: S105  a name
@@ -28,9 +28,11 @@ _BY_PATH = ("docker", "containerd", "k3s")
 @click.option("--undo", is_flag=True, help="Restore the files as they were before --write.")
 @click.option(
     "--mirror",
-    "url",
+    "urls",
     metavar="URL",
-    help="The mirror's address as this client reaches it.  [from the settings, or http://127.0.0.1:5000]",
+    multiple=True,
+    help="The mirror's address as this client reaches it. Give it again for each of several equal mirrors: every machine asks them in another order."
+    "  [from the settings, or http://127.0.0.1:5000]",
 )
 @click.option(
     "--token",
@@ -64,7 +66,7 @@ def configure(
     client: str,
     write: bool,
     undo: bool,
-    url: str | None,
+    urls: tuple[str, ...],
     token: str | None,
     token_file: Path | None,
     token_stdin: bool,
@@ -86,9 +88,10 @@ def configure(
         raise click.UsageError("--file and --root exclude each other")
     settings = settings_or_exit(config, cache_dir, upstreams)
     try:
-        address = Address.parse(url if url is not None else settings.server.own_url)
+        parsed = [Address.parse(url) for url in urls or [settings.server.own_url]]
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--mirror") from None
+    addresses = in_order_for(machine_id(root or Path("/")), parsed)
     token = _token(token, token_file, token_stdin)
     if token is not None:
         if client not in _BY_PATH:
@@ -96,16 +99,16 @@ def configure(
                 f"{client} takes no secret path: log in at the address of server.login_listen instead (docs/access.md)"
             )
         try:
-            address = address.with_token(token)
+            addresses = [address.with_token(token) for address in addresses]
         except ValueError as error:
             raise click.UsageError(f"the token cannot be used: {error}") from None
     here = root is None and file is None
     chosen = client_here(client) if here else CLIENTS[client]
     systemd = runs_systemd() if here else None
-    if file is not None and len(chosen.plan(address, ["*"])) > 1:
+    if file is not None and len(chosen.plan(addresses, ["*"])) > 1:
         raise click.UsageError(f"{client} has several files: use --root instead")
     report = (
-        _undo(chosen, address, root, file) if undo else _change(chosen, address, list(settings.registries), root, file, write)
+        _undo(chosen, addresses, root, file) if undo else _change(chosen, addresses, list(settings.registries), root, file, write)
     )
     report["then"] = chosen.command(undo, systemd is not False)
     if as_json:
@@ -137,11 +140,11 @@ def _place(path: str, root: Path | None, file: Path | None) -> Path:
 
 
 def _change(
-    client: Client, address: Address, registries: list[str], root: Path | None, file: Path | None, write: bool
+    client: Client, addresses: list[Address], registries: list[str], root: Path | None, file: Path | None, write: bool
 ) -> dict[str, Any]:
     found: list[Change] = []
     faults: list[str] = []
-    for wanted in client.plan(address, registries):
+    for wanted in client.plan(addresses, registries):
         path = _place(wanted.path, root, file)
         try:
             found.append(changes.prepare(wanted, path))
@@ -157,12 +160,12 @@ def _change(
             faults.append(f"{change.path} cannot be written: {error.strerror}; --undo reverts what was written before")
             break
     files = [{"path": str(change.path), "changed": change.needed, "diff": change.diff()} for change in found]
-    return _report(client, address, files, faults)
+    return _report(client, addresses, files, faults)
 
 
-def _undo(client: Client, address: Address, root: Path | None, file: Path | None) -> dict[str, Any]:
+def _undo(client: Client, addresses: list[Address], root: Path | None, file: Path | None) -> dict[str, Any]:
     # "*" also covers registries that are no longer in the settings.
-    paths = [path for wanted in client.plan(address, ["*"]) for path in changes.changed(_place(wanted.path, root, file))]
+    paths = [path for wanted in client.plan(addresses, ["*"]) for path in changes.changed(_place(wanted.path, root, file))]
     faults = []
     try:
         changes.undo(paths)
@@ -173,13 +176,13 @@ def _undo(client: Client, address: Address, root: Path | None, file: Path | None
     if not paths:
         faults.append(f"no file of {client.title} was changed by this program: there is nothing to undo")
     files = [{"path": str(path), "changed": True, "exists": path.exists()} for path in paths]
-    return _report(client, address, files, faults)
+    return _report(client, addresses, files, faults)
 
 
-def _report(client: Client, address: Address, files: list[dict[str, Any]], faults: list[str]) -> dict[str, Any]:
+def _report(client: Client, addresses: list[Address], files: list[dict[str, Any]], faults: list[str]) -> dict[str, Any]:
     return {
         "client": client.name,
-        "mirror": address.url,
+        "mirrors": [address.url for address in addresses],
         "done": not faults,
         "files": files,
         "faults": faults,
@@ -197,11 +200,12 @@ def _print_report(report: dict[str, Any], client: Client, write: bool, undo: boo
     if undo:
         for each in touched:
             click.echo(f"{'restored' if each['exists'] else 'deleted'} {each['path']}")
+    mirrors = ", then ".join(report["mirrors"])
     if not touched:
-        click.echo(f"{client.title} already uses {report['mirror']} for {client.registries}")
+        click.echo(f"{client.title} already uses {mirrors} for {client.registries}")
     elif write or undo:
         click.echo(f"Done. {client.next_step(undo, systemd)}")
     else:
         click.echo(
-            f"With these changes {client.title} uses {report['mirror']} for {client.registries}. Nothing was written: run it again with --write."
+            f"With these changes {client.title} uses {mirrors} for {client.registries}. Nothing was written: run it again with --write."
         )

@@ -13,7 +13,7 @@ import click
 from mirror.cli import importing
 from mirror.cli.options import cache_options, settings_of
 from mirror.cli.text import print_json
-from mirror.clients import Address
+from mirror.clients import Address, in_order_for, machine_id
 from mirror.config import ConfigError
 
 if TYPE_CHECKING:
@@ -25,9 +25,15 @@ _COLOURS = {"ok": "green", "advice": "yellow", "problem": "red"}
 
 @click.command(short_help="Diagnose this machine.")
 @cache_options
-@click.option("--mirror", "url", metavar="URL", help="The mirror's address.  [from the settings]")
+@click.option(
+    "--mirror",
+    "urls",
+    metavar="URL",
+    multiple=True,
+    help="The mirror's address; again for each of several equal mirrors.  [from the settings]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], url: str | None, as_json: bool) -> None:
+def doctor(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], urls: tuple[str, ...], as_json: bool) -> None:
     """Checks settings, disk, clock, DNS, TLS, every upstream, Docker Hub's limit, the mirror, [[warm]] lists, and the clients on this machine.
 
     Each finding says what to do. It takes about fifteen seconds at most, and three more for each endpoint of a registry that has several. The exit status is 1 if there is a problem.
@@ -42,11 +48,11 @@ def doctor(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...
         found = [problem("settings", fault, "correct it; docs/settings.md lists all settings") for fault in error.faults]
     else:
         try:
-            address = Address.parse(url if url is not None else settings.server.own_url)
+            addresses = in_order_for(machine_id(), [Address.parse(url) for url in urls or [settings.server.own_url]])
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--mirror") from None
         found = [ok("settings", f"valid, with {len(settings.registries)} registries")]
-        found += asyncio.run(examine(settings, address))
+        found += asyncio.run(examine(settings, addresses))
     well = not any(finding.level is Level.PROBLEM for finding in found)
     if as_json:
         print_json({"well": well, "findings": [dataclasses.asdict(finding) for finding in found]})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import ipaddress
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -45,6 +47,18 @@ class Address:
         if parts.path not in ("", "/") or parts.query or parts.fragment:
             raise ValueError(f"a URL of host and port only is expected, such as http://mirror.lan:5000; found {url[:100]!r}")
         return cls(f"{parts.scheme}://{parts.netloc}", parts.netloc, parts.scheme == "https", _is_loopback(host))
+
+
+def in_order_for(machine: str, addresses: Iterable[Address]) -> list[Address]:
+    """Returns addresses of equal mirrors, each once, in the order in which a machine asks them: another for each machine (rendezvous hashing).
+
+    So machines spread over the mirrors, also those whose first mirror is down, and one mirror more moves few of them. `machine` is any text that stands for it;
+    with an empty one the order stays as it is.
+    """
+    once = list({address.authority: address for address in addresses}.values())
+    if not machine:
+        return once
+    return sorted(once, key=lambda address: hashlib.sha256(f"{machine}\0{address.authority}".encode()).digest())
 
 
 def _is_loopback(host: str) -> bool:

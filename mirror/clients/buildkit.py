@@ -10,17 +10,18 @@ from mirror.clients.files import Client, File
 from mirror.clients.merging import change_toml, put_first
 
 
-def _plan(address: Address, registries: Sequence[str]) -> tuple[File, ...]:
+def _plan(addresses: Sequence[Address], registries: Sequence[str]) -> tuple[File, ...]:
     def change(tree: MutableMapping[str, Any]) -> None:
         tables = tree.setdefault("registry", {})
         for registry in registries:
             table = tables.setdefault(registry, {})
             if "mirrors" not in table:
-                table["mirrors"] = [address.authority]
+                table["mirrors"] = [address.authority for address in addresses]
             else:
-                put_first(table["mirrors"], address.authority)
-        if not address.secure:
-            tables.setdefault(address.authority, {})["http"] = True
+                put_first(table["mirrors"], *(address.authority for address in addresses))
+        for address in addresses:
+            if not address.secure:
+                tables.setdefault(address.authority, {})["http"] = True
 
     return (File("/etc/buildkit/buildkitd.toml", lambda text: change_toml(text, change)),)
 

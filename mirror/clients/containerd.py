@@ -19,12 +19,12 @@ _PLUGINS = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.images"}
 """The version of config.toml to the plugin that pulls."""
 
 
-def _plan(address: Address, registries: Sequence[str]) -> tuple[File, ...]:
+def _plan(addresses: Sequence[Address], registries: Sequence[str]) -> tuple[File, ...]:
     def hosts(tree: MutableMapping[str, Any]) -> None:
         present = tree.pop("host", {})
-        ours = present.pop(address.url, {"capabilities": ["pull", "resolve"]})
+        ours = {address.url: present.pop(address.url, {"capabilities": ["pull", "resolve"]}) for address in addresses}
         # Asked in the order of the file.
-        tree["host"] = {address.url: ours, **present}
+        tree["host"] = {**ours, **present}
 
     merge = functools.partial(change_toml, change=hosts)
     files = [File(f"{FOLDER}/{registry}/hosts.toml", merge) for registry in registries]

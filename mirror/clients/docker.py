@@ -22,17 +22,19 @@ _RELOAD_KEEPS = (
 )
 
 
-def _plan(address: Address, registries: Sequence[str], *, path: str = "/etc/docker/daemon.json") -> tuple[File, ...]:
+def _plan(addresses: Sequence[Address], registries: Sequence[str], *, path: str = "/etc/docker/daemon.json") -> tuple[File, ...]:
     def change(tree: MutableMapping[str, Any]) -> None:
         mirrors = tree.setdefault("registry-mirrors", [])
+        urls = [address.url for address in addresses]
         # dockerd takes a slash at the end for the same mirror.
-        if [mirror.rstrip("/") for mirror in mirrors[:1]] != [address.url]:
-            put_first(mirrors, address.url)
-        if not address.secure and not address.loopback:
-            # Not for the mirrors above: for `docker pull mirror.lan:5000/ghcr.io/owner/image`.
-            insecure = tree.setdefault("insecure-registries", [])
-            if address.authority not in insecure:
-                insecure.append(address.authority)
+        if [mirror.rstrip("/") for mirror in mirrors[: len(urls)]] != urls:
+            put_first(mirrors, *urls)
+        for address in addresses:
+            if not address.secure and not address.loopback:
+                # Not for the mirrors above: for `docker pull mirror.lan:5000/ghcr.io/owner/image`.
+                insecure = tree.setdefault("insecure-registries", [])
+                if address.authority not in insecure:
+                    insecure.append(address.authority)
 
     return (File(path, lambda text: change_json(text, change)),)
 

@@ -20,7 +20,7 @@ class File:
     path: str
     """Where the client reads it."""
     merge: Callable[[str], str] = field(repr=False)
-    """Adds the mirror to the file's text; returns a text that has it already unchanged. Raises Conflict."""
+    """Adds the mirrors to the file's text; returns a text that has them already unchanged. Raises Conflict."""
 
     @property
     def text(self) -> str:
@@ -39,8 +39,8 @@ class Client:
     """The registries for which it uses a mirror."""
     then: str
     """The command that makes it read its files again; empty if it always does."""
-    plan: Callable[[Address, Sequence[str]], tuple[File, ...]] = field(repr=False)
-    """The files for a mirror at an address that serves these registries."""
+    plan: Callable[[Sequence[Address], Sequence[str]], tuple[File, ...]] = field(repr=False)
+    """The files for mirrors at these addresses, the first of which is asked first, that serve these registries."""
     without_systemd: str = ""
     """The command that replaces `then` on a machine without systemd; empty if there is no common one."""
     note: str = ""

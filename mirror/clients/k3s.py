@@ -10,9 +10,9 @@ from mirror.clients.files import Client, File
 from mirror.clients.merging import change_yaml, put_first
 
 
-def _plan(address: Address, registries: Sequence[str]) -> tuple[File, ...]:
+def _plan(addresses: Sequence[Address], registries: Sequence[str]) -> tuple[File, ...]:
     # k3s takes a path for all of it, where containerd appends /v2.
-    url = f"{address.url}/v2" if "/t/" in address.url else address.url
+    urls = [f"{address.url}/v2" if "/t/" in address.url else address.url for address in addresses]
 
     def change(tree: MutableMapping[str, Any]) -> None:
         if tree.get("mirrors") is None:
@@ -22,9 +22,9 @@ def _plan(address: Address, registries: Sequence[str]) -> tuple[File, ...]:
                 tree["mirrors"][registry] = {}
             table = tree["mirrors"][registry]
             if table.get("endpoint") is None:
-                table["endpoint"] = [url]
+                table["endpoint"] = [*urls]
             else:
-                put_first(table["endpoint"], url)
+                put_first(table["endpoint"], *urls)
 
     return (File("/etc/rancher/k3s/registries.yaml", lambda text: change_yaml(text, change)),)
 

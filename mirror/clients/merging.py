@@ -96,11 +96,12 @@ def change_json(text: str, change: Change) -> str:
     return json.dumps(plain, indent=_indentation(text), ensure_ascii=False) + "\n"
 
 
-def put_first(values: list[Any], value: str) -> None:
-    """Puts `value` at the front of a list, moving it if it is present. Raises AttributeError if `values` is not a list."""
-    if value in values:
-        values.remove(value)
-    values.insert(0, value)
+def put_first(values: list[Any], *wanted: Any) -> None:
+    """Puts `wanted` at the front of a list in this order, moving what is present. Raises AttributeError if `values` is not a list."""
+    for value in reversed(wanted):
+        if value in values:
+            values.remove(value)
+        values.insert(0, value)
 
 
 def _wanted(plain: dict[str, Any], change: Change) -> bool:

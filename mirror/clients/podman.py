@@ -10,24 +10,31 @@ from typing import Any
 
 from mirror.clients.address import Address
 from mirror.clients.files import Client, File
-from mirror.clients.merging import change_toml
+from mirror.clients.merging import change_toml, put_first
 
 
-def _plan(address: Address, registries: Sequence[str]) -> tuple[File, ...]:
+def _plan(addresses: Sequence[Address], registries: Sequence[str]) -> tuple[File, ...]:
     def change(tree: MutableMapping[str, Any]) -> None:
         for registry in registries:
             # One path for each registry: these clients do not say which one they mean.
-            ours = {"location": f"{address.authority}/{registry}"} | ({} if address.secure else {"insecure": True})
+            ours = [
+                {"location": f"{address.authority}/{registry}"} | ({} if address.secure else {"insecure": True})
+                for address in addresses
+            ]
             present = [entry for entry in tree.get("registry", ()) if entry.get("prefix", entry.get("location")) == registry]
             if not present:
-                _append(tree, "registry", {"location": registry, "mirror": [ours]})
-            elif ours["location"] not in [mirror["location"] for mirror in present[0].get("mirror", ())]:
-                if "mirror" in present[0]:
-                    present[0]["mirror"].insert(0, ours)
-                else:
-                    present[0]["mirror"] = [ours]
+                _append(tree, "registry", {"location": registry, "mirror": ours})
+            elif "mirror" not in present[0]:
+                present[0]["mirror"] = ours
+            else:
+                put_first(present[0]["mirror"], *(_present(present[0]["mirror"], mirror) for mirror in ours))
 
     return (File("/etc/containers/registries.conf.d/mirror.conf", lambda text: change_toml(text, change)),)
+
+
+def _present(mirrors: list[Any], wanted: dict[str, Any]) -> Any:
+    """Returns the table that is there for that location, with all that it says; else `wanted`."""
+    return next((mirror for mirror in mirrors if mirror["location"] == wanted["location"]), wanted)
 
 
 def _append(tree: MutableMapping[str, Any], key: str, table: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ that has several, since their throughput is measured one after another.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 from mirror.clients import Address
@@ -17,16 +18,16 @@ from mirror.doctor.findings import Finding, Level, advice, ok, problem
 __all__ = ["Finding", "Level", "advice", "examine", "ok", "problem"]
 
 
-async def examine(settings: Settings, address: Address, root: Path = Path("/")) -> list[Finding]:
+async def examine(settings: Settings, addresses: Sequence[Address], root: Path = Path("/")) -> list[Finding]:
     """Returns all findings, in reading order. Raises only CancelledError.
 
-    `address` is the mirror's; the clients' files are read under `root`.
+    `addresses` are the mirror's, or those of several equal ones, in the order in which clients here ask them; the clients' files are read under `root`.
     """
     parts = await asyncio.gather(
         disk.examine(settings),
         upstreams.examine(settings),
-        local.examine_mirror(settings, address),
-        warm.examine(settings, address),
-        local.examine_clients(settings, address, root),
+        *(local.examine_mirror(settings, address) for address in addresses),
+        warm.examine(settings, addresses[0]),
+        local.examine_clients(settings, addresses, root),
     )
     return [finding for part in parts for finding in part]

@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -92,40 +92,40 @@ def _tls(settings: Settings, address: Address) -> ssl.SSLContext | None:
     return context
 
 
-async def examine_clients(settings: Settings, address: Address, root: Path) -> list[Finding]:
-    """Checks whether installed clients use the mirror; their files are read under `root`. Raises only CancelledError."""
+async def examine_clients(settings: Settings, addresses: Sequence[Address], root: Path) -> list[Finding]:
+    """Checks whether installed clients use the mirrors, in that order; their files are read under `root`. Raises only CancelledError."""
     try:
-        return await within(_PATIENCE, _examine_clients, settings, address, root)
+        return await within(_PATIENCE, _examine_clients, settings, addresses, root)
     except TimeoutError:
         return [problem("clients", f"their files could not be read within {_PATIENCE:g} s", "check the disk that /etc is on")]
 
 
-def _examine_clients(settings: Settings, address: Address, root: Path) -> list[Finding]:
+def _examine_clients(settings: Settings, addresses: Sequence[Address], root: Path) -> list[Finding]:
     found: list[Finding] = []
     for name in CLIENTS:
         if shutil.which(_PROGRAMS[name]) is not None:
-            found += _client(client_here(name, root), settings, address, root)
+            found += _client(client_here(name, root), settings, addresses, root)
     return found
 
 
-def _client(client: Client, settings: Settings, address: Address, root: Path) -> Iterator[Finding]:
+def _client(client: Client, settings: Settings, addresses: Sequence[Address], root: Path) -> Iterator[Finding]:
     missing = []
-    for file in client.plan(address, list(settings.registries)):
+    urls = ", then ".join(address.url for address in addresses)
+    command = " ".join([f"mirror configure {client.name}", *(f"--mirror {address.url}" for address in addresses), "--write"])
+    for file in client.plan(addresses, list(settings.registries)):
         path = root / file.path.lstrip("/")
         try:
             text = path.read_text() if path.exists() else ""
-            if client.name == "docker" and (challenged := _challenged(settings, address, text)) is not None:
+            if client.name == "docker" and (challenged := _challenged(settings, addresses, text)) is not None:
                 yield problem(
                     "docker",
                     f"{path} names {challenged} as a mirror, where clients are asked to log in: dockerd would send it Docker Hub's password",
-                    f"name {address.url} in its place: mirror configure docker --mirror {address.url} --write",
+                    f"name {urls} in its place: {command}",
                 )
                 return
-            merge = file.merge
-            if (token := re.search(rf"{re.escape(address.url)}/t/([A-Za-z0-9_-]{{16,}})", text)) is not None:
-                # Its own token is right, whichever it is.
-                plan = client.plan(address.with_token(token[1]), list(settings.registries))
-                merge = next(one.merge for one in plan if one.path == file.path)
+            # Its own token is right, whichever it is.
+            own = [_with_its_token(address, text) for address in addresses]
+            merge = next(one.merge for one in client.plan(own, list(settings.registries)) if one.path == file.path)
             if merge(text) != text:
                 missing.append(str(path))
         except Conflict as conflict:
@@ -135,27 +135,32 @@ def _client(client: Client, settings: Settings, address: Address, root: Path) ->
             yield advice(client.name, f"{path} cannot be read: {error}", "run mirror doctor as root")
             return
     if missing:
-        cure = (
-            f"mirror configure {client.name} --mirror {address.url} --write; ignore this if it uses the mirror under another name"
-        )
-        yield advice(client.name, f"installed here, but {missing[0]} does not name {address.url}", cure)
+        cure = f"{command}; ignore this if it uses the mirror under another name"
+        yield advice(client.name, f"installed here, but {missing[0]} does not name {urls}", cure)
     elif (
         client.name == "docker"
         and (mirrors := _docker_mirrors()) is not None
-        and not any(mirror == address.url or mirror.startswith(f"{address.url}/t/") for mirror in mirrors)
+        and not all(
+            any(mirror == address.url or mirror.startswith(f"{address.url}/t/") for mirror in mirrors) for address in addresses
+        )
     ):
         yield problem(
             "docker", "dockerd has not read its settings since the mirror was added", client.command(systemd=runs_systemd())
         )
     else:
-        yield ok(client.name, f"it uses {address.url}")
+        yield ok(client.name, f"it uses {urls}")
         if client.name in _GO_AROUND and any(guard.mode == "enforce" for guard in settings.guard):
             yield advice(
                 client.name, "what a [[guard]] table refuses is pulled from the registry itself", _GO_AROUND[client.name]
             )
 
 
-def _challenged(settings: Settings, address: Address, text: str) -> str | None:
+def _with_its_token(address: Address, text: str) -> Address:
+    token = re.search(rf"{re.escape(address.url)}/t/([A-Za-z0-9_-]{{16,}})", text)
+    return address if token is None else address.with_token(token[1])
+
+
+def _challenged(settings: Settings, addresses: Sequence[Address], text: str) -> str | None:
     """Returns the first mirror in a daemon.json that is an address, or has a host name, for logging in."""
     ports = {port for _, port in settings.server.login_addresses}
     try:
@@ -164,7 +169,7 @@ def _challenged(settings: Settings, address: Address, text: str) -> str | None:
             parts = urlsplit(mirror)
             if parts.hostname in settings.server.login_hosts:
                 return str(mirror)
-            if parts.port in ports and parts.hostname == urlsplit(address.url).hostname:
+            if parts.port in ports and parts.hostname in [urlsplit(address.url).hostname for address in addresses]:
                 return str(mirror)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

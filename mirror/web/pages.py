@@ -217,7 +217,7 @@ class Pages:
         files: dict[str, str] = {}
         others: list[str] = []
         if context.address is not None:
-            for file in client.plan(context.address, self._site_info.registries):
+            for file in client.plan([context.address], self._site_info.registries):
                 # Registries that differ only in their name are shown once.
                 if any(registry in file.path for registry in self._site_info.registries[1:]):
                     others.append(file.path)

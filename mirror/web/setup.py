@@ -40,7 +40,7 @@ class Plan:
 
 def plan(client: Client, address: Address, registries: Sequence[str]) -> Plan:
     """Returns the plan of a client that reaches the mirror at `address`, for those registries."""
-    files = client.plan(address, registries)
+    files = client.plan([address], registries)
     tables = {}
     for file in files:
         if file.path == _CONTAINERD:
@@ -51,7 +51,7 @@ def plan(client: Client, address: Address, registries: Sequence[str]) -> Plan:
         client,
         address,
         tuple(ScriptFile(file.path, _merge_function(file.path), file.text) for file in files),
-        tuple(file.path for file in client.plan(address, ["*"])),
+        tuple(file.path for file in client.plan([address], ["*"])),
         tables,
         not address.secure and not address.loopback,
     )

@@ -117,12 +117,12 @@ def test_the_settings_say_which_mirror_and_which_registries(tmp_path: Path) -> N
     )
     flags = ("--config", str(config), "--upstream", "second.lan=http://second.lan", "--cache-dir", "/x")
     report = json.loads(invoke("podman", "--root", str(tmp_path), *flags, "--json").stdout)
-    assert report["mirror"] == "http://127.0.0.1:5555"
+    assert report["mirrors"] == ["http://127.0.0.1:5555"]
     for registry in ("registry.lan:5001", "second.lan"):
         assert f'location = "127.0.0.1:5555/{registry}"' in report["files"][0]["diff"]
     assert report["done"] is True
     report = json.loads(invoke("docker", "--root", str(tmp_path), "--json", MIRROR_SERVER__LISTEN="[::1]:81").stdout)
-    assert report["mirror"] == "http://[::1]:81"
+    assert report["mirrors"] == ["http://[::1]:81"]
 
 
 def test_undoing_finds_registries_that_are_no_longer_configured(tmp_path: Path) -> None:
@@ -238,3 +238,25 @@ def test_a_token_need_not_be_an_argument(tmp_path: Path) -> None:
     for wrong in ((*file, "--token-stdin"), (*file, "--token", token), ("--token-file", str(tmp_path / "nothing"))):
         assert shown(*wrong, stdin=token).exit_code == 2
     assert token not in shown("--token-stdin", stdin=f"{token}/x\n").output
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_several_mirrors_are_written_in_this_machine_s_own_order(client: str, tmp_path: Path) -> None:
+    """Two machines of ten differ in it; on one, a second run changes nothing; an image without an id keeps the order that was given; undone as one."""
+    urls = [f"http://{name}.lan:5000" for name in "abc"]
+    mirrors = [word for url in urls for word in ("--mirror", url)]
+    reports = []
+    for number in range(10):
+        root = tmp_path / str(number)
+        (root / "etc").mkdir(parents=True)
+        (root / "etc/machine-id").write_text(f"{number:032x}\n")
+        report = json.loads(invoke(client, "--root", str(root), *mirrors, "--write", "--json").stdout)
+        assert sorted(report["mirrors"]) == urls
+        assert "already" in invoke(client, "--root", str(root), *mirrors).stdout
+        reports.append(tuple(report["mirrors"]))
+        assert invoke(client, "--root", str(root), *mirrors, "--undo").exit_code == 0
+        assert tree(root) == {"etc": None, "etc/machine-id": f"{number:032x}\n".encode()}
+    assert len(set(reports)) > 1
+    (tmp_path / "image/etc").mkdir(parents=True)
+    (tmp_path / "image/etc/machine-id").write_text("uninitialized\n")
+    assert json.loads(invoke(client, "--root", str(tmp_path / "image"), *mirrors, "--json").stdout)["mirrors"] == urls

@@ -38,7 +38,7 @@ def test_each_installation_has_its_own_file_and_command(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     client = installed_here(tmp_path, tmp_path / "home/u", uid)
-    (file,) = client.plan(LAN, ["docker.io"])
+    (file,) = client.plan([LAN], ["docker.io"])
     assert (file.path, client.then) == (path, then)
     assert "mirror.lan" in file.text
     assert client.next_step().startswith(f"Now: {then}")

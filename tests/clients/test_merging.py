@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from mirror.clients import CLIENTS, Address, Conflict, File
+from mirror.clients import CLIENTS, Address, Conflict, File, in_order_for
 
 LAN = Address.parse("http://mirror.lan:5000")
 
 
 def files(client: str, address: Address = LAN, registries: tuple[str, ...] = ("docker.io", "ghcr.io")) -> dict[str, File]:
-    return {file.path: file for file in CLIENTS[client].plan(address, registries)}
+    return {file.path: file for file in CLIENTS[client].plan([address], registries)}
 
 
 def only(client: str, address: Address = LAN) -> File:
@@ -31,7 +32,7 @@ def only(client: str, address: Address = LAN) -> File:
 def test_a_text_that_names_the_mirror_is_left_as_it_is(client: str, url: str) -> None:
     """What is made of nothing ends in a newline, names the mirror, and is not changed a second time."""
     address = Address.parse(url)
-    for file in CLIENTS[client].plan(address, ["docker.io", "registry.lan:5001"]):
+    for file in CLIENTS[client].plan([address], ["docker.io", "registry.lan:5001"]):
         assert file.text.endswith("\n")
         assert file.merge(file.text) == file.text
         assert address.authority in file.text or file.path.endswith("config.toml")
@@ -226,3 +227,53 @@ def test_an_address_is_a_scheme_and_a_host(url: str) -> None:
     """What stands in files that other programs read is checked first."""
     with pytest.raises(ValueError, match="expected"):
         Address.parse(url)
+
+
+FLEET = [Address.parse(f"http://{name}.lan:5000") for name in "abc"]
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("before", [[], FLEET[2:], FLEET[:1], [*reversed(FLEET)]], ids=["none", "last", "first", "reversed"])
+def test_several_mirrors_are_named_in_their_order(client: str, before: list[Address]) -> None:
+    """Whichever of them the file named already, and in which order; a second time changes nothing."""
+    for present, wanted in zip(
+        CLIENTS[client].plan(before, ["docker.io", "ghcr.io"])
+        if before
+        else CLIENTS[client].plan(FLEET, ["docker.io", "ghcr.io"]),
+        CLIENTS[client].plan(FLEET, ["docker.io", "ghcr.io"]),
+        strict=True,
+    ):
+        after = wanted.merge(present.text if before else "")
+        assert wanted.merge(after) == after
+        if not wanted.path.endswith("config.toml"):
+            places = [after.index(address.authority) for address in FLEET]
+            assert places == sorted(places), after
+            assert "&" not in after
+
+
+def test_podman_keeps_what_its_table_says_of_a_mirror_that_moves_to_the_front() -> None:
+    """Keys of the user's own, such as pull-from-mirror, move with it."""
+    before = (
+        '[[registry]]\nlocation = "docker.io"\n[[registry.mirror]]\nlocation = "other.lan"\n'
+        '[[registry.mirror]]\nlocation = "mirror.lan:5000/docker.io"\ninsecure = true\npull-from-mirror = "digest-only"\n'
+    )
+    (file,) = CLIENTS["podman"].plan([LAN], ["docker.io"])
+    (table,) = tomllib.loads(file.merge(before))["registry"]
+    assert [mirror["location"] for mirror in table["mirror"]] == ["mirror.lan:5000/docker.io", "other.lan"]
+    assert table["mirror"][0]["pull-from-mirror"] == "digest-only"
+
+
+@given(st.text(min_size=1), st.permutations(FLEET))
+def test_machines_ask_equal_mirrors_in_orders_of_their_own(machine: str, given_order: list[Address]) -> None:
+    """The order depends on the machine only; a mirror that is taken away moves no other; each is named once."""
+    order = in_order_for(machine, given_order)
+    assert order == in_order_for(machine, [*FLEET, *FLEET])
+    assert in_order_for(machine, [one for one in given_order if one != order[0]]) == order[1:]
+    assert in_order_for("", given_order) == given_order
+
+
+def test_machines_spread_over_equal_mirrors() -> None:
+    """Of 600 machines each of the six orders has some, so those of a mirror that is down go to both others."""
+    orders = Counter(tuple(address.authority for address in in_order_for(f"machine-{n}", FLEET)) for n in range(600))
+    assert len(orders) == 6
+    assert min(orders.values()) > 60

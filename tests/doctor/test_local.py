@@ -72,27 +72,27 @@ async def test_a_client_is_told_of_the_mirror_or_not(name: str, only: Any, tree:
     """Not told is advice, with the command that tells it; told is well; for another mirror is not told."""
     only(name)
     settled, client = settings(tree), CLIENTS[name]
-    told = one(await local.examine_clients(settled, LAN, tmp_path), name)
+    told = one(await local.examine_clients(settled, [LAN], tmp_path), name)
     assert told.level == Level.ADVICE
     assert f"mirror configure {name} --mirror http://mirror.lan:5000 --write" in told.cure
-    for file in client.plan(LAN, list(settled.registries)):
+    for file in client.plan([LAN], list(settled.registries)):
         path = tmp_path / file.path.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(file.text)
-    assert one(await local.examine_clients(settled, LAN, tmp_path), name).level == Level.OK
+    assert one(await local.examine_clients(settled, [LAN], tmp_path), name).level == Level.OK
     other = Address.parse("http://other.lan:5000")
-    assert one(await local.examine_clients(settled, other, tmp_path), name).level == Level.ADVICE
+    assert one(await local.examine_clients(settled, [other], tmp_path), name).level == Level.ADVICE
 
 
 @pytest.mark.parametrize("name", ["docker", "containerd", "k3s"])
 async def test_a_client_with_a_token_is_well(name: str, only: Any, tree: dict[str, Any], tmp_path: Path) -> None:
     """The secret path in its files is the mirror's address, whatever token it has."""
     only(name)
-    for file in CLIENTS[name].plan(LAN.with_token("mirror_" + "x" * 43), list(settings(tree).registries)):
+    for file in CLIENTS[name].plan([LAN.with_token("mirror_" + "x" * 43)], list(settings(tree).registries)):
         path = tmp_path / file.path.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(file.text)
-    assert one(await local.examine_clients(settings(tree), LAN, tmp_path), name).level == Level.OK
+    assert one(await local.examine_clients(settings(tree), [LAN], tmp_path), name).level == Level.OK
 
 
 @pytest.mark.parametrize("url", ["http://mirror.lan:5443", "http://login.lan", "https://LOGIN.lan:1/"])
@@ -103,11 +103,11 @@ async def test_docker_in_front_of_an_address_for_logging_in(url: str, only: Any,
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"registry-mirrors": ["http://mirror.lan:5000", url]}))
     tree = {**tree, "server": {**tree.get("server", {}), "login_listen": "0.0.0.0:5443", "login_hosts": ["login.lan"]}}
-    told = one(await local.examine_clients(settings(tree), LAN, tmp_path), "docker")
+    told = one(await local.examine_clients(settings(tree), [LAN], tmp_path), "docker")
     assert told.level == Level.PROBLEM
     assert url in told.message
     path.write_text(json.dumps({"registry-mirrors": ["http://mirror.lan:5000", "http://other.lan:5443"]}))
-    assert "log in" not in one(await local.examine_clients(settings(tree), LAN, tmp_path), "docker").message
+    assert "log in" not in one(await local.examine_clients(settings(tree), [LAN], tmp_path), "docker").message
 
 
 async def test_a_file_that_cannot_be_merged_or_read(only: Any, tree: dict[str, Any], tmp_path: Path) -> None:
@@ -116,14 +116,14 @@ async def test_a_file_that_cannot_be_merged_or_read(only: Any, tree: dict[str, A
     path = tmp_path / "etc" / "docker" / "daemon.json"
     path.parent.mkdir(parents=True)
     path.write_text("{")
-    told = one(await local.examine_clients(settings(tree), LAN, tmp_path), "docker")
+    told = one(await local.examine_clients(settings(tree), [LAN], tmp_path), "docker")
     assert told.level == Level.PROBLEM
     assert str(path) in told.message
     path.write_bytes(b"\xff\xfe")
-    assert one(await local.examine_clients(settings(tree), LAN, tmp_path), "docker").level == Level.ADVICE
+    assert one(await local.examine_clients(settings(tree), [LAN], tmp_path), "docker").level == Level.ADVICE
     path.unlink()
     path.mkdir()
-    assert one(await local.examine_clients(settings(tree), LAN, tmp_path), "docker").level == Level.ADVICE
+    assert one(await local.examine_clients(settings(tree), [LAN], tmp_path), "docker").level == Level.ADVICE
 
 
 async def test_a_real_dockerd_that_has_read_its_settings_or_not(
@@ -138,9 +138,9 @@ async def test_a_real_dockerd_that_has_read_its_settings_or_not(
     daemon = await asyncio.to_thread(Dockerd, "", path)
     try:
         monkeypatch.setenv("DOCKER_HOST", daemon.host)
-        (file,) = CLIENTS["docker"].plan(LAN, ["docker.io"])
+        (file,) = CLIENTS["docker"].plan([LAN], ["docker.io"])
         path.write_text(file.text)
-        told = one(await local.examine_clients(settings(tree), LAN, tmp_path), "docker")
+        told = one(await local.examine_clients(settings(tree), [LAN], tmp_path), "docker")
         assert told.level == Level.PROBLEM
         assert "has not read its settings" in told.message
         assert told.cure == CLIENTS["docker"].command(systemd=runs_systemd())
@@ -149,7 +149,7 @@ async def test_a_real_dockerd_that_has_read_its_settings_or_not(
     daemon = await asyncio.to_thread(Dockerd, "", path)
     try:
         monkeypatch.setenv("DOCKER_HOST", daemon.host)
-        assert one(await local.examine_clients(settings(tree), LAN, tmp_path), "docker").level == Level.OK
+        assert one(await local.examine_clients(settings(tree), [LAN], tmp_path), "docker").level == Level.OK
     finally:
         await asyncio.to_thread(daemon.stop)
 
@@ -182,11 +182,11 @@ async def test_clients_that_can_go_around_a_guard(name: str, mode: str, only: An
     """Named with what closes the way, if a table refuses anything; podman's registries.conf is not looked at for this."""
     only(name)
     settled = settings(tree | {"guard": [{"deny": True, "mode": mode}]})
-    for file in CLIENTS[name].plan(LAN, list(settled.registries)):
+    for file in CLIENTS[name].plan([LAN], list(settled.registries)):
         path = tmp_path / file.path.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(file.merge(""))
-    found = [finding for finding in await local.examine_clients(settled, LAN, tmp_path) if finding.check == name]
+    found = [finding for finding in await local.examine_clients(settled, [LAN], tmp_path) if finding.check == name]
     around = [finding for finding in found if "[[guard]]" in finding.message]
     assert len(around) == (mode == "enforce" and name != "podman")
     assert all("firewall" in finding.cure for finding in around)

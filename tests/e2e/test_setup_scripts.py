@@ -87,7 +87,7 @@ def test_they_write_what_configure_writes_and_take_it_back(client: str, tmp_path
     script = written(client, tmp_path)
     run("sh", str(script), "--root", str(root))
     found = files(root)
-    for file in CLIENTS[client].plan(MIRROR, REGISTRIES):
+    for file in CLIENTS[client].plan([MIRROR], REGISTRIES):
         assert found[file.path.lstrip("/")].decode() == file.text
     run("sh", str(script), "--root", str(root))
     assert files(root) == found
