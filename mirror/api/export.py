@@ -78,7 +78,7 @@ class Exports:
             raise failed[0][2]
         if len(failed) == len(images):
             raise ManifestUnknown("no image is cached whole")
-        layout = await asyncio.to_thread(Layout, gatherer.contents())
+        layout = await asyncio.to_thread(Layout, await gatherer.contents())
         return self._layouts.setdefault(layout.etag, layout)
 
     async def _images(

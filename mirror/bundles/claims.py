@@ -29,6 +29,7 @@ _MOST_IN_MEMORY = 64 * 1024 * 1024
 _MOST_IMAGES = 10_000
 _DEEPEST_LINK = 8
 _NAMED_BY_DIGEST = re.compile(r"(?:.*/)?(?:sha256:)?([0-9a-f]{64})(?:\.tar|\.tar\.gz|\.json)?")
+_MOMENT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
 _COMPRESSED = {b"\x1f\x8b": "+gzip", b"\x28\xb5": "+zstd"}
@@ -252,6 +253,21 @@ class Claims:
             Claim((_parsed(_string(entry.get("name"), BUNDLE), parse),), _digest(entry.get("digest"), BUNDLE))
             for entry in entries
         ]
+
+    def seen(self, parse: ParseName) -> dict[tuple[Repository, Reference, Digest], str]:
+        """Returns when the mirror that wrote a bundle first learnt what its tags mean (see `bundle_document`). Nobody has verified it: it is for people.
+
+        Empty for other archives, and for bundles of earlier versions; what is no time is left out.
+        """
+        document = _json(self._files.get(BUNDLE, b"{}"), BUNDLE)
+        images = document.get("images") if isinstance(document, dict) else None
+        found = {}
+        for entry in images if isinstance(images, list) else []:
+            when = entry.get("seen") if isinstance(entry, dict) else None
+            if isinstance(when, str) and _MOMENT.fullmatch(when):
+                name = _parsed(_string(entry.get("name"), BUNDLE), parse)
+                found[*name, _digest(entry.get("digest"), BUNDLE)] = when
+        return found
 
     def referred(self, parse: ParseName) -> list[tuple[Repository, Digest, dict[str, Any]]]:
         """Returns the entries of referrers lists: repository, subject and descriptor; without cosign's, which have tags."""

@@ -9,8 +9,10 @@ import asyncio
 import os
 from collections.abc import Collection, Container, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
+from mirror.bundles.images import Contents, Image, Referrer
 from mirror.cache.guarding import Guard, Guarded
 from mirror.cache.lists import known_referrers
 from mirror.cache.platforms import Selection, fits
@@ -33,6 +35,7 @@ from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.store import Store
 from mirror.units import format_size
 
+_Named = TypeVar("_Named", Image, Referrer)
 _IMAGE_CONFIGS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
 _DEEPEST = 4
 """Levels of what refers to what refers to an image."""
@@ -49,41 +52,6 @@ class Incomplete(Unknown):
     def __init__(self, fact: str, image: str) -> None:
         super().__init__(f"{fact}; pull it through the mirror first, or run `mirror pull {image}` beside it")
         self.fact = fact
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """One image of a bundle."""
-
-    repository: Repository
-    reference: Reference
-    root: Descriptor
-    """Of its index, or of its only manifest."""
-    platforms: tuple[str, ...] = ()
-    docker: tuple[Digest, tuple[Digest, ...]] | None = None
-    """The configuration and the layers of its first platform; None if it is no container image."""
-
-
-@dataclass(frozen=True, slots=True)
-class Referrer:
-    """A signature, an attestation or an SBOM of the manifest `subject`. `reference` is a tag for cosign's."""
-
-    repository: Repository
-    reference: Reference
-    root: Descriptor
-    subject: Digest
-
-
-@dataclass(slots=True)
-class Contents:
-    """What a bundle holds."""
-
-    images: list[Image] = field(default_factory=list)
-    referrers: list[Referrer] = field(default_factory=list)
-    blobs: dict[Digest, int | bytes] = field(default_factory=dict)
-    """Sizes in bytes, in the order of the bundle; the content itself where only a manifest has it embedded."""
-    omitted: dict[Digest, int] = field(default_factory=dict)
-    """Layers that are left out, since the receiver has them. Sizes in bytes."""
 
 
 @dataclass(slots=True)
@@ -221,9 +189,9 @@ class Gatherer:
                 self._referrers.setdefault(key, referrer)
         return failed
 
-    def contents(self, have: Container[Digest] = ()) -> Contents:
+    async def contents(self, have: Container[Digest] = ()) -> Contents:
         """Returns what a bundle of all added images holds. Layers that are in `have` are left out; manifests and configurations are small, and always included."""
-        found = Contents(self._images, list(self._referrers.values()))
+        found = Contents(await self._dated(self._images), await self._dated(self._referrers.values()))
         found.blobs.update(self._blobs.manifests)
         found.blobs.update(self._blobs.configs)
         for digest, blob in self._blobs.layers.items():
@@ -234,6 +202,12 @@ class Gatherer:
             else:
                 found.blobs[digest] = blob
         return found
+
+    async def _dated(self, named: Iterable[_Named]) -> list[_Named]:
+        entries = list(named)
+        asked = [(one.repository, one.reference, one.root.digest) if isinstance(one.reference, Tag) else None for one in entries]
+        known = iter(await self._store.first_seen([tag for tag in asked if tag is not None]))
+        return [replace(one, seen=next(known)) if tag is not None else one for one, tag in zip(entries, asked, strict=True)]
 
     async def _root(self, repository: Repository, reference: Reference) -> Manifest | None:
         if isinstance(reference, Tag):

@@ -15,7 +15,8 @@ from typing import Any
 from mirror.bundles.archive import ArchiveInvalid, Member, Members
 from mirror.bundles.claims import Claim, Claims, Content, ParseName, digest_in, is_layer, tagged
 from mirror.bundles.keeping import Keeper, MemberBytes
-from mirror.bundles.received import Received, Receiver, enter_referrers, required, unwanted
+from mirror.bundles.parts import required, unwanted
+from mirror.bundles.received import Received, Receiver, enter_referrers
 from mirror.bundles.sources import Source
 from mirror.cache.guarding import Guard
 from mirror.names import Digest
@@ -111,6 +112,7 @@ class Importer:
             lambda digest: self._store.size(digest) is not None or (this.wishes.dry_run and digest in this.came),
             lambda digest: this.came.get(digest, 0),
             this.wishes.platforms,
+            claims.seen(this.wishes.parse),
             pin=this.wishes.pin,
             dry_run=this.wishes.dry_run,
             guard=self._guard,

@@ -11,8 +11,9 @@
     bundle.sig            only of a signed bundle: see signing.py
     blobs/sha256/<hex>    manifests, configurations, then layers, each once
 
-The same contents give the same bytes, so an interrupted download can be resumed, and copies can be compared. So it holds no times. Headers are ustar's
-(POSIX.1-2017, "pax"), with an extended header only for members of 8 GiB and for digests that are too long.
+The same contents give the same bytes, so an interrupted download can be resumed, and copies can be compared. So its only times are those since when tags have
+meant what they mean, in bundle.json: on one mirror they stay. Headers are ustar's (POSIX.1-2017, "pax"), with an extended header only for members of 8 GiB and
+for digests that are too long.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ import tarfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any
 
-from mirror.bundles.contents import Contents
+from mirror.bundles.images import Contents
 from mirror.manifests import OCI_INDEX, Descriptor
 from mirror.names import Digest, Tag, image_name
 
@@ -42,6 +44,7 @@ MARKER = "oci-layout"
 VERSION = 1
 """Of bundle.json."""
 _BLOCK = tarfile.BLOCKSIZE
+_YEAR_10000 = 253_402_300_800.0
 _END = bytes(2 * _BLOCK)
 
 
@@ -131,10 +134,16 @@ def bundle_document(contents: Contents) -> dict[str, Any]:
     """The content of bundle.json.
 
     ``images`` are in index.json as well. ``referrers`` (signatures, attestations, SBOMs) are only here: tools that load images would take them for images without
-    a name. ``omitted`` are the layers that its images have and the bundle does not, because the receiver has them. Sizes are in bytes.
+    a name. ``omitted`` are the layers that its images have and the bundle does not, because the receiver has them. Sizes are in bytes. ``seen`` is when the
+    mirror that wrote the bundle first learnt that the tag means the digest, and null for digests.
     """
     images = [
-        {"name": image_name(image.repository, image.reference), **_descriptor(image.root), "platforms": list(image.platforms)}
+        {
+            "name": image_name(image.repository, image.reference),
+            **_descriptor(image.root),
+            "platforms": list(image.platforms),
+            "seen": moment(image.seen),
+        }
         for image in contents.images
     ]
     referrers = [
@@ -142,11 +151,19 @@ def bundle_document(contents: Contents) -> dict[str, Any]:
             "name": image_name(referrer.repository, referrer.reference),
             **_descriptor(referrer.root),
             "subject": str(referrer.subject),
+            "seen": moment(referrer.seen),
         }
         for referrer in contents.referrers
     ]
     omitted = [{"digest": str(digest), "size": size} for digest, size in contents.omitted.items()]
     return {"version": VERSION, "images": images, "referrers": referrers, "omitted": omitted}
+
+
+def moment(when: float | None) -> str | None:
+    """Formats seconds since the epoch as in bundle.json (RFC 3339, in UTC); None for what no calendar has, as a damaged catalog may."""
+    if when is None or not 0 <= when < _YEAR_10000:
+        return None
+    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _index(contents: Contents) -> dict[str, Any]:

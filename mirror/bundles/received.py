@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mirror.bundles.archive import ArchiveInvalid
 from mirror.bundles.claims import Claim, Claims
+from mirror.bundles.layout import moment
+from mirror.bundles.parts import Parts, needed_blobs, parts_of
 from mirror.cache.guarding import Guard, Ruling
 from mirror.cache.lists import add_referrers
-from mirror.cache.platforms import Selection
-from mirror.errors import InUse, ManifestUnknown, MirrorError
+from mirror.errors import InUse
 from mirror.hosted.manifests import pushed_manifest
-from mirror.manifests import Descriptor, Manifest, blobs_of, embedded_in, entries_of, is_elsewhere, platform_of
+from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.store import Store, TagRecord
 
@@ -47,6 +46,8 @@ class Received:
     """True if the name did not stand for this image before, though its blobs may have been cached."""
     ruling: Ruling | None = None
     """What guards say of it; None if there are none, or it is not complete."""
+    seen: str | None = None
+    """When the mirror that wrote the bundle first learnt that the tag means this (RFC 3339), as the bundle says; None if it does not say so."""
 
     def __str__(self) -> str:
         return (
@@ -104,106 +105,15 @@ class Received:
             "new_name": self.is_new_name,
             "lacking": [str(digest) for digest in self.lacking],
             "rebuilt": self.rebuilt,
+            "seen": self.seen,
             "fault": self.fault or None,
             "guards": [
                 {"rule": rule, "verdict": verdict, "reason": reason}
                 for rule, verdict, reason in (ruling.verdicts if ruling else ())
             ],
-            "held_until": None if until is None or until == math.inf else _moment(until),
+            "held_until": moment(until),
             "served": str(ruling.serve.digest) if ruling and ruling.serve else None if self.fault else str(self.digest),
         }
-
-
-@dataclass
-class _Parts:
-    """The manifests of an image that are in the archive, or cached."""
-
-    root: Manifest | None = None
-    images: dict[Digest, Manifest] = field(default_factory=dict)
-    indexes: dict[Digest, Manifest] = field(default_factory=dict)
-    platforms: dict[Digest, str] = field(default_factory=dict)
-    listed: set[Digest] = field(default_factory=set)
-    """Blobs that its indexes list: those of a build cache."""
-    fault: str = ""
-    is_known: bool = False
-    """True if all manifests of the wanted platforms are known."""
-
-    def is_for_containers(self, digest: Digest) -> bool:
-        return not self.platforms.get(digest, "unknown").startswith("unknown")
-
-    def needed(self) -> set[Digest]:
-        """Returns the configurations, layers and blobs of build caches."""
-        return self.listed | {blob.digest for manifest in self.images.values() for blob in _blobs(manifest)}
-
-
-async def _parts(claim: Claim, claims: Claims, platforms: Collection[str] | None, store: Store | None) -> _Parts:
-    found = _Parts()
-
-    async def known(digest: Digest) -> Manifest | None:
-        manifest = claims.manifest(digest)
-        return await store.manifest(digest) if manifest is None and store is not None else manifest
-
-    async def manifest_of(digest: Digest) -> Manifest:
-        manifest = await known(digest)
-        if manifest is None:
-            raise ManifestUnknown(f"{digest} is not in the archive")
-        found.indexes[digest] = manifest
-        return manifest
-
-    async def config_of(manifest: Manifest) -> bytes:
-        config, _ = blobs_of(manifest.body)
-        return b"" if config is None else claims.documents.get(config.digest, b"")
-
-    found.root = await known(claim.root)
-    if found.root is None:
-        return found
-    name = image_name(*claim.names[0]) if claim.names else str(claim.root)
-    selection = Selection(name, platforms, manifest_of, config_of)
-    try:
-        await selection.walk(found.root)
-    except MirrorError as error:
-        found.fault = error.message
-    found.is_known = not found.fault and not selection.failures
-    found.images, found.listed = selection.images, set(selection.blobs)
-    found.indexes[claim.root] = found.root
-    for index in found.indexes.values():
-        for entry in entries_of(index.body):
-            if entry.platform is not None:
-                found.platforms.setdefault(entry.descriptor.digest, entry.platform)
-    for digest, manifest in found.images.items():
-        found.indexes.pop(digest, None)
-        if digest not in found.platforms and (platform := platform_of(await config_of(manifest))) is not None:
-            found.platforms[digest] = platform
-    # A manifest that was read and is no index is for a platform that is not wanted.
-    found.indexes = {digest: manifest for digest, manifest in found.indexes.items() if entries_of(manifest.body)}
-    return found
-
-
-def _blobs(manifest: Manifest) -> list[Descriptor]:
-    """Returns what an image needs beside its manifest."""
-    config, layers = blobs_of(manifest.body)
-    return [
-        blob
-        for blob in [*([config] if config is not None else []), *layers]
-        if not is_elsewhere(blob.media_type) and embedded_in(manifest.body, blob.digest) is None
-    ]
-
-
-async def required(claim: Claim, claims: Claims, platforms: Collection[str] | None) -> set[Digest]:
-    """Returns the blobs that an image of the archive needs beside its manifests."""
-    parts = await _parts(claim, claims, platforms, None)
-    return parts.needed()
-
-
-async def unwanted(found: Iterable[Claim], claims: Claims, platforms: Collection[str]) -> set[Digest]:
-    """Returns the blobs that the archive's manifests name and no image for these platforms needs; none while a manifest that may need them is missing."""
-    needed: set[Digest] = set()
-    for claim in found:
-        parts = await _parts(claim, claims, platforms, None)
-        if not parts.is_known:
-            return set()
-        needed |= parts.needed()
-    return claims.named_blobs() - needed
 
 
 class _Brought:
@@ -241,6 +151,7 @@ class Receiver:
         is_here: Callable[[Digest], bool],
         came: Callable[[Digest], int],
         platforms: Collection[str] | None,
+        seen: Mapping[tuple[Repository, Reference, Digest], str],
         *,
         pin: bool,
         dry_run: bool,
@@ -251,6 +162,7 @@ class Receiver:
         self._is_here = is_here
         self._came = came
         self._platforms = platforms
+        self._seen = seen
         self._pin = pin
         self._dry_run = dry_run
         self._guard = guard
@@ -261,14 +173,14 @@ class Receiver:
         return [one for claim in found for one in await self._receive(claim, brought)]
 
     async def _receive(self, claim: Claim, brought: _Brought) -> list[Received]:
-        parts = await _parts(claim, self._claims, self._platforms, self._store)
+        parts = await parts_of(claim, self._claims, self._platforms, self._store)
         lacking: dict[Digest, None] = {}
         if parts.root is None:
             lacking[claim.root] = None
         whole: dict[Digest, Manifest] = {}
         came = 0
         for digest, manifest in parts.images.items():
-            blobs = {blob.digest for blob in _blobs(manifest)}
+            blobs = {blob.digest for blob in needed_blobs(manifest)}
             came += sum(map(self._came, blobs))
             absent = [blob for blob in blobs if not self._is_here(blob)]
             lacking.update(dict.fromkeys(sorted(absent, key=str)))
@@ -307,7 +219,17 @@ class Receiver:
                     refused = f"is refused: {error.message}"
             received.append(
                 Received(
-                    repository, reference, claim.root, platforms, came, tuple(lacking), claim.rebuilt, refused, is_new, ruling
+                    repository,
+                    reference,
+                    claim.root,
+                    platforms,
+                    came,
+                    tuple(lacking),
+                    claim.rebuilt,
+                    refused,
+                    is_new,
+                    ruling,
+                    self._seen.get((repository, reference, claim.root)),
                 )
             )
         return received
@@ -328,7 +250,7 @@ class Receiver:
         self,
         repository: Repository,
         reference: Reference,
-        parts: _Parts,
+        parts: Parts,
         whole: dict[Digest, Manifest],
         ruling: Ruling | None,
     ) -> None:
@@ -383,10 +305,6 @@ def _refusal(ruling: Ruling, enters: bool) -> str:
     return (
         f"is refused by the guard {rule!r}: {reason}{'; it is here, and is served once the guard lets it pass' if enters else ''}"
     )
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _listed(digests: tuple[Digest, ...]) -> str:

@@ -24,7 +24,8 @@ from mirror.names import Digest, Reference, Repository, image_name
 from mirror.units import format_size, parse_size
 
 if TYPE_CHECKING:
-    from mirror.bundles.contents import Contents, Gatherer
+    from mirror.bundles.contents import Gatherer
+    from mirror.bundles.images import Contents
     from mirror.cache.cache import Cache
     from mirror.cache.guarding import Guard
     from mirror.storage.store import Store
@@ -141,7 +142,7 @@ def export(
         )
         for fault in faults:
             click.echo(f"mirror: {fault}", err=True)
-        contents = gathered.contents(have)
+        contents = await gathered.contents(have)
         if not contents.images or (faults and not everything):
             fail("nothing was written, because images are not cached whole" if faults else "no image is cached")
         layout = Layout(contents, sign)
@@ -177,11 +178,14 @@ def export(
 
 
 def _report(contents: Contents, size: int, faults: list[str]) -> dict[str, Any]:
+    from mirror.bundles.layout import moment
+
     images = [
         {
             "image": image_name(image.repository, image.reference),
             "digest": str(image.root.digest),
             "platforms": list(image.platforms),
+            "seen": moment(image.seen),
         }
         for image in contents.images
     ]

@@ -71,7 +71,8 @@ def import_(
     """Takes images into the cache: bundles of `mirror export`, OCI layouts, and what `docker save`, `podman save`, skopeo, buildah and crane write.
 
     Each is a tar, compressed with gzip or zstd or not, the first of its pieces (lab.tar.000), a folder, or - for standard input. What is cached already is not
-    read again, and an interrupted import goes on when it is run again. An image is served once all of it is here. The exit status is 1 if one is not.
+    read again, and an interrupted import goes on when it is run again. An image is served once all of it is here. The exit status is 1 if one is not. SEEN is when the
+    mirror that wrote a bundle first learnt what the tag means.
     """
     from mirror.bundles.importing import Wishes
 
@@ -123,10 +124,16 @@ def _print(images: Sequence[Received], done: Sequence[Import], dry_run: bool, wa
         return
     states = {"imported": "would come in", "held": "would be held", "refused": "would be refused"} if dry_run else {}
     rows = [
-        [str(image), ", ".join(image.platforms) or "-", format_size(image.came), states.get(image.state, image.state)]
+        [
+            str(image),
+            ", ".join(image.platforms) or "-",
+            image.seen or "-",
+            format_size(image.came),
+            states.get(image.state, image.state),
+        ]
         for image in images
     ]
-    click.echo(table(("IMAGE", "PLATFORMS", "NEW", "STATE"), rows, ("NEW",)), nl=False)
+    click.echo(table(("IMAGE", "PLATFORMS", "SEEN", "NEW", "STATE"), rows, ("NEW",)), nl=False)
     for image in images:
         if image.fault:
             click.echo(f"mirror: {image} {image.fault}", err=True)

@@ -76,6 +76,8 @@ class Image(NamedTuple):
     size: int
     missing: int
     """Blobs of it that are in none of the archives."""
+    seen: str
+    """When its tag was first known to mean it, as its archive says (RFC 3339); empty if it does not say so."""
 
 
 class Library:
@@ -96,14 +98,14 @@ class Library:
 
     def add(self, archives: Iterable[Archive]) -> None:
         """Reads archives. Where two have a tag, the later one's counts. What cannot be used is noted in `problems`."""
-        images: dict[str, tuple[str, str, str, tuple[str, ...]]] = {}
+        images: dict[str, tuple[str, str, str, tuple[str, ...], str]] = {}
         roots: list[tuple[str, str]] = []
         for archive in archives:
             try:
                 index, bundle = self._open(archive)
                 found = list(_named(index["manifests"], "annotations"))
                 attached = list(_named(bundle["referrers"], "name"))
-                platforms = {image["name"]: tuple(map(str, image["platforms"])) for image in bundle["images"]}
+                about = {image["name"]: (tuple(map(str, image["platforms"])), image.get("seen")) for image in bundle["images"]}
             except Unusable as error:
                 self.problems.append(str(error))
                 continue
@@ -111,21 +113,23 @@ class Library:
                 self.problems.append(f"{archive.name}: index.json or bundle.json is not as `mirror export` writes it: {error!r}")
                 continue
             for name, repository, reference, digest, media_type in found:
-                images[name] = (repository, reference, digest, platforms.get(name, ()))
+                platforms, seen = about.get(name, ((), None))
+                # Earlier versions did not write when.
+                images[name] = (repository, reference, digest, platforms, seen if isinstance(seen, str) else "")
                 roots.append((digest, media_type))
             for _, repository, reference, digest, media_type in attached:
                 self._name(repository, reference, digest)
                 roots.append((digest, media_type))
         for digest, media_type in roots:
             self._walk(digest, media_type)
-        for name, (repository, reference, digest, shown) in images.items():
+        for name, (repository, reference, digest, platforms, seen) in images.items():
             if digest not in self._documents:
                 self.problems.append(f"{name} is not served: its manifest is missing or damaged")
                 continue
             self._name(repository, reference, digest)
             needed = self._needed(digest)
             there = [self.blobs[one].size for one in needed if one in self.blobs]
-            self.images.append(Image(repository, reference, digest, shown, sum(there), len(needed) - len(there)))
+            self.images.append(Image(repository, reference, digest, platforms, sum(there), len(needed) - len(there), seen))
         self._refer()
 
     def _open(self, archive: Archive) -> tuple[dict[str, Any], dict[str, Any]]:

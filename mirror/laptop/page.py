@@ -13,6 +13,7 @@ _TEXTS: dict[str, dict[str, str]] = {
         "image": "Image",
         "platforms": "Platforms",
         "size": "Size",
+        "seen": "As of",
         "command": "Command",
         "incomplete": "incomplete: {n} layers are in none of the bundles here",
         "once": "Once, before the first pull",
@@ -25,6 +26,7 @@ _TEXTS: dict[str, dict[str, str]] = {
         "image": "镜像",
         "platforms": "平台",
         "size": "大小",
+        "seen": "版本日期",
         "command": "命令",
         "incomplete": "不完整：有 {n} 个层不在这里的任何文件中",
         "once": "首次拉取之前的设置",
@@ -47,7 +49,7 @@ def page(library: Library, host: str, accept_language: str) -> str:
     language = "zh" if accept_language.strip().lower().startswith("zh") else "en"
     text = _TEXTS[language]
     rows = "".join(_row(image, host, text) for image in library.images)
-    head = "".join(f'<th scope="col">{text[key]}</th>' for key in ("image", "platforms", "size", "command"))
+    head = "".join(f'<th scope="col">{text[key]}</th>' for key in ("image", "platforms", "seen", "size", "command"))
     daemon = f'{{\n  "registry-mirrors": ["http://{host}"],\n  "insecure-registries": ["{host}"]\n}}'
     hosts = f'[host."http://{host}"]\n  capabilities = ["pull", "resolve"]'
     problems = "".join(f"<p><small>{escape(problem)}</small></p>" for problem in library.problems)
@@ -66,7 +68,7 @@ def _row(image: Image, host: str, text: dict[str, str]) -> str:
     note = f"<br><small>{escape(text['incomplete'].format(n=image.missing))}</small>" if image.missing else ""
     return (
         f"<tr><td>{escape(short(image.repository))}{at}{escape(image.reference)}{note}</td><td>{escape(', '.join(image.platforms))}</td>"
-        f"<td>{size_text(image.size)}</td><td><code>docker pull {escape(host)}/{escape(name)}</code></td></tr>"
+        f"<td>{escape(image.seen[:10])}</td><td>{size_text(image.size)}</td><td><code>docker pull {escape(host)}/{escape(name)}</code></td></tr>"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from mirror import metrics
@@ -58,6 +59,16 @@ class MemorySightings:
 
     async def history(self, repository: Repository, tag: Tag) -> list[Sighting]:
         return list(self._sightings.get((repository, tag), ()))
+
+    async def first_seen(self, tags: Sequence[tuple[Repository, Tag, Digest]]) -> list[float | None]:
+        return [self._first_seen(*asked) for asked in tags]
+
+    def _first_seen(self, repository: Repository, tag: Tag, digest: Digest) -> float | None:
+        for sighting in self._sightings.get((repository, tag), ()):
+            if sighting.digest == digest:
+                return sighting.first
+        record = self._tags.get((repository, tag.value))
+        return record.checked if record is not None and record.descriptor.digest == digest else None
 
     async def tags_of(self, repository: Repository, digest: Digest) -> list[str]:
         return [

@@ -242,6 +242,11 @@ class Store(Protocol):
         """Returns what a tag has meant, oldest first: at most the latest 1000. It is kept when the content goes. Empty where the catalog fails."""
         ...
 
+    async def first_seen(self, tags: Sequence[tuple[Repository, Tag, Digest]]) -> list[float | None]:
+        """Returns when each tag was first known to mean a digest, in seconds since the epoch: the same however often it was checked, or moved away and back.
+        For a hosted repository, when the tag was last pushed. None if it was never known, or the catalog fails."""
+        ...
+
     async def tags_of(self, repository: Repository, digest: Digest) -> list[str]:
         """Returns the tags of a repository that have ever meant a digest. Empty where the catalog fails."""
         ...

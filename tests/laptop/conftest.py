@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mirror.bundles.contents import Contents, Image, Referrer
+from mirror.bundles.images import Contents, Image, Referrer
 from mirror.bundles.layout import Layout
 from mirror.laptop.archive import Archive, find
 from mirror.laptop.library import Library
@@ -52,12 +52,12 @@ class Made:
     def hold(self, *blobs: bytes) -> None:
         self._contents.blobs.update({Digest.of(blob): blob for blob in blobs})
 
-    def image(self, name: str, body: bytes, *blobs: bytes, media_type: str = OCI_MANIFEST) -> Digest:
+    def image(self, name: str, body: bytes, *blobs: bytes, media_type: str = OCI_MANIFEST, seen: float | None = None) -> Digest:
         """Adds an image with those of its blobs that are to be in the bundle. Returns its digest."""
         repository, reference = _split(name)
         self.hold(body, *blobs)
         root = Descriptor(media_type, Digest.of(body), len(body))
-        self._contents.images.append(Image(repository, parse_reference(reference), root, ("linux/amd64",)))
+        self._contents.images.append(Image(repository, parse_reference(reference), root, ("linux/amd64",), seen=seen))
         return root.digest
 
     def referrer(self, name: str, body: bytes, subject: Digest, *blobs: bytes) -> Digest:

@@ -29,7 +29,7 @@ class Lab:
         other, _ = manifest([b"of another platform"])
         self.index = index(self.redis, other)
         made.hold(self.redis, *blobs)
-        self.digest = made.image("docker.io/library/redis:7", self.index, media_type=OCI_INDEX)
+        self.digest = made.image("docker.io/library/redis:7", self.index, media_type=OCI_INDEX, seen=1_790_000_000.0)
         made.image("docker.io/library/redis:latest", self.index, media_type=OCI_INDEX)
         self.etcd, blobs = manifest([b"etcd"])
         made.image("quay.io/coreos/etcd:v3", self.etcd, *blobs)
@@ -208,11 +208,12 @@ def test_the_base_says_that_it_is_a_registry(client: Client) -> None:
 
 
 def test_the_page_has_images_and_commands(client: Client) -> None:
-    """In English, or in Chinese; nothing that a client sends gets into it unchecked, and no script runs on it."""
+    """In English, or in Chinese, with the day of a tag where the bundle has it; nothing that a client sends gets into it unchecked, and no script runs on it."""
     english = client.get("/", Host="lab.lan:5000")
     assert "<title>Images on this computer</title>" in english.body.decode()
     assert "docker pull lab.lan:5000/docker.io/library/redis:7" in english.body.decode()
     assert "docker pull lab.lan:5000/ghcr.io/owner/pinned@sha256:" in english.body.decode()
+    assert english.body.decode().count("<td>2026-09-21</td>") == 1
     assert "本机提供的镜像" in client.get("/", Accept_Language="zh-CN,zh;q=0.9").body.decode()
     assert "<script" not in client.get("/", Host='"><script>').body.decode()
     assert english.headers["Content-Security-Policy"] == "default-src 'none'; style-src 'unsafe-inline'"

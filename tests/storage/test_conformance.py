@@ -759,6 +759,19 @@ async def test_however_often_a_tag_moves_what_was_served_is_in_its_history(store
     assert isinstance(store, MemoryStore) or len(history) == 7
 
 
+async def test_since_when_a_tag_is_known_to_mean_a_digest(store: Store) -> None:
+    """The first time of each, however often it is checked, moves away and back, or is gone; what was only held back was seen too. None for what it never meant."""
+    a, b = descriptor("a"), descriptor("b")
+    for moment, found in ((1.0, a), (2.0, a), (3.0, b), (4.0, a)):
+        await store.set_tag(APP, ONE, TagRecord(found, moment))
+    await store.drop_tag(APP, ONE, gone=5.0)
+    await store.set_tag(APP, ONE, TagRecord(a, 7.0))
+    await store.note_tag(APP, TWO, b, 8.0)
+    asked = [(APP, TWO, b.digest), (APP, ONE, a.digest), (APP, ONE, b.digest), (APP, TWO, a.digest), (OTHER, ONE, a.digest)]
+    assert await store.first_seen(asked) == [8.0, 1.0, 3.0, None, None]
+    assert await store.first_seen([]) == []
+
+
 async def test_the_history_stays_when_the_image_is_deleted(store: Store) -> None:
     """A tag that is deleted here has meant what it has meant."""
     manifest = await put_image(store, APP, ONE, b"layer")

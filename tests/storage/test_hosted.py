@@ -188,6 +188,14 @@ async def test_what_was_pushed_is_not_evicted(store: Store) -> None:
     assert await store.manifest(digest) is not None
 
 
+async def test_a_pushed_tag_has_a_time(store: Store) -> None:
+    """Of the push, since no registry says what it means; none for what it does not mean."""
+    digest = await push_image(store, APP, ["1"])
+    record = await store.tag(APP, Tag("1"))
+    assert record is not None
+    assert await store.first_seen([(APP, Tag("1"), digest), (APP, Tag("1"), Digest.of(b"other"))]) == [record.checked, None]
+
+
 async def test_a_pinned_image_that_is_hosted_takes_no_room_of_the_cache(store: Store) -> None:
     """A download that fits into the cache is kept."""
     await push_image(store, APP, ["1"], os.urandom(40_000))

@@ -178,6 +178,10 @@ class DiskStore:
         nothing: list[Sighting] = []
         return await self._catalog.read(nothing, lambda catalog: catalog.sightings.of_tag(repository, tag.value))
 
+    async def first_seen(self, tags: Sequence[tuple[Repository, Tag, Digest]]) -> list[float | None]:
+        unknown: list[float | None] = [None] * len(tags)
+        return await self._catalog.read(unknown, lambda catalog: catalog.sightings.first_seen(tags))
+
     async def tags_of(self, repository: Repository, digest: Digest) -> list[str]:
         return await self._catalog.read([], lambda catalog: catalog.sightings.tags_of(repository, digest))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from mirror import metrics
 from mirror.manifests import Descriptor
@@ -88,6 +88,17 @@ class Sightings:
             (repository.registry, repository.path, tag, _MOST),
         ).fetchall()
         return [_sighting(*row) for row in rows]
+
+    def first_seen(self, tags: Iterable[tuple[Repository, Tag, Digest]]) -> list[float | None]:
+        """See `Store.first_seen`."""
+        query = (
+            "SELECT coalesce((SELECT first FROM sighting WHERE registry = ?1 AND path = ?2 AND tag = ?3 AND digest = ?4 ORDER BY id LIMIT 1),"
+            " (SELECT checked FROM tag JOIN hosted USING (registry, path, digest) WHERE registry = ?1 AND path = ?2 AND tag = ?3 AND digest = ?4))"
+        )
+        return [
+            self._db.execute(query, (repository.registry, repository.path, tag.value, str(digest))).fetchone()[0]
+            for repository, tag, digest in tags
+        ]
 
     def tags_of(self, repository: Repository, digest: Digest) -> list[str]:
         """See `Store.tags_of`."""
