@@ -24,6 +24,7 @@ from mirror.cli.shrinking import keep_from_emptying
 from mirror.cli.text import os_error_text
 from mirror.config import Settings
 from mirror.errors import CatalogFailed
+from mirror.file_systems import refusal
 from mirror.units import format_size
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ def serve(
     settings, read = settings_to_serve(config, cache_dir, upstreams, listen, max_size, number, offline)
     reload = Reload(settings, read)
     logs.set_up(settings.log.level, settings.log.format)
+    if message := refusal(settings.cache.dir):
+        click.echo(f"mirror: cannot start: {message}; set cache.dir (--cache-dir) to a local disk", err=True)
+        sys.exit(1)
     settings, kept_limit = (settings, "") if yes else keep_from_emptying(settings)
     notes = [kept_limit] if kept_limit else []
     with contextlib.suppress(OSError, ValueError):

@@ -12,10 +12,10 @@ from mirror.config import Settings
 from mirror.disk_room import measure
 from mirror.doctor.findings import Finding, advice, ok, problem
 from mirror.doctor.waiting import within
+from mirror.file_systems import kind_of, refusal
 from mirror.locks import try_exclusive
 from mirror.units import format_size
 
-_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "fuse.glusterfs", "ceph", "virtiofs", "afs"}
 _CHECK = "disk"
 
 
@@ -75,12 +75,14 @@ def _write(folder: Path) -> Iterator[Finding]:
 
 
 def _file_system(folder: Path) -> Iterator[Finding]:
-    kind = _kind(folder)
-    if kind in _NETWORK:
+    kind = kind_of(folder)
+    if message := refusal(folder):
+        yield problem(_CHECK, message, "set cache.dir (--cache-dir) to a local disk; the mirror does not start on this one")
+    elif kind in ("9p", "virtiofs"):
         yield advice(
             _CHECK,
-            f"{folder} is on a network file system ({kind})",
-            "set cache.dir to a local disk: hits are as fast as the disk, and locks are reliable",
+            f"{folder} is shared with this machine's host ({kind})",
+            "set cache.dir to a local disk: hits are as fast as the disk",
         )
     elif kind in ("tmpfs", "ramfs"):
         yield advice(
@@ -92,23 +94,10 @@ def _file_system(folder: Path) -> Iterator[Finding]:
         )
 
 
-def _kind(folder: Path) -> str:
-    """Returns the type of the file system (proc(5), mountinfo); empty if unknown."""
-    best, kind = "", ""
-    path = f"{os.path.realpath(folder)}/"
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            fields, _, rest = line.partition(" - ")
-            point = fields.split(" ")[4].replace("\\040", " ").rstrip("/") + "/"
-            if path.startswith(point) and len(point) >= len(best):
-                best, kind = point, rest.split(" ")[0]
-    return kind
-
-
 def _room(folder: Path, max_size: int, min_free: float) -> Iterator[Finding]:
     room = measure(folder, min_free)
     kept = sum(_sizes(folder / "blobs")) + sum(_sizes(folder / "spool"))
-    usage = f"{format_size(kept)} cached of {format_size(max_size)} at most, {format_size(room.free)} of {format_size(room.total)} free ({_kind(folder) or 'unknown file system'})"
+    usage = f"{format_size(kept)} cached of {format_size(max_size)} at most, {format_size(room.free)} of {format_size(room.total)} free ({kind_of(folder) or 'unknown file system'})"
     usable = kept + room.free - room.reserve
     if room.free < min(room.total // 100, 64 * 1024 * 1024):
         yield problem(

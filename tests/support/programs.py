@@ -42,6 +42,7 @@ _PACKAGES = {
     "shellcheck": "shellcheck",
     "strace": "strace",
     "openssl": "openssl",
+    "bindfs": "bindfs",
 }
 
 _SOURCES = dict.fromkeys(
