@@ -198,7 +198,8 @@ async def test_the_json_of_a_name_that_is_given(commands: Commands, tmp_path: Pa
 
     def one(name: str | None, new: int, new_name: bool, fault: str | None = None) -> dict[str, Any]:
         found = {"image": name, "digest": image.digest, "platforms": ["linux/amd64"], "new": new, "new_name": new_name}
-        return {**found, "lacking": [], "rebuilt": False, "seen": None, "fault": fault}
+        more: dict[str, Any] = {"guards": [], "held_until": None, "served": None if fault else image.digest}
+        return {**found, "lacking": [], "rebuilt": False, "seen": None, "fault": fault, **more}
 
     first, second = "docker.io/library/app:1", "registry.lan/team/app:2"
     nameless = await document(status=1)
