@@ -186,7 +186,7 @@ class Gate:
         if context.rule is None and not self.is_closed:
             return None
         access, identity, rule = self._access, context.identity, context.rule
-        key, digest = _key(context), response.headers.get(_DIGEST, "")
+        key, digest = whose(context), response.headers.get(_DIGEST, "")
 
         def allow() -> bool:
             if rule is not None:
@@ -212,12 +212,12 @@ class Gate:
         """Counts a blob that is about to be sent; returns what to call when it was. Raises LimitReached."""
         if context.rule is None or context.rule.allowance.downloads is None:
             return None
-        return self._access.limits.begin(context.rule, _key(context))
+        return self._access.limits.begin(context.rule, whose(context))
 
     def answered(self, context: RequestContext, response: web.StreamResponse) -> None:
         """Counts the bytes that a request was answered with, and notes which manifest or bundle was pulled."""
         if context.rule is not None:
-            self._access.limits.sent(context.rule, _key(context), context.sent)
+            self._access.limits.sent(context.rule, whose(context), context.sent)
         target = context.target
         if (
             target is not None
@@ -233,7 +233,7 @@ class Gate:
         context.rule = verdict.rule
         if verdict.rule is not None:
             try:
-                self._access.limits.ask(verdict.rule, _key(context))
+                self._access.limits.ask(verdict.rule, whose(context))
             except LimitReached as error:
                 self._note(context, context.identity, verdict.rule, action.value, "limited", error.message)
                 raise
@@ -313,8 +313,8 @@ def _common_name(transport: asyncio.Transport | None) -> str | None:
     return str(names[0]) if len(names) == 1 else None
 
 
-def _key(context: RequestContext) -> str:
-    """Whose requests are counted together."""
+def whose(context: RequestContext) -> str:
+    """By whom requests, and what they leave here, are counted together: a user, or whatever else proves who it is, or else an address."""
     identity = context.identity
     if identity.user is not None:
         return identity.user

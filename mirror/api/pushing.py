@@ -11,7 +11,7 @@ from aiohttp import web
 from mirror import metrics
 from mirror.access.rules import Action
 from mirror.api.context import RequestContext
-from mirror.api.gate import Gate
+from mirror.api.gate import Gate, whose
 from mirror.api.request_body import patient_reader
 from mirror.api.responses import VERSION, error_response
 from mirror.api.targets import Resource, Target, Targets
@@ -117,7 +117,7 @@ class Pushing:
         if wanted is not None:
             self._check_guard(repository, wanted)
         await self._hosted.check_room(request.content_length or 0)
-        with closing(await self._hosted.begin(repository)) as upload:
+        with closing(await self._hosted.begin(repository, whose(context))) as upload:
             if wanted is None:
                 return self._received(202, target, upload)
             try:

@@ -67,7 +67,7 @@ class Upload(Protocol):
         ...
 
     async def write(self, data: Sequence[bytes]) -> None:
-        """Appends bytes. Raises HostedFull, StorageFull, OSError."""
+        """Appends bytes. Raises HostedFull, LimitReached, StorageFull, OSError."""
         ...
 
     async def commit(self, digest: Digest, who: str) -> None:
@@ -95,8 +95,9 @@ class HostedStore(Protocol):
 
     # ------------------------------------------------------------------ uploads
 
-    async def begin(self, repository: Repository) -> Upload:
-        """Begins an upload, of which the caller is the only writer. Raises HostedFull."""
+    async def begin(self, repository: Repository, whose: str) -> Upload:
+        """Begins an upload, of which the caller is the only writer. `whose` it is counts: one client may have so many that are not ended, and so many bytes of
+        them. Raises HostedFull, LimitReached."""
         ...
 
     async def resume(self, repository: Repository, upload: str, *, write: bool = True) -> Upload:

@@ -84,7 +84,7 @@ class MemoryHosted:
         """What is never evicted."""
         return {digest for _, digest in self._links}
 
-    async def begin(self, repository: Repository) -> MemoryUpload:
+    async def begin(self, repository: Repository, whose: str) -> MemoryUpload:
         await self.check_room(0)
         upload = MemoryUpload(self, repository)
         self.uploads[upload.id] = upload

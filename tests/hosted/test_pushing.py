@@ -509,6 +509,17 @@ async def test_an_immutable_tag_is_not_moved(start: StartMirror) -> None:
     assert (await mirror.get("/v2/team/app/manifests/v1")).body == body
 
 
+async def test_whoever_begins_too_many_uploads_is_told_so(hosting: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    """429 TOOMANYREQUESTS with Retry-After and what to do; when one is cancelled, the next can begin."""
+    monkeypatch.setattr("mirror.storage.disk.upload_limits._EACH", 2)
+    locations = [await begun(hosting), await begun(hosting)]
+    said = await say(hosting.session, "POST", "/v2/team/app/blobs/uploads/")
+    assert (said.status, said.code, said.headers["Retry-After"]) == (429, "TOOMANYREQUESTS", "60")
+    assert "cancel" in said.message
+    assert (await say(hosting.session, "DELETE", locations[0])).status == 204
+    await push_blob(hosting.session, "team/app", DATA)
+
+
 async def test_more_than_the_limit_is_refused_before_it_is_sent(start: StartMirror) -> None:
     """403 with the limit and what to do, and everything before it stays."""
     mirror = await start(settings={"hosted": {**HOSTED, "max_size": "2MiB"}})

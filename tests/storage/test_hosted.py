@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import threading
@@ -17,6 +18,7 @@ from mirror.errors import (
     DigestInvalid,
     HostedFull,
     InUse,
+    LimitReached,
     Pinned,
     ReferenceUnknown,
     StorageFull,
@@ -52,7 +54,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 async def push(store: Store, repository: Repository, data: bytes, algorithm: str = "sha256") -> Digest:
     """Uploads a blob."""
     digest = Digest.of(data, algorithm)
-    upload = await store.hosted.begin(repository)
+    upload = await store.hosted.begin(repository, "somebody")
     await upload.write([data[:10], data[10:]])
     await upload.commit(digest, "somebody")
     upload.close()
@@ -88,7 +90,7 @@ async def test_a_repository_has_what_was_uploaded_to_it(store: Store, size: int,
 
 async def test_content_that_is_not_what_its_digest_says_is_not_kept(store: Store) -> None:
     """The bytes stay, so the client can say the right digest."""
-    upload = await store.hosted.begin(APP)
+    upload = await store.hosted.begin(APP, "somebody")
     await upload.write([b"some", b"thing"])
     with pytest.raises(DigestInvalid):
         await upload.commit(Digest.of(b"something else"), "")
@@ -108,7 +110,7 @@ async def test_which_repositories_live_here(store: Store) -> None:
 
 async def test_an_upload_is_continued_by_its_id(store: Store) -> None:
     """By one writer at a time, for the same repository only, until it ends."""
-    first = await store.hosted.begin(APP)
+    first = await store.hosted.begin(APP, "somebody")
     await first.write([b"one"])
     with pytest.raises(UploadBusy):
         await store.hosted.resume(APP, first.id)
@@ -130,7 +132,7 @@ async def test_an_upload_is_continued_by_its_id(store: Store) -> None:
 
 async def test_a_cancelled_upload_is_gone(store: Store) -> None:
     """And its bytes count no more."""
-    upload = await store.hosted.begin(APP)
+    upload = await store.hosted.begin(APP, "somebody")
     await upload.write([b"x" * 1000])
     assert (await store.hosted.usage()).uploads == 1000
     await upload.discard()
@@ -213,7 +215,7 @@ async def test_a_pinned_image_that_is_hosted_takes_no_room_of_the_cache(store: S
 async def test_more_than_the_limit_is_refused(store: Store) -> None:
     """While it comes, and what was there before stays."""
     await push(store, APP, b"x" * 30_000)
-    upload = await store.hosted.begin(APP)
+    upload = await store.hosted.begin(APP, "somebody")
     with pytest.raises(HostedFull):
         await upload.write([b"y" * 30_000])
     await upload.discard()
@@ -244,7 +246,7 @@ async def test_what_is_announced_evicts_nothing(tmp_path: Path, monkeypatch: pyt
         await store.hosted.check_room(750_000)
         with pytest.raises(HostedFull):
             await store.hosted.check_room(800_001)
-        upload = await store.hosted.begin(APP)
+        upload = await store.hosted.begin(APP, "somebody")
         with pytest.raises(HostedFull):
             await upload.write([b"x" * 800_001])
         assert cached() == 6
@@ -256,6 +258,74 @@ async def test_what_is_announced_evicts_nothing(tmp_path: Path, monkeypatch: pyt
         disk = 650_000
         with pytest.raises(StorageFull):
             await store.hosted.check_room(190_000)
+
+
+def leave_alone(directory: Path, *uploads: str) -> None:
+    """Makes it long ago that some uploads were written to, the first ones the longest."""
+    for number, upload in enumerate(uploads):
+        os.utime(directory / "spool" / f"{upload}.upload", (0.0, 1000.0 + number))
+
+
+async def begin(store: Store, whose: str, data: bytes = b"") -> str:
+    """Begins an upload that is not ended; returns its id."""
+    with contextlib.closing(await store.hosted.begin(APP, whose)) as upload:
+        if data:
+            await upload.write([data])
+        return upload.id
+
+
+async def is_there(store: Store, upload: str) -> bool:
+    try:
+        (await store.hosted.resume(APP, upload, write=False)).close()
+    except UploadUnknown:
+        return False
+    return True
+
+
+@pytest.fixture
+async def tight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[DiskStore]:
+    """Of which one client may have 3 uploads, all together 5."""
+    for name, value in (("_EACH", 3), ("_ALL", 5), ("_UNCHECKED", 0)):
+        monkeypatch.setattr(f"mirror.storage.disk.upload_limits.{name}", value)
+    async with DiskStore(tmp_path, Upkeep(100_000, hosted=RULES)) as made:
+        yield made
+
+
+async def test_unfinished_uploads_are_bounded_in_number(tight: DiskStore, tmp_path: Path) -> None:
+    """Of each client and of all: one more is refused while they are continued, and takes the place of the one that was left alone for longest; never of one that
+    is being written, nor of another client's that has fewer."""
+    mine = [await begin(tight, "mine") for _ in range(3)]
+    with pytest.raises(LimitReached):
+        await tight.hosted.begin(APP, "mine")
+    theirs = [await begin(tight, "theirs") for _ in range(2)]
+    with pytest.raises(LimitReached):
+        await tight.hosted.begin(APP, "theirs")
+    leave_alone(tmp_path, *theirs, *mine)
+    busy = await tight.hosted.resume(APP, mine[0])
+    theirs.append(await begin(tight, "theirs"))
+    busy.close()
+    assert [await is_there(tight, one) for one in (*mine, *theirs)] == [True, False, True, True, True, True]
+    mine.append(await begin(tight, "mine"))
+    assert [await is_there(tight, one) for one in (*mine, *theirs)] == [True, False, True, True, False, True, True], (
+        "of those who had most"
+    )
+    assert len(list((tmp_path / "spool").iterdir())) == 5
+
+
+async def test_unfinished_uploads_are_bounded_in_bytes(tight: DiskStore, tmp_path: Path) -> None:
+    """One client's may have half of hosted.max_size, a single one all of it. Those that were left alone go, and others' go where there is no room else."""
+    alone = await begin(tight, "mine", b"x" * 40_000)
+    with contextlib.closing(await tight.hosted.begin(APP, "mine")) as more, pytest.raises(LimitReached):
+        await more.write([b"x" * 1000])
+    other = await begin(tight, "theirs", b"x" * 10_000)
+    with contextlib.closing(await tight.hosted.begin(APP, "theirs")) as more, pytest.raises(HostedFull):
+        await more.write([b"x" * 1000])
+    leave_alone(tmp_path, alone, other)
+    assert await begin(tight, "theirs", b"x" * 12_000)
+    assert (await is_there(tight, alone), await is_there(tight, other)) == (False, True)
+    assert await begin(tight, "theirs", b"x" * 12_000)
+    assert not await is_there(tight, other), "both would be more than half"
+    assert (await tight.hosted.usage()).uploads == 24_000
 
 
 async def test_an_immutable_tag_stays(store: Store) -> None:
@@ -366,7 +436,7 @@ async def test_whoever_pushes_a_manifest_does_not_hold_what_it_names(store: Stor
 
 async def test_uploads_side_by_side_stay_within_the_limit(store: Store) -> None:
     """What each brings is counted as it comes, however much had room when it began."""
-    one, other = await store.hosted.begin(APP), await store.hosted.begin(APP)
+    one, other = await store.hosted.begin(APP, "somebody"), await store.hosted.begin(APP, "somebody")
     await one.write([b"1" * 20_000])
     await other.write([b"2" * 20_000])
     with pytest.raises(HostedFull):
@@ -416,7 +486,7 @@ async def test_an_upload_whose_client_leaves_while_it_is_opened_can_be_continued
     disk: DiskStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its file is closed, and with it the lock that keeps out others; no descriptor is lost."""
-    upload = await disk.hosted.begin(APP)
+    upload = await disk.hosted.begin(APP, "somebody")
     upload.close()
     descriptors = len(os.listdir("/proc/self/fd"))
     opening, leaves = asyncio.Event(), threading.Event()

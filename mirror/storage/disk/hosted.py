@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeVar, TypeVarTuple
 
-from mirror.errors import InUse, Pinned, StorageFull, StorageUnreadable, TagImmutable
+from mirror.disk_room import measure
+from mirror.errors import InUse, LimitReached, Pinned, StorageFull, StorageUnreadable, TagImmutable
 from mirror.names import Digest, Repository
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
 from mirror.storage.disk.catalog.hosted import full
 from mirror.storage.disk.maintenance.hosted_collection import HostedCollection
-from mirror.storage.disk.uploads import UploadFile, UploadFiles
+from mirror.storage.disk.upload_limits import UploadLimits
+from mirror.storage.disk.uploads import UploadFile, UploadFiles, mark
 from mirror.storage.hosted import HostedCollected, HostedUsage, PushedManifest
 from mirror.storage.settings import HostedRules
 from mirror.threads import ThreadPool
@@ -50,6 +52,7 @@ class DiskHosted:
         self.make_room = make_room
         self._could_fit = could_fit
         self._uploads = UploadFiles(blobs.spool)
+        self._limits = UploadLimits(self._uploads)
 
     @property
     def active(self) -> bool:
@@ -60,9 +63,10 @@ class DiskHosted:
 
     # ------------------------------------------------------------------ uploads
 
-    async def begin(self, repository: Repository) -> DiskUpload:
+    async def begin(self, repository: Repository, whose: str) -> DiskUpload:
         await self.check_limit(0)
-        return await self._opened(repository, lambda: self._uploads.begin(repository))
+        await self.run(self._limits.check_number, mark(whose))
+        return await self._opened(repository, lambda: self._uploads.begin(repository, mark(whose)))
 
     async def resume(self, repository: Repository, upload: str, *, write: bool = True) -> DiskUpload:
         return await self._opened(repository, lambda: self._uploads.resume(repository, upload, write=write))
@@ -88,8 +92,25 @@ class DiskHosted:
         if (most := self.rules.max_size) is not None:
             usage = await self.usage()
             here = usage.content + usage.uploads
-            if here + size > most:
+            if (over := here + size - most) > 0 and await self.run(self._limits.make_room, over) < over:
                 raise full(here, size, most)
+
+    async def grant(self, upload: UploadFile, size: int) -> None:
+        """Makes room so that an upload can have `size` bytes. Raises LimitReached, StorageFull."""
+        await self.run(self._check_share, upload, size)
+        try:
+            await self.make_room(size - upload.size)
+        except StorageFull:
+            if not await self.run(self._limits.make_room, size - upload.size):
+                raise
+            await self.make_room(size - upload.size)
+
+    def _check_share(self, upload: UploadFile, size: int) -> None:
+        capacity = self.rules.max_size
+        if capacity is None:
+            disk = measure(self.blobs.root, 0)
+            capacity = disk.total - disk.reserve
+        self._limits.check_size(upload.owner, upload.id, size, capacity)
 
     async def run(self, work: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
         """Runs `work` in a thread. Raises StorageFull for its OSError."""
@@ -198,7 +219,7 @@ class DiskHosted:
 
     async def usage(self) -> HostedUsage:
         content = await self.catalog.do(lambda catalog: catalog.hosted.size())
-        uploads = await self.run(lambda: sum(size for _, size, _ in self._uploads.sizes()))
+        uploads = await self.run(lambda: sum(upload.size for upload in self._uploads.unfinished()))
         return HostedUsage(content, uploads, self.rules.max_size)
 
     async def collect(self) -> HostedCollected:
@@ -227,9 +248,9 @@ class DiskUpload:
         if end > self._granted:
             wanted = max(end, min(self._granted + _STEP, end + end // _AHEAD))
             try:
-                await self._hosted.make_room(wanted - self._file.size)
-            except StorageFull:
-                await self._hosted.make_room(end - self._file.size)
+                await self._hosted.grant(self._file, wanted)
+            except (LimitReached, StorageFull):
+                await self._hosted.grant(self._file, end)
                 wanted = end
             self._granted = wanted
         try:

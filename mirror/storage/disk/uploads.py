@@ -1,6 +1,7 @@
 """Uploads in progress, on disk: ``spool/<id>.upload`` has the bytes that were received, so that an upload goes on after a restart, and in any process.
 
-Who writes holds the exclusive ``flock`` on the file. An id is random, and ends in a mark of the repository that it is for; whoever knows it may continue.
+Who writes holds the exclusive ``flock`` on the file. An id is random, and ends in marks of the client that has begun it and of the repository that it is for; whoever
+knows it may continue.
 
 The bytes are hashed as they come. What another process has written is read again when the upload ends.
 """
@@ -15,6 +16,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,9 +30,21 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 _SUFFIX = ".upload"
-_ID = re.compile(r"[0-9a-f]{32}-[0-9a-f]{16}")
+_ID = re.compile(r"[0-9a-f]{32}-([0-9a-f]{16})-[0-9a-f]{16}")
 _MOST_HASHES = 1000
 _CHUNK = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """An upload that is there: its bytes, and when it was written to last, in seconds since the epoch."""
+
+    id: str
+    owner: str
+    """The mark of the client that has begun it."""
+    path: Path
+    size: int
+    written: float
 
 
 class UploadFiles:
@@ -41,9 +55,9 @@ class UploadFiles:
         self.hashes: OrderedDict[str, tuple[_Hash, int]] = OrderedDict()
         """By upload, the running SHA-256 of this process and how many bytes it is of."""
 
-    def begin(self, repository: Repository) -> UploadFile:
-        """Creates an upload. Raises OSError."""
-        name = f"{secrets.token_hex(16)}-{_mark(repository)}"
+    def begin(self, repository: Repository, owner: str) -> UploadFile:
+        """Creates an upload; `owner` is `mark` of the client. Raises OSError."""
+        name = f"{secrets.token_hex(16)}-{owner}-{mark(str(repository))}"
         fd = open_file(self._path(name), os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try_exclusive(fd)
         return UploadFile(self, name, self._path(name), fd)
@@ -53,7 +67,7 @@ class UploadFiles:
         unknown = UploadUnknown(
             "there is no such upload here: it was completed, cancelled, or not continued for too long; begin another"
         )
-        if not _ID.fullmatch(name) or not name.endswith(_mark(repository)):
+        if not _ID.fullmatch(name) or not name.endswith(mark(str(repository))):
             raise unknown
         try:
             fd = open_file(self._path(name), os.O_RDWR)
@@ -71,30 +85,36 @@ class UploadFiles:
             raise
         return UploadFile(self, name, self._path(name), fd)
 
-    def sizes(self) -> Iterator[tuple[Path, int, float]]:
-        """Yields every upload, with its bytes and when it was written to last, in seconds since the epoch."""
+    def unfinished(self) -> Iterator[Unfinished]:
+        """Yields every upload."""
         with os.scandir(self._spool) as entries:
             for entry in entries:
-                if entry.name.endswith(_SUFFIX):
-                    with contextlib.suppress(OSError):
-                        status = entry.stat(follow_symlinks=False)
-                        yield Path(entry.path), status.st_size, status.st_mtime
+                name = entry.name.removesuffix(_SUFFIX)
+                if name == entry.name:
+                    continue
+                with contextlib.suppress(OSError):
+                    status = entry.stat(follow_symlinks=False)
+                    match = _ID.fullmatch(name)
+                    owner = match[1] if match is not None else ""
+                    yield Unfinished(name, owner, Path(entry.path), status.st_size, status.st_mtime)
+
+    def drop(self, upload: Unfinished, *, dry_run: bool = False) -> bool:
+        """Deletes an upload, unless somebody is writing it. Returns whether it did."""
+        with contextlib.suppress(OSError):
+            fd = open_file(upload.path, os.O_RDWR)
+            try:
+                if try_exclusive(fd):
+                    if not dry_run:
+                        upload.path.unlink()
+                    return True
+            finally:
+                os.close(fd)
+        return False
 
     def sweep(self, older_than: float, *, dry_run: bool = False) -> int:
         """Deletes uploads that nobody has written to for so many seconds. Returns how many those are."""
-        count, latest = 0, time.time() - older_than
-        for path, _, written in self.sizes():
-            if written < latest:
-                with contextlib.suppress(OSError):
-                    fd = open_file(path, os.O_RDWR)
-                    try:
-                        if try_exclusive(fd):
-                            count += 1
-                            if not dry_run:
-                                path.unlink()
-                    finally:
-                        os.close(fd)
-        return count
+        latest = time.time() - older_than
+        return sum(self.drop(upload, dry_run=dry_run) for upload in self.unfinished() if upload.written < latest)
 
     def _path(self, name: str) -> Path:
         return self._spool / f"{name}{_SUFFIX}"
@@ -108,6 +128,7 @@ class UploadFile:
         self.path = path
         self.fd = fd
         self.size = os.fstat(fd).st_size
+        self.owner = name.split("-")[1]
         self._files = files
         self._hash, hashed = files.hashes.pop(name, (hashlib.sha256(), 0))
         self._is_hashed = hashed == self.size
@@ -162,5 +183,6 @@ class UploadFile:
         self.fd = -1
 
 
-def _mark(repository: Repository) -> str:
-    return hashlib.sha256(str(repository).encode()).hexdigest()[:16]
+def mark(text: str) -> str:
+    """Returns what stands for a repository, or for a client, in an upload's id."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
