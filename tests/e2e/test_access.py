@@ -110,7 +110,17 @@ def with_crane(office: Office, user: str, secret: str | None, image: str) -> boo
     return succeeds("crane", "pull", "--insecure", image, f"{folder}/image.tar", DOCKER_CONFIG=folder)
 
 
+def with_oras(office: Office, user: str, secret: str | None, image: str) -> bool:
+    folder = tempfile.mkdtemp(prefix="oras-")
+    login = ["login", "--plain-http", "--registry-config", f"{folder}/auth.json", "-u", user, "-p", secret or "", office.login]
+    if secret is not None and not succeeds("oras", *login):
+        return False
+    given = ["--from-plain-http", "--from-registry-config", f"{folder}/auth.json"]
+    return succeeds("oras", "copy", *given, image, "--to-oci-layout", f"{folder}/layout:x")
+
+
 CLIENTS: dict[str, Callable[[Office, str, str | None, str], bool]] = {
+    "oras": with_oras,
     "skopeo": with_skopeo,
     "podman": with_podman,
     "crane": with_crane,
@@ -207,7 +217,19 @@ def push_with_crane(office: Office, user: str, secret: str | None, name: str) ->
     return succeeds("crane", "copy", "--insecure", f"{office.login}/library/public:1", name, DOCKER_CONFIG=folder)
 
 
-PUSHES: dict[str, Callable[[Office, str, str | None, str], bool]] = {"skopeo": push_with_skopeo, "crane": push_with_crane}
+def push_with_oras(office: Office, user: str, secret: str | None, name: str) -> bool:
+    folder = tempfile.mkdtemp(prefix="oras-")
+    (Path(folder) / "notes.txt").write_text("notes")
+    given = [] if secret is None else ["-u", user, "-p", secret]
+    notes = f"{folder}/notes.txt:text/plain"
+    return succeeds("oras", "push", "--plain-http", "--disable-path-validation", *given, name, notes, DOCKER_CONFIG=folder)
+
+
+PUSHES: dict[str, Callable[[Office, str, str | None, str], bool]] = {
+    "skopeo": push_with_skopeo,
+    "crane": push_with_crane,
+    "oras": push_with_oras,
+}
 
 
 @pytest.mark.parametrize("client", PUSHES)
@@ -222,6 +244,28 @@ def test_clients_push_or_are_refused(office: Office, client: str) -> None:
     assert not CLIENTS[client](office, "bob", f"{PASSWORD} of bob", name)
     assert push_image(office, "alice", office.secrets["password"], name)
     assert CLIENTS[client](office, "bob", f"{PASSWORD} of bob", name)
+
+
+def test_cosign_signs_where_it_may_push(office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With alice's password; not with her token for pulling, nor as bob, nor as nobody. Signing pushes a signature."""
+    require("cosign", "crane")
+    monkeypatch.setenv("COSIGN_PASSWORD", "")
+    assert push_with_crane(office, "alice", office.secrets["password"], f"{office.login}/team/signed:1")
+    assert succeeds("cosign", "generate-key-pair", f"--output-key-prefix={tmp_path}/key")
+    image = f"{office.login}/team/signed@{make_image(7, 'docker').digest}"
+    options = ["--yes", "--allow-http-registry", "--tlog-upload=false", "--use-signing-config=false", f"--key={tmp_path}/key.key"]
+
+    def signs(user: str, secret: str | None) -> bool:
+        given = [] if secret is None else [f"--registry-username={user}", f"--registry-password={secret}"]
+        return succeeds("cosign", "sign", *options, *given, image, DOCKER_CONFIG=str(tmp_path))
+
+    assert not signs("alice", office.secrets["token"])
+    assert not signs("bob", f"{PASSWORD} of bob")
+    assert not signs("nobody", None)
+    assert signs("alice", office.secrets["password"])
+    verify = ["verify", "--allow-http-registry", "--insecure-ignore-tlog=true", f"--key={tmp_path}/key.pub"]
+    creds = ["--registry-username=bob", f"--registry-password={PASSWORD} of bob"]
+    assert succeeds("cosign", *verify, *creds, image, DOCKER_CONFIG=str(tmp_path))
 
 
 def test_docker_pushes_or_is_refused(office: Office, dockerd: Dockerd) -> None:

@@ -188,6 +188,47 @@ def test_helm_pushes_a_chart(office: Office, tmp_path: Path) -> None:
     assert (tmp_path / "pulled" / chart.name).read_bytes() == chart.read_bytes()
 
 
+def test_oras_pushes_attaches_and_discovers(office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An artifact of files, an SBOM attached to it, which the referrers API lists, all copied with it to another name, pulled, and deleted."""
+    require("oras")
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("notes of the lesson")
+    Path("sbom.json").write_text("{}")
+    one, two = f"{office.address}/team/oras:1", f"{office.address}/team/copied:1"
+    plain, kind = "--plain-http", "application/vnd.example.sbom"
+    run("oras", "push", plain, "--artifact-type", "application/vnd.example.lesson", one, "notes.txt:text/plain")
+    run("oras", "attach", plain, "--artifact-type", kind, one, "sbom.json:application/json")
+    run("oras", "cp", "-r", "--from-plain-http", "--to-plain-http", one, two)
+    for name in (one, two):
+        found = json.loads(run("oras", "discover", plain, "--format", "json", name))
+        assert [referrer["artifactType"] for referrer in found["referrers"]] == [kind]
+    run("oras", "pull", plain, "-o", "pulled", two)
+    assert Path("pulled/notes.txt").read_text() == "notes of the lesson"
+    assert run("oras", "repo", "tags", plain, f"{office.address}/team/oras").split() == ["1"]
+    run("oras", "manifest", "delete", plain, "-f", one)
+    assert office.get("/v2/team/oras/tags/list")["tags"] == []
+
+
+@pytest.mark.parametrize("form", ["bundle", "tag"])
+def test_cosign_signs_what_is_hosted(office: Office, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By key, in the new form (a bundle that refers to the image) and in the old (a tag); cosign verifies it there, and not by another key."""
+    require("cosign", "crane")
+    monkeypatch.setenv("COSIGN_PASSWORD", "")
+    repository = f"{office.address}/team/signed-{form}"
+    run("crane", "copy", "--insecure", f"{office.address}/{BASE}:1", f"{repository}:1")
+    image = f"{repository}@{run('crane', 'digest', '--insecure', f'{repository}:1').strip()}"
+    for name in ("key", "other"):
+        run("cosign", "generate-key-pair", f"--output-key-prefix={tmp_path}/{name}")
+    new = f"--new-bundle-format={'true' if form == 'bundle' else 'false'}"
+    options = ("--allow-http-registry", "--tlog-upload=false", "--use-signing-config=false", new)
+    run("cosign", "sign", "--yes", *options, f"--key={tmp_path}/key.key", image)
+    verify = ("cosign", "verify", "--allow-http-registry", "--insecure-ignore-tlog=true", new)
+    run(*verify, f"--key={tmp_path}/key.pub", image)
+    with pytest.raises(AssertionError):
+        run(*verify, f"--key={tmp_path}/other.pub", image)
+    assert any(tag.startswith("sha256-") for tag in office.get(f"/v2/team/signed-{form}/tags/list")["tags"]) is (form == "tag")
+
+
 def test_buildkit_pushes_an_image_and_a_build_cache(office: Office, tmp_path: Path) -> None:
     """With --push semantics, and a cache in both forms, which the next build uses."""
     builder = Buildkitd(tmp_path, office.address)

@@ -46,7 +46,8 @@ _PACKAGES = {
 }
 
 _SOURCES = dict.fromkeys(
-    ("crane", "helm", "buildkitd", "buildctl", "wharfie", "cosign", "oci-conformance"), "built from its Go module: see .ci/run"
+    ("crane", "helm", "buildkitd", "buildctl", "wharfie", "cosign", "oras", "oci-conformance"),
+    "built from its Go module: see .ci/run",
 )
 """Programs that Debian does not have."""
 
