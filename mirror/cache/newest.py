@@ -64,8 +64,11 @@ class ManifestSource(Protocol):
         ...
 
     async def tag_answers(
-        self, repository: Repository, tag: Tag, known: Digest | None, is_older: Callable[[Descriptor], Awaitable[bool]]
+        self, repository: Repository, tag: Tag, known: Digest | None, is_older: Callable[[Digest], Awaitable[bool]]
     ) -> TagAnswers: ...
+    async def get_tag(
+        self, repository: Repository, tag: Tag, known: Digest, is_older: Callable[[Digest], Awaitable[bool]]
+    ) -> Manifest: ...
     async def head_manifest(self, repository: Repository, reference: Reference) -> Descriptor: ...
     async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest: ...
 
@@ -107,12 +110,12 @@ class Newest:
             )
         return newest
 
-    async def is_older(self, repository: Repository, offered: Descriptor, known: TagRecord) -> bool:
+    async def is_older(self, repository: Repository, offered: Digest, known: TagRecord) -> bool:
         """Returns whether a manifest was made before what the cached tag means; False if the dates do not tell, or the tag was not checked for `_KEPT_BACK` seconds."""
         if not self._keeps_back(known):
             return False
         made, before = await asyncio.gather(
-            self._when_made(repository, offered.digest), self._when_made(repository, known.descriptor.digest)
+            self._when_made(repository, offered), self._when_made(repository, known.descriptor.digest)
         )
         return made is not None and before is not None and made < before
 

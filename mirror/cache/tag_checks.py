@@ -220,7 +220,7 @@ class TagChecks:
     async def _meaning(self, repository: Repository, tag: Tag, known: TagRecord | None) -> Descriptor:
         """Returns what a tag means by upstream's word. `known` is what it meant last. Raises MirrorError."""
 
-        async def is_older(offered: Descriptor) -> bool:
+        async def is_older(offered: Digest) -> bool:
             return known is not None and await self._newest.is_older(repository, offered, known)
 
         source = self._source(repository.registry)
@@ -345,7 +345,6 @@ class TagChecks:
             return await self._check_now(repository, tag, record)
 
     async def _check_now(self, repository: Repository, tag: Tag, record: TagRecord) -> Descriptor:
-        source = self._source(repository.registry)
         try:
             found = await self._meaning(repository, tag, await self._last_seen(repository, tag, record))
         except Unknown as error:
@@ -362,13 +361,23 @@ class TagChecks:
                 await self._by_digest(repository, found.digest)
             except OF_ITS_DIGEST:
                 # A lagging replica has a tag before its manifest. A 404 for the digest does not mean that the tag is gone; GET by tag decides.
-                found = await self._got(source, repository, tag)
+                found = await self._got(repository, tag, record)
         await self._remember(repository, tag, found)
         return found
 
-    async def _got(self, source: ManifestSource, repository: Repository, tag: Tag) -> Descriptor:
+    async def _got(self, repository: Repository, tag: Tag, before: TagRecord | None) -> Descriptor:
+        """Fetches the manifest that a tag means where what an endpoint named cannot be had. Raises MirrorError, and UpstreamInvalid rather than turn the tag back
+        from what it meant `before`; None if that is not known."""
+
+        async def is_older(offered: Digest) -> bool:
+            return before is not None and await self._newest.is_older(repository, offered, before)
+
+        source = self._source(repository.registry)
         try:
-            manifest = await source.get_manifest(repository, tag)
+            if before is None:
+                manifest = await source.get_manifest(repository, tag)
+            else:
+                manifest = await source.get_tag(repository, tag, before.descriptor.digest, is_older)
         except Unknown as error:
             raise UpstreamInvalid(
                 f"{repository.registry} says of {repository.path}:{tag} now this and now that: {error.message}"

@@ -200,7 +200,10 @@ class Tags(TagChecks):
             if held:
                 raise
             # Known by HEAD only, and not to be had by its digest: what does the tag mean now?
-            await self._remember(repository, tag, await self._got(self._source(repository.registry), repository, tag))
+            before = await self._record(repository, tag)
+            if before is not None and before.descriptor.digest == wanted.digest:
+                before = None
+            await self._remember(repository, tag, await self._got(repository, tag, before))
             return miss()
 
     async def _before(self, guard: Guard, repository: Repository, tag: Tag, new: Digest) -> Manifest | None:

@@ -101,7 +101,7 @@ class Registry:
         )
 
     async def tag_answers(
-        self, repository: Repository, tag: Tag, known: Digest | None, is_older: Callable[[Descriptor], Awaitable[bool]]
+        self, repository: Repository, tag: Tag, known: Digest | None, is_older: Callable[[Digest], Awaitable[bool]]
     ) -> TagAnswers:
         """Returns what a tag means by HEAD: what all endpoints say if `compares_tags`, otherwise the first answer that does not turn it back from `known`.
 
@@ -125,6 +125,19 @@ class Registry:
         )
         if isinstance(reference, Tag):
             self._first_answers.note(repository, reference, manifest.digest, endpoint)
+        self._surveys.note_children(manifest)
+        return manifest
+
+    async def get_tag(
+        self, repository: Repository, tag: Tag, known: Digest, is_older: Callable[[Digest], Awaitable[bool]]
+    ) -> Manifest:
+        """Returns a verified manifest by a tag for which an endpoint names one that it does not give: the first that does not turn the tag back from `known`,
+        though it may be that one. Raises as `get_manifest` does."""
+
+        def ask(endpoint: Endpoint, deadline: float) -> Awaitable[Manifest]:
+            return self._get(endpoint, repository, tag, deadline)
+
+        manifest = await self._first_answers.ask(ask, repository, tag, known, is_older, newer_named=True)
         self._surveys.note_children(manifest)
         return manifest
 

@@ -61,6 +61,9 @@ class Registry:
         self.fetched.append(NUMBERS[found.digest])
         return found
 
+    async def get_tag(self, repository: Repository, tag: Tag, known: Digest, is_older: object) -> Manifest:
+        return await self.get_manifest(repository, tag)
+
     def _find(self, reference: Reference) -> Manifest:
         if self.down:
             raise UpstreamUnreachable("down")

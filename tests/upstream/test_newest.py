@@ -75,8 +75,9 @@ async def test_the_newest_of_all_endpoints_counts(
     """Wherever the date is, in any order, for the first request and every later one; each endpoint gets one HEAD and no document twice.
 
     What is passed over is no image of the cache."""
-    # Every answer is waited for, and no second endpoint is asked, however slow this machine is.
+    # Every answer is waited for, and no other endpoint is asked or preferred, however slow this machine is.
     monkeypatch.setattr("mirror.upstream.failover.HEAD_START", 10)
+    monkeypatch.setattr("mirror.upstream.failover._QUICK", PATIENCE)
     monkeypatch.setattr("mirror.upstream.survey._GRACE", PATIENCE)
     monkeypatch.setattr("mirror.cache.newest._PATIENCE", PATIENCE)
     async with endpoints(2) as both:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -170,6 +171,33 @@ async def test_an_endpoint_that_does_not_give_what_it_names_turns_nothing_back(s
             both[0].fail("/manifests/sha256", fault, times=50, method=method)
         both[0].fail("/manifests/latest", fault, times=50, method="GET")
         assert (await pulled(mirror))[0] == digest
+
+
+@pytest.mark.parametrize("tags", ["first", "newest"])
+@pytest.mark.parametrize("guarded", [False, True])
+@pytest.mark.parametrize("fault", [Status(404, body=_GONE), _PAGE, Status(500)], ids=["404", "403", "500"])
+async def test_a_newer_one_that_is_named_and_not_given_does_not_let_an_older_one_in(
+    start: StartMirror, tmp_path: Path, fault: Fault, guarded: bool, tags: str
+) -> None:
+    """The first endpoint names a new manifest and gives none; the others have an old one, then one of them has the new one. What is cached is served until then."""
+    async with endpoints(3) as three:
+        for registry in three:
+            cached = says(registry, "cached")
+        settings = listed(*three)
+        settings["registries"] = {"docker.io": {"endpoints": [registry.url for registry in three], "tags": tags}}
+        if guarded:
+            (tmp_path / "list").write_text(f"sha256:{'0' * 64} another image\n")
+            settings["guard"] = [{"name": "list", "blocklist": [str(tmp_path / "list")]}]
+        mirror: Mirror = await start(settings=settings, tag_ttl="0s", revalidate_timeout="60s")
+        assert await pulled(mirror) == (cached, False)
+        new = says(three[0], "new")
+        three[0].fail("/manifests/sha256", fault, times=50, method="*")
+        three[0].fail("/manifests/latest", fault, times=50, method="GET")
+        says(three[1], "old")
+        says(three[2], "older")
+        assert (await pulled(mirror))[0] == cached
+        says(three[2], "new")
+        assert (await pulled(mirror))[0] == new
 
 
 async def test_after_a_day_the_older_one_counts(start: StartMirror, monkeypatch: pytest.MonkeyPatch) -> None:
