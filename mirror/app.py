@@ -57,7 +57,7 @@ async def running(
             wired(settings) if worker is None else wired(settings, settings.server.workers, (worker.rates, worker.number))
         )
         certificate = await stack.enter_async_context(_certificate(settings))
-        who = await stack.enter_async_context(wiring.access(settings))
+        who = await stack.enter_async_context(wiring.access(settings, live.notifications))
 
         def take() -> None:
             if reload is not None:
@@ -93,7 +93,12 @@ async def running(
             (*settings.server.hosts, *settings.server.login_hosts, *([public] if public else [])),
             ask_dns=not settings.upstream.offline,
         )
-        gate = Gate(who, cache.possession, LoginPlaces(settings.server.login_addresses, settings.server.login_hosts))
+        gate = Gate(
+            who,
+            cache.possession,
+            LoginPlaces(settings.server.login_addresses, settings.server.login_hosts),
+            live.notifications,
+        )
         api = Api(
             cache,
             targets,
@@ -106,6 +111,7 @@ async def running(
             lambda request: admin.session(request) is not None,
             settings.server.proxies,
             settings.server.public_url,
+            live.notifications,
         )
         who.on_change = api.access_changed
         stack.push_async_callback(api.aclose)

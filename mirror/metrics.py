@@ -146,6 +146,24 @@ access_decisions = Counter(
     registry=REGISTRY,
 )
 
+_WEBHOOK = ("webhook",)
+webhook_events = Counter(
+    "mirror_webhook_events",
+    "Events for a `[[webhook]]`: `delivered`, `refused` by its receiver, or `dropped` since too many waited or the mirror ended",
+    (*_WEBHOOK, "result"),
+    registry=REGISTRY,
+)
+webhook_pending = Gauge(
+    "mirror_webhook_pending", "Events that wait to be delivered", _WEBHOOK, registry=REGISTRY, multiprocess_mode="livesum"
+)
+webhook_failing = Gauge(
+    "mirror_webhook_failing",
+    "1 while the last try to deliver an event has failed",
+    _WEBHOOK,
+    registry=REGISTRY,
+    multiprocess_mode="livemax",
+)
+
 _LIST = ("list",)
 warm_pulls = Counter(
     "mirror_warm_pulls", "Pulls of images of `[[warm]]` lists, `pulled` or `failed`", (*_LIST, "result"), registry=REGISTRY

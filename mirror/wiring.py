@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +16,11 @@ from mirror.access.access import Access
 from mirror.access.audit import AuditLog
 from mirror.access.oidc import Issuer
 from mirror.access.rules import Action, Allowance, Rule
-from mirror.config import ALIASES, DEFAULT_REGISTRY, Hosted, Settings, rates_at
+from mirror.config import ALIASES, DEFAULT_REGISTRY, Hosted, Settings, Webhook, rates_at
 from mirror.config.access import ANYONE
 from mirror.config.yaml_files import YamlFiles, read_regular
+from mirror.events import NOBODY, Events
+from mirror.events import Action as What
 from mirror.patterns import Pattern, RepositoryPattern
 from mirror.storage.disk.store import DiskStore
 from mirror.storage.settings import Expire, HostedRules, Keep, Upkeep
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from mirror.cache.guarding import Guard
     from mirror.cache.warming import Warming
     from mirror.guards.in_force import Guarding
+    from mirror.notifications.notifications import Notifications
+    from mirror.notifications.receiver import Receiver
     from mirror.upstream import Upstreams
 
 _CLOCK = 5.0
@@ -48,7 +53,7 @@ async def opened(settings: Settings) -> AsyncIterator[Cache]:
 @contextlib.asynccontextmanager
 async def store(settings: Settings) -> AsyncIterator[Store]:
     """Opens only the store, for commands that fetch nothing. Raises as `opened` does."""
-    async with _store(settings, lambda: settings.upstream.offline) as found:
+    async with _events(settings) as events, _store(settings, lambda: settings.upstream.offline, events) as found:
         yield found
 
 
@@ -100,12 +105,13 @@ async def wired(
     out = upstream_way(settings.upstream)
     parts = None if rates is None else Parts(*rates, _capped_registries(settings))
     async with (
+        _notifications(settings) as notifications,
         Upstreams(settings.registries, timeouts, connections, settings.unlisted, out, parts) as upstreams,
-        _cache(settings, upstreams) as cache,
+        _cache(settings, upstreams, notifications) as cache,
     ):
         documents = FromUpstream(cache.store, cache.fetch, cache.manifests.get_unchecked, cache.lists.all_referrers)
         guarding = Guarding(cache.store, documents, partial(setattr, cache, "guard"), upstreams.document)
-        live = Live(upstreams, cache.warming, guarding, settings)
+        live = Live(upstreams, cache.warming, guarding, notifications, settings)
         await guarding.load()
         cache.images.ruled = guarding.load_blocks
         guarding.start()
@@ -132,10 +138,13 @@ def _capped_registries(settings: Settings) -> list[str]:
 class Live:
     """The settings that a running mirror takes: whether it is offline, the lists that it pulls, and the caps on downloads as they are at this hour."""
 
-    def __init__(self, upstreams: Upstreams, warming: Warming, guarding: Guarding, settings: Settings) -> None:
+    def __init__(
+        self, upstreams: Upstreams, warming: Warming, guarding: Guarding, notifications: Notifications, settings: Settings
+    ) -> None:
         self._upstreams = upstreams
         self._warming = warming
         self._guarding = guarding
+        self.notifications = notifications
         self.take(settings)
 
     def take(self, settings: Settings) -> None:
@@ -154,6 +163,7 @@ class Live:
             ]
         )
         self._guarding.take(rules_of(settings.guard))
+        self.notifications.take(_receivers(settings.webhook))
         self._limit()
 
     def _limit(self) -> None:
@@ -203,10 +213,10 @@ def access_rules(settings: Settings) -> tuple[tuple[Rule, ...] | None, dict[str,
 
 
 @contextlib.asynccontextmanager
-async def access(settings: Settings) -> AsyncIterator[Access]:
+async def access(settings: Settings, events: Events = NOBODY) -> AsyncIterator[Access]:
     """Opens what is known of users, tokens and rules. Raises OSError if the audit log cannot be opened."""
     audit = None if settings.server.audit_log is None else AuditLog(settings.server.audit_log)
-    opened = Access(access_folder(settings), users_file(settings), audit, settings.server.workers)
+    opened = Access(access_folder(settings), users_file(settings), audit, settings.server.workers, events)
     opened.take(*access_rules(settings))
     async with opened:
         yield opened
@@ -222,7 +232,49 @@ def users_file(settings: Settings) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def _cache(settings: Settings, upstreams: Upstreams) -> AsyncIterator[Cache]:
+async def _events(settings: Settings) -> AsyncIterator[Events]:
+    """For commands, most of which have nobody to tell."""
+    if not settings.webhook:
+        yield NOBODY
+        return
+    async with _notifications(settings) as notifications:
+        notifications.take(_receivers(settings.webhook))
+        yield notifications
+
+
+@contextlib.asynccontextmanager
+async def _notifications(settings: Settings) -> AsyncIterator[Notifications]:
+    from mirror.notifications.notifications import Notifications
+    from mirror.upstream.trust import trusting
+
+    address = f"{socket.gethostname()}:{settings.server.address[1]}"
+    notifications = Notifications(address, settings.server.public_url, trusting)
+    try:
+        yield notifications
+    finally:
+        await notifications.aclose()
+
+
+def _receivers(webhooks: Sequence[Webhook]) -> list[Receiver]:
+    from mirror.notifications.receiver import Receiver
+
+    return [
+        Receiver(
+            one.name,
+            one.url.get_secret_value(),
+            frozenset(map(What, one.events)),
+            tuple(map(RepositoryPattern.parse, one.repositories)),
+            one.timeout,
+            one.secret_file,
+            one.authorization_file,
+            one.ca_file,
+        )
+        for one in webhooks
+    ]
+
+
+@contextlib.asynccontextmanager
+async def _cache(settings: Settings, upstreams: Upstreams, events: Events) -> AsyncIterator[Cache]:
     from mirror.cache.cache import Cache, Limits
 
     kept = settings.cache
@@ -232,14 +284,14 @@ async def _cache(settings: Settings, upstreams: Upstreams) -> AsyncIterator[Cach
         return upstreams.offline
 
     async with (
-        _store(settings, offline) as found,
+        _store(settings, offline, events) as found,
         Cache(found, found.inventory, upstreams.registry, limits, DEFAULT_REGISTRY, ALIASES, offline) as cache,
     ):
         yield cache
 
 
 @contextlib.asynccontextmanager
-async def _store(settings: Settings, offline: Callable[[], bool]) -> AsyncIterator[DiskStore]:
+async def _store(settings: Settings, offline: Callable[[], bool], events: Events) -> AsyncIterator[DiskStore]:
     kept = settings.cache
     expire = tuple(Expire(rule.repositories, rule.after) for rule in kept.expire)
     upkeep = Upkeep(
@@ -252,7 +304,7 @@ async def _store(settings: Settings, offline: Callable[[], bool]) -> AsyncIterat
         kept.min_free,
         _hosted(settings.hosted),
     )
-    async with DiskStore(kept.dir, upkeep, offline) as found:
+    async with DiskStore(kept.dir, upkeep, offline, events) as found:
         metrics.begin(settings.registries, kept.dir)
         yield found
 

@@ -49,6 +49,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "guard": config.Guard,
     "guard.deny": config.Conditions,
     "guard.signed": config.Signed,
+    "webhook": config.Webhook,
     "log": config.Log,
     'registries."NAME"': config.Registry,
     'registries."NAME".endpoints': config.Endpoint,
@@ -271,7 +272,7 @@ def test_commands_in_the_pages_have_the_options_that_they_are_given() -> None:
 def test_the_chart_knows_every_setting_and_no_other() -> None:
     """deploy/chart/values.schema.json lists them, but for those that belong to the image: a mistyped one is refused before it reaches a cluster."""
     tables = json.loads((ROOT / "deploy/chart/values.schema.json").read_text())["properties"]["settings"]["properties"]
-    for name in ("warm", "access", "oidc", "guard"):
+    for name in ("warm", "access", "oidc", "guard", "webhook"):
         tables[name] = tables[name]["items"]
     del tables["groups"]  # whose keys are names
     tables |= {'registries."NAME"': tables.pop("registries")["additionalProperties"]}

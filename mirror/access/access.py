@@ -19,6 +19,7 @@ from mirror.access.rules import Action, Identity, Rule, Verdict, decide, may_pul
 from mirror.access.tokens import read_tokens
 from mirror.access.users import read_users
 from mirror.durable import create_durably
+from mirror.events import NOBODY, Events
 from mirror.names import Repository
 from mirror.regular_files import read_file
 from mirror.tasks import BackgroundTask, close_all
@@ -38,7 +39,9 @@ _UNREAD: _Version = ()
 class Access:
     """Decides. An async context manager: it follows its files while it is open."""
 
-    def __init__(self, folder: Path, users_file: Path, audit: AuditLog | None = None, share: int = 1) -> None:
+    def __init__(
+        self, folder: Path, users_file: Path, audit: AuditLog | None = None, share: int = 1, events: Events = NOBODY
+    ) -> None:
         """`folder` is the mirror's own, for tokens and the key that signs bearer tokens; `share` is the number of processes that serve."""
         self._folder = folder
         self._users_file = users_file
@@ -47,7 +50,7 @@ class Access:
         """What was logged that it cannot be read."""
         self._watch = BackgroundTask(self._follow)
         self.rules: Sequence[Rule] | None = None
-        self.identities = Identities(lambda: signing_key(folder))
+        self.identities = Identities(lambda: signing_key(folder), events=events)
         self.limits = Limits(share)
         self.audit = audit
         self.version = 0

@@ -26,7 +26,9 @@ _MOST_REMEMBERED = 10_000
 class Guesses:
     """Counts wrong passwords and tokens; bounded."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, locked: Callable[[str], None] = lambda key: None, clock: Callable[[], float] = time.monotonic) -> None:
+        """`locked` is called with an address or a user as answers begin to be delayed."""
+        self._locked = locked
         self._clock = clock
         self._counts: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._delayed: Counter[str] = Counter()
@@ -36,7 +38,11 @@ class Guesses:
 
         Returns True if it has waited. Raises TooManyGuesses at once if too many others are waiting.
         """
-        slow = [key for key in keys if self._count(key) >= _GUESSES]
+        counts = {key: self._count(key) for key in keys}
+        for key, count in counts.items():
+            if count == _GUESSES:
+                self._locked(key)
+        slow = [key for key, count in counts.items() if count >= _GUESSES]
         if not slow:
             return False
         if any(self._delayed[key] >= _MOST_DELAYED for key in slow):

@@ -24,6 +24,7 @@ from mirror.access.rules import Identity
 from mirror.access.tokens import PREFIX, Token, Tokens
 from mirror.access.users import Users, is_right
 from mirror.errors import LoginWrong, TooManyGuesses
+from mirror.events import NOBODY, Action, Event, Events
 from mirror.tasks import SingleFlight, close_all
 
 _REMEMBERED = 300.0
@@ -35,6 +36,8 @@ _MOST_WAITING = 64
 """Passwords from one address that wait to be checked."""
 _LONGEST_NAME = 64
 """Characters of a user's name that are remembered of a wrong login."""
+_USER = "user "
+"""How a user begins where wrong logins are counted."""
 _NOBODY = b"$2b$11$" + b"." * 53
 """A hash that no password has: a name that does not exist takes as long as one that does."""
 
@@ -52,16 +55,17 @@ class Login:
 class Identities:
     """Checks what clients send to prove who they are."""
 
-    def __init__(self, key: Callable[[], bytes], clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, key: Callable[[], bytes], clock: Callable[[], float] = time.time, events: Events = NOBODY) -> None:
         """`key` returns what signs bearer tokens, when one is needed; it is the same for all processes on a cache directory. Raises OSError."""
         self._clock = clock
+        self._events = events
         self._cache_key = secrets.token_bytes(32)
         self._checked: OrderedDict[bytes, tuple[bool, float]] = OrderedDict()
         self._checking: SingleFlight[bool] = SingleFlight()
         self._threads = asyncio.Semaphore(_AT_ONCE)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._waiting: Counter[str] = Counter()
-        self._guesses = Guesses()
+        self._guesses = Guesses(self._locked)
         self._bearer = Bearer(key, clock)
         self.users = Users()
         self.tokens = Tokens()
@@ -93,7 +97,7 @@ class Identities:
         if self.issuers.concerns(password):
             return await self._of_issuer(password, client, network)
         if not await self._is_right(user, password, network):
-            await self._guesses.wrong(network, f"user {user[:_LONGEST_NAME]}")
+            await self._guesses.wrong(network, f"{_USER}{user[:_LONGEST_NAME]}")
             raise LoginWrong("the user or the password is wrong")
         return Login(self._as_user(client, user), self._clock() + _REMEMBERED)
 
@@ -150,6 +154,18 @@ class Identities:
         elif identity.user is not None:
             of = self.users.hashes.get(identity.user, b"").decode()
         return self._bearer.sign(identity, of, granted)
+
+    def _locked(self, key: str) -> None:
+        """Tells that answers to wrong logins from an address, or as a user, are delayed now."""
+        user = key.removeprefix(_USER)
+        if user == key:
+            details = {"address": key}
+        elif user in self.users:
+            details = {"user": user}
+        else:
+            # It may be a password in the wrong field.
+            return
+        self._events.send(Event(Action.LOGIN_LOCKED, details=details, once=f"locked {key}"))
 
     def _as_user(self, client: Identity, user: str) -> Identity:
         return replace(client, user=user, groups=self.groups.get(user, frozenset()))

@@ -59,6 +59,12 @@ class RequestContext:
     """False if the answer is for whoever asks alone: caches on the way must not keep it for others."""
 
     @property
+    def who(self) -> str:
+        """The user, or what else proved who asks, or the address."""
+        identity = self.identity
+        return identity.user or identity.token or identity.certificate or identity.subject or self.request.remote or ""
+
+    @property
     def shown_path(self) -> str:
         """The target, for logs: shortened, and without secrets."""
         return without_secret(self.request.raw_path[:300])

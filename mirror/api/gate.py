@@ -20,6 +20,7 @@ from mirror.access.identities import Login
 from mirror.access.rules import Action, Identity, Rule, Verdict
 from mirror.api.client_network import client_network, parse_address
 from mirror.api.context import RequestContext
+from mirror.api.events import request_event
 from mirror.api.hosts import is_loopback, names_this_machine
 from mirror.api.login_places import FOR_BROWSERS, LoginPlaces, challenge
 from mirror.api.shortcuts import Permit
@@ -37,6 +38,8 @@ from mirror.errors import (
     NotAllowed,
     TooManyGuesses,
 )
+from mirror.events import NOBODY, Events
+from mirror.events import Action as What
 from mirror.names import Digest, Repository, short_name
 
 ADMIN_USER = web.RequestKey("admin", str)
@@ -49,10 +52,11 @@ _FORWARDED = ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP")
 class Gate:
     """Lets requests through, or raises the error that they are answered with."""
 
-    def __init__(self, access: Access, possession: Possession, login_places: LoginPlaces) -> None:
+    def __init__(self, access: Access, possession: Possession, login_places: LoginPlaces, events: Events = NOBODY) -> None:
         self._access = access
         self._possession = possession
         self._login_places = login_places
+        self._events = events
 
     @property
     def is_closed(self) -> bool:
@@ -212,7 +216,11 @@ class Gate:
         """Counts a blob that is about to be sent; returns what to call when it was. Raises LimitReached."""
         if context.rule is None or context.rule.allowance.downloads is None:
             return None
-        return self._access.limits.begin(context.rule, whose(context))
+        try:
+            return self._access.limits.begin(context.rule, whose(context))
+        except LimitReached as error:
+            self._tell(context, context.rule, error)
+            raise
 
     def answered(self, context: RequestContext, response: web.StreamResponse) -> None:
         """Counts the bytes that a request was answered with, and notes which manifest or bundle was pulled."""
@@ -236,7 +244,16 @@ class Gate:
                 self._access.limits.ask(verdict.rule, whose(context))
             except LimitReached as error:
                 self._note(context, context.identity, verdict.rule, action.value, "limited", error.message)
+                self._tell(context, verdict.rule, error)
                 raise
+
+    def _tell(self, context: RequestContext, rule: Rule, error: LimitReached) -> None:
+        """Tells that somebody has reached a limit."""
+        if self._events.wants(What.QUOTA):
+            key = whose(context)
+            details = {"limit": rule.name, "of": key, "reason": error.message}
+            repository = None if context.target is None else context.target.repository
+            self._events.send(request_event(context, What.QUOTA, repository, details=details, once=f"limit {rule.name} {key}"))
 
     def _refusal(self, context: RequestContext, verdict: Verdict, action: Action, repository: Repository) -> MirrorError:
         request = context.request

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import closing
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -11,6 +12,7 @@ from aiohttp import web
 from mirror import metrics
 from mirror.access.rules import Action
 from mirror.api.context import RequestContext
+from mirror.api.events import request_event
 from mirror.api.gate import Gate, whose
 from mirror.api.request_body import patient_reader
 from mirror.api.responses import VERSION, error_response
@@ -20,6 +22,7 @@ from mirror.errors import (
     BlobUnknown,
     ChunkOutOfOrder,
     Denied,
+    HostedFull,
     Invalid,
     ManifestTooLarge,
     ManifestUnknown,
@@ -28,9 +31,11 @@ from mirror.errors import (
     Unsupported,
     UploadInvalid,
 )
+from mirror.events import NOBODY, Events
+from mirror.events import Action as What
 from mirror.hosted.chunks import check_order, receive
 from mirror.hosted.manifests import pushed_manifest
-from mirror.manifests import MAX_SIZE
+from mirror.manifests import MAX_SIZE, Manifest, blobs_of, entries_of
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.hosted import HostedStore, Upload
 
@@ -38,23 +43,33 @@ from mirror.storage.hosted import HostedStore, Upload
 class Pushing:
     """Answers requests that change hosted repositories, and requests for uploads."""
 
-    def __init__(self, cache: Cache, targets: Targets, gate: Gate, public_url: str | None) -> None:
+    def __init__(self, cache: Cache, targets: Targets, gate: Gate, public_url: str | None, events: Events = NOBODY) -> None:
         """`public_url` is the mirror's URL behind a proxy: the path in it, if any, begins every Location."""
         self._cache = cache
         self._gate = gate
         self._hosted: HostedStore = cache.store.hosted
         self._targets = targets
+        self._events = events
         self._prefix = urlsplit(public_url or "").path.rstrip("/")
 
     async def answer(self, context: RequestContext, target: Target, repository: Repository) -> web.StreamResponse:
         """Answers a request with a method other than GET and HEAD, or for an upload. Raises MirrorError."""
-        request, reference = context.request, target.reference
+        request = context.request
         self._check_active(request, repository)
         _check_origin(request)
         await self._gate.identify(context, target)
         deletes = request.method == "DELETE" and target.resource is not Resource.UPLOAD
         self._gate.check(context, Action.DELETE if deletes else Action.PUSH, repository)
         self._check_hosted(repository)
+        try:
+            return await self._changed(context, target, repository)
+        except HostedFull as error:
+            details = {"limit": "hosted.max_size", "reason": error.message}
+            self._events.send(request_event(context, What.QUOTA, repository, details=details, once="hosted.max_size"))
+            raise
+
+    async def _changed(self, context: RequestContext, target: Target, repository: Repository) -> web.StreamResponse:
+        request, reference = context.request, target.reference
         match target.resource, request.method:
             case Resource.UPLOAD, "POST" if not target.upload:
                 return await self._begin(context, target, repository)
@@ -72,7 +87,7 @@ class Pushing:
             case Resource.MANIFEST, "PUT" if reference is not None:
                 return await self._put_manifest(context, target, repository, reference)
             case Resource.MANIFEST, "DELETE" if reference is not None:
-                return await self._delete_manifest(repository, reference)
+                return await self._delete_manifest(context, repository, reference)
             case Resource.BLOB, "DELETE" if isinstance(reference, Digest):
                 if not await self._hosted.delete_blob(repository, reference):
                     raise BlobUnknown(f"{repository.path} has no blob {reference}")
@@ -122,7 +137,7 @@ class Pushing:
                 return self._received(202, target, upload)
             try:
                 await receive(upload, patient_reader(request))
-                await upload.commit(wanted, _who(context))
+                await upload.commit(wanted, context.who)
             except BaseException:
                 await upload.discard()
                 raise
@@ -139,7 +154,7 @@ class Pushing:
             except (Invalid, Unknown):
                 return False
             holders = [holder for holder in holders if holder == source]
-        return bool(holders) and await self._hosted.mount(repository, digest, _who(context))
+        return bool(holders) and await self._hosted.mount(repository, digest, context.who)
 
     async def _append(self, request: web.BaseRequest, target: Target, repository: Repository) -> web.StreamResponse:
         with closing(await self._hosted.resume(repository, target.upload)) as upload:
@@ -160,7 +175,7 @@ class Pushing:
                 return refusal
             await self._hosted.check_room(request.content_length or 0)
             await receive(upload, patient_reader(request))
-            await upload.commit(digest, _who(context))
+            await upload.commit(digest, context.who)
         return self._created(target, f"blobs/{digest}", digest)
 
     def _out_of_order(self, request: web.BaseRequest, target: Target, upload: Upload) -> web.StreamResponse | None:
@@ -188,8 +203,9 @@ class Pushing:
         listed = [Tag.parse(tag) for tag in target.tags] if isinstance(reference, Digest) else [reference]
         tags = [tag.value for tag in listed]
         self._check_guard(repository, pushed.manifest.digest, *pushed.children)
-        await self._hosted.put_manifest(repository, pushed, tags, _who(context))
+        await self._hosted.put_manifest(repository, pushed, tags, context.who)
         self._cache.manifests.forget([(repository, tag) for tag in listed])
+        self._tell_of_push(context, repository, pushed.manifest, tags)
         response = self._created(target, f"manifests/{pushed.manifest.digest}", pushed.manifest.digest)
         if pushed.subject is not None:
             response.headers["OCI-Subject"] = str(pushed.subject)
@@ -198,7 +214,7 @@ class Pushing:
                 response.headers.add("OCI-Tag", tag.value)
         return response
 
-    async def _delete_manifest(self, repository: Repository, reference: Reference) -> web.StreamResponse:
+    async def _delete_manifest(self, context: RequestContext, repository: Repository, reference: Reference) -> web.StreamResponse:
         if isinstance(reference, Tag):
             gone = await self._hosted.delete_tag(repository, reference.value)
         else:
@@ -206,7 +222,33 @@ class Pushing:
         if not gone:
             raise ManifestUnknown(f"{repository.path} has no manifest {reference}")
         self._cache.manifests.forget()
+        if isinstance(reference, Tag):
+            told = request_event(context, What.DELETE, repository, tag=reference.value)
+        else:
+            told = request_event(context, What.DELETE, repository, digest=reference)
+        self._events.send(told)
         return web.Response(status=202, headers=dict([VERSION]))
+
+    def _tell_of_push(self, context: RequestContext, repository: Repository, manifest: Manifest, tags: Sequence[str]) -> None:
+        if not self._events.wants(What.PUSH):
+            return
+        found = manifest.descriptor
+        config, layers = blobs_of(manifest.body)
+        images = [entry.descriptor for entry in entries_of(manifest.body)]
+        references = (*([] if config is None else [config]), *layers, *images)
+        for tag in tags or [""]:
+            self._events.send(
+                request_event(
+                    context,
+                    What.PUSH,
+                    repository,
+                    tag=tag,
+                    digest=found.digest,
+                    media_type=found.media_type,
+                    size=found.size,
+                    references=references,
+                )
+            )
 
     # ------------------------------------------------------------------ responses
 
@@ -237,12 +279,6 @@ def _check_origin(request: web.BaseRequest) -> None:
     """Returns unless a page of a browser has sent a request: any page can make one send a POST to this machine. Raises Refused."""
     if "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
         raise Refused("pages of other sites may not push: use a registry's client")
-
-
-def _who(context: RequestContext) -> str:
-    """Who pushes: the user, or what else proved who it is, or the address."""
-    identity = context.identity
-    return identity.user or identity.token or identity.certificate or identity.subject or context.request.remote or ""
 
 
 def example(repository: Repository) -> str:

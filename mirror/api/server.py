@@ -30,6 +30,7 @@ from mirror.api.unread import Hold, UnreadBodies, large_body
 from mirror.cache.cache import Cache
 from mirror.cache.nearby import offline_miss
 from mirror.errors import Denied, MirrorError, Offline, Unsupported, UpstreamError
+from mirror.events import NOBODY, Events
 from mirror.names import Digest, Repository
 from mirror.tasks import close_all
 
@@ -61,6 +62,7 @@ class Api:
         is_admin: Callable[[web.BaseRequest], bool],
         trusted_proxies: Sequence[Network] = (),
         public_url: str | None = None,
+        events: Events = NOBODY,
     ) -> None:
         """`report` returns the JSON object of /readyz, with a list "degraded", and with errors that may name images if it is passed True. `dashboard` answers requests for other paths; it raises MirrorError. `is_admin` returns
         whether a request comes from somebody who has logged in to it."""
@@ -76,7 +78,7 @@ class Api:
         self._shortcuts = Shortcuts(cache, access)
         self.access_changed()
         self._listing = Listing(cache, default)
-        self._pushing = Pushing(cache, targets, gate, public_url)
+        self._pushing = Pushing(cache, targets, gate, public_url, events)
         self._exports: Exports | None = None
         self._repeat_reads = RepeatReads()
         self._unread = UnreadBodies()

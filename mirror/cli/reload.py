@@ -16,7 +16,9 @@ from mirror.config.in_force import changed
 log = logging.getLogger(__name__)
 
 _OF_UPSTREAM = ("max_rate", "offline", "rate")
-_TAKEN = re.compile(rf'warm|guard|access|groups|oidc|log\.\w+|upstream\.({"|".join(_OF_UPSTREAM)})|registries\."[^"]+"\.max_rate')
+_TAKEN = re.compile(
+    rf'warm|guard|webhook|access|groups|oidc|log\.\w+|upstream\.({"|".join(_OF_UPSTREAM)})|registries\."[^"]+"\.max_rate'
+)
 """The settings that need no restart."""
 
 
@@ -85,6 +87,7 @@ def _with_taken(settings: Settings, found: Settings) -> Settings:
             "groups": found.groups,
             "oidc": found.oidc,
             "guard": found.guard,
+            "webhook": found.webhook,
             "upstream": settings.upstream.model_copy(update=upstream),
             "registries": registries,
         }

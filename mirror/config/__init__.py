@@ -24,3 +24,4 @@ from mirror.config.settings import load as load
 from mirror.config.sources import ConfigError as ConfigError
 from mirror.config.upstream import Upstream as Upstream
 from mirror.config.warm import Warm as Warm
+from mirror.config.webhooks import Webhook as Webhook

@@ -33,7 +33,9 @@ def describe(fault: Any, layers: list[tuple[str, dict[str, Any]]], known_keys: C
         # The fault is between tables: the message names the settings.
         return f"{message}{where}"
     return f"{key}{where}: {message}" + (
-        "" if not where or {"password", "admin_token"} & set(path) or _holds_tables(value) else f"; found {_shown(value, path)}"
+        ""
+        if not where or {"password", "admin_token"} & set(path) or _is_webhook_url(path) or _holds_tables(value)
+        else f"; found {_shown(value, path)}"
     )
 
 
@@ -59,6 +61,10 @@ def shown(value: object) -> str:
 def _shown(value: object, path: list[str]) -> str:
     # A proxy is often written without a scheme: user:password@host:port.
     return shown(f"//{value}").replace("//", "", 1) if path[-1] == "proxy" and "//" not in str(value) else shown(value)
+
+
+def _is_webhook_url(path: list[str]) -> bool:
+    return path[0] == "webhook" and path[-1] == "url"
 
 
 def _holds_tables(value: Any) -> bool:

@@ -30,6 +30,8 @@ def in_force(settings: Settings) -> dict[str, str]:
         found |= {key: value for key, value in _shown(f'warm."{warm.name}"', warm).items() if value}
     for guard in settings.guard:
         found |= {key: value for key, value in _shown(f'guard."{guard.name}"', guard).items() if value}
+    for webhook in settings.webhook:
+        found |= {key: value for key, value in _shown(f'webhook."{webhook.name}"', webhook).items() if value}
     return found
 
 
@@ -51,6 +53,8 @@ def changed(before: Settings, after: Settings) -> list[str]:
         found.append("oidc")
     if before.guard != after.guard:
         found.append("guard")
+    if before.webhook != after.webhook:
+        found.append("webhook")
     for name in dict.fromkeys((*before.registries, *after.registries)):
         old, new = before.registries.get(name), after.registries.get(name)
         if old is None or new is None:

@@ -34,6 +34,7 @@ from mirror.config.sources import ConfigError, from_environment, from_file, merg
 from mirror.config.tables import Table
 from mirror.config.upstream import Upstream
 from mirror.config.warm import Warm
+from mirror.config.webhooks import Webhook
 from mirror.names import is_registry_name
 
 
@@ -55,8 +56,9 @@ class Settings(Table):
     groups: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     hosted: Hosted = Hosted()
     guard: tuple[Guard, ...] = ()
+    webhook: tuple[Webhook, ...] = ()
 
-    @field_validator("warm", "access", "oidc", "guard", mode="before")
+    @field_validator("warm", "access", "oidc", "guard", "webhook", mode="before")
     @classmethod
     def _tables(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, Mapping):
@@ -94,6 +96,15 @@ class Settings(Table):
         for number, one in enumerate(named):
             if one.name in (other.name for other in named[:number]):
                 raise ValueError(f"two lists have the name {one.name!r}")
+        return named
+
+    @field_validator("webhook")
+    @classmethod
+    def _webhooks(cls, value: tuple[Webhook, ...]) -> tuple[Webhook, ...]:
+        named = tuple(one if one.name else one.model_copy(update={"name": str(number)}) for number, one in enumerate(value, 1))
+        for number, one in enumerate(named):
+            if one.name in (other.name for other in named[:number]):
+                raise ValueError(f"two webhooks have the name {one.name!r}")
         return named
 
     @field_validator("registries")
@@ -206,6 +217,8 @@ def _known_keys(path: list[str]) -> list[str]:
         return list(Access.model_fields)
     if path[:2] == ["hosted", "keep"] and len(path) > 2:
         return list(Keep.model_fields)
+    if path[0] == "webhook":
+        return list(Webhook.model_fields)
     if path[0] == "guard":
         nested: dict[str, type[Table]] = {"deny": Conditions, "allow": Conditions, "signed": Signed}
         return list(nested.get(path[2] if len(path) > 3 else "", Guard).model_fields)

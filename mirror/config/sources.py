@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-_LISTS = ("warm", "access", "oidc", "guard")
+_LISTS = ("warm", "access", "oidc", "guard", "webhook")
 """Settings that are a list of tables."""
 
 

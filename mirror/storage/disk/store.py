@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, Asyn
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from mirror.events import NOBODY, Events
 from mirror.locks import KeyedFileLock, Lock, attempt
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
@@ -65,10 +66,10 @@ _WATCH = 1.0
 class DiskStore:
     """Implements `mirror.storage.store.Store` in a cache directory, which several processes may share."""
 
-    def __init__(self, root: Path, upkeep: Upkeep, offline: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, root: Path, upkeep: Upkeep, offline: Callable[[], bool] = lambda: False, events: Events = NOBODY) -> None:
         """Opens the directory, and creates it if there is none. While `offline`, nothing expires. Raises OSError or CatalogFailed if it cannot be used."""
         self.blobs = BlobStore(root)
-        self._catalog = CatalogExecutor(root / "catalog")
+        self._catalog = CatalogExecutor(root / "catalog", events)
         self.threads = ThreadPool()
         self.inventory = InventoryExecutor(root)
         self._upkeep = upkeep

@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 from mirror.errors import DigestInvalid
+from mirror.events import NOBODY, Events
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.disk.catalog import repositories
@@ -64,8 +65,9 @@ log = logging.getLogger(__name__)
 class Catalog:
     """All methods block. For one thread at a time: CatalogExecutor has one for it."""
 
-    def __init__(self, folder: Path) -> None:
-        """Opens the database, or sets an unreadable one aside and makes a new one. Raises OSError, sqlite3.Error."""
+    def __init__(self, folder: Path, events: Events = NOBODY) -> None:
+        """Opens the database, or sets an unreadable one aside and makes a new one. `events` is told of what it finds new. Raises OSError, sqlite3.Error."""
+        self.events = events
         make_private_folder(folder)
         with contextlib.ExitStack() as stack:
             self._db, lock = open_database(folder)
@@ -75,9 +77,9 @@ class Catalog:
             self.queues = BlobQueues(self._db)
             self.removal = Removal(self._db)
             self.listed = Listed(self._db)
-            self.counts = Counts(self._db)
+            self.counts = Counts(self._db, events)
             self.hosted = Hosted(self._db, self._add)
-            self.sightings = Sightings(self._db)
+            self.sightings = Sightings(self._db, events)
             self.changed = Changes(self._db)
             self._documents = Documents(folder / "documents")
             stack.callback(self._documents.close)

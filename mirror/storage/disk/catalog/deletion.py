@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mirror.errors import ManifestUnknown, Pinned
-from mirror.names import Digest, Reference, Repository, image_name
+from mirror.events import Action, Event
+from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.store import Deleted
@@ -31,4 +32,13 @@ def delete(catalog: Catalog, blobs: BlobStore, repository: Repository, reference
             blobs.unlink(digest)
             catalog.drop(digest)
         catalog.changed.deleted_here()
+    catalog.events.send(
+        Event(
+            Action.DELETE,
+            repository,
+            tag=reference.value if isinstance(reference, Tag) else "",
+            digest=named.digest,
+            details={"tags": list(named.tags)},
+        )
+    )
     return Deleted(named.digest, named.tags, sum(gone.values()), kept)

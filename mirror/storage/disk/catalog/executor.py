@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
 from mirror.errors import CatalogFailed
+from mirror.events import NOBODY, Events
 from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.files import FULL, PASSING, fault_in_writing
 from mirror.threads import ThreadPool
@@ -30,13 +31,14 @@ _RETRY = 5.0
 class CatalogExecutor:
     """Call it like ``await executor.read(None, Catalog.tag, repository, tag)``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, events: Events = NOBODY) -> None:
         """Opens the catalog, or retries later if the disk fails now. Raises CatalogFailed if it cannot be opened for another reason."""
         self._folder = folder
+        self._events = events
         self._catalog: Catalog | None = None
         self._retry = 0.0
         try:
-            self._catalog = Catalog(folder)
+            self._catalog = Catalog(folder, events)
         except (sqlite3.Error, OSError) as error:
             if not _may_pass(error, folder):
                 raise CatalogFailed(
@@ -85,7 +87,7 @@ class CatalogExecutor:
             if time.monotonic() < self._retry:
                 raise sqlite3.OperationalError("it could not be opened yet")
             self._retry = time.monotonic() + _RETRY
-            self._catalog = Catalog(self._folder)
+            self._catalog = Catalog(self._folder, self._events)
             log.info("the catalog in %s can be used now", self._folder)
         return method(self._catalog, *arguments)
 

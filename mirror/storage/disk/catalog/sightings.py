@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from mirror import metrics
+from mirror.events import Action, Event, Events
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Reference, Repository, Tag, parse_reference
 from mirror.storage.sightings import Block, HeldTag, Move, Released, Ruled, Sighting
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 _LATEST = "SELECT max(id) FROM sighting WHERE registry = ?1 AND path = ?2 AND tag = ?3"
 _RULINGS_KEPT = 30 * 86400.0
+_NEWS = 3600.0
+"""Seconds without a ruling after which the same one is told again."""
 _MOST = 1000
 """Sightings of one tag that are returned: the latest, and as many of those that were served."""
 
@@ -27,8 +30,9 @@ _MOST = 1000
 class Sightings:
     """Each method that changes something belongs to the transaction that is open, unless it says otherwise."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, events: Events) -> None:
         self._db = db
+        self._events = events
 
     def note(self, repository: Repository, tag: str, found: Descriptor, when: float, *, served: bool) -> None:
         """Records that a tag means `found`; `served` if clients get it."""
@@ -49,6 +53,17 @@ class Sightings:
         if before is not None and before[0] != str(found.digest):
             metrics.tag_moves.labels(repository.registry).inc()
             log.info("%s:%s moved from %s to %s", repository, tag, before[0], found.digest)
+            self._events.send(
+                Event(
+                    Action.TAG_MOVED,
+                    repository,
+                    tag=tag,
+                    digest=found.digest,
+                    media_type=found.media_type,
+                    size=found.size,
+                    details={"before": before[0], "endpoint": found.endpoint, "served": served},
+                )
+            )
 
     def note_seen(self, repository: Repository, tag: str, found: Descriptor, when: float) -> None:
         """See `Store.note_tag`. A transaction of its own."""
@@ -181,6 +196,10 @@ class Sightings:
     def count_rulings(self, rulings: Mapping[tuple[str, str, Repository, Reference], tuple[int, float, str]]) -> None:
         """Adds to what guards have done, with the times and reasons. Forgets what is older than 30 days. A transaction of its own."""
         with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            told = [
+                (key, counted[2]) for key, counted in rulings.items() if self._events.wants(Action.GUARD) and self._is_news(*key)
+            ]
             self._db.executemany(
                 "INSERT INTO ruling VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
                 " count = count + excluded.count, last = excluded.last, reason = excluded.reason",
@@ -190,6 +209,25 @@ class Sightings:
                 ],
             )
             self._db.execute("DELETE FROM ruling WHERE last < ?", (time.time() - _RULINGS_KEPT,))
+        for (rule, verdict, repository, reference), reason in told:
+            by_tag = isinstance(reference, Tag)
+            self._events.send(
+                Event(
+                    Action.GUARD,
+                    repository,
+                    tag=str(reference) if by_tag else "",
+                    digest=None if isinstance(reference, Tag) else reference,
+                    details={"rule": rule, "verdict": verdict, "reason": reason},
+                )
+            )
+
+    def _is_news(self, rule: str, verdict: str, repository: Repository, reference: Reference) -> bool:
+        """Returns whether a rule has not done this to this image for an hour, in any process."""
+        row = self._db.execute(
+            "SELECT last FROM ruling WHERE rule = ? AND verdict = ? AND registry = ? AND path = ? AND reference = ?",
+            (rule, verdict, repository.registry, repository.path, str(reference)),
+        ).fetchone()
+        return row is None or row[0] < time.time() - _NEWS
 
     def rulings(self, count: int) -> list[Ruled]:
         """See `Store.rulings`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from mirror.events import Action, Event
 from mirror.names import Digest, Repository
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.catalog import Catalog
@@ -59,6 +60,8 @@ class HostedCollection:
             ]
             for tag in dropped:
                 catalog.hosted.delete_tag(repository, tag)
+        for tag in dropped:
+            catalog.events.send(Event(Action.DELETE, repository, tag=tag, actor="hosted.keep"))
         return [f"{repository.path}:{tag}" for tag in dropped]
 
     def _unlink_manifests(self, catalog: Catalog, repository: Repository) -> int:

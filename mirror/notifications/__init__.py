@@ -1,0 +1,1 @@
+"""Webhooks: tells receivers of events, in the form of distribution's notifications."""
