@@ -1,7 +1,10 @@
 """Finds out who asks: by a password, a token, or a bearer token that the mirror has signed itself.
 
-bcrypt is slow by design. So it runs in threads, a few at a time, and what it has found is remembered for some minutes under a keyed hash of user, password and
-stored hash: a password that was changed is asked for at once. Requests that ask the same wait for one answer.
+bcrypt is slow by design. So it runs in threads, a few at a time, and what it has found is remembered under a keyed hash of user, password and stored hash: a
+password that was changed is asked for at once. Requests that ask the same wait for one answer.
+
+Whoever floods the mirror with wrong passwords must not keep out others, who may have the same address, that of a proxy: right passwords are remembered apart and for
+hours, each user of each address waits in a queue of its own, and names that do not exist wait in none.
 """
 
 from __future__ import annotations
@@ -28,12 +31,14 @@ from mirror.events import NOBODY, Action, Event, Events
 from mirror.tasks import SingleFlight, close_all
 
 _REMEMBERED = 300.0
-"""Seconds for which bcrypt's answer is remembered."""
+"""Seconds for which a wrong password is remembered, and for which a request with a right one need not be looked at again."""
+_RIGHT_FOR = 12 * 3600.0
+"""Seconds for which a right password is remembered."""
 _MOST_REMEMBERED = 10_000
 _AT_ONCE = 2
 """Passwords that are checked at the same time: each takes a core for an eighth of a second."""
-_MOST_WAITING = 64
-"""Passwords from one address that wait to be checked."""
+_MOST_WAITING = 16
+"""Passwords of one user from one address that wait to be checked."""
 _LONGEST_NAME = 64
 """Characters of a user's name that are remembered of a wrong login."""
 _USER = "user "
@@ -60,11 +65,16 @@ class Identities:
         self._clock = clock
         self._events = events
         self._cache_key = secrets.token_bytes(32)
-        self._checked: OrderedDict[bytes, tuple[bool, float]] = OrderedDict()
+        self._right: OrderedDict[bytes, float] = OrderedDict()
+        self._wrong: OrderedDict[bytes, float] = OrderedDict()
+        """Both with the time until which they are remembered."""
         self._checking: SingleFlight[bool] = SingleFlight()
         self._threads = asyncio.Semaphore(_AT_ONCE)
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._waiting: Counter[str] = Counter()
+        self._for_nobody = asyncio.Semaphore(_AT_ONCE)
+        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self._waiting: Counter[tuple[str, str]] = Counter()
+        self._usual = 0.1
+        """Seconds that the last check has taken."""
         self._guesses = Guesses(self._locked)
         self._bearer = Bearer(key, clock)
         self.users = Users()
@@ -179,31 +189,50 @@ class Identities:
 
     async def _is_right(self, user: str, password: str, network: str) -> bool:
         hashed = self.users.hashes.get(user)
-        key = self._key(user, password, hashed or b"")
-        known = self._checked.get(key)
-        if known is not None and known[1] > self._clock():
-            return known[0]
-        right, _ = await self._checking.do(key, lambda: self._check(password, hashed, network))
-        self._checked[key] = right, self._clock() + _REMEMBERED
-        if len(self._checked) > _MOST_REMEMBERED:
-            self._checked.popitem(last=False)
+        key, now = self._key(user, password, hashed or b""), self._clock()
+        if self._right.get(key, now) > now:
+            self._right.move_to_end(key)
+            return True
+        if self._wrong.get(key, now) > now:
+            return False
+        right, _ = await self._checking.do(key, lambda: self._check(user, password, hashed, network))
+        memory, seconds = (self._right, _RIGHT_FOR) if right else (self._wrong, _REMEMBERED)
+        memory[key] = self._clock() + seconds
+        memory.move_to_end(key)
+        if len(memory) > _MOST_REMEMBERED:
+            memory.popitem(last=False)
         return right
 
-    async def _check(self, password: str, hashed: bytes | None, network: str) -> bool:
-        # One at a time for each address, so that guesses from one do not delay the passwords of others.
-        turn = self._turns.get(network)
+    async def _check(self, user: str, password: str, hashed: bytes | None, network: str) -> bool:
+        if hashed is None:
+            if self._for_nobody.locked():
+                # As long as for one that exists, and whoever makes names up takes no time from others.
+                await asyncio.sleep(self._usual)
+            else:
+                async with self._for_nobody:
+                    await self._run(password, _NOBODY)
+            return False
+        # One at a time for each user of each address, so that guesses do not delay the passwords of others.
+        place = network, user
+        turn = self._turns.get(place)
         if turn is None:
-            turn = self._turns[network] = asyncio.Lock()
-        if self._waiting[network] >= _MOST_WAITING:
-            raise TooManyGuesses("too many passwords from this address wait to be checked", 1.0)
-        self._waiting[network] += 1
+            turn = self._turns[place] = asyncio.Lock()
+        if self._waiting[place] >= _MOST_WAITING:
+            raise TooManyGuesses("too many passwords of this user, from this address, wait to be checked", 1.0)
+        self._waiting[place] += 1
         try:
             async with turn, self._threads:
-                return await asyncio.to_thread(is_right, password, hashed or _NOBODY) and hashed is not None
+                return await self._run(password, hashed)
         finally:
-            self._waiting[network] -= 1
-            if not self._waiting[network]:
-                del self._waiting[network]
+            self._waiting[place] -= 1
+            if not self._waiting[place]:
+                del self._waiting[place]
+
+    async def _run(self, password: str, hashed: bytes) -> bool:
+        began = time.monotonic()
+        right = await asyncio.to_thread(is_right, password, hashed)
+        self._usual = time.monotonic() - began
+        return right
 
     def _key(self, *parts: str | bytes) -> bytes:
         joined = b"\0".join(part if isinstance(part, bytes) else part.encode(errors="replace") for part in parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import stat
+import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -112,6 +113,56 @@ async def test_guesses_are_slowed_and_the_right_password_is_not(known: Identitie
         await guess(1, "198.51.100.1", "bob")
     release.set()
     assert [type(one) for one in await asyncio.gather(*slow, return_exceptions=True)] == [LoginWrong] * 8
+
+
+@pytest.mark.parametrize("users", [[f"nobody {number}" for number in range(300)], ["bob"] * 300], ids=["made up", "one user"])
+async def test_a_flood_of_guesses_does_not_keep_others_of_the_same_address_out(
+    known: Identities, monkeypatch: pytest.MonkeyPatch, users: list[str]
+) -> None:
+    """Clients of one proxy have one address. While hundreds of wrong passwords come from it, for a user or for names that are made up, whoever has logged in before
+    is let in without a check, and who logs in for the first time is checked next."""
+    held, checked, release = threading.Event(), [], threading.Event()
+
+    def check(password: str, hashed: bytes) -> bool:
+        checked.append(password)
+        if password.startswith("guess"):
+            held.set()
+            release.wait()
+        return hashed == b"hash of " + password.encode()
+
+    monkeypatch.setattr(identities, "is_right", check)
+    monkeypatch.setattr(guesses, "DELAY", 0.0)
+    known.users = Users({"alice": b"hash of right", "bob": b"hash of other", "carol": b"hash of hers"})
+    await known.of_header(basic("alice", "right"), CLIENT, "192.0.2.1")
+    flood = [
+        asyncio.create_task(known.of_header(basic(user, f"guess {number}"), CLIENT, "192.0.2.1"))
+        for number, user in enumerate(users)
+    ]
+    try:
+        await asyncio.to_thread(held.wait)
+        before = len(checked)
+        assert (await known.of_header(basic("alice", "right"), CLIENT, "192.0.2.1")).identity.user == "alice"
+        assert (await known.of_header(basic("carol", "hers"), CLIENT, "192.0.2.1")).identity.user == "carol"
+        assert checked[before:] in (["hers"], ["guess 1", "hers"])
+    finally:
+        release.set()
+    answers = {type(one) for one in await asyncio.gather(*flood, return_exceptions=True)}
+    assert answers <= {LoginWrong, TooManyGuesses}
+    assert len(checked) < 30
+
+
+async def test_wrong_passwords_do_not_push_right_ones_out_of_memory(
+    known: Identities, bcrypt: Bcrypt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many come."""
+    monkeypatch.setattr(identities, "_MOST_REMEMBERED", 3)
+    monkeypatch.setattr(guesses, "DELAY", 0.0)
+    await known.of_header(basic("alice", "right"), CLIENT, "192.0.2.1")
+    for number in range(10):
+        with pytest.raises(LoginWrong):
+            await known.of_header(basic("bob", f"guess {number}"), CLIENT, "192.0.2.1")
+    await known.of_header(basic("alice", "right"), CLIENT, "192.0.2.1")
+    assert bcrypt.checked.count("right") == 1
 
 
 async def test_what_a_bearer_token_is_bound_to(known: Identities, tmp_path: Path) -> None:
