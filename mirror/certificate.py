@@ -130,9 +130,9 @@ class Certificate:
         try:
             self._current = load(*self._files)
         except ValueError as error:
-            log.error("the new TLS certificate cannot be used, and the previous one stays: %s", error)
+            log.error("the new TLS certificate cannot be used, and the previous one stays: %s", error, extra={"each": True})
         else:
-            log.info("loaded a new TLS certificate from %s", self._files[0])
+            log.info("loaded a new TLS certificate from %s", self._files[0], extra={"each": True})
 
     def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         if self._current is not context:

@@ -5,6 +5,8 @@ from the same logger at the same level. Where a name in the text varies and the 
 names the cause, and what has the same template and cause is one message:
 
     log.warning("cannot keep %s: %s", digest, error, extra={"cause": str(error)})
+
+What answers somebody who has done something, such as sending SIGHUP, is written each time: with ``extra={"each": True}``.
 """
 
 from __future__ import annotations
@@ -90,6 +92,9 @@ class CountRepeats(logging.Handler):
             self.handleError(record)
             return
         self._end_intervals()
+        if getattr(record, "each", False):
+            self._target.handle(record)
+            return
         identity = _Identity.of(record, text)
         found = self._messages.get(identity)
         if found is None:

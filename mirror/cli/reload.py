@@ -44,17 +44,26 @@ class Reload:
         try:
             names = self._take()
         except ConfigError as error:
-            log.error("SIGHUP: the settings cannot be used, and those before stay in force: %s", "; ".join(error.faults))
+            log.error(
+                "SIGHUP: the settings cannot be used, and those before stay in force: %s",
+                "; ".join(error.faults),
+                extra={"each": True},
+            )
             return self._in_force
-        taken = [name for name in names if _TAKEN.fullmatch(name)]
+        taken = [self._told(name) for name in names if _TAKEN.fullmatch(name)]
         left = [name for name in names if not _TAKEN.fullmatch(name)]
         log.info(
             "SIGHUP: %s; files of passwords and certificates are read anew",
             f"taken: {', '.join(taken)}" if taken else "no other setting has changed" if left else "no setting has changed",
+            extra={"each": True},
         )
         if left:
-            log.warning("SIGHUP: a restart is needed for what has changed of %s", ", ".join(left))
+            log.warning("SIGHUP: a restart is needed for what has changed of %s", ", ".join(left), extra={"each": True})
         return self._in_force
+
+    def _told(self, name: str) -> str:
+        # The one that is switched to and fro.
+        return f"{name} = {str(self._in_force.upstream.offline).lower()}" if name == "upstream.offline" else name
 
     def silently(self) -> Settings:
         """Takes the settings, in a worker: its parent logs. Returns the settings in force."""

@@ -99,6 +99,23 @@ def test_counts_are_written_when_the_program_ends(lines: _Lines, log: Callable[[
     ]
 
 
+def test_what_answers_somebody_is_written_each_time(lines: _Lines, log: Callable[[CountRepeats], logging.Logger]) -> None:
+    """However often it is the same, and what repeats beside it is counted as ever."""
+    handler = CountRepeats(lines, interval=3600)
+    logger = log(handler)
+    for _ in range(3):
+        logger.info("taken", extra={"each": True})
+        logger.warning("no room")
+    handler.close()
+    assert lines.lines == [
+        "INFO test.repeats taken",
+        "WARNING test.repeats no room",
+        "INFO test.repeats taken",
+        "INFO test.repeats taken",
+        "WARNING test.repeats no room (2 more like this in 1 s)",
+    ]
+
+
 def test_different_messages_are_never_left_out(lines: _Lines, log: Callable[[CountRepeats], logging.Logger]) -> None:
     """Different arguments, levels, and exceptions of another text or from another place are other messages."""
     logger = log(CountRepeats(lines, interval=3600))

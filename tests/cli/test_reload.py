@@ -76,6 +76,21 @@ def _fetch(url: str) -> bytes:
         return bytes(response.read())
 
 
+async def test_each_sighup_is_answered_in_the_log(tmp_path: Path) -> None:
+    """Whoever switches a mirror offline, online and offline again within a minute sees each; so does who sends it without a change, or with a fault."""
+    file = tmp_path / "mirror.toml"
+    file.write_text("")
+    switched = [("offline", "SIGHUP: taken: upstream.offline = true"), ("online", "SIGHUP: taken: upstream.offline = false")]
+    texts = {"offline": "[upstream]\noffline = true\n", "online": "", "wrong": "[upstream]\noffline = 7\n"}
+    with MirrorProcess(tmp_path / "cache", {}, "--config", str(file)) as mirror:
+        for count in (1, 2, 3):
+            for text, line in [*switched, ("online", "SIGHUP: no setting"), ("wrong", "SIGHUP: the settings cannot be used")]:
+                file.write_text(texts[text])
+                os.kill(mirror.pid, signal.SIGHUP)
+                await until(lambda line=line, count=count: mirror.log.count(line) == count)
+        assert await asyncio.to_thread(mirror.terminate) == 0
+
+
 def test_a_sighup_that_comes_before_it_can_be_handled_is_handled_later(tmp_path: Path) -> None:
     """It is neither lost nor ends the process."""
     # In a process of its own: here other threads would take the signal.
