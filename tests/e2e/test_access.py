@@ -29,6 +29,9 @@ from tests.support.recording import Recorder
 PASSWORD = "correct horse battery"
 
 
+EACH_DOCKERD = pytest.mark.parametrize("dockerd", ["dockerd", "dockerd-29"], indirect=True)
+
+
 @dataclass
 class Office:
     """A mirror whose docker.io/private/** is for alice, with an address for logging in."""
@@ -152,12 +155,13 @@ def recorder(office: Office) -> Iterator[Recorder]:
 
 
 @pytest.fixture(scope="module")
-def dockerd(recorder: Recorder) -> Iterator[Dockerd]:
-    daemon = Dockerd(recorder.url)
+def dockerd(recorder: Recorder, request: pytest.FixtureRequest) -> Iterator[Dockerd]:
+    daemon = Dockerd(recorder.url, program=getattr(request, "param", "dockerd"))
     yield daemon
     daemon.stop()
 
 
+@EACH_DOCKERD
 def test_docker_logs_in_and_pulls_or_is_refused(office: Office, dockerd: Dockerd) -> None:
     """``docker login`` at the login address takes the password and the token, says no to a wrong one, and then pulls the private image by name."""
     public = f"{office.login}/library/public:1"
@@ -196,6 +200,24 @@ def test_classic_dockerd_sends_no_password_to_the_open_address(office: Office, d
     finally:
         other.stop()
         challenging.close()
+
+
+def test_docker_29_sends_a_token_by_a_secret_path_and_no_password(office: Office, recorder: Recorder) -> None:
+    """As a mirror of Docker Hub: the private image comes by the path, not without it, and what the user logs in to Docker Hub with stays with him."""
+    hub = base64.b64encode(b"hubuser:hub secret").decode()
+    before = len(recorder.received)
+    for path, may in ((f"/t/{office.secrets['token']}", True), ("", False)):
+        daemon = Dockerd(f"{recorder.url}{path}", program="dockerd-29")
+        try:
+            daemon.log_in_by_file({"https://index.docker.io/v1/": {"auth": hub}})
+            assert daemon.succeeds("pull", "private/app:1") is may
+            daemon.docker("pull", "public:1")
+        finally:
+            daemon.stop()
+    sent = bytes(recorder.received[before:]).decode("latin-1")
+    assert "/v2/private/app/manifests/1" in sent
+    for secret in ("authorization", hub, "hubuser", "hub secret"):
+        assert secret not in sent.lower()
 
 
 def push_with_skopeo(office: Office, user: str, secret: str | None, name: str) -> bool:
@@ -268,6 +290,7 @@ def test_cosign_signs_where_it_may_push(office: Office, tmp_path: Path, monkeypa
     assert succeeds("cosign", *verify, *creds, image, DOCKER_CONFIG=str(tmp_path))
 
 
+@EACH_DOCKERD
 def test_docker_pushes_or_is_refused(office: Office, dockerd: Dockerd) -> None:
     """The same with ``docker push`` at the address for logging in."""
     name = f"{office.login}/team/docker:1"

@@ -24,9 +24,9 @@ from tests.support.programs import Program, require, require_root, run
 class Dockerd:
     """A daemon of its own, on a socket of its own."""
 
-    def __init__(self, mirror: str, config: Path | None = None) -> None:
-        """With `config` for its daemon.json, or one that names the mirror."""
-        require("dockerd", "docker")
+    def __init__(self, mirror: str, config: Path | None = None, program: str = "dockerd") -> None:
+        """With `config` for its daemon.json, or one that names the mirror. `program` is Debian's, or ``dockerd-29``, which keeps images in containerd."""
+        require(program, "docker")
         require_root("dockerd")
         # Not in pytest's folder: the path of a socket has 108 bytes at most.
         self._folder = folder = Path(tempfile.mkdtemp(prefix="docker-"))
@@ -36,9 +36,12 @@ class Dockerd:
         self.host = f"unix://{folder}/docker.sock"
         self._environment = {"DOCKER_HOST": self.host, "DOCKER_CONFIG": str(folder)}
         address, metrics = self.host, f"127.0.0.1:{free_port()}"
-        command = f"dockerd --iptables=false --ip6tables=false --bridge=none --storage-driver=vfs --data-root {folder}/data"
+        command = f"{program} --iptables=false --ip6tables=false --bridge=none --data-root {folder}/data"
+        command += " --storage-driver=vfs" if program == "dockerd" else ""
         command += f" --exec-root {folder}/exec -H {address} -p {folder}/pid --config-file {config} --metrics-addr {metrics}"
-        self._program = Program(command.split(), folder / "dockerd.log")
+        # Debian's docker may speak an older version of the API than Docker 29 would.
+        older = ["env", "DOCKER_MIN_API_VERSION=1.24"]
+        self._program = Program([*older, *command.split()], folder / "dockerd.log")
         self._program.wait_until(lambda: (folder / "docker.sock").exists() and "API listen on" in self._program.log)
 
     def docker(self, *arguments: str, seconds: float = 120) -> str:

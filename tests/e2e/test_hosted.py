@@ -86,6 +86,22 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
     registry.stop()
 
 
+def test_docker_29_pushes(office: Office) -> None:
+    """From its containerd, where an image has the digest that it was pulled with, and still has when it comes back from here."""
+    daemon = Dockerd(office.mirror.url, program="dockerd-29")
+    base, mine = f"{office.address}/{BASE}:1", f"{office.address}/team/docker-29:1"
+    try:
+        daemon.docker("pull", "-q", base)
+        daemon.docker("tag", base, mine)
+        daemon.docker("push", mine)
+        daemon.docker("rmi", base, mine)
+        daemon.docker("pull", "-q", mine)
+        assert json.loads(daemon.docker("image", "inspect", mine))[0]["Id"] == office.base.digest
+        assert office.get("/v2/team/docker-29/tags/list")["tags"] == ["1"]
+    finally:
+        daemon.stop()
+
+
 def test_docker_pushes_and_never_sends_a_cached_layer(office: Office) -> None:
     """The layers of a base image that came by the mirror are mounted; a container's own layer is sent. Docker pulls both back."""
     daemon = Dockerd(office.mirror.url)

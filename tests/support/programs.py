@@ -46,7 +46,7 @@ _PACKAGES = {
 }
 
 _SOURCES = dict.fromkeys(
-    ("crane", "helm", "buildkitd", "buildctl", "wharfie", "cosign", "oras", "oci-conformance"),
+    ("crane", "helm", "buildkitd", "buildctl", "wharfie", "cosign", "oras", "oci-conformance", "dockerd-29"),
     "built from its Go module: see .ci/run",
 )
 """Programs that Debian does not have."""
