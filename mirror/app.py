@@ -18,6 +18,7 @@ from mirror.api.access import AccessLog
 from mirror.api.gate import Gate
 from mirror.api.hosts import KnownHosts
 from mirror.api.login_places import LoginPlaces
+from mirror.api.mirrors import Mirrors
 from mirror.api.server import Api
 from mirror.api.targets import Targets
 from mirror.certificate import Certificate, ends
@@ -109,6 +110,7 @@ async def running(
             known_hosts,
             gate,
             lambda request: admin.session(request) is not None,
+            Mirrors(settings.fleet.name, settings.fleet.token),
             settings.server.proxies,
             settings.server.public_url,
             live.notifications,

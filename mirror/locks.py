@@ -12,6 +12,7 @@ SCRUB     catalog/scrub.lock      by the process that scrubs
 LISTS     catalog/lists.lock      by the process that pulls the images of [[warm]] lists
 LEAD      spool/….part            by the process that writes a download
 READERS   spool/….sources         shared by the processes that read a download along; tried by the one that writes it
+PEER      catalog/asking.lock     shared by the processes that ask another mirror of the fleet for a blob: one byte for each; tried by who is asked for it by such a mirror
 CONTENT   blobs/…                 shared by readers; exclusive by the process that removes it
 METRICS   (outside of it)         shared by the workers that write figures into a folder; exclusive by the process that clears it away
 EXPORT    (outside of it)         by the `mirror export` that writes the file
@@ -31,6 +32,7 @@ import fcntl
 import hashlib
 import os
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
 from enum import IntEnum
@@ -55,9 +57,10 @@ class Lock(IntEnum):
     LISTS = 7
     LEAD = 8
     READERS = 9
-    CONTENT = 10
-    METRICS = 11
-    EXPORT = 12
+    PEER = 10
+    CONTENT = 11
+    METRICS = 12
+    EXPORT = 13
 
 
 WAITED_FOR = (Lock.CHECK, Lock.FETCH, Lock.DATABASE, Lock.EVICTION)
@@ -157,6 +160,8 @@ class KeyedFileLock:
 
     def __init__(self, path: Path) -> None:
         self._file: int | None = None
+        self._shared: Counter[int] = Counter()
+        """How often this process holds which byte as shared."""
         with contextlib.suppress(OSError):
             self._file = open_file(path, os.O_RDWR | os.O_CREAT)
 
@@ -164,7 +169,7 @@ class KeyedFileLock:
     async def take(self, lock: Lock, key: str) -> AsyncIterator[None]:
         """Waits until no other process holds the same key."""
         with _in_order(lock):
-            fd, offset = self._file, int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+            fd, offset = self._file, _offset(key)
             if fd is None:
                 yield
                 return
@@ -174,13 +179,50 @@ class KeyedFileLock:
             try:
                 yield
             finally:
-                with contextlib.suppress(OSError):
-                    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, offset, 1, 0))
+                self._set(fcntl.F_UNLCK, offset)
+
+    @contextlib.contextmanager
+    def share(self, key: str) -> Iterator[None]:
+        """Holds a key that nobody waits for, as others may at the same time."""
+        offset = _offset(key)
+        self._shared[offset] += 1
+        if self._shared[offset] == 1:
+            self._set(fcntl.F_RDLCK, offset)
+        try:
+            yield
+        finally:
+            self._shared[offset] -= 1
+            if not self._shared[offset]:
+                del self._shared[offset]
+                self._set(fcntl.F_UNLCK, offset)
+
+    def is_shared(self, key: str) -> bool:
+        """Returns whether this or another process holds a key by `share`."""
+        offset = _offset(key)
+        if offset in self._shared:
+            return True
+        if self._file is None:
+            return False
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)
+        try:
+            kind = _FLOCK.unpack(fcntl.fcntl(self._file, fcntl.F_OFD_GETLK, asked))[0]
+        except OSError:
+            return False
+        return bool(kind != fcntl.F_UNLCK)
+
+    def _set(self, kind: int, offset: int) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, offset, 1, 0))
 
     def close(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _offset(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
 
 
 def _try_byte(fd: int, offset: int) -> bool:

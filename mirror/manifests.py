@@ -81,6 +81,8 @@ class Descriptor:
     size: int
     endpoint: str = field(default="", compare=False)
     """The URL of the endpoint that said so; empty if none did."""
+    age: int = field(default=0, compare=False)
+    """For how many seconds it has known that: more than 0 if it is a mirror."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +94,12 @@ class Manifest:
     body: bytes
     endpoint: str = field(default="", compare=False)
     """The URL of the endpoint that it came from; empty if it comes from the cache."""
+    age: int = field(default=0, compare=False)
+    """As in `Descriptor`, of a manifest by its tag."""
 
     @property
     def descriptor(self) -> Descriptor:
-        return Descriptor(self.media_type, self.digest, len(self.body), self.endpoint)
+        return Descriptor(self.media_type, self.digest, len(self.body), self.endpoint, self.age)
 
 
 def media_type_of(body: bytes, content_type: str | None, *, verified: bool = False) -> str:

@@ -139,6 +139,30 @@ stale_served = Counter(
     "mirror_stale_served", "Manifests served stale because upstream could not be asked", ("upstream_host",), registry=REGISTRY
 )
 
+_PEER = ("peer",)
+peer_requests = Counter(
+    "mirror_peer_requests",
+    "Requests for content by other mirrors of the fleet, by whether the cache had it; they do not count as clients'",
+    (*_KIND, "cache"),
+    registry=REGISTRY,
+)
+peer_sent_bytes = Counter("mirror_peer_sent_bytes", "Bytes sent to other mirrors of the fleet", _KIND, registry=REGISTRY)
+peer_received_bytes = Counter(
+    "mirror_peer_received_bytes",
+    "Bytes fetched from another mirror, of the fleet or a parent, instead of from upstream",
+    (*_PEER, "type"),
+    registry=REGISTRY,
+)
+peer_errors = Counter(
+    "mirror_peer_errors",
+    "Requests to another mirror that failed, so that the next one or upstream was asked",
+    _PEER,
+    registry=REGISTRY,
+)
+peer_up = Gauge(
+    "mirror_peer_up", "0 while another mirror does not answer, else 1", _PEER, registry=REGISTRY, multiprocess_mode="mostrecent"
+)
+
 access_decisions = Counter(
     "mirror_access_decisions",
     "Requests that were decided on where there are `[[access]]` tables, by `allowed`, `denied`, `limited` or `wrong login`",

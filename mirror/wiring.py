@@ -104,11 +104,14 @@ async def wired(
     connections = Connections(most, per_endpoint, in_all)
     out = upstream_way(settings.upstream)
     parts = None if rates is None else Parts(*rates, _capped_registries(settings))
+    fleet = settings.fleet if settings.fleet.mirrors or settings.fleet.parents else None
     async with (
         _notifications(settings) as notifications,
-        Upstreams(settings.registries, timeouts, connections, settings.unlisted, out, parts) as upstreams,
+        Upstreams(settings.registries, timeouts, connections, settings.unlisted, out, parts, fleet) as upstreams,
         _cache(settings, upstreams, notifications) as cache,
     ):
+        if upstreams.fleet is not None:
+            upstreams.fleet.asking_peer = cache.store.asking_peer
         documents = FromUpstream(cache.store, cache.fetch, cache.manifests.get_unchecked, cache.lists.all_referrers)
         guarding = Guarding(cache.store, documents, partial(setattr, cache, "guard"), upstreams.document)
         live = Live(upstreams, cache.warming, guarding, notifications, settings)

@@ -41,6 +41,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "cache.expire": config.Expire,
     "hosted": config.Hosted,
     "hosted.keep": config.Keep,
+    "fleet": config.Fleet,
     "upstream": config.Upstream,
     "upstream.rate": config.RateHours,
     "access": config.Access,

@@ -22,6 +22,7 @@ SHARED = {
     "durable",
     "threads",
     "events",
+    "cdn_loop",
 }
 MAY_IMPORT = {
     "errors": set(),
@@ -35,6 +36,7 @@ MAY_IMPORT = {
     "threads": set(),
     "regular_files": set(),
     "locks": {"regular_files"},
+    "cdn_loop": {"errors"},
     "durable": {"regular_files"},
     "certificate": {"regular_files", "tasks"},
     "units": set(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator
 
 from aiohttp import web
@@ -14,7 +15,7 @@ from mirror.api.sending import read_slice, send_each
 from mirror.cache.cache import Cache
 from mirror.cache.outcome import HIT, Outcome
 from mirror.manifests import Descriptor, Manifest
-from mirror.names import Digest, Reference, Repository
+from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.slices import Part
 
 _SMALL = 64 * 1024
@@ -33,7 +34,7 @@ async def manifest(context: RequestContext, cache: Cache, repository: Repository
         descriptor, outcome = await cache.manifests.resolve(repository, reference)
         cache.store.count_pull(repository, reference)
         context.count("manifest", outcome)
-        return _guarded(_described(descriptor, outcome, request), cache, repository, reference)
+        return _aged(_guarded(_described(descriptor, outcome, request), cache, repository, reference), context, cache)
 
     async def make() -> web.StreamResponse:
         nonlocal outcome
@@ -42,7 +43,7 @@ async def manifest(context: RequestContext, cache: Cache, repository: Repository
         if found is None:
             found, made_by = await cache.manifests.get(repository, reference)
         outcome = outcome or made_by
-        return _guarded(_manifest(request, found, outcome), cache, repository, reference)
+        return _aged(_guarded(_manifest(request, found, outcome), cache, repository, reference), context, cache)
 
     response = await context.keep(make)
     assert outcome is not None
@@ -57,6 +58,16 @@ def _guarded(response: web.StreamResponse, cache: Cache, repository: Repository,
     """Adds headers that say what is held back, or would have been."""
     if cache.guard is not None:
         response.headers.update(cache.guard.headers(repository, reference))
+    return response
+
+
+def _aged(response: web.StreamResponse, context: RequestContext, cache: Cache) -> web.StreamResponse:
+    """Adds for another mirror how old the answer for a tag is (RFC 9111, section 5.1), so that the times for which each of them keeps it do not add up."""
+    target = context.target
+    if context.mirror and target is not None and target.repository is not None and isinstance(target.reference, Tag):
+        age = cache.manifests.age(target.repository, target.reference)
+        if age is not None:
+            response.headers["Age"] = str(math.ceil(age))
     return response
 
 

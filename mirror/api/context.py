@@ -55,6 +55,12 @@ class RequestContext:
     """The rule that allowed it."""
     access_version: int = -1
     """The version of users, tokens and rules that it was admitted by."""
+    mirror: str = ""
+    """What the mirror is called that asks; empty for a client."""
+    is_peer: bool = False
+    """True if that mirror is of the same fleet."""
+    is_trusted_mirror: bool = False
+    """True if it has proved that it belongs to this one, and so checks itself what its clients may have."""
     is_public: bool = True
     """False if the answer is for whoever asks alone: caches on the way must not keep it for others."""
 
@@ -78,12 +84,15 @@ class RequestContext:
         self.outcome, self.kind = outcome, kind
         assert self.target is not None and self.target.repository is not None
         labels = (self.target.repository.registry, kind)
+        if self.is_peer:
+            metrics.peer_requests.labels(*labels, "hit" if outcome.hit else "miss").inc()
+            return
         metrics.requests.labels(*labels).inc()
         (metrics.hits if outcome.hit else metrics.misses).labels(*labels).inc()
 
     def count_time(self, seconds: float) -> None:
         """Records the duration of a request for content. It is not recorded if the client left before the response."""
-        if self.kind and self.outcome is not None:
+        if self.kind and self.outcome is not None and not self.is_peer:
             metrics.request_seconds.labels(self.kind, "hit" if self.outcome.hit else "miss").observe(seconds)
 
     def count_sent(self, kind: str, size: int) -> None:
@@ -93,7 +102,7 @@ class RequestContext:
         if size:
             # A bundle of all images counts for none of their registries.
             registry = self.target.repository.registry if self.target.repository is not None else "all"
-            metrics.pushed_bytes.labels(registry, kind).inc(size)
+            (metrics.peer_sent_bytes if self.is_peer else metrics.pushed_bytes).labels(registry, kind).inc(size)
 
 
 def header(request: web.BaseRequest, name: str) -> str | None:

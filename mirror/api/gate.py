@@ -69,6 +69,9 @@ class Gate:
         request = context.request
         context.access_version = self._access.version
         challenges = self._login_places.has(request)
+        if context.is_trusted_mirror:
+            context.is_public = not self.is_closed
+            return
         if not self.is_closed and not challenges:
             return
         context.is_public = not self.is_closed

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from mirror import cdn_loop
 from mirror.api import content, monitoring, search
 from mirror.api.access import AccessLog
 from mirror.api.client_network import Network, behind_proxies
@@ -20,6 +21,7 @@ from mirror.api.context import RequestContext
 from mirror.api.gate import Gate
 from mirror.api.hosts import KnownHosts
 from mirror.api.listing import Listing
+from mirror.api.mirrors import Mirrors
 from mirror.api.pushing import Pushing
 from mirror.api.repeat_reads import RepeatReads
 from mirror.api.responses import base_response, error_response
@@ -60,6 +62,7 @@ class Api:
         hosts: KnownHosts,
         gate: Gate,
         is_admin: Callable[[web.BaseRequest], bool],
+        mirrors: Mirrors,
         trusted_proxies: Sequence[Network] = (),
         public_url: str | None = None,
         events: Events = NOBODY,
@@ -74,6 +77,7 @@ class Api:
         self._hosts = hosts
         self._gate = gate
         self._is_admin = is_admin
+        self._mirrors = mirrors
         self._trusted_proxies = trusted_proxies
         self._shortcuts = Shortcuts(cache, access)
         self.access_changed()
@@ -128,7 +132,12 @@ class Api:
         began = asyncio.get_running_loop().time()
         context = RequestContext(request, hold)
         try:
-            response = await self._answer(context)
+            by_mirror = self._mirrors.recognise(context)
+            if by_mirror is None:
+                response = await self._answer(context)
+            else:
+                with cdn_loop.entered(by_mirror):
+                    response = await self._answer(context)
         except Offline as error:
             response = error_response(await self._miss(error, context))
         except MirrorError as error:
@@ -186,7 +195,12 @@ class Api:
                 case Resource.MANIFEST if reference is not None:
                     response = await content.manifest(context, self._cache, repository, reference)
                     connection = Connection.of(request)
-                    if connection is not None and connection.request is not None and self._gate.is_current(context):
+                    if (
+                        connection is not None
+                        and connection.request is not None
+                        and not context.mirror
+                        and self._gate.is_current(context)
+                    ):
                         agent = request.headers.get("User-Agent", "")[:200]
                         self._shortcuts.remember(
                             connection.request,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -27,6 +28,7 @@ from mirror.cache.tag_details import TagDetails, TagDetailsSource
 from mirror.cache.tags import Tags
 from mirror.cache.verification import Verification
 from mirror.cache.warming import Warming
+from mirror.cdn_loop import AskedOfPeer, passed
 from mirror.downloads.active import ActiveDownloads
 from mirror.downloads.context import DownloadContext
 from mirror.downloads.direct import DirectReader
@@ -59,6 +61,8 @@ _TOO_LARGE_FOR = 300.0
 _MOST_TOO_LARGE = 1000
 _INTERVAL = 0.1
 """Seconds between two reports of a download's progress."""
+_ASKED_OF_PEER = 3.0
+"""Seconds for which a mirror of the fleet waits here for what is asked of another one: as many as it takes to find that one dead (mirror/upstream/watch.py)."""
 
 
 class Blob(BlobSource, Protocol):
@@ -210,7 +214,7 @@ class Cache:
 
     async def _upstreams_blob(self, repository: Repository, digest: Digest) -> tuple[Reader, Outcome]:
         await self._negative.check(_key(repository, digest))
-        if self._prefetcher is not None:
+        if self._prefetcher is not None and not passed().by_peer:
             self._prefetcher.begin(repository, digest)
         context = self._context(repository, digest)
         if self._too_large.get((repository, digest), float("-inf")) > time.monotonic() - _TOO_LARGE_FOR:
@@ -251,7 +255,7 @@ class Cache:
 
     async def _join(self, repository: Repository, digest: Digest, context: DownloadContext) -> FlightReader:
         """Joins or starts a blob's flight and waits for its size. The caller closes the reader. Raises MirrorError."""
-        reader = FlightReader(self._flights, digest, context)
+        reader = await self._reader(digest, context)
         try:
             await reader.open()
         except BaseException as error:
@@ -260,6 +264,17 @@ class Cache:
                 await self._negative.remember(_key(repository, digest), error)
             raise
         return reader
+
+    async def _reader(self, digest: Digest, context: DownloadContext) -> FlightReader:
+        """Joins or starts a blob's flight. Raises AskedOfPeer if another mirror of the fleet asks for what is asked of such a mirror for longer than one that is dead takes to be found out."""
+        until = time.monotonic() + _ASKED_OF_PEER
+        while True:
+            try:
+                return FlightReader(self._flights, digest, context)
+            except AskedOfPeer:
+                if time.monotonic() >= until:
+                    raise
+            await asyncio.sleep(_INTERVAL)
 
     async def stat_blob(self, repository: Repository, digest: Digest) -> tuple[Descriptor, Outcome]:
         """What a blob is, without having it: never downloads. Raises MirrorError."""
@@ -274,7 +289,8 @@ class Cache:
             return _blob(digest, size), miss(collapsed=True)
         try:
             await self._negative.check(_key(repository, digest))
-            descriptor, joined = await self._sizes.do((repository, digest), lambda: self._head(repository, digest))
+            key = repository, digest, self._source(repository.registry).asks_peer(repository, digest)
+            descriptor, joined = await self._sizes.do(key, lambda: self._head(repository, digest))
         except (Unknown, Denied, UpstreamError):
             if (data := await find_embedded(self.store, digest)) is None:
                 raise
@@ -299,7 +315,7 @@ class Cache:
 
     def _context(self, repository: Repository, digest: Digest) -> DownloadContext:
         blob = self._source(repository.registry).blob(repository, digest)
-        return DownloadContext(repository, blob, self._learned_connections)
+        return DownloadContext(repository, blob, self._learned_connections, passed().by_peer)
 
 
 def _blob(digest: Digest, size: int) -> Descriptor:

@@ -63,6 +63,10 @@ class ManifestSource(Protocol):
         """True if the newest of all endpoints' tags counts."""
         ...
 
+    def asks_peer(self, repository: Repository, reference: Reference) -> bool:
+        """Returns whether another mirror of the fleet is asked first: whom such a mirror asks must not wait for the answer."""
+        ...
+
     async def tag_answers(
         self, repository: Repository, tag: Tag, known: Digest | None, is_older: Callable[[Digest], Awaitable[bool]]
     ) -> TagAnswers: ...

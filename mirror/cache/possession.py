@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mirror.cache.own import Own
+from mirror.cdn_loop import asking_the_registry_only
 from mirror.errors import Denied, Unknown
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Reference, Repository
@@ -62,10 +63,12 @@ class Possession:
     async def _ask(self, repository: Repository, digest: Digest, is_manifest: bool) -> bool:
         source = self._source(repository.registry)
         try:
-            if is_manifest:
-                await source.head_manifest(repository, digest)
-            else:
-                await source.blob(repository, digest).describe()
+            # Another mirror answers for what it has cached, whichever repository that is from.
+            with asking_the_registry_only():
+                if is_manifest:
+                    await source.head_manifest(repository, digest)
+                else:
+                    await source.blob(repository, digest).describe()
         except (Unknown, Denied):
             return False
         if is_manifest and (manifest := await self._store.manifest(digest)) is not None:

@@ -102,7 +102,8 @@ class TagChecks:
             return manifest, HIT
         try:
             await self._negative.check(key_of(repository, digest))
-            manifest, joined = await self._manifests.do((repository, digest), lambda: self._fetch(repository, digest, 0.0))
+            key = self._key(repository, digest)
+            manifest, joined = await self._manifests.do(key, lambda: self._fetch(repository, digest, 0.0))
         except (Unknown, Denied, UpstreamError):
             if (embedded := await self._embedded(repository, digest)) is None:
                 raise
@@ -148,8 +149,13 @@ class TagChecks:
 
     async def _first(self, repository: Repository, tag: Tag, since: float) -> tuple[Manifest, Outcome]:
         await self._negative.check(key_of(repository, tag))
-        manifest, joined = await self._manifests.do((repository, tag), lambda: self._fetch(repository, tag, since))
+        manifest, joined = await self._manifests.do(self._key(repository, tag), lambda: self._fetch(repository, tag, since))
         return manifest, miss(joined)
+
+    def _key(self, repository: Repository, reference: Reference, question: str = "get") -> str:
+        """Returns the key of a question for upstream. One that is asked of another mirror of the fleet has its own: whom such a mirror asks does not wait for that."""
+        peer = self._source(repository.registry).asks_peer(repository, reference)
+        return f"{question} {repository} {reference}{' of a peer' if peer else ''}"
 
     async def _to_compare(self, repository: Repository, digest: Digest) -> Manifest:
         """Returns a manifest without caching it, since what is not chosen is no image of this cache. Raises MirrorError."""
@@ -162,11 +168,12 @@ class TagChecks:
 
     async def _fetch(self, repository: Repository, reference: Reference, since: float) -> Manifest:
         if isinstance(reference, Tag) and self._source(repository.registry).compares_tags:
-            descriptor, _ = await self._descriptors.do((repository, reference), lambda: self._head(repository, reference, since))
+            key = self._key(repository, reference, "head")
+            descriptor, _ = await self._descriptors.do(key, lambda: self._head(repository, reference, since))
             # A tag may be had where its manifest's digest is not known yet.
             with contextlib.suppress(*OF_ITS_DIGEST):
                 return (await self._by_digest(repository, descriptor.digest))[0]
-        async with self._store.lock(Question.FETCH, f"get {repository} {reference}"):
+        async with self._store.lock(Question.FETCH, self._key(repository, reference)):
             if (manifest := await self._fetched_elsewhere(repository, reference, since)) is not None:
                 return manifest
             return await self._fetch_now(repository, reference)
@@ -201,7 +208,7 @@ class TagChecks:
         return manifest
 
     async def _head(self, repository: Repository, reference: Reference, since: float) -> Descriptor:
-        async with self._store.lock(Question.FETCH, f"head {repository} {reference}"):
+        async with self._store.lock(Question.FETCH, self._key(repository, reference, "head")):
             if isinstance(reference, Tag) and (record := await self._stored_since(repository, reference, since)) is not None:
                 return record.descriptor
             return await self._head_now(repository, reference)
@@ -269,13 +276,13 @@ class TagChecks:
         if self.guard is not None:
             await self._note(self.guard, repository, tag, descriptor)
             return
-        record = TagRecord(descriptor, self._clock())
+        record = TagRecord(descriptor, self._clock() - descriptor.age)
         self._keep(repository, tag, record)
         await self._store.set_tag(repository, tag, record)
 
     async def _note(self, guard: Guard, repository: Repository, tag: Tag, found: Descriptor) -> None:
         """Records what the registry says that a tag means. Until it is decided on, which may need other documents and so no lock, clients get what they got before."""
-        now = self._clock()
+        now = self._clock() - found.age
         before = self._memory.get((repository, tag)) or await self._store.tag(repository, tag)
         await self._store.note_tag(repository, tag, found, now)
         if before is not None and before.held_until is None and before.descriptor.digest == found.digest:
@@ -320,7 +327,8 @@ class TagChecks:
         if self._fresh(record) or self._offline():
             return record.descriptor, HIT
         if time.monotonic() >= self._held.get((repository, tag), 0.0):
-            check, _ = self._descriptors.start((repository, tag, "check"), lambda: self._check(repository, tag, record, since))
+            ask = partial(self._check, repository, tag, record, since)
+            check, _ = self._descriptors.start(self._key(repository, tag, "check"), ask)
             done, _ = await asyncio.wait([check], timeout=self._patience)
             if done:
                 try:
@@ -339,7 +347,7 @@ class TagChecks:
         self._held[repository, tag] = time.monotonic() + min(_HOLD, self._ttl)
 
     async def _check(self, repository: Repository, tag: Tag, record: TagRecord, since: float) -> Descriptor:
-        async with self._store.lock(Question.CHECK, f"check {repository} {tag}"):
+        async with self._store.lock(Question.CHECK, self._key(repository, tag, "check")):
             if (stored := await self._stored_since(repository, tag, since)) is not None:
                 return stored.descriptor
             return await self._check_now(repository, tag, record)
@@ -363,6 +371,8 @@ class TagChecks:
                 # A lagging replica has a tag before its manifest. A 404 for the digest does not mean that the tag is gone; GET by tag decides.
                 found = await self._got(repository, tag, record)
         await self._remember(repository, tag, found)
+        if found.age >= self._ttl:  # Another mirror serves it stale.
+            self._hold(repository, tag)
         return found
 
     async def _got(self, repository: Repository, tag: Tag, before: TagRecord | None) -> Descriptor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mirror.cache.guarding import Guard, Guarded, Ruling
 from mirror.cache.outcome import HIT, STALE, Outcome, miss
 from mirror.cache.tag_checks import OF_ITS_DIGEST, TagChecks, key_of
+from mirror.cdn_loop import asking_the_registry_only
 from mirror.errors import Denied, Unknown, UpstreamError, UpstreamInvalid
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
@@ -98,9 +99,8 @@ class Tags(TagChecks):
             return cached.descriptor if cached is not None else descriptor, outcome
         try:
             await self._negative.check(key_of(repository, reference))
-            descriptor, joined = await self._descriptors.do(
-                (repository, reference), lambda: self._head(repository, reference, began)
-            )
+            key = self._key(repository, reference, "head")
+            descriptor, joined = await self._descriptors.do(key, lambda: self._head(repository, reference, began))
         except (Unknown, Denied, UpstreamError) as error:
             if isinstance(reference, Tag):
                 raise
@@ -112,19 +112,30 @@ class Tags(TagChecks):
             return manifest.descriptor, outcome
         return descriptor, miss(joined)
 
+    def age(self, repository: Repository, tag: Tag) -> float | None:
+        """Returns how many seconds ago a registry said what a tag means; None if that is not in memory."""
+        record = self._memory.get((repository, tag))
+        return None if record is None else max(self._clock() - record.checked, 0.0)
+
     async def refresh(self, repository: Repository, tag: Tag) -> Descriptor:
         """What a tag means by upstream's word of now, fresh or not; its manifest is cached then. Raises MirrorError."""
+        with asking_the_registry_only():
+            return await self._refresh(repository, tag)
+
+    async def _refresh(self, repository: Repository, tag: Tag) -> Descriptor:
         if self.own.covers(repository):
             return (await self.get(repository, tag))[0].descriptor
         began = self._clock()
         self._held.pop((repository, tag), None)
         record = await self._record(repository, tag)
         if record is not None:
-            found, _ = await self._descriptors.do((repository, tag, "check"), lambda: self._check(repository, tag, record, began))
+            key = self._key(repository, tag, "check")
+            found, _ = await self._descriptors.do(key, lambda: self._check(repository, tag, record, began))
         elif self.guard is not None:
             found, _ = await self._ask_for_tag(repository, tag)
         else:
-            manifest, _ = await self._manifests.do((repository, tag), lambda: self._fetch(repository, tag, began))
+            key = self._key(repository, tag)
+            manifest, _ = await self._manifests.do(key, lambda: self._fetch(repository, tag, began))
             return manifest.descriptor
         if self.guard is not None:
             return (await self._allowed(self.guard, repository, tag, found, HIT))[0].descriptor
@@ -155,7 +166,8 @@ class Tags(TagChecks):
         if record is not None:
             return await self._current(repository, tag, record, began)
         await self._negative.check(key_of(repository, tag))
-        descriptor, joined = await self._descriptors.do((repository, tag), lambda: self._head(repository, tag, began))
+        key = self._key(repository, tag, "head")
+        descriptor, joined = await self._descriptors.do(key, lambda: self._head(repository, tag, began))
         return descriptor, miss(joined)
 
     async def _ruled(self, guard: Guard, repository: Repository, tag: Tag, known: Descriptor) -> Ruling:

@@ -4,6 +4,7 @@ from mirror.config.access import Access as Access
 from mirror.config.access import Oidc as Oidc
 from mirror.config.cache import Cache as Cache
 from mirror.config.cache import Expire as Expire
+from mirror.config.fleet import Fleet as Fleet
 from mirror.config.guards import Conditions as Conditions
 from mirror.config.guards import Guard as Guard
 from mirror.config.guards import Signed as Signed

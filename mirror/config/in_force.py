@@ -17,7 +17,7 @@ _SPANS = ((86400, "d"), (3600, "h"), (60, "m"))
 def in_force(settings: Settings) -> dict[str, str]:
     """Every setting by its key; of secrets only that they are set, and empty what is not set."""
     found: dict[str, str] = {}
-    for table in ("server", "cache", "hosted", "upstream", "log"):
+    for table in ("server", "cache", "hosted", "fleet", "upstream", "log"):
         found |= _shown(table, getattr(settings, table))
     for name, registry in settings.registries.items():
         found |= {key: value for key, value in _shown(f'registries."{name}"', registry).items() if value}
@@ -39,7 +39,7 @@ def changed(before: Settings, after: Settings) -> list[str]:
     """The keys of settings that differ, those of secrets too; ``registries."NAME"`` for one that was added or removed."""
     found = [
         f"{table}.{name}"
-        for table in ("server", "cache", "hosted", "upstream", "log")
+        for table in ("server", "cache", "hosted", "fleet", "upstream", "log")
         for name in type(getattr(before, table)).model_fields
         if getattr(getattr(before, table), name) != getattr(getattr(after, table), name)
     ]

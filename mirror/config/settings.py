@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from mirror.config.access import ANYONE, Access, Oidc
 from mirror.config.cache import Cache
 from mirror.config.errors import describe
+from mirror.config.fleet import Fleet
 from mirror.config.guards import Conditions, Guard, Signed
 from mirror.config.hosted import Hosted, Keep
 from mirror.config.rates import RateHours
@@ -55,6 +56,7 @@ class Settings(Table):
     oidc: tuple[Oidc, ...] = ()
     groups: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     hosted: Hosted = Hosted()
+    fleet: Fleet = Fleet()
     guard: tuple[Guard, ...] = ()
     webhook: tuple[Webhook, ...] = ()
 
@@ -124,6 +126,14 @@ class Settings(Table):
             details = DEFAULT_TAG_DETAILS.get(name) if registry.tag_details is None else registry.tag_details
             known[name] = registry.model_copy(update={"search": search, "tag_details": details})
         return types.MappingProxyType(known)
+
+    @model_validator(mode="after")
+    def _fleet(self) -> Settings:
+        if self.access is not None and self.fleet.mirrors and self.fleet.token_file is None:
+            raise ValueError(
+                "fleet.token_file: set it, since there are [[access]] tables, and other mirrors could pull nothing from here"
+            )
+        return self
 
     @model_validator(mode="after")
     def _endpoints(self) -> Settings:
@@ -201,6 +211,7 @@ _TABLES: dict[str, type[Table]] = {
     "log": Log,
     "registries": Registry,
     "hosted": Hosted,
+    "fleet": Fleet,
 }
 
 

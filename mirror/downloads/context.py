@@ -16,3 +16,5 @@ class DownloadContext:
     source: Source
     learned_connections: dict[str, int]
     """By registry, the number of connections at which an earlier blob came fastest. Shared by all downloads, which update it."""
+    for_peer: bool = False
+    """True if another mirror of the fleet asks: it must not wait for what is asked of such a mirror."""

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
+from mirror.cdn_loop import AskedOfPeer
 from mirror.downloads.context import DownloadContext
 from mirror.downloads.direct import go_on, stream
 from mirror.downloads.download import Download
@@ -44,8 +45,13 @@ class Flights:
     def join(self, digest: Digest, context: DownloadContext, claimed: int | None = None) -> tuple[Flight, bool]:
         """Returns the flight of a blob, and True where it existed already.
 
-        After SizeDisputed, `claimed` is the size that the registry of `context` claims: readers that got the same size share a flight.
+        After SizeDisputed, `claimed` is the size that the registry of `context` claims: readers that got the same size share a flight. Raises AskedOfPeer if one of the fleet would
+        wait for another one.
         """
+        if context.for_peer and self._store.asks_peer(digest):
+            raise AskedOfPeer(
+                f"this mirror asks another one of the fleet for {digest} itself: do their lists (fleet.mirrors) differ?"
+            )
         known = self._flights.get((digest, claimed))
         if known is not None and known.can_be_joined:
             return known, True

@@ -15,7 +15,7 @@ from mirror.manifests import Manifest, children_of, payload_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.hosted import HostedCollected
 from mirror.storage.memory_hosted import MemoryHosted
-from mirror.storage.memory_partial import MemoryDownload, MemoryPartial
+from mirror.storage.memory_partial import MemoryDownload, MemoryPartial, MemoryPeers
 from mirror.storage.memory_sightings import MemorySightings
 from mirror.storage.settings import HostedRules
 from mirror.storage.slices import Part
@@ -55,11 +55,12 @@ class MemoryReader:
         pass
 
 
-class MemoryStore(MemorySightings):
+class MemoryStore(MemorySightings, MemoryPeers):
     """Implements `mirror.storage.store.Store`. The least recently used blob goes first."""
 
     def __init__(self, max_size: int = 2**40, hosted: HostedRules | None = None) -> None:
-        super().__init__()
+        MemorySightings.__init__(self)
+        MemoryPeers.__init__(self)
         self.hosted = MemoryHosted(self, hosted or HostedRules())
         self.content: dict[Digest, bytes] = {}
         """The least recently used first."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from mirror.errors import StorageFull
@@ -21,6 +24,24 @@ class Room(Protocol):
     def could_hold(self, digest: Digest) -> int: ...
     def make_room(self, what: str) -> None: ...
     def keep(self, digest: Digest, content: bytes) -> None: ...
+
+
+class MemoryPeers:
+    """Which blobs are asked of other mirrors of the fleet, for a store of one process."""
+
+    def __init__(self) -> None:
+        self._asked: Counter[Digest] = Counter()
+
+    @contextmanager
+    def asking_peer(self, digest: Digest) -> Iterator[None]:
+        self._asked[digest] += 1
+        try:
+            yield
+        finally:
+            self._asked[digest] -= 1
+
+    def asks_peer(self, digest: Digest) -> bool:
+        return self._asked[digest] > 0
 
 
 class MemoryDownload:

@@ -314,6 +314,14 @@ class Store(Protocol):
         """
         ...
 
+    def asking_peer(self, digest: Digest) -> AbstractContextManager[None]:
+        """Shows, while it is open, that a blob is asked of another mirror of the fleet: `asks_peer` of all processes is True then."""
+        ...
+
+    def asks_peer(self, digest: Digest) -> bool:
+        """Returns whether any process asks another mirror of the fleet for a blob now."""
+        ...
+
     def watch(self) -> AsyncGenerator[Change, None]:
         """Yields what other processes have changed, about a second later, so that callers drop what they remember of it. Never ends. For one caller."""
         ...

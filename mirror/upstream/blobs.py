@@ -47,7 +47,7 @@ class Blob:
         self._givers: set[Endpoint] = set()
         self._refused: set[Endpoint] = set()
         self._single_source = False
-        self._share = Share(registry)
+        self.share = Share(registry)
 
     @property
     def connections(self) -> int:
@@ -62,7 +62,7 @@ class Blob:
     @property
     def throttled(self) -> bool:
         """True if it is slow because of the cap on the rate."""
-        return self._share.throttled(asyncio.get_running_loop().time())
+        return self.share.throttled(asyncio.get_running_loop().time())
 
     @property
     def capped(self) -> bool:
@@ -71,7 +71,7 @@ class Blob:
 
     def attend(self, wanted: bool) -> None:
         """Call this with False if no client waits for the blob: those that clients wait for get their bytes first."""
-        self._share.wanted = wanted
+        self.share.wanted = wanted
 
     @property
     def _empty(self) -> bool:
@@ -200,7 +200,7 @@ class Blob:
             raise
         endpoint.delivery.begin(lease, asyncio.get_running_loop().time() - asked)
         stall = self._transport.timeouts.stall
-        return BlobStream(response, size, first, stall, self._pulled, endpoint.name, lease, self._transport.limiter, self._share)
+        return BlobStream(response, size, first, stall, self._pulled, endpoint.name, lease, self._transport.limiter, self.share)
 
     def _read_head(
         self, endpoint: Endpoint, response: Response, start: int, stop: int | None, ranged: bool
@@ -218,7 +218,7 @@ class Blob:
             return size, 0
         if response.status == 206 and ranged:
             try:
-                return _content_range(response, start, stop)
+                return content_range(response, start, stop)
             except UpstreamInvalid:
                 endpoint.delivery.note_unranged()
                 raise
@@ -228,7 +228,8 @@ class Blob:
         return BlobUnknown(f"{self._repository.registry} has no blob {self._digest} in {self._repository.path}")
 
 
-def _content_range(response: Response, start: int, stop: int | None) -> tuple[int | None, int]:
+def content_range(response: Response, start: int, stop: int | None) -> tuple[int | None, int]:
+    """Returns the size of the whole blob, None if it is not stated, and the offset of the first byte in the body. Raises UpstreamInvalid if that is not what was asked for."""
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
     if match is None or int(match[1]) != start or (stop is not None and int(match[2]) >= stop):
         raise UpstreamInvalid(f"{shown(response.url)} answered with another range than was asked for")

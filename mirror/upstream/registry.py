@@ -14,30 +14,25 @@ from typing import Any, TypeVar
 from yarl import URL
 
 from mirror import metrics
-from mirror.errors import (
-    DigestInvalid,
-    DigestMismatch,
-    ManifestUnknown,
-    NameUnknown,
-    RegistryUnknown,
-    UpstreamInvalid,
-)
-from mirror.manifests import ACCEPT, ACCEPT_ANY, MAX_SIZE, MEDIA_TYPES, Descriptor, Manifest, media_type_of, payload_of
+from mirror.errors import ManifestUnknown, NameUnknown, RegistryUnknown, UpstreamInvalid
+from mirror.manifests import ACCEPT, ACCEPT_ANY, MAX_SIZE, Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.tasks import close_all
 from mirror.upstream.blobs import Blob
+from mirror.upstream.documents import described, verified
 from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.failover import Unfinished, with_endpoint, with_failover
 from mirror.upstream.first_answers import FirstAnswers
+from mirror.upstream.fleet import Fleet, FleetSettings
 from mirror.upstream.health import EndpointHealth
 from mirror.upstream.pages import Listing, is_descriptor, is_tag, listed, read_pages
+from mirror.upstream.placed import PlacedBlob
 from mirror.upstream.proxies import Way
 from mirror.upstream.rates import Parts
-from mirror.upstream.receiver import Response
 from mirror.upstream.search import HubApi, SearchResult, TagDetails
 from mirror.upstream.settings import RegistrySettings, endpoint_way, registry_way
 from mirror.upstream.survey import Surveys, TagAnswers
-from mirror.upstream.transport import Connections, Timeouts, Transport, length_of, read_bounded, shown
+from mirror.upstream.transport import Connections, Timeouts, Transport, read_bounded, shown
 from mirror.upstream.trust import trusting
 from mirror.upstream.urls import gets_credentials, is_own
 
@@ -54,8 +49,10 @@ _NO_NAME = {"NAME_UNKNOWN", "NAME_INVALID"}
 class Registry:
     """One configured registry."""
 
-    def __init__(self, name: str, settings: RegistrySettings, transport: Transport) -> None:
+    def __init__(self, name: str, settings: RegistrySettings, transport: Transport, fleet: Fleet | None = None) -> None:
+        """`fleet` has the mirrors that are asked first."""
         self.name = name
+        self._fleet = fleet
         self._transport = transport
         self._unfinished = Unfinished()
         tls = trusting(settings.ca_file) if settings.ca_file is not None else None
@@ -92,8 +89,14 @@ class Registry:
 
     # ------------------------------------------------------------------ manifests
 
+    def asks_peer(self, repository: Repository, reference: Reference) -> bool:
+        """Returns whether another mirror of the fleet is asked first, so that nobody may wait for the answer whom such a mirror asks."""
+        return self._fleet is not None and self._fleet.asks_peer(repository, reference)
+
     async def head_manifest(self, repository: Repository, reference: Reference) -> Descriptor:
         """Returns what a reference points to, by HEAD, which Docker Hub does not count as a pull. Raises ManifestUnknown, Denied, UpstreamError."""
+        if self._fleet is not None and (found := await self._fleet.head_manifest(repository, reference)) is not None:
+            return found
         return await self._ask(
             lambda endpoint, deadline: self._head(endpoint, repository, reference, deadline),
             repository,
@@ -111,12 +114,16 @@ class Registry:
         def ask(endpoint: Endpoint, deadline: float) -> Awaitable[Descriptor]:
             return self._head(endpoint, repository, tag, deadline)
 
+        if self._fleet is not None and (said := await self._fleet.head_manifest(repository, tag)) is not None:
+            return TagAnswers((said,), True, True)
         if self.compares_tags:
             return await self._surveys.ask(ask, repository)
         return TagAnswers((await self._first_answers.ask(ask, repository, tag, known, is_older),), True, True)
 
     async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest:
         """Returns a verified manifest. Raises ManifestUnknown, Denied, UpstreamError."""
+        if self._fleet is not None and (found := await self._fleet.get_manifest(repository, reference)) is not None:
+            return found
         endpoint, manifest = await self._ask(
             with_endpoint(lambda endpoint, deadline: self._get(endpoint, repository, reference, deadline)),
             repository,
@@ -146,8 +153,8 @@ class Registry:
         if trusted:
             url = endpoint.url(repository, f"manifests/{reference}")
             response = await endpoint.head(url, repository, {"Accept": ACCEPT}, deadline)
-            if response is not None and (described := _descriptor(response, reference, endpoint)) is not None:
-                return described
+            if response is not None and (found := described(response, reference, endpoint.name)) is not None:
+                return found
         manifest = await self._get(endpoint, repository, reference, deadline)
         if trusted:
             endpoint.distrust_heads()
@@ -166,24 +173,19 @@ class Registry:
         finally:
             response.release()
         self._pulled_manifest.inc(len(body))
-        wanted = reference if isinstance(reference, Digest) else _digest(response)
-        actual = Digest.of(body, wanted.algorithm if wanted is not None else "sha256")
-        if wanted is not None and actual != wanted and (payload := payload_of(body)) is not None:
-            actual = Digest.of(payload, wanted.algorithm)
-        if wanted is not None and actual != wanted:
-            metrics.verification_failures.labels(self.name).inc()
-            raise DigestMismatch(f"{shown(url)} sent bytes with the digest {actual}, not {wanted}")
-        media_type = media_type_of(body, response.headers.get("Content-Type"), verified=wanted is not None)
-        return Manifest(media_type, actual, body, endpoint.name)
+        return verified(response, body, reference, endpoint.name, self.name)
 
     def _time_for_body(self, endpoint: Endpoint, deadline: float) -> float:
         """Returns the seconds that the body of a document may take; fewer if there is another endpoint to ask."""
         header = self._transport.timeouts.header
         return header if endpoint.only else max(deadline - asyncio.get_running_loop().time(), header / 4)
 
-    def blob(self, repository: Repository, digest: Digest) -> Blob:
+    def blob(self, repository: Repository, digest: Digest) -> Blob | PlacedBlob:
         """Returns a blob, whose size and bytes can be requested. Requests nothing yet."""
-        return Blob(self.name, self._endpoints, self._transport, repository, digest, self._unfinished)
+        blob = Blob(self.name, self._endpoints, self._transport, repository, digest, self._unfinished)
+        if self._fleet is None or not (places := self._fleet.places(repository, digest)):
+            return blob
+        return PlacedBlob(places, blob, self._transport, repository, digest, self._fleet.asking_peer)
 
     # ------------------------------------------------------------------ lists
 
@@ -269,8 +271,13 @@ class Upstreams:
         unlisted: Mapping[str, RegistrySettings] | None = None,
         way: Way | None = None,
         parts: Parts | None = None,
+        fleet: FleetSettings | None = None,
     ) -> None:
-        """Registries in `unlisted` are set up at their first use; `way` is for those that name no proxy, by default the environment's; `parts` as in `Limiter`."""
+        """Registries in `unlisted` are set up at their first use; `way` is for those that name no proxy, by default the environment's; `parts` as in `Limiter`; `fleet` is None
+        if no other mirror is asked."""
+        self._fleet_settings = fleet
+        self.fleet: Fleet | None = None
+        """The other mirrors that are asked first; None if there are none."""
         self._settings = registries
         self._unlisted = unlisted or {}
         self._timeouts, self._connections = timeouts, connections
@@ -280,12 +287,17 @@ class Upstreams:
 
     async def __aenter__(self) -> Upstreams:
         self._transport = Transport(self._timeouts, self._connections, self._way, self._parts)
-        self._registries = {name: Registry(name, settings, self._transport) for name, settings in self._settings.items()}
+        if self._fleet_settings is not None:
+            self.fleet = Fleet(self._fleet_settings, self._transport)
+        self._registries = {
+            name: Registry(name, settings, self._transport, self.fleet) for name, settings in self._settings.items()
+        }
         return self
 
     async def __aexit__(self, *_: object) -> None:
         assert self._transport is not None
-        await close_all(*(registry.aclose for registry in self._registries.values()), self._transport.aclose)
+        fleet = [] if self.fleet is None else [self.fleet.aclose]
+        await close_all(*(registry.aclose for registry in self._registries.values()), *fleet, self._transport.aclose)
 
     @property
     def offline(self) -> bool:
@@ -305,7 +317,7 @@ class Upstreams:
             if name not in self._unlisted:
                 raise RegistryUnknown.named(name)
             assert self._transport is not None
-            found = self._registries[name] = Registry(name, self._unlisted[name], self._transport)
+            found = self._registries[name] = Registry(name, self._unlisted[name], self._transport, self.fleet)
         return found
 
     async def document(self, url: str, tag: str) -> tuple[bytes, str] | None:
@@ -330,26 +342,6 @@ class Upstreams:
     def in_use(self) -> list[str]:
         """Returns the names of the configured registries, and of others that were used."""
         return list(self._registries)
-
-
-def _descriptor(response: Response, reference: Reference, endpoint: Endpoint) -> Descriptor | None:
-    digest, size = _digest(response), length_of(response)
-    media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
-    if "Content-Encoding" in response.headers:
-        # The length is that of the encoded document.
-        return None
-    if digest is None or not size or media_type not in MEDIA_TYPES or size > MAX_SIZE:
-        return None
-    if isinstance(reference, Digest) and digest != reference:
-        return None
-    return Descriptor(media_type, digest, size, endpoint.name)
-
-
-def _digest(response: Response) -> Digest | None:
-    try:
-        return Digest.parse(response.headers.get("Docker-Content-Digest", ""))
-    except DigestInvalid:
-        return None
 
 
 def _no_manifest(endpoint: Endpoint, repository: Repository, reference: Reference, body: bytes) -> ManifestUnknown:

@@ -49,6 +49,9 @@ class Registry:
     fetched: list[int] = field(default_factory=list)
     compares_tags = False
 
+    def asks_peer(self, repository: Repository, reference: object) -> bool:
+        return False
+
     async def tag_answers(self, repository: Repository, tag: Tag, known: Digest | None, is_older: object) -> Answers:
         return Answers((await self.head_manifest(repository, tag),))
 

@@ -92,7 +92,9 @@ async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
 
 async def opened(upstreams: Upstreams) -> BlobStream:
-    return await upstreams.registry("docker.io").blob(REPOSITORY, DIGEST).open()
+    stream = await upstreams.registry("docker.io").blob(REPOSITORY, DIGEST).open()
+    assert isinstance(stream, BlobStream)
+    return stream
 
 
 async def read_all(stream: BlobStream) -> bytes:

@@ -233,6 +233,12 @@ class DiskStore:
     def lock(self, question: Question, key: str) -> AbstractAsyncContextManager[None]:
         return self._locks.take(_LOCKS[question], key)
 
+    def asking_peer(self, digest: Digest) -> AbstractContextManager[None]:
+        return self._locks.share(f"peer {digest}")
+
+    def asks_peer(self, digest: Digest) -> bool:
+        return self._locks.is_shared(f"peer {digest}")
+
     async def watch(self) -> AsyncGenerator[Change, None]:
         while True:
             await asyncio.sleep(_WATCH)

@@ -1,0 +1,113 @@
+"""Settings of the other mirrors that are asked before a registry."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+from secrets import token_hex
+from urllib.parse import urlsplit
+
+from pydantic import Field, PrivateAttr, field_validator, model_validator
+
+from mirror.config.tables import Table, readable
+from mirror.regular_files import LARGEST_SECRET, read_file
+from mirror.units import parse_endpoint
+
+_SHORTEST_TOKEN = 16
+
+
+class Fleet(Table):
+    mirrors: tuple[str, ...] = Field(
+        (),
+        description='URLs of all mirrors of the fleet, this one too, the same list at each, such as `["http://a.lan:5000", "http://b.lan:5000"]`: each content is fetched from its registry by one of them',
+    )
+    own: str | None = Field(None, description="which of `fleet.mirrors` this one is")
+    parents: tuple[str, ...] = Field(
+        (),
+        description="URLs of mirrors that are asked before the registries, such as those of another fleet that is nearer to them",
+    )
+    token_file: Path | None = Field(
+        None,
+        description="a file with a token of 16 characters or more, the same for all of these mirrors: who has it may pull everything from here, so that each checks only its own clients. Read at each use; needed where there are `[[access]]` tables",
+    )
+    ca_file: Path | None = Field(
+        None,
+        description="certificates to trust for these mirrors beside the system's, PEM: roots, intermediates or a server's own",
+    )
+    _pseudonym: str = PrivateAttr(default_factory=lambda: f"mirror-{token_hex(8)}")
+
+    @field_validator("mirrors", "parents")
+    @classmethod
+    def _urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        urls = tuple(map(canonical, value))
+        for number, url in enumerate(urls):
+            if url in urls[:number]:
+                raise ValueError(f"each mirror is expected once: {url} is listed again")
+        return urls
+
+    @field_validator("own")
+    @classmethod
+    def _own(cls, value: str | None) -> str | None:
+        return None if value is None else canonical(value)
+
+    @field_validator("token_file")
+    @classmethod
+    def _token_file(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            _token_in(readable(value), value)
+        return value
+
+    @field_validator("ca_file")
+    @classmethod
+    def _certificates(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            readable(value)
+        try:
+            ssl.create_default_context(cafile=value)
+        except ssl.SSLError:
+            raise ValueError("a file of certificates in PEM form is expected") from None
+        return value
+
+    @model_validator(mode="after")
+    def _members(self) -> Fleet:
+        if self.mirrors and self.own is None:
+            raise ValueError(f"own: which of fleet.mirrors is this one? Set it to one of {_shown(self.mirrors)}")
+        if self.own is not None and self.own not in self.mirrors:
+            raise ValueError(f"own: one of fleet.mirrors is expected ({_shown(self.mirrors)}); found {self.own}")
+        if both := set(self.mirrors) & set(self.parents):
+            raise ValueError(f"parents: {min(both)} is in fleet.mirrors too: keep it in one of them")
+        return self
+
+    @property
+    def name(self) -> str:
+        """What it is called in CDN-Loop: the host and port of `own`, otherwise a name of this start."""
+        return self._pseudonym if self.own is None else urlsplit(self.own).netloc
+
+    def token(self) -> str | None:
+        """Returns the token, the file read anew; None where there is none. Raises OSError, ValueError."""
+        if self.token_file is None:
+            return None
+        return _token_in(read_file(self.token_file, LARGEST_SECRET, follow=True), self.token_file)
+
+
+def canonical(url: str) -> str:
+    """Returns a mirror's URL as all mirrors of a fleet spell it, since the order of places depends on that. Raises ValueError."""
+    parts = urlsplit(parse_endpoint(url))
+    if parts.path:
+        raise ValueError(f"a URL of a host and a port is expected, without a path, such as http://mirror.lan:5000; found {url}")
+    host = (parts.hostname or "").removesuffix(".")
+    host = f"[{host}]" if ":" in host else host
+    default = {"http": 80, "https": 443}[parts.scheme]
+    return f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port not in (None, default) else "")
+
+
+def _token_in(content: bytes, file: Path) -> str:
+    token = content.decode(errors="replace").strip()
+    if len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise ValueError(f"a token of {_SHORTEST_TOKEN} characters or more, without spaces, is expected in {file}")
+    return token
+
+
+def _shown(urls: Sequence[str]) -> str:
+    return ", ".join(urls) or "an empty list"

@@ -1,0 +1,144 @@
+"""Fetches a blob from the places that come before its registry, and from the registry what they do not give."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Sequence
+
+from mirror.errors import MirrorError, UpstreamBusy, UpstreamUnreachable
+from mirror.manifests import Descriptor
+from mirror.names import Digest, Repository
+from mirror.upstream.blobs import Blob
+from mirror.upstream.fleet import Asking, first_answer, is_answer
+from mirror.upstream.places import Place, PlaceStream
+from mirror.upstream.streams import BlobStream
+from mirror.upstream.transport import Transport
+
+log = logging.getLogger(__name__)
+
+_TRIES = 2
+"""Streams of one place that may break before it is left."""
+
+
+class PlacedBlob:
+    """A blob that other mirrors may have. The first place that lives is asked; one that fails is left for this blob. Implements `mirror.downloads.download.Source`."""
+
+    def __init__(
+        self,
+        places: Sequence[Place],
+        blob: Blob,
+        transport: Transport,
+        repository: Repository,
+        digest: Digest,
+        asking_peer: Asking,
+    ) -> None:
+        """`blob` is the registry's."""
+        self._places = places
+        self._blob = blob
+        self._transport = transport
+        self._repository = repository
+        self._digest = digest
+        self._asking_peer = asking_peer
+        self._left: set[Place] = set()
+        self._givers: set[Place] = set()
+        self._breaks: Counter[Place] = Counter()
+        self._open = 0
+        """Streams of places that are open, or being opened."""
+        self._is_hit = False
+        """True if a place has said that it has all of the blob."""
+
+    # The registry's own limits, where they are for the registry only, do not slow down what other mirrors send.
+
+    @property
+    def connections(self) -> int:
+        return self._blob.connections
+
+    @property
+    def ranges(self) -> bool:
+        return self._blob.ranges or bool(self._usable())
+
+    @property
+    def throttled(self) -> bool:
+        return self._blob.throttled
+
+    @property
+    def capped(self) -> bool:
+        return self._blob.capped
+
+    def attend(self, wanted: bool) -> None:
+        self._blob.attend(wanted)
+
+    async def describe(self) -> Descriptor:
+        found = await first_answer(self._usable(), lambda place: place.head_blob(self._repository, self._digest))
+        return found or await self._blob.describe()
+
+    async def open(
+        self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None
+    ) -> PlaceStream | BlobStream:
+        """Opens ``[start, stop)``. A place that downloads the blob itself gets one connection only: more would not make that faster. Raises as `Blob.open` does."""
+        while places := self._usable():
+            place = places[0]
+            if spare and ((self._open and not self._is_hit) or not self._transport.allows_spare(place.delivery)):
+                raise UpstreamBusy(f"{place.name} downloads the blob itself, or as many connections as allowed are open")
+            try:
+                return await self._open_at(place, start, stop)
+            except MirrorError as error:
+                if is_answer(error):
+                    raise
+                if spare and self._open:
+                    # The stream that is open says whether the place is left.
+                    raise UpstreamBusy(error.message) from None
+                self._leave(place, error)
+        return await self._blob.open(start, stop, spare=spare, avoid=avoid)
+
+    def reject(self) -> bool:
+        if not self._givers:
+            return self._blob.reject()
+        # Nobody knows whose bytes were wrong: the registry's are tried next.
+        for place in self._givers:
+            log.warning(
+                "%s is not asked for %s again: its bytes, or what came with them, are not what the digest says",
+                place.name,
+                self._digest,
+            )
+        self._left |= self._givers
+        self._givers.clear()
+        self._is_hit = False
+        return True
+
+    def _usable(self) -> list[Place]:
+        return [place for place in self._places if place not in self._left and place.alive]
+
+    async def _open_at(self, place: Place, start: int, stop: int | None) -> PlaceStream:
+        with contextlib.ExitStack() as stack:
+            if place.is_peer:
+                stack.enter_context(self._asking_peer(self._digest))
+            self._open += 1
+            stack.callback(self._closed)
+
+            def ended(error: MirrorError | None) -> None:
+                held.close()
+                if error is not None:
+                    self._broke(place, error)
+
+            stream = await place.open(self._repository, self._digest, start, stop, self._blob.share, ended)
+            held = stack.pop_all()
+        self._is_hit = self._is_hit or stream.is_hit
+        self._givers.add(place)
+        return stream
+
+    def _closed(self) -> None:
+        self._open -= 1
+
+    def _broke(self, place: Place, error: MirrorError) -> None:
+        self._breaks[place] += 1
+        if self._breaks[place] >= _TRIES or isinstance(error, UpstreamUnreachable):
+            self._leave(place, error)
+
+    def _leave(self, place: Place, error: MirrorError) -> None:
+        if place not in self._left:
+            log.info("%s is asked of another one than %s: %s", self._digest, place.name, error)
+        self._left.add(place)
+        self._is_hit = False

@@ -1,0 +1,261 @@
+"""Other mirrors that are asked before a registry: those of the same fleet, and parents.
+
+What they say is believed where it is an answer: content, that the registry does not have it (404), or that it limits requests (429 with Retry-After). Any other error leads to the next
+place. One that gives no answer is waited for as long as it lives (see watch.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+import sys
+from collections.abc import Callable
+from urllib.parse import quote
+
+from yarl import URL
+
+from mirror import metrics
+from mirror.cdn_loop import CHILD, HEADER, PEER, passed
+from mirror.errors import (
+    BlobUnknown,
+    ManifestUnknown,
+    MirrorError,
+    UpstreamFailed,
+    UpstreamInvalid,
+    UpstreamLimited,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from mirror.manifests import ACCEPT, ACCEPT_ANY, MAX_SIZE, Descriptor, Manifest
+from mirror.names import Digest, Reference, Repository
+from mirror.upstream.blobs import content_range
+from mirror.upstream.documents import age_of, described, verified
+from mirror.upstream.health import Delivery, Lease
+from mirror.upstream.proxies import Way
+from mirror.upstream.rates import Limiter, Share
+from mirror.upstream.receiver import Response
+from mirror.upstream.streams import BlobStream
+from mirror.upstream.transport import Transport, length_of, read_bounded, retry_after, shown
+from mirror.upstream.watch import LOOK, Watch
+
+_MARGIN = 2.0
+"""Seconds for which a place is waited for beyond the time that it waits for its own upstream."""
+_HIT = re.compile(r"mirror\s*;(?:.*;)?\s*hit\s*(?:;.*)?")
+_ABSENT = re.compile(r"mirror\s*;.*\bdetail=(?:MANIFEST_UNKNOWN|BLOB_UNKNOWN)\s*(?:;.*)?")
+
+
+class Place:
+    """One other mirror."""
+
+    def __init__(
+        self,
+        url: str,
+        own: str,
+        transport: Transport,
+        token: Callable[[], str | None],
+        *,
+        is_peer: bool,
+        tls: ssl.SSLContext | None,
+        way: Way | None,
+        limiter: Limiter,
+    ) -> None:
+        """`own` is what this mirror is called. `token` returns what proves that it is of the fleet, None for nothing; it may raise OSError, ValueError. `is_peer` is False for a
+        parent. `way` is the way out to it, None for the transport's; `limiter` has the caps that hold for what it sends."""
+        self.name = url
+        self.is_peer = is_peer
+        self.delivery = Delivery()
+        transport.deliveries.append(self.delivery)
+        self._label = URL(url).authority
+        self._own = own
+        self._transport = transport
+        self._token = token
+        self._tls = tls
+        self._way = way
+        self._limiter = limiter
+        up = metrics.peer_up.labels(self._label)
+        up.set(1)
+        self.watch = Watch(url, self._look, up.set)
+        self._received = {kind: metrics.peer_received_bytes.labels(self._label, kind) for kind in ("blob", "manifest")}
+        self._errors = metrics.peer_errors.labels(self._label)
+
+    async def aclose(self) -> None:
+        await self.watch.aclose()
+
+    @property
+    def alive(self) -> bool:
+        return self.watch.alive
+
+    # ------------------------------------------------------------------ documents
+
+    async def head_manifest(self, repository: Repository, reference: Reference) -> Descriptor:
+        """Returns what a reference points to. Raises ManifestUnknown, UpstreamError."""
+        rest = f"manifests/{reference}"
+        response = await self._send("HEAD", repository, rest, {"Accept": ACCEPT})
+        response.release()
+        self._check(response, repository, _no_manifest(repository, reference))
+        found = described(response, reference, self.name)
+        if found is None:
+            raise UpstreamInvalid(f"{shown(response.url)} does not describe a manifest")
+        return Descriptor(found.media_type, found.digest, found.size, self.name, age_of(response))
+
+    async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest:
+        """Returns a verified manifest. Raises ManifestUnknown, UpstreamError."""
+        accept = ACCEPT_ANY if isinstance(reference, Digest) else ACCEPT
+        response = await self._send("GET", repository, f"manifests/{reference}", {"Accept": accept})
+        try:
+            self._check(response, repository, _no_manifest(repository, reference))
+            async with self.watch.waiting():
+                body = await read_bounded(response, MAX_SIZE, self._transport.timeouts.header)
+        finally:
+            response.release()
+        self._received["manifest"].inc(len(body))
+        found = verified(response, body, reference, self.name, repository.registry)
+        return Manifest(found.media_type, found.digest, found.body, self.name, age_of(response))
+
+    async def head_blob(self, repository: Repository, digest: Digest) -> Descriptor:
+        """Returns the size of a blob. Raises BlobUnknown, UpstreamError."""
+        response = await self._send("HEAD", repository, f"blobs/{digest}", {})
+        response.release()
+        self._check(response, repository, _no_blob(repository, digest))
+        if (size := length_of(response)) is None:
+            raise UpstreamInvalid(f"{shown(response.url)} does not say the size of the blob")
+        return Descriptor("application/octet-stream", digest, size)
+
+    # ------------------------------------------------------------------ blobs
+
+    async def open(
+        self,
+        repository: Repository,
+        digest: Digest,
+        start: int,
+        stop: int | None,
+        share: Share,
+        ended: Callable[[MirrorError | None], None],
+    ) -> PlaceStream:
+        """Requests the bytes ``[start, stop)``. `ended` is called once when the stream is closed, with the error that ended it. Raises BlobUnknown, UpstreamError."""
+        headers = {}
+        if start > 0 or stop is not None:
+            headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
+        lease = await self.delivery.lease()
+        asked = asyncio.get_running_loop().time()
+        try:
+            response = await self._send("GET", repository, f"blobs/{digest}", headers)
+        except BaseException:
+            lease.end()
+            raise
+        try:
+            self._check(response, repository, _no_blob(repository, digest))
+            size, first = _read_head(response, start, stop, digest)
+        except MirrorError:
+            response.release()
+            lease.end()
+            raise
+        self.delivery.begin(lease, asyncio.get_running_loop().time() - asked)
+        return self._stream(response, size, first, lease, share, ended)
+
+    def _stream(
+        self,
+        response: Response,
+        size: int | None,
+        first: int,
+        lease: Lease,
+        share: Share,
+        ended: Callable[[MirrorError | None], None],
+    ) -> PlaceStream:
+        waits = self._transport.timeouts
+        # It may wait for its upstream, and for a second one after that, before it has more.
+        stall = 2 * waits.stall + waits.header
+        stream = BlobStream(response, size, first, stall, self._received["blob"], self.name, lease, self._limiter, share)
+        status = response.headers.get("Cache-Status", "").rpartition(",")[2].strip()
+        return PlaceStream(stream, self.watch, _HIT.fullmatch(status) is not None, ended)
+
+    # ------------------------------------------------------------------ requests
+
+    async def _send(self, method: str, repository: Repository, rest: str, headers: dict[str, str]) -> Response:
+        url = URL(f"{self.name}/v2/{repository.path}/{rest}?ns={quote(repository.registry, safe='')}", encoded=True)
+        seconds = self._transport.timeouts.header + _MARGIN
+        sent = {**headers, HEADER: passed().extended(self._own, PEER if self.is_peer else CHILD)}
+        try:
+            if (token := self._token()) is not None:
+                sent["Authorization"] = f"Bearer {token}"
+        except (OSError, ValueError):
+            # Without it, the other one decides whether it answers.
+            pass
+        try:
+            async with self.watch.waiting():
+                return await self._transport.request(method, url, sent, tls=self._tls, timeout=seconds, way=self._way)
+        except (UpstreamUnreachable, UpstreamTimeout, UpstreamInvalid) as error:
+            self._errors.inc()
+            if isinstance(error, UpstreamUnreachable) and not isinstance(error, UpstreamFailed):
+                self.watch.note_dead()
+            raise
+
+    def _check(self, response: Response, repository: Repository, absent: MirrorError) -> None:
+        """Raises what a response says, unless that is content: `absent` where the registry does not have it."""
+        status = response.status
+        if status in (200, 206):
+            return
+        if status == 404 and _ABSENT.fullmatch(response.headers.get("Cache-Status", "").rpartition(",")[2].strip()):
+            raise absent
+        if status == 429 and (wait := retry_after(response)) is not None:
+            raise UpstreamLimited(f"{repository.registry} limits requests, as {self.name} says", wait)
+        self._errors.inc()
+        raise UpstreamFailed(f"{shown(response.url)} answered {status}")
+
+    async def _look(self) -> bool:
+        """Returns whether it answers, whatever that is."""
+        try:
+            response = await self._transport.request(
+                "GET", URL(f"{self.name}/healthz"), {}, tls=self._tls, timeout=LOOK, way=self._way
+            )
+        except MirrorError:
+            return False
+        response.release()
+        return True
+
+
+class PlaceStream:
+    """The bytes of a blob from another mirror; see `mirror.downloads.download.Stream`."""
+
+    def __init__(self, stream: BlobStream, watch: Watch, is_hit: bool, ended: Callable[[MirrorError | None], None]) -> None:
+        self.size, self.start, self.endpoint = stream.size, stream.start, stream.endpoint
+        self.is_hit = is_hit
+        """True if that mirror has all of the blob already."""
+        self._stream = stream
+        self._watch = watch
+        self._ended: Callable[[MirrorError | None], None] | None = ended
+        self._error: MirrorError | None = None
+
+    async def read(self, wanted: int = sys.maxsize) -> memoryview:
+        """Returns the next bytes, as `BlobStream.read`. Raises UpstreamError."""
+        try:
+            async with self._watch.waiting():
+                return await self._stream.read(wanted)
+        except MirrorError as error:
+            self._error = error
+            raise
+
+    async def aclose(self) -> None:
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended(self._error)
+        await self._stream.aclose()
+
+
+def _no_manifest(repository: Repository, reference: Reference) -> ManifestUnknown:
+    return ManifestUnknown(f"{repository.registry} has no manifest {reference} in {repository.path}")
+
+
+def _no_blob(repository: Repository, digest: Digest) -> BlobUnknown:
+    return BlobUnknown(f"{repository.registry} has no blob {digest} in {repository.path}")
+
+
+def _read_head(response: Response, start: int, stop: int | None, digest: Digest) -> tuple[int | None, int]:
+    """Returns the size of the whole blob, and the offset of the first byte in the body. Raises UpstreamInvalid."""
+    if response.status == 200:
+        size = length_of(response)
+        if size == 0 and digest != Digest.of(b"", digest.algorithm):
+            raise UpstreamInvalid(f"{shown(response.url)} answered with an empty body instead of a blob")
+        return size, 0
+    return content_range(response, start, stop)

@@ -1,0 +1,81 @@
+"""Looks whether another mirror lives, while somebody waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from mirror.errors import UpstreamUnreachable
+from mirror.tasks import BackgroundTask
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 0.5
+"""Seconds for which somebody waits before it is looked at."""
+_INTERVAL = 1.0
+"""Seconds between two looks."""
+LOOK = 2.0
+"""Seconds in which a mirror that lives answers a look, however busy it is."""
+FOUND_DEAD = _PATIENCE + LOOK + _PATIENCE
+"""Seconds after which one that has died is known to be dead by whoever waits for it, at most."""
+
+
+class Watch:
+    """Whether one mirror lives, as this process knows."""
+
+    def __init__(self, name: str, look: Callable[[], Awaitable[bool]], on_change: Callable[[bool], None]) -> None:
+        """`name` is for messages; `look` asks whether it lives, and does not raise."""
+        self.alive = True
+        self._name = name
+        self._look = look
+        self._on_change = on_change
+        self._waiting: dict[asyncio.Timeout, float] = {}
+        """What waits for it, and since when in the event loop's time."""
+        self._looking = BackgroundTask(self._go_on_looking)
+
+    async def aclose(self) -> None:
+        await self._looking.aclose()
+
+    @contextlib.asynccontextmanager
+    async def waiting(self) -> AsyncIterator[None]:
+        """Waits within it for an answer, or for more of one. Raises UpstreamUnreachable as soon as the mirror is found dead."""
+        try:
+            async with asyncio.timeout(None) as scope:
+                self._waiting[scope] = asyncio.get_running_loop().time()
+                self._looking.start()
+                try:
+                    yield
+                finally:
+                    del self._waiting[scope]
+        except TimeoutError:
+            raise UpstreamUnreachable(f"the mirror {self._name} no longer answers") from None
+
+    def note_dead(self) -> None:
+        """Call this when there was no connection. From then on it is looked at until it lives."""
+        self._set(False)
+        self._looking.start()
+
+    async def _go_on_looking(self) -> None:
+        pause = _PATIENCE
+        while self._waiting or not self.alive:
+            await asyncio.sleep(pause)
+            pause = _PATIENCE
+            now = asyncio.get_running_loop().time()
+            if not self.alive or any(now - since >= _PATIENCE for since in self._waiting.values()):
+                self._set(await self._look())
+                pause = _INTERVAL
+
+    def _set(self, alive: bool) -> None:
+        if alive == self.alive:
+            return
+        self.alive = alive
+        self._on_change(alive)
+        if alive:
+            log.info("the mirror %s is back", self._name)
+            return
+        log.warning("the mirror %s does not answer: it is not asked until it does", self._name)
+        now = asyncio.get_running_loop().time()
+        for scope in self._waiting:
+            scope.reschedule(now)

@@ -1,0 +1,1 @@
+"""Mirrors that ask each other before a registry."""
