@@ -55,21 +55,30 @@ async def running(
     """
     async with contextlib.AsyncExitStack() as stack:
         cache, upstreams, live = await stack.enter_async_context(
-            wired(settings) if worker is None else wired(settings, settings.server.workers, (worker.rates, worker.number))
+            wired(settings)
+            if worker is None
+            else wired(settings, settings.server.workers, (worker.rates, worker.number, worker.capped))
         )
         certificate = await stack.enter_async_context(_certificate(settings))
         who = await stack.enter_async_context(wiring.access(settings, live.notifications))
 
+        targets = Targets({*settings.registries, *settings.unlisted}, DEFAULT_REGISTRY, ALIASES)
+
         def take() -> None:
-            if reload is not None:
+            if reload is None:
+                return
+            try:
                 live.take(reload())
-                who.take(*wiring.access_rules(live.settings))
+            except OSError as error:
+                log.error("SIGHUP: the settings cannot be used, and those before stay in force: %s", error)
+                return
+            targets.take({*live.settings.registries, *live.settings.unlisted})
+            who.take(*wiring.access_rules(live.settings))
 
         stack.enter_context(_hangup(take, certificate))
         access = AccessLog() if settings.server.access_log else None
         if access is not None:
             stack.callback(access.close)
-        targets = Targets({*settings.registries, *settings.unlisted}, DEFAULT_REGISTRY, ALIASES)
         probe = DiskProbe(settings.cache.dir, settings.cache.min_free)
         stack.callback(probe.close)
         readiness = Readiness(settings, upstreams, worker, probe, notes)
@@ -79,12 +88,12 @@ async def running(
             metrics.watch_certificate(str(pem), partial(ends, pem))
         site_info = SiteInfo(
             __version__,
-            tuple(settings.registries),
+            lambda: tuple(live.settings.registries),
             kept.max_size,
             kept.tag_ttl,
             readiness.report,
             lambda: in_force(live.settings),
-            settings.hosted.shadowing,
+            lambda: live.settings.hosted.shadowing,
             lambda: None if pem is None else ends(pem),
         )
         admin = Admin(admin_token(settings)[0], EndedSessions(settings.cache.dir))

@@ -227,6 +227,15 @@ def begin(registries: Iterable[str], cache: Path) -> None:
     """Sets the counters of each registry to 0, since Prometheus' `increase` misses a counter's first event otherwise, and the folder whose disk is measured."""
     global _folder
     _folder = cache
+    count_registries(registries)
+    for kind in ("blob", "manifest"):
+        for cache_had_it in ("hit", "miss"):
+            request_seconds.labels(kind, cache_had_it)
+        hosted_pushes.labels(kind)
+
+
+def count_registries(registries: Iterable[str]) -> None:
+    """Sets the counters of each registry that has none to 0."""
     for registry in registries:
         for counter in (requests, hits, misses, pulled_bytes, pushed_bytes):
             for kind in ("blob", "manifest"):
@@ -237,10 +246,6 @@ def begin(registries: Iterable[str], cache: Path) -> None:
         verification_failures.labels(registry)
         stale_served.labels(registry)
         tag_moves.labels(registry)
-    for kind in ("blob", "manifest"):
-        for cache_had_it in ("hit", "miss"):
-            request_seconds.labels(kind, cache_had_it)
-        hosted_pushes.labels(kind)
 
 
 _folder: Path | None = None

@@ -70,6 +70,8 @@ class Readiness:
         for name in dict.fromkeys(name for view in views for name in view):
             # A worker learns of an endpoint's state when it asks it: the one that asked last knows.
             known = [view[name] for view in views if name in view]
+            # For a moment after SIGHUP the workers have different endpoints.
+            known = [endpoints for endpoints in known if _urls(endpoints) == _urls(known[0])]
             latest = [max((endpoints[place] for endpoints in known), key=_heard) for place in range(len(known[0]))]
             if not with_errors:
                 latest = [{**endpoint, "last_error": None} for endpoint in latest]
@@ -109,6 +111,10 @@ def _state(endpoint: dict[str, Any]) -> str:
         return _STATES[endpoint["state"]]
     seconds = math.ceil((endpoint["asked_again"] or 0.0) - time.time())
     return f"is paused for {seconds} s after failures" if seconds > 0 else "is down, and is asked again by the next request"
+
+
+def _urls(endpoints: list[dict[str, Any]]) -> list[str]:
+    return [endpoint["endpoint"] for endpoint in endpoints]
 
 
 def _heard(endpoint: dict[str, Any]) -> float:

@@ -30,7 +30,6 @@ from mirror.tasks import BackgroundTask, close_all
 if TYPE_CHECKING:
     from mirror.cache.cache import Cache
     from mirror.cache.guarding import Guard
-    from mirror.cache.warming import Warming
     from mirror.guards.in_force import Guarding
     from mirror.notifications.notifications import Notifications
     from mirror.notifications.receiver import Receiver
@@ -82,11 +81,11 @@ async def guarded_store(settings: Settings) -> AsyncIterator[tuple[Store, Guard 
 
 @contextlib.asynccontextmanager
 async def wired(
-    settings: Settings, share: int = 1, rates: tuple[memoryview[float], int] | None = None
+    settings: Settings, share: int = 1, rates: tuple[memoryview[float], int, Sequence[str]] | None = None
 ) -> AsyncIterator[tuple[Cache, Upstreams, Live]]:
     """Opens a cache and its upstreams for one of `share` processes, which may open its share of the connections, but at least as many as one blob may use.
 
-    `rates` are the `floats_for_rates` that the processes share, and this one's number. Raises as `opened` does.
+    `rates` are the `floats_for_rates` that the processes share, this one's number, and the `capped_registries` at the start. Raises as `opened` does.
     """
     # The HTTP client is half of what a command costs to start.
     from mirror.guards.in_force import Guarding
@@ -103,7 +102,7 @@ async def wired(
     )
     connections = Connections(most, per_endpoint, in_all)
     out = upstream_way(settings.upstream)
-    parts = None if rates is None else Parts(*rates, _capped_registries(settings))
+    parts = None if rates is None else Parts(*rates)
     fleet = settings.fleet if settings.fleet.mirrors or settings.fleet.parents else None
     async with (
         _notifications(settings) as notifications,
@@ -114,7 +113,7 @@ async def wired(
             upstreams.fleet.asking_peer = cache.store.asking_peer
         documents = FromUpstream(cache.store, cache.fetch, cache.manifests.get_unchecked, cache.lists.all_referrers)
         guarding = Guarding(cache.store, documents, partial(setattr, cache, "guard"), upstreams.document)
-        live = Live(upstreams, cache.warming, guarding, notifications, settings)
+        live = Live(upstreams, cache, guarding, notifications, settings)
         await guarding.load()
         cache.images.ruled = guarding.load_blocks
         guarding.start()
@@ -126,38 +125,49 @@ async def wired(
             await close_all(hours.aclose, guarding.aclose)
 
 
-def floats_for_rates(settings: Settings) -> int:
+def floats_for_rates(workers: int, capped: Sequence[str]) -> int:
     """Returns how many floats in shared memory worker processes need to share the caps on downloads."""
     from mirror.upstream.rates import Parts
 
-    return settings.server.workers * Parts.width(_capped_registries(settings))
+    return workers * Parts.width(capped)
 
 
-def _capped_registries(settings: Settings) -> list[str]:
-    """Returns the registries that may have a cap of their own, in the same order in all processes."""
+def capped_registries(settings: Settings) -> list[str]:
+    """Returns the registries that may have a cap of their own."""
     return sorted({*settings.registries, *settings.unlisted})
 
 
 class Live:
-    """The settings that a running mirror takes: whether it is offline, the lists that it pulls, and the caps on downloads as they are at this hour."""
+    """The settings that a running mirror takes: its registries, what lives here, whether it is offline, the lists that it pulls, guards, and the caps on downloads as
+    they are at this hour."""
 
     def __init__(
-        self, upstreams: Upstreams, warming: Warming, guarding: Guarding, notifications: Notifications, settings: Settings
+        self, upstreams: Upstreams, cache: Cache, guarding: Guarding, notifications: Notifications, settings: Settings
     ) -> None:
         self._upstreams = upstreams
-        self._warming = warming
         self._guarding = guarding
         self.notifications = notifications
+        self._cache = cache
+        self.settings = settings
         self.take(settings)
 
     def take(self, settings: Settings) -> None:
-        """Puts other settings in force at once."""
+        """Puts other settings in force at once. Raises OSError, and then nothing has changed."""
         from mirror.cache.warming import WarmList
         from mirror.guard_tables import rules_of
 
-        self.settings = settings
+        before, self.settings = self.settings, settings
+        try:
+            self._upstreams.take(settings.registries, settings.unlisted)
+        except OSError:
+            self.settings = before
+            raise
+        metrics.count_registries(settings.registries)
+        if settings.hosted != before.hosted:
+            self._cache.store.hosted.take(_hosted(settings.hosted))
+            self._cache.manifests.own.rules_changed()
         self._upstreams.offline = settings.upstream.offline
-        self._warming.take(
+        self._cache.warming.take(
             [
                 WarmList(
                     warm.name, partial(warm.read, YamlFiles(read_regular)), warm.wanted, warm.interval, warm.at, warm.referrers

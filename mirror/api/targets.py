@@ -78,9 +78,13 @@ class Targets:
 
     def __init__(self, registries: Collection[str], default: str, aliases: dict[str, str]) -> None:
         """`registries` are those that are configured; `default` is meant where a client names none; `aliases` are other names, such as index.docker.io."""
-        self._registries = registries
         self._default = default
         self._aliases = aliases
+        self.take(registries)
+
+    def take(self, registries: Collection[str]) -> None:
+        """Other registries are configured from now on."""
+        self._registries = registries
         self._cached: Callable[[str], Target] = lru_cache(4096)(self._parse)
 
     def parse(self, target: str) -> Target:

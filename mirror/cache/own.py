@@ -47,6 +47,13 @@ class Own:
             found = self._covered[repository] = self._store.hosted.covers(repository)
         return found
 
+    def rules_changed(self) -> None:
+        """Takes note that other repositories may live here from now on."""
+        self._active = self._store.hosted.active
+        self._covered.clear()
+        self.forget()
+        self.start()
+
     def forget(self, names: Iterable[tuple[Repository, Reference]] | None = None) -> None:
         """Forgets what some references mean, or all."""
         self._changes += 1

@@ -43,6 +43,7 @@ COMMANDS = {
     "user": "user",
     "token": "token",
     "who": "who",
+    "reload": "reload",
     "configure": "configure",
     "doctor": "doctor",
     "man": "man",

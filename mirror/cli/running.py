@@ -31,16 +31,19 @@ _OVERRIDE = "MIRROR_RUN_FOLDER"
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """`tree` is laid over the settings file `config`. `offline` is whether the mirror asks no registry."""
+    """`tree` is laid over the settings file `config`. `offline` is whether the mirror asks no registry; `reloaded` is what came of the last SIGHUP."""
 
     config: Path | None
     tree: dict[str, Any]
     offline: bool
+    pid: int
+    reloaded: Mapping[str, Any]
 
 
 @contextlib.contextmanager
-def noted(settings: Settings, config: Path | None, url: str) -> Iterator[Callable[[bool], None]]:
-    """Keeps a record of the mirror at `url` while this is open; yields a function that records whether it is offline. A folder that cannot be written is skipped."""
+def noted(settings: Settings, config: Path | None, url: str) -> Iterator[Callable[[bool, Mapping[str, Any]], None]]:
+    """Keeps a record of the mirror at `url` while this is open; yields a function that records whether it is offline, and what came of the last SIGHUP. A folder
+    that cannot be written is skipped."""
     record: dict[str, Any] = {
         "pid": os.getpid(),
         "cache_dir": str(settings.cache.dir),
@@ -54,13 +57,13 @@ def noted(settings: Settings, config: Path | None, url: str) -> Iterator[Callabl
     }
     places = [settings.cache.dir, *_run_folders(os.environ)[:1]]
 
-    def write(offline: bool) -> None:
+    def write(offline: bool, reloaded: Mapping[str, Any]) -> None:
         for place in places:
             with contextlib.suppress(OSError):
                 place.mkdir(mode=0o755, exist_ok=True)
-                durable.replace(place / _NAME, json.dumps({**record, "offline": offline}).encode())
+                durable.replace(place / _NAME, json.dumps({**record, "offline": offline, "reloaded": reloaded}).encode())
 
-    write(settings.upstream.offline)
+    write(settings.upstream.offline, {})
     try:
         yield write
     finally:
@@ -118,7 +121,10 @@ def _read(file: Path) -> Running:
     config = None if record["config"] is None else Path(record["config"])
     registries = {str(name): {"endpoints": list(endpoints)} for name, endpoints in record["endpoints"].items()}
     tree = {"cache": {"dir": str(directory)}, "server": {"listen": str(record["listen"])}, "registries": registries}
-    return Running(config if config is not None and os.access(config, os.R_OK) else None, tree, record.get("offline") is True)
+    readable = config is not None and os.access(config, os.R_OK)
+    return Running(
+        config if readable else None, tree, record.get("offline") is True, int(record["pid"]), record.get("reloaded", {})
+    )
 
 
 def _run_folders(environ: Mapping[str, str]) -> list[Path]:

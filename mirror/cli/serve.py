@@ -11,9 +11,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -75,17 +75,17 @@ def serve(
     # One that arrives before the mirror can handle it waits, and does not end the start.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))
     noting = contextlib.ExitStack()
-    note_offline: Callable[[bool], None] | None = None
+    note: Callable[[bool, Mapping[str, Any]], None] | None = None
 
     def announce(url: str, check: bool = False) -> None:
-        nonlocal note_offline
-        note_offline = noting.enter_context(running.noted(settings, config, url))
+        nonlocal note
+        note = noting.enter_context(running.noted(settings, config, url))
         _print_start(settings, notes, url, check)
 
     def take() -> Settings:
         found = reload()
-        if note_offline is not None:
-            note_offline(found.upstream.offline)
+        if note is not None:
+            note(found.upstream.offline, reload.outcome)
         return found
 
     try:
@@ -98,13 +98,15 @@ def serve(
         if folder is None:
             status = _work(settings, notes, lambda url: announce(url, check=sys.stderr.isatty()), take)
         else:
+            capped = wiring.capped_registries(settings)
             status = parent.run(
                 settings.server,
                 folder,
                 lambda worker: _work(reload.applied_to(settings), notes, lambda _: None, reload.silently, worker),
                 announce,
                 take,
-                wiring.floats_for_rates(settings),
+                wiring.floats_for_rates(settings.server.workers, capped),
+                capped,
             )
     except OSError as error:
         status = _cannot_start(settings, error)

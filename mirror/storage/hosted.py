@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from mirror.manifests import Manifest
 from mirror.names import Digest, Repository
+from mirror.storage.settings import HostedRules
 
 MOST_DESCRIBED = 4 * 1024 * 1024
 """Bytes of JSON of the descriptors of a manifest's referrers that have annotations."""
@@ -91,6 +92,10 @@ class HostedStore(Protocol):
 
     def covers(self, repository: Repository) -> bool:
         """Returns whether a repository lives here."""
+        ...
+
+    def take(self, rules: HostedRules) -> None:
+        """Puts other rules in force at once. What was pushed stays, also in repositories that live here no longer."""
         ...
 
     # ------------------------------------------------------------------ uploads

@@ -80,6 +80,9 @@ class MemoryHosted:
     def covers(self, repository: Repository) -> bool:
         return self._rules.covers(repository)
 
+    def take(self, rules: HostedRules) -> None:
+        self._rules = rules
+
     def content(self) -> set[Digest]:
         """What is never evicted."""
         return {digest for _, digest in self._links}

@@ -157,7 +157,10 @@ class Parts:
 
     def of(self, registry: str | None, now: float) -> float:
         """Returns the part of the cap of a registry, or of all (None), that this process may use now: as much as it needs of what all need."""
-        column = self._columns[registry]
+        column = self._columns.get(registry)
+        if column is None:
+            # One that the settings did not have at the start: nobody publishes what it needs.
+            return self._width / len(self._shared)
         rows = range(0, len(self._shared), self._width)
         others = sum(self._shared[row + column] for row in rows if row != self._row and now - self._shared[row] < _OLD)
         own = max(self._shared[self._row + column], _LEAST)

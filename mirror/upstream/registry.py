@@ -10,6 +10,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from yarl import URL
 
@@ -283,6 +284,8 @@ class Upstreams:
         self._timeouts, self._connections = timeouts, connections
         self._way, self._parts = way, parts
         self._registries: dict[str, Registry] = {}
+        self._replaced: WeakSet[Registry] = WeakSet()
+        """Those that requests and downloads which had begun before `take` still use."""
         self._transport: Transport | None = None
 
     async def __aenter__(self) -> Upstreams:
@@ -296,8 +299,25 @@ class Upstreams:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._transport is not None
+        in_use = (*self._registries.values(), *self._replaced)
         fleet = [] if self.fleet is None else [self.fleet.aclose]
-        await close_all(*(registry.aclose for registry in self._registries.values()), *fleet, self._transport.aclose)
+        await close_all(*(registry.aclose for registry in in_use), *fleet, self._transport.aclose)
+
+    def take(self, registries: Mapping[str, RegistrySettings], unlisted: Mapping[str, RegistrySettings]) -> None:
+        """Puts other settings in force at once. A registry whose settings are the same as before keeps its tokens, and what is known of its endpoints. Requests
+        and downloads that have begun go on with the settings that they began with. Raises OSError, and then nothing has changed."""
+        assert self._transport is not None
+        known = self._registries
+        before, after = ({**found[1], **found[0]} for found in ((self._settings, self._unlisted), (registries, unlisted)))
+        found = {
+            name: known[name]
+            if name in known and before.get(name) == settings
+            else Registry(name, settings, self._transport, self.fleet)
+            for name, settings in after.items()
+            if name in registries or name in known
+        }
+        self._settings, self._unlisted, self._registries = registries, unlisted, found
+        self._replaced.update(one for name, one in known.items() if self._registries.get(name) is not one)
 
     @property
     def offline(self) -> bool:

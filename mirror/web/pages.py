@@ -217,16 +217,16 @@ class Pages:
         files: dict[str, str] = {}
         others: list[str] = []
         if context.address is not None:
-            for file in client.plan([context.address], self._site_info.registries):
+            for file in client.plan([context.address], self._site_info.registries()):
                 # Registries that differ only in their name are shown once.
-                if any(registry in file.path for registry in self._site_info.registries[1:]):
+                if any(registry in file.path for registry in self._site_info.registries()[1:]):
                     others.append(file.path)
                 else:
                     files[file.path] = file.text
         return self._render("setup.html", context, clients=CLIENTS.values(), client=client, files=files, others=others)
 
     def script(self, client: Client, address: Address) -> str:
-        return self._templates.script("setup.sh", plan=plan(client, address, self._site_info.registries))
+        return self._templates.script("setup.sh", plan=plan(client, address, self._site_info.registries()))
 
     def login(self, context: PageContext, to: str, error: MirrorError | None = None) -> str:
         return self._render("login.html", context, to=to, error=error)

@@ -12,14 +12,14 @@ class SiteInfo:
     """The mirror that the pages are about. Sizes in bytes, times in seconds."""
 
     version: str
-    registries: tuple[str, ...]
+    registries: Callable[[], tuple[str, ...]]
     max_size: int
     tag_ttl: float
     report: Callable[[], dict[str, Any]]
     """As /readyz has it."""
     settings: Callable[[], Mapping[str, str]] = dict
     """The settings in force, without secrets."""
-    shadowing: tuple[str, ...] = ()
+    shadowing: Callable[[], tuple[str, ...]] = tuple
     """Patterns of hosted repositories that cover names which others pull from Docker Hub."""
     certificate_ends: Callable[[], float | None] = lambda: None
     """When the mirror's own certificate expires, in seconds since the epoch; None if it has none."""

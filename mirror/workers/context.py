@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ class WorkerContext:
     """How many connections each worker has, in shared memory."""
     rates: memoryview[float]
     """Floats in shared memory, with which workers share the caps on downloads."""
+    capped: Sequence[str]
+    """The registries that have floats among them."""
     orphaned: int
     """A descriptor that becomes readable when the parent ends."""
     alive: Callable[[], None]

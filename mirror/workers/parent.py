@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,11 +100,12 @@ def run(
     started: Callable[[str], None],
     reload: Callable[[], object],
     shared: int,
+    capped: Sequence[str],
 ) -> int:
     """Serves with workers until SIGTERM or SIGINT; returns the exit status. Raises OSError if it cannot listen.
 
     `work` runs in each worker and returns its exit status. `started` is called with the URL when all workers serve, and `reload` at SIGHUP, which is passed on to
-    the workers. They share `shared` floats for the caps on downloads.
+    the workers. They share `shared` floats for the caps on downloads, those of `capped` registries.
     """
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, _hold(folder, try_shared))
@@ -115,7 +116,7 @@ def run(
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         # The collector skips frozen objects, so workers go on sharing their memory.
         gc.freeze()
-        return _Parent(server, folder, work, listeners, reload, shared).run(
+        return _Parent(server, folder, work, listeners, reload, shared, capped).run(
             lambda: started(server.url(*listeners[0].getsockname()[:2]))
         )
 
@@ -129,8 +130,10 @@ class _Parent:
         listeners: tuple[socket.socket, ...],
         reload: Callable[[], object],
         shared: int,
+        capped: Sequence[str],
     ) -> None:
         self._reload = reload
+        self._capped = capped
         self._server = server
         self._folder = folder
         self._work = work
@@ -212,6 +215,7 @@ class _Parent:
                 self._listeners,
                 self._counts,
                 self._rates,
+                self._capped,
                 self._orphaned,
                 lambda: self._give_sign(number),
             )

@@ -16,6 +16,7 @@ from mirror.cli import main
 from tests.support.archives import layout_of, pack
 from tests.support.commands import Commands
 from tests.support.images import make_image
+from tests.support.mirrors import MirrorProcess
 from tests.support.scripted import Scripted
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
@@ -101,6 +102,13 @@ async def test_documents_have_the_documented_keys(upstream: Scripted, tmp_path: 
     await run("unblock", str(image.config))
     await run("rm", "other:1")
     await run("rm", "nothing:1", status=1)
+    config = tmp_path / "mirror.toml"
+    config.write_text("")
+    with MirrorProcess(tmp_path / "running", {}, "--config", str(config)):
+        config.write_text('[log]\nlevel = "debug"\n[server]\nhosts = ["a.lan"]\n')
+        reloaded = await Commands(tmp_path / "running").json("reload")
+    assert reloaded == {"taken": ["log.level"], "restart": ["server.hosts"]}
+    found["reload"] = set(keys(reloaded))
     expected = documented()
     # Nothing is hosted: test_commands.py has some that are.
     found["gc"].add("hosted.tags[]")

@@ -52,7 +52,7 @@ async def test_an_upstream_that_nobody_has_asked_is_not_called_healthy(mirror: M
 def test_the_trend_is_drawn_once_it_tells_something() -> None:
     """From the size an hour ago or earlier to the size now, the highest at the top; before that it says when it will be."""
     totals = Totals(0, 0, 0, 0, 4096, 0, 0, Traffic(0, 0, 0, 0))
-    pages = Pages(None, None, SiteInfo("1", (), 8192, 1.0, dict), Templates("1"))  # type: ignore[arg-type]
+    pages = Pages(None, None, SiteInfo("1", tuple, 8192, 1.0, dict), Templates("1"))  # type: ignore[arg-type]
 
     def figures(*samples: tuple[float, int]) -> str:
         sizes = tuple((int(time.time() - ago), size) for ago, size in samples)
@@ -279,7 +279,7 @@ async def test_every_page_says_that_the_mirror_is_offline(start: StartMirror, up
 def test_lists_that_are_pulled_by_schedule() -> None:
     """What each holds, when it was and will be pulled, what fails and why, in both languages; nothing where there are no lists; while offline they wait."""
     totals = Totals(0, 0, 0, 0, 4096, 0, 0, Traffic(0, 0, 0, 0))
-    pages = Pages(None, None, SiteInfo("1", (), 8192, 1.0, dict), Templates("1"))  # type: ignore[arg-type]
+    pages = Pages(None, None, SiteInfo("1", tuple, 8192, 1.0, dict), Templates("1"))  # type: ignore[arg-type]
     now = time.time()
     failures = tuple((f"docker.io/library/app:{number}", "no connection with x: Connection refused") for number in range(7))
     lists = (

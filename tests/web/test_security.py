@@ -83,7 +83,7 @@ def test_no_text_is_taken_for_markup(tmp_path: Path) -> None:
         {"mirror": [HOSTILE], "registries": {HOSTILE: [endpoint]}},
         (Pulled(f"{HOSTILE}@{HOSTILE}", 1, 1.0),),
     )
-    pages = Pages(None, None, SiteInfo("1", (), 100, 1.0, dict), Templates("1"))  # type: ignore[arg-type]
+    pages = Pages(None, None, SiteInfo("1", tuple, 100, 1.0, dict), Templates("1"))  # type: ignore[arg-type]
     for language in translations.LANGUAGES:
         for part in pages.parts(state, language).values():
             assert "<script" not in part

@@ -61,6 +61,9 @@ class DiskHosted:
     def covers(self, repository: Repository) -> bool:
         return self.rules.covers(repository)
 
+    def take(self, rules: HostedRules) -> None:
+        self.rules = rules
+
     # ------------------------------------------------------------------ uploads
 
     async def begin(self, repository: Repository, whose: str) -> DiskUpload:
