@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mirror.config import Conditions as ConditionsTable
-from mirror.config import Guard
+from mirror.config import Guard, Signed
+from mirror.guards.keyless import Identities, Identity
+from mirror.guards.keys import Keys
 from mirror.guards.rules import Conditions, Pattern, Rule
-from mirror.guards.signatures import Keys
+from mirror.guards.signatures import Signers
 
 
 def rules_of(guards: Sequence[Guard]) -> list[tuple[Rule, tuple[str, ...]]]:
@@ -26,7 +28,7 @@ def rules_of(guards: Sequence[Guard]) -> list[tuple[Rule, tuple[str, ...]]]:
                 allow=_conditions(guard.allow),
                 immutable=guard.immutable,
                 refuse_older=guard.refuse_older,
-                signed=None if guard.signed is None else Keys(guard.signed.pems),
+                signed=None if guard.signed is None else _signers(guard.signed),
             ),
             guard.blocklist,
         )
@@ -39,4 +41,12 @@ def _conditions(given: bool | ConditionsTable) -> Conditions | None:
         return Conditions() if given else None
     return Conditions(
         given.platforms, given.media_types, dict(given.labels), given.larger_than, given.older_than, given.younger_than
+    )
+
+
+def _signers(given: Signed) -> Signers:
+    identities = [Identity(one.issuer, one.subject) for one in given.identities]
+    return (
+        *((Keys(given.pems),) if given.pems else ()),
+        *((Identities(identities, given.root),) if identities else ()),
     )

@@ -50,12 +50,21 @@ TABLES: dict[str, type[BaseModel]] = {
     "guard": config.Guard,
     "guard.deny": config.Conditions,
     "guard.signed": config.Signed,
+    "guard.signed.identities": config.Identity,
     "webhook": config.Webhook,
     "log": config.Log,
     'registries."NAME"': config.Registry,
     'registries."NAME".endpoints': config.Endpoint,
 }
-LISTED = ("cache.expire", "hosted.keep", "upstream.rate", "guard.deny", "guard.signed", 'registries."NAME".endpoints')
+LISTED = (
+    "cache.expire",
+    "hosted.keep",
+    "upstream.rate",
+    "guard.deny",
+    "guard.signed",
+    "guard.signed.identities",
+    'registries."NAME".endpoints',
+)
 """Tables that stand in another table."""
 
 

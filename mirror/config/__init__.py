@@ -7,6 +7,7 @@ from mirror.config.cache import Expire as Expire
 from mirror.config.fleet import Fleet as Fleet
 from mirror.config.guards import Conditions as Conditions
 from mirror.config.guards import Guard as Guard
+from mirror.config.guards import Identity as Identity
 from mirror.config.guards import Signed as Signed
 from mirror.config.hosted import Hosted as Hosted
 from mirror.config.hosted import Keep as Keep

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from mirror.config.tables import Duration, Size, Table, readable
 
@@ -24,36 +24,93 @@ class Conditions(Table):
     younger_than: Duration | None = Field(None, description="since `created`, which is the word of who built the image")
 
 
+class Identity(Table):
+    issuer: str = Field(
+        min_length=1,
+        description="a pattern of the OpenID Connect issuer's URL, as cosign's `--certificate-oidc-issuer`, such as `https://accounts.google.com`",
+    )
+    subject: str = Field(
+        min_length=1,
+        description="a pattern of the address or URI that the certificate is for, as cosign's `--certificate-identity`; `*` matches slashes too",
+    )
+
+
 class Signed(Table):
     keys: tuple[Path, ...] = Field(
-        min_length=1, description="files with a public key in PEM, as `cosign public-key` writes it; one must have signed"
+        (), description="files with a public key in PEM, as `cosign public-key` writes it; needs the extra `sign`"
+    )
+    identities: tuple[Identity, ...] = Field(
+        (), description="who may have signed keyless: tables with the settings below; needs the extra `keyless`"
+    )
+    trusted_root: Path | None = Field(
+        None,
+        description="a file whose certificates and logs count for `identities`, as `cosign trusted-root create` writes it: `trusted_root.json`",
     )
 
     _pems: tuple[bytes, ...] = PrivateAttr(())
+    _root: bytes = PrivateAttr(b"")
 
     @field_validator("keys")
     @classmethod
     def _keys(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
         return tuple(file.expanduser().absolute() for file in value)
 
+    @field_validator("trusted_root")
+    @classmethod
+    def _file(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
     @model_validator(mode="after")
     def _read(self) -> Signed:
+        if not self.keys and not self.identities:
+            raise ValueError("keys or identities are expected: who has to have signed")
+        if bool(self.identities) != (self.trusted_root is not None):
+            raise ValueError("identities and trusted_root belong together: set both")
+        if self.keys:
+            self._read_keys()
+        if self.trusted_root is not None:
+            self._read_trusted_root(self.trusted_root)
+        return self
+
+    def _read_keys(self) -> None:
         try:
             from cryptography.hazmat.primitives.serialization import load_pem_public_key
         except ImportError:
-            raise ValueError("signed needs the extra `sign`: pip install 'registry-mirror[sign]'") from None
+            raise ValueError("keys need the extra `sign`: pip install 'registry-mirror[sign]'") from None
         self._pems = tuple(map(readable, self.keys))
         for file, pem in zip(self.keys, self._pems, strict=True):
             try:
                 load_pem_public_key(pem)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"the file {file} is no public key in PEM, as `cosign public-key` writes it: {error}") from None
-        return self
+
+    def _read_trusted_root(self, file: Path) -> None:
+        try:
+            from sigstore.errors import Error
+            from sigstore.models import TrustedRoot
+            from sigstore.verify import Verifier
+            from sigstore_models.trustroot.v1 import TrustedRoot as Document
+        except ImportError:
+            raise ValueError("identities need the extra `keyless`: pip install 'registry-mirror[keyless]'") from None
+        self._root = readable(file)
+        try:
+            document = Document.from_json(self._root)
+            Verifier(trusted_root=TrustedRoot(document))
+        except (ValueError, Error) as error:
+            fault = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            raise ValueError(f"the file {file} is no trusted root, as `cosign trusted-root create` writes it: {fault}") from None
+        if not document.ctlogs:
+            raise ValueError(f"the trusted root {file} has no `ctlogs`: without the word of one no certificate counts")
 
     @property
     def pems(self) -> tuple[bytes, ...]:
         """The keys, as they were when the settings were read."""
         return self._pems
+
+    @property
+    def root(self) -> bytes:
+        """The trusted root, as it was when the settings were read; empty if there is none."""
+        return self._root
 
 
 class Guard(Table):
@@ -87,7 +144,7 @@ class Guard(Table):
     refuse_older: bool = Field(False, description="a tag does not move to an image that was built earlier")
 
     signed: Signed | None = Field(
-        None, description="what a tag means must be signed with cosign by one of these keys; needs the extra `sign`"
+        None, description="what a tag means must be signed with cosign by one of these keys or identities"
     )
 
     @field_validator("blocklist")

@@ -17,7 +17,7 @@ from mirror.config.access import ANYONE, Access, Oidc
 from mirror.config.cache import Cache
 from mirror.config.errors import describe
 from mirror.config.fleet import Fleet
-from mirror.config.guards import Conditions, Guard, Signed
+from mirror.config.guards import Conditions, Guard, Identity, Signed
 from mirror.config.hosted import Hosted, Keep
 from mirror.config.rates import RateHours
 from mirror.config.registries import (
@@ -232,6 +232,8 @@ def _known_keys(path: list[str]) -> list[str]:
         return list(Webhook.model_fields)
     if path[0] == "guard":
         nested: dict[str, type[Table]] = {"deny": Conditions, "allow": Conditions, "signed": Signed}
+        if path[2:4] == ["signed", "identities"] and len(path) > 4:
+            return list(Identity.model_fields)
         return list(nested.get(path[2] if len(path) > 3 else "", Guard).model_fields)
     if path[:2] == ["upstream", "rate"] and len(path) > 2:
         return [field.alias or name for name, field in RateHours.model_fields.items()]

@@ -11,7 +11,7 @@ from mirror.errors import CatalogFailed, MirrorError
 from mirror.guards.deciding import Facts, decide
 from mirror.guards.images import describe
 from mirror.guards.rules import Asked, Image, Rule
-from mirror.guards.signatures import Keys, is_signature, is_signed
+from mirror.guards.signatures import Signers, is_signature, is_signed
 from mirror.guards.sources import Documents, WithArchive
 from mirror.manifests import Manifest, children_of
 from mirror.names import Digest, Repository, Tag
@@ -29,8 +29,8 @@ _DEEPEST = 3
 class FactFinder:
     """Asks the store, and upstream for configurations and signatures; only for what a rule wants to know."""
 
-    def __init__(self, store: Store, documents: Documents, signed: set[tuple[Keys, Digest]] | None = None) -> None:
-        """`signed` is what keys were found to have signed."""
+    def __init__(self, store: Store, documents: Documents, signed: set[tuple[Signers, Digest]] | None = None) -> None:
+        """`signed` is what was found to be signed, and by one of whom."""
         self._store = store
         self._documents = documents
         self._signed = set() if signed is None else signed
@@ -105,7 +105,7 @@ class FactFinder:
         return found
 
     async def _unsigned(self, rules: Sequence[Rule], asked: Asked, digests: Iterable[Digest]) -> dict[tuple[str, Digest], str]:
-        """Why rules do not find manifests signed. What was found signed stays so: neither the keys of a rule nor what a digest names ever changes."""
+        """Why rules do not find manifests signed. What was found signed stays so: neither the signers of a rule nor what a digest names ever changes."""
         found: dict[tuple[str, Digest], str] = {}
         for rule in rules:
             if (
@@ -122,7 +122,7 @@ class FactFinder:
                     if await is_signed(rule.signed, self._documents, asked.repository, digest):
                         self._signed.add((rule.signed, digest))
                         continue
-                    found[rule.name, digest] = "it has no signature by the keys that are required"
+                    found[rule.name, digest] = "it has no signature by the keys or identities that are required"
                 except MirrorError as error:
                     found[rule.name, digest] = f"its signatures cannot be read: {error.message}"
         return found

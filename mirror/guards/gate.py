@@ -84,10 +84,15 @@ class Gate:
         now = self._clock()
         if (known := self._remembered(repository, tag, now)) is not None:
             return known
-        epoch = self.epoch
-        history = await self._store.history(repository, tag) or [Sighting(found, now, now)]
-        asked = Asked(repository, tag.value, history[-1].digest)
-        return await self._ruled(asked, tag, await self._finder.of_tag(self._rules, asked, history, now), now, epoch)
+        for _ in range(2):
+            epoch = self.epoch
+            history = await self._store.history(repository, tag) or [Sighting(found, now, now)]
+            asked = Asked(repository, tag.value, history[-1].digest)
+            facts = await self._finder.of_tag(self._rules, asked, history, now)
+            if epoch == self.epoch:
+                break
+            # Most often because the tag of a signature was learnt by that. Then it is known now, and what is decided can be remembered.
+        return await self._ruled(asked, tag, facts, now, epoch)
 
     async def rule_digest(self, repository: Repository, digest: Digest, manifest: Manifest | None) -> Ruling:
         now = self._clock()

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from mirror.guards.signatures import Keys
+from mirror.guards.signatures import Signers
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 
@@ -112,8 +112,8 @@ class Rule:
     allow: Conditions | None = None
     immutable: bool = False
     refuse_older: bool = False
-    signed: Keys | None = None
-    """One of these keys must have signed what a tag means."""
+    signed: Signers | None = None
+    """One of them must have signed what a tag means."""
 
     def fits(self, repository: Repository, tags: Collection[str]) -> bool:
         """Returns whether the rule is for an image."""

@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from mirror.downloads.flight import Progress
 from mirror.errors import BlobUnknown
 from mirror.guards.gate import Gate
+from mirror.guards.keys import Keys
 from mirror.guards.rules import Conditions, Pattern, Rule
-from mirror.guards.signatures import Keys
+from mirror.guards.signatures import Signers
 from mirror.guards.sources import Documents, FromCache, FromUpstream
 from mirror.manifests import MAX_SIZE, OCI_MANIFEST, Manifest
 from mirror.names import Digest, Repository, Tag
@@ -106,14 +107,14 @@ async def test_signatures_are_asked_for_only_as_far_back_as_needed(
     images = {image(name=name).digest: name for name in "abcd"}
     looked = ""
 
-    async def is_signed(keys: Keys, documents: Documents, repository: Repository, digest: Digest) -> bool:
+    async def is_signed(signers: Signers, documents: Documents, repository: Repository, digest: Digest) -> bool:
         nonlocal looked
         looked += images[digest]
         return images[digest] in signed
 
     monkeypatch.setattr("mirror.guards.facts.is_signed", is_signed)
     public = ec.generate_private_key(ec.SECP256R1()).public_key()
-    world = World(Rule("signed", signed=Keys([public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)])))
+    world = World(Rule("signed", signed=(Keys([public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)]),)))
     for name in "abcd":
         world.now += DAY
         await world.serve(image(name=name))

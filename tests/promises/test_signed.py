@@ -17,9 +17,9 @@ from mirror.guards import deciding
 from mirror.names import Digest
 from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Scripted
+from tests.support.sigstore import BUNDLE, attach_bundle, attach_payload, payload_of, statement_of
 
 LATEST = "/v2/app/manifests/latest"
-PAYLOAD, BUNDLE = "application/vnd.dev.cosign.simplesigning.v1+json", "application/vnd.dev.sigstore.bundle.v0.3+json"
 Sign = Callable[[bytes], bytes]
 
 
@@ -38,31 +38,13 @@ def make_key(kind: str) -> tuple[bytes, Sign]:
 
 
 def sign_with_payload(upstream: Scripted, digest: Digest, sign: Sign, named: Digest | None = None) -> None:
-    """The old form: a tag with the payload as a layer."""
-    payload = json.dumps(
-        {"critical": {"image": {"docker-manifest-digest": str(named or digest)}, "type": "cosign container image signature"}}
-    ).encode()
-    blob, config = upstream.add_blob(payload), upstream.add_blob(b"{}")
+    payload = payload_of(named or digest)
     annotations = {"dev.cosignproject.cosign/signature": base64.b64encode(sign(payload)).decode()}
-    body = {
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": str(config), "size": 2},
-        "layers": [{"mediaType": PAYLOAD, "digest": str(blob), "size": len(payload), "annotations": annotations}],
-    }
-    upstream.add_manifest("library/app", f"sha256-{digest.hex}.sig", json.dumps(body).encode())
+    attach_payload(upstream, digest, payload, annotations)
 
 
 def sign_with_bundle(upstream: Scripted, digest: Digest, sign: Sign, named: Digest | None = None, **changes: Any) -> None:
-    """The new form: a bundle that refers to the image."""
-    statement = {
-        "_type": "https://in-toto.io/Statement/v1",
-        "subject": [{"digest": {"sha256": (named or digest).hex}}],
-        "predicateType": "https://sigstore.dev/cosign/sign/v1",
-        "predicate": {},
-        **changes,
-    }
-    kind, payload = "application/vnd.in-toto+json", json.dumps(statement).encode()
+    kind, payload = "application/vnd.in-toto+json", statement_of(named or digest, **changes)
     signature = sign(b"DSSEv1 %d %s %d %s" % (len(kind), kind.encode(), len(payload), payload))
     envelope = {
         "payload": base64.b64encode(payload).decode(),
@@ -70,8 +52,7 @@ def sign_with_bundle(upstream: Scripted, digest: Digest, sign: Sign, named: Dige
         "signatures": [{"sig": base64.b64encode(signature).decode()}],
     }
     bundle = json.dumps({"mediaType": BUNDLE, "verificationMaterial": {"publicKey": {"hint": ""}}, "dsseEnvelope": envelope})
-    subject = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": str(digest), "size": 1}
-    upstream.add_image("library/app", layers=[bundle.encode()], artifactType=BUNDLE, subject=subject)
+    attach_bundle(upstream, digest, bundle.encode())
 
 
 FORMS = {"payload": sign_with_payload, "bundle": sign_with_bundle}
