@@ -103,12 +103,10 @@ async def running(
             (*settings.server.hosts, *settings.server.login_hosts, *([public] if public else [])),
             ask_dns=not settings.upstream.offline,
         )
-        gate = Gate(
-            who,
-            cache.possession,
-            LoginPlaces(settings.server.login_addresses, settings.server.login_hosts),
-            live.notifications,
-        )
+        checks = wiring.upstream_checks(settings, upstreams, cache, who)
+        stack.push_async_callback(checks.aclose)
+        places = LoginPlaces(settings.server.login_addresses, settings.server.login_hosts)
+        gate = Gate(who, cache.possession, places, checks, live.notifications)
         api = Api(
             cache,
             targets,

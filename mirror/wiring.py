@@ -16,6 +16,7 @@ from mirror.access.access import Access
 from mirror.access.audit import AuditLog
 from mirror.access.oidc import Issuer
 from mirror.access.rules import Action, Allowance, Rule
+from mirror.access.upstream_checks import UpstreamChecks
 from mirror.config import ALIASES, DEFAULT_REGISTRY, Hosted, Settings, Webhook, rates_at
 from mirror.config.access import ANYONE
 from mirror.config.yaml_files import YamlFiles, read_regular
@@ -233,6 +234,13 @@ async def access(settings: Settings, events: Events = NOBODY) -> AsyncIterator[A
     opened.take(*access_rules(settings))
     async with opened:
         yield opened
+
+
+def upstream_checks(settings: Settings, upstreams: Upstreams, cache: Cache, access: Access) -> UpstreamChecks:
+    """Asks the registry whose clients log in to it themselves, if there is one. The caller closes it."""
+    registry, grace = settings.client_credentials
+    own = cache.manifests.own
+    return UpstreamChecks(registry, grace, lambda name: upstreams.registry(name).clients, own.covers, access.identities.wrong)
 
 
 def access_folder(settings: Settings) -> Path:

@@ -48,7 +48,7 @@ def test_flags_win_over_environment_over_file_key_by_key(tmp_path: Path) -> None
     assert settings.server.drain_timeout == 5
     assert (settings.cache.max_size, settings.cache.tag_ttl) == (3 * 1024**3, 60)
     assert urls(settings.registries["docker.io"]) == ["http://b", "http://c"]
-    assert settings.registries["docker.io"].credentials() == ("u", "p")
+    assert settings.registries["docker.io"].account() == ("u", "p")
     assert urls(settings.registries["lan:5001"]) == ["http://lan:5001/base"]
     assert urls(settings.registries["ghcr.io"]) == ["https://ghcr.io"]
 
@@ -406,6 +406,25 @@ def test_lists_of_images(tmp_path: Path) -> None:
             one.read()
 
 
+def _with_clients(server: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """Settings of a registry with ``credentials = "client"``; `more` are further settings of it, or of other registries."""
+    others = {name: value for name, value in more.items() if isinstance(value, dict)}
+    own = {name: value for name, value in more.items() if name not in others}
+    server = {"login_listen": "127.0.0.1:5443"} if server is None else server
+    return {"server": server, "registries": {"ghcr.io": {"credentials": "client", **own}, **others}}
+
+
+def test_clients_with_their_own_credentials() -> None:
+    """With https, an address for logging in and nothing else it is taken; so are endpoints and addresses of this machine, as tests have them."""
+    for tree in (_with_clients(), _with_clients(endpoints=["http://127.0.0.1:5001"], client_grace="10m")):
+        settings = load(None, {}, tree)
+        registry = settings.registries["ghcr.io"]
+        assert settings.client_credentials == ("ghcr.io", registry.client_grace)
+    assert load(None, {}, {}).client_credentials == (None, 0.0)
+    behind = {"listen": "0.0.0.0:5000", "login_hosts": ["login.lan"], "trusted_proxies": ["10.0.0.1"]}
+    assert load(None, {}, _with_clients(server=behind)).client_credentials[0] == "ghcr.io"
+
+
 @pytest.mark.parametrize(
     ("tree", "told"),
     [
@@ -420,6 +439,13 @@ def test_lists_of_images(tmp_path: Path) -> None:
         ({"access": [{"who": ["anyone"], "whom": 1}]}, "who"),
         ({"server": {"trusted_proxies": ["proxy.lan"]}}, "address"),
         ({"server": {"login_listen": "127.0.0.1:0"}}, "a port is expected"),
+        (_with_clients(server={}), "set server.login_listen or server.login_hosts"),
+        (_with_clients(endpoints=["http://registry.lan:5001"]), "unencrypted: use https"),
+        (_with_clients(username="robot", password="secret"), "exclude each other"),
+        (_with_clients(server={"listen": "0.0.0.0:5000", "login_listen": "127.0.0.1:5443"}), "server.tls_certificate"),
+        (_with_clients(**{"quay.io": {"credentials": "client"}}), "only one registry"),
+        (_with_clients(credentials="clients"), "mirror"),
+        (_with_clients(client_grace="soon"), "client_grace"),
     ],
 )
 def test_tables_of_access_that_do_not_mean_what_they_say_are_refused(tree: dict[str, Any], told: str) -> None:

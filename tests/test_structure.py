@@ -23,8 +23,10 @@ SHARED = {
     "threads",
     "events",
     "cdn_loop",
+    "client_login",
 }
 MAY_IMPORT = {
+    "client_login": set(),
     "errors": set(),
     "names": {"errors"},
     "manifests": {"names", "errors"},

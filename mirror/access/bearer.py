@@ -6,13 +6,17 @@ it was got, and is worth nothing once that is changed or removed.
 
 from __future__ import annotations
 
+import base64
 import hmac
+import json
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 from mirror.access.rules import Identity
+from mirror.client_login import ClientLogin
 from mirror.names import Repository
 
 SERVICE = "mirror"
@@ -20,6 +24,8 @@ SERVICE = "mirror"
 _LIFE = 300
 """Seconds. Clients ask again when a token is over."""
 _MOST_GRANTS = 50
+_NONCE = 12
+"""Bytes, as NIST SP 800-38D, section 8.2.2, has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,8 @@ class Claims:
     granted: tuple[Grant, ...]
     expires: float
     bound: str
+    login: ClientLogin | None = None
+    """What the client has sent for a registry."""
 
 
 class Bearer:
@@ -77,6 +85,8 @@ class Bearer:
             "bound": self._bound(of),
             "access": [{"type": "repository", "name": one.name, "actions": sorted(one.actions)} for one in granted],
         }
+        if identity.login is not None:
+            claims["login"] = self._seal(identity.login)
         return jwt.encode(claims, self._key, algorithm="HS256"), _LIFE
 
     def read(self, given: str) -> Claims | None:
@@ -96,9 +106,35 @@ class Bearer:
                 granted,
                 float(found["exp"]),
                 str(found["bound"]),
+                self._unseal(found["login"]) if "login" in found else None,
             )
         except (jwt.PyJWTError, KeyError, TypeError, ValueError):
             return None
+
+    def _seal(self, login: ClientLogin) -> str:
+        """Encrypts what a client has sent, so that only it keeps its password, in a form that is of use only here: any worker, and the mirror after a restart, can
+        ask the registry with it."""
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        nonce = secrets.token_bytes(_NONCE)
+        plain = json.dumps([login.registry, login.user, login.password]).encode()
+        return base64.b64encode(nonce + AESGCM(self._sealing_key).encrypt(nonce, plain, None)).decode()
+
+    def _unseal(self, sealed: str) -> ClientLogin:
+        """Raises ValueError."""
+        from cryptography.exceptions import InvalidTag
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        data = base64.b64decode(sealed, validate=True)
+        try:
+            registry, user, password = json.loads(AESGCM(self._sealing_key).decrypt(data[:_NONCE], data[_NONCE:], None))
+        except InvalidTag:
+            raise ValueError("it was encrypted with another key") from None
+        return ClientLogin(registry, user, password)
+
+    @cached_property
+    def _sealing_key(self) -> bytes:
+        return hmac.digest(self._key, b"clients' logins", "sha256")
 
     def is_of(self, claims: Claims, of: str) -> bool:
         """Returns whether a token was got by what has this hash now."""

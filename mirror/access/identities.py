@@ -26,6 +26,7 @@ from mirror.access.oidc import Issuers
 from mirror.access.rules import Identity
 from mirror.access.tokens import PREFIX, Token, Tokens
 from mirror.access.users import Users, is_right
+from mirror.client_login import ClientLogin
 from mirror.errors import LoginWrong, TooManyGuesses
 from mirror.events import NOBODY, Action, Event, Events
 from mirror.tasks import SingleFlight, close_all
@@ -86,26 +87,32 @@ class Identities:
     async def aclose(self) -> None:
         await close_all(self._checking.aclose, self.issuers.aclose)
 
-    async def of_header(self, value: str | None, client: Identity, network: str) -> Login:
-        """Who a request's Authorization header proves that it is from; `client` is what is known without it. Raises LoginWrong, TooManyGuesses."""
+    async def of_header(self, value: str | None, client: Identity, network: str, registry: str | None = None) -> Login:
+        """Who a request's Authorization header proves that it is from; `client` is what is known without it.
+
+        `registry` is the one that a user and a password may be for that are not the mirror's own. Raises LoginWrong, TooManyGuesses.
+        """
         if value is None:
             return Login(client, float("inf"))
         scheme, _, given = value.strip().partition(" ")
         given = given.strip()
         if scheme.lower() == "basic":
             user, password = _basic(given)
-            return await self.of_password(user, password, client, network)
+            return await self.of_password(user, password, client, network, registry)
         if scheme.lower() == "bearer":
-            return await self.of_bearer(given, client, network)
+            return await self.of_bearer(given, client, network, registry)
         # What was sent is not repeated: it may be a token without its scheme.
         raise LoginWrong("the Authorization header begins with neither Basic nor Bearer, the schemes that the mirror knows")
 
-    async def of_password(self, user: str, password: str, client: Identity, network: str) -> Login:
-        """By a user and a password, or a token in its place, with whatever user. Raises LoginWrong, TooManyGuesses."""
+    async def of_password(self, user: str, password: str, client: Identity, network: str, registry: str | None = None) -> Login:
+        """By a user and a password, or a token in its place, with whatever user; `registry` as in `of_header`. Raises LoginWrong, TooManyGuesses."""
         if password.startswith(PREFIX):
             return await self.of_token(password, client, network)
         if self.issuers.concerns(password):
             return await self._of_issuer(password, client, network)
+        if registry is not None and user and password and user not in self.users:
+            # The registry says whether it is right, each time that something is asked for.
+            return Login(replace(client, login=ClientLogin(registry, user, password)), self._clock() + _REMEMBERED)
         if not await self._is_right(user, password, network):
             await self._guesses.wrong(network, f"{_USER}{user[:_LONGEST_NAME]}")
             raise LoginWrong("the user or the password is wrong")
@@ -119,8 +126,12 @@ class Identities:
             raise LoginWrong("this token is not known, or over: mirror token list shows those that there are")
         return Login(self._as_token(client, token), token.expires or float("inf"))
 
-    async def of_bearer(self, given: str, client: Identity, network: str) -> Login:
-        """Raises LoginWrong, TooManyGuesses."""
+    async def wrong(self, network: str, user: str) -> None:
+        """Counts a wrong password that was sent for a registry. Raises TooManyGuesses."""
+        await self._guesses.wrong(network, f"user {user[:_LONGEST_NAME]}")
+
+    async def of_bearer(self, given: str, client: Identity, network: str, registry: str | None = None) -> Login:
+        """`registry` as in `of_header`. Raises LoginWrong, TooManyGuesses."""
         if given.startswith(PREFIX):
             return await self.of_token(given, client, network)
         if self.issuers.concerns(given):
@@ -143,6 +154,10 @@ class Identities:
             identity = self._as_user(client, claims.user)
         elif claims.issuers:
             identity = replace(client, issuers=claims.issuers & self.issuers.names, subject=claims.subject)
+        elif claims.login is not None:
+            if claims.login.registry != registry:
+                raise LoginWrong("this bearer token is for a registry whose passwords are not taken here")
+            identity = replace(client, login=claims.login)
         else:
             identity = client
         return Login(identity, claims.expires, claims.granted)

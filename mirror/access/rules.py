@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from mirror.client_login import ClientLogin
 from mirror.names import Repository
 from mirror.patterns import RepositoryPattern
 
@@ -58,10 +59,14 @@ class Identity:
     """True if the connection came from this machine and no proxy passed it on."""
     scopes: tuple[Scope, ...] | None = None
     """What the token is limited to; None if there is no limit."""
+    login: ClientLogin | None = None
+    """What was sent for a registry that checks it itself. Here it proves nothing: for the rules, whoever sends it is anyone."""
 
     @property
     def is_anonymous(self) -> bool:
-        return self.user is None and self.token is None and self.certificate is None and not self.issuers
+        """True if the client has not said who it is."""
+        proved = self.user is not None or self.token is not None or self.certificate is not None or self.issuers
+        return not proved and self.login is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,4 +193,6 @@ def _described(identity: Identity) -> str:
         return f"the certificate {identity.certificate!r}"
     if identity.issuers:
         return f"{identity.subject!r}"
+    if identity.login is not None:
+        return f"users of {identity.login.registry}"
     return "clients that have not logged in"

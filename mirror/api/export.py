@@ -47,6 +47,7 @@ class Exports:
         if gate.is_closed:
             for repository, reference in images:
                 gate.check(context, Action.PULL, repository)
+                await gate.check_upstream(context, repository, reference)
                 if isinstance(reference, Digest):
                     await gate.check_content(context, repository, reference, is_manifest=True, ask=False)
         key = tuple(images), everything, *(target.query.get(name) for name in ("platform", "referrers"))

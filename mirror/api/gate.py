@@ -2,6 +2,7 @@
 
 - 404, as for a name that does not exist, where pulling is not allowed: whoever asks may not know of the repository.
 - 403 with the reason where pulling is allowed, and what was asked for is not.
+- The same for a registry with ``credentials = "client"``, where the registry itself does not allow it to the client.
 - 401 with a challenge only at the addresses and under the host names that are for logging in. Everywhere else a challenge would make dockerd send the user's
   Docker Hub password here.
 """
@@ -18,17 +19,20 @@ from mirror.access.access import Access
 from mirror.access.bearer import Grant
 from mirror.access.identities import Login
 from mirror.access.rules import Action, Identity, Rule, Verdict
-from mirror.api.client_network import client_network, parse_address
+from mirror.access.upstream_checks import UpstreamChecks
+from mirror.api.client_network import client_network
+from mirror.api.connected_client import connected_client
 from mirror.api.context import RequestContext
 from mirror.api.events import request_event
-from mirror.api.hosts import is_loopback, names_this_machine
 from mirror.api.login_places import FOR_BROWSERS, LoginPlaces, challenge
 from mirror.api.shortcuts import Permit
 from mirror.api.targets import Resource, Target
 from mirror.cache.possession import Possession
+from mirror.client_login import act_for
 from mirror.errors import (
     AdminNeeded,
     BlobUnknown,
+    Denied,
     LimitReached,
     LoginNeeded,
     LoginWrong,
@@ -36,32 +40,39 @@ from mirror.errors import (
     MirrorError,
     NameUnknown,
     NotAllowed,
+    RegionBlocked,
     TooManyGuesses,
 )
 from mirror.events import NOBODY, Events
 from mirror.events import Action as What
-from mirror.names import Digest, Repository, short_name
+from mirror.names import Digest, Reference, Repository, short_name
 
 ADMIN_USER = web.RequestKey("admin", str)
 """The key of a request by which the dashboard knows that a user sends it who may administer the mirror."""
 _DIGEST = "Docker-Content-Digest"
-_FORWARDED = ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP")
-"""Header fields by which proxies show that they passed a request on."""
 
 
 class Gate:
     """Lets requests through, or raises the error that they are answered with."""
 
-    def __init__(self, access: Access, possession: Possession, login_places: LoginPlaces, events: Events = NOBODY) -> None:
+    def __init__(
+        self,
+        access: Access,
+        possession: Possession,
+        login_places: LoginPlaces,
+        upstream_checks: UpstreamChecks,
+        events: Events = NOBODY,
+    ) -> None:
         self._access = access
         self._possession = possession
         self._login_places = login_places
+        self._upstream_checks = upstream_checks
         self._events = events
 
     @property
     def is_closed(self) -> bool:
         """True if there is anything that not everybody may pull."""
-        return self._access.rules is not None
+        return self._access.rules is not None or self._upstream_checks.registry is not None
 
     async def admit(self, context: RequestContext, target: Target) -> None:
         """Finds out who reads, and whether it may have what it asks for. Raises LoginNeeded, NameUnknown, NotAllowed, LimitReached, TooManyGuesses, or what a
@@ -79,26 +90,31 @@ class Gate:
         if target.resource is Resource.BASE and challenges and context.identity.is_anonymous and not context.has_login:
             # Clients take the challenge from here, and classic dockerd from nowhere else.
             raise LoginNeeded("log in: docker login asks for the user and the password", challenge(request))
+        if target.resource is Resource.BASE and context.granted is None:
+            await self.check_login(context)
         repository = target.repository
         if repository is None or target.resource in (Resource.EXPORT, Resource.UPLOAD, Resource.OTHER):
             return
         self.check(context, Action.PULL, repository)
+        await self.check_upstream(context, repository, target.reference, is_blob=target.resource is Resource.BLOB)
         if isinstance(target.reference, Digest) and target.resource in (Resource.MANIFEST, Resource.BLOB):
             await self.check_content(context, repository, target.reference, is_manifest=target.resource is Resource.MANIFEST)
 
     async def identify(self, context: RequestContext, target: Target) -> None:
         """Sets who asks, by what the request carries. Raises LoginNeeded, LoginWrong, TooManyGuesses."""
         request, identities = context.request, self._access.identities
-        client, network = _client(request), client_network(request.remote)
+        client, network = connected_client(request), client_network(request.remote)
         if target.secret is not None:
             await self._log_in(context, identities.of_token(target.secret, client, network))
         else:
-            await self._log_in(context, identities.of_header(request.headers.get("Authorization"), client, network))
+            given, registry = request.headers.get("Authorization"), self._registry_of(request, client)
+            await self._log_in(context, identities.of_header(given, client, network, registry))
 
     async def identify_password(self, context: RequestContext, user: str, password: str) -> None:
         """The same by a user and a password, or a token in its place, that are in a form."""
-        client, network = _client(context.request), client_network(context.request.remote)
-        await self._log_in(context, self._access.identities.of_password(user, password, client, network))
+        client, network = connected_client(context.request), client_network(context.request.remote)
+        registry = self._registry_of(context.request, client)
+        await self._log_in(context, self._access.identities.of_password(user, password, client, network, registry))
 
     async def sign(self, context: RequestContext, granted: tuple[Grant, ...]) -> tuple[str, int]:
         """Returns a bearer token for whoever has logged in, or for nobody, and its life in seconds."""
@@ -110,15 +126,55 @@ class Gate:
         try:
             login = await checking
         except (LoginWrong, TooManyGuesses) as error:
-            self._note(context, _client(request), None, "", "wrong login", error.message)
+            self._note(context, connected_client(request), None, "", "wrong login", error.message)
+            if (registry := self._upstream_checks.registry) and self._registry_of(request, connected_client(request)) is None:
+                error.message += f"; users of {registry} can log in over https only"
             by_path = target is not None and target.secret is not None
             if isinstance(error, LoginWrong) and not by_path and self._login_places.has(request):
                 raise LoginNeeded(error.message, challenge(request)) from None
             raise
         context.identity = login.identity
+        act_for(login.identity.login)
         context.login_until = login.until
         context.has_login = login.granted is not None or not login.identity.is_anonymous
         context.granted = login.granted
+
+    def _registry_of(self, request: web.BaseRequest, client: Identity) -> str | None:
+        """The registry whose users may log in here with their password there; None for a request that did not come by https, unless from this machine."""
+        return self._upstream_checks.registry if request.secure or client.is_local else None
+
+    async def check_login(self, context: RequestContext) -> None:
+        """Returns unless the client has sent a user and a password that the registry which they are for does not take. Raises LoginNeeded, LoginWrong,
+        TooManyGuesses, UpstreamError."""
+        request, login = context.request, context.identity.login
+        if login is None:
+            return
+        network = client_network(request.remote)
+        try:
+            await self._upstream_checks.check_login(login, network)
+        except Denied as error:
+            self._note(context, context.identity, None, "", "wrong login", error.message)
+            if self._login_places.has(request):
+                raise LoginNeeded(error.message, challenge(request)) from None
+            raise LoginWrong(error.message) from None
+
+    async def check_upstream(
+        self, context: RequestContext, repository: Repository, reference: Reference | None, *, is_blob: bool = False
+    ) -> None:
+        """Returns if the registry lets the client pull from a repository, where it has to be asked. Raises LoginNeeded, Unknown, TooManyGuesses, UpstreamError."""
+        request, login = context.request, context.identity.login
+        network = client_network(request.remote)
+        try:
+            await self._upstream_checks.check(login, repository, reference, network, is_blob=is_blob)
+        except RegionBlocked:
+            raise
+        except Denied as error:
+            self._note(context, context.identity, context.rule, Action.PULL.value, "denied", error.message)
+            if self._login_places.has(request):
+                raise LoginNeeded(error.message, challenge(request, repository)) from None
+            raise NameUnknown(
+                f"there is no {short_name(repository)} here for you: {error.message} (docs/access.md says how to log in)"
+            ) from None
 
     def check(self, context: RequestContext, action: Action, repository: Repository) -> None:
         """Returns if whoever asks may do this. To be called after `identify`. Raises LoginNeeded, NameUnknown, NotAllowed, LimitReached."""
@@ -147,11 +203,11 @@ class Gate:
         """Returns if whoever asks may have this content by way of `repository`, from which it may pull: where the repository, or another one from which it may pull,
         has it. What is not known is asked upstream, unless not `ask`. Raises BlobUnknown, ManifestUnknown; with `ask`, also what upstream answers.
         """
-        access, identity = self._access, context.identity
-        if access.may_pull_everything(identity) or self._possession.is_known(repository, digest):
+        identity = context.identity
+        if self._may_pull_everything(identity) or self._possession.is_known(repository, digest):
             return
         holders = await self._possession.holders(digest)
-        if repository in holders or any(access.may_pull(identity, one) for one in holders):
+        if repository in holders or any(self._may_pull(identity, one) for one in holders):
             return
         if ask and await self._possession.ask(repository, digest, is_manifest):
             return
@@ -179,23 +235,39 @@ class Gate:
 
     def filter(self, context: RequestContext) -> Callable[[Repository], bool] | None:
         """Returns which repositories may be named to whoever asks; None for all."""
-        if not self.is_closed or self._access.may_pull_everything(context.identity):
-            return None
         identity = context.identity
-        return lambda repository: self._access.may_pull(identity, repository)
+        if not self.is_closed or self._may_pull_everything(identity):
+            return None
+        return lambda repository: self._may_pull(identity, repository)
+
+    def _may_pull_everything(self, identity: Identity) -> bool:
+        return self._upstream_checks.registry is None and self._access.may_pull_everything(identity)
+
+    def _may_pull(self, identity: Identity, repository: Repository) -> bool:
+        """True if it is known without asking a registry that a repository may be named, and its content given out."""
+        return self._access.may_pull(identity, repository) and self._upstream_checks.allows(identity.login, repository)
 
     def is_current(self, context: RequestContext) -> bool:
         """True if the answer may be remembered by the bytes of the request: nothing has changed since it was admitted, and all that proves who asks is in them."""
+        if self._upstream_checks.registry is not None and (target := context.target) is not None:
+            repository, reference = target.repository, target.reference
+            if repository and isinstance(reference, Digest) and not self._possession.is_known(repository, reference):
+                # It has come by way of another repository, and counts only for as long as that one may be pulled from.
+                return False
         return context.identity.certificate is None and context.access_version == self._access.version
 
     def permit(self, context: RequestContext, response: web.StreamResponse) -> Permit | None:
         """What an equal request needs to be answered with the same manifest; None where nothing is checked."""
         if context.rule is None and not self.is_closed:
             return None
-        access, identity, rule = self._access, context.identity, context.rule
+        access, checks, identity, rule = self._access, self._upstream_checks, context.identity, context.rule
+        assert context.target is not None
+        repository = context.target.repository
         key, digest = whose(context), response.headers.get(_DIGEST, "")
 
         def allow() -> bool:
+            if repository is not None and not checks.allows(identity.login, repository):
+                return False
             if rule is not None:
                 try:
                     access.limits.ask(rule, key)
@@ -299,7 +371,7 @@ class Gate:
         certificate = None if identity.certificate is None else f"cert:{identity.certificate}"
         return (
             identity.user or "",
-            identity.token or certificate or identity.subject or "",
+            identity.token or certificate or identity.subject or ("" if identity.login is None else f"login:{identity.login}"),
             context.request.remote or "",
             action,
             str(target.repository) if target is not None and target.repository is not None else "",
@@ -309,28 +381,6 @@ class Gate:
             verdict,
             reason,
         )
-
-
-def _client(request: web.BaseRequest) -> Identity:
-    transport = request.transport
-    address = parse_address(request.remote)
-    local = (
-        transport is not None
-        and is_loopback(transport.get_extra_info("sockname"))
-        and address is not None
-        and address.is_loopback
-        # Not every proxy on this machine says that it passes something on, but most pass on the host that the client named.
-        and not any(name in request.headers for name in _FORWARDED)
-        and names_this_machine(request.headers.get("Host", ""))
-    )
-    return Identity(certificate=_common_name(transport), address=address, is_local=local)
-
-
-def _common_name(transport: asyncio.Transport | None) -> str | None:
-    """The common name in the certificate that a client has sent, and that TLS has verified."""
-    certificate = transport.get_extra_info("peercert") if transport is not None else None
-    names = [value for parts in (certificate or {}).get("subject", ()) for key, value in parts if key == "commonName"]
-    return str(names[0]) if len(names) == 1 else None
 
 
 def whose(context: RequestContext) -> str:

@@ -31,6 +31,7 @@ from mirror.api.targets import Resource, Target, Targets, without_secret
 from mirror.api.unread import Hold, UnreadBodies, large_body
 from mirror.cache.cache import Cache
 from mirror.cache.nearby import offline_miss
+from mirror.client_login import act_for
 from mirror.errors import Denied, MirrorError, Offline, Unsupported, UpstreamError
 from mirror.events import NOBODY, Events
 from mirror.names import Digest, Repository
@@ -152,6 +153,9 @@ class Api:
         except Exception:
             log.exception("cannot answer %s %s", request.method, context.shown_path)
             response = error_response(MirrorError("the mirror failed to answer this; its log says why"))
+        finally:
+            # The connection's next request may be another client's.
+            act_for(None)
         seconds = asyncio.get_running_loop().time() - began
         context.count_time(seconds)
         self._gate.answered(context, response)

@@ -24,7 +24,7 @@ _FORM_TIMEOUT = 10.0
 
 
 async def issue_token(context: RequestContext, gate: Gate) -> web.Response:
-    """Answers GET, and POST with a form whose grant_type is password. Raises LoginNeeded, LoginWrong, RequestInvalid, TooManyGuesses, Unsupported."""
+    """Answers GET, and POST with a form whose grant_type is password. Raises LoginNeeded, LoginWrong, RequestInvalid, TooManyGuesses, Unsupported, UpstreamError."""
     request, target = context.request, context.target
     assert target is not None
     if request.method in ("GET", "HEAD"):
@@ -38,7 +38,11 @@ async def issue_token(context: RequestContext, gate: Gate) -> web.Response:
         await gate.identify_password(context, form.get("username", ""), form.get("password", ""))
     else:
         raise Unsupported(f"{request.method} is not supported here", "GET, HEAD, POST")
-    token, life = await gate.sign(context, parse_scopes(scopes))
+    granted = parse_scopes(scopes)
+    if not granted:
+        # `docker login` asks for nothing, but wants to know whether the password is right.
+        await gate.check_login(context)
+    token, life = await gate.sign(context, granted)
     issued = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     body = {"token": token, "access_token": token, "expires_in": life, "issued_at": issued, "token_type": "Bearer"}
     return web.Response(body=json.dumps(body).encode(), headers={"Content-Type": "application/json", "Cache-Control": "no-store"})

@@ -29,6 +29,7 @@ from mirror.cache.tags import Tags
 from mirror.cache.verification import Verification
 from mirror.cache.warming import Warming
 from mirror.cdn_loop import AskedOfPeer, passed
+from mirror.client_login import acting_for
 from mirror.downloads.active import ActiveDownloads
 from mirror.downloads.context import DownloadContext
 from mirror.downloads.direct import DirectReader
@@ -214,7 +215,8 @@ class Cache:
 
     async def _upstreams_blob(self, repository: Repository, digest: Digest) -> tuple[Reader, Outcome]:
         await self._negative.check(_key(repository, digest))
-        if self._prefetcher is not None and not passed().by_peer:
+        if self._prefetcher is not None and not passed().by_peer and acting_for() is None:
+            # What nobody waits for is not fetched with a client's password.
             self._prefetcher.begin(repository, digest)
         context = self._context(repository, digest)
         if self._too_large.get((repository, digest), float("-inf")) > time.monotonic() - _TOO_LARGE_FOR:

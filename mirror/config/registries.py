@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
-from mirror.config.tables import Rate, readable
+from mirror.config.tables import Duration, Rate, readable
 from mirror.config.ways import WayOut
 from mirror.names import is_repository_path
 from mirror.regular_files import LARGEST_SECRET, read_file
@@ -142,6 +142,14 @@ class Registry(WayOut):
         0,
         description="bytes per second at which its content is downloaded, within `upstream.max_rate`; 0 for no limit of its own",
     )
+    credentials: Literal["mirror", "client"] = Field(
+        "mirror",
+        description="whose user and password it is asked with: `mirror`, those below, if any; `client`, those with which each client has logged in, see [access](access.md)",
+    )
+    client_grace: Duration = Field(
+        0.0,
+        description="with `client`: how long its last word on a client counts while it cannot be asked; 0 for not at all",
+    )
     username: str | None = Field(
         None,
         description="for the registry itself, where its own endpoint is in the list, otherwise for the first; the others are asked without",
@@ -204,9 +212,13 @@ class Registry(WayOut):
         has_password = self.password is not None or self.password_file is not None
         if (self.username is None) == has_password:
             raise ValueError("username and a password (password or password_file) belong together")
+        if self.credentials == "client" and self.username is not None:
+            raise ValueError(
+                'credentials = "client" and username exclude each other: each client has its own, so the mirror needs none'
+            )
         return self
 
-    def credentials(self) -> tuple[str, str] | None:
+    def account(self) -> tuple[str, str] | None:
         """User and password, the file read anew; None where there are none. Raises OSError."""
         if self.username is None:
             return None

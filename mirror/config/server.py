@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
@@ -12,6 +13,14 @@ from mirror.config.tables import Duration, Table, Workers, readable
 from mirror.units import parse_endpoint, parse_listen
 
 _SHORTEST_TOKEN = 16
+
+
+def is_loopback(host: str | None) -> bool:
+    """True for ``localhost`` and loopback addresses."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
 
 
 class Server(Table):

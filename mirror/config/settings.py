@@ -6,10 +6,12 @@ All faults are reported at once, each with its key, the form expected and the va
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -30,7 +32,7 @@ from mirror.config.registries import (
     Registry,
     check_different,
 )
-from mirror.config.server import Server
+from mirror.config.server import Server, is_loopback
 from mirror.config.sources import ConfigError, from_environment, from_file, merge
 from mirror.config.tables import Table
 from mirror.config.upstream import Upstream
@@ -143,6 +145,42 @@ class Settings(Table):
             except ValueError as error:
                 raise ValueError(f'registries."{name}".endpoints: {error}') from None
         return self
+
+    @model_validator(mode="after")
+    def _clients(self) -> Settings:
+        named = [name for name, registry in self.registries.items() if registry.credentials == "client"]
+        if not named:
+            return self
+        key = f'registries."{named[0]}".credentials'
+        if len(named) > 1:
+            raise ValueError(
+                f'{key}: only one registry can have "client", not {" and ".join(named)} too: nobody could say which of them a password is for'
+            )
+        for endpoint in self.registries[named[0]].endpoints:
+            url = urlsplit(endpoint.url)
+            if url.scheme != "https" and not is_loopback(url.hostname):
+                raise ValueError(f"{key}: {endpoint.url} would get clients' passwords unencrypted: use https")
+        server = self.server
+        if not server.login_addresses and not server.login_hosts:
+            raise ValueError(
+                f"{key}: clients log in at an address or a host name that is for it: set server.login_listen or server.login_hosts (docs/access.md)"
+            )
+        hosts = [host for host, _ in server.addresses]
+        if server.tls_certificate is None and not server.trusted_proxies and not all(map(is_loopback, hosts)):
+            raise ValueError(
+                f"{key}: clients would send their passwords unencrypted: set server.tls_certificate and server.tls_key, or server.trusted_proxies to a proxy that has them"
+            )
+        if importlib.util.find_spec("cryptography") is None:
+            raise ValueError(f"{key}: this needs the package cryptography: pip install cryptography")
+        return self
+
+    @property
+    def client_credentials(self) -> tuple[str | None, float]:
+        """The registry whose clients log in to it themselves, None for none; and for how many seconds its word on them counts while it is away."""
+        return next(
+            ((name, registry.client_grace) for name, registry in self.registries.items() if registry.credentials == "client"),
+            (None, 0.0),
+        )
 
     @model_validator(mode="after")
     def _rates(self) -> Settings:

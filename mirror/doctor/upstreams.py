@@ -164,7 +164,7 @@ async def _check(
     way = endpoint_way(name, endpoint, registry_way(name, registry, transport.way))
     proxy = way.of(base)
     urls = [URL(one.url) for one in registry.endpoints]
-    authenticator = Authenticator(name, registry.credentials if gets_credentials(name, base, urls) else None)
+    authenticator = Authenticator(name, registry.account if gets_credentials(name, base, urls) else None)
     has_account = registry.username is not None and gets_credentials(name, base, urls)
     try:
         async with asyncio.timeout(_ENDPOINT):

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 
 from mirror import metrics
+from mirror.client_login import acting_for, on_behalf_of
 from mirror.errors import BlobUnknown, MirrorError, UpstreamBusy, UpstreamInvalid, UpstreamLimited
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
@@ -48,6 +49,8 @@ class Blob:
         self._refused: set[Endpoint] = set()
         self._single_source = False
         self.share = Share(registry)
+        self._login = acting_for()
+        """Whose request it is for: another client's may have begun the download that opens it."""
 
     @property
     def connections(self) -> int:
@@ -93,15 +96,16 @@ class Blob:
                 raise UpstreamInvalid(f"{shown(url)} does not say the size of the blob")
             return Descriptor("application/octet-stream", self._digest, size)
 
-        return await with_failover(
-            self._registry,
-            self._ranked(0),
-            self._transport.timeouts,
-            ask,
-            self._repository,
-            unfinished=self._unfinished,
-            documents=False,
-        )
+        with on_behalf_of(self._login):
+            return await with_failover(
+                self._registry,
+                self._ranked(0),
+                self._transport.timeouts,
+                ask,
+                self._repository,
+                unfinished=self._unfinished,
+                documents=False,
+            )
 
     async def open(self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None) -> BlobStream:
         """Requests the bytes ``[start, stop)``, without Range for the whole blob.
@@ -122,17 +126,18 @@ class Blob:
         async def discard(answer: tuple[Endpoint, BlobStream]) -> None:
             await answer[1].aclose()
 
-        giver, stream = await with_failover(
-            self._registry,
-            ranked,
-            self._transport.timeouts,
-            ask,
-            self._repository,
-            unfinished=self._unfinished,
-            documents=False,
-            patient=not impatient,
-            discard=discard,
-        )
+        with on_behalf_of(self._login):
+            giver, stream = await with_failover(
+                self._registry,
+                ranked,
+                self._transport.timeouts,
+                ask,
+                self._repository,
+                unfinished=self._unfinished,
+                documents=False,
+                patient=not impatient,
+                discard=discard,
+            )
         self._givers.add(giver)
         return stream
 

@@ -19,7 +19,6 @@ from mirror.errors import (
     MirrorError,
     UpstreamFailed,
     UpstreamInvalid,
-    UpstreamLimited,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
@@ -28,11 +27,12 @@ from mirror.tasks import close_all
 from mirror.upstream.challenges import Challenge, choose, parse_challenges, pull_scope
 from mirror.upstream.guard import Guard
 from mirror.upstream.health import Breaker, Delivery, EndpointHealth, Standing
+from mirror.upstream.logins import check_login
 from mirror.upstream.pacing import EndpointPacer
 from mirror.upstream.proxies import Way
 from mirror.upstream.receiver import Response
 from mirror.upstream.redirects import follow
-from mirror.upstream.refusals import refusal
+from mirror.upstream.refusals import kind_of, refusal
 from mirror.upstream.tokens import Authenticator, Credentials
 from mirror.upstream.transport import Transport, read_bounded, retry_after, shown, source
 from mirror.upstream.urls import may_get_credentials, same_origin
@@ -82,8 +82,9 @@ class Endpoint:
         path: str = "",
         proxy: str | None = None,
         way: Way | None = None,
+        clients: bool = False,
     ) -> None:
-        """`credentials` are those that its origin may get, None for none; `own` is True for the registry's own host, `only` if the registry has no other endpoint.
+        """`credentials` are those that its origin may get, None for none, or with `clients` each client's own; `own` is True for the registry's own host, `only` if the registry has no other endpoint.
 
         `path` is put before each repository's name. `proxy` is the endpoint's own setting, which tells it from others with its URL. `way` is the way out,
         None for the transport's."""
@@ -102,7 +103,8 @@ class Endpoint:
         self._registry = registry
         self._transport = transport
         self.check_online = transport.check_online
-        self._authenticator = Authenticator(registry, credentials)
+        self._authenticator = Authenticator(registry, credentials, clients=clients)
+        self.renew_tokens = self._authenticator.renew
         self._guard = Guard(transport, self.base, tls, way)
         self._anonymous = Authenticator(registry, None)
         self._challenges: OrderedDict[str, Challenge] = OrderedDict()
@@ -166,6 +168,10 @@ class Endpoint:
         counted = self._limits[0] is not None
         self._heads_from = time.monotonic() + (_HEAD_DISTRUSTED_COUNTED if counted else _HEAD_DISTRUSTED)
 
+    async def check_login(self, deadline: float) -> None:
+        """See `mirror.upstream.logins.check_login`."""
+        await check_login(self._registry, self.base, self._guard, _left(deadline))
+
     async def head(
         self, url: URL, repository: Repository, headers: dict[str, str], deadline: float, blob: Digest | None = None
     ) -> Response | None:
@@ -207,7 +213,7 @@ class Endpoint:
             try:
                 response = await self._send(method, url, repository, headers, until, blob)
             except MirrorError as error:
-                metrics.upstream_errors.labels(*self._labels, _kind(error)).inc()
+                metrics.upstream_errors.labels(*self._labels, kind_of(error)).inc()
                 raise
             self._note_limits(response)
             wait = retry_after(response)
@@ -222,7 +228,7 @@ class Endpoint:
         try:
             await self._check(response, method, deadline)
         except MirrorError as error:
-            metrics.upstream_errors.labels(*self._labels, _kind(error)).inc()
+            metrics.upstream_errors.labels(*self._labels, kind_of(error)).inc()
             response.release()
             raise
         return response
@@ -379,16 +385,3 @@ def _left(deadline: float) -> float:
     if left <= 0:
         raise UpstreamTimeout("upstream did not answer in time")
     return left
-
-
-def _kind(error: MirrorError) -> str:
-    match error:
-        case UpstreamLimited():
-            return "limited"
-        case UpstreamTimeout():
-            return "timeout"
-        case UpstreamUnreachable():
-            return "unreachable"
-        case Denied():
-            return "denied"
-    return "invalid"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mirror.errors import Denied, RegionBlocked
+from mirror.errors import Denied, MirrorError, RegionBlocked, UpstreamLimited, UpstreamTimeout, UpstreamUnreachable
 from mirror.upstream.receiver import Response
 
 _REGION = re.compile(
@@ -35,3 +35,17 @@ def refusal(where: str, response: Response, body: bytes) -> Denied:
             f"{where} answered {status} with a web page, not as a registry does: it does not serve this, or something between refuses it"
         )
     return Denied(f"{where} answered {status}: pulling this needs credentials that are not set, or is not allowed")
+
+
+def kind_of(error: MirrorError) -> str:
+    """Returns the value of the label `kind` in metrics of errors."""
+    match error:
+        case UpstreamLimited():
+            return "limited"
+        case UpstreamTimeout():
+            return "timeout"
+        case UpstreamUnreachable():
+            return "unreachable"
+        case Denied():
+            return "denied"
+    return "invalid"

@@ -15,11 +15,13 @@ from weakref import WeakSet
 from yarl import URL
 
 from mirror import metrics
+from mirror.client_login import acting_for
 from mirror.errors import ManifestUnknown, NameUnknown, RegistryUnknown, UpstreamInvalid
 from mirror.manifests import ACCEPT, ACCEPT_ANY, MAX_SIZE, Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.tasks import close_all
 from mirror.upstream.blobs import Blob
+from mirror.upstream.client_checks import ClientChecks
 from mirror.upstream.documents import described, verified
 from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.failover import Unfinished, with_endpoint, with_failover
@@ -53,9 +55,11 @@ class Registry:
     def __init__(self, name: str, settings: RegistrySettings, transport: Transport, fleet: Fleet | None = None) -> None:
         """`fleet` has the mirrors that are asked first."""
         self.name = name
-        self._fleet = fleet
+        # Other mirrors get no client's password, so they can have nothing that is for one client and not for all.
+        self._fleet = None if settings.credentials == "client" else fleet
         self._transport = transport
         self._unfinished = Unfinished()
+        self._has_clients = settings.credentials == "client"
         tls = trusting(settings.ca_file) if settings.ca_file is not None else None
         urls = [URL(endpoint.url) for endpoint in settings.endpoints]
         out = registry_way(name, settings, transport.way)
@@ -64,16 +68,19 @@ class Registry:
                 name,
                 str(url),
                 transport,
-                settings.credentials if gets_credentials(name, url, urls) else None,
+                settings.account if gets_credentials(name, url, urls) else None,
                 tls,
                 own=is_own(name, url),
                 only=len(urls) == 1,
                 path=endpoint.path,
                 proxy=endpoint.proxy,
                 way=endpoint_way(name, endpoint, out),
+                clients=self._has_clients and gets_credentials(name, url, urls),
             )
             for endpoint, url in zip(settings.endpoints, urls, strict=True)
         ]
+        asked = next(one for one, url in zip(self._endpoints, urls, strict=True) if gets_credentials(name, url, urls))
+        self.clients = ClientChecks(name, asked, transport.timeouts, self._unfinished)
         self._surveys = Surveys(name, self._endpoints, transport.timeouts, self._unfinished)
         self._first_answers = FirstAnswers(name, self._endpoints, transport.timeouts, self._unfinished)
         self.compares_tags = settings.tags == "newest" and len(urls) > 1
@@ -170,7 +177,10 @@ class Registry:
                 raise UpstreamInvalid(f"{shown(url)} answered {response.status}")
             body = await read_bounded(response, MAX_SIZE, self._time_for_body(endpoint, deadline))
             if response.status == 404:
-                raise _no_manifest(endpoint, repository, reference, body)
+                error = _no_manifest(endpoint, repository, reference, body)
+                # Some registries say so too of what is not for whoever asks.
+                error.certain = error.certain and not (self._has_clients and acting_for() is None)
+                raise error
         finally:
             response.release()
         self._pulled_manifest.inc(len(body))

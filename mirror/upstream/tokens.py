@@ -9,15 +9,19 @@ import asyncio
 import base64
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 from aiocache import SimpleMemoryCache
 from yarl import URL
 
+from mirror.client_login import ClientLogin, acting_for
 from mirror.errors import (
     Denied,
     RegionBlocked,
+    TargetRefused,
     TokenServiceFailed,
     UpstreamError,
     UpstreamInvalid,
@@ -40,7 +44,11 @@ Credentials = Callable[[], tuple[str, str] | None]
 _DEFAULT_LIFE = 60.0
 _SHORTEST_LIFE = 1.0
 _LONGEST_LIFE = 86400.0
+_LONGEST_CLIENTS_LIFE = 300.0
+"""Seconds for which a token that was got with a client's password is kept."""
 _LARGEST_TOKEN = 256 * 1024
+_MOST_CLIENTS = 10_000
+_ROUND = count(1)
 _MOST_REALMS = 100
 _LONGEST_PAUSE = 2.0
 """Seconds at most that a token service's Retry-After counts for: without tokens, no request to the registry succeeds."""
@@ -49,8 +57,11 @@ _LONGEST_PAUSE = 2.0
 class Authenticator:
     """Makes Authorization headers for one origin. Its credentials are sent to that origin and its realm only, and its tokens to that origin."""
 
-    def __init__(self, registry: str, credentials: Credentials | None) -> None:
-        """`credentials` is None for an origin that gets none, and anonymous tokens only."""
+    def __init__(self, registry: str, credentials: Credentials | None, *, clients: bool = False) -> None:
+        """`credentials` is None for an origin that gets none, and anonymous tokens only. With `clients`, each client's own are used instead."""
+        self._clients = clients
+        self._rounds: OrderedDict[bytes, int] = OrderedDict()
+        """Of each client, which of its tokens are used: those that it got since the last check."""
         self._registry = registry
         self._credentials = credentials
         self._tokens = SimpleMemoryCache(timeout=None)
@@ -73,7 +84,7 @@ class Authenticator:
         """
         if challenge.scheme == "basic":
             return _basic(self._known(via[-1])), False
-        key = _key(challenge, scope)
+        key = self._key(challenge, scope)
         token = await self._tokens.get(key)
         if token is not None:
             return f"Bearer {token}", True
@@ -87,9 +98,17 @@ class Authenticator:
             raise TokenServiceFailed(f"{self._registry}'s token service did not answer in time") from None
         return f"Bearer {token}", False
 
+    def renew(self) -> None:
+        """Has new tokens fetched for the client whom the task works for, so that its password is checked."""
+        if (login := self._client()) is not None:
+            self._rounds[login.key] = next(_ROUND)
+            self._rounds.move_to_end(login.key)
+            if len(self._rounds) > _MOST_CLIENTS:
+                self._rounds.popitem(last=False)
+
     async def forget(self, challenge: Challenge, scope: str) -> None:
         """Drops a cached token that was refused."""
-        await self._tokens.delete(_key(challenge, scope))
+        await self._tokens.delete(self._key(challenge, scope))
 
     def _known(self, url: URL) -> tuple[str, str]:
         found = self._read()
@@ -97,12 +116,28 @@ class Authenticator:
             raise Denied(f"{shown(url)} requires user and password: {self._advice()}")
         return found
 
+    def _client(self) -> ClientLogin | None:
+        """The client's, whose request this works for, if it is for this registry."""
+        login = acting_for() if self._clients else None
+        return login if login is not None and login.registry == self._registry else None
+
+    def _key(self, challenge: Challenge, scope: str) -> str:
+        key = f"{challenge.realm} {challenge.service} {scope}"
+        login = self._client()
+        # Each client has tokens of its own.
+        return key if login is None else f"{key} {login.key.hex()} {self._rounds.get(login.key)}"
+
     def _advice(self) -> str:
+        if self._clients:
+            return f"log in with a user and a password of {self._registry}"
         if self._credentials is None:
             return f"those of {self._registry} are sent only to its own endpoint, or to the first in the list if its own is not in it"
         return f'set username and password_file under [registries."{self._registry}"]'
 
     def _read(self) -> tuple[str, str] | None:
+        if self._clients:
+            login = self._client()
+            return None if login is None else (login.user, login.password)
         try:
             return self._credentials() if self._credentials is not None else None
         except (OSError, ValueError):
@@ -114,16 +149,19 @@ class Authenticator:
         parameters = [("service", challenge.service)] if challenge.service else []
         url = realm.update_query([*parameters, *(("scope", one) for one in scope.split())])
         credentials = self._read()
+        if credentials is not None and self._clients and realm.scheme != "https" and not _is_loopback(realm):
+            raise TargetRefused(f"{self._registry}'s token service ({shown(realm)}) is not https: it gets no client's password")
         headers = {"Authorization": _basic(credentials)} if credentials is not None else {}
         where, began = shown(url), asyncio.get_running_loop().time()
         response = await self._paced(scope, guard, via, url, headers, timeout)
         try:
             if response.status in (400, 401, 403):
-                advice = (
-                    "check the username and password set for it"
-                    if credentials
-                    else f"it requires user and password: {self._advice()}"
-                )
+                if credentials is None:
+                    advice = f"it requires user and password: {self._advice()}"
+                elif self._clients:
+                    advice = "the user or the password is wrong there"
+                else:
+                    advice = "check the username and password set for it"
                 reason = refusal(f"{self._registry}'s token service ({where})", response, await _body(response, timeout))
                 if isinstance(reason, RegionBlocked):
                     raise reason
@@ -139,6 +177,8 @@ class Authenticator:
         self.latency = asyncio.get_running_loop().time() - began
         # "Shortly before": a token must not expire between here and the registry.
         life -= min(10.0, life / 4)
+        if self._clients:
+            life = min(life, _LONGEST_CLIENTS_LIFE)
         if life >= _SHORTEST_LIFE:
             await self._tokens.set(key, token, ttl=life)
         return token
@@ -187,8 +227,8 @@ async def _body(response: Response, seconds: float) -> bytes:
         return b""
 
 
-def _key(challenge: Challenge, scope: str) -> str:
-    return f"{challenge.realm} {challenge.service} {scope}"
+def _is_loopback(url: URL) -> bool:
+    return url.host in ("127.0.0.1", "localhost", "::1")
 
 
 def _parse(body: bytes, where: str) -> tuple[str, float]:

@@ -231,6 +231,8 @@ class Scripted:
         self.blobs_per_second: float | None = None
         """The same for blobs."""
         self._allowances: dict[str, tuple[float, float]] = {}
+        self.rights: dict[str, set[str]] = {}
+        """The repositories that each account may pull from, those of "" for whoever has none; all may everything where it is empty."""
         self.ranges = True
         self.keeps_apart = False
         """A repository has the blobs that its manifests name, and no others."""
@@ -465,6 +467,10 @@ class Scripted:
         if self.auth == "basic":
             if given.removeprefix("Basic ") not in {_basic(*account) for account in self.accounts.items()}:
                 return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="scripted"'})
+            user = base64.b64decode(given.removeprefix("Basic ")).decode().partition(":")[0]
+            match = re.fullmatch(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/.+", request.path)
+            if match and not self._may(user, f"repository:{match[1]}:pull"):
+                return web.Response(status=403, text='{"errors":[{"code":"DENIED"}]}')
         elif self.auth == "bearer":
             match = re.fullmatch(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/.+", request.path)
             scope = f"repository:{match[1]}:pull" if match else ""
@@ -487,11 +493,19 @@ class Scripted:
         if not self._allows("tokens", self.tokens_per_second):
             return web.Response(status=429, headers={"Retry-After": "142.918µs"}, text="toomanyrequests")
         given = request.headers.get("Authorization", "").removeprefix("Basic ")
-        if self.accounts and given not in {_basic(*account) for account in self.accounts.items()}:
+        known = {_basic(*account): account[0] for account in self.accounts.items()}
+        if self.accounts and given not in known and (given or "" not in self.rights):
             return web.Response(status=401)
-        token = os.urandom(8).hex()
-        self._tokens[token] = request.query.get("scope", "")
+        token, scope = os.urandom(8).hex(), request.query.get("scope", "")
+        if not self._may(known.get(given, ""), scope):
+            # As distribution's token services do: a token that is good for less than was asked for.
+            scope = "nothing"
+        self._tokens[token] = scope
         return web.json_response({"token": token, "expires_in": self.token_life})
+
+    def _may(self, user: str, scope: str) -> bool:
+        repository = scope.removeprefix("repository:").rpartition(":")[0]
+        return not self.rights or not repository or repository in self.rights.get(user, set())
 
     def revoke_tokens(self) -> None:
         """All tokens given so far are refused from now on."""
