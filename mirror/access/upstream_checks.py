@@ -51,8 +51,7 @@ class UpstreamChecks:
     ) -> None:
         """`registry` is the one with ``credentials = "client"``, None for none; `grace` for how many seconds an answer holds while it cannot be asked.
         No registry is asked about repositories that live here. `wrong` is called with the address and the user of each login that is refused."""
-        self.registry = registry
-        self._grace = grace
+        self.registry, self._grace = registry, grace
         self._ask_registry = ask
         self._lives_here = lives_here
         self._wrong = wrong
@@ -66,6 +65,13 @@ class UpstreamChecks:
 
     async def aclose(self) -> None:
         await self._asking.aclose()
+
+    def take(self, registry: str | None, grace: float) -> None:
+        """Puts other settings in force at once."""
+        if registry != self.registry:
+            self._allowed.clear()
+            self._refused.clear()
+        self.registry, self._grace = registry, grace
 
     def concerns(self, repository: Repository) -> bool:
         """Returns whether each client of a repository is checked."""

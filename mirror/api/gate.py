@@ -82,6 +82,7 @@ class Gate:
         challenges = self._login_places.has(request)
         if context.is_trusted_mirror:
             context.is_public = not self.is_closed
+            await self._check_for_mirror(context, target)
             return
         if not self.is_closed and not challenges:
             return
@@ -96,9 +97,18 @@ class Gate:
         if repository is None or target.resource in (Resource.EXPORT, Resource.UPLOAD, Resource.OTHER):
             return
         self.check(context, Action.PULL, repository)
-        await self.check_upstream(context, repository, target.reference, is_blob=target.resource is Resource.BLOB)
-        if isinstance(target.reference, Digest) and target.resource in (Resource.MANIFEST, Resource.BLOB):
-            await self.check_content(context, repository, target.reference, is_manifest=target.resource is Resource.MANIFEST)
+        await self._check_cached(context, target, repository)
+
+    async def _check_for_mirror(self, context: RequestContext, target: Target) -> None:
+        """Returns if a mirror of the fleet may have what it asks for: it sends no client's password, so it is one that has none where a registry checks each client."""
+        if self._upstream_checks.registry is not None and target.repository is not None:
+            await self._check_cached(context, target, target.repository)
+
+    async def _check_cached(self, context: RequestContext, target: Target, repository: Repository) -> None:
+        reference, is_blob = target.reference, target.resource is Resource.BLOB
+        await self.check_upstream(context, repository, reference, is_blob=is_blob)
+        if isinstance(reference, Digest) and target.resource in (Resource.MANIFEST, Resource.BLOB):
+            await self.check_content(context, repository, reference, is_manifest=not is_blob)
 
     async def identify(self, context: RequestContext, target: Target) -> None:
         """Sets who asks, by what the request carries. Raises LoginNeeded, LoginWrong, TooManyGuesses."""
@@ -369,9 +379,11 @@ class Gate:
         """The values of an entry of the audit log, in its order."""
         target = context.target
         certificate = None if identity.certificate is None else f"cert:{identity.certificate}"
+        # Only once the registry has taken it: people type passwords where their names belong.
+        login = "" if identity.login is None or verdict != "allowed" else f"login:{identity.login}"
         return (
             identity.user or "",
-            identity.token or certificate or identity.subject or ("" if identity.login is None else f"login:{identity.login}"),
+            identity.token or certificate or identity.subject or login,
             context.request.remote or "",
             action,
             str(target.repository) if target is not None and target.repository is not None else "",

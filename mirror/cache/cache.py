@@ -215,8 +215,9 @@ class Cache:
 
     async def _upstreams_blob(self, repository: Repository, digest: Digest) -> tuple[Reader, Outcome]:
         await self._negative.check(_key(repository, digest))
-        if self._prefetcher is not None and not passed().by_peer and acting_for() is None:
-            # What nobody waits for is not fetched with a client's password.
+        # What nobody waits for is not fetched with a client's password.
+        is_clients = (login := acting_for()) is not None and login.registry == repository.registry
+        if self._prefetcher is not None and not passed().by_peer and not is_clients:
             self._prefetcher.begin(repository, digest)
         context = self._context(repository, digest)
         if self._too_large.get((repository, digest), float("-inf")) > time.monotonic() - _TOO_LARGE_FOR:
