@@ -61,6 +61,8 @@ async def running(
         )
         certificate = await stack.enter_async_context(_certificate(settings))
         who = await stack.enter_async_context(wiring.access(settings, live.notifications))
+        checks = wiring.upstream_checks(settings, upstreams, cache, who)
+        stack.push_async_callback(checks.aclose)
 
         targets = Targets({*settings.registries, *settings.unlisted}, DEFAULT_REGISTRY, ALIASES)
 
@@ -73,6 +75,7 @@ async def running(
                 log.error("SIGHUP: the settings cannot be used, and those before stay in force: %s", error)
                 return
             targets.take({*live.settings.registries, *live.settings.unlisted})
+            checks.take(*live.settings.client_credentials)
             who.take(*wiring.access_rules(live.settings))
 
         stack.enter_context(_hangup(take, certificate))
@@ -103,8 +106,6 @@ async def running(
             (*settings.server.hosts, *settings.server.login_hosts, *([public] if public else [])),
             ask_dns=not settings.upstream.offline,
         )
-        checks = wiring.upstream_checks(settings, upstreams, cache, who)
-        stack.push_async_callback(checks.aclose)
         places = LoginPlaces(settings.server.login_addresses, settings.server.login_hosts)
         gate = Gate(who, cache.possession, places, checks, live.notifications)
         api = Api(

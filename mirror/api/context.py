@@ -14,6 +14,7 @@ from aiohttp import web
 from mirror import metrics
 from mirror.access.bearer import Grant
 from mirror.access.rules import Identity, Rule
+from mirror.api.client_network import client_network
 from mirror.api.ranges import Multipart
 from mirror.api.sending import FileSender, pieces, read_slice, send_each
 from mirror.api.targets import Target, without_secret
@@ -103,6 +104,18 @@ class RequestContext:
             # A bundle of all images counts for none of their registries.
             registry = self.target.repository.registry if self.target.repository is not None else "all"
             (metrics.peer_sent_bytes if self.is_peer else metrics.pushed_bytes).labels(registry, kind).inc(size)
+
+
+def whose(context: RequestContext) -> str:
+    """By whom requests, and what they leave here, are counted together: a user, or whatever else proves who it is, or else an address."""
+    identity = context.identity
+    if identity.user is not None:
+        return identity.user
+    if identity.token is not None:
+        return f"token {identity.token}"
+    if identity.certificate is not None:
+        return f"certificate {identity.certificate}"
+    return f"subject {identity.subject}" if identity.issuers else client_network(context.request.remote)
 
 
 def header(request: web.BaseRequest, name: str) -> str | None:

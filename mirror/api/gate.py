@@ -22,7 +22,7 @@ from mirror.access.rules import Action, Identity, Rule, Verdict
 from mirror.access.upstream_checks import UpstreamChecks
 from mirror.api.client_network import client_network
 from mirror.api.connected_client import connected_client
-from mirror.api.context import RequestContext
+from mirror.api.context import RequestContext, whose
 from mirror.api.events import request_event
 from mirror.api.login_places import FOR_BROWSERS, LoginPlaces, challenge
 from mirror.api.shortcuts import Permit
@@ -82,7 +82,9 @@ class Gate:
         challenges = self._login_places.has(request)
         if context.is_trusted_mirror:
             context.is_public = not self.is_closed
-            await self._check_for_mirror(context, target)
+            if self._upstream_checks.registry is not None and target.repository is not None:
+                # It sends no client's password, so to a registry that checks each client it is one that has none.
+                await self._check_cached(context, target, target.repository)
             return
         if not self.is_closed and not challenges:
             return
@@ -98,11 +100,6 @@ class Gate:
             return
         self.check(context, Action.PULL, repository)
         await self._check_cached(context, target, repository)
-
-    async def _check_for_mirror(self, context: RequestContext, target: Target) -> None:
-        """Returns if a mirror of the fleet may have what it asks for: it sends no client's password, so it is one that has none where a registry checks each client."""
-        if self._upstream_checks.registry is not None and target.repository is not None:
-            await self._check_cached(context, target, target.repository)
 
     async def _check_cached(self, context: RequestContext, target: Target, repository: Repository) -> None:
         reference, is_blob = target.reference, target.resource is Resource.BLOB
@@ -393,15 +390,3 @@ class Gate:
             verdict,
             reason,
         )
-
-
-def whose(context: RequestContext) -> str:
-    """By whom requests, and what they leave here, are counted together: a user, or whatever else proves who it is, or else an address."""
-    identity = context.identity
-    if identity.user is not None:
-        return identity.user
-    if identity.token is not None:
-        return f"token {identity.token}"
-    if identity.certificate is not None:
-        return f"certificate {identity.certificate}"
-    return f"subject {identity.subject}" if identity.issuers else client_network(context.request.remote)

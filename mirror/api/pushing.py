@@ -11,9 +11,9 @@ from aiohttp import web
 
 from mirror import metrics
 from mirror.access.rules import Action
-from mirror.api.context import RequestContext
+from mirror.api.context import RequestContext, whose
 from mirror.api.events import request_event
-from mirror.api.gate import Gate, whose
+from mirror.api.gate import Gate
 from mirror.api.request_body import patient_reader
 from mirror.api.responses import VERSION, error_response
 from mirror.api.targets import Resource, Target, Targets

@@ -522,3 +522,20 @@ async def test_guesses_are_slowed(scene: Scene) -> None:
     answers = await asyncio.gather(*(scene.get(path, Authorization=basic("alice", f"wrong {n}")) for n in range(20)))
     assert {answer.status for answer in answers} == {404, 429}
     assert (await scene.get(path, "alice")).status == 200, "the right one is not locked out"
+
+
+async def test_a_mirror_of_the_fleet_gets_what_is_for_all(
+    start: StartMirror, upstream: Scripted, registry: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It proves that it is one, but no client's password comes with what it asks for: alice's image is not for it, by no name, and its own clients are none of hers."""
+    token = tmp_path / "fleet-token"
+    token.write_text("the-token-of-the-fleet")
+    settings = {"fleet": {"token_file": str(token)}}
+    scene = await make_scene(start, upstream, registry, "bearer", tmp_path, monkeypatch, settings)
+    assert (await scene.get("/v2/ghcr.io/acme/a/manifests/1", "alice")).status == 200
+    asking = {"CDN_Loop": "other; mirror=peer", "Authorization": "Bearer the-token-of-the-fleet"}
+    for kind, digest in scene.private_digests().values():
+        for name in ("ghcr.io/acme/a", "ghcr.io/acme/free", "library/public"):
+            assert (await scene.get(f"/v2/{name}/{kind}/{digest}", **asking)).status == 404, (kind, name)
+    assert (await scene.get("/v2/ghcr.io/acme/free/manifests/1", **asking)).status == 200
+    assert (await scene.get("/v2/library/public/manifests/1", **asking)).status == 200
