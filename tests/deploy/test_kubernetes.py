@@ -36,6 +36,9 @@ EVERYTHING = (
 )
 
 
+FLEET = ("--set=replicas=3", "--set-string=settings.fleet.token_file=/etc/mirror/secrets/fleet")
+
+
 def template(*arguments: str, version: str = f"{NEWEST}.0") -> str:
     require("helm")
     return run("helm", "template", "mirror", str(CHART), "--namespace", "mirror", "--kube-version", version, *arguments)
@@ -52,16 +55,16 @@ def by_kind(*arguments: str) -> dict[str, dict[str, Any]]:
 def test_helm_finds_nothing_wrong_with_the_chart() -> None:
     """``helm lint --strict``, with what is the default and with everything switched on."""
     require("helm")
-    for arguments in ((), EVERYTHING):
+    for arguments in ((), EVERYTHING, (*EVERYTHING, *FLEET)):
         run("helm", "lint", "--strict", "--kube-version", NEWEST, str(CHART), *arguments)
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-@pytest.mark.parametrize("arguments", [(), EVERYTHING], ids=["default", "everything"])
+@pytest.mark.parametrize("arguments", [(), EVERYTHING, (*EVERYTHING, *FLEET)], ids=["default", "everything", "fleet"])
 def test_every_object_is_what_kubernetes_expects(version: str, arguments: tuple[str, ...]) -> None:
     """Validated strictly against the API's own schemas, for the oldest and a new version; ServiceMonitor is not Kubernetes' own."""
     rendered = documents(template(*arguments, version=f"{version}.0"))
-    assert len(rendered) == (6 if arguments else 4)
+    assert len(rendered) == {0: 4, len(EVERYTHING): 6}.get(len(arguments), 8)
     for document in rendered:
         assert document["metadata"]["namespace"] == "mirror"
         if document["kind"] != "ServiceMonitor":
@@ -117,6 +120,41 @@ def test_what_selects_pods_selects_these_and_ports_have_the_names_that_are_asked
     assert monitor["spec"]["endpoints"][0]["path"] == "/metrics"
 
 
+def test_the_pods_of_a_fleet_find_each_other(tmp_path: Path) -> None:
+    """Each is one of the mirrors that all of them list, under the name that the headless Service gives it; they may talk to each other where others may not; one
+    at a time is taken away; on nodes of their own where there are enough."""
+    rendered = documents(template(*EVERYTHING, *FLEET))
+    (pods,) = (document for document in rendered if document["kind"] == "StatefulSet")
+    peers = next(document for document in rendered if document["metadata"]["name"] == pods["spec"]["serviceName"])
+    policy, budget = (
+        next(document for document in rendered if document["kind"] == kind) for kind in ("NetworkPolicy", "PodDisruptionBudget")
+    )
+    labels = pods["spec"]["template"]["metadata"]["labels"]
+    assert (peers["kind"], peers["spec"]["clusterIP"], peers["spec"]["publishNotReadyAddresses"]) == ("Service", "None", True)
+    for selector in (
+        peers["spec"]["selector"],
+        budget["spec"]["selector"]["matchLabels"],
+        policy["spec"]["ingress"][0]["from"][-1]["podSelector"]["matchLabels"],
+        policy["spec"]["egress"][1]["to"][0]["podSelector"]["matchLabels"],
+    ):
+        assert selector.items() <= labels.items()
+    assert policy["spec"]["egress"][1]["ports"][0]["port"] == peers["spec"]["ports"][0]["targetPort"]
+    (settings,) = (document["data"]["mirror.toml"] for document in rendered if document["kind"] == "ConfigMap")
+    (container,) = pods["spec"]["template"]["spec"]["containers"]
+    environment = {one["name"]: one.get("value", "") for one in container["env"]}
+    for name in ("password", "fleet"):
+        (tmp_path / name).write_text("a token of the fleet".replace(" ", "-"))
+    file = tmp_path / "mirror.toml"
+    file.write_text(settings.replace("/etc/mirror/secrets", str(tmp_path)))
+    for number in range(3):
+        own = environment["MIRROR_FLEET__OWN"].replace("$(POD_NAME)", f"{pods['metadata']['name']}-{number}")
+        fleet = load(file, {"MIRROR_FLEET__OWN": own}, {}).fleet
+        assert fleet.own == f"http://mirror-{number}.mirror-peers.mirror.svc:5000"
+        assert (len(fleet.mirrors), fleet.token()) == (3, "a-token-of-the-fleet")
+    assert pods["spec"]["replicas"] == 3
+    assert "podAntiAffinity" in pods["spec"]["template"]["spec"]["affinity"]
+
+
 def test_the_mirror_has_a_volume_probes_and_no_more_rights_than_it_needs() -> None:
     """Restricted as the Pod Security Standards mean it; the cache survives the pod."""
     spec = by_kind()["StatefulSet"]["spec"]
@@ -162,6 +200,7 @@ def test_the_settings_are_settings_that_the_program_takes(tmp_path: Path) -> Non
         "persistence.size=50",
         "networkPolicy.egressPorts={x}",
         "nodes.enable=true",
+        "replicas=0",
     ],
 )
 def test_wrong_values_are_refused(wrong: str) -> None:

@@ -14,6 +14,23 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
 
+{{- define "mirror.peers" -}}
+{{ .Release.Name }}-peers
+{{- end }}
+
+{{/* The settings, with all pods of a fleet. Which of them a pod is, its environment says. */}}
+{{- define "mirror.settings" -}}
+{{- $settings := deepCopy .Values.settings }}
+{{- if gt (int .Values.replicas) 1 }}
+{{- $mirrors := list }}
+{{- range $number := until (int .Values.replicas) }}
+{{- $mirrors = append $mirrors (printf "%s://%s-%d.%s.%s.svc:5000" (include "mirror.scheme" $) $.Release.Name $number (include "mirror.peers" $) $.Release.Namespace) }}
+{{- end }}
+{{- $_ := set $settings "fleet" (merge (dict "mirrors" $mirrors) (default dict $settings.fleet)) }}
+{{- end }}
+{{- toToml $settings | trim }}
+{{- end }}
+
 {{- define "mirror.scheme" -}}
 {{ if dig "server" "tls_certificate" "" .Values.settings }}https{{ else }}http{{ end }}
 {{- end }}
