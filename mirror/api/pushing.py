@@ -18,6 +18,7 @@ from mirror.api.request_body import patient_reader
 from mirror.api.responses import VERSION, error_response
 from mirror.api.targets import Resource, Target, Targets
 from mirror.cache.cache import Cache
+from mirror.cache.guarding import Guard, Guarded
 from mirror.errors import (
     BlobUnknown,
     ChunkOutOfOrder,
@@ -36,7 +37,7 @@ from mirror.events import Action as What
 from mirror.hosted.chunks import check_order, receive
 from mirror.hosted.manifests import pushed_manifest
 from mirror.manifests import MAX_SIZE, Manifest, blobs_of, entries_of
-from mirror.names import Digest, Reference, Repository, Tag
+from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.hosted import HostedStore, Upload
 
 
@@ -116,6 +117,20 @@ class Pushing:
             for digest in digests:
                 if (error := guard.blocks(repository, digest)) is not None:
                     raise error
+
+    async def _check_manifest(self, guard: Guard, repository: Repository, manifest: Manifest, tags: Sequence[Tag]) -> None:
+        """Raises Guarded if a manifest, or that these tags mean it, is refused for good. What waits for time or a signature is taken: it is signed after it
+        was pushed."""
+        references: list[Reference] = [manifest.digest, *tags]
+        for reference in references:
+            ruling = await guard.foresee(repository, reference, manifest.descriptor, _Pushed(manifest))
+            if ruling.may_pass or (ruling.error is None and ruling.held_until is None):
+                continue
+            guard.count(repository, reference, ruling)
+            if ruling.error is not None:
+                raise ruling.error
+            rule, _, reason = ruling.verdicts[0]
+            raise Guarded(f"{image_name(repository, reference)} is refused by the guard {rule!r}: {reason}", rule)
 
     # ------------------------------------------------------------------ uploads
 
@@ -202,11 +217,16 @@ class Pushing:
         pushed = await asyncio.to_thread(pushed_manifest, bytes(body), request.headers.get("Content-Type"), reference)
         listed = [Tag.parse(tag) for tag in target.tags] if isinstance(reference, Digest) else [reference]
         tags = [tag.value for tag in listed]
-        self._check_guard(repository, pushed.manifest.digest, *pushed.children)
-        await self._hosted.put_manifest(repository, pushed, tags, context.who)
-        self._cache.manifests.forget([(repository, tag) for tag in listed])
+        guard = self._cache.guard
+        if guard is not None:
+            await self._check_manifest(guard, repository, pushed.manifest, listed)
+        # What a guard holds back is served when the guard says so.
+        await self._hosted.put_manifest(repository, pushed, tags, context.who, served=guard is None)
+        await self._cache.manifests.pushed(repository, listed)
         self._tell_of_push(context, repository, pushed.manifest, tags)
         response = self._created(target, f"manifests/{pushed.manifest.digest}", pushed.manifest.digest)
+        if guard is not None and isinstance(reference, Tag):
+            response.headers.update(guard.headers(repository, reference))
         if pushed.subject is not None:
             response.headers["OCI-Subject"] = str(pushed.subject)
         if isinstance(reference, Digest):
@@ -273,6 +293,25 @@ class Pushing:
             "Range": f"0-{max(upload.size - 1, 0)}",
             "Docker-Upload-UUID": upload.id,
         }
+
+
+class _Pushed:
+    """A manifest that is being pushed, as guards look at it: its repository has everything else."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+
+    def manifest(self, digest: Digest) -> Manifest | None:
+        return self._manifest if digest == self._manifest.digest else None
+
+    def document(self, digest: Digest) -> bytes | None:
+        return None
+
+    def meaning(self, repository: Repository, tag: Tag) -> Digest | None:
+        return None
+
+    def referrers(self, repository: Repository, digest: Digest) -> list[Digest]:
+        return []
 
 
 def _check_origin(request: web.BaseRequest) -> None:

@@ -116,7 +116,7 @@ class Gatherer:
         name = image_name(repository, reference)
         if isinstance(reference, Digest) and await self._lacks(repository, reference):
             root = None
-        if self._guard is not None and root is not None and isinstance(reference, Tag) and not self._hosted.covers(repository):
+        if self._guard is not None and root is not None and isinstance(reference, Tag):
             ruling = await self._guard.rule_tag(repository, reference, root.descriptor)
             if ruling.error is not None or ruling.serve is None:
                 raise ruling.error or AssertionError

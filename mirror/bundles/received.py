@@ -12,7 +12,7 @@ from mirror.bundles.archive import ArchiveInvalid
 from mirror.bundles.claims import Claim, Claims
 from mirror.bundles.layout import moment
 from mirror.bundles.parts import Parts, needed_blobs, parts_of
-from mirror.cache.guarding import Guard, Ruling
+from mirror.cache.guarding import Guard, Guarded, Ruling
 from mirror.cache.lists import add_referrers
 from mirror.errors import InUse
 from mirror.hosted.manifests import pushed_manifest
@@ -238,12 +238,16 @@ class Receiver:
         self, guard: Guard, repository: Repository, reference: Reference, root: Descriptor, brought: _Brought
     ) -> tuple[Ruling, bool]:
         """Decides on an image. Returns the ruling, and whether the image comes in: it does unless its digest is refused, since what is only held back is
-        served later."""
+        served later. To a hosted repository it comes as if it were pushed."""
         ruling = await guard.foresee(repository, root.digest, root, brought)
         if ruling.error is not None:
             return ruling, False
-        if isinstance(reference, Tag) and not self._store.hosted.covers(repository):
+        if isinstance(reference, Tag):
             ruling = await guard.foresee(repository, reference, root, brought)
+            if self._store.hosted.covers(repository) and ruling.held_until is not None and not ruling.may_pass:
+                rule, _, reason = ruling.verdicts[0]
+                refused = Guarded(f"{image_name(repository, reference)} is refused by the guard {rule!r}: {reason}", rule)
+                return Ruling(None, refused, ruling.held_until, verdicts=((rule, "refused", reason), *ruling.verdicts[1:])), False
         return ruling, True
 
     async def _enter(
@@ -262,7 +266,7 @@ class Receiver:
                 await self._store.put_manifest(repository, manifest)
         assert parts.root is not None
         if isinstance(reference, Tag) and hosted:
-            await host(self._store, repository, parts.root, reference.value)
+            await host(self._store, repository, parts.root, reference.value, served=ruling is None or ruling.held_until is None)
         elif isinstance(reference, Tag):
             now, found = time.time(), parts.root.descriptor
             if ruling is None:
@@ -276,12 +280,13 @@ class Receiver:
             await self._store.pin(repository, reference)
 
 
-async def host(store: Store, repository: Repository, manifest: Manifest, *tags: str) -> None:
-    """Enters a manifest into a repository that lives here, with what is here of what it names: an archive may lack platforms. Raises MirrorError."""
+async def host(store: Store, repository: Repository, manifest: Manifest, *tags: str, served: bool = True) -> None:
+    """Enters a manifest into a repository that lives here, with what is here of what it names: an archive may lack platforms. `served` as in
+    `HostedStore.put_manifest`. Raises MirrorError."""
     pushed = pushed_manifest(manifest.body, manifest.media_type, manifest.digest)
     for digest in pushed.children:
         await store.hosted.mount(repository, digest, _IMPORT)
-    await store.hosted.put_manifest(repository, replace(pushed, needed=frozenset()), tags, _IMPORT)
+    await store.hosted.put_manifest(repository, replace(pushed, needed=frozenset()), tags, _IMPORT, served=served)
 
 
 async def enter_referrers(store: Store, referred: Iterable[Referred]) -> None:

@@ -42,6 +42,8 @@ class Ruling:
     """False if the manifest had to be read to decide, and was not here."""
     verdicts: tuple[tuple[str, str, str], ...] = ()
     """Rules that have, or would have, changed what a client gets; each with how and why."""
+    may_pass: bool = False
+    """True if what is held back, or refused, is served later without anybody changing a rule: after a time, or once it is signed."""
 
 
 class Archive(Protocol):
@@ -74,6 +76,10 @@ class Guard(Protocol):
 
     def forget_tag(self, repository: Repository, tag: Tag) -> None:
         """Forgets what it decided on a tag, whose history has changed."""
+        ...
+
+    def forget_repository(self, repository: Repository) -> None:
+        """Forgets what it decided on a repository: a push may have been a signature."""
         ...
 
     async def rule_digest(self, repository: Repository, digest: Digest, manifest: Manifest | None) -> Ruling:

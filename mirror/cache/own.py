@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
-from mirror.errors import BlobUnknown, ManifestUnknown, MirrorError
+from mirror.cache.guarding import Guard, Ruling
+from mirror.errors import BlobUnknown, CatalogFailed, ManifestUnknown, MirrorError
 from mirror.manifests import Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.store import Store
@@ -32,6 +34,8 @@ class Own:
         self._active = store.hosted.active
         self._meant: OrderedDict[tuple[Repository, Reference], Digest] = OrderedDict()
         """What references mean; of a digest, that the repository has it."""
+        self._ruled: dict[tuple[Repository, Reference], tuple[Digest, float | None]] = {}
+        """What tags mean, and until when that is held back, as the catalog has it."""
         self._covered: dict[Repository, bool] = {}
         self._changes = 0
         self._collecting = BackgroundTask(self._collect)
@@ -59,8 +63,10 @@ class Own:
         self._changes += 1
         if names is None:
             self._meant.clear()
+            self._ruled.clear()
         for name in names or ():
             self._meant.pop(name, None)
+            self._ruled.pop(name, None)
 
     def hot(self, repository: Repository, reference: Reference) -> Manifest | None:
         """Returns a manifest that is in memory."""
@@ -105,6 +111,20 @@ class Own:
             if len(self._meant) > _MOST_IN_MEMORY:
                 self._meant.popitem(last=False)
         return digest
+
+    async def rule(self, guard: Guard, repository: Repository, tag: Tag) -> tuple[Ruling, Manifest]:
+        """Decides what clients get by a tag, and has the catalog know. Returns what the tag means, too. Raises ManifestUnknown."""
+        pushed = await self.manifest(repository, tag)
+        ruling = await guard.rule_tag(repository, tag, pushed.descriptor)
+        ruled = pushed.digest, ruling.held_until
+        if self._ruled.get((repository, tag)) != ruled:
+            if len(self._ruled) >= _MOST_IN_MEMORY:
+                self._ruled.clear()
+            # A catalog that fails is no reason for a pull to fail.
+            with contextlib.suppress(CatalogFailed):
+                await self._store.hosted.note_ruled(repository, tag, pushed.digest, time.time(), ruling.held_until)
+                self._ruled[repository, tag] = ruled
+        return ruling, pushed
 
     async def check_blob(self, repository: Repository, digest: Digest) -> None:
         """Raises BlobUnknown if a repository does not have a blob."""

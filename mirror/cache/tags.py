@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection
+
 from mirror.cache.guarding import Guard, Guarded, Ruling
 from mirror.cache.outcome import HIT, STALE, Outcome, miss
 from mirror.cache.tag_checks import OF_ITS_DIGEST, TagChecks, key_of
 from mirror.cdn_loop import asking_the_registry_only
-from mirror.errors import Denied, Unknown, UpstreamError, UpstreamInvalid
+from mirror.errors import Denied, MirrorError, Unknown, UpstreamError, UpstreamInvalid
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 
@@ -24,9 +27,7 @@ class Tags(TagChecks):
         found = self.hot_unchecked(repository, reference)
         if found is None or self.guard is None:
             return found
-        # Of a tag that lives here no registry says anything: what it means is decided on.
-        known_by = found.digest if self.own.covers(repository) else reference
-        return found if self.guard.passes(repository, known_by, found.digest) else None
+        return found if self.guard.passes(repository, reference, found.digest) else None
 
     def hot_unchecked(self, repository: Repository, reference: Reference) -> Manifest | None:
         """Like `hot`, for callers who know that the guard lets it pass."""
@@ -43,8 +44,10 @@ class Tags(TagChecks):
         """A manifest whole. Raises MirrorError."""
         if self.guard is None:
             return await self.get_unchecked(repository, reference)
-        if isinstance(reference, Digest) or self.own.covers(repository):
+        if isinstance(reference, Digest):
             return await self._get_guarded(self.guard, repository, reference)
+        if self.own.covers(repository):
+            return await self._own_allowed(self.guard, repository, reference)
         return await self._allowed(self.guard, repository, reference, *await self._ask_for_tag(repository, reference))
 
     async def get_unchecked(self, repository: Repository, reference: Reference) -> tuple[Manifest, Outcome]:
@@ -144,9 +147,28 @@ class Tags(TagChecks):
 
     # ------------------------------------------------------------------ guarded
 
-    async def _get_guarded(self, guard: Guard, repository: Repository, reference: Reference) -> tuple[Manifest, Outcome]:
-        if isinstance(reference, Digest):
-            await self._check_digest(guard, repository, reference, None)
+    async def pushed(self, repository: Repository, tags: Collection[Tag]) -> None:
+        """Takes note that a manifest was pushed, with these tags: it may be a signature of others."""
+        self.forget([(repository, tag) for tag in tags])
+        if (guard := self.guard) is not None:
+            guard.forget_repository(repository)
+            for tag in tags:
+                # Another request may have deleted it meanwhile.
+                with contextlib.suppress(MirrorError):
+                    await self.own.rule(guard, repository, tag)
+
+    async def _own_allowed(self, guard: Guard, repository: Repository, tag: Tag) -> tuple[Manifest, Outcome]:
+        ruling, pushed = await self.own.rule(guard, repository, tag)
+        guard.count(repository, tag, ruling)
+        if ruling.serve is None:
+            assert ruling.error is not None
+            raise ruling.error
+        if ruling.serve.digest == pushed.digest:
+            return pushed, HIT
+        return await self.own.manifest(repository, ruling.serve.digest), HIT
+
+    async def _get_guarded(self, guard: Guard, repository: Repository, reference: Digest) -> tuple[Manifest, Outcome]:
+        await self._check_digest(guard, repository, reference, None)
         manifest, outcome = await self.get_unchecked(repository, reference)
         await self._check_digest(guard, repository, manifest.digest, manifest)
         return manifest, outcome

@@ -45,6 +45,8 @@ def decide(rules: Sequence[Rule], asked: Asked, facts: Facts, now: float) -> Dec
     """Decides by `rules`, those that observe and those that are enforced. `now` in seconds since the epoch."""
     tags = facts.tags if asked.tag is None else (asked.tag,)
     fitting = [rule for rule in rules if rule.fits(asked.repository, tags)]
+    if asked.is_hosted:
+        fitting = [rule.for_hosted(asked.repository) for rule in fitting]
     serve, finding = _choose([rule for rule in fitting if rule.enforced], asked, facts, now)
     observed = []
     for rule in fitting:
@@ -125,7 +127,7 @@ def _unsigned(rules: Sequence[Rule], asked: Asked, digest: Digest, facts: Facts,
     if rule is None or is_signature(asked.tag or ""):
         return None
     why = facts.unsigned.get((rule.name, digest))
-    return None if why is None else Finding(rule.name, rule.reason or why, now + _SIGNED_LATER)
+    return None if why is None else Finding(rule.name, rule.reason or why, now + _SIGNED_LATER, may_pass=True)
 
 
 def _cooling(rules: Sequence[Rule], asked: Asked, digest: Digest, facts: Facts, now: float) -> Finding | None:
@@ -144,7 +146,7 @@ def _cooling(rules: Sequence[Rule], asked: Asked, digest: Digest, facts: Facts, 
         return None
     else:
         what = f"the tag was first seen on {_date(current.first)}"
-    return Finding(rule.name, rule.reason or f"{what}; it is served from {_date(until)} on", until, is_wait=True)
+    return Finding(rule.name, rule.reason or f"{what}; it is served from {_date(until)} on", until, is_wait=True, may_pass=True)
 
 
 def _moved(rules: Sequence[Rule], digest: Digest, facts: Facts) -> Finding | None:

@@ -86,30 +86,38 @@ class Gate:
             return known
         for _ in range(2):
             epoch = self.epoch
-            history = await self._store.history(repository, tag) or [Sighting(found, now, now)]
-            asked = Asked(repository, tag.value, history[-1].digest)
+            history = await self._history(repository, tag) or [Sighting(found, now, now)]
+            asked = Asked(repository, tag.value, history[-1].digest, self._store.hosted.covers(repository))
             facts = await self._finder.of_tag(self._rules, asked, history, now)
             if epoch == self.epoch:
                 break
             # Most often because the tag of a signature was learnt by that. Then it is known now, and what is decided can be remembered.
         return await self._ruled(asked, tag, facts, now, epoch)
 
+    async def _history(self, repository: Repository, tag: Tag) -> list[Sighting]:
+        history = await self._store.history(repository, tag)
+        record = await self._store.tag(repository, tag) if self._store.hosted.covers(repository) else None
+        if record is not None and (not history or history[-1].digest != record.descriptor.digest):
+            # It was pushed before pushes were recorded.
+            history.append(Sighting(record.descriptor, record.checked, record.checked, record.checked))
+        return history
+
     async def rule_digest(self, repository: Repository, digest: Digest, manifest: Manifest | None) -> Ruling:
         now = self._clock()
         if (known := self._remembered(repository, digest, now)) is not None:
             return known
         epoch = self.epoch
-        asked = Asked(repository, None, digest)
+        asked = Asked(repository, None, digest, self._store.hosted.covers(repository))
         return await self._ruled(asked, digest, await self._finder.of_digest(self._rules, asked, manifest), now, epoch)
 
     async def foresee(self, repository: Repository, reference: Reference, root: Descriptor, archive: Archive) -> Ruling:
-        now, finder = self._clock(), self._finder.beside(archive)
+        now, finder, hosted = self._clock(), self._finder.beside(archive), self._store.hosted.covers(repository)
         if isinstance(reference, Digest):
-            asked = Asked(repository, None, reference)
+            asked = Asked(repository, None, reference, hosted)
             facts = await finder.of_digest(self._rules, asked, None)
         else:
-            asked = Asked(repository, reference.value, root.digest)
-            history = await self._store.history(repository, reference)
+            asked = Asked(repository, reference.value, root.digest, hosted)
+            history = await self._history(repository, reference)
             if not history or history[-1].digest != root.digest or history[-1].gone is not None:
                 history = [*history, Sighting(root, now, now)]
             facts = await finder.of_tag(self._rules, asked, history, now)
@@ -117,13 +125,13 @@ class Gate:
 
     def forget_tag(self, repository: Repository, tag: Tag) -> None:
         if self._depends_on_tags:
-            self._forget(repository)
+            self.forget_repository(repository)
         self._known.pop((repository, tag), None)
         self._passed.pop((repository, tag), None)
         self.epoch += 1
 
     async def check_blob(self, repository: Repository, digest: Digest) -> None:
-        asked = Asked(repository, None, digest, is_blob=True)
+        asked = Asked(repository, None, digest, self._store.hosted.covers(repository))
         facts = Facts(held=await self._finder.is_held(self._rules, repository, digest))
         ruling = self._ruling(asked, decide(self._rules, asked, facts, self._clock()))
         self.count(repository, digest, ruling)
@@ -131,7 +139,7 @@ class Gate:
             raise ruling.error
 
     def blocks(self, repository: Repository, digest: Digest) -> Guarded | None:
-        asked = Asked(repository, None, digest, is_blob=True)
+        asked = Asked(repository, None, digest, self._store.hosted.covers(repository))
         return self._ruling(asked, decide(self._rules, asked, Facts(), self._clock())).error
 
     async def _ruled(self, asked: Asked, reference: Reference, facts: Facts, now: float, epoch: int) -> Ruling:
@@ -139,7 +147,7 @@ class Gate:
         if decision.serve is None and asked.tag is None:
             # What names it may have been let through before it was read.
             changed = self.epoch - epoch
-            self._forget(asked.repository)
+            self.forget_repository(asked.repository)
             epoch = self.epoch - changed
         complete = decision.serve is None or not self._reads or await self._store.manifest(decision.serve.digest) is not None
         ruling = self._ruling(asked, decision, complete=complete)
@@ -173,7 +181,7 @@ class Gate:
         ruling, until = self._known.get((repository, reference), (None, 0.0))
         return ruling if now < until else None
 
-    def _forget(self, repository: Repository) -> None:
+    def forget_repository(self, repository: Repository) -> None:
         for key in [key for key in self._known if key[0] == repository]:
             del self._known[key]
             self._passed.pop(key, None)
@@ -202,7 +210,8 @@ class Gate:
         verdicts = [(finding.rule, "refused" if serve is None else "held", finding.reason)] if finding is not None else []
         verdicts += [(one.rule, _would(one), one.reason) for one in decision.observed]
         held_until = None if finding is None else finding.until if finding.is_wait else math.inf
-        return Ruling(serve, error, held_until, tuple(joined.items()), complete, tuple(verdicts))
+        may_pass = finding is not None and finding.may_pass
+        return Ruling(serve, error, held_until, tuple(joined.items()), complete, tuple(verdicts), may_pass)
 
     def count(self, repository: Repository, reference: Reference, ruling: Ruling) -> None:
         for rule, verdict, reason in ruling.verdicts:

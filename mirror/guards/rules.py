@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from mirror.guards.signatures import Signers
@@ -37,6 +37,10 @@ class Pattern:
         if not any(fnmatchcase(name, self.repository) for name in names):
             return False
         return self.tag is None or any(fnmatchcase(tag, self.tag) for tag in tags)
+
+    def names(self, repository: Repository) -> bool:
+        """Returns whether it fits the name of a hosted repository, not only that of a registry, or any name."""
+        return self.repository[:1] not in ("*", "?", "[") and fnmatchcase(repository.path, self.repository)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +123,13 @@ class Rule:
         """Returns whether the rule is for an image."""
         return not self.images or any(pattern.fits(repository, tags) for pattern in self.images)
 
+    def for_hosted(self, repository: Repository) -> Rule:
+        """Returns what counts of the rule for a repository that lives here. What moves a tag there is a push by somebody who may, so checks of moves are for
+        those who ask for them by the repository's own name."""
+        if not (self.cooldown or self.immutable or self.refuse_older) or any(one.names(repository) for one in self.images):
+            return self
+        return replace(self, cooldown=None, immutable=False, refuse_older=False)
+
     @property
     def has_tag_pattern(self) -> bool:
         return any(pattern.tag is not None for pattern in self.images)
@@ -143,7 +154,8 @@ class Asked:
     repository: Repository
     tag: str | None
     digest: Digest
-    is_blob: bool = False
+    is_hosted: bool = False
+    """True if the repository lives here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +167,8 @@ class Finding:
     until: float
     is_wait: bool = False
     """True if it is a matter of time only."""
+    may_pass: bool = False
+    """True if it ends without anybody changing a rule: by time, or by a signature."""
 
 
 @dataclass(frozen=True, slots=True)

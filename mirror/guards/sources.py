@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from typing import Any, Protocol
 
 from mirror.cache.configurations import read_cached_configuration, read_configuration, read_small
 from mirror.cache.guarding import Archive
 from mirror.cache.lists import known_referrers
+from mirror.cache.own import Own
 from mirror.downloads.flight import Progress
-from mirror.errors import BlobUnknown, ManifestUnknown, MirrorError
+from mirror.errors import BlobUnknown, DigestInvalid, ManifestUnknown, MirrorError
 from mirror.manifests import MAX_SIZE, Manifest, blobs_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.store import Store
@@ -63,8 +65,8 @@ class FromUpstream:
         return found
 
     async def referrers(self, repository: Repository, digest: Digest) -> list[Digest]:
-        await self._list_referrers(repository, digest)
-        return await known_referrers(self._store, repository, digest)
+        listed, _ = await self._list_referrers(repository, digest)
+        return _digests(listed)
 
     async def blob(self, repository: Repository, digest: Digest) -> bytes:
         if self._store.size(digest) is None:
@@ -100,12 +102,22 @@ class FromCache:
         return found
 
     async def referrers(self, repository: Repository, digest: Digest) -> list[Digest]:
+        if self._store.hosted.covers(repository):
+            return _digests(await Own(self._store).referrers(repository, digest))
         return await known_referrers(self._store, repository, digest)
 
     async def blob(self, repository: Repository, digest: Digest) -> bytes:
         if self._store.size(digest) is None:
             raise BlobUnknown(f"{digest} is not cached")
         return await read_small(self._store, digest)
+
+
+def _digests(descriptors: Iterable[dict[str, Any]]) -> list[Digest]:
+    found = []
+    for entry in descriptors:
+        with contextlib.suppress(DigestInvalid):
+            found.append(Digest.parse(str(entry.get("digest"))))
+    return found
 
 
 class WithArchive:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mirror.manifests import Manifest
-from mirror.names import Digest, Repository
+from mirror.names import Digest, Repository, Tag
 from mirror.storage.settings import HostedRules
 
 MOST_DESCRIBED = 4 * 1024 * 1024
@@ -128,8 +128,16 @@ class HostedStore(Protocol):
         """Gives content that is here to a repository. Returns False if it is not here. Raises HostedFull."""
         ...
 
-    async def put_manifest(self, repository: Repository, pushed: PushedManifest, tags: Collection[str], who: str) -> None:
-        """Keeps a manifest, and what tags mean from now on. Raises ReferenceUnknown, TagImmutable, HostedFull."""
+    async def put_manifest(
+        self, repository: Repository, pushed: PushedManifest, tags: Collection[str], who: str, *, served: bool = True
+    ) -> None:
+        """Keeps a manifest, and what tags mean from now on, which the history records: that clients get it by them at once, if `served`; else when
+        `note_ruled` says so. Raises ReferenceUnknown, TagImmutable, HostedFull."""
+        ...
+
+    async def note_ruled(self, repository: Repository, tag: Tag, pushed: Digest, when: float, held_until: float | None) -> None:
+        """Records what guards have decided on a tag: until when what it means is held back, or that clients get it from `when` on. Not if it means
+        something else by now."""
         ...
 
     async def tags(self, repository: Repository, after: str = "", count: int | None = None) -> list[str]:

@@ -6,13 +6,15 @@ import json
 import secrets
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from mirror.errors import DigestInvalid, HostedFull, InUse, Pinned, ReferenceUnknown, TagImmutable, UploadBusy, UploadUnknown
-from mirror.manifests import Manifest
+from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.hosted import MOST_DESCRIBED, HostedCollected, HostedUsage, PushedManifest
 from mirror.storage.settings import HostedRules
+from mirror.storage.sightings import PUSHED_BY, HeldTag
 from mirror.storage.store import TagRecord
 
 
@@ -27,8 +29,10 @@ class Kept(Protocol):
     async def put_manifest(self, repository: Repository, manifest: Manifest) -> None: ...
     async def tag(self, repository: Repository, tag: Tag) -> TagRecord | None: ...
     async def tags(self, repository: Repository) -> list[str]: ...
-    async def set_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None: ...
-    async def drop_tag(self, repository: Repository, tag: Tag) -> None: ...
+    async def set_tag(self, repository: Repository, tag: Tag, record: TagRecord, *, seen: bool = True) -> None: ...
+    async def note_tag(self, repository: Repository, tag: Tag, found: Descriptor, when: float) -> None: ...
+    async def held(self, repository: Repository | None = None) -> list[HeldTag]: ...
+    async def drop_tag(self, repository: Repository, tag: Tag, gone: float | None = None) -> None: ...
 
 
 class MemoryUpload:
@@ -131,7 +135,9 @@ class MemoryHosted:
         self.link(repository, digest)
         return True
 
-    async def put_manifest(self, repository: Repository, pushed: PushedManifest, tags: Collection[str], who: str) -> None:
+    async def put_manifest(
+        self, repository: Repository, pushed: PushedManifest, tags: Collection[str], who: str, *, served: bool = True
+    ) -> None:
         digest = pushed.manifest.digest
         await self.check_room(len(pushed.manifest.body))
         if missing := [needed for needed in pushed.needed if (repository, needed) not in self._links]:
@@ -146,7 +152,15 @@ class MemoryHosted:
         self.link(repository, digest)
         self._manifests[repository, digest] = pushed
         for tag in tags:
-            await self.store.set_tag(repository, Tag(tag), TagRecord(pushed.manifest.descriptor, time.time()))
+            now, found = time.time(), replace(pushed.manifest.descriptor, endpoint=f"{PUSHED_BY}{who}")
+            await self.store.note_tag(repository, Tag(tag), found, now)
+            # Held back until it is decided on.
+            await self.store.set_tag(repository, Tag(tag), TagRecord(found, now, None if served else now), seen=False)
+
+    async def note_ruled(self, repository: Repository, tag: Tag, pushed: Digest, when: float, held_until: float | None) -> None:
+        record = await self.store.tag(repository, tag)
+        if record is not None and record.descriptor.digest == pushed:
+            await self.store.set_tag(repository, tag, replace(record, held_until=held_until), seen=False)
 
     async def tags(self, repository: Repository, after: str = "", count: int | None = None) -> list[str]:
         return sorted(tag for tag in await self.store.tags(repository) if tag > after)[:count]
@@ -168,7 +182,7 @@ class MemoryHosted:
             raise Pinned(f"{repository.path}:{tag} is pinned")
         if self._rules.is_immutable(repository, tag):
             raise TagImmutable(f"{repository.path}:{tag} is immutable")
-        await self.store.drop_tag(repository, Tag(tag))
+        await self.store.drop_tag(repository, Tag(tag), time.time())
         self.link(repository, record.descriptor.digest)
         return True
 
@@ -224,7 +238,7 @@ class MemoryHosted:
         return HostedCollected((), manifests, blobs, size, 0)
 
     async def _named(self, repository: Repository, digest: Digest) -> bool:
-        """By a tag, by a manifest, or by its subject."""
+        """By a tag, by a manifest, or by its subject; or it is served in place of what is held back."""
         for tag in await self.store.tags(repository):
             record = await self.store.tag(repository, Tag(tag))
             if record is not None and record.descriptor.digest == digest:
@@ -232,4 +246,6 @@ class MemoryHosted:
         here = [one for (place, _), one in self._manifests.items() if place == repository]
         own = self._manifests.get((repository, digest))
         subject = None if own is None else own.subject
+        if digest in {held.served for held in await self.store.held(repository)}:
+            return True
         return any(digest in one.children for one in here) or any(subject == one.manifest.digest for one in here)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from mirror import metrics
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Reference, Repository, Tag
-from mirror.storage.sightings import Block, HeldTag, Move, Released, Ruled, Sighting
+from mirror.storage.sightings import PUSHED_BY, Block, HeldTag, Move, Released, Ruled, Sighting
 from mirror.storage.store import TagRecord
 
 
@@ -32,8 +32,9 @@ class MemorySightings:
             return
         if known and known[-1].digest != found.digest:
             back = any(sighting.digest == found.digest for sighting in known)
-            metrics.tag_moves.labels(repository.registry).inc()
-            self._moves.append(Move(repository, tag, known[-1].digest, found.digest, when, back))
+            if not found.endpoint.startswith(PUSHED_BY):
+                metrics.tag_moves.labels(repository.registry).inc()
+                self._moves.append(Move(repository, tag, known[-1].digest, found.digest, when, back))
         known.append(Sighting(found, when, when, since))
 
     def _note_served(self, repository: Repository, tag: Tag, record: TagRecord, seen: bool) -> None:
@@ -84,8 +85,13 @@ class MemorySightings:
         found = []
         for (holder, tag), record in self._tags.items():
             if record.held_until is not None and repository in (None, holder):
-                latest = self._sightings[holder, Tag(tag)][-1]
-                served = record.descriptor.digest
+                known = self._sightings[holder, Tag(tag)]
+                latest = known[-1]
+                served: Digest | None = record.descriptor.digest
+                if served == latest.digest:
+                    # A hosted tag means what is held back.
+                    before = [one for one in known if one.served is not None]
+                    served = max(before, key=lambda one: one.served or 0.0).digest if before else None
                 found.append(HeldTag(holder, Tag(tag), served, latest.digest, latest.first, record.held_until))
         return sorted(found, key=lambda held: held.until)
 
@@ -103,7 +109,7 @@ class MemorySightings:
             return None
         known[-1] = replace(known[-1], released=released)
         record = self._tags.get((repository, tag.value))
-        if record is not None and record.held_until is not None:
+        if record is not None and record.held_until is not None and record.descriptor.digest != known[-1].digest:
             self._tags[repository, tag.value] = replace(record, checked=0.0)
         return known[-1].digest
 

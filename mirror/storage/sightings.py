@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Reference, Repository, Tag
 
+PUSHED_BY = "push by "
+"""How the endpoint of a sighting begins that is a push to a hosted repository; who pushed follows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Released:
@@ -54,7 +57,8 @@ class HeldTag:
 
     repository: Repository
     tag: Tag
-    served: Digest
+    served: Digest | None
+    """None if clients get nothing by it."""
     new: Digest
     since: float
     until: float

@@ -19,6 +19,7 @@ from mirror.downloads.active import Download
 from mirror.errors import CatalogFailed, ManifestUnknown, MirrorError, NameUnknown, Unknown
 from mirror.names import Reference, Repository, Tag, image_name
 from mirror.storage.inventory import ORDERS, Details, History, Image, Pulled, Totals, UnderWay, Variant
+from mirror.storage.sightings import PUSHED_BY
 from mirror.tasks import SingleFlight, close_all
 from mirror.web import charts
 from mirror.web.actions import EVERY, PLATFORMS, Actions
@@ -187,6 +188,7 @@ class Pages:
             every=EVERY,
             most=_MOST_PARTS,
             timeline=history,
+            pushed_by=PUSHED_BY,
             **self._about(),
         )
 

@@ -246,10 +246,10 @@ def test_what_has_not_been_read_passes_for_what_it_may_be() -> None:
     assert by_digest(A, *rules)
     assert by_digest(A, *rules, images={A: IMAGE})
     assert not by_digest(A, *rules, images={A: Image(OCI_MANIFEST)})
-    assert decide(rules, Asked(APP, None, LAYER, is_blob=True), Facts(), NOW).serve is not None
+    assert decide(rules, Asked(APP, None, LAYER), Facts(), NOW).serve is not None
 
 
 def test_a_block_list_beside_conditions_counts_for_blobs_too() -> None:
     """One table may have both."""
     rule = Rule("both", blocked={LAYER.hex: ""}, deny=Conditions(platforms=("windows/*",)), refuse_older=True)
-    assert decide([rule], Asked(APP, None, LAYER, is_blob=True), Facts(), NOW).serve is None
+    assert decide([rule], Asked(APP, None, LAYER), Facts(), NOW).serve is None

@@ -35,6 +35,7 @@ from mirror.storage.disk.uploads import UploadFile, UploadFiles
 from mirror.storage.hosted import PushedManifest
 from mirror.storage.memory import MemoryStore
 from mirror.storage.settings import HostedRules, Upkeep
+from mirror.storage.sightings import Released
 from mirror.storage.store import Store
 from tests.storage.test_conformance import ONE, OTHER, joined, put_image
 from tests.support.patience import PATIENCE
@@ -196,6 +197,34 @@ async def test_a_pushed_tag_has_a_time(store: Store) -> None:
     record = await store.tag(APP, Tag("1"))
     assert record is not None
     assert await store.first_seen([(APP, Tag("1"), digest), (APP, Tag("1"), Digest.of(b"other"))]) == [record.checked, None]
+
+
+async def test_what_is_served_in_place_of_a_push_that_is_held_is_kept(store: Store) -> None:
+    """Though no tag names it, until clients get what was pushed; the list of what is held says what they get, and the history who pushed."""
+    first = await push_image(store, APP, ["1"], b"first")
+    second = image(b"second")
+    await push(store, APP, b"second")
+    await store.hosted.put_manifest(APP, second, ["1"], "ann", served=False)
+    record = await store.tag(APP, Tag("1"))
+    assert record is not None
+    assert record.descriptor.digest == second.manifest.digest
+    await store.hosted.note_ruled(APP, Tag("1"), first, 1.0, None)
+    await store.hosted.note_ruled(APP, Tag("1"), second.manifest.digest, 2.0, 3.0)
+    assert [(held.served, held.new, held.until) for held in await store.held(APP)] == [(first, second.manifest.digest, 3.0)]
+    await store.hosted.collect()
+    assert await store.hosted.has(APP, first)
+    assert await store.release(APP, Tag("1"), Released(4.0, "ann", "urgent")) == second.manifest.digest
+    after = await store.tag(APP, Tag("1"))
+    assert after is not None
+    assert after.checked == record.checked
+    await store.hosted.note_ruled(APP, Tag("1"), second.manifest.digest, 5.0, None)
+    assert await store.held(APP) == []
+    history = await store.history(APP, Tag("1"))
+    assert [seen.descriptor.endpoint for seen in history] == ["push by somebody", "push by ann"]
+    assert [seen.served is not None for seen in history] == [True, True]
+    assert await store.moves(5) == []
+    await store.hosted.collect()
+    assert not await store.hosted.has(APP, first)
 
 
 async def test_a_pinned_image_that_is_hosted_takes_no_room_of_the_cache(store: Store) -> None:

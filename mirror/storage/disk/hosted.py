@@ -7,7 +7,7 @@ from typing import Any, TypeVar, TypeVarTuple
 
 from mirror.disk_room import measure
 from mirror.errors import InUse, LimitReached, Pinned, StorageFull, StorageUnreadable, TagImmutable
-from mirror.names import Digest, Repository
+from mirror.names import Digest, Repository, Tag
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
@@ -145,7 +145,9 @@ class DiskHosted:
             catalog.hosted.link(repository, digest, size, None, who)
         return True
 
-    async def put_manifest(self, repository: Repository, pushed: PushedManifest, tags: Collection[str], who: str) -> None:
+    async def put_manifest(
+        self, repository: Repository, pushed: PushedManifest, tags: Collection[str], who: str, *, served: bool = True
+    ) -> None:
         manifest = pushed.manifest
         await self.check_limit(len(manifest.body))
         # Before its file is there: what is refused must not take room, which nothing would count.
@@ -157,18 +159,25 @@ class DiskHosted:
         await self.make_room(len(manifest.body))
         for _ in range(_TRIES):
             await self.run(self.blobs.put, manifest.digest, manifest.body)
-            if await self.catalog.do(self._enter, repository, pushed, tags, who):
+            if await self.catalog.do(self._enter, repository, pushed, tags, who, served):
                 return
         raise StorageUnreadable(f"the manifest {manifest.digest} disappears from the disk as soon as it is written")
 
-    def _enter(self, catalog: Catalog, repository: Repository, pushed: PushedManifest, tags: Collection[str], who: str) -> bool:
+    def _enter(
+        self, catalog: Catalog, repository: Repository, pushed: PushedManifest, tags: Collection[str], who: str, served: bool
+    ) -> bool:
         with catalog.durably():
             # Whoever removes content does so in a transaction.
             if self.blobs.size(pushed.manifest.digest) is None:
                 return False
             catalog.hosted.check_room(pushed.manifest.digest, len(pushed.manifest.body), self.rules.max_size)
-            catalog.hosted.put_manifest(repository, pushed, tags, who, lambda tag: self.rules.is_immutable(repository, tag))
+            catalog.hosted.put_manifest(
+                repository, pushed, tags, who, lambda tag: self.rules.is_immutable(repository, tag), served=served
+            )
         return True
+
+    async def note_ruled(self, repository: Repository, tag: Tag, pushed: Digest, when: float, held_until: float | None) -> None:
+        await self.catalog.do(lambda catalog: catalog.sightings.note_ruled(repository, tag.value, pushed, when, held_until))
 
     async def commit(self, repository: Repository, upload: UploadFile, digest: Digest, who: str) -> None:
         """See `Upload.commit`."""

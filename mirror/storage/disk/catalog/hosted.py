@@ -13,10 +13,13 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from mirror.errors import HostedFull, Pinned, ReferenceUnknown, TagImmutable
+from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository, image_name
 from mirror.storage.disk.catalog.removal import Removal
 from mirror.storage.disk.catalog.schema import HOSTED, MANIFESTS
+from mirror.storage.disk.catalog.sightings import Sightings
 from mirror.storage.hosted import MOST_DESCRIBED, PushedManifest
+from mirror.storage.sightings import PUSHED_BY
 from mirror.units import format_size
 
 _MOST_NAMED = 5
@@ -26,10 +29,11 @@ _MOST_NAMED = 5
 class Hosted:
     """Changes belong to the transaction that is open."""
 
-    def __init__(self, db: sqlite3.Connection, add: Callable[[Digest, int, str | None], None]) -> None:
-        """`add` enters content by digest, size in bytes and media type."""
+    def __init__(self, db: sqlite3.Connection, add: Callable[[Digest, int, str | None], None], sightings: Sightings) -> None:
+        """`add` enters content by digest, size in bytes and media type; `sightings` are told what is pushed."""
         self._db = db
         self._add = add
+        self._sightings = sightings
 
     # ------------------------------------------------------------------ links
 
@@ -140,9 +144,16 @@ class Hosted:
                 )
 
     def put_manifest(
-        self, repository: Repository, pushed: PushedManifest, tags: Collection[str], who: str, immutable: Callable[[str], bool]
+        self,
+        repository: Repository,
+        pushed: PushedManifest,
+        tags: Collection[str],
+        who: str,
+        immutable: Callable[[str], bool],
+        *,
+        served: bool,
     ) -> None:
-        """Enters a manifest with its tags. Raises ReferenceUnknown, TagImmutable."""
+        """Enters a manifest with its tags, by which clients get it at once if `served`. Raises ReferenceUnknown, TagImmutable."""
         manifest = pushed.manifest
         self.check_manifest(repository, pushed, tags, immutable)
         place, now = (repository.registry, repository.path), time.time()
@@ -158,6 +169,9 @@ class Hosted:
             "INSERT OR IGNORE INTO child VALUES (?, ?)", [(str(manifest.digest), str(child)) for child in pushed.children]
         )
         self._db.execute("INSERT OR IGNORE INTO holding VALUES (?, ?, ?)", _key(repository, manifest.digest))
+        seen = Descriptor(manifest.media_type, manifest.digest, size, f"{PUSHED_BY}{who}")
+        for tag in tags:
+            self._sightings.note_pushed(repository, tag, seen, now, served=served)
         self._db.executemany(
             "INSERT OR REPLACE INTO tag VALUES (?, ?, ?, ?, ?, ?, ?)",
             [(*place, tag, str(manifest.digest), manifest.media_type, size, now) for tag in tags],
@@ -176,6 +190,7 @@ class Hosted:
             " AND digest IN (SELECT digest FROM tag WHERE registry = ?1 AND path = ?2 AND tag = ?3)",
             (*place, tag, now),
         )
+        self._sightings.note_gone(repository, tag, now)
         gone = self._db.execute("DELETE FROM tag WHERE registry = ? AND path = ? AND tag = ?", (*place, tag)).rowcount > 0
         if gone:
             self._db.execute("DELETE FROM pull WHERE registry = ? AND path = ? AND reference = ?", (*place, tag))
@@ -194,6 +209,8 @@ class Hosted:
                 raise Pinned(f"{image_name(repository, digest)} is pinned: unpin it first")
             if fixed := [tag for tag in named.tags if immutable(tag)]:
                 raise TagImmutable(f"{repository.path}:{fixed[0]} is immutable (hosted.immutable), and means {digest}")
+            for tag in named.tags:
+                self._sightings.note_gone(repository, tag, time.time())
             removal.forget_names(repository, digest, named)
         self.unlink(repository, [digest])
         return True
@@ -258,7 +275,10 @@ class Hosted:
             " AND NOT EXISTS (SELECT 1 FROM child JOIN hosted AS upper ON upper.digest = parent AND upper.registry = ?1 AND upper.path = ?2"
             "  WHERE child.digest = own.digest)"
             " AND NOT EXISTS (SELECT 1 FROM referrer JOIN hosted AS upper ON upper.digest = subject AND upper.registry = ?1 AND upper.path = ?2"
-            "  WHERE referrer.digest = own.digest AND referrer.registry = ?1 AND referrer.path = ?2)",
+            "  WHERE referrer.digest = own.digest AND referrer.registry = ?1 AND referrer.path = ?2)"
+            # What is served in place of something that is held back.
+            " AND NOT EXISTS (SELECT 1 FROM held WHERE held.registry = ?1 AND held.path = ?2 AND own.digest = (SELECT digest FROM sighting"
+            "  WHERE sighting.registry = ?1 AND sighting.path = ?2 AND sighting.tag = held.tag AND served IS NOT NULL ORDER BY served DESC LIMIT 1))",
             (repository.registry, repository.path, before),
         )
         return [Digest.parse(row[0]) for row in rows]

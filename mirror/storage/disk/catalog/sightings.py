@@ -14,7 +14,7 @@ from mirror import metrics
 from mirror.events import Action, Event, Events
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Reference, Repository, Tag, parse_reference
-from mirror.storage.sightings import Block, HeldTag, Move, Released, Ruled, Sighting
+from mirror.storage.sightings import PUSHED_BY, Block, HeldTag, Move, Released, Ruled, Sighting
 from mirror.storage.store import TagRecord
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ class Sightings:
             " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8, ?9)",
             (*place, str(found.digest), found.media_type, found.size, when, found.endpoint, when if served else None),
         )
-        if before is not None and before[0] != str(found.digest):
+        # A push is nothing that a registry did behind one's back.
+        if before is not None and before[0] != str(found.digest) and not found.endpoint.startswith(PUSHED_BY):
             metrics.tag_moves.labels(repository.registry).inc()
             log.info("%s:%s moved from %s to %s", repository, tag, before[0], found.digest)
             self._events.send(
@@ -83,6 +84,36 @@ class Sightings:
             self._db.execute(
                 f"UPDATE sighting SET served = coalesce(served, ?5) WHERE id = ({_LATEST}) AND digest = ?4",  # noqa: S608
                 (*place, str(record.descriptor.digest), record.checked),
+            )
+
+    def note_pushed(self, repository: Repository, tag: str, pushed: Descriptor, when: float, *, served: bool) -> None:
+        """Records that a tag of a hosted repository is about to mean what was pushed; `served` if clients get it at once."""
+        place = repository.registry, repository.path, tag
+        before = self._db.execute(
+            "SELECT digest, media_type, size, checked FROM tag WHERE registry = ? AND path = ? AND tag = ?", place
+        ).fetchone()
+        latest = self._db.execute(f"SELECT digest FROM sighting WHERE id = ({_LATEST})", place).fetchone()  # noqa: S608
+        if before is not None and before[0] != str(pushed.digest) and latest != before[:1]:
+            # It was pushed before pushes were recorded.
+            digest, media_type, size, checked = before
+            self.note(repository, tag, Descriptor(media_type, Digest.parse(digest), size, PUSHED_BY), checked, served=True)
+        self.note(repository, tag, pushed, when, served=served)
+
+    def note_ruled(self, repository: Repository, tag: str, pushed: Digest, when: float, held_until: float | None) -> None:
+        """See `HostedStore.note_ruled`. A transaction of its own."""
+        place = repository.registry, repository.path, tag
+        with self._db:
+            if held_until is not None:
+                self._db.execute(
+                    "INSERT OR REPLACE INTO held SELECT registry, path, tag, ?5 FROM tag"
+                    " WHERE registry = ?1 AND path = ?2 AND tag = ?3 AND digest = ?4",
+                    (*place, str(pushed), held_until),
+                )
+                return
+            self._db.execute("DELETE FROM held WHERE registry = ? AND path = ? AND tag = ?", place)
+            self._db.execute(
+                f"UPDATE sighting SET served = ?5 WHERE id = ({_LATEST}) AND digest = ?4 AND served IS NULL",  # noqa: S608
+                (*place, str(pushed), when),
             )
 
     def note_gone(self, repository: Repository, tag: str, when: float) -> None:
@@ -131,8 +162,8 @@ class Sightings:
             "  AND before.path = now.path AND before.tag = now.tag AND before.id < now.id ORDER BY id DESC LIMIT 1) AS old,"
             " EXISTS (SELECT 1 FROM sighting AS before WHERE before.registry = now.registry AND before.path = now.path"
             "  AND before.tag = now.tag AND before.id < now.id AND before.digest = now.digest)"
-            " FROM sighting AS now WHERE old IS NOT NULL AND old != digest ORDER BY id DESC LIMIT ?",
-            (count,),
+            " FROM sighting AS now WHERE old IS NOT NULL AND old != digest AND substr(endpoint, 1, ?2) != ?3 ORDER BY id DESC LIMIT ?1",
+            (count, len(PUSHED_BY), PUSHED_BY),
         )
         return [
             Move(Repository(registry, path), Tag(tag), Digest.parse(old), Digest.parse(digest), first, bool(back))
@@ -142,7 +173,10 @@ class Sightings:
     def held(self, repository: Repository | None = None) -> list[HeldTag]:
         """See `Store.held`."""
         rows = self._db.execute(
-            "SELECT tag.registry, tag.path, tag.tag, tag.digest, sighting.digest, sighting.first, held.until FROM held"
+            # A hosted tag means what is held back.
+            "SELECT tag.registry, tag.path, tag.tag, CASE WHEN tag.digest != sighting.digest THEN tag.digest ELSE (SELECT digest FROM sighting AS before"
+            "  WHERE before.registry = tag.registry AND before.path = tag.path AND before.tag = tag.tag AND before.served IS NOT NULL"
+            "  ORDER BY before.served DESC LIMIT 1) END, sighting.digest, sighting.first, held.until FROM held"
             " JOIN tag USING (registry, path, tag) JOIN sighting ON sighting.id = (SELECT max(id) FROM sighting AS newest WHERE newest.registry = tag.registry"
             "  AND newest.path = tag.path AND newest.tag = tag.tag)"
             " WHERE ?1 IS NULL OR (tag.registry = ?1 AND tag.path = ?2)"
@@ -150,7 +184,14 @@ class Sightings:
             (None, None) if repository is None else (repository.registry, repository.path),
         )
         return [
-            HeldTag(Repository(registry, path), Tag(tag), Digest.parse(served), Digest.parse(new), since, until)
+            HeldTag(
+                Repository(registry, path),
+                Tag(tag),
+                None if served is None else Digest.parse(served),
+                Digest.parse(new),
+                since,
+                until,
+            )
             for registry, path, tag, served, new, since, until in rows
         ]
 
@@ -164,9 +205,10 @@ class Sightings:
                 (*place, released.when, released.who, released.why),
             ).fetchone()
             if row is not None:
-                # The next request asks upstream, and gets what is new.
+                # The next request asks upstream, and gets what is new. Of a hosted tag, it is when it was pushed.
                 self._db.execute(
-                    "UPDATE tag SET checked = 0 WHERE registry = ? AND path = ? AND tag = ?",
+                    "UPDATE tag SET checked = 0 WHERE registry = ?1 AND path = ?2 AND tag = ?3 AND NOT EXISTS (SELECT 1 FROM hosted"
+                    " WHERE hosted.registry = ?1 AND hosted.path = ?2 AND hosted.digest = tag.digest)",
                     place,
                 )
                 self._changed()
