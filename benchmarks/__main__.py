@@ -16,7 +16,7 @@ from benchmarks import plot, report
 from benchmarks.measure import Figures, measure
 from benchmarks.origin import Origin
 from benchmarks.peers import OWN, absent, install_distribution3
-from benchmarks.scenarios import BARS, QUICK, SCENARIOS, Kind, Scenario
+from benchmarks.scenarios import ASKING, BARS, QUICK, SCENARIOS, Kind, Scenario
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,7 +94,7 @@ def run(scenarios: Sequence[Scenario], workers: int | None, *, judged: bool) -> 
 
 def _lacking(kind: Kind) -> str:
     """What keeps scenarios of that kind from being measured here."""
-    programs = {Kind.DOCKERD: ["dockerd", "docker"], Kind.BY_TAG: ["wrk"], Kind.BY_DIGEST: ["wrk"]}.get(kind, [])
+    programs = {Kind.DOCKERD: ["dockerd", "docker"], **{asking: ["wrk"] for asking in ASKING}}.get(kind, [])
     absent_ones = [f"{program} is not installed" for program in programs if shutil.which(program) is None]
     return ", ".join(absent_ones + (["dockerd runs as root only"] if kind is Kind.DOCKERD and os.geteuid() != 0 else []))
 

@@ -43,6 +43,8 @@ class Figures:
     """Bytes that came over the link ÷ bytes of the image."""
     cpu_per_gb: float | None = None
     """CPU seconds for each 10⁹ bytes given to clients."""
+    cpu_per_request: float | None = None
+    """CPU seconds for each 10⁶ requests."""
     memory: float | None = None
     """MB (10⁶ bytes) resident at most."""
     rate: float | None = None
@@ -64,7 +66,7 @@ def measure(scenario: Scenario, origin: Origin, contenders: Sequence[str], worke
     if scenario.kind is Kind.START:
         return {OWN: _ready(scenario.cached)}
     with _places(scenario, origin, contenders, workers) as places:
-        take = {Kind.PULL: _pull, Kind.DOCKERD: _dockerd, Kind.BY_TAG: _ask, Kind.BY_DIGEST: _ask}[scenario.kind]
+        take = {Kind.PULL: _pull, Kind.DOCKERD: _dockerd, Kind.BY_TAG: _ask, Kind.BY_DIGEST: _ask, Kind.BLOB: _ask}[scenario.kind]
         image = origin.add_image(scenario.layers, scenario.size // scenario.layers)
         if scenario.warm:
             for place in places:
@@ -185,12 +187,20 @@ def _dockerd(scenario: Scenario, image: Image, place: _Place) -> Figures:
 
 def _ask(scenario: Scenario, image: Image, place: _Place) -> Figures:
     """Requests per second."""
-    reference = image.tag if scenario.kind is Kind.BY_TAG else image.digest
+    paths = {
+        Kind.BY_TAG: image.manifest(image.tag),
+        Kind.BY_DIGEST: image.manifest(image.digest),
+        Kind.BLOB: BLOBS + next(iter(image.layers)),
+    }
     command = ["wrk", "-t1", "-c32", f"-d{scenario.seconds}s", "-H", f"Accept: {DOCKER_MANIFEST}"]
-    done = subprocess.run([*command, f"{place.peer.url}{image.manifest(reference)}"], capture_output=True, text=True, check=True)
+    cpu = place.peer.cpu_seconds()
+    done = subprocess.run([*command, f"{place.peer.url}{paths[scenario.kind]}"], capture_output=True, text=True, check=True)
     answered = int(re.search(r"(\d+) requests in", done.stdout)[1])  # type: ignore[index]
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", done.stdout)
-    return Figures(rate=(answered - (int(refused[1]) if refused else 0)) / scenario.seconds)
+    figures = Figures(rate=(answered - (int(refused[1]) if refused else 0)) / scenario.seconds)
+    if cpu is not None and answered:
+        figures.cpu_per_request = ((place.peer.cpu_seconds() or 0) - cpu) / answered * 1e6
+    return figures
 
 
 def _settle(touched: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -29,6 +30,10 @@ VERIFY = "mirror, beside verify"
 SCRUB = "mirror, scrubbing"
 UPKEEP = {GC: ("gc",), VERIFY: ("verify",), SCRUB: ()}
 """The mirror at work on its cache: the command that is run at each pull, from its start on."""
+
+GUARDED = "mirror, 100,000 blocked"
+_BLOCKED = 100_000
+"""Digests in its block list."""
 
 _GO_REGISTRY = "github.com/distribution/distribution/v3/cmd/registry@latest"
 _BINARY3 = Path.home() / ".cache" / "mirror-bench" / "registry"
@@ -108,13 +113,15 @@ def start(
     port = free_port()
     environment = {"OTEL_TRACES_EXPORTER": "none", **(environment or {})}
     beside: list[str] = []
-    if name in (OWN, SINGLE, *UPKEEP):
+    if name in (OWN, SINGLE, GUARDED, *UPKEEP):
         own, place = [sys.executable, "-m", "mirror"], ["--cache-dir", f"{folder}/cache", "--upstream", f"docker.io={upstream}"]
         command = [*own, "serve", "--listen", f"127.0.0.1:{port}", *place, *(["--workers", str(workers)] if workers else [])]
         if UPKEEP.get(name):
             beside = [*own, *UPKEEP[name], *place]
         # Scrubbing is for when it is due, which it always is then: or never, where it is not what is measured.
         environment["MIRROR_CACHE__SCRUB_INTERVAL"] = "1s" if name == SCRUB else "30d"
+        if name == GUARDED:
+            command += ["--config", str(_blocklist(folder))]
         if name == SINGLE:
             environment[f"MIRROR_UPSTREAM__{_CONNECTIONS.upper()}"] = "1"
     elif name == NGINX:
@@ -123,6 +130,17 @@ def start(
         binary = "docker-registry" if name == DOCKER_REGISTRY else str(_BINARY3)
         command = [binary, "serve", str(_registry(folder, port, upstream))]
     return Peer(f"http://127.0.0.1:{port}", Program(command, folder / "log", environment), beside)
+
+
+def _blocklist(folder: Path) -> Path:
+    """Settings with a list of digests that nothing has."""
+    blocked = folder / "blocked.txt"
+    blocked.write_text(
+        "".join(f"sha256:{hashlib.sha256(b'%d' % number).hexdigest()} no. {number}\n" for number in range(_BLOCKED))
+    )
+    config = folder / "mirror.toml"
+    config.write_text(f'[[guard]]\nblocklist = ["{blocked}"]\n')
+    return config
 
 
 def _registry(folder: Path, port: int, upstream: str) -> Path:

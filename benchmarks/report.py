@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from benchmarks.measure import Figures
 from benchmarks.peers import OWN
-from benchmarks.scenarios import BEST, Bar, Kind, Point, Scenario
+from benchmarks.scenarios import ASKING, BEST, Bar, Point, Scenario
 
 Results = Mapping[str, Mapping[str, Figures]]
 """By scenario and contender."""
@@ -20,6 +20,7 @@ _COLUMNS = (
     "last client",
     "upstream ÷ image",
     "CPU s/GB",
+    "CPU µs/request",
     "peak MB",
     "",
 )
@@ -50,16 +51,17 @@ def _row(scenario: Scenario, name: str, one: Figures, own: Figures) -> Iterator[
     yield name
     yield _shown(one.seconds)
     # Of a request, where there are only rates.
-    if scenario.kind in (Kind.BY_TAG, Kind.BY_DIGEST):
+    if scenario.kind in ASKING:
         yield _shown(own.rate / one.rate if one.rate and own.rate else None, 2)
     else:
         yield _shown(one.seconds / own.seconds if one.seconds and own.seconds else None, 2)
-    unit = "req/s" if scenario.kind in (Kind.BY_TAG, Kind.BY_DIGEST) else "MB/s"
+    unit = "req/s" if scenario.kind in ASKING else "MB/s"
     yield f"{_shown(one.rate)} {unit}" if one.rate is not None else ""
     yield _shown(one.first_byte and one.first_byte * 1000)
     yield _shown(one.last_first_byte and one.last_first_byte * 1000)
     yield _shown(one.upstream, 3)
     yield _shown(one.cpu_per_gb, 2)
+    yield _shown(one.cpu_per_request, 1)
     yield _shown(one.memory)
     yield one.note
 

@@ -1,4 +1,4 @@
-"""What is measured, as data: the scenarios, and the bars that issues 3, 4 and 5 set on their figures."""
+"""What is measured, as data: the scenarios, and the bars that issues set on their figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal
 
-from benchmarks.peers import DIRECT, DISTRIBUTION3, DOCKER_REGISTRY, GC, NGINX, OWN, SCRUB, SINGLE, UPKEEP
+from benchmarks.peers import DIRECT, DISTRIBUTION3, DOCKER_REGISTRY, GC, GUARDED, NGINX, OWN, SCRUB, SINGLE, UPKEEP
 from benchmarks.shaping import CLEAN, Shape
 
 MB = 1_000_000
@@ -27,8 +27,14 @@ class Kind(Enum):
     BY_TAG = "by tag"
     """wrk asks for a manifest, as often as it can."""
     BY_DIGEST = "by digest"
+    BLOB = "blob"
+    """The same for a layer."""
     START = "start"
     """A start with a full cache."""
+
+
+ASKING = (Kind.BY_TAG, Kind.BY_DIGEST, Kind.BLOB)
+"""Those whose rate is in requests."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,8 @@ class Scenario:
         """What is done, in a line."""
         if self.kind is Kind.START:
             return f"ready with {self.cached:,} cached blobs"
+        if self.kind is Kind.BLOB:
+            return f"warm layer of {self.size / self.layers / 1000:g} kB"
         if self.kind in (Kind.BY_TAG, Kind.BY_DIGEST):
             return f"warm manifest {self.kind.value}"
         size = f"{self.size / self.layers / MB:g} MB"
@@ -128,6 +136,10 @@ SCENARIOS = (
     Scenario("crowd", clients=100, shape=LINK, contenders=(OWN, NGINX, DIRECT), hashed=1, limit=30),
     Scenario("crowd-layers", layers=20, size=100 * MB, clients=100, shape=replace(LINK, rtt=0.05), contenders=(OWN, NGINX, DIRECT), hashed=1, limit=20),
     Scenario("dockerd", Kind.DOCKERD, size=100 * MB, shape=replace(CAPPED, rtt=0.05), contenders=(OWN, DOCKER_REGISTRY, DIRECT)),
+    Scenario("guarded-tag", Kind.BY_TAG, size=MB, contenders=(OWN, GUARDED), seconds=1, rounds=21),
+    Scenario("guarded-digest", Kind.BY_DIGEST, size=MB, contenders=(OWN, GUARDED), seconds=1, rounds=21),
+    Scenario("guarded-blob", Kind.BLOB, size=MB // 10, contenders=(OWN, GUARDED), seconds=1, rounds=21),
+    Scenario("guarded-8", warm=True, clients=8, contenders=(OWN, GUARDED), hashed=0, rounds=21),
     Scenario("upkeep", Kind.DOCKERD, size=600 * MB, warm=True, contenders=(OWN, *UPKEEP), cached=6000, rounds=9),
 )  # fmt: skip
 
@@ -137,7 +149,7 @@ class Point:
     """One figure."""
 
     scenario: str
-    figure: Literal["seconds", "first_byte", "upstream", "cpu_per_gb", "memory", "rate"]
+    figure: Literal["seconds", "first_byte", "upstream", "cpu_per_gb", "cpu_per_request", "memory", "rate"]
     contender: str = OWN
 
 
@@ -155,7 +167,7 @@ class Bar:
 
 
 def _beside(
-    scenario: str, figure: Literal["seconds", "first_byte", "cpu_per_gb", "rate"], peer: str, own: str = OWN
+    scenario: str, figure: Literal["seconds", "first_byte", "cpu_per_gb", "cpu_per_request", "rate"], peer: str, own: str = OWN
 ) -> tuple[Point, Point]:
     return Point(scenario, figure, own), Point(scenario, figure, peer)
 
@@ -163,6 +175,13 @@ def _beside(
 def _faster(scenario: str, peer: str) -> tuple[Point, Point]:
     return Point(scenario, "seconds", peer), Point(scenario, "seconds")
 
+
+GUARDED_HITS: tuple[tuple[str, Literal["cpu_per_gb", "cpu_per_request"], str], ...] = (
+    ("tag", "cpu_per_request", "a manifest by tag"),
+    ("digest", "cpu_per_request", "by digest"),
+    ("blob", "cpu_per_request", "a layer of 100 kB"),
+    ("8", "cpu_per_gb", "8 clients on a layer of 200 MB"),
+)
 
 BARS = (
     Bar(3, "warm manifest by tag, rate ÷ docker-registry's", *_beside("tag", "rate", DOCKER_REGISTRY), at_least=40),
@@ -190,5 +209,10 @@ BARS = (
     Bar(4, "warm manifest by tag, rate ÷ docker-registry's", *_beside("tag", "rate", DOCKER_REGISTRY), at_least=100),
     Bar(4, "warm manifest by tag, rate ÷ nginx's with as many workers", *_beside("tag", "rate", NGINX), at_least=0.5),
     Bar(4, "segmenting on a clean link, time ÷ the single stream's", *_beside("segments", "seconds", SINGLE), at_most=1.02),
+    *(
+        Bar(13, f"100,000 digests blocked: {what}, CPU ÷ without", *_beside(f"guarded-{scenario}", figure, OWN, GUARDED), at_most=1.05)
+        for scenario, figure, what in GUARDED_HITS
+    ),
+    Bar(13, "the same, time ÷ without", *_beside("guarded-8", "seconds", OWN, GUARDED), at_most=1.05),
     *(Bar(5, f"warm pull by dockerd: {name}, time ÷ without", *_beside("upkeep", "seconds", OWN, name), at_most=1.05) for name in (GC, SCRUB)),
 )  # fmt: skip

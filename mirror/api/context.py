@@ -21,7 +21,7 @@ from mirror.api.targets import Target, without_secret
 from mirror.api.unread import Hold
 from mirror.cache.outcome import Outcome
 from mirror.errors import MirrorError, UpstreamCut
-from mirror.storage.slices import FileSlice, Part, Reader, SliceUnreadable
+from mirror.storage.slices import FileSlice, Part, Reader
 
 log = logging.getLogger(__name__)
 
@@ -163,10 +163,8 @@ async def stream_body(
                 await writer.drain()
                 try:
                     await sender.send(part)
-                except SliceUnreadable as error:
-                    context.count_sent("blob", error.position - part.offset)
-                    raise
-                context.count_sent("blob", part.length)
+                finally:
+                    context.count_sent("blob", sender.sent)
             else:
                 await _write(context, response, part)
 

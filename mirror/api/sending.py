@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from aiohttp import web
 
+from mirror.errors import MirrorError
 from mirror.storage.slices import FileSlice, Part, SliceUnreadable
 
 _NETWORK = (
@@ -43,12 +44,15 @@ class FileSender:
     def __init__(self, transport: asyncio.Transport) -> None:
         self._loop = asyncio.get_running_loop()
         self._socket = os.dup(transport.get_extra_info("socket").fileno())
+        self.sent = 0
+        """Bytes of the last slice that the kernel has taken."""
 
     async def send(self, part: FileSlice) -> None:
         """Sends a slice; returns when the kernel has all of it.
 
-        Raises ConnectionError or TimeoutError because of the client, SliceUnreadable if the file is too short or cannot be read.
+        Raises ConnectionError or TimeoutError because of the client, SliceUnreadable if the file is too short or cannot be read, MirrorError by the slice's check.
         """
+        self.sent = 0
         done: asyncio.Future[None] = self._loop.create_future()
         position, end = part.offset, part.offset + part.length
 
@@ -56,11 +60,18 @@ class FileSender:
             nonlocal position
             limit = min(end, position + _BATCH)
             try:
+                if part.check is not None:
+                    part.check()
                 while position < limit:
                     sent = os.sendfile(self._socket, part.fd, position, limit - position)
                     if sent == 0:
                         raise SliceUnreadable("the cached file is shorter than it was", position)
                     position += sent
+                    self.sent += sent
+            except MirrorError as error:
+                if not done.done():
+                    done.set_exception(error)
+                return
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
@@ -118,7 +129,9 @@ async def send_in_pieces(request: web.BaseRequest, response: web.StreamResponse,
 
 
 def read_slice(part: FileSlice) -> bytes:
-    """Reads a small slice. Raises SliceUnreadable if the file is too short or cannot be read."""
+    """Reads a small slice. Raises SliceUnreadable if the file is too short or cannot be read, MirrorError by its check."""
+    if part.check is not None:
+        part.check()
     try:
         data = os.pread(part.fd, part.length, part.offset)
     except OSError as error:
@@ -146,7 +159,7 @@ async def send_each(parts: AsyncGenerator[Part, None], send: Callable[[Part], Aw
 def pieces(part: FileSlice) -> list[FileSlice]:
     """Cuts a slice into pieces small enough to be read into memory, for connections that sendfile cannot serve."""
     return [
-        FileSlice(part.fd, offset, min(_READ, part.offset + part.length - offset))
+        FileSlice(part.fd, offset, min(_READ, part.offset + part.length - offset), part.check)
         for offset in range(part.offset, part.offset + part.length, _READ)
     ]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from mirror import metrics
 from mirror.cache.cached_reader import CachedReader
 from mirror.cache.embedded import EmbeddedReader, find_embedded
-from mirror.cache.guarding import PIECE, Guard, GuardedReader
+from mirror.cache.guarding import Guard, GuardedReader
 from mirror.cache.images import Images
 from mirror.cache.lists import Lists, ListSource
 from mirror.cache.negative import Negative
@@ -62,6 +62,8 @@ _TOO_LARGE_FOR = 300.0
 _MOST_TOO_LARGE = 1000
 _INTERVAL = 0.1
 """Seconds between two reports of a download's progress."""
+_AT_ONCE = 4 * 1024 * 1024
+"""Bytes of a cached blob that is sent too fast to be blocked meanwhile, where nothing is yet."""
 _ASKED_OF_PEER = 3.0
 """Seconds for which a mirror of the fleet waits here for what is asked of another one: as many as it takes to find that one dead (mirror/upstream/watch.py)."""
 
@@ -177,8 +179,7 @@ class Cache:
         if self._guard is not None:
             await self._guard.check_blob(repository, digest)
         reader, outcome = await self._blob(repository, digest)
-        if self._guard is None and outcome is HIT and reader.size is not None and reader.size <= PIECE:
-            # It is sent at once.
+        if self._guard is None and outcome is HIT and reader.size is not None and reader.size <= _AT_ONCE:
             return reader, outcome
         return GuardedReader(reader, lambda: self._guard, repository, digest), outcome
 

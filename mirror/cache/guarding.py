@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -12,9 +11,6 @@ from mirror.errors import MirrorError
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.slices import FileSlice, Part, Reader, SliceUnreadable
-
-PIECE = 4 * 1024 * 1024
-"""Bytes that are sent between two looks at what is blocked, where something may be."""
 
 
 class Guarded(MirrorError):
@@ -65,6 +61,8 @@ class Guard(Protocol):
 
     epoch: int
     """While it is the same, what passed before passes still."""
+    revision: int
+    """While it is the same, `blocks` answers the same."""
 
     def passes(self, repository: Repository, reference: Reference, digest: Digest) -> bool:
         """True if it is known that nothing is to be said against serving a manifest for a reference. Called for every hit in memory."""
@@ -108,7 +106,10 @@ class Guard(Protocol):
 
 
 class GuardedReader:
-    """A reader that ends with Guarded as soon as its blob is blocked: before the last bytes, so that nobody gets it whole."""
+    """A reader that ends with Guarded as soon as its blob is blocked: before the last bytes, so that nobody gets it whole.
+
+    It cuts no slice, since each cut costs a fast client time: whoever sends one calls its `check`.
+    """
 
     def __init__(self, reader: Reader, guard: Callable[[], Guard | None], repository: Repository, digest: Digest) -> None:
         """`guard` returns what decides now: there may be none yet when the download begins."""
@@ -117,17 +118,16 @@ class GuardedReader:
         self._guard = guard
         self._repository = repository
         self._digest = digest
+        self._passed = -1
+        """The guard's revision by which it is not blocked."""
 
     async def parts(self, start: int, stop: int | None) -> AsyncGenerator[Part, None]:
         async with aclosing(self._reader.parts(start, stop)) as parts:
             part = await anext(parts, None)
             while part is not None:
+                self._check()
                 try:
-                    for piece in _pieces(part, guarded=self._guard() is not None):
-                        guard = self._guard()
-                        if guard is not None and (error := guard.blocks(self._repository, self._digest)) is not None:
-                            raise error
-                        yield piece
+                    yield FileSlice(part.fd, part.offset, part.length, self._check) if isinstance(part, FileSlice) else part
                 except SliceUnreadable as unreadable:
                     try:
                         part = await parts.athrow(unreadable)
@@ -139,11 +139,9 @@ class GuardedReader:
     async def aclose(self) -> None:
         await self._reader.aclose()
 
-
-def _pieces(part: Part, *, guarded: bool) -> list[Part]:
-    """Cuts a slice where it may have to end: every few MiB, or, as long as nothing is guarded, before its last ones only, since each cut costs a fast client time."""
-    if not isinstance(part, FileSlice) or part.length <= PIECE:
-        return [part]
-    end = part.offset + part.length
-    cuts = range(part.offset, end, PIECE) if guarded else (part.offset, end - PIECE)
-    return [FileSlice(part.fd, cut, stop - cut) for cut, stop in itertools.pairwise((*cuts, end))]
+    def _check(self) -> None:
+        guard = self._guard()
+        if guard is not None and guard.revision != self._passed:
+            if (error := guard.blocks(self._repository, self._digest)) is not None:
+                raise error
+            self._passed = guard.revision

@@ -42,6 +42,10 @@ class Gate:
         """Releases that the log has."""
         self.epoch = 0
         """Changes when something is forgotten; what was decided on older facts is not remembered."""
+        self.revision = 0
+        """Changes with the rules and what they block."""
+        self._passed_blobs: set[tuple[Repository, Digest]] = set()
+        """Blobs that may be served as long as the rules are the same."""
         self._passed: dict[tuple[Repository, Reference], Digest] = {}
         """References of which it is known that they get what they ask for, whenever that is."""
         self._known: OrderedDict[tuple[Repository, Reference], tuple[Ruling, float]] = OrderedDict()
@@ -71,7 +75,9 @@ class Gate:
         self._rules = (*by_hand, *self._tables)
         self._passed.clear()
         self._known.clear()
+        self._passed_blobs.clear()
         self.epoch += 1
+        self.revision += 1
 
     # ------------------------------------------------------------------ decisions
 
@@ -131,12 +137,20 @@ class Gate:
         self.epoch += 1
 
     async def check_blob(self, repository: Repository, digest: Digest) -> None:
+        if (repository, digest) in self._passed_blobs:
+            return
+        revision = self.revision
         asked = Asked(repository, None, digest, self._store.hosted.covers(repository))
         facts = Facts(held=await self._finder.is_held(self._rules, repository, digest))
         ruling = self._ruling(asked, decide(self._rules, asked, facts, self._clock()))
         self.count(repository, digest, ruling)
         if ruling.error is not None:
             raise ruling.error
+        # What is held back by what tags mean may change at any time.
+        if not ruling.verdicts and revision == self.revision and not any(rule.strict for rule in self._rules):
+            if len(self._passed_blobs) >= _MOST:
+                self._passed_blobs.clear()
+            self._passed_blobs.add((repository, digest))
 
     def blocks(self, repository: Repository, digest: Digest) -> Guarded | None:
         asked = Asked(repository, None, digest, self._store.hosted.covers(repository))

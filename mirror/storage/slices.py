@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,8 @@ class FileSlice:
     fd: int
     offset: int
     length: int
+    check: Callable[[], None] | None = None
+    """Raises MirrorError once no more of it may be sent. Who sends it to a client calls this before every few MiB."""
 
 
 Part = FileSlice | bytes
