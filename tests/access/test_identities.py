@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import stat
 import threading
 import time
@@ -20,6 +21,7 @@ from mirror.access.identities import Identities
 from mirror.access.rules import Identity
 from mirror.access.tokens import Tokens, add_token, read_tokens, remove_token
 from mirror.access.users import Users, read_users, remove_user, set_password
+from mirror.client_login import ClientLogin
 from mirror.errors import LoginWrong, TooManyGuesses
 
 CLIENT = Identity()
@@ -285,3 +287,32 @@ async def test_an_error_does_not_repeat_what_was_sent(known: Identities, header:
         await known.of_header(header, CLIENT, "192.0.2.1")
     assert "secret" not in raised.value.message
     assert "Basic" in raised.value.message
+
+
+async def test_a_password_for_a_registry_goes_with_its_token_and_nobody_reads_it(known: Identities, bcrypt: Bcrypt) -> None:
+    """Any worker, and the mirror after a restart, asks the registry with what the client has sent, which has only the token. The mirror's own users are never taken for
+    the registry's, wrong passwords of theirs do not leave it, and where no registry's passwords are taken the token is worth nothing."""
+    secret = "a password of the registry's"
+    login = await known.of_header(basic("carol", secret), CLIENT, "192.0.2.1", "ghcr.io")
+    assert login.identity == replace(CLIENT, login=ClientLogin("ghcr.io", "carol", secret))
+    assert not login.identity.is_anonymous
+    assert bcrypt.checked == []
+    token, _ = known.sign(login.identity, (Grant("ghcr.io/acme/app", frozenset({"pull"})),))
+    assert secret not in repr(login)
+    for part in token.split(".")[:2]:
+        assert secret.encode() not in base64.urlsafe_b64decode(part + "===")
+    assert token != known.sign(login.identity, ())[0]
+    async with contextlib.AsyncExitStack() as stack:
+        other, stranger = Identities(lambda: b"k" * 32), Identities(lambda: b"o" * 32)
+        for one in (other, stranger):
+            stack.push_async_callback(one.aclose)
+        assert (await other.of_header(f"Bearer {token}", CLIENT, "192.0.2.1", "ghcr.io")).identity == login.identity
+        for who, registry in ((stranger, "ghcr.io"), (other, None), (other, "quay.io")):
+            with pytest.raises(LoginWrong):
+                await who.of_header(f"Bearer {token}", CLIENT, "192.0.2.1", registry)
+    with pytest.raises(LoginWrong):
+        await known.of_header(basic("alice", "wrong"), CLIENT, "192.0.2.1", "ghcr.io")
+    assert (await known.of_header(basic("alice", "right"), CLIENT, "192.0.2.1", "ghcr.io")).identity.login is None
+    for user, password in (("carol", ""), ("", secret), ("carol", secret)):
+        with pytest.raises(LoginWrong):
+            await known.of_header(basic(user, password), CLIENT, "192.0.2.1", None if user and password else "ghcr.io")

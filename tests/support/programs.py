@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import time
 import urllib.error
@@ -113,8 +114,10 @@ class Program:
 
 def answers(url: str) -> bool:
     """True when something answers HTTP there, whatever it says but that it is not ready yet."""
+    trusting_all = ssl.create_default_context()
+    trusting_all.check_hostname, trusting_all.verify_mode = False, ssl.CERT_NONE
     try:
-        urllib.request.urlopen(url, timeout=2).close()
+        urllib.request.urlopen(url, timeout=2, context=trusting_all).close()
     except urllib.error.HTTPError as error:
         error.close()
         return error.code != 503
@@ -126,18 +129,28 @@ def answers(url: str) -> bool:
 class DockerRegistry:
     """Debian's docker-registry over a folder."""
 
-    def __init__(self, folder: Path, token: dict[str, str] | None = None, level: str = "warn") -> None:
-        """`token`: its auth.token settings; `level` of its log."""
+    def __init__(
+        self,
+        folder: Path,
+        token: dict[str, str] | None = None,
+        level: str = "warn",
+        *,
+        htpasswd: Path | None = None,
+        certificate: tuple[Path, Path] | None = None,
+    ) -> None:
+        """`token`: its auth.token settings; `level` of its log; `htpasswd`: who may use it; `certificate` and key, with which it is https."""
         require("docker-registry")
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self.port}"
+        auth = {"token": token} if token else {"htpasswd": {"realm": "test", "path": str(htpasswd)}} if htpasswd else None
+        tls = {"tls": {"certificate": str(certificate[0]), "key": str(certificate[1])}} if certificate else {}
         config = {
             "version": 0.1,
             "log": {"level": level, "accesslog": {"disabled": False}},
             "storage": {"filesystem": {"rootdirectory": str(folder / "data")}, "delete": {"enabled": True}},
-            "http": {"addr": f"127.0.0.1:{self.port}"},
-            **({"auth": {"token": token}} if token else {}),
+            "http": {"addr": f"127.0.0.1:{self.port}", **tls},
+            **({"auth": auth} if auth else {}),
         }
         self._config = folder / "config.yml"
         self._config.write_text(json.dumps(config))  # JSON is YAML

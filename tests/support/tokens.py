@@ -27,10 +27,12 @@ SERVICE, ISSUER = "registry.test", "token.test"
 class TokenService:
     """Gives pull tokens to the accounts it knows, and counts what it is asked."""
 
-    def __init__(self, folder: Path, accounts: dict[str, str]) -> None:
+    def __init__(self, folder: Path, accounts: dict[str, str], rights: dict[str, set[str]] | None = None) -> None:
+        """`rights` are the repositories that each account may pull from, those of "" for whoever has none; by default accounts may everything, and others get no token."""
         folder.mkdir(parents=True, exist_ok=True)
         self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        self._accounts = {_basic(*account) for account in accounts.items()}
+        self.accounts = accounts
+        self._rights = rights
         self._certificate = self._make_certificate()
         bundle = folder / "token.pem"
         bundle.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
@@ -42,11 +44,17 @@ class TokenService:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 scope = parse_qs(urlsplit(self.path).query).get("scope", [""])[0]
-                if self.headers.get("Authorization") not in service._accounts:
+                known = {_basic(*account): account[0] for account in service.accounts.items()}
+                given = self.headers.get("Authorization")
+                if given not in known and (given is not None or service._rights is None or "" not in service._rights):
                     service.refused += 1
                     self.send_error(401)
                     return
                 service.asked.append(scope)
+                if service._rights is not None and scope.split(":")[1:2] not in (
+                    [name] for name in service._rights.get(known.get(given or "", ""), ())
+                ):
+                    scope = ""
                 body = json.dumps({"token": service.token(scope), "expires_in": 300}).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))
