@@ -21,6 +21,12 @@ from tests.support.scripted import Image, Scripted
 KIB = 1024
 
 
+@pytest.fixture(autouse=True)
+def uses_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mirror that runs does not record, at whatever time, that images were used which `age` has made old."""
+    monkeypatch.setattr("mirror.storage.disk.store._FLUSH", 3600)
+
+
 async def pull(running: Mirror, image: Image, repository: str) -> None:
     await running.get(f"/v2/{repository}/manifests/1")
     for blob in (image.config, *image.layers):

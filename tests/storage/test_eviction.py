@@ -7,17 +7,22 @@ import contextlib
 import itertools
 import os
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from mirror.disk_room import measure
 from mirror.errors import StorageFull
-from mirror.names import Digest
+from mirror.names import Digest, Tag
 from mirror.storage.disk.blobs import BlobStore
+from mirror.storage.disk.maintenance.eviction import Eviction
+from mirror.storage.disk.maintenance.expiry import Expiry
 from mirror.storage.disk.spool import sweep
 from mirror.storage.disk.store import DiskStore
 from mirror.storage.settings import Upkeep
+from mirror.storage.store import Gone
+from tests.storage.test_conformance import APP, put_image
 from tests.support.disks import fill, small_disk
 from tests.support.mirrors import Mirror, StartMirror, until
 from tests.support.patience import patiently
@@ -47,6 +52,33 @@ async def test_the_least_recently_used_blob_goes_first_and_is_fetched_again(star
     assert (await mirror.get(path(blobs[1]))).digest() == blobs[1]
     assert upstream.count("GET", str(blobs[1])) == 2
     await until(lambda: sum(mirror.cached(blob) for blob in blobs) == 3)
+
+
+async def test_a_collection_counts_what_it_has_removed_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what another process removes before, between and after its parts: of that, no reason would be true. Both together are everything that went."""
+    async with DiskStore(tmp_path, Upkeep(100 * MIB)) as mirror:
+        images = [await put_image(mirror, APP, Tag(str(number)), os.urandom(MIB), config=b"%d" % number) for number in range(5)]
+        removed = 0
+
+        async def expire(expiry: Expiry) -> Gone:
+            nonlocal removed
+            removed += (await mirror.delete(APP, images[0].digest)).freed
+            return await expired(expiry)
+
+        async def remove(eviction: Eviction, digests: Iterable[Digest]) -> Gone:
+            nonlocal removed
+            removed += (await mirror.delete(APP, images[1].digest)).freed
+            return await orphans(eviction, digests)
+
+        expired, orphans = Expiry.expire, Eviction.remove
+        monkeypatch.setattr(Expiry, "expire", expire)
+        monkeypatch.setattr(Eviction, "remove", remove)
+        async with DiskStore(tmp_path, Upkeep(MIB * 5 // 2)) as other:
+            before = (await other.statistics()).size
+            done = await other.collect()
+            assert (done.expired, done.orphans) == (Gone(0, 0), Gone(0, 0))
+            assert done.evicted.size >= MIB
+            assert (await other.statistics()).size == before - removed - done.evicted.size
 
 
 async def test_a_blob_that_is_being_read_stays(start: StartMirror, upstream: Scripted) -> None:

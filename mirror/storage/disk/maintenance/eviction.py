@@ -30,6 +30,7 @@ from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
 from mirror.storage.disk.maintenance.policy import Queue, evicted, next_victim, spared
 from mirror.storage.settings import Upkeep
+from mirror.storage.store import Gone
 from mirror.units import format_size
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,14 @@ _MARGIN = 8
 """Not even then is the last eighth of the cache's limit given away: the catalog is asked."""
 _ROOM_UNKNOWN: bool | None = True
 """If the catalog fails, a download is tried: the file system says whether there is room."""
+
+
+@dataclass
+class _Tally:
+    """What one call has removed; `size` in bytes. Others may remove content at the same time."""
+
+    count: int = 0
+    size: int = 0
 
 
 @dataclass
@@ -74,6 +83,7 @@ class _Pass:
     """True if the disk has less room left than the cache's limit."""
     room: float = 0.0
     """Bytes for which there was room before anything was evicted."""
+    removed: _Tally = field(default_factory=_Tally)
 
 
 def step(here: int, limit: int) -> int:
@@ -107,8 +117,9 @@ class Eviction:
         self._room -= need
         return True
 
-    async def make_room(self, need: int, *, apart: bool = False) -> None:
-        """Evicts until `need` more bytes fit, both within `max_size` and on the disk; on the disk alone if they are counted `apart`. Raises StorageFull if they cannot.
+    async def make_room(self, need: int, *, apart: bool = False) -> Gone:
+        """Evicts until `need` more bytes fit, both within `max_size` and on the disk; on the disk alone if they are counted `apart`. Returns what this call has
+        evicted. Raises StorageFull if they cannot fit.
 
         Where they would take the cache above its high watermark, evicts down to the low one, as far as that goes.
         """
@@ -125,6 +136,7 @@ class Eviction:
                 where = "on the disk" if this.disk_decides else f"within the {self.max_size} bytes of cache.max_size"
                 raise StorageFull(f"there is no room for {need} bytes {where}")
             self._room, self._room_until = this.room - self.max_size // _MARGIN, measured + _KNOWN
+        return Gone(this.removed.count, this.removed.size)
 
     async def could_fit(self, size: int, name: str) -> bool:
         """True where a download of `size` bytes into the spool file `name` could be kept if everything went that may. Evicts nothing."""
@@ -139,12 +151,14 @@ class Eviction:
             return True
         return await self._catalog.read(True, self._could_fit_apart, size)
 
-    async def remove(self, digests: Iterable[Digest]) -> None:
-        """Removes content that is no longer wanted; what is being read or pinned stays, and manifests of which something stays."""
+    async def remove(self, digests: Iterable[Digest]) -> Gone:
+        """Removes content that is no longer wanted; what is being read or pinned stays, and manifests of which something stays. Returns what this call has removed."""
+        removed = _Tally()
         async with self._turn:
             left = list(digests)
             while left:
-                left = await self._catalog.read([], self._remove, left)
+                left = await self._catalog.read([], self._remove, left, removed)
+        return Gone(removed.count, removed.size)
 
     def shortage(self, cached: int) -> str:
         """See `Store.shortage`; `cached` is the size of the content in bytes. Blocks."""
@@ -208,7 +222,7 @@ class Eviction:
                 freed = None
             if over > 0 and freed is None:
                 for digest, size in catalog.spent_manifests():
-                    if over > 0 and digest not in this.kept and self._gone(catalog, digest, size):
+                    if over > 0 and digest not in this.kept and self._gone(catalog, digest, size, this.removed):
                         over -= size
                         must -= size
         update_metrics(catalog)
@@ -237,7 +251,7 @@ class Eviction:
         except DigestInvalid:
             queues.remove(victim.key)
             return 0
-        if digest not in this.kept and self._gone(catalog, digest, victim.size):
+        if digest not in this.kept and self._gone(catalog, digest, victim.size, this.removed):
             evicted(queues, victim, self.max_size)
             return victim.size
         if digest not in this.passed:
@@ -247,7 +261,7 @@ class Eviction:
         spared(queues, victim)
         return 0
 
-    def _remove(self, catalog: Catalog, digests: list[Digest]) -> list[Digest]:
+    def _remove(self, catalog: Catalog, digests: list[Digest], removed: _Tally) -> list[Digest]:
         """One step; what is left to be tried, nothing where no more can go."""
         gone: set[Digest] = set()
         with self.exclusive(), catalog.changing():
@@ -257,15 +271,17 @@ class Eviction:
             for digest in left:
                 if time.monotonic() > deadline:
                     break
-                if not catalog.names_cached(digest) and self._gone(catalog, digest, sizes[digest]):
+                if not catalog.names_cached(digest) and self._gone(catalog, digest, sizes[digest], removed):
                     gone.add(digest)
         update_metrics(catalog)
         return [digest for digest in left if digest not in gone] if gone else []
 
-    def _gone(self, catalog: Catalog, digest: Digest, size: int) -> bool:
+    def _gone(self, catalog: Catalog, digest: Digest, size: int, removed: _Tally) -> bool:
         if not self._store.remove(digest):
             return False
         catalog.drop(digest)
+        removed.count += 1
+        removed.size += size
         metrics.evictions.inc()
         metrics.evicted_bytes.inc(size)
         return True

@@ -12,6 +12,7 @@ from mirror.storage.disk.catalog.catalog import Catalog
 from mirror.storage.disk.catalog.executor import CatalogExecutor
 from mirror.storage.disk.maintenance.eviction import Eviction
 from mirror.storage.settings import Expire
+from mirror.storage.store import Gone
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +41,12 @@ class Expiry:
             except Exception:
                 log.exception("could not expire images; serving goes on")
 
-    async def expire(self) -> None:
-        """Removes what has expired."""
+    async def expire(self) -> Gone:
+        """Removes what has expired. Returns what this call has removed."""
         if self._offline():
-            return
+            return Gone(0, 0)
         gone: list[Digest] = await self._catalog.read([], self._expired, time.time())
-        if gone:
-            await self._eviction.remove(gone)
+        return await self._eviction.remove(gone) if gone else Gone(0, 0)
 
     def _expired(self, catalog: Catalog, now: float) -> list[Digest]:
         limits = []

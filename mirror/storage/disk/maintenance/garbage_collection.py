@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 from mirror.locks import try_exclusive
@@ -32,7 +32,7 @@ _ORPHANED = 3600.0
 
 
 class GarbageCollection:
-    """A mirror may be running on the directory."""
+    """A mirror may be running on the directory: what that removes at the same time is not counted here."""
 
     def __init__(
         self,
@@ -72,20 +72,10 @@ class GarbageCollection:
         blobs = _Untouched(self._blobs.root) if dry_run else self._blobs
         uploads = UploadFiles(self._blobs.spool)
         hosted = await HostedCollection(blobs, self._threads, catalog, uploads, self._upkeep.hosted).collect(dry_run=dry_run)
-        known = await catalog.do(Catalog.content)
-
-        async def gone(work: Awaitable[None]) -> Gone:
-            nonlocal known
-            await work
-            before, known = known, await catalog.do(Catalog.content)
-            sizes = [size for digest, size in before.items() if digest not in known]
-            return Gone(len(sizes), sum(sizes))
-
-        expired = await gone(Expiry(catalog, eviction, self._upkeep.expire, self._offline).expire())
-        orphaned = await catalog.do(Catalog.orphans, time.time() - _ORPHANED)
-        orphans = await gone(eviction.remove(orphaned))
+        expired = await Expiry(catalog, eviction, self._upkeep.expire, self._offline).expire()
+        orphans = await eviction.remove(await catalog.do(Catalog.orphans, time.time() - _ORPHANED))
         unfinished = Gone(*await self._threads.run(lambda: sweep(self._blobs, dry_run=dry_run)))
-        return Collected(expired, orphans, unfinished, await gone(eviction.make_room(0)), hosted)
+        return Collected(expired, orphans, unfinished, await eviction.make_room(0), hosted)
 
 
 class _Untouched(BlobStore):
