@@ -132,7 +132,7 @@ class Guard(Table):
     strict: bool = Field(False, description="what `cooldown` holds back cannot be had by its digest either")
     blocklist: tuple[str, ...] = Field(
         (),
-        description="files and URLs with a digest and a reason in each line; files are looked at each second, URLs asked each minute",
+        description="files and URLs with a digest and a reason in each line, or with advisories in OSV form; files are looked at each second, URLs asked each minute",
     )
     deny: bool | Conditions = Field(
         False, description="refuse these images: `true`, or a table of conditions that must all be met"

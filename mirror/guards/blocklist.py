@@ -1,4 +1,4 @@
-"""Block lists: a digest in each line, with a reason after it, and ``#`` comments."""
+"""Block lists: a digest in each line, with a reason after it, and ``#`` comments; or advisories in OSV form, as JSON or a zip of that."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 
 from mirror.errors import DigestInvalid
+from mirror.guards.osv import MAGIC, parse_json, parse_zip
 from mirror.names import Digest
 from mirror.regular_files import read_file
 
@@ -62,7 +63,7 @@ class Files:
             if state is not None and state == self._states.get(file):
                 continue
             try:
-                found[file] = parse(decode(read_file(file, LARGEST + 1, follow=True)), file)
+                found[file] = read_list(read_file(file, LARGEST + 1, follow=True), file)
             except (OSError, ValueError) as error:
                 fault = (error.strerror if isinstance(error, OSError) else None) or str(error)
                 if self._faults.get(file) != fault:
@@ -77,10 +78,25 @@ class Files:
         return found
 
 
-def decode(data: bytes) -> str:
-    """Returns the text of a list: UTF-8, or UTF-16 with a byte order mark, as PowerShell writes it. Raises ValueError if it is too long."""
+def read_list(data: bytes, name: str) -> dict[str, str]:
+    """Returns the reasons in a list, by the hexadecimal digits of digests. Raises ValueError if it is none, or too long; then it blocks nothing, and what it
+    said before should stay."""
     if len(data) > LARGEST:
         raise ValueError(f"it has more than {LARGEST >> 20} MiB")
+    if data.startswith(MAGIC):
+        found = parse_zip(data)
+    else:
+        text = _decode(data)
+        if not text.lstrip().startswith(("{", "[")):
+            return parse(text, name)
+        found = parse_json(text.encode())
+    if not found:
+        log.warning("%s: its advisories name no image by its digest, so nothing is blocked by it", name)
+    return found
+
+
+def _decode(data: bytes) -> str:
+    """Returns the text of a list: UTF-8, or UTF-16 with a byte order mark, as PowerShell writes it."""
     return data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig", errors="replace")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
 from mirror.errors import MirrorError
-from mirror.guards.blocklist import Blocklist, Files, decode, parse
+from mirror.guards.blocklist import Blocklist, Files, parse, read_list
 from mirror.guards.gate import Gate
 from mirror.guards.rules import Rule
 from mirror.guards.sources import Documents
@@ -54,8 +54,12 @@ class Guarding:
         for url in self._sources(urls=True):
             kept = await self._store.document(_key(url))
             if kept is not None and url not in self._read:
+                # Earlier versions kept the text.
                 with contextlib.suppress(ValueError):
-                    self._take_lists({url: parse(str(kept["text"]), url)})
+                    entries = kept.get("entries")
+                    if not isinstance(entries, dict):
+                        entries = parse(str(kept.get("text", "?")), url)
+                    self._take_lists({url: entries})
                     self._tags[url] = str(kept["etag"])
         await self._read_files()
         await self.load_blocks()
@@ -126,12 +130,12 @@ class Guarding:
         try:
             if (answer := await self._download(url, self._tags.get(url, ""))) is None:
                 return
-            text, etag = decode(answer[0]), answer[1]
-            found = await asyncio.to_thread(parse, text, url)
+            etag = answer[1]
+            found = await asyncio.to_thread(read_list, answer[0], url)
         except (MirrorError, ValueError) as error:
             log.warning("the block list %s cannot be had: %s; what it said last stays in force", url, error)
             return
-        await self._store.set_document(_key(url), {"text": text, "etag": etag})
+        await self._store.set_document(_key(url), {"entries": found, "etag": etag})
         self._tags[url] = etag
         self._take_lists({url: found})
 

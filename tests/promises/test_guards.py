@@ -225,6 +225,31 @@ async def test_a_tag_means_its_last_good_image_again(start: StartMirror, upstrea
     assert len(upstream.asked) == asked
 
 
+async def test_an_advisory_feed_counts_at_once(start: StartMirror, upstream: Scripted, tmp_path: Path) -> None:
+    """A feed in OSV form is a block list: its reason is told, and what it withdraws is served again, within a second and without asking the registry."""
+    image = upstream.add_image("library/app", "latest")
+    feed = tmp_path / "feed.json"
+
+    def publish(**more: str) -> None:
+        affected = [{"package": {"ecosystem": "", "name": "app", "purl": f"pkg:oci/app@sha256%3A{image.digest.hex}"}}]
+        (tmp_path / "new").write_text(json.dumps({"id": "ACME-1", "summary": "a miner", "affected": affected, **more}))
+        (tmp_path / "new").replace(feed)
+
+    publish(withdrawn="2026-01-01T00:00:00Z")
+    mirror: Mirror = await start(settings=guard(name="feed", blocklist=[str(feed)]))
+    assert (await mirror.get(LATEST)).body == image.body
+    asked = len(upstream.asked)
+    publish()
+    for _ in patiently():
+        got = await mirror.get(LATEST)
+        if got.status == 403:
+            break
+    assert "ACME-1: a miner" in json.loads(got.body)["errors"][0]["message"]
+    publish(withdrawn="2026-01-02T00:00:00Z")
+    await until_it_is(mirror, image.body)
+    assert len(upstream.asked) == asked
+
+
 async def until_it_is(mirror: Mirror, body: bytes) -> Got:
     for _ in patiently():
         got = await mirror.get(LATEST)
