@@ -43,6 +43,7 @@ _SIGNED_KEPT = 60.0
 """Seconds for which the redirect of a blob is reused. Signed URLs are valid for at least 5 minutes at known registries."""
 _MOST_SIGNED = 1000
 _MOST_CHALLENGES = 4096
+_MOST_PACERS = 1000
 _NAMED = re.compile(r".*/v2/(.+)/(?:manifests|blobs|tags|referrers)/")
 _LONGEST_REFUSAL = 64 * 1024
 _REFUSAL_TIME = 1.0
@@ -109,8 +110,8 @@ class Endpoint:
         self._anonymous = Authenticator(registry, None)
         self._challenges: OrderedDict[str, Challenge] = OrderedDict()
         self._signed: OrderedDict[tuple[Repository, Digest], _Signed] = OrderedDict()
-        self._pacers = {kind: EndpointPacer(self.name) for kind in ("blob", "list", "GET", "HEAD")}
-        """Separate ones for GET and HEAD of manifests, since Docker Hub does not count HEADs as pulls; for blobs; and for lists."""
+        self._pacers: OrderedDict[tuple[str, bytes], EndpointPacer] = OrderedDict()
+        """By kind of request, and by client where each has an account of its own: one that is used up stops nobody else."""
         self._heads_from = 0.0
         self._limits: list[int | None] = [None, None]
 
@@ -204,7 +205,8 @@ class Endpoint:
         Returns a response whose status is no failure. `deadline` is in the event loop's time; an `impatient` request fails instead of waiting. The redirect of a
         `blob` is reused for its other ranges. `is_list` is True for the lists of tags and referrers. Raises Denied, UpstreamError.
         """
-        pacer = self._pacers["blob" if blob is not None else "list" if is_list else method]
+        # Separate ones for GET and HEAD of manifests, since Docker Hub does not count HEADs as pulls; for blobs; and for lists.
+        pacer = self._pacer("blob" if blob is not None else "list" if is_list else method)
         while True:
             patience = 0.0 if impatient else min(_left(deadline), _PATIENCE if self.only else _IMPATIENCE)
             sent = await pacer.turn(repository.path, patience)
@@ -232,6 +234,15 @@ class Endpoint:
             response.release()
             raise
         return response
+
+    def _pacer(self, kind: str) -> EndpointPacer:
+        key = kind, self._authenticator.client_key
+        if (found := self._pacers.get(key)) is None:
+            found = self._pacers[key] = EndpointPacer(self.name)
+        self._pacers.move_to_end(key)
+        if len(self._pacers) > _MOST_PACERS:
+            self._pacers.popitem(last=False)
+        return found
 
     async def _send(
         self,

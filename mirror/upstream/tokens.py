@@ -121,6 +121,11 @@ class Authenticator:
         login = acting_for() if self._clients else None
         return login if login is not None and login.registry == self._registry else None
 
+    @property
+    def client_key(self) -> bytes:
+        """Whose requests the registry counts together: those of the client that it knows by its own password, or of all others."""
+        return b"" if (login := self._client()) is None else login.key
+
     def _key(self, challenge: Challenge, scope: str) -> str:
         key = f"{challenge.realm} {challenge.service} {scope}"
         login = self._client()

@@ -24,7 +24,7 @@ from mirror.access.upstream_checks import UpstreamChecks
 from mirror.names import Digest
 from tests.support.mirrors import Got, Mirror, StartMirror, read_to_end, until
 from tests.support.ports import free_port
-from tests.support.scripted import Hold, Image, Scripted
+from tests.support.scripted import Hold, Image, Scripted, Status
 
 SECRET_LAYER = b"a secret layer of alice's image" * 10
 ACCOUNTS = {"alice": "correct horse", "bob": "battery staple"}
@@ -366,6 +366,45 @@ async def test_a_miss_is_fetched_with_the_clients_own_password(scene: Scene) -> 
     assert (await scene.get("/v2/library/other/manifests/1", "alice")).status == 200
     assert (await scene.get(f"/v2/library/other/blobs/{other.layers[0]}", "alice")).status == 200
     assert not any(one.authorization for one in scene.hub.asked)
+
+
+@pytest.mark.parametrize("auth", ["bearer"], indirect=True)
+async def test_one_clients_limit_is_not_the_others(scene: Scene) -> None:
+    """The registry answers alice's GET of a new manifest 429, for a long time: she is told so, and carol, whose account has pulls left, gets it at once."""
+    scene.registry.accounts["carol"], scene.registry.rights["carol"] = "third", {"acme/a"}
+    scene.registry.add_image("acme/a", "fresh")
+    scene.registry.fail("/manifests/fresh", Status(429, {"Retry-After": "600"}), times=3)
+    path = "/v2/ghcr.io/acme/a/manifests/fresh"
+    limited = await scene.get(path, "alice")
+    assert limited.status == 503
+    scene.registry.heal()
+    before = scene.asked("acme/a")
+    assert (await scene.get(path, Authorization=basic("carol", "third"))).status == 200
+    assert scene.asked("acme/a") - before == 2, "a check, and the manifest"
+
+
+@pytest.mark.parametrize("auth", ["bearer"], indirect=True)
+async def test_a_redirect_that_one_client_was_given_is_no_ones_leave(scene: Scene) -> None:
+    """The registry redirects blobs to a store by URLs that anybody may read. The store gets no client's password or token; and while alice's URL is remembered, bob, who
+    asks for the same blob, is still asked about."""
+    async with Scripted() as store:
+        layer = b"y" * 5000
+        fresh = scene.registry.add_image("acme/a", "fresh", layers=[layer])
+        store.add_blob(layer)
+        scene.registry.redirect_blobs_to = store
+        path = f"/v2/ghcr.io/acme/a/blobs/{fresh.layers[0]}"
+        assert (await scene.get("/v2/ghcr.io/acme/a/manifests/fresh", "alice")).status == 200
+        hold = Hold(after=1000)
+        store.fail(str(fresh.layers[0]), hold)
+        first = asyncio.create_task(scene.get(path, "alice"))
+        await hold.reached.wait()
+        for user in ("bob", None):
+            for method in ("GET", "HEAD"):
+                assert (await scene.get(path, user, method, Range="bytes=0-9")).status == 404
+        hold.release.set()
+        assert (await first).body == layer
+        assert not any(one.authorization for one in store.asked)
+        assert store.sent[str(fresh.layers[0])] == len(layer)
 
 
 async def test_who_may_not_pull_has_nothing_fetched_and_nothing_forgotten(scene: Scene) -> None:
