@@ -1,13 +1,12 @@
 """Other mirrors that are asked before a registry: those of the same fleet, and parents.
 
-What they say is believed where it is an answer: content, that the registry does not have it (404), or that it limits requests (429 with Retry-After). Any other error leads to the next
-place. One that gives no answer is waited for as long as it lives (see watch.py).
+What they say is believed where it is an answer: content, that the registry does not have it (404), or that it limits requests (429 there, which mirrors pass on as 503 with Retry-After).
+Any other error leads to the next place. One that gives no answer is waited for as long as it lives (see watch.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import ssl
 import sys
 from collections.abc import Callable
@@ -41,8 +40,8 @@ from mirror.upstream.watch import LOOK, Watch
 
 _MARGIN = 2.0
 """Seconds for which a place is waited for beyond the time that it waits for its own upstream."""
-_HIT = re.compile(r"mirror\s*;(?:.*;)?\s*hit\s*(?:;.*)?")
-_ABSENT = re.compile(r"mirror\s*;.*\bdetail=(?:MANIFEST_UNKNOWN|BLOB_UNKNOWN)\s*(?:;.*)?")
+_ABSENT = ("detail=MANIFEST_UNKNOWN", "detail=BLOB_UNKNOWN")
+_LIMITED = "detail=TOOMANYREQUESTS"
 
 
 class Place:
@@ -167,8 +166,7 @@ class Place:
         # It may wait for its upstream, and for a second one after that, before it has more.
         stall = 2 * waits.stall + waits.header
         stream = BlobStream(response, size, first, stall, self._received["blob"], self.name, lease, self._limiter, share)
-        status = response.headers.get("Cache-Status", "").rpartition(",")[2].strip()
-        return PlaceStream(stream, self.watch, _HIT.fullmatch(status) is not None, ended)
+        return PlaceStream(stream, self.watch, "hit" in _cache_status(response), ended)
 
     # ------------------------------------------------------------------ requests
 
@@ -193,14 +191,17 @@ class Place:
 
     def _check(self, response: Response, repository: Repository, absent: MirrorError) -> None:
         """Raises what a response says, unless that is content: `absent` where the registry does not have it."""
-        status = response.status
-        if status in (200, 206):
+        status, said = response.status, _cache_status(response)
+        if status in (200, 206) and said:
             return
-        if status == 404 and _ABSENT.fullmatch(response.headers.get("Cache-Status", "").rpartition(",")[2].strip()):
+        # Its own refusals have fwd=bypass, and say nothing of the registry.
+        if status == 404 and "fwd=miss" in said and not said.isdisjoint(_ABSENT):
             raise absent
-        if status == 429 and (wait := retry_after(response)) is not None:
+        if {"fwd=miss", _LIMITED} <= said and (wait := retry_after(response)) is not None:
             raise UpstreamLimited(f"{repository.registry} limits requests, as {self.name} says", wait)
         self._errors.inc()
+        if status in (200, 206):
+            raise UpstreamInvalid(f"{shown(response.url)} answered, but is no mirror: it has sent no Cache-Status of one")
         raise UpstreamFailed(f"{shown(response.url)} answered {status}")
 
     async def _look(self) -> bool:
@@ -241,6 +242,12 @@ class PlaceStream:
         if ended is not None:
             ended(self._error)
         await self._stream.aclose()
+
+
+def _cache_status(response: Response) -> frozenset[str]:
+    """Returns the parameters of a mirror's own member of Cache-Status (RFC 9211, section 2), the last one; none if no mirror has sent it."""
+    name, *parameters = response.headers.get("Cache-Status", "").rpartition(",")[2].split(";")
+    return frozenset(parameter.strip() for parameter in parameters) if name.strip() == "mirror" else frozenset()
 
 
 def _no_manifest(repository: Repository, reference: Reference) -> ManifestUnknown:

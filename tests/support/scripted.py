@@ -222,6 +222,8 @@ class Scripted:
         self.tag_details: dict[str, list[dict[str, Any]]] = {}
         """Docker Hub's details of tags, by repository."""
         self.extra_headers: dict[str, str] = {}
+        self.blob_headers: dict[str, str] = {}
+        """The same for blobs."""
         self.rate: float | None = None
         """Bytes per second of each body, where no fault says otherwise."""
         self.manifests_per_second: float | None = None
@@ -532,7 +534,7 @@ class Scripted:
         if data is None:
             return web.Response(status=404)
         start, stop, status = 0, len(data), 200
-        headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": digest}
+        headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": digest, **self.blob_headers}
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
         if match and self.ranges and fault.of(NoRange) is None:
             start, stop, status = int(match[1]), min(int(match[2] or len(data)) + 1, len(data)), 206
