@@ -15,6 +15,7 @@ import pytest
 from tests.support.commands import Commands
 from tests.support.mirrors import MirrorProcess, until
 from tests.support.patience import PATIENCE
+from tests.support.ports import free_port
 from tests.support.pushes import push_blob, push_image, say
 from tests.support.scripted import Scripted
 
@@ -149,3 +150,37 @@ async def test_a_mirror_that_is_not_there(tmp_path: Path) -> None:
     done = await Commands(tmp_path / "cache").run("reload")
     assert done.returncode == 1
     assert "no mirror runs" in done.stderr
+
+
+async def test_clients_with_their_own_credentials(tmp_path: Path, write: Write, workers: str, upstream: Scripted) -> None:
+    """Where a registry gets ``credentials = "client"``, what was cached with the mirror's own account is from then on for those to whom the registry gives it, also where an
+    equal request was answered before; each worker asks it once about a client, whichever worker has given it its token. And back."""
+    upstream.auth, upstream.accounts = "bearer", {"robot": "own", "alice": "hers", "bob": "his"}
+    upstream.rights = {"robot": {"team/app"}, "alice": {"team/app"}, "bob": set()}
+    upstream.add_image("team/app", "1")
+    port = free_port()
+    server = f'[server]\nlogin_listen = "127.0.0.1:{port}"\n[registries."lan:1"]\nendpoints = ["{upstream.url}"]\n'
+    own = f'{server}username = "robot"\npassword = "own"\n'
+    write(own)
+    path = "/v2/lan:1/team/app/manifests/1"
+    alice, bob = (aiohttp.encode_basic_auth(*account) for account in (("alice", "hers"), ("bob", "his")))
+    with running(tmp_path, workers) as mirror:
+        reload = Commands(tmp_path / "cache")
+        await everywhere(mirror.url, "GET", path, 200)
+        write(f'{server}credentials = "client"\n')
+        taken = await reload("reload")
+        assert 'registries."lan:1".credentials' in taken
+        await everywhere(mirror.url, "GET", path, 404)
+        await everywhere(mirror.url, "GET", path, 404, Authorization=bob)
+        heads = upstream.count("HEAD", "/manifests/1")
+        await everywhere(mirror.url, "GET", path, 200, Authorization=alice)
+        login = f"http://127.0.0.1:{port}"
+        async with aiohttp.ClientSession() as session:
+            scope = "repository:lan:1/team/app:pull"
+            async with session.get(f"{login}/token?service=mirror&scope={scope}", headers={"Authorization": alice}) as answer:
+                token = f"Bearer {(await answer.json())['token']}"
+        await everywhere(login, "GET", path, 200, Authorization=token)
+        assert upstream.count("HEAD", "/manifests/1") - heads <= 2 * int(workers), "with the challenge, once for each worker"
+        write(own)
+        await reload("reload")
+        await everywhere(mirror.url, "GET", path, 200)
