@@ -97,7 +97,7 @@ class Signed(Table):
             document = Document.from_json(self._root)
             Verifier(trusted_root=TrustedRoot(document))
         except (ValueError, Error) as error:
-            fault = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            fault = _first(error) if isinstance(error, ValidationError) else error
             raise ValueError(f"the file {file} is no trusted root, as `cosign trusted-root create` writes it: {fault}") from None
         if not document.ctlogs:
             raise ValueError(f"the trusted root {file} has no `ctlogs`: without the word of one no certificate counts")
@@ -111,6 +111,11 @@ class Signed(Table):
     def root(self) -> bytes:
         """The trusted root, as it was when the settings were read; empty if there is none."""
         return self._root
+
+
+def _first(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ")
 
 
 class Guard(Table):

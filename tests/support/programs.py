@@ -47,7 +47,21 @@ _PACKAGES = {
 }
 
 _SOURCES = dict.fromkeys(
-    ("crane", "helm", "buildkitd", "buildctl", "wharfie", "cosign", "oras", "oci-conformance", "dockerd-29"),
+    (
+        "crane",
+        "helm",
+        "buildkitd",
+        "buildctl",
+        "wharfie",
+        "cosign",
+        "fulcio",
+        "tesseract",
+        "rekor-server",
+        "timestamp-server",
+        "oras",
+        "oci-conformance",
+        "dockerd-29",
+    ),
     "built from its Go module: see .ci/run",
 )
 """Programs that Debian does not have."""

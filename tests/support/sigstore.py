@@ -26,7 +26,6 @@ from tests.support.scripted import Scripted
 PAYLOAD, BUNDLE = "application/vnd.dev.cosign.simplesigning.v1+json", "application/vnd.dev.sigstore.bundle.v0.3+json"
 ISSUER = "https://token.actions.githubusercontent.com"
 SUBJECT = "https://github.com/our-company/app/.github/workflows/release.yml@refs/heads/main"
-ORIGIN = "rekor.example.test"
 
 Key = ec.EllipticCurvePrivateKey
 
@@ -105,6 +104,8 @@ class Sigstore:
     certificates: Key = field(default_factory=new_key)
     """The log of certificates."""
     rekor: Key = field(default_factory=new_key)
+    origin: str = "rekor.example.test"
+    """The name of that log. Clients expect it to be the host of its URL."""
 
     def __post_init__(self) -> None:
         self.root = self._certificate(self.ca, [], datetime.now(UTC) - timedelta(days=1), timedelta(days=10), None)
@@ -116,7 +117,7 @@ class Sigstore:
         def log(key: Key) -> dict[str, Any]:
             shown = {"rawBytes": base64_of(public(key)), "keyDetails": "PKIX_ECDSA_P256_SHA_256", "validFor": since}
             return {
-                "baseUrl": f"https://{ORIGIN}",
+                "baseUrl": f"https://{self.origin}",
                 "hashAlgorithm": "SHA2_256",
                 "publicKey": shown,
                 "logId": {"keyId": base64_of(hashlib.sha256(public(key)).digest())},
@@ -210,8 +211,8 @@ class Sigstore:
         entry: dict[str, Any] = {"body": base64_of(body), "integratedTime": moment, "logID": log_id.hex(), "logIndex": 0}
         promise = sign(self.rekor, canonical(entry))
         root = hashlib.sha256(b"\0" + body).digest()
-        note = f"{ORIGIN}\n1\n{base64_of(root)}\n"
-        checkpoint = f"{note}\n— {ORIGIN} {base64_of(log_id[:4] + sign(self.rekor, note.encode()))}\n"
+        note = f"{self.origin} - 1\n1\n{base64_of(root)}\n"
+        checkpoint = f"{note}\n— {self.origin} {base64_of(log_id[:4] + sign(self.rekor, note.encode()))}\n"
         proof = {"logIndex": 0, "rootHash": root.hex(), "treeSize": 1, "hashes": [], "checkpoint": checkpoint}
         return {**entry, "verification": {"signedEntryTimestamp": base64_of(promise), "inclusionProof": proof}}
 
@@ -249,7 +250,8 @@ class Sigstore:
         by: Key | None,
         serial: int | None = None,
     ) -> x509.Certificate:
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a scripted sigstore")])
+        named = {x509.NameOID.ORGANIZATION_NAME: "example.test", x509.NameOID.COMMON_NAME: "a scripted sigstore"}
+        name = x509.Name([x509.NameAttribute(oid, value) for oid, value in named.items()])
         builder = (
             x509.CertificateBuilder(name, x509.Name([]) if by else name, key.public_key(), serial or x509.random_serial_number())
             .not_valid_before(start)
