@@ -33,12 +33,13 @@
     ├── NotAllowed                 the one who asks may see it, but not do this (403)
     │   └── LoginWrong             a wrong password, or a token that is not known or over
     ├── LoginNeeded                the same, where logging in helps and may be asked for; carries the challenge (401)
+    ├── QuotaReached               more than the one who asks is allowed in a month (403)
     ├── LimitReached               more than the one who asks is allowed; carries Retry-After (429)
+    │   └── TooManyGuesses         wrong passwords or tokens
     ├── AdminNeeded                a change on the dashboard without the admin token (401)
     ├── Refused                    a change that was sent from elsewhere than the dashboard (403)
     ├── HostUnknown                asked under a name that is not the mirror's (421)
     ├── ClientBusy                 too much is being sent to this client already; carries Retry-After (503)
-    ├── TooManyGuesses             wrong passwords or tokens; carries Retry-After (429)
     ├── Unsupported                a method this mirror does not answer (405)
     ├── UpstreamError              upstream could not, or did not rightly, answer (503)
     │   ├── UpstreamUnreachable    no connection, or an answer of 5xx
@@ -237,6 +238,13 @@ class LoginNeeded(MirrorError):
         self.challenge = challenge
 
 
+class QuotaReached(MirrorError):
+    """403, not 429: podman and containerd would try again for minutes before they show the message of a 429, and it will not change for days."""
+
+    status = 403
+    code = "DENIED"
+
+
 class LimitReached(MirrorError):
     """`retry_after` in seconds."""
 
@@ -272,15 +280,8 @@ class ClientBusy(MirrorError):
     code = "UNAVAILABLE"
 
 
-class TooManyGuesses(MirrorError):
-    """`retry_after` in seconds."""
-
-    status = 429
-    code = "TOOMANYREQUESTS"
-
-    def __init__(self, message: str, retry_after: float) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+class TooManyGuesses(LimitReached):
+    pass
 
 
 class Unsupported(MirrorError):

@@ -188,6 +188,18 @@ webhook_failing = Gauge(
     multiprocess_mode="livemax",
 )
 
+access_month_bytes = Gauge(
+    "mirror_access_month_bytes",
+    "Bytes that `bytes_per_month` of `[[access]]` tables has counted this month, of all users and addresses together",
+    registry=REGISTRY,
+    multiprocess_mode="mostrecent",
+)
+access_quotas_reached = Counter(
+    "mirror_access_quotas_reached",
+    "Users and addresses that have reached `bytes_per_month` of an `[[access]]` table, by its number",
+    ("table",),
+    registry=REGISTRY,
+)
 _LIST = ("list",)
 warm_pulls = Counter(
     "mirror_warm_pulls", "Pulls of images of `[[warm]]` lists, `pulled` or `failed`", (*_LIST, "result"), registry=REGISTRY

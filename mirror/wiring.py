@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mirror import metrics
+from mirror.access import FOLDER
 from mirror.access.access import Access
 from mirror.access.audit import AuditLog
 from mirror.access.oidc import Issuer
@@ -210,7 +211,8 @@ def access_rules(settings: Settings) -> tuple[tuple[Rule, ...] | None, dict[str,
                 table.certificates,
                 table.issuers,
                 table.networks,
-                Allowance(table.requests_per_minute, table.bytes_per_minute, table.downloads_at_once),
+                Allowance(table.requests_per_minute, table.bytes_per_minute, table.downloads_at_once, table.bytes_per_month),
+                ", ".join(table.repositories),
             )
             for number, table in enumerate(settings.access, 1)
         )
@@ -245,7 +247,7 @@ def upstream_checks(settings: Settings, upstreams: Upstreams, cache: Cache, acce
 
 def access_folder(settings: Settings) -> Path:
     """Where tokens are kept, and the key that signs bearer tokens."""
-    return settings.cache.dir / "access"
+    return settings.cache.dir / FOLDER
 
 
 def users_file(settings: Settings) -> Path:

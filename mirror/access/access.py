@@ -14,6 +14,7 @@ from typing import TypeVar
 from mirror.access.audit import AuditLog
 from mirror.access.identities import Identities
 from mirror.access.limits import Limits
+from mirror.access.months import Months
 from mirror.access.oidc import Issuer
 from mirror.access.rules import Action, Identity, Rule, Verdict, decide, may_pull_everything
 from mirror.access.tokens import read_tokens
@@ -51,7 +52,8 @@ class Access:
         self._watch = BackgroundTask(self._follow)
         self.rules: Sequence[Rule] | None = None
         self.identities = Identities(lambda: signing_key(folder), events=events)
-        self.limits = Limits(share)
+        self.months = Months(folder, events)
+        self.limits = Limits(self.months, share)
         self.audit = audit
         self.version = 0
         """Another one whenever something changes that an earlier verdict may have come from."""
@@ -60,6 +62,7 @@ class Access:
 
     async def __aenter__(self) -> Access:
         await self._read()
+        await self.months.sync()
         self._watch.start()
         return self
 
@@ -68,12 +71,13 @@ class Access:
             if self.audit is not None:
                 await asyncio.to_thread(self.audit.close)
 
-        await close_all(self._watch.aclose, self.identities.aclose, close_log)
+        await close_all(self._watch.aclose, self.months.aclose, self.identities.aclose, close_log)
 
     def take(self, rules: Sequence[Rule] | None, groups: Mapping[str, frozenset[str]], issuers: tuple[Issuer, ...] = ()) -> None:
         """Puts other rules in force at once. `groups` are those of each user."""
         self.rules, self.identities.groups = rules, groups
         self.identities.issuers.take(issuers)
+        self.months.take(rules or ())
         self._changed()
 
     def decide(self, identity: Identity, action: Action, repository: Repository | None) -> Verdict:
@@ -89,6 +93,7 @@ class Access:
         while True:
             await asyncio.sleep(_INTERVAL)
             await self._read()
+            await self.months.sync()
 
     async def _read(self) -> None:
         """Reads what has changed. What cannot be read stays as it was."""

@@ -1,6 +1,6 @@
 """How much each user, or each address where nobody has logged in, may ask for and be sent.
 
-Requests and bytes are counted by token buckets that hold a minute's worth. How large a body will be is not known when it is asked for, so what was sent is counted
+Requests and bytes of a minute are counted by token buckets that hold a minute's worth. How large a body will be is not known when it is asked for, so what was sent is counted
 afterwards: whoever has had too much waits until the bucket is above zero again.
 """
 
@@ -10,6 +10,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
+from mirror.access.months import Months
 from mirror.access.rules import Rule
 from mirror.errors import LimitReached
 
@@ -20,8 +21,9 @@ _MINUTE = 60.0
 class Limits:
     """Counts; bounded: whoever has asked for nothing for longest is forgotten first."""
 
-    def __init__(self, share: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
-        """`share` is the number of processes that serve side by side: each allows a part."""
+    def __init__(self, months: Months, share: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+        """`share` is the number of processes that serve side by side: each allows a part. `months` counts the bytes of the month, of all processes together."""
+        self._months = months
         self._share = share
         self._clock = clock
         self._buckets: OrderedDict[tuple[str, str, str], tuple[float, float]] = OrderedDict()
@@ -29,8 +31,9 @@ class Limits:
         self._active: Counter[tuple[str, str]] = Counter()
 
     def ask(self, rule: Rule, key: str) -> None:
-        """Counts a request of `key`, which is a user or an address. Raises LimitReached."""
+        """Counts a request of `key`, which is a user or an address. Raises LimitReached, QuotaReached."""
         allowance = rule.allowance
+        self._months.check(rule, key)
         if allowance.size is not None:
             most = allowance.size / self._share
             left = self._left("bytes", rule, key, most)
@@ -45,6 +48,7 @@ class Limits:
 
     def sent(self, rule: Rule, key: str, size: int) -> None:
         """Counts bytes of content that were sent."""
+        self._months.sent(rule, key, size)
         if rule.allowance.size is not None and size:
             self._set("bytes", rule, key, self._left("bytes", rule, key, rule.allowance.size / self._share) - size)
 

@@ -79,6 +79,8 @@ class Allowance:
     """Bytes of content a minute."""
     downloads: int | None = None
     """Blobs that are being sent at the same time."""
+    month: int | None = None
+    """Bytes of content a calendar month."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,8 @@ class Rule:
     issuers: frozenset[str] = frozenset()
     networks: tuple[Network, ...] = ()
     allowance: Allowance = field(default_factory=Allowance)
+    place: str = ""
+    """The repositories as the table names them."""
 
     def names(self, identity: Identity) -> bool:
         """True if it is about whoever asks."""

@@ -40,6 +40,7 @@ from mirror.errors import (
     MirrorError,
     NameUnknown,
     NotAllowed,
+    QuotaReached,
     RegionBlocked,
     TooManyGuesses,
 )
@@ -278,7 +279,7 @@ class Gate:
             if rule is not None:
                 try:
                     access.limits.ask(rule, key)
-                except LimitReached:
+                except (LimitReached, QuotaReached):
                     return False
             return True
 
@@ -324,9 +325,11 @@ class Gate:
         if verdict.rule is not None:
             try:
                 self._access.limits.ask(verdict.rule, whose(context))
-            except LimitReached as error:
+            except (LimitReached, QuotaReached) as error:
                 self._note(context, context.identity, verdict.rule, action.value, "limited", error.message)
-                self._tell(context, verdict.rule, error)
+                if isinstance(error, LimitReached):
+                    # Of a month's, `mirror.access.months` tells, once.
+                    self._tell(context, verdict.rule, error)
                 raise
 
     def _tell(self, context: RequestContext, rule: Rule, error: LimitReached) -> None:

@@ -23,7 +23,6 @@ from mirror.errors import (
     NameUnknown,
     Offline,
     RangeNotSatisfiable,
-    TooManyGuesses,
     Unknown,
     Unsupported,
     UpstreamError,
@@ -85,7 +84,7 @@ def error_response(error: MirrorError) -> web.Response:
         headers["Allow"] = error.allow
     elif isinstance(error, UpstreamLimited):
         headers["Retry-After"] = str(math.ceil(error.retry_after or _RETRY_AFTER))
-    elif isinstance(error, TooManyGuesses | LimitReached):
+    elif isinstance(error, LimitReached):
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     elif isinstance(error, LoginNeeded):
         headers["WWW-Authenticate"] = error.challenge

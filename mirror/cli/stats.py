@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from pathlib import Path
 
 import click
 
+from mirror.access import FOLDER
+from mirror.access.month_file import Used, read_used
 from mirror.cli import running
-from mirror.cli.ask import inventory
+from mirror.cli.ask import fail, inventory
 from mirror.cli.options import cache_options, settings_or_exit
-from mirror.cli.text import print_json
+from mirror.cli.text import os_error_text, print_json
 from mirror.disk_room import measure
 from mirror.units import format_size
+
+_MOST_SHOWN = 20
+"""Users and addresses whose bytes of this month are printed."""
 
 
 @click.command(short_help="Print size, hits, and traffic saved.")
@@ -24,6 +30,10 @@ def stats(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]
     settings = settings_or_exit(config, cache_dir, upstreams)
     with inventory(settings) as asked:
         totals = asked.totals()
+    try:
+        month = read_used(settings.cache.dir / FOLDER, time.time())
+    except OSError as error:
+        fail(os_error_text(error))
     traffic = totals.traffic
     room, most = measure(settings.cache.dir, settings.cache.min_free), settings.cache.max_size
     running_here = running.find(cache_dir, os.environ) if config is None else None
@@ -41,6 +51,7 @@ def stats(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]
                 "disk_size": room.total,
                 "disk_free": room.free,
                 "degraded": sentences,
+                "month": [{"who": one.key, "repositories": one.place, "sent": one.size, "most": one.most} for one in month],
                 **figures,
             }
         )
@@ -59,5 +70,15 @@ def stats(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]
         ("fetched", f"{format_size(traffic.fetched)} from upstream"),
         ("saved", format_size(traffic.saved)),
     ]
+    lines += [("this month", _used(one)) for one in month[:_MOST_SHOWN]]
+    if len(month) > _MOST_SHOWN:
+        lines.append(("", f"and {len(month) - _MOST_SHOWN} more, in --json"))
     lines += [("degraded", sentence) for sentence in sentences]
     click.echo("".join(f"{name:<12}{value}\n" for name, value in lines), nl=False)
+
+
+def _used(used: Used) -> str:
+    limit = f" of {format_size(used.most)}" if used.most else ""
+    text = f"{used.key} was sent {format_size(used.size)}{limit}, of {used.place}"
+    # An issuer may call somebody anything.
+    return "".join(one if one.isprintable() else "?" for one in text)

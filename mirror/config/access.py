@@ -37,6 +37,11 @@ class Access(Table):
     bytes_per_minute: Size | None = Field(
         None, gt=0, description="content that each user, or else each address, is sent; default no limit"
     )
+    bytes_per_month: Size | None = Field(
+        None,
+        gt=0,
+        description="content that each user, or else each address, is sent in a calendar month (UTC); counted on when the mirror is started again; default no limit",
+    )
     downloads_at_once: int | None = Field(
         None, gt=0, description="blobs that are sent to each user, or else each address, at the same time; default no limit"
     )

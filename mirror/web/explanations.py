@@ -88,6 +88,7 @@ _CLASSES = {
     "NotAllowed": "没有权限",
     "LoginWrong": "用户名、密码或令牌不正确",
     "LoginNeeded": "请先登录",
+    "QuotaReached": "本月流量额度已用完，下月初恢复",
     "LimitReached": "请求或流量超出限制，请稍后再试",
     "TooManyGuesses": "错误的令牌过多，请稍候再试",
     "Refused": "请求未被接受，请重新载入页面",
