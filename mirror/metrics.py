@@ -65,8 +65,23 @@ tag_moves = Counter(
 guarded = Counter(
     "mirror_guard",
     "Requests that a [[guard]] table, or a block by hand, held or refused, or would have",
-    ("rule", "verdict"),
+    ("rule", "check", "verdict"),
     registry=REGISTRY,
+)
+guard_lists_unreadable = Gauge(
+    "mirror_guard_lists_unreadable",
+    "Block lists that cannot be read now, so that what they said last counts",
+    registry=REGISTRY,
+    multiprocess_mode="livemax",
+)
+guard_held_tags = Gauge(
+    "mirror_guard_held_tags",
+    "Tags that mean something else at their registry than what clients get",
+    registry=REGISTRY,
+    multiprocess_mode="livemax",
+)
+guard_held_seconds = Gauge(
+    "mirror_guard_held_seconds", "How long the longest of them has been so", registry=REGISTRY, multiprocess_mode="livemax"
 )
 
 prefetched_bytes = Counter(

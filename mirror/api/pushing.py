@@ -129,7 +129,7 @@ class Pushing:
             guard.count(repository, reference, ruling)
             if ruling.error is not None:
                 raise ruling.error
-            rule, _, reason = ruling.verdicts[0]
+            rule, _, reason, _ = ruling.verdicts[0]
             raise Guarded(f"{image_name(repository, reference)} is refused by the guard {rule!r}: {reason}", rule)
 
     # ------------------------------------------------------------------ uploads

@@ -90,7 +90,7 @@ class Received:
         }
         return [
             f"{told[verdict][0]} by the guard {rule!r}: {reason}{told[verdict][1]}"
-            for rule, verdict, reason in self.ruling.verdicts
+            for rule, verdict, reason, _ in self.ruling.verdicts
         ]
 
     def document(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class Received:
             "fault": self.fault or None,
             "guards": [
                 {"rule": rule, "verdict": verdict, "reason": reason}
-                for rule, verdict, reason in (ruling.verdicts if ruling else ())
+                for rule, verdict, reason, _ in (ruling.verdicts if ruling else ())
             ],
             "held_until": moment(until),
             "served": str(ruling.serve.digest) if ruling and ruling.serve else None if self.fault else str(self.digest),
@@ -245,9 +245,11 @@ class Receiver:
         if isinstance(reference, Tag):
             ruling = await guard.foresee(repository, reference, root, brought)
             if self._store.hosted.covers(repository) and ruling.held_until is not None and not ruling.may_pass:
-                rule, _, reason = ruling.verdicts[0]
+                rule, _, reason, check = ruling.verdicts[0]
                 refused = Guarded(f"{image_name(repository, reference)} is refused by the guard {rule!r}: {reason}", rule)
-                return Ruling(None, refused, ruling.held_until, verdicts=((rule, "refused", reason), *ruling.verdicts[1:])), False
+                return Ruling(
+                    None, refused, ruling.held_until, verdicts=((rule, "refused", reason, check), *ruling.verdicts[1:])
+                ), False
         return ruling, True
 
     async def _enter(
@@ -306,7 +308,7 @@ def _refusal(ruling: Ruling, enters: bool) -> str:
     """Returns why a guard lets nobody have an image; empty if it does."""
     if ruling.error is None:
         return ""
-    rule, _, reason = ruling.verdicts[0]
+    rule, _, reason, _ = ruling.verdicts[0]
     return (
         f"is refused by the guard {rule!r}: {reason}{'; it is here, and is served once the guard lets it pass' if enters else ''}"
     )

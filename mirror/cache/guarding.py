@@ -36,8 +36,8 @@ class Ruling:
     """For the response: what was decided, and what would have been."""
     complete: bool = True
     """False if the manifest had to be read to decide, and was not here."""
-    verdicts: tuple[tuple[str, str, str], ...] = ()
-    """Rules that have, or would have, changed what a client gets; each with how and why."""
+    verdicts: tuple[tuple[str, str, str, str], ...] = ()
+    """Rules that have, or would have, changed what a client gets; each with how and why, and the setting of the rule that it comes of."""
     may_pass: bool = False
     """True if what is held back, or refused, is served later without anybody changing a rule: after a time, or once it is signed."""
 

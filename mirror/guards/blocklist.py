@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from mirror.errors import DigestInvalid
 from mirror.guards.osv import MAGIC, parse_json, parse_zip
@@ -52,6 +52,11 @@ class Files:
         self._faults: dict[str, str] = {}
         """Why a file cannot be read now: it is logged once."""
 
+    @property
+    def faulty(self) -> Collection[str]:
+        """Those that could not be read when they were looked at last."""
+        return self._faults.keys()
+
     def read_changed(self, files: Iterable[str]) -> dict[str, dict[str, str]]:
         """Returns what is in the files that have changed since they were read last. Blocks.
 
@@ -72,6 +77,9 @@ class Files:
                 if isinstance(error, ValueError):
                     # It is the same until the file changes.
                     self._states[file] = state
+                else:
+                    # It may come back as it was.
+                    self._states.pop(file, None)
             else:
                 self._faults.pop(file, None)
                 self._states[file] = state

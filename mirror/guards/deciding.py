@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from mirror.guards.rules import Asked, Decision, Finding, Image, Rule
@@ -84,14 +84,18 @@ def _served(history: Sequence[Sighting]) -> list[Sighting]:
 
 def _objection(rules: Sequence[Rule], asked: Asked, digest: Digest, facts: Facts, now: float) -> Finding | None:
     return (
-        _denied(rules, digest, facts, now)
-        or _blocked(rules, digest, facts)
-        or _held(rules, facts)
-        or (_unsigned(rules, asked, digest, facts, now) if asked.tag is not None else None)
-        or (_cooling(rules, asked, digest, facts, now) if asked.tag is not None else None)
-        or (_moved(rules, digest, facts) if asked.tag is not None else None)
-        or (_older(rules, digest, facts) if asked.tag is not None else None)
+        _by("deny", _denied(rules, digest, facts, now))
+        or _by("blocklist", _blocked(rules, digest, facts))
+        or _by("cooldown", _held(rules, facts))
+        or (_by("signed", _unsigned(rules, asked, digest, facts, now)) if asked.tag is not None else None)
+        or (_by("cooldown", _cooling(rules, asked, digest, facts, now)) if asked.tag is not None else None)
+        or (_by("immutable", _moved(rules, digest, facts)) if asked.tag is not None else None)
+        or (_by("refuse_older", _older(rules, digest, facts)) if asked.tag is not None else None)
     )
+
+
+def _by(check: str, found: Finding | None) -> Finding | None:
+    return None if found is None else replace(found, check=check)
 
 
 def _denied(rules: Sequence[Rule], digest: Digest, facts: Facts, now: float) -> Finding | None:

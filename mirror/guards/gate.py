@@ -73,6 +73,11 @@ class Gate:
         """Forgets what it decided: facts or rules have changed."""
         by_hand = (Rule(BY_HAND, blocked=self._by_hand),) if self._by_hand else ()
         self._rules = (*by_hand, *self._tables)
+        for rule in self._rules:
+            # Prometheus' `increase` misses a counter's first event otherwise.
+            for check in rule.checks:
+                for verdict in ("held", "refused") if rule.enforced else ("would-hold", "would-refuse"):
+                    metrics.guarded.labels(rule.name, check, verdict)
         self._passed.clear()
         self._known.clear()
         self._passed_blobs.clear()
@@ -221,15 +226,17 @@ class Gate:
         joined: dict[str, str] = {}
         for name, value in headers:
             joined[name] = f"{joined[name]}, {value}" if name in joined else value
-        verdicts = [(finding.rule, "refused" if serve is None else "held", finding.reason)] if finding is not None else []
-        verdicts += [(one.rule, _would(one), one.reason) for one in decision.observed]
+        verdicts = []
+        if finding is not None:
+            verdicts.append((finding.rule, "refused" if serve is None else "held", finding.reason, finding.check))
+        verdicts += [(one.rule, _would(one), one.reason, one.check) for one in decision.observed]
         held_until = None if finding is None else finding.until if finding.is_wait else math.inf
         may_pass = finding is not None and finding.may_pass
         return Ruling(serve, error, held_until, tuple(joined.items()), complete, tuple(verdicts), may_pass)
 
     def count(self, repository: Repository, reference: Reference, ruling: Ruling) -> None:
-        for rule, verdict, reason in ruling.verdicts:
-            metrics.guarded.labels(rule, verdict).inc()
+        for rule, verdict, reason, check in ruling.verdicts:
+            metrics.guarded.labels(rule, check, verdict).inc()
             self._store.count_ruling(rule, verdict, repository, reference, reason)
             log.info("guard %s: %s: %s: %s", rule, image_name(repository, reference), verdict, reason)
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
-from mirror.errors import MirrorError
+from mirror import metrics
+from mirror.errors import CatalogFailed, MirrorError, Offline
 from mirror.guards.blocklist import Blocklist, Files, parse, read_list
 from mirror.guards.gate import Gate
 from mirror.guards.rules import Rule
 from mirror.guards.sources import Documents
+from mirror.storage.sightings import HeldTag
 from mirror.storage.store import Store
 from mirror.tasks import BackgroundTask, close_all
 
@@ -23,6 +26,8 @@ _LOOK = 1.0
 """Seconds between two looks at whether a file has changed."""
 _ASK = 60.0
 """Seconds between two requests for a list by its URL."""
+_SHOW = 60.0
+"""Seconds between two looks at what is held back."""
 
 Download = Callable[[str, str], Awaitable[tuple[bytes, str] | None]]
 """Returns what is at a URL, and its ETag; None if it still has the ETag that is given. Raises MirrorError."""
@@ -45,9 +50,11 @@ class Guarding:
         self._tags: dict[str, str] = {}
         """ETags of lists, by URL."""
         self._asked: dict[str, float] = {}
+        self._unanswered: set[str] = set()
+        """URLs whose lists could not be had when they were asked last."""
         self._gate = Gate(store, documents)
         # A URL that does not answer holds up no file.
-        self._following = [BackgroundTask(self._follow_files), BackgroundTask(self._follow_urls)]
+        self._following = [BackgroundTask(this) for this in (self._follow_files, self._follow_urls, self._follow_held)]
 
     async def load(self) -> None:
         """Reads block lists, those with a URL as they were kept last, and what was blocked by hand. Call it before `start`."""
@@ -119,9 +126,29 @@ class Guarding:
             await asyncio.gather(*map(self._ask, due))
             await asyncio.sleep(_LOOK)
 
+    async def _follow_held(self) -> None:
+        """Shows in the metrics what is held back."""
+        while True:
+            held = await self._held() if self._gate.active else []
+            metrics.guard_held_tags.set(len(held))
+            metrics.guard_held_seconds.set(max(time.time() - min((tag.since for tag in held), default=math.inf), 0.0))
+            await asyncio.sleep(_SHOW)
+
+    async def _held(self) -> list[HeldTag]:
+        """What is served in its old meaning; what is refused is not waited for by anybody."""
+        try:
+            return [tag for tag in await self._store.held() if tag.served != tag.new]
+        except CatalogFailed:
+            return []
+
+    def _show_faults(self) -> None:
+        named = {*self._sources(urls=False), *self._sources(urls=True)}
+        metrics.guard_lists_unreadable.set(len(named & {*self._files.faulty, *self._unanswered}))
+
     async def _read_files(self) -> None:
         if (files := self._sources(urls=False)) and (found := await asyncio.to_thread(self._files.read_changed, files)):
             self._take_lists(found)
+        self._show_faults()
 
     async def _ask(self, url: str) -> None:
         """Asks for a list. One that cannot be had stays as it is."""
@@ -129,14 +156,18 @@ class Guarding:
             return
         try:
             if (answer := await self._download(url, self._tags.get(url, ""))) is None:
+                self._unanswered.discard(url)
                 return
             etag = answer[1]
             found = await asyncio.to_thread(read_list, answer[0], url)
         except (MirrorError, ValueError) as error:
             log.warning("the block list %s cannot be had: %s; what it said last stays in force", url, error)
+            if not isinstance(error, Offline):
+                self._unanswered.add(url)
             return
         await self._store.set_document(_key(url), {"entries": found, "etag": etag})
         self._tags[url] = etag
+        self._unanswered.discard(url)
         self._take_lists({url: found})
 
 

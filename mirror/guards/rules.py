@@ -135,6 +135,19 @@ class Rule:
         return any(pattern.tag is not None for pattern in self.images)
 
     @property
+    def checks(self) -> tuple[str, ...]:
+        """The settings by which it may hold or refuse something; of block lists, those that have entries now."""
+        set_ = {
+            "cooldown": self.cooldown is not None,
+            "blocklist": bool(self.blocked),
+            "deny": self.deny is not None,
+            "immutable": self.immutable,
+            "refuse_older": self.refuse_older,
+            "signed": self.signed is not None,
+        }
+        return tuple(name for name, is_set in set_.items() if is_set)
+
+    @property
     def needs_image(self) -> bool:
         """True if it decides by what is in an image."""
         return self.refuse_older or any(
@@ -169,6 +182,8 @@ class Finding:
     """True if it is a matter of time only."""
     may_pass: bool = False
     """True if it ends without anybody changing a rule: by time, or by a signature."""
+    check: str = ""
+    """The setting that it comes of, such as ``cooldown``."""
 
 
 @dataclass(frozen=True, slots=True)

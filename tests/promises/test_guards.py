@@ -480,3 +480,54 @@ async def test_a_change_counts_in_all_workers_within_a_second(upstream: Scripted
             if await statuses() == {403}:
                 break
         assert len(process.workers) == 2
+
+
+# ---------------------------------------------------------------------- what Prometheus sees
+
+
+async def test_the_metrics_tell_what_is_held_and_by_which_check(
+    start: StartMirror, upstream: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each setting of a table is counted apart, from 0 on; how long something is held, and whether a list cannot be read, until it can."""
+    monkeypatch.setattr(in_force, "_SHOW", 0.05)
+    monkeypatch.setattr(in_force, "_LOOK", 0.05)
+    upstream.add_image("library/app", "latest")
+    blocked = upstream.add_image("library/bad", "1")
+    list_ = tmp_path / "blocked.txt"
+    list_.write_text(f"{blocked.digest} poisoned\n")
+    mirror: Mirror = await start(tag_ttl=0, settings=guard(name="both", cooldown="3d", blocklist=[str(list_)]))
+
+    async def counts() -> dict[str, float]:
+        text = (await mirror.get("/metrics")).body.decode()
+        found = {}
+        for line in text.splitlines():
+            if line.startswith("mirror_guard_total{") and 'rule="both"' in line:
+                labels, value = line.rsplit(" ", 1)
+                found[labels.partition('check="')[2].replace('",rule="both",verdict="', " ").removesuffix('"}')] = float(value)
+        return found
+
+    before = await counts()
+    assert set(before) >= {"cooldown held", "cooldown refused", "blocklist held", "blocklist refused"}
+    assert (await mirror.get("/v2/bad/manifests/1")).status == 403
+    await mirror.get(LATEST)
+    upstream.add_image("library/app", "latest")
+    assert "Mirror-Tag" in (await mirror.get(LATEST)).headers
+    after = await counts()
+    assert {name: after[name] - before[name] for name in before if after[name] != before[name]} == {
+        "cooldown held": 1,
+        "blocklist refused": 1,
+    }
+    for _ in patiently():
+        if await mirror.metric("mirror_guard_held_tags") == 1 and await mirror.metric("mirror_guard_held_seconds") > 0:
+            break
+        await asyncio.sleep(0.05)
+    away = list_.rename(tmp_path / "away")
+    for expected in (1, 0):
+        for _ in patiently():
+            if await mirror.metric("mirror_guard_lists_unreadable") == expected:
+                break
+            await asyncio.sleep(0.05)
+        if expected:
+            # As it was: the same file with the same date.
+            away.rename(list_)
+    assert (await mirror.get("/v2/bad/manifests/1")).status == 403
