@@ -63,6 +63,8 @@ async def running(
         who = await stack.enter_async_context(wiring.access(settings, live.notifications))
         checks = wiring.upstream_checks(settings, upstreams, cache, who)
         stack.push_async_callback(checks.aclose)
+        places = LoginPlaces(settings.server.login_addresses, settings.server.login_hosts)
+        places.take(wiring.client_hosts(settings))
 
         targets = Targets({*settings.registries, *settings.unlisted}, DEFAULT_REGISTRY, ALIASES)
 
@@ -75,7 +77,8 @@ async def running(
                 log.error("SIGHUP: the settings cannot be used, and those before stay in force: %s", error)
                 return
             targets.take({*live.settings.registries, *live.settings.unlisted})
-            checks.take(*live.settings.client_credentials)
+            checks.take(wiring.client_graces(live.settings))
+            places.take(wiring.client_hosts(live.settings))
             who.take(*wiring.access_rules(live.settings))
 
         stack.enter_context(_hangup(take, certificate))
@@ -103,10 +106,9 @@ async def running(
         dashboard = Dashboard(cache, admin, site_info, targets.image)
         public = urlsplit(settings.server.public_url or "").hostname
         known_hosts = KnownHosts(
-            (*settings.server.hosts, *settings.server.login_hosts, *([public] if public else [])),
+            (*settings.server.hosts, *settings.server.login_hosts, *places.client_hosts, *([public] if public else [])),
             ask_dns=not settings.upstream.offline,
         )
-        places = LoginPlaces(settings.server.login_addresses, settings.server.login_hosts)
         gate = Gate(who, cache.possession, places, checks, live.notifications)
         api = Api(
             cache,

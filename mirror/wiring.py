@@ -239,10 +239,21 @@ async def access(settings: Settings, events: Events = NOBODY) -> AsyncIterator[A
 
 
 def upstream_checks(settings: Settings, upstreams: Upstreams, cache: Cache, access: Access) -> UpstreamChecks:
-    """Asks the registry whose clients log in to it themselves, if there is one. The caller closes it."""
-    registry, grace = settings.client_credentials
+    """Asks the registries whose clients log in to them themselves. The caller closes it."""
     own = cache.manifests.own
-    return UpstreamChecks(registry, grace, lambda name: upstreams.registry(name).clients, own.covers, access.identities.wrong)
+    return UpstreamChecks(
+        client_graces(settings), lambda name: upstreams.registry(name).clients, own.covers, access.identities.wrong
+    )
+
+
+def client_graces(settings: Settings) -> dict[str, float]:
+    """Returns, of each registry whose clients log in to it themselves, for how many seconds its word counts while it is away."""
+    return {name: registry.client_grace for name, registry in settings.client_registries.items()}
+
+
+def client_hosts(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Returns, of each registry whose clients log in to it themselves, under which host names."""
+    return {name: registry.client_hosts for name, registry in settings.client_registries.items()}
 
 
 def access_folder(settings: Settings) -> Path:

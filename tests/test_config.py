@@ -419,10 +419,13 @@ def test_clients_with_their_own_credentials() -> None:
     for tree in (_with_clients(), _with_clients(endpoints=["http://127.0.0.1:5001"], client_grace="10m")):
         settings = load(None, {}, tree)
         registry = settings.registries["ghcr.io"]
-        assert settings.client_credentials == ("ghcr.io", registry.client_grace)
-    assert load(None, {}, {}).client_credentials == (None, 0.0)
+        assert settings.client_registries == {"ghcr.io": registry}
+    assert load(None, {}, {}).client_registries == {}
+    two = _with_clients(**{"quay.io": {"credentials": "client", "client_hosts": ["quay.lan"]}})
+    assert set(load(None, {}, two).client_registries) == {"ghcr.io", "quay.io"}
+    assert load(None, {}, _with_clients(server={}, client_hosts=["ghcr.lan"])).client_registries
     behind = {"listen": "0.0.0.0:5000", "login_hosts": ["login.lan"], "trusted_proxies": ["10.0.0.1"]}
-    assert load(None, {}, _with_clients(server=behind)).client_credentials[0] == "ghcr.io"
+    assert load(None, {}, _with_clients(server=behind)).client_registries
 
 
 @pytest.mark.parametrize(
@@ -439,11 +442,15 @@ def test_clients_with_their_own_credentials() -> None:
         ({"access": [{"who": ["anyone"], "whom": 1}]}, "who"),
         ({"server": {"trusted_proxies": ["proxy.lan"]}}, "address"),
         ({"server": {"login_listen": "127.0.0.1:0"}}, "a port is expected"),
-        (_with_clients(server={}), "set server.login_listen or server.login_hosts"),
+        (_with_clients(server={}), "set server.login_listen, server.login_hosts or client_hosts"),
         (_with_clients(endpoints=["http://registry.lan:5001"]), "unencrypted: use https"),
         (_with_clients(username="robot", password="secret"), "exclude each other"),
         (_with_clients(server={"listen": "0.0.0.0:5000", "login_listen": "127.0.0.1:5443"}), "server.tls_certificate"),
-        (_with_clients(**{"quay.io": {"credentials": "client"}}), "only one registry"),
+        (_with_clients(**{"quay.io": {"credentials": "client"}}), "give one of them client_hosts"),
+        (
+            _with_clients(client_hosts=["a.lan"], **{"quay.io": {"credentials": "client", "client_hosts": ["A.lan"]}}),
+            "expected once",
+        ),
         (_with_clients(credentials="clients"), "mirror"),
         (_with_clients(client_grace="soon"), "client_grace"),
     ],

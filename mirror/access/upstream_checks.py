@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -42,16 +42,15 @@ class UpstreamChecks:
 
     def __init__(
         self,
-        registry: str | None,
-        grace: float,
+        graces: Mapping[str, float],
         ask: Callable[[str], Clients],
         lives_here: Callable[[Repository], bool],
         wrong: Callable[[str, str], Awaitable[None]],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`registry` is the one with ``credentials = "client"``, None for none; `grace` for how many seconds an answer holds while it cannot be asked.
+        """`graces` are the registries with ``credentials = "client"``, with for how many seconds an answer holds while one cannot be asked.
         No registry is asked about repositories that live here. `wrong` is called with the address and the user of each login that is refused."""
-        self.registry, self._grace = registry, grace
+        self._graces = graces
         self._ask_registry = ask
         self._lives_here = lives_here
         self._wrong = wrong
@@ -66,16 +65,21 @@ class UpstreamChecks:
     async def aclose(self) -> None:
         await self._asking.aclose()
 
-    def take(self, registry: str | None, grace: float) -> None:
+    def take(self, graces: Mapping[str, float]) -> None:
         """Puts other settings in force at once."""
-        if registry != self.registry:
+        if graces.keys() != self._graces.keys():
             self._allowed.clear()
             self._refused.clear()
-        self.registry, self._grace = registry, grace
+        self._graces = graces
+
+    @property
+    def active(self) -> bool:
+        """True if there is a registry whose clients are checked."""
+        return bool(self._graces)
 
     def concerns(self, repository: Repository) -> bool:
         """Returns whether each client of a repository is checked."""
-        return repository.registry == self.registry and not self._lives_here(repository)
+        return repository.registry in self._graces and not self._lives_here(repository)
 
     def allows(self, login: ClientLogin | None, repository: Repository) -> bool:
         """Returns whether a client may pull from a repository, as far as is known without asking: False for one that was not checked in the last minute."""
@@ -90,7 +94,9 @@ class UpstreamChecks:
     ) -> None:
         """Returns if a client may pull from a repository, where it asks for `reference`, or for lists if that is None. Raises Denied, Unknown, TooManyGuesses, UpstreamError."""
         if self.concerns(repository):
-            await self._check(login, repository, reference, network, is_blob=is_blob)
+            # What was sent for another registry is not sent to this one: to it, the client has sent nothing.
+            known = login if login is not None and login.registry == repository.registry else None
+            await self._check(known, repository, reference, network, is_blob=is_blob)
 
     async def _check(
         self,
@@ -101,6 +107,7 @@ class UpstreamChecks:
         *,
         is_blob: bool,
     ) -> None:
+        registry = repository.registry if repository is not None else login.registry if login is not None else ""
         key, was_asked = self._key(login, repository), False
         while not self._holds(key, _HOLDS):
             for refused in ((key, None), (key, reference)):
@@ -111,18 +118,21 @@ class UpstreamChecks:
                     raise type(known[0])(known[0].message)
             try:
                 # Others may be asking for something else of the same repository: what they hear is heard here too.
-                _, joined = await self._asking.do(key, lambda: self._ask(login, repository, reference, network, is_blob=is_blob))
+                _, joined = await self._asking.do(
+                    key, lambda: self._ask(registry, login, repository, reference, network, is_blob=is_blob)
+                )
                 was_asked = not joined
             except UpstreamError as error:
-                if self._holds(key, self._grace):
+                if self._holds(key, self._graces.get(registry, 0.0)):
                     return
                 # Also where the mirror is offline: what is cached is not told to those who may not have it.
                 raise UpstreamUnreachable(
-                    f"{self.registry} cannot be asked now whether this client may have it: {error.message}"
+                    f"{registry} cannot be asked now whether this client may have it: {error.message}"
                 ) from None
 
     async def _ask(
         self,
+        registry: str,
         login: ClientLogin | None,
         repository: Repository | None,
         reference: Reference | None,
@@ -131,9 +141,8 @@ class UpstreamChecks:
         is_blob: bool,
     ) -> None:
         """Asks, and remembers the answer. Raises UpstreamError."""
-        assert self.registry is not None
         key, began = self._key(login, repository), self._clock()
-        clients = self._ask_registry(self.registry)
+        clients = self._ask_registry(registry)
         turn = self._turns.get(network)
         if turn is None:
             turn = self._turns[network] = asyncio.Semaphore(_AT_ONCE)
@@ -168,5 +177,5 @@ class UpstreamChecks:
         return 0 <= self._clock() - self._allowed.get(key, float("-inf")) < seconds
 
     def _key(self, login: ClientLogin | None, repository: Repository | None) -> _Key:
-        ours = login if login is not None and login.registry == self.registry else None
-        return b"" if ours is None else ours.key, repository
+        is_for = login is not None and (repository is None or login.registry == repository.registry)
+        return login.key if login is not None and is_for else b"", repository

@@ -73,7 +73,7 @@ class Gate:
     @property
     def is_closed(self) -> bool:
         """True if there is anything that not everybody may pull."""
-        return self._access.rules is not None or self._upstream_checks.registry is not None
+        return self._access.rules is not None or self._upstream_checks.active
 
     async def admit(self, context: RequestContext, target: Target) -> None:
         """Finds out who reads, and whether it may have what it asks for. Raises LoginNeeded, NameUnknown, NotAllowed, LimitReached, TooManyGuesses, or what a
@@ -83,7 +83,7 @@ class Gate:
         challenges = self._login_places.has(request)
         if context.is_trusted_mirror:
             context.is_public = not self.is_closed
-            if self._upstream_checks.registry is not None and target.repository is not None:
+            if self._upstream_checks.active and target.repository is not None:
                 # It sends no client's password, so to a registry that checks each client it is one that has none.
                 await self._check_cached(context, target, target.repository)
             return
@@ -135,7 +135,7 @@ class Gate:
             login = await checking
         except (LoginWrong, TooManyGuesses) as error:
             self._note(context, connected_client(request), None, "", "wrong login", error.message)
-            if (registry := self._upstream_checks.registry) and self._registry_of(request, connected_client(request)) is None:
+            if (registry := self._login_places.registry_of(request)) and not _is_safe(request, connected_client(request)):
                 error.message += f"; users of {registry} can log in over https only"
             by_path = target is not None and target.secret is not None
             if isinstance(error, LoginWrong) and not by_path and self._login_places.has(request):
@@ -149,7 +149,7 @@ class Gate:
 
     def _registry_of(self, request: web.BaseRequest, client: Identity) -> str | None:
         """The registry whose users may log in here with their password there; None for a request that did not come by https, unless from this machine."""
-        return self._upstream_checks.registry if request.secure or client.is_local else None
+        return self._login_places.registry_of(request) if _is_safe(request, client) else None
 
     async def check_login(self, context: RequestContext) -> None:
         """Returns unless the client has sent a user and a password that the registry which they are for does not take. Raises LoginNeeded, LoginWrong,
@@ -249,7 +249,7 @@ class Gate:
         return lambda repository: self._may_pull(identity, repository)
 
     def _may_pull_everything(self, identity: Identity) -> bool:
-        return self._upstream_checks.registry is None and self._access.may_pull_everything(identity)
+        return not self._upstream_checks.active and self._access.may_pull_everything(identity)
 
     def _may_pull(self, identity: Identity, repository: Repository) -> bool:
         """True if it is known without asking a registry that a repository may be named, and its content given out."""
@@ -257,7 +257,7 @@ class Gate:
 
     def is_current(self, context: RequestContext) -> bool:
         """True if the answer may be remembered by the bytes of the request: nothing has changed since it was admitted, and all that proves who asks is in them."""
-        if self._upstream_checks.registry is not None and (target := context.target) is not None:
+        if self._upstream_checks.active and (target := context.target) is not None:
             repository, reference = target.repository, target.reference
             if repository and isinstance(reference, Digest) and not self._possession.is_known(repository, reference):
                 # It has come by way of another repository, and counts only for as long as that one may be pulled from.
@@ -393,3 +393,8 @@ class Gate:
             verdict,
             reason,
         )
+
+
+def _is_safe(request: web.BaseRequest, client: Identity) -> bool:
+    """True if nobody on the way can have read a request."""
+    return request.secure or client.is_local

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from aiohttp import web
 
@@ -25,12 +25,24 @@ class LoginPlaces:
         """`addresses` are hosts and ports, where ``0.0.0.0`` and ``::`` are all of the machine."""
         self._addresses = addresses
         self._hosts = {host.lower() for host in hosts}
+        self.client_hosts: Mapping[str, str] = {}
+        """Those under which clients log in to one registry, which the value is."""
+        self._otherwise: str | None = None
+
+    def take(self, registries: Mapping[str, Sequence[str]]) -> None:
+        """Puts in force to which registries clients log in themselves, each with its host names; the one that has none is meant at all other places."""
+        self.client_hosts = {host.lower(): name for name, hosts in registries.items() for host in hosts}
+        self._otherwise = next((name for name, hosts in registries.items() if not hosts), None)
+
+    def registry_of(self, request: web.BaseRequest) -> str | None:
+        """The registry that a password may be for which a request has; None if it can be for none."""
+        return self.client_hosts.get(_host(request), self._otherwise)
 
     def has(self, request: web.BaseRequest) -> bool:
         """True if a request came by one of them."""
-        if not self._addresses and not self._hosts:
+        if not self._addresses and not self._hosts and not self.client_hosts:
             return False
-        if _PORT.sub("", request.headers.get("Host", "").lower()).removesuffix(".") in self._hosts:
+        if (host := _host(request)) in self._hosts or host in self.client_hosts:
             return True
         transport = request.transport
         name = transport.get_extra_info("sockname") if transport is not None else None
@@ -60,6 +72,10 @@ def challenge(
         name = repository.path if repository.registry == "docker.io" else str(repository)
         found += f',scope="repository:{name}:{actions}"'
     return f'{found},error="insufficient_scope"' if insufficient else found
+
+
+def _host(request: web.BaseRequest) -> str:
+    return _PORT.sub("", request.headers.get("Host", "").lower()).removesuffix(".")
 
 
 def _is_at(own: Address | None, host: str) -> bool:

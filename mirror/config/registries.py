@@ -150,6 +150,10 @@ class Registry(WayOut):
         0.0,
         description="with `client`: how long its last word on a client counts while it cannot be asked; 0 for not at all",
     )
+    client_hosts: tuple[str, ...] = Field(
+        (),
+        description="with `client`: host names under which clients log in to it, and to no other registry; the one registry that has none is meant wherever else clients log in",
+    )
     username: str | None = Field(
         None,
         description="for the registry itself, where its own endpoint is in the list, otherwise for the first; the others are asked without",

@@ -148,39 +148,40 @@ class Settings(Table):
 
     @model_validator(mode="after")
     def _clients(self) -> Settings:
-        named = [name for name, registry in self.registries.items() if registry.credentials == "client"]
-        if not named:
-            return self
-        key = f'registries."{named[0]}".credentials'
-        if len(named) > 1:
+        anywhere = [name for name, registry in self.client_registries.items() if not registry.client_hosts]
+        if len(anywhere) > 1:
             raise ValueError(
-                f'{key}: only one registry can have "client", not {" and ".join(named)} too: nobody could say which of them a password is for'
+                f'registries."{anywhere[0]}".credentials: nobody could say whether a password is for this registry or for {anywhere[1]}: give one of them client_hosts'
             )
-        for endpoint in self.registries[named[0]].endpoints:
-            url = urlsplit(endpoint.url)
-            if url.scheme != "https" and not is_loopback(url.hostname):
-                raise ValueError(f"{key}: {endpoint.url} would get clients' passwords unencrypted: use https")
-        server = self.server
-        if not server.login_addresses and not server.login_hosts:
-            raise ValueError(
-                f"{key}: clients log in at an address or a host name that is for it: set server.login_listen or server.login_hosts (docs/access.md)"
-            )
-        hosts = [host for host, _ in server.addresses]
-        if server.tls_certificate is None and not server.trusted_proxies and not all(map(is_loopback, hosts)):
-            raise ValueError(
-                f"{key}: clients would send their passwords unencrypted: set server.tls_certificate and server.tls_key, or server.trusted_proxies to a proxy that has them"
-            )
-        if importlib.util.find_spec("cryptography") is None:
-            raise ValueError(f"{key}: this needs the package cryptography: pip install cryptography")
+        hosts = [host.lower() for host in self.server.login_hosts]
+        for name, registry in self.client_registries.items():
+            hosts += [host.lower() for host in registry.client_hosts]
+            if (problem := self._problem_of_clients(registry)) is not None:
+                raise ValueError(f'registries."{name}".credentials: {problem}')
+        if twice := [host for host in hosts if hosts.count(host) > 1]:
+            raise ValueError(f"{twice[0]} is expected once, in server.login_hosts or in the client_hosts of one registry")
         return self
 
+    def _problem_of_clients(self, registry: Registry) -> str | None:
+        """Returns why clients cannot log in to a registry; None if they can."""
+        server = self.server
+        for endpoint in registry.endpoints:
+            url = urlsplit(endpoint.url)
+            if url.scheme != "https" and not is_loopback(url.hostname):
+                return f"{endpoint.url} would get clients' passwords unencrypted: use https"
+        if not server.login_addresses and not server.login_hosts and not registry.client_hosts:
+            return "clients log in at an address or a host name that is for it: set server.login_listen, server.login_hosts or client_hosts (docs/access.md)"
+        hosts = [host for host, _ in server.addresses]
+        if server.tls_certificate is None and not server.trusted_proxies and not all(map(is_loopback, hosts)):
+            return "clients would send their passwords unencrypted: set server.tls_certificate and server.tls_key, or server.trusted_proxies to a proxy that has them"
+        if importlib.util.find_spec("cryptography") is None:
+            return "this needs the package cryptography: pip install cryptography"
+        return None
+
     @property
-    def client_credentials(self) -> tuple[str | None, float]:
-        """The registry whose clients log in to it themselves, None for none; and for how many seconds its word on them counts while it is away."""
-        return next(
-            ((name, registry.client_grace) for name, registry in self.registries.items() if registry.credentials == "client"),
-            (None, 0.0),
-        )
+    def client_registries(self) -> dict[str, Registry]:
+        """The registries whose clients log in to them themselves."""
+        return {name: registry for name, registry in self.registries.items() if registry.credentials == "client"}
 
     @model_validator(mode="after")
     def _rates(self) -> Settings:

@@ -48,7 +48,7 @@ class Registry:
             self.wrong.append((network, user))
 
         return UpstreamChecks(
-            "ghcr.io", grace, lambda name: self, lambda repository: repository == HOSTED, note, lambda: self.now
+            {"ghcr.io": grace, "quay.io": 0.0}, lambda name: self, lambda repository: repository == HOSTED, note, lambda: self.now
         )
 
 

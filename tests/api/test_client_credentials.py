@@ -116,7 +116,9 @@ async def make_scene(
     monkeypatch: pytest.MonkeyPatch,
     settings: dict[str, Any] | None = None,
     registry_settings: dict[str, Any] | None = None,
+    more: dict[str, Any] | None = None,
 ) -> Scene:
+    """`more` are further registries."""
     registry.auth, registry.accounts, registry.rights, registry.keeps_apart = auth, dict(ACCOUNTS), dict(RIGHTS), True
     upstream.keeps_apart = True
     private = registry.add_image("acme/a", "1", layers=[SECRET_LAYER])
@@ -130,7 +132,10 @@ async def make_scene(
     mirror = await start(
         settings={
             "server": {"login_listen": f"127.0.0.1:{port}", "audit_log": str(tmp_path / "audit.log")},
-            "registries": {"ghcr.io": {"endpoints": [registry.url], "credentials": "client", **(registry_settings or {})}},
+            "registries": {
+                "ghcr.io": {"endpoints": [registry.url], "credentials": "client", **(registry_settings or {})},
+                **(more or {}),
+            },
             **(settings or {}),
         },
         tag_ttl="1h",
@@ -529,6 +534,32 @@ async def test_access_tables_hold_beside_the_registry(
     assert (await closed.get("/v2/ghcr.io/acme/a/manifests/1", Authorization=basic("alice"))).status == 404
     assert len(registry.asked) == before
     assert (await closed.get("/v2/ghcr.io/acme/free/manifests/1", Authorization=basic("alice"))).status == 200
+
+
+async def test_a_password_is_for_the_registry_of_the_host_name(
+    start: StartMirror, upstream: Scripted, registry: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two registries, one with a host name of its own: what is sent under that name, as a password or as the token that was got with it, goes to that one and to no
+    other, whatever is asked for; and the other way round."""
+    async with Scripted() as quay:
+        quay.auth, quay.accounts, quay.rights = "bearer", {"alice": "her password at quay"}, {"alice": {"acme/q"}, "": set()}
+        quay.add_image("acme/q", "1")
+        settings = {"endpoints": [quay.url], "credentials": "client", "client_hosts": ["quay.localhost"]}
+        scene = await make_scene(start, upstream, registry, "bearer", tmp_path, monkeypatch, more={"quay.io": settings})
+        at_quay, at_ghcr = basic("alice", "her password at quay"), basic("alice")
+        ours, theirs = "/v2/ghcr.io/acme/a/manifests/1", "/v2/quay.io/acme/q/manifests/1"
+        host = {"Host": "quay.localhost"}
+        assert (await scene.get("/v2/", **host)).status == 401
+        assert (await scene.get(theirs, Authorization=at_quay, **host)).status == 200
+        assert (await scene.get(ours, Authorization=at_quay, **host)).status == 401
+        assert (await scene.get(theirs, Authorization=at_ghcr)).status == 404
+        answer = await scene.get("/token?service=mirror", Authorization=at_quay, **host)
+        token = f"Bearer {json.loads(answer.body)['token']}"
+        assert (await scene.get("/v2/", Authorization=token, **host)).status == 200
+        assert (await scene.get(ours, Authorization=token)).status == 403
+        assert at_quay not in {one.authorization for one in registry.asked}
+        assert at_ghcr not in {one.authorization for one in quay.asked}
+        assert at_quay in {one.authorization for one in quay.asked}
 
 
 async def test_passwords_are_taken_over_https_only(
