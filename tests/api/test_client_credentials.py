@@ -333,6 +333,22 @@ async def test_whoever_was_checked_lately_finds_its_own_in_lists(scene: Scene) -
     assert scene.asked("acme/a") == before + 1
 
 
+async def test_nothing_is_mounted_from_what_is_not_ones_own(
+    start: StartMirror, upstream: Scripted, registry: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A push that would mount alice's layer into a repository that lives here: hers does, once she was checked; bob's and a stranger's have to send the bytes."""
+    hosted = {"hosted": {"repositories": ["team/**"]}}
+    scene = await make_scene(start, upstream, registry, "bearer", tmp_path, monkeypatch, hosted)
+    digest = scene.private.layers[0]
+    for source in ("&from=ghcr.io/acme/a", "&from=ghcr.io/acme/b", "&from=library/public", ""):
+        assert (await scene.get("/v2/ghcr.io/acme/a/manifests/1", "alice")).status == 200
+        for user in ("bob", None):
+            answer = await scene.get(f"/v2/team/theirs/blobs/uploads/?mount={digest}{source}", user, "POST")
+            assert answer.status == 202, (source, user)
+            assert (await scene.get(f"/v2/team/theirs/blobs/{digest}", user)).status == 404
+    assert (await scene.get(f"/v2/team/hers/blobs/uploads/?mount={digest}&from=ghcr.io/acme/a", "alice", "POST")).status == 201
+
+
 async def test_a_download_is_shared_by_those_who_may_have_it(scene: Scene) -> None:
     """While alice's layer is being downloaded with her password: carol, who may pull it too, joins; bob gets neither a byte nor a size. The registry sends it once."""
     layer = b"x" * 300_000
