@@ -49,7 +49,8 @@ async def fetch_attached(pulls: Pulls, lists: Lists, images: Iterable[Pull]) -> 
     async def fetch_referrers(repository: Repository, subject: Digest, levels: int = _DEEPEST) -> None:
         async with slots:
             try:
-                listed, _ = await lists.referrers(repository, subject)
+                # As the image's tag: whoever has just signed it wants the signature too.
+                listed, _ = await lists.referrers(repository, subject, anew=True)
             except MirrorError as error:
                 if not is_refusal(error):
                     found.faults[error.message] = None

@@ -89,9 +89,11 @@ class Lists:
         known = await self._store.document(_tags_key(repository))
         return known["list"] if known is not None else await self._store.tags(repository)
 
-    async def referrers(self, repository: Repository, digest: Digest) -> tuple[list[dict[str, Any]], Outcome]:
-        """Returns the descriptors of a manifest's referrers, without those that are blocked. Raises MirrorError."""
-        found, outcome = await self.all_referrers(repository, digest)
+    async def referrers(
+        self, repository: Repository, digest: Digest, *, anew: bool = False
+    ) -> tuple[list[dict[str, Any]], Outcome]:
+        """Returns the descriptors of a manifest's referrers, without those that are blocked; `anew` by upstream's word of now, if it can be had. Raises MirrorError."""
+        found, outcome = await self.all_referrers(repository, digest, anew=anew)
         return [entry for entry in found if not self._is_blocked(repository, entry)], outcome
 
     def _is_blocked(self, repository: Repository, entry: dict[str, Any]) -> bool:
@@ -102,7 +104,9 @@ class Lists:
         except DigestInvalid:
             return False
 
-    async def all_referrers(self, repository: Repository, digest: Digest) -> tuple[list[dict[str, Any]], Outcome]:
+    async def all_referrers(
+        self, repository: Repository, digest: Digest, *, anew: bool = False
+    ) -> tuple[list[dict[str, Any]], Outcome]:
         """Like `referrers`, with those that are blocked."""
         if self._own.covers(repository):
             return await self._own.referrers(repository, digest), HIT
@@ -111,12 +115,14 @@ class Lists:
             # A manifest without known referrers has an empty list (distribution-spec 1.1, "Listing Referrers").
             return (known["list"], HIT) if known is not None else ([], PARTIAL)
         return await self._list(
-            _referrers_key(repository, digest), lambda: self._source(repository.registry).list_referrers(repository, digest)
+            _referrers_key(repository, digest),
+            lambda: self._source(repository.registry).list_referrers(repository, digest),
+            anew=anew,
         )
 
-    async def _list(self, key: str, ask: Callable[[], Awaitable[Listing]]) -> tuple[list[Any], Outcome]:
+    async def _list(self, key: str, ask: Callable[[], Awaitable[Listing]], *, anew: bool = False) -> tuple[list[Any], Outcome]:
         known = await self._store.document(key)
-        if known is not None and is_fresh(known["asked"], self._ttl, self._clock()):
+        if known is not None and not anew and is_fresh(known["asked"], self._ttl, self._clock()):
             return known["list"], HIT
         try:
             found, joined = await self._asking.do(key, lambda: self._ask(key, ask))

@@ -245,6 +245,19 @@ async def test_what_refers_to_an_image_comes_if_it_is_asked_for(
     assert len(upstream.asked) == asked
 
 
+async def test_what_has_been_attached_a_moment_ago_comes_too(commands: Commands, upstream: Scripted, tmp_path: Path) -> None:
+    """A list of referrers that is fresh for clients is asked for anew, as tags are; one that cannot be had then is taken as it was."""
+    image = upstream.add_image("library/app", "1")
+    subject = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": str(image.digest), "size": len(image.body)}
+    named = ("app:1", "--platform", "linux/amd64", "-o", str(tmp_path / "lab.tar"))
+    assert (await commands.json("export", *named))["referrers"] == 0
+    first, second = (upstream.add_image("library/app", layers=[layer], subject=subject) for layer in (b"first", b"second"))
+    assert (await commands.json("export", *named))["referrers"] == 2
+    upstream.fail("/referrers/", Status(500), times=50)
+    assert (await commands.json("export", *named))["referrers"] == 2
+    assert [upstream.count("GET", f"/manifests/{one.digest}") for one in (first, second)] == [1, 1]
+
+
 async def test_build_caches_and_artifacts_have_no_platform(commands: Commands, upstream: Scripted, tmp_path: Path) -> None:
     """BuildKit's cache, an index of layers, and an index of artifacts come whole, whatever the platform: each blob once, and no layer is asked for as a manifest."""
     layer, config = os.urandom(1000), json.dumps({"layers": [], "records": []}).encode()
