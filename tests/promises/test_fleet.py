@@ -27,17 +27,17 @@ SIZE = 8 * MIB
 
 
 @contextlib.contextmanager
-def three(
-    tmp_path: Path, upstream: Scripted, scheme: str = "http", *arguments: str, **environment: str
+def processes(
+    tmp_path: Path, upstreams: dict[str, str | list[str]], scheme: str = "http", *arguments: str, **environment: str
 ) -> Iterator[dict[str, MirrorProcess]]:
-    """A fleet, by the URLs of its mirrors."""
+    """A fleet of three, by the URLs of its mirrors."""
     urls = [f"{scheme}://127.0.0.1:{free_port()}" for _ in range(3)]
     with contextlib.ExitStack() as stack:
         found = {}
         for url in urls:
             process = MirrorProcess(
                 tmp_path / url.rpartition(":")[2],
-                {"docker.io": upstream.url},
+                upstreams,
                 "--listen",
                 url.partition("://")[2],
                 *arguments,
@@ -77,7 +77,7 @@ KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 @pytest.mark.parametrize("how", [KILL, STOP], ids=["killed", "stopped"])
 async def test_a_home_that_is_gone_before_costs_nothing(upstream: Scripted, tmp_path: Path, how: signal.Signals) -> None:
     """The next one acts as the home for all: ten clients at each of the two others get the blob, and upstream sends it once."""
-    with three(tmp_path, upstream) as fleet:
+    with processes(tmp_path, {"docker.io": upstream.url}) as fleet:
         digest, data, home, others = with_home(fleet, upstream)
         os.kill(home.pid, how)
         bodies = await asyncio.wait_for(asyncio.gather(*(fetch(url, digest) for url in others for _ in range(10))), PATIENCE)
@@ -88,7 +88,7 @@ async def test_a_home_that_is_gone_before_costs_nothing(upstream: Scripted, tmp_
 @pytest.mark.parametrize("how", [KILL, STOP], ids=["killed", "stopped"])
 async def test_a_home_that_goes_in_the_middle_costs_little(upstream: Scripted, tmp_path: Path, how: signal.Signals) -> None:
     """The next one goes on where the home has ended, and the third one reads from it. No client of theirs is cut short."""
-    with three(tmp_path, upstream) as fleet:
+    with processes(tmp_path, {"docker.io": upstream.url}) as fleet:
         digest, data, home, others = with_home(fleet, upstream)
         hold = Hold(SIZE // 2)
         upstream.fail(str(digest), hold)
@@ -112,7 +112,7 @@ async def test_a_home_that_goes_in_the_middle_costs_little(upstream: Scripted, t
 
 async def test_a_home_that_comes_back_is_the_home_again(upstream: Scripted, tmp_path: Path) -> None:
     """What it has is not fetched from upstream once more, nor what it gets after that."""
-    with three(tmp_path, upstream) as fleet:
+    with processes(tmp_path, {"docker.io": upstream.url}) as fleet:
         digest, data, home, others = with_home(fleet, upstream)
         assert await fetch(home.url, digest) == data
         home.kill()
@@ -139,7 +139,7 @@ async def test_a_crowd_with_tls_and_workers(upstream: Scripted, tmp_path: Path) 
         "FLEET__CA_FILE": str(authority.ca),
     }
     tls = ssl.create_default_context(cafile=authority.ca)
-    with three(tmp_path, upstream, "https", **environment) as fleet:
+    with processes(tmp_path, {"docker.io": upstream.url}, "https", **environment) as fleet:
         blobs = [upstream.add_blob(os.urandom(SIZE // 4)) for _ in range(4)]
         clients = [fetch(url, blob, tls) for url in fleet for blob in blobs for _ in range(10)]
         bodies = await asyncio.wait_for(asyncio.gather(*clients), PATIENCE)
