@@ -301,9 +301,10 @@ class Endpoint:
                 seconds = _left(deadline) if fresh else _left(deadline) / 2
                 try:
                     value, reused = await authenticator.header(challenge, scope, self._guard, [*via, url], seconds)
-                except MirrorError:
+                except MirrorError as error:
                     self._challenges.pop(key, None)
-                    if fresh:
+                    # A client's wrong password is sent once: some registries lock an account after a few.
+                    if fresh or (isinstance(error, Denied) and authenticator.client_key):
                         raise
                     challenge = None
                     continue

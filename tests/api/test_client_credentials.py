@@ -604,7 +604,7 @@ async def test_guesses_are_slowed(scene: Scene) -> None:
     for _ in range(4):
         assert (await scene.get(path, Authorization=basic("alice", "wrong"))).status == 404
     used = [one for one in scene.registry.asked[since:] if one.authorization == basic("alice", "wrong")]
-    assert 1 <= len(used) <= 2
+    assert len(used) == 1, "a registry may lock the account after a few"
     answers = await asyncio.gather(*(scene.get(path, Authorization=basic("alice", f"wrong {n}")) for n in range(20)))
     assert {answer.status for answer in answers} == {404, 429}
     assert (await scene.get(path, "alice")).status == 200, "the right one is not locked out"
