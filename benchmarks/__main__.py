@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks import plot, report
 from benchmarks.measure import Figures, measure
 from benchmarks.origin import Origin
-from benchmarks.peers import OWN, absent, install_distribution3
+from benchmarks.peers import DISTRIBUTION3, OWN, absent, install_distribution3
 from benchmarks.scenarios import ASKING, BARS, QUICK, SCENARIOS, Kind, Scenario
 
 
@@ -42,8 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    install_distribution3()
     chosen = [scenario for scenario in SCENARIOS if scenario.name in options.only]
+    if any(DISTRIBUTION3 in scenario.contenders for scenario in chosen):
+        install_distribution3()
     if options.quick:
         chosen = [scenario.at_most(QUICK) for scenario in chosen]
     if options.repeat is not None:

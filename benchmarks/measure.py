@@ -45,6 +45,8 @@ class Figures:
     """CPU seconds for each 10⁹ bytes given to clients."""
     cpu_per_request: float | None = None
     """CPU seconds for each 10⁶ requests."""
+    cpu_ratio: float | None = None
+    """One of the two, divided by the mirror's in the same round: machines are faster and slower for seconds on end."""
     memory: float | None = None
     """MB (10⁶ bytes) resident at most."""
     rate: float | None = None
@@ -88,6 +90,10 @@ def measure(scenario: Scenario, origin: Origin, contenders: Sequence[str], worke
                 if not scenario.warm and scenario.kind is Kind.PULL:
                     _settle(20 * scenario.size)
                 found[place.name].append(take(scenario, image, place))
+    for name, rounds in found.items():
+        for one, own in zip(rounds, found.get(OWN, []), strict=False):
+            cpu, own_cpu = (figures.cpu_per_request or figures.cpu_per_gb for figures in (one, own))
+            one.cpu_ratio = cpu / own_cpu if name != OWN and cpu and own_cpu else None
     return {name: _median(rounds) for name, rounds in found.items()}
 
 
@@ -193,13 +199,13 @@ def _ask(scenario: Scenario, image: Image, place: _Place) -> Figures:
         Kind.BLOB: BLOBS + next(iter(image.layers)),
     }
     command = ["wrk", "-t1", "-c32", f"-d{scenario.seconds}s", "-H", f"Accept: {DOCKER_MANIFEST}"]
-    cpu = place.peer.cpu_seconds()
+    cpu = place.peer.cpu_nanoseconds()
     done = subprocess.run([*command, f"{place.peer.url}{paths[scenario.kind]}"], capture_output=True, text=True, check=True)
     answered = int(re.search(r"(\d+) requests in", done.stdout)[1])  # type: ignore[index]
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", done.stdout)
     figures = Figures(rate=(answered - (int(refused[1]) if refused else 0)) / scenario.seconds)
     if cpu is not None and answered:
-        figures.cpu_per_request = ((place.peer.cpu_seconds() or 0) - cpu) / answered * 1e6
+        figures.cpu_per_request = ((place.peer.cpu_nanoseconds() or 0) - cpu) / answered / 1e3
     return figures
 
 

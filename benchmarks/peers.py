@@ -58,6 +58,16 @@ class Peer:
         ticks = sum(sum(map(int, stat.rpartition(")")[2].split()[11:15])) for stat in self._each("stat"))
         return ticks / os.sysconf("SC_CLK_TCK")
 
+    def cpu_nanoseconds(self) -> int | None:
+        """Of the threads that there are now, so far: finer than `cpu_seconds` (Documentation/scheduler/sched-stats.rst)."""
+        if self._program is None:
+            return None
+        total = 0
+        for task in [task for pid in self._family() for task in Path(f"/proc/{pid}/task").glob("*/schedstat")]:
+            with contextlib.suppress(OSError):
+                total += int(task.read_text().split()[0])
+        return total
+
     def peak_memory(self) -> int | None:
         """Bytes resident at most, so far, of the process and its children together."""
         if self._program is None:

@@ -21,6 +21,7 @@ _COLUMNS = (
     "upstream ÷ image",
     "CPU s/GB",
     "CPU µs/request",
+    "CPU ÷ mirror's",
     "peak MB",
     "",
 )
@@ -62,6 +63,7 @@ def _row(scenario: Scenario, name: str, one: Figures, own: Figures) -> Iterator[
     yield _shown(one.upstream, 3)
     yield _shown(one.cpu_per_gb, 2)
     yield _shown(one.cpu_per_request, 1)
+    yield _shown(one.cpu_ratio, 2)
     yield _shown(one.memory)
     yield one.note
 

@@ -176,12 +176,14 @@ class Cache:
 
     async def blob(self, repository: Repository, digest: Digest) -> tuple[Reader, Outcome]:
         """A reader of a blob, once its size is known; the caller closes it. Raises MirrorError."""
+        passed = -1
         if self._guard is not None:
+            passed = self._guard.revision
             await self._guard.check_blob(repository, digest)
         reader, outcome = await self._blob(repository, digest)
         if self._guard is None and outcome is HIT and reader.size is not None and reader.size <= _AT_ONCE:
             return reader, outcome
-        return GuardedReader(reader, lambda: self._guard, repository, digest), outcome
+        return GuardedReader(reader, lambda: self._guard, repository, digest, passed), outcome
 
     async def _blob(self, repository: Repository, digest: Digest) -> tuple[Reader, Outcome]:
         if self.manifests.own.covers(repository):

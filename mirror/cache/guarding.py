@@ -111,15 +111,16 @@ class GuardedReader:
     It cuts no slice, since each cut costs a fast client time: whoever sends one calls its `check`.
     """
 
-    def __init__(self, reader: Reader, guard: Callable[[], Guard | None], repository: Repository, digest: Digest) -> None:
-        """`guard` returns what decides now: there may be none yet when the download begins."""
+    def __init__(
+        self, reader: Reader, guard: Callable[[], Guard | None], repository: Repository, digest: Digest, passed: int = -1
+    ) -> None:
+        """`guard` returns what decides now: there may be none yet when the download begins. `passed` is its revision by which the blob was found not to be blocked."""
         self.size = reader.size
         self._reader = reader
         self._guard = guard
         self._repository = repository
         self._digest = digest
-        self._passed = -1
-        """The guard's revision by which it is not blocked."""
+        self._passed = passed
 
     async def parts(self, start: int, stop: int | None) -> AsyncGenerator[Part, None]:
         async with aclosing(self._reader.parts(start, stop)) as parts:

@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from mirror.api import context
 from mirror.guards import in_force
 from mirror.names import Digest
 from tests.support.commands import Commands
@@ -295,17 +296,23 @@ async def test_a_list_may_be_at_a_url_and_counts_while_that_does_not_answer(
 
 
 @pytest.mark.parametrize("by_hand", [False, True], ids=["list", "by hand"])
-@pytest.mark.parametrize("state", ["download", "hit"])
+@pytest.mark.parametrize("state", ["download", "hit", "hit without sendfile"])
 async def test_what_is_blocked_on_its_way_is_cut(
-    start: StartMirror, upstream: Scripted, tmp_path: Path, state: str, by_hand: bool
+    start: StartMirror, upstream: Scripted, tmp_path: Path, state: str, by_hand: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody gets the rest: whoever joined a download that is half-way, or reads what is cached. Later requests are refused. By hand, there was no rule before."""
+    """Nobody gets the rest: whoever joined a download that is half-way, or reads what is cached, over TLS or not. Later requests are refused. By hand, there was no rule before."""
     data = b"x" * 16_000_000
     image = upstream.add_image("library/app", "latest", layers=[data])
     layer = image.layers[0]
     mirror: Mirror = await start(settings={} if by_hand else blocking(tmp_path))
     path = f"/v2/app/blobs/{layer}"
-    if state == "hit":
+    if state == "hit without sendfile":
+
+        def none_left(_: object) -> None:
+            raise OSError
+
+        monkeypatch.setattr(context, "FileSender", none_left)
+    if state != "download":
         assert (await mirror.get(path)).status == 200
         await mirror.until_cached(layer)
         readers = [await mirror.slow_reader(path) for _ in range(2)]
