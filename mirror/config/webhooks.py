@@ -17,7 +17,7 @@ EventName = Literal["push", "pull", "delete", "tag_moved", "guard", "quota", "lo
 
 class Webhook(Table):
     name: str = Field("", max_length=40, pattern=r"^[ -~]*$", description="for logs and metrics; by default the table's number")
-    url: SecretStr = Field(description="where events are posted, `http` or `https`; it is shown and logged nowhere")
+    url: SecretStr = Field(description="where events are posted, `http` or `https`; no more than its host is shown")
     events: tuple[EventName, ...] = Field(
         ("push", "pull", "delete", "tag_moved", "guard", "quota", "login_locked"),
         description="which: `push`, `pull` (an image's first), `delete`, `tag_moved`, `guard`, `quota`, `login_locked`; default all",
