@@ -178,6 +178,19 @@ def children_of(body: bytes) -> tuple[list[Digest], list[Digest]]:
     return manifests, blobs
 
 
+def is_own(body: bytes, digest: Digest) -> bool:
+    """Returns whether a registry that has this manifest must have what it names with `digest`: not where it is only named as a layer that is elsewhere, by its
+    media type or its URLs (image-spec 1.1, "layer.md" and "descriptor.md")."""
+    document = _readable(body)
+    listed = [entry for name in ("layers", "manifests", "blobs") for entry, _ in _described(document.get(name))]
+    listed += [entry for entry, _ in _described([document.get("config")])]
+    named = any(
+        entry["digest"] == str(digest) and not entry.get("urls") and not is_elsewhere(str(entry.get("mediaType")))
+        for entry in listed
+    )
+    return named or any(descriptor.digest == digest for _, descriptor in _described(document.get("fsLayers"), "blobSum"))
+
+
 def embedded_in(body: bytes, digest: Digest) -> bytes | None:
     """The content that a manifest embeds in its descriptor of `digest`, whose digest and size it has; None where it embeds none (image-spec 1.1, "Embedded Content")."""
     document = _readable(body)

@@ -32,6 +32,8 @@ async def manifest(context: RequestContext, cache: Cache, repository: Repository
     outcome: Outcome | None = None
     if request.method == "HEAD" and cache.manifests.hot(repository, reference) is None:
         descriptor, outcome = await cache.manifests.resolve(repository, reference)
+        if context.prove is not None and outcome.hit:
+            await context.prove()
         cache.store.count_pull(repository, reference)
         context.count("manifest", outcome)
         return _aged(_guarded(_described(descriptor, outcome, request), cache, repository, reference), context, cache)
@@ -42,6 +44,8 @@ async def manifest(context: RequestContext, cache: Cache, repository: Repository
         made_by = HIT
         if found is None:
             found, made_by = await cache.manifests.get(repository, reference)
+            if context.prove is not None and made_by.hit:
+                await context.prove()
         outcome = outcome or made_by
         return _aged(_guarded(_manifest(request, found, outcome), cache, repository, reference), context, cache)
 
@@ -84,10 +88,10 @@ async def blob(
     """GET and HEAD of a blob, whole or a range of it."""
     request = context.request
     if request.method == "HEAD":
-        descriptor, outcome = await cache.stat_blob(repository, digest)
+        descriptor, outcome = await cache.stat_blob(repository, digest, context.prove)
         context.count("blob", outcome)
         return _described(descriptor, outcome, request)
-    reader, outcome = await cache.blob(repository, digest)
+    reader, outcome = await cache.blob(repository, digest, context.prove)
     if outcome is HIT and "Range" not in request.headers and repeat_reads.is_repeat(request.remote, digest):
         # In the background: the bytes are probably right, and hashing gigabytes takes longer than clients wait.
         cache.store.verify_behind(digest)

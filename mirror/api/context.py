@@ -62,6 +62,8 @@ class RequestContext:
     """True if that mirror is of the same fleet."""
     is_trusted_mirror: bool = False
     """True if it has proved that it belongs to this one, and so checks itself what its clients may have."""
+    prove: Callable[[], Awaitable[None]] | None = None
+    """Raises if the repository does not have what was asked for, where that was left to the registry, which may not be asked after all. None if it is known."""
     is_public: bool = True
     """False if the answer is for whoever asks alone: caches on the way must not keep it for others."""
 

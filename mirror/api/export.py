@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from weakref import WeakValueDictionary
 
 from aiohttp import web
@@ -19,7 +19,7 @@ from mirror.bundles.contents import Gatherer
 from mirror.bundles.layout import Layout
 from mirror.bundles.writing import BundleReader
 from mirror.cache.cache import Cache
-from mirror.errors import ManifestUnknown
+from mirror.errors import ManifestUnknown, MirrorError
 from mirror.names import Digest, Reference, Repository
 from mirror.tasks import SingleFlight
 
@@ -50,8 +50,19 @@ class Exports:
                 await gate.check_upstream(context, repository, reference)
                 if isinstance(reference, Digest):
                     await gate.check_content(context, repository, reference, is_manifest=True, ask=False)
-        key = tuple(images), everything, *(target.query.get(name) for name in ("platform", "referrers"))
-        layout, _ = await self._making.do(key, lambda: self._layout(target, images, everything))
+        may_have: Callable[[Repository, Digest, bool], Awaitable[bool]] | None = None
+        if gate.filter(context) is not None:
+
+            async def may_have(repository: Repository, digest: Digest, is_manifest: bool) -> bool:
+                try:
+                    await gate.check_content(context, repository, digest, is_manifest=is_manifest)
+                except MirrorError:
+                    return False
+                return True
+
+        whose = None if may_have is None else context.identity
+        key = tuple(images), everything, *(target.query.get(name) for name in ("platform", "referrers")), whose
+        layout, _ = await self._making.do(key, lambda: self._layout(target, images, everything, may_have))
         headers = {"Content-Type": "application/x-tar", "ETag": layout.etag, "Cache-Control": "no-cache"}
         if matches(header(request, "If-None-Match"), layout.etag):
             del headers["Content-Type"]
@@ -70,10 +81,23 @@ class Exports:
         await stream_body(context, response, BundleReader(layout, self._cache.store), ranges, multipart)
         return response
 
-    async def _layout(self, target: Target, images: list[tuple[Repository, Reference]], everything: bool) -> Layout:
+    async def _layout(
+        self,
+        target: Target,
+        images: list[tuple[Repository, Reference]],
+        everything: bool,
+        may_have: Callable[[Repository, Digest, bool], Awaitable[bool]] | None,
+    ) -> Layout:
         platforms = platforms_in(target.query.get("platform", ""))
         referrers = target.query.get("referrers", "yes") not in ("no", "0", "false")
-        gatherer = Gatherer(self._cache.store, platforms, cached=platforms is None, referrers=referrers, guard=self._cache.guard)
+        gatherer = Gatherer(
+            self._cache.store,
+            platforms,
+            cached=platforms is None,
+            referrers=referrers,
+            guard=self._cache.guard,
+            may_have=may_have,
+        )
         failed = await gatherer.add_all(images)
         if failed and not everything:
             raise failed[0][2]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from aiohttp import web
 
@@ -106,7 +107,13 @@ class Gate:
         reference, is_blob = target.reference, target.resource is Resource.BLOB
         await self.check_upstream(context, repository, reference, is_blob=is_blob)
         if isinstance(reference, Digest) and target.resource in (Resource.MANIFEST, Resource.BLOB):
-            await self.check_content(context, repository, reference, is_manifest=not is_blob)
+            check = partial(self.check_content, context, repository, reference, is_manifest=not is_blob)
+            some = not self._may_pull_everything(context.identity)
+            if some and await self._possession.is_left_to_upstream(repository, reference):
+                # Others may bring it meanwhile.
+                context.prove = check
+            else:
+                await check()
 
     async def identify(self, context: RequestContext, target: Target) -> None:
         """Sets who asks, by what the request carries. Raises LoginNeeded, LoginWrong, TooManyGuesses."""
@@ -209,7 +216,8 @@ class Gate:
         self, context: RequestContext, repository: Repository, digest: Digest, *, is_manifest: bool = False, ask: bool = True
     ) -> None:
         """Returns if whoever asks may have this content by way of `repository`, from which it may pull: where the repository, or another one from which it may pull,
-        has it. What is not known is asked upstream, unless not `ask`. Raises BlobUnknown, ManifestUnknown; with `ask`, also what upstream answers.
+        has it. That a manifest names content does not count: anybody may name any digest. What is not known is asked upstream, unless not `ask`. Raises
+        BlobUnknown, ManifestUnknown; with `ask`, also what upstream answers.
         """
         identity = context.identity
         if self._may_pull_everything(identity) or self._possession.is_known(repository, digest):
@@ -217,7 +225,7 @@ class Gate:
         holders = await self._possession.holders(digest)
         if repository in holders or any(self._may_pull(identity, one) for one in holders):
             return
-        if ask and await self._possession.ask(repository, digest, is_manifest):
+        if ask and await self._possession.has(repository, digest, is_manifest):
             return
         self._note(context, identity, None, Action.PULL.value, "denied", f"{repository} is not known to have this content")
         kind = "manifest" if is_manifest else "blob"

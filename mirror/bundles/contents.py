@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Awaitable, Callable, Collection, Container, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -94,10 +94,12 @@ class Gatherer:
         cached: bool = False,
         referrers: bool = True,
         guard: Guard | None = None,
+        may_have: Callable[[Repository, Digest, bool], Awaitable[bool]] | None = None,
     ) -> None:
-        """`platforms` such as ``linux/arm64``, None for all of them. With `cached`, missing content is no error: only the platforms that are cached completely are added."""
+        """`may_have` returns whether content of a repository, a manifest if the last argument is True, may be in the bundle; None if all may. `platforms` such as ``linux/arm64``, None for all of them. With `cached`, missing content is no error: only the platforms that are cached completely are added."""
         self._store, self._hosted = store, store.hosted
         self._guard = guard
+        self._may_have = may_have
         self._platforms = platforms
         self._cached = cached
         self._with_referrers = referrers
@@ -114,7 +116,7 @@ class Gatherer:
 
     async def _add(self, repository: Repository, reference: Reference, root: Manifest | None) -> None:
         name = image_name(repository, reference)
-        if isinstance(reference, Digest) and await self._lacks(repository, reference):
+        if isinstance(reference, Digest) and await self._lacks(repository, reference, True):
             root = None
         if self._guard is not None and root is not None and isinstance(reference, Tag):
             ruling = await self._guard.rule_tag(repository, reference, root.descriptor)
@@ -137,7 +139,7 @@ class Gatherer:
                 del found.images[digest]
             else:
                 blobs.update(one)
-        listed = self._listed_blobs(found)
+        listed = await self._listed_blobs(repository, found)
         if not listed.missing or not self._cached:
             blobs.update(listed)
         blobs.missing.update(dict.fromkeys(found.absent, 0))
@@ -165,7 +167,7 @@ class Gatherer:
         slots = asyncio.Semaphore(_SIDE_BY_SIDE)
 
         async def gather_one(repository: Repository, reference: Reference, root: Manifest | None) -> Gatherer | MirrorError:
-            one = Gatherer(self._store, self._platforms, cached=self._cached, referrers=self._with_referrers, guard=self._guard)
+            one = self._beside(self._platforms, cached=self._cached, referrers=self._with_referrers)
             one._tags = self._tags
             async with slots:
                 try:
@@ -215,16 +217,21 @@ class Gatherer:
             return await self._store.manifest(record.descriptor.digest) if record is not None else None
         return await self._store.manifest(reference)
 
-    async def _lacks(self, repository: Repository, digest: Digest) -> bool:
-        """Returns whether a repository lives here and does not have something, which the store may have for others."""
-        return self._hosted.covers(repository) and not await self._hosted.has(repository, digest)
+    def _beside(self, platforms: Collection[str] | None, *, cached: bool, referrers: bool) -> Gatherer:
+        return Gatherer(self._store, platforms, cached=cached, referrers=referrers, guard=self._guard, may_have=self._may_have)
+
+    async def _lacks(self, repository: Repository, digest: Digest, is_manifest: bool = False) -> bool:
+        """Returns whether a repository does not have something, which the store may have for others."""
+        if self._hosted.covers(repository):
+            return not await self._hosted.has(repository, digest)
+        return self._may_have is not None and not await self._may_have(repository, digest, is_manifest)
 
     async def _walk(self, repository: Repository, name: str, root: Manifest) -> _Found:
         """Raises ManifestUnknown if the image is not for one of the platforms."""
         found = _Found(root)
 
         async def manifest_of(digest: Digest) -> Manifest:
-            manifest = None if await self._lacks(repository, digest) else await self._store.manifest(digest)
+            manifest = None if await self._lacks(repository, digest, True) else await self._store.manifest(digest)
             if manifest is None:
                 found.absent.append(digest)
                 raise ManifestUnknown(f"{digest} is not cached")
@@ -284,10 +291,10 @@ class Gatherer:
                 blobs.missing[blob.digest] = blob.size
         return blobs
 
-    def _listed_blobs(self, found: _Found) -> _Blobs:
+    async def _listed_blobs(self, repository: Repository, found: _Found) -> _Blobs:
         blobs = _Blobs()
         for digest, size in found.listed.items():
-            here = self._size(digest)
+            here = None if await self._lacks(repository, digest) else self._size(digest)
             if here is not None:
                 blobs.layers[digest] = here
             else:
@@ -315,7 +322,7 @@ class Gatherer:
         """Adds the entries of its indexes that attest its images, if they are cached completely. They have no platform by which they could be selected."""
         for index in found.indexes.values():
             for digest, subject in attestations_in(index.body):
-                if subject in found.images and digest not in found.images:
+                if subject in found.images and digest not in found.images and not await self._lacks(repository, digest, True):
                     manifest = await self._store.manifest(digest)
                     if manifest is not None and not (blobs := await self._blobs_of(repository, manifest)).missing:
                         self._blobs.update(blobs)
@@ -333,9 +340,7 @@ class Gatherer:
                 root = await self._root(repository, reference)
                 if root is None or (repository, root.digest) in self._referrers:
                     continue
-                found = await Gatherer(self._store, None, cached=True, referrers=False, guard=self._guard)._whole(
-                    repository, reference
-                )
+                found = await self._beside(None, cached=True, referrers=False)._whole(repository, reference)
                 if found is not None:
                     self._blobs.update(found)
                     descriptor = Descriptor(root.media_type, root.digest, self._size(root.digest) or len(root.body))

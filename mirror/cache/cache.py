@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
@@ -47,7 +47,7 @@ from mirror.errors import (
     UpstreamError,
 )
 from mirror.manifests import Descriptor
-from mirror.names import Digest, Repository
+from mirror.names import Digest, Reference, Repository
 from mirror.storage.inventory import Inventory
 from mirror.storage.store import Store
 from mirror.tasks import SingleFlight
@@ -68,6 +68,10 @@ _ASKED_OF_PEER = 3.0
 """Seconds for which a mirror of the fleet waits here for what is asked of another one: as many as it takes to find that one dead (mirror/upstream/watch.py)."""
 
 
+Prove = Callable[[], Awaitable[None]]
+"""Returns if a repository that is asked for content has it. Raises MirrorError."""
+
+
 class Blob(BlobSource, Protocol):
     """A blob that can be asked for its size."""
 
@@ -78,6 +82,7 @@ class Source(ManifestSource, ListSource, SearchSource, TagDetailsSource, Protoco
     """A registry, as the cache asks it. Raises MirrorError."""
 
     def blob(self, repository: Repository, digest: Digest) -> Blob: ...
+    def asks_mirror(self, repository: Repository, reference: Reference) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,22 +179,24 @@ class Cache:
         """Closes all parts, also if one of them fails to. Downloads in progress can be resumed."""
         await self._stack.aclose()
 
-    async def blob(self, repository: Repository, digest: Digest) -> tuple[Reader, Outcome]:
-        """A reader of a blob, once its size is known; the caller closes it. Raises MirrorError."""
+    async def blob(self, repository: Repository, digest: Digest, prove: Prove | None = None) -> tuple[Reader, Outcome]:
+        """A reader of a blob, once its size is known; the caller closes it. `prove` is awaited where the repository has not been asked, and may raise. Raises
+        MirrorError."""
         passed = -1
         if self._guard is not None:
             passed = self._guard.revision
             await self._guard.check_blob(repository, digest)
-        reader, outcome = await self._blob(repository, digest)
+        reader, outcome = await self._blob(repository, digest, prove)
         if self._guard is None and outcome is HIT and reader.size is not None and reader.size <= _AT_ONCE:
             return reader, outcome
         return GuardedReader(reader, lambda: self._guard, repository, digest, passed), outcome
 
-    async def _blob(self, repository: Repository, digest: Digest) -> tuple[Reader, Outcome]:
+    async def _blob(self, repository: Repository, digest: Digest, prove: Prove | None) -> tuple[Reader, Outcome]:
         if self.manifests.own.covers(repository):
             return await self._own_blob(repository, digest), HIT
         try:
             if (cached := await self.store.open(digest)) is not None:
+                await _proven(prove, cached)
                 return CachedReader(
                     cached, digest, self.store, lambda: self._source(repository.registry).blob(repository, digest)
                 ), HIT
@@ -198,9 +205,9 @@ class Cache:
             log.warning("%s", error)
             return await self._direct(digest, self._context(repository, digest)), PASSED
         try:
-            return await self._upstreams_blob(repository, digest)
+            return await self._upstreams_blob(repository, digest, prove)
         except (Unknown, Denied, UpstreamError):
-            if (data := await find_embedded(self.store, digest)) is None:
+            if (data := await find_embedded(self.store, repository, digest)) is None:
                 raise
             return EmbeddedReader(data), HIT
 
@@ -216,7 +223,7 @@ class Cache:
             raise BlobUnknown(f"{repository.path} has lost {digest} from the disk: push it again")
         return reader
 
-    async def _upstreams_blob(self, repository: Repository, digest: Digest) -> tuple[Reader, Outcome]:
+    async def _upstreams_blob(self, repository: Repository, digest: Digest, prove: Prove | None) -> tuple[Reader, Outcome]:
         await self._negative.check(_key(repository, digest))
         # What nobody waits for is not fetched with a client's password.
         is_clients = (login := acting_for()) is not None and login.registry == repository.registry
@@ -236,6 +243,11 @@ class Cache:
                     self._too_large.clear()
                 self._too_large[repository, digest] = time.monotonic()
             return direct, PASSED
+        if reader.told:
+            self.possession.note(repository, digest)
+        else:
+            # Others have brought it meanwhile.
+            await _proven(prove, reader)
         return reader, miss(reader.joined)
 
     async def fetch(self, repository: Repository, digest: Digest) -> AsyncGenerator[Progress, None]:
@@ -282,23 +294,25 @@ class Cache:
                     raise
             await asyncio.sleep(_INTERVAL)
 
-    async def stat_blob(self, repository: Repository, digest: Digest) -> tuple[Descriptor, Outcome]:
-        """What a blob is, without having it: never downloads. Raises MirrorError."""
+    async def stat_blob(self, repository: Repository, digest: Digest, prove: Prove | None = None) -> tuple[Descriptor, Outcome]:
+        """What a blob is, without having it: never downloads. `prove` is as for `blob`. Raises MirrorError."""
         if self._guard is not None:
             await self._guard.check_blob(repository, digest)
         if self.manifests.own.covers(repository):
             return _blob(digest, await self._own_size(repository, digest)), HIT
         with contextlib.suppress(StorageUnreadable):
             if (size := self.store.size(digest)) is not None:
+                if prove is not None:
+                    await prove()
                 return _blob(digest, size), HIT
-        if (size := self._flights.size(digest, repository)) is not None:
+        if prove is None and (size := self._flights.size(digest, repository)) is not None:
             return _blob(digest, size), miss(collapsed=True)
         try:
             await self._negative.check(_key(repository, digest))
             key = repository, digest, self._source(repository.registry).asks_peer(repository, digest)
             descriptor, joined = await self._sizes.do(key, lambda: self._head(repository, digest))
         except (Unknown, Denied, UpstreamError):
-            if (data := await find_embedded(self.store, digest)) is None:
+            if (data := await find_embedded(self.store, repository, digest)) is None:
                 raise
             return _blob(digest, len(data)), HIT
         return descriptor, Outcome("miss", collapsed=joined)
@@ -320,8 +334,19 @@ class Cache:
         return reader
 
     def _context(self, repository: Repository, digest: Digest) -> DownloadContext:
-        blob = self._source(repository.registry).blob(repository, digest)
-        return DownloadContext(repository, blob, self._learned_connections, passed().by_peer)
+        source = self._source(repository.registry)
+        blob, asks_mirror = source.blob(repository, digest), source.asks_mirror(repository, digest)
+        return DownloadContext(repository, blob, self._learned_connections, asks_mirror, passed().by_peer)
+
+
+async def _proven(prove: Prove | None, reader: Reader) -> None:
+    """Awaits `prove`, and closes the reader if that raises."""
+    if prove is not None:
+        try:
+            await prove()
+        except BaseException:
+            await reader.aclose()
+            raise
 
 
 def _blob(digest: Digest, size: int) -> Descriptor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 
 from mirror.manifests import embedded_in
-from mirror.names import Digest
+from mirror.names import Digest, Repository
 from mirror.storage.slices import Part
 from mirror.storage.store import Store
 
@@ -16,10 +16,10 @@ _MOST_MANIFESTS = 64
 """Cached manifests that are searched for one digest: thousands may name a base layer."""
 
 
-async def find_embedded(store: Store, digest: Digest) -> bytes | None:
-    """Returns the content of `digest` from a cached manifest that embeds it, verified; None if none does."""
+async def find_embedded(store: Store, repository: Repository, digest: Digest) -> bytes | None:
+    """Returns the content of `digest` from a cached manifest of a repository that embeds it, verified; None if none does."""
     for name in (await store.naming(digest, 0.0))[:_MOST_MANIFESTS]:
-        manifest = await store.manifest(name)
+        manifest = await store.manifest(name) if repository in await store.holders(name) else None
         if manifest is not None and (data := embedded_in(manifest.body, digest)) is not None:
             return data
     return None

@@ -173,7 +173,7 @@ class Pulls:
                             this.here += progress.have - seen
                             seen = progress.have
                 except (Unknown, Denied, UpstreamError):
-                    if await find_embedded(self._store, digest) is None:
+                    if await find_embedded(self._store, this.repository, digest) is None:
                         raise
                     this.embedded.add(digest)
             arrival = this.arrivals[digest]

@@ -120,7 +120,7 @@ class TagChecks:
 
     async def _embedded(self, repository: Repository, digest: Digest) -> Manifest | None:
         """Returns a manifest that a cached one embeds, and caches it; None if there is none."""
-        if (data := await find_embedded(self._store, digest)) is None:
+        if (data := await find_embedded(self._store, repository, digest)) is None:
             return None
         try:
             manifest = Manifest(media_type_of(data, None, verified=True), digest, data)

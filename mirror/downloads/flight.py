@@ -378,6 +378,10 @@ class Flight:
         self._show(spool)
         self._notifier.ring_now()
         try:
+            # Before anybody can find it in the cache.
+            for supplier in self.suppliers:
+                if supplier.told:
+                    await self._store.note_holder(supplier.repository, [self.digest], told=True)
             await spool.commit()
         except StorageFull as error:
             # The readers have the whole blob, though it is not cached.

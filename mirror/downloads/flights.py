@@ -153,6 +153,11 @@ class FlightReader:
         return max(0, self.flight.progress.have - self._had)
 
     @property
+    def told(self) -> bool:
+        """True where the client's registry itself has said that it has the blob."""
+        return self._supplier.told
+
+    @property
     def _asked_first(self) -> bool:
         """True where the flight downloads, to begin with, from the client's registry."""
         return self._supplier is self.flight.suppliers.first

@@ -30,6 +30,7 @@ class Supplier:
     def __init__(self, context: DownloadContext) -> None:
         self.repository = context.repository
         self.source = context.source
+        self._asks_mirror = context.asks_mirror
         self.size: int | None = None
         """The size of the blob in bytes, as this registry claims."""
         self.error: MirrorError | None = None
@@ -46,6 +47,11 @@ class Supplier:
         """The number of its connections that are open, or being opened."""
         self.tried = float("-inf")
         """The time at which it last failed, or was tried because the others were slow, in seconds of the event loop."""
+
+    @property
+    def told(self) -> bool:
+        """True if the registry itself has said that the repository has the blob."""
+        return self.promised and self.usable and not self._asks_mirror
 
     def promise(self, size: int | None) -> None:
         self.promised, self.error, self.failed = True, None, 0

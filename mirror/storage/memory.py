@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from mirror.errors import ManifestUnknown, Pinned, StorageFull
 from mirror.manifests import Manifest, children_of, payload_of
@@ -16,6 +16,7 @@ from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.hosted import HostedCollected
 from mirror.storage.memory_hosted import MemoryHosted
 from mirror.storage.memory_partial import MemoryDownload, MemoryPartial, MemoryPeers
+from mirror.storage.memory_possessions import MemoryPossessions
 from mirror.storage.memory_sightings import MemorySightings
 from mirror.storage.settings import HostedRules
 from mirror.storage.slices import Part
@@ -55,7 +56,7 @@ class MemoryReader:
         pass
 
 
-class MemoryStore(MemorySightings, MemoryPeers):
+class MemoryStore(MemorySightings, MemoryPossessions, MemoryPeers):
     """Implements `mirror.storage.store.Store`. The least recently used blob goes first."""
 
     def __init__(self, max_size: int = 2**40, hosted: HostedRules | None = None) -> None:
@@ -132,7 +133,7 @@ class MemoryStore(MemorySightings, MemoryPeers):
         return (repository, reference) in self._pins
 
     def _drop(self, digest: Digest) -> None:
-        for known in (self.content, self._used, self._manifests, self._holdings):
+        for known in (self.content, self._used, self._manifests, self._holdings, self.possessions):
             known.pop(digest, None)
 
     # ------------------------------------------------------------------ content
@@ -176,11 +177,13 @@ class MemoryStore(MemorySightings, MemoryPeers):
             found.append(None if isinstance(digest, Tag) else await self.manifest(digest))
         return found
 
-    async def put_manifest(self, repository: Repository, manifest: Manifest) -> None:
+    async def put_manifest(self, repository: Repository, manifest: Manifest, *, told: bool = True) -> None:
         named = Digest.of(manifest.body, manifest.digest.algorithm) == manifest.digest
         self.keep(manifest.digest, manifest.body if named else payload_of(manifest.body) or b"")
         self._manifests[manifest.digest] = manifest
         self._holdings.setdefault(manifest.digest, set()).add(repository)
+        if not self.hosted.covers(repository):
+            self.possess(repository, manifest.digest, told=told)
 
     async def naming(self, blob: Digest, since: float) -> list[Digest]:
         return [digest for digest in self._manifests if blob in self._children(digest) and self._used[digest] >= since]
@@ -238,18 +241,14 @@ class MemoryStore(MemorySightings, MemoryPeers):
         return None
 
     async def holders(self, digest: Digest) -> frozenset[Repository]:
-        above, found = {digest}, set[Digest]()
-        while above:
-            found |= above
-            above = {manifest for manifest in self._holdings if not found.isdisjoint(self._children(manifest))} - found
-        holding = {(holder, manifest) for manifest in found for holder in self._holdings.get(manifest, ())}
-        holding |= {(holder, at.descriptor.digest) for (holder, _), at in self._tags.items() if at.descriptor.digest in found}
-        by_name = {holder for holder, manifest in holding if holder not in self.hosted.holders(manifest)}
-        return frozenset(by_name | self.hosted.holders(digest))
+        by_tag = {holder for (holder, _), record in self._tags.items() if record.descriptor.digest == digest}
+        return frozenset(by_tag | self.possessions.get(digest, {}).keys() | self.hosted.holders(digest))
+
+    async def is_named(self, repository: Repository, digest: Digest) -> bool:
+        return any(repository in holders and digest in self._children(one) for one, holders in self._holdings.items())
 
     async def document(self, key: str) -> dict[str, Any] | None:
-        found: dict[str, Any] | None = json.loads(self._documents.get(key, "null"))
-        return found
+        return cast("dict[str, Any] | None", json.loads(self._documents.get(key, "null")))
 
     async def set_document(self, key: str, value: dict[str, Any]) -> None:
         self._documents[key] = json.dumps(value)
@@ -344,6 +343,7 @@ class MemoryStore(MemorySightings, MemoryPeers):
             self._tags.pop((repository, str(name)), None)
         if not any(holder == repository and one.descriptor.digest == digest for (holder, _), one in self._tags.items()):
             self._holdings.get(digest, set()).discard(repository)
+            self.possessions.get(digest, {}).pop(repository, None)
         if repository not in self._holdings.get(digest, ()):
             self.hosted.forget(repository, digest)
         return self._delete(repository, digest, tuple(tags))

@@ -17,6 +17,7 @@ class MemorySightings:
     """Implements the part of `Store` that concerns what tags have meant."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._tags: dict[tuple[Repository, str], TagRecord] = {}
         self._sightings: dict[tuple[Repository, Tag], list[Sighting]] = {}
         self._moves: list[Move] = []

@@ -26,6 +26,7 @@ from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.hosted import HostedCollected, HostedStore
 from mirror.storage.partial import Partial
+from mirror.storage.possessions import Possessions
 from mirror.storage.sightings import Block, HeldTag, Move, Released, Ruled, Sighting
 from mirror.storage.slices import Reader
 
@@ -146,7 +147,7 @@ class Statistics:
     limit: int
 
 
-class Store(Protocol):
+class Store(Possessions, Protocol):
     """See the module's docstring for what is atomic and how failures show."""
 
     @property
@@ -202,8 +203,8 @@ class Store(Protocol):
         """Returns the manifests of many images, as `tag` and `manifest` do one by one. Those below them are read ahead: `manifest` returns them from memory."""
         ...
 
-    async def put_manifest(self, repository: Repository, manifest: Manifest) -> None:
-        """Keeps a verified manifest, and that `repository` has it; only in memory where the disk will not take it.
+    async def put_manifest(self, repository: Repository, manifest: Manifest, *, told: bool = True) -> None:
+        """Keeps a verified manifest, and that `repository` has it, as its registry has `told`, or else an archive; only in memory where the disk will not take it.
 
         The digest of a signed schema 1 manifest names its content without the signatures, which are kept beside it.
         """
@@ -293,10 +294,6 @@ class Store(Protocol):
 
     async def holder(self, digest: Digest) -> Repository | None:
         """Returns a repository that is known to have content: it sent the manifest, or a manifest that names the content. None if there is none."""
-        ...
-
-    async def holders(self, digest: Digest) -> frozenset[Repository]:
-        """Returns all repositories that are known to have content: a tag of theirs meant it, they sent the manifest, or one that names it at any depth."""
         ...
 
     async def document(self, key: str) -> dict[str, Any] | None:

@@ -100,6 +100,10 @@ class Fleet:
         """Returns whether another mirror of the fleet is asked first."""
         return any(place.is_peer and place.alive for place in self.places(repository, reference))
 
+    def asks_mirror(self, repository: Repository, reference: Reference) -> bool:
+        """Returns whether any other mirror may be asked first."""
+        return bool(self.places(repository, reference))
+
     async def head_manifest(self, repository: Repository, reference: Reference) -> Descriptor | None:
         """Returns what a reference points to, by the word of the first place that has one; None if the registry has to be asked. Raises ManifestUnknown, UpstreamLimited, Offline."""
         return await first_answer(self.places(repository, reference), lambda place: place.head_manifest(repository, reference))

@@ -101,6 +101,10 @@ class Registry:
         """Returns whether another mirror of the fleet is asked first, so that nobody may wait for the answer whom such a mirror asks."""
         return self._fleet is not None and self._fleet.asks_peer(repository, reference)
 
+    def asks_mirror(self, repository: Repository, reference: Reference) -> bool:
+        """Returns whether another mirror may be asked first, which has what it has for other repositories too."""
+        return self._fleet is not None and self._fleet.asks_mirror(repository, reference)
+
     async def head_manifest(self, repository: Repository, reference: Reference) -> Descriptor:
         """Returns what a reference points to, by HEAD, which Docker Hub does not count as a pull. Raises ManifestUnknown, Denied, UpstreamError."""
         if self._fleet is not None and (found := await self._fleet.head_manifest(repository, reference)) is not None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -14,10 +16,11 @@ from yarl import URL
 
 from mirror.access import users
 from mirror.access.tokens import add_token, remove_token
+from mirror.manifests import OCI_INDEX, OCI_MANIFEST
 from mirror.names import Digest
 from tests.support.mirrors import Got, Mirror, StartMirror, read_to_end
 from tests.support.ports import free_port
-from tests.support.scripted import Hold, Image, Scripted, Status
+from tests.support.scripted import Hold, Image, Pending, Scripted, Status
 
 SECRET_LAYER = b"a secret layer of the private image" * 10
 USERS = {"alice": "correct horse", "bob": "battery staple"}
@@ -243,17 +246,117 @@ async def test_a_layer_that_both_have_is_for_all(scene: Scene) -> None:
 
 
 async def test_an_image_that_another_registry_has_too_is_asked_for_once(scene: Scene) -> None:
-    """A public repository with the very same manifest: upstream says that it has it, and then its layers need no asking."""
+    """A public repository with the very same manifest: upstream says that it has it, and once each of its blobs, which the private one brought."""
     scene.upstream.manifests["library/twin", "1"] = scene.upstream.manifests["private/app", "1"]
     scene.upstream.manifests["library/twin", str(scene.private.digest)] = scene.upstream.manifests["private/app", "1"]
     assert (await scene.get("/v2/library/twin/manifests/1", "bob")).status == 200
     assert (await scene.get(f"/v2/library/twin/manifests/{scene.private.digest}", "bob")).status == 200
     for digest in (scene.private.config, scene.private.layers[0]):
-        before = len(scene.upstream.asked)
-        assert (await scene.get(f"/v2/library/twin/blobs/{digest}", "bob")).status == 200
-        assert len(scene.upstream.asked) == before
+        for _ in range(3):
+            assert (await scene.get(f"/v2/library/twin/blobs/{digest}", "bob")).status == 200
+        assert scene.upstream.count("HEAD", f"/library/twin/blobs/{digest}") == 1
     # The index is not the twin's.
     assert (await scene.get(f"/v2/library/twin/manifests/{scene.index}", "bob")).status == 404
+
+
+NAMING = {
+    "an ordinary layer": {},
+    "a foreign layer of Docker": {"mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"},
+    "a layer that must not be distributed": {"mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar"},
+    "a layer with URLs": {"urls": ["https://example.com/layer"]},
+}
+
+
+def naming(digest: Digest, **fields: Any) -> bytes:
+    """A manifest that names a layer which its repository need not have."""
+    layer = {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": str(digest), "size": len(SECRET_LAYER), **fields}
+    config = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": str(Digest.of(b"{}")), "size": 2}
+    return json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [layer]}).encode()
+
+
+def publish(upstream: Scripted, path: str, body: bytes, media_type: str = OCI_MANIFEST) -> Digest:
+    """Puts a manifest into a repository of a registry that checks nothing."""
+    digest = Digest.of(body)
+    upstream.hollow.add(path)
+    upstream.manifests[path, "1"] = upstream.manifests[path, str(digest)] = (media_type, body)
+    return digest
+
+
+@pytest.mark.parametrize("fields", NAMING.values(), ids=list(NAMING))
+@pytest.mark.parametrize("query", ["", "?ns=ghcr.io"], ids=["of the same registry", "of another registry"])
+async def test_a_public_image_opens_nothing_that_it_only_names(scene: Scene, fields: dict[str, Any], query: str) -> None:
+    """Whoever controls a public image can have it name a private layer, configuration or manifest. Nobody gets that by it, neither by pull, range nor bundle."""
+    for kind, digest in scene.private_digests().values():
+        body = naming(digest, **fields)
+        if kind == "manifests":
+            entry = {
+                "mediaType": OCI_MANIFEST,
+                "digest": str(digest),
+                "size": 100,
+                **({"urls": fields["urls"]} if "urls" in fields else {}),
+            }
+            body = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}).encode()
+        publish(scene.upstream, "evil/image", body, OCI_INDEX if kind == "manifests" else OCI_MANIFEST)
+        for user in (None, "bob"):
+            assert (await scene.get(f"/v2/evil/image/manifests/1{query}", user)).status == 200
+            for method in ("GET", "HEAD"):
+                for headers in ({}, {"Range": "bytes=0-9"}):
+                    answer = await scene.get(f"/v2/evil/image/{kind}/{digest}{query}", user, method, **headers)
+                    assert answer.status == 404, (kind, method, answer.body)
+            name = "ghcr.io/evil/image" if query else "evil/image"
+            for path in (
+                f"/export/{name}:1.tar",
+                f"/export/all.tar?images={name}:1,library/public:1",
+                "/export/all.tar?images=*",
+            ):
+                answer = await scene.get(path, user)
+                assert SECRET_LAYER[:20] not in answer.body, path
+                assert scene.private.digest.hex.encode() not in answer.body or kind == "manifests", path
+
+
+@pytest.mark.parametrize(
+    ("query", "fields", "opens"),
+    [
+        ("", {}, True),
+        ("", NAMING["a layer with URLs"], False),
+        ("", NAMING["a foreign layer of Docker"], False),
+        ("?ns=ghcr.io", {}, False),
+    ],
+)
+async def test_what_counts_while_upstream_is_away(scene: Scene, query: str, fields: dict[str, Any], opens: bool) -> None:
+    """A layer that a private image brought too is there for the clients of another one whose manifest the same registry gave, which checks what manifests name: a
+    laboratory that goes offline keeps what it has. A layer that it says is elsewhere is not, nor one of another registry."""
+    publish(scene.upstream, "library/debian", naming(scene.private.layers[0], **fields))
+    assert (await scene.get(f"/v2/library/debian/manifests/1{query}", "bob")).status == 200
+    await scene.upstream.stop()
+    answer = await scene.get(f"/v2/library/debian/blobs/{scene.private.layers[0]}{query}", "bob")
+    assert (answer.body == SECRET_LAYER) is opens
+    assert (answer.status == 200) is opens
+
+
+async def test_what_comes_meanwhile_is_not_given_to_others(scene: Scene) -> None:
+    """A layer that a public image names is asked of its registry while it is not cached. Neither from the cache, nor from the download of those who may have it, does
+    anybody get it who came by the public image, whenever it comes."""
+    layer = os.urandom(300_000)
+    other = scene.upstream.add_image("private/late", "1", layers=[layer])
+    digest = other.layers[0]
+    publish(scene.upstream, "evil/image", naming(digest))
+    assert (await scene.get("/v2/evil/image/manifests/1", "bob")).status == 200
+    assert (await scene.get("/v2/private/late/manifests/1", "alice")).status == 200
+    hold = Hold(after=100_000)
+    scene.upstream.fail(str(digest), hold)
+    alice = asyncio.create_task(scene.get(f"/v2/private/late/blobs/{digest}", "alice"))
+    await hold.reached.wait()
+    slow = Pending()
+    scene.upstream.fail(f"evil/image/blobs/{digest}", slow, method="HEAD")
+    bob = asyncio.create_task(scene.get(f"/v2/evil/image/blobs/{digest}", "bob"))
+    await slow.reached.wait()
+    hold.release.set()
+    assert (await alice).body == layer
+    await scene.mirror.until_cached(digest)
+    slow.release.set()
+    assert (await bob).status == 404
+    assert (await scene.get(f"/v2/evil/image/blobs/{digest}", "bob")).status == 404
 
 
 async def test_a_pull_asks_upstream_no_more_than_without_rules(scene: Scene, start: StartMirror, tmp_path: Path) -> None:

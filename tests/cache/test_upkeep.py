@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
+import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +18,7 @@ from mirror.manifests import OCI_INDEX, OCI_MANIFEST, Descriptor
 from mirror.names import Digest, Repository, Tag
 from mirror.storage.disk.blobs import BlobStore
 from mirror.storage.disk.catalog.catalog import Catalog, TagRecord
+from mirror.storage.disk.catalog.schema import FILE
 from mirror.storage.disk.maintenance.reading import Reading
 from mirror.storage.settings import Expire
 from tests.support.mirrors import Mirror, MirrorProcess, StartMirror, until
@@ -153,7 +156,7 @@ def test_what_belongs_to_expired_images_alone(tmp_path: Path) -> None:
     def manifest(name: str, children: list[str], *holders: Repository, media_type: str = OCI_MANIFEST) -> None:
         catalog.add_manifest(Descriptor(media_type, digests[name], 10), [digests[child] for child in children])
         for holder in holders:
-            catalog.hold(holder, digests[name])
+            catalog.possessions.hold(holder, digests[name], told=True)
 
     manifest("index", ["old"], ci, media_type=OCI_INDEX)
     manifest("old", ["layer", "shared", "fresh"], ci)
@@ -337,8 +340,30 @@ def test_who_holds_a_blob(tmp_path: Path) -> None:
     manifest, layer = Digest.of(b"manifest"), Digest.of(b"layer")
     catalog.add_manifest(Descriptor(OCI_MANIFEST, manifest, 10), [layer])
     assert catalog.holder(layer) is None
-    catalog.hold(Repository("ghcr.io", "owner/app"), manifest)
+    catalog.possessions.hold(Repository("ghcr.io", "owner/app"), manifest, told=True)
     assert catalog.holder(layer) == Repository("ghcr.io", "owner/app")
     catalog.set_tag(Repository("ghcr.io", "owner/app"), "latest", TagRecord(Descriptor(OCI_MANIFEST, manifest, 10), 0.0))
     assert catalog.holder(manifest) == Repository("ghcr.io", "owner/app")
+    catalog.close()
+
+
+def test_a_catalog_of_before_knows_what_repositories_have(tmp_path: Path) -> None:
+    """Until now a repository had what its manifests name, at any depth: what is cached stays there for its clients without a question to upstream. That happens once."""
+    app, index, image, layer = Repository("ghcr.io", "owner/app"), *(Digest.of(name) for name in (b"index", b"image", b"layer"))
+    catalog = Catalog(tmp_path)
+    catalog.add_manifest(Descriptor(OCI_INDEX, index, 10), [image])
+    catalog.add_manifest(Descriptor(OCI_MANIFEST, image, 10), [layer])
+    catalog.add(layer, 10)
+    catalog.possessions.hold(app, index, told=True)
+    catalog.close()
+    Catalog(tmp_path).close()
+    catalog = Catalog(tmp_path)
+    assert catalog.possessions.holders(layer) == frozenset()
+    catalog.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as database:
+        database.execute("DROP TABLE possession")
+    catalog = Catalog(tmp_path)
+    assert [catalog.possessions.holders(digest) for digest in (index, image, layer)] == [{app}] * 3
+    catalog.drop(layer)
+    assert catalog.possessions.holders(layer) == frozenset()
     catalog.close()

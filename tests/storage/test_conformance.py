@@ -21,6 +21,7 @@ from mirror.storage.disk.store import DiskStore
 from mirror.storage.hosted import HostedStore, Upload
 from mirror.storage.memory import MemoryStore
 from mirror.storage.partial import Partial
+from mirror.storage.possessions import Possessions
 from mirror.storage.settings import Upkeep
 from mirror.storage.sightings import Block, HeldTag, Move, Released, Sighting
 from mirror.storage.slices import FileSlice, Part, Reader
@@ -373,23 +374,35 @@ async def test_manifests_are_read_ahead_all_the_way_down(tmp_path: Path) -> None
 
 
 async def test_all_that_have_content_are_known(store: Store) -> None:
-    """By a tag, by a manifest, by one that names it, and by an index above that; who has something else only has not."""
-    layer, shared, own = os.urandom(100), os.urandom(100), os.urandom(100)
-    image = await put_image(store, APP, ONE, layer, shared)
+    """By a tag, by a manifest, by what a registry has given or said, or an archive brought; not by a manifest that names it. What is gone was had by nobody."""
+    layer, own = os.urandom(100), os.urandom(100)
+    image = await put_image(store, APP, ONE, layer)
     body = json.dumps(
         {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [{"digest": str(image.digest), "size": 1}]}
     ).encode()
     index = Manifest(OCI_INDEX, Digest.of(body), body)
-    above = Repository("quay.io", "above/app")
-    await store.put_manifest(above, index)
-    await put_image(store, OTHER, ONE, shared, own)
-    tagged = Repository("docker.io", "library/tagged")
+    above, tagged = Repository("quay.io", "above/app"), Repository("docker.io", "library/tagged")
+    await store.put_manifest(above, index, told=False)
     await store.set_tag(tagged, TWO, TagRecord(index.descriptor, 5.0))
-    assert await store.holders(Digest.of(layer)) == {APP, above, tagged}
-    assert await store.holders(image.digest) == {APP, above, tagged}
+    assert await store.holders(Digest.of(layer)) == frozenset()
+    assert await store.holders(image.digest) == {APP}
+    assert await store.told_holders(image.digest) == {APP}
     assert await store.holders(index.digest) == {above, tagged}
-    assert await store.holders(Digest.of(shared)) == {APP, OTHER, above, tagged}
-    assert await store.holders(Digest.of(own)) == {OTHER}
+    assert await store.told_holders(index.digest) == frozenset()
+    assert [await store.is_named(one, Digest.of(layer)) for one in (APP, above, tagged)] == [True, False, False]
+    assert await store.is_named(above, image.digest)
+    await store.note_holder(above, [Digest.of(layer), image.digest], told=False)
+    await store.note_holder(APP, [Digest.of(layer)], told=True)
+    assert await store.holders(Digest.of(layer)) == {APP, above}
+    assert await store.told_holders(Digest.of(layer)) == {APP}
+    await store.note_holder(above, [Digest.of(layer)], told=True)
+    await store.note_holder(above, [Digest.of(layer)], told=False)
+    assert await store.told_holders(Digest.of(layer)) == {APP, above}
+    await store.note_holder(OTHER, [Digest.of(own)], told=True)
+    await put(store, own)
+    assert await store.told_holders(Digest.of(own)) == {OTHER}
+    await store.delete(APP, ONE)
+    assert await store.holders(image.digest) == {above}, "an index of it is here"
     assert await store.holders(Digest.of(b"loose")) == frozenset()
 
 
@@ -713,7 +726,13 @@ async def test_room_that_another_process_has_granted_is_not_given_away(tmp_path:
 async def test_every_method_of_a_store_is_called_here() -> None:
     """Or in test_sources.py and test_hosted.py, which run on both stores too: the suite is as wide as the interface."""
     text = "".join(Path(__file__).with_name(f"test_{name}.py").read_text() for name in ("conformance", "sources", "hosted"))
-    for protocol, name in ((Store, "store"), (Partial, "partial"), (HostedStore, "hosted"), (Upload, "upload")):
+    for protocol, name in (
+        (Store, "store"),
+        (Possessions, "store"),
+        (Partial, "partial"),
+        (HostedStore, "hosted"),
+        (Upload, "upload"),
+    ):
         for method in vars(protocol):
             if not method.startswith("_"):
                 assert re.search(rf"\.{method}\b", text), f"{name}.{method}"

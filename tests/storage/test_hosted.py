@@ -171,6 +171,7 @@ async def test_cached_content_is_mounted(store: Store) -> None:
     """From then on it is the repository's, and counts for it; what is not here cannot be mounted."""
     await put_image(store, OTHER, ONE, b"layer" * 100)
     layer = Digest.of(b"layer" * 100)
+    await store.note_holder(OTHER, [layer], told=True)
     before = (await store.statistics()).size
     assert await store.holders(layer) == {OTHER}
     assert await store.hosted.mount(APP, layer, "")

@@ -238,6 +238,8 @@ class Scripted:
         self.ranges = True
         self.keeps_apart = False
         """A repository has the blobs that its manifests name, and no others."""
+        self.hollow: set[str] = set()
+        """Repositories that do not have even those: a registry that checks nothing."""
         self.bodies = 0
         self.most_bodies = 0
         """Bodies that were sent side by side, at most."""
@@ -439,8 +441,11 @@ class Scripted:
         if match := re.fullmatch(r"/v2/(.+)/blobs/([^/]+)", path):
             if self.redirect_blobs_to is not None:
                 return web.Response(status=307, headers={"Location": f"{self.redirect_blobs_to.url}{path}?signature=secret"})
-            if self.keeps_apart and not any(
-                repository == match[1] and match[2].encode() in body for (repository, _), (_, body) in self.manifests.items()
+            if match[1] in self.hollow or (
+                self.keeps_apart
+                and not any(
+                    repository == match[1] and match[2].encode() in body for (repository, _), (_, body) in self.manifests.items()
+                )
             ):
                 return web.Response(status=404)
             return await self._blob(request, match[2], fault)

@@ -218,7 +218,7 @@ class Content:
         parents = await self._catalog.read(nothing, Catalog.parents, blob)
         return [digest for digest, used in parents.items() if max(used, self._uses.get(digest, 0.0)) >= since]
 
-    async def put_manifest(self, repository: Repository, manifest: Manifest) -> None:
+    async def put_manifest(self, repository: Repository, manifest: Manifest, *, told: bool = True) -> None:
         """See `Store.put_manifest`."""
         self._warm(manifest)
         content = manifest.body
@@ -237,7 +237,7 @@ class Content:
             return
         kept = Descriptor(manifest.media_type, manifest.digest, len(content))
         await self._catalog.write(Catalog.add_manifest, kept, children)
-        await self._catalog.write(Catalog.hold, repository, manifest.digest)
+        await self._catalog.write(lambda catalog: catalog.possessions.hold(repository, manifest.digest, told))
         await self._eviction.count()
 
     def _warm(self, manifest: Manifest) -> Manifest:

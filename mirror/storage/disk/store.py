@@ -147,8 +147,8 @@ class DiskStore:
         await self._content.read_ahead({digest for digest in known if not isinstance(digest, Tag)})
         return [None if isinstance(digest, Tag) else await self.manifest(digest) for digest in known]
 
-    async def put_manifest(self, repository: Repository, manifest: Manifest) -> None:
-        await self._content.put_manifest(repository, manifest)
+    async def put_manifest(self, repository: Repository, manifest: Manifest, *, told: bool = True) -> None:
+        await self._content.put_manifest(repository, manifest, told=told)
 
     async def naming(self, blob: Digest, since: float) -> list[Digest]:
         return await self._content.naming(blob, since)
@@ -222,7 +222,18 @@ class DiskStore:
         return await self._catalog.read(None, Catalog.holder, digest)
 
     async def holders(self, digest: Digest) -> frozenset[Repository]:
-        return await self._catalog.read(frozenset(), Catalog.holders, digest)
+        nobody: frozenset[Repository] = frozenset()
+        return await self._catalog.read(nobody, lambda catalog: catalog.possessions.holders(digest))
+
+    async def told_holders(self, digest: Digest) -> frozenset[Repository]:
+        nobody: frozenset[Repository] = frozenset()
+        return await self._catalog.read(nobody, lambda catalog: catalog.possessions.told_holders(digest))
+
+    async def note_holder(self, repository: Repository, digests: Collection[Digest], *, told: bool) -> None:
+        await self._catalog.write(lambda catalog: catalog.possessions.note(repository, digests, told))
+
+    async def is_named(self, repository: Repository, digest: Digest) -> bool:
+        return await self._catalog.read(False, lambda catalog: catalog.possessions.is_named(repository, digest))
 
     async def document(self, key: str) -> dict[str, Any] | None:
         return await self._catalog.read(None, Catalog.document, key)

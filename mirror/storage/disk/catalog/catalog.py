@@ -11,6 +11,7 @@ sighting    what tags have meant, see sightings.py
 blocked     digests that were blocked by hand
 ruling      what guards have done in the last month; decisions counts what was blocked or released by hand
 holding     which repository has been seen to hold which manifest
+possession  which repository has been seen to have which content: its registry has given it, or said that it has it (told), or an archive brought it
 pin         which images are never evicted
 listed      the images of lists, which are not evicted either, and how their last pulls went
 attached    signatures and whatever else refers to the images of lists, which are kept with them
@@ -50,6 +51,7 @@ from mirror.storage.disk.catalog.counts import Counts
 from mirror.storage.disk.catalog.documents import Documents
 from mirror.storage.disk.catalog.hosted import Hosted
 from mirror.storage.disk.catalog.listed import Listed
+from mirror.storage.disk.catalog.possessions import Possessions
 from mirror.storage.disk.catalog.queues import BlobQueues
 from mirror.storage.disk.catalog.removal import Removal
 from mirror.storage.disk.catalog.schema import FILE, HOSTED, MANIFESTS, open_database
@@ -80,6 +82,7 @@ class Catalog:
             self.counts = Counts(self._db, events)
             self.sightings = Sightings(self._db, events)
             self.hosted = Hosted(self._db, self._add, self.sightings)
+            self.possessions = Possessions(self._db)
             self.changed = Changes(self._db)
             self._documents = Documents(folder / "documents")
             stack.callback(self._documents.close)
@@ -161,6 +164,7 @@ class Catalog:
         """Deletes the rows of content whose file is gone. Call it inside `changing`."""
         name = (str(digest),)
         self._db.execute("DELETE FROM content WHERE digest = ?", name)
+        self._db.execute("DELETE FROM possession WHERE digest = ?", name)
         if not self.hosted.is_linked(digest):
             # A manifest that was pushed may have been lost from the disk. What it names must stay: whoever has it pushes it again.
             self._db.execute("DELETE FROM child WHERE parent = ?", name)
@@ -307,13 +311,6 @@ class Catalog:
                 self._db.execute("UPDATE removals SET count = count + 1")
                 self.changed.deleted_here()
 
-    def hold(self, repository: Repository, digest: Digest) -> None:
-        """Notes that a repository holds a manifest."""
-        with self._db:
-            self._db.execute(
-                "INSERT OR IGNORE INTO holding VALUES (?, ?, ?)", (repository.registry, repository.path, str(digest))
-            )
-
     def tags(self, repository: Repository, meaning: Digest | None) -> list[str]:
         """See `Store.tags`."""
         rows = self._db.execute(
@@ -331,9 +328,6 @@ class Catalog:
 
     def holder(self, digest: Digest) -> Repository | None:
         return repositories.holder(self._db, digest)
-
-    def holders(self, digest: Digest) -> frozenset[Repository]:
-        return repositories.holders(self._db, digest)
 
     def changes(self) -> Change | None:
         """Returns what other processes have written since the last call, None if it changes nothing that other objects remember."""

@@ -86,7 +86,8 @@ class Removal:
             "UPDATE listed SET digest = NULL WHERE registry = ? AND path = ? AND reference IN (SELECT value FROM json_each(?))",
             (*place, names),
         )
-        self._db.execute("DELETE FROM holding WHERE registry = ? AND path = ? AND digest = ?", (*place, str(named.digest)))
+        for table in ("holding", "possession"):
+            self._db.execute(f"DELETE FROM {table} WHERE registry = ? AND path = ? AND digest = ?", (*place, str(named.digest)))  # noqa: S608
         self._db.execute(
             "INSERT INTO holding SELECT DISTINCT registry, path, digest FROM tag WHERE registry = ? AND path = ? AND digest = ?",
             (*place, str(named.digest)),

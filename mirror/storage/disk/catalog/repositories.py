@@ -50,28 +50,12 @@ SELECT registry, path FROM (SELECT registry, path FROM holding WHERE digest = ?1
     UNION ALL SELECT registry, path FROM holding JOIN child ON child.parent = holding.digest WHERE child.digest = ?1) AS found
 ORDER BY EXISTS (SELECT 1 FROM hosted WHERE hosted.registry = found.registry AND hosted.path = found.path) LIMIT 1
 """
-_HOLDERS = """
-WITH RECURSIVE above (digest) AS (SELECT ?1 UNION SELECT parent FROM child JOIN above ON child.digest = above.digest)
-SELECT registry, path FROM holding WHERE digest IN above
-    AND NOT EXISTS (SELECT 1 FROM hosted WHERE (hosted.registry, hosted.path, hosted.digest) = (holding.registry, holding.path, holding.digest))
-UNION SELECT registry, path FROM tag WHERE digest IN above
-    AND NOT EXISTS (SELECT 1 FROM hosted WHERE (hosted.registry, hosted.path, hosted.digest) = (tag.registry, tag.path, tag.digest))
-UNION SELECT registry, path FROM hosted WHERE digest = ?1
-"""
 
 
 def holder(db: sqlite3.Connection, digest: Digest) -> Repository | None:
     """A repository that is known to hold something: a manifest, or what a manifest names that it holds. One that lives here cannot give it again, and comes last."""
     row = db.execute(_HOLDER, (str(digest),)).fetchone()
     return Repository(*row) if row else None
-
-
-def holders(db: sqlite3.Connection, digest: Digest) -> frozenset[Repository]:
-    """All repositories that are known to hold something: by a tag, by a manifest that is it or names it at any depth, or by a push.
-
-    A manifest that was pushed proves nothing about what it names: whoever pushes may name any digest as that of a layer that registries do not have.
-    """
-    return frozenset(Repository(*row) for row in db.execute(_HOLDERS, (str(digest),)))
 
 
 def read_page(db: sqlite3.Connection, order: str, start: int, count: int) -> Page[RepositoryLine]:

@@ -62,6 +62,8 @@ INSERT INTO decisions SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM decisions);
 CREATE TABLE IF NOT EXISTS holding (
     registry TEXT NOT NULL, path TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (registry, path, digest)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS holding_digest ON holding (digest);
+CREATE TABLE IF NOT EXISTS possession (
+    digest TEXT NOT NULL, registry TEXT NOT NULL, path TEXT NOT NULL, told INTEGER NOT NULL, PRIMARY KEY (digest, registry, path)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS removals (count INTEGER NOT NULL);
 INSERT INTO removals SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM removals);
 CREATE TABLE IF NOT EXISTS pin (
@@ -165,6 +167,14 @@ _FROM_LRU = (
     "UPDATE content SET entered = used * 1000, queue = CASE WHEN media_type IS NULL THEN 0 ELSE 2 END",
 )
 
+# A catalog of the time when a repository had whatever its manifests name.
+_FROM_NAMES = """
+INSERT INTO possession WITH RECURSIVE had (registry, path, digest) AS (SELECT registry, path, digest FROM holding WHERE NOT EXISTS (
+        SELECT 1 FROM hosted WHERE (hosted.registry, hosted.path, hosted.digest) = (holding.registry, holding.path, holding.digest))
+    UNION SELECT registry, path, child.digest FROM had JOIN child ON child.parent = had.digest)
+SELECT digest, registry, path, 1 FROM had JOIN content USING (digest)
+"""
+
 
 def open_database(folder: Path) -> tuple[sqlite3.Connection, int]:
     """Opens the database. An unreadable one is set aside and a new one made, unless another process has it open.
@@ -239,7 +249,11 @@ def connect(path: Path) -> sqlite3.Connection:
             if columns and "queue" not in columns:
                 for statement in _FROM_LRU:
                     db.execute(statement)
+            from_names = bool(columns) and not db.execute("PRAGMA table_info(possession)").fetchall()
         db.executescript(_SCHEMA)
+        if from_names:
+            with db:
+                db.execute(_FROM_NAMES)
         db.execute("SELECT count(*) FROM total").fetchone()
     except BaseException:
         db.close()
