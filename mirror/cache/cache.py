@@ -212,10 +212,12 @@ class Cache:
             return EmbeddedReader(data), HIT
 
     async def _own_size(self, repository: Repository, digest: Digest) -> int:
-        # A client that pushes asks so before it sends: what is here now must be here when the manifest comes.
-        if not await self.store.hosted.touch(repository, digest) or (size := self.store.size(digest)) is None:
+        # A client that pushes asks so before it sends: what is here now must be here, and right, when the manifest comes.
+        reader = await self.store.open(digest) if await self.store.hosted.touch(repository, digest) else None
+        if reader is None:
             raise BlobUnknown(f"{repository.path} lives in this mirror, and has no blob {digest}")
-        return size
+        await reader.aclose()
+        return reader.size or 0
 
     async def _own_blob(self, repository: Repository, digest: Digest) -> Reader:
         await self.manifests.own.check_blob(repository, digest)

@@ -291,6 +291,28 @@ async def test_a_blob_is_mounted_from_another_hosted_repository(hosting: Mirror)
         assert "/uploads/" in said.headers["Location"]
 
 
+@pytest.mark.parametrize("damaged", [True, False])
+async def test_what_was_changed_on_the_disk_is_verified_before_it_is_promised(hosting: Mirror, damaged: bool) -> None:
+    """A file that something else has written to has its size, and may have other bytes: a mount of it, and a client that asks whether it must send it, are answered
+    once it is hashed. A damaged one is sent again."""
+    await push_blob(hosting.session, "team/base", DATA)
+    file = hosting.directory / "blobs" / "sha256" / DIGEST.hex
+    for ask in ("mount", "HEAD"):
+        file.write_bytes(b"x" * len(DATA) if damaged else DATA)
+        os.utime(file, (1.0, 1.0))
+        if ask == "mount":
+            said = await say(hosting.session, "POST", f"/v2/team/app/blobs/uploads/?mount={DIGEST}&from=team/base")
+            assert said.status == (202 if damaged else 201)
+        else:
+            said = await say(hosting.session, "HEAD", f"/v2/team/base/blobs/{DIGEST}")
+            assert said.status == (404 if damaged else 200)
+        assert file.exists() is not damaged
+        if damaged:
+            assert (await say(hosting.session, "HEAD", f"/v2/team/base/blobs/{DIGEST}")).status == 404
+            await push_blob(hosting.session, "team/base", DATA)
+    assert (await hosting.get(f"/v2/team/base/blobs/{DIGEST}")).body == DATA
+
+
 async def test_a_cached_layer_is_mounted_and_never_sent(start: StartMirror, upstream: Scripted) -> None:
     """From the image that was pulled, or from any; from another image, or a registry that is not mirrored, it is not."""
     image = upstream.add_image("library/base", "1", layers=[DATA])

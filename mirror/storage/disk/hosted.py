@@ -134,11 +134,28 @@ class DiskHosted:
         return await self.catalog.do(lambda catalog: catalog.hosted.touch(repository, digest, within))
 
     async def mount(self, repository: Repository, digest: Digest, who: str) -> bool:
-        return await self.catalog.do(self._mount, repository, digest, who)
+        if await self.run(self._is_intact, digest):
+            return await self.catalog.do(self._mount, repository, digest, who)
+        await self.catalog.write(Catalog.forget, [digest], self.blobs.is_gone)
+        return False
+
+    def _is_intact(self, digest: Digest) -> bool:
+        """Returns whether content is here; what may have been changed since it was verified is verified again, and removed if it is damaged. Blocks."""
+        return self._sealed_size(digest) is not None or (
+            self.blobs.verify(digest, lambda: False) and not self.blobs.is_gone(digest)
+        )
+
+    def _sealed_size(self, digest: Digest) -> int | None:
+        """Returns the bytes of content that was not changed since it was verified; None if there is none. Raises OSError."""
+        file = self.blobs.open(digest)
+        if file is None:
+            return None
+        file.close()
+        return file.size if file.sealed else None
 
     def _mount(self, catalog: Catalog, repository: Repository, digest: Digest, who: str) -> bool:
         with catalog.durably():
-            size = self.blobs.size(digest)
+            size = self._sealed_size(digest)
             if size is None:
                 return False
             catalog.hosted.check_room(digest, size, self.rules.max_size)
