@@ -21,6 +21,7 @@ from mirror.access.bearer import Grant
 from mirror.access.identities import Login
 from mirror.access.rules import Action, Identity, Rule, Verdict
 from mirror.access.upstream_checks import UpstreamChecks
+from mirror.api.audit_entry import audit_entry
 from mirror.api.client_network import client_network
 from mirror.api.connected_client import connected_client
 from mirror.api.context import RequestContext, whose
@@ -291,7 +292,7 @@ class Gate:
                     return False
             return True
 
-        entry = self._entry(context, identity, rule, Action.PULL.value, "allowed", digest=digest)
+        entry = audit_entry(context, identity, rule, Action.PULL.value, "allowed", digest=digest)
         decisions = metrics.access_decisions.labels(Action.PULL.value, "allowed")
 
         def note(size: int) -> None:
@@ -372,35 +373,7 @@ class Gate:
     ) -> None:
         metrics.access_decisions.labels(action, verdict).inc()
         if self._access.audit is not None:
-            self._access.audit.note(*self._entry(context, identity, rule, action, verdict, reason, digest))
-
-    def _entry(
-        self,
-        context: RequestContext,
-        identity: Identity,
-        rule: Rule | None,
-        action: str,
-        verdict: str,
-        reason: str = "",
-        digest: str = "",
-    ) -> tuple[str, ...]:
-        """The values of an entry of the audit log, in its order."""
-        target = context.target
-        certificate = None if identity.certificate is None else f"cert:{identity.certificate}"
-        # Only once the registry has taken it: people type passwords where their names belong.
-        login = "" if identity.login is None or verdict != "allowed" else f"login:{identity.login}"
-        return (
-            identity.user or "",
-            identity.token or certificate or identity.subject or login,
-            context.request.remote or "",
-            action,
-            str(target.repository) if target is not None and target.repository is not None else "",
-            str(target.reference) if target is not None and target.reference is not None else "",
-            digest,
-            rule.name if rule is not None else "",
-            verdict,
-            reason,
-        )
+            self._access.audit.note(*audit_entry(context, identity, rule, action, verdict, reason, digest))
 
 
 def _is_safe(request: web.BaseRequest, client: Identity) -> bool:
