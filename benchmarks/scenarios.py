@@ -136,10 +136,10 @@ SCENARIOS = (
     Scenario("crowd", clients=100, shape=LINK, contenders=(OWN, NGINX, DIRECT), hashed=1, limit=30),
     Scenario("crowd-layers", layers=20, size=100 * MB, clients=100, shape=replace(LINK, rtt=0.05), contenders=(OWN, NGINX, DIRECT), hashed=1, limit=20),
     Scenario("dockerd", Kind.DOCKERD, size=100 * MB, shape=replace(CAPPED, rtt=0.05), contenders=(OWN, DOCKER_REGISTRY, DIRECT)),
-    Scenario("guarded-tag", Kind.BY_TAG, size=MB, contenders=(OWN, GUARDED), seconds=1, rounds=21),
-    Scenario("guarded-digest", Kind.BY_DIGEST, size=MB, contenders=(OWN, GUARDED), seconds=1, rounds=21),
-    Scenario("guarded-blob", Kind.BLOB, size=MB // 10, contenders=(OWN, GUARDED), seconds=1, rounds=21),
-    Scenario("guarded-8", warm=True, clients=8, contenders=(OWN, GUARDED), hashed=0, rounds=21),
+    Scenario("guarded-tag", Kind.BY_TAG, size=MB, contenders=(OWN, GUARDED), seconds=1, rounds=25),
+    Scenario("guarded-digest", Kind.BY_DIGEST, size=MB, contenders=(OWN, GUARDED), seconds=1, rounds=25),
+    Scenario("guarded-blob", Kind.BLOB, size=MB // 10, contenders=(OWN, GUARDED), seconds=1, rounds=25),
+    Scenario("guarded-8", warm=True, clients=8, contenders=(OWN, GUARDED), hashed=0, rounds=25),
     Scenario("upkeep", Kind.DOCKERD, size=600 * MB, warm=True, contenders=(OWN, *UPKEEP), cached=6000, rounds=9),
 )  # fmt: skip
 
