@@ -142,6 +142,7 @@ async def running(
         acceptor = Acceptor(connections, connections.__len__, connections.end_idle, listeners, tls, counts, number)
         stack.push_async_callback(acceptor.aclose)
         cache.start()
+        live.scanning.start()
         dashboard.start()
         if worker is not None:
             for work in (partial(_show_life, worker), partial(_publish, readiness)):

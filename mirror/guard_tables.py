@@ -27,6 +27,7 @@ def rules_of(guards: Sequence[Guard]) -> list[tuple[Rule, tuple[str, ...]]]:
                 deny=_conditions(guard.deny),
                 allow=_conditions(guard.allow),
                 immutable=guard.immutable,
+                max_severity=guard.max_severity,
                 refuse_older=guard.refuse_older,
                 signed=None if guard.signed is None else _signers(guard.signed),
             ),

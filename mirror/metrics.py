@@ -59,6 +59,9 @@ readers = Gauge("mirror_readers", "Clients reading a download in progress", regi
 
 prefetched = Counter("mirror_prefetched", "Blobs fetched before a client asked for them", ("upstream_host",), registry=REGISTRY)
 
+scans = Counter(
+    "mirror_scans", "Images that a scanner of a [[scan]] table has looked at", ("scanner", "result"), registry=REGISTRY
+)
 tag_moves = Counter(
     "mirror_tag_moves", "Tags that were seen to mean another digest than before", ("upstream_host",), registry=REGISTRY
 )

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mirror.guards.in_force import Guarding
     from mirror.notifications.notifications import Notifications
     from mirror.notifications.receiver import Receiver
+    from mirror.scans.scanning import Scanning
     from mirror.upstream import Upstreams
 
 _CLOCK = 5.0
@@ -92,6 +93,7 @@ async def wired(
     # The HTTP client is half of what a command costs to start.
     from mirror.guards.in_force import Guarding
     from mirror.guards.sources import FromUpstream
+    from mirror.scans.scanning import Scanning
     from mirror.upstream import Connections, Timeouts, Upstreams
     from mirror.upstream.rates import Parts
     from mirror.upstream.settings import upstream_way
@@ -115,7 +117,8 @@ async def wired(
             upstreams.fleet.asking_peer = cache.store.asking_peer
         documents = FromUpstream(cache.store, cache.fetch, cache.manifests.get_unchecked, cache.lists.all_referrers)
         guarding = Guarding(cache.store, documents, partial(setattr, cache, "guard"), upstreams.document)
-        live = Live(upstreams, cache, guarding, notifications, settings)
+        scanning = Scanning(cache.store, cache.inventory, settings.cache.dir / "scans", guarding.load_blocks)
+        live = Live(upstreams, cache, guarding, scanning, notifications, settings)
         await guarding.load()
         cache.images.ruled = guarding.load_blocks
         guarding.start()
@@ -124,7 +127,7 @@ async def wired(
         try:
             yield cache, upstreams, live
         finally:
-            await close_all(hours.aclose, guarding.aclose)
+            await close_all(scanning.aclose, hours.aclose, guarding.aclose)
 
 
 def floats_for_rates(workers: int, capped: Sequence[str]) -> int:
@@ -144,10 +147,18 @@ class Live:
     they are at this hour."""
 
     def __init__(
-        self, upstreams: Upstreams, cache: Cache, guarding: Guarding, notifications: Notifications, settings: Settings
+        self,
+        upstreams: Upstreams,
+        cache: Cache,
+        guarding: Guarding,
+        scanning: Scanning,
+        notifications: Notifications,
+        settings: Settings,
     ) -> None:
+        """`scanning` is started by a server only."""
         self._upstreams = upstreams
         self._guarding = guarding
+        self.scanning = scanning
         self.notifications = notifications
         self._cache = cache
         self.settings = settings
@@ -157,6 +168,7 @@ class Live:
         """Puts other settings in force at once. Raises OSError, and then nothing has changed."""
         from mirror.cache.warming import WarmList
         from mirror.guard_tables import rules_of
+        from mirror.scan_tables import scanner_of
 
         before, self.settings = self.settings, settings
         try:
@@ -178,6 +190,7 @@ class Live:
             ]
         )
         self._guarding.take(rules_of(settings.guard))
+        self.scanning.take([scanner_of(scan) for scan in settings.scan])
         self.notifications.take(_receivers(settings.webhook))
         self._limit()
 

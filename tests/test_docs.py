@@ -52,6 +52,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "guard.signed": config.Signed,
     "guard.signed.identities": config.Identity,
     "webhook": config.Webhook,
+    "scan": config.Scan,
     "log": config.Log,
     'registries."NAME"': config.Registry,
     'registries."NAME".endpoints': config.Endpoint,
@@ -282,7 +283,7 @@ def test_commands_in_the_pages_have_the_options_that_they_are_given() -> None:
 def test_the_chart_knows_every_setting_and_no_other() -> None:
     """deploy/chart/values.schema.json lists them, but for those that belong to the image: a mistyped one is refused before it reaches a cluster."""
     tables = json.loads((ROOT / "deploy/chart/values.schema.json").read_text())["properties"]["settings"]["properties"]
-    for name in ("warm", "access", "oidc", "guard", "webhook"):
+    for name in ("warm", "access", "oidc", "guard", "webhook", "scan"):
         tables[name] = tables[name]["items"]
     del tables["groups"]  # whose keys are names
     tables |= {'registries."NAME"': tables.pop("registries")["additionalProperties"]}

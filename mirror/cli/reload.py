@@ -24,7 +24,7 @@ from mirror.config.in_force import changed
 log = logging.getLogger(__name__)
 
 _OF_UPSTREAM = ("max_rate", "offline", "rate", "registries")
-_WHOLE = ("log", "warm", "access", "groups", "oidc", "guard", "webhook", "hosted", "registries")
+_WHOLE = ("log", "warm", "access", "groups", "oidc", "guard", "webhook", "scan", "hosted", "registries")
 _TAKEN = re.compile(rf"({'|'.join(_WHOLE)})(\..+)?|upstream\.({'|'.join(_OF_UPSTREAM)})")
 """The settings that need no restart."""
 _PATIENCE = 10.0

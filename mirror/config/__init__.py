@@ -19,6 +19,7 @@ from mirror.config.registries import DEFAULT_REGISTRY as DEFAULT_REGISTRY
 from mirror.config.registries import KNOWN_ENDPOINTS as KNOWN_ENDPOINTS
 from mirror.config.registries import Endpoint as Endpoint
 from mirror.config.registries import Registry as Registry
+from mirror.config.scans import Scan as Scan
 from mirror.config.server import Server as Server
 from mirror.config.settings import Log as Log
 from mirror.config.settings import Settings as Settings

@@ -118,6 +118,14 @@ def _first(error: ValidationError) -> str:
     return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ")
 
 
+def check_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns patterns of images. Raises ValueError."""
+    for pattern in patterns:
+        if not pattern.strip() or "@" in pattern or "://" in pattern or any(character.isspace() for character in pattern):
+            raise ValueError(f'a pattern such as "library/*" or "ghcr.io/owner/app:v*" is expected; found {pattern!r}')
+    return patterns
+
+
 class Guard(Table):
     name: str = Field(
         "", max_length=40, pattern=r"^[ -~]*$", description="for headers, logs and metrics; by default the table's number"
@@ -148,6 +156,9 @@ class Guard(Table):
     immutable: bool = Field(False, description="a tag goes on meaning the first image that was served for it")
     refuse_older: bool = Field(False, description="a tag does not move to an image that was built earlier")
 
+    max_severity: Literal["none", "low", "medium", "high"] | None = Field(
+        None, description="refuse images in which a scanner of a `[[scan]]` table has found something worse"
+    )
     signed: Signed | None = Field(
         None, description="what a tag means must be signed with cosign by one of these keys or identities"
     )
@@ -163,16 +174,24 @@ class Guard(Table):
     @field_validator("images")
     @classmethod
     def _images(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in value:
-            if not pattern.strip() or "@" in pattern or "://" in pattern or any(character.isspace() for character in pattern):
-                raise ValueError(f'a pattern such as "library/*" or "ghcr.io/owner/app:v*" is expected; found {pattern!r}')
-        return value
+        return check_patterns(value)
 
     @model_validator(mode="after")
     def _whole(self) -> Guard:
-        checks = (self.cooldown, self.blocklist, self.deny, self.allow, self.immutable, self.refuse_older, self.signed)
+        checks = (
+            self.cooldown,
+            self.blocklist,
+            self.deny,
+            self.allow,
+            self.immutable,
+            self.refuse_older,
+            self.signed,
+            self.max_severity,
+        )
         if not any(checks):
-            raise ValueError("a check is expected: cooldown, blocklist, deny, allow, immutable, refuse_older or signed")
+            raise ValueError(
+                "a check is expected: cooldown, blocklist, deny, allow, immutable, refuse_older, signed or max_severity"
+            )
         if self.cooldown is None and (self.strict or self.new_tags == "hold"):
             raise ValueError("strict and new_tags belong to cooldown: set it too")
         if self.deny and self.allow:

@@ -32,6 +32,8 @@ def in_force(settings: Settings) -> dict[str, str]:
         found |= {key: value for key, value in _shown(f'guard."{guard.name}"', guard).items() if value}
     for webhook in settings.webhook:
         found |= {key: value for key, value in _shown(f'webhook."{webhook.name}"', webhook).items() if value}
+    for scan in settings.scan:
+        found |= {key: value for key, value in _shown(f'scan."{scan.name}"', scan).items() if value}
     return found
 
 
@@ -55,6 +57,8 @@ def changed(before: Settings, after: Settings) -> list[str]:
         found.append("guard")
     if before.webhook != after.webhook:
         found.append("webhook")
+    if before.scan != after.scan:
+        found.append("scan")
     for name in dict.fromkeys((*before.registries, *after.registries)):
         old, new = before.registries.get(name), after.registries.get(name)
         if old is None or new is None:

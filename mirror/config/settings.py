@@ -32,6 +32,7 @@ from mirror.config.registries import (
     Registry,
     check_different,
 )
+from mirror.config.scans import Scan
 from mirror.config.server import Server, is_loopback
 from mirror.config.sources import ConfigError, from_environment, from_file, merge
 from mirror.config.tables import Table
@@ -61,8 +62,9 @@ class Settings(Table):
     fleet: Fleet = Fleet()
     guard: tuple[Guard, ...] = ()
     webhook: tuple[Webhook, ...] = ()
+    scan: tuple[Scan, ...] = ()
 
-    @field_validator("warm", "access", "oidc", "guard", "webhook", mode="before")
+    @field_validator("warm", "access", "oidc", "guard", "webhook", "scan", mode="before")
     @classmethod
     def _tables(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, Mapping):
@@ -109,6 +111,15 @@ class Settings(Table):
         for number, one in enumerate(named):
             if one.name in (other.name for other in named[:number]):
                 raise ValueError(f"two webhooks have the name {one.name!r}")
+        return named
+
+    @field_validator("scan")
+    @classmethod
+    def _scanners(cls, value: tuple[Scan, ...]) -> tuple[Scan, ...]:
+        named = tuple(one if one.name else one.model_copy(update={"name": str(number)}) for number, one in enumerate(value, 1))
+        for number, one in enumerate(named):
+            if one.name in (other.name for other in named[:number]):
+                raise ValueError(f"two scanners have the name {one.name!r}")
         return named
 
     @field_validator("registries")
@@ -269,6 +280,8 @@ def _known_keys(path: list[str]) -> list[str]:
         return list(Keep.model_fields)
     if path[0] == "webhook":
         return list(Webhook.model_fields)
+    if path[0] == "scan":
+        return list(Scan.model_fields)
     if path[0] == "guard":
         nested: dict[str, type[Table]] = {"deny": Conditions, "allow": Conditions, "signed": Signed}
         if path[2:4] == ["signed", "identities"] and len(path) > 4:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-_LISTS = ("warm", "access", "oidc", "guard", "webhook")
+_LISTS = ("warm", "access", "oidc", "guard", "webhook", "scan")
 """Settings that are a list of tables."""
 
 

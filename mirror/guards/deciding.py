@@ -16,10 +16,13 @@ from mirror.guards.rules import Asked, Decision, Finding, Image, Rule
 from mirror.guards.signatures import is_signature
 from mirror.manifests import Descriptor
 from mirror.names import Digest
+from mirror.storage.scans import SEVERITIES
 from mirror.storage.sightings import Sighting
 
 _AGED = 60.0
 """Seconds after which it is decided anew by the age of an image."""
+_SCANNED_LATER = 60.0
+"""Seconds after which it is decided anew by what scanners found: another process may have run them."""
 _SIGNED_LATER = 60.0
 """Seconds after which it is looked again for signatures: they are made after the image."""
 
@@ -37,6 +40,8 @@ class Facts:
     images: Mapping[Digest, Image] = field(default_factory=dict)
     unsigned: Mapping[tuple[str, Digest], str] = field(default_factory=dict)
     """Why a rule, by its name, does not find a manifest signed; what it finds signed is not in it."""
+    severities: Mapping[Digest, str] = field(default_factory=dict)
+    """The worst that scanners have found in manifests, and in what they name; without those that none has looked at."""
     held: bool = False
     """True if the digest that was asked for belongs only to what is held back."""
 
@@ -57,6 +62,8 @@ def decide(rules: Sequence[Rule], asked: Asked, facts: Facts, now: float) -> Dec
     until = min((found.until for found in (finding, *observed) if found is not None), default=math.inf)
     if any(rule.depends_on_age for rule in fitting):
         until = min(until, now + _AGED)
+    if any(rule.max_severity is not None for rule in fitting):
+        until = min(until, now + _SCANNED_LATER)
     return Decision(serve, finding, tuple(observed), until)
 
 
@@ -86,6 +93,7 @@ def _objection(rules: Sequence[Rule], asked: Asked, digest: Digest, facts: Facts
     return (
         _by("deny", _denied(rules, digest, facts, now))
         or _by("blocklist", _blocked(rules, digest, facts))
+        or _by("max_severity", _scanned(rules, digest, facts))
         or _by("cooldown", _held(rules, facts))
         or (_by("signed", _unsigned(rules, asked, digest, facts, now)) if asked.tag is not None else None)
         or (_by("cooldown", _cooling(rules, asked, digest, facts, now)) if asked.tag is not None else None)
@@ -117,6 +125,16 @@ def _blocked(rules: Sequence[Rule], digest: Digest, facts: Facts) -> Finding | N
                     what = "it is blocked" if named == digest else f"{named}, which it names, is blocked"
                     return Finding(rule.name, f"{what}: {reason or rule.reason or 'no reason is given'}", math.inf)
     return None
+
+
+def _scanned(rules: Sequence[Rule], digest: Digest, facts: Facts) -> Finding | None:
+    rule = next((rule for rule in rules if rule.max_severity is not None), None)
+    found = facts.severities.get(digest)
+    if rule is None or rule.max_severity is None or found is None:
+        return None
+    if SEVERITIES.index(found) <= SEVERITIES.index(rule.max_severity):
+        return None
+    return Finding(rule.name, rule.reason or f"a scanner found something of severity {found} in it", math.inf)
 
 
 def _held(rules: Sequence[Rule], facts: Facts) -> Finding | None:

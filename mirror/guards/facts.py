@@ -13,8 +13,9 @@ from mirror.guards.images import describe
 from mirror.guards.rules import Asked, Image, Rule
 from mirror.guards.signatures import Signers, is_signature, is_signed
 from mirror.guards.sources import Documents, WithArchive
-from mirror.manifests import Manifest, children_of
+from mirror.manifests import Manifest, children_of, entries_of
 from mirror.names import Digest, Repository, Tag
+from mirror.storage.scans import scan_results, worse
 from mirror.storage.sightings import Sighting
 from mirror.storage.store import Store
 
@@ -45,7 +46,8 @@ class FactFinder:
         tags = await self._store.tags_of(asked.repository, digest) if any(rule.has_tag_pattern for rule in rules) else ()
         names = await self._names(rules, [digest], manifest)
         images = await self._images(rules, asked, [digest], tags)
-        return Facts((), tags, names, images, held=await self.is_held(rules, asked.repository, digest))
+        severities = await self._severities(rules, asked, [digest], manifest)
+        return Facts((), tags, names, images, severities=severities, held=await self.is_held(rules, asked.repository, digest))
 
     async def of_tag(self, rules: Sequence[Rule], asked: Asked, history: Sequence[Sighting], now: float) -> Facts:
         """Gathers what there is to know of what a tag means, and of what it meant before only as far back as is needed: signatures are asked for upstream."""
@@ -60,6 +62,7 @@ class FactFinder:
                 names={**facts.names, **await self._names(rules, missing)},
                 images={**facts.images, **await self._images(rules, asked, missing)},
                 unsigned={**facts.unsigned, **await self._unsigned(rules, asked, missing)},
+                severities={**facts.severities, **await self._severities(rules, asked, missing)},
             )
             known |= missing
             serve = decide(rules, asked, facts, now).serve
@@ -102,6 +105,21 @@ class FactFinder:
                     log.info("the configuration of %s cannot be had: %s", digest, error)
                     configuration = b""
                 found[digest] = describe(manifest, configuration)
+        return found
+
+    async def _severities(
+        self, rules: Sequence[Rule], asked: Asked, digests: Iterable[Digest], read: Manifest | None = None
+    ) -> dict[Digest, str]:
+        """The worst that scanners have found in images, and in what indexes list."""
+        if not any(rule.max_severity is not None for rule in rules):
+            return {}
+        found = {}
+        for digest in digests:
+            manifest = read if read is not None and read.digest == digest else await self._documents.cached(digest)
+            listed = () if manifest is None else [entry.descriptor.digest for entry in entries_of(manifest.body)]
+            results = [result for one in (digest, *listed) for result in await scan_results(self._store, one)]
+            if (worst := worse([result.worst for result in results if result.worst is not None])) is not None:
+                found[digest] = worst
         return found
 
     async def _unsigned(self, rules: Sequence[Rule], asked: Asked, digests: Iterable[Digest]) -> dict[tuple[str, Digest], str]:

@@ -194,7 +194,7 @@ class Gate:
     @property
     def _reads(self) -> bool:
         """True if manifests have to be read to decide."""
-        return any(rule.blocked or rule.needs_image for rule in self._rules)
+        return any(rule.blocked or rule.needs_image or rule.max_severity is not None for rule in self._rules)
 
     def _remembered(self, repository: Repository, reference: Reference, now: float) -> Ruling | None:
         ruling, until = self._known.get((repository, reference), (None, 0.0))

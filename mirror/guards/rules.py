@@ -116,6 +116,8 @@ class Rule:
     allow: Conditions | None = None
     immutable: bool = False
     refuse_older: bool = False
+    max_severity: str | None = None
+    """One of `mirror.storage.scans.SEVERITIES`: what scanners have found to be worse is refused."""
     signed: Signers | None = None
     """One of them must have signed what a tag means."""
 
@@ -143,6 +145,7 @@ class Rule:
             "deny": self.deny is not None,
             "immutable": self.immutable,
             "refuse_older": self.refuse_older,
+            "max_severity": self.max_severity is not None,
             "signed": self.signed is not None,
         }
         return tuple(name for name, is_set in set_.items() if is_set)

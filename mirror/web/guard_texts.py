@@ -46,6 +46,17 @@ GUARD_TEXTS: dict[str, tuple[str, str]] = {
     "done_released": ("Released: the next pull asks the registry.", "已放行：下次拉取时会向上游查询。"),
     "done_blocked": ("Blocked: it is refused from now on.", "已封禁：从现在起拒绝提供。"),
     "done_unblocked": ("No longer blocked.", "已解除封禁。"),
+    # what scanners found
+    "scans": ("What scanners found", "扫描结果"),
+    "scan_worst": ("worst: {severity}", "最高：{severity}"),
+    "scan_none": ("nothing", "未发现问题"),
+    "scan_count": ("{n} {severity}", "{severity} {n} 个"),
+    "scan_failed": ("the last scan failed", "最近一次扫描失败"),
+    "severity_none": ("none", "无"),
+    "severity_low": ("low", "低"),
+    "severity_medium": ("medium", "中"),
+    "severity_high": ("high", "高"),
+    "severity_critical": ("critical", "严重"),
     # the history of a tag
     "timeline": ("What the tag has meant", "标签的历史"),
     "timeline_from": ("{first} to {last}", "{first} 至 {last}"),

@@ -19,6 +19,7 @@ from mirror.downloads.active import Download
 from mirror.errors import CatalogFailed, ManifestUnknown, MirrorError, NameUnknown, Unknown
 from mirror.names import Reference, Repository, Tag, image_name
 from mirror.storage.inventory import ORDERS, Details, History, Image, Pulled, Totals, UnderWay, Variant
+from mirror.storage.scans import SEVERITIES, scan_results
 from mirror.storage.sightings import PUSHED_BY
 from mirror.tasks import SingleFlight, close_all
 from mirror.web import charts
@@ -175,14 +176,17 @@ class Pages:
         history = []
         if isinstance(reference, Tag):
             history = await timeline(self._cache.store, self._cache.inventory, repository, reference)
+        shown = _chosen(variants[:_MOST_VARIANTS], context.query.get("platform", ""))
         return self._render(
             "image.html",
             context,
             details=details,
+            scans=[] if shown is None else await scan_results(self._cache.store, shown.digest),
+            severities=SEVERITIES[::-1],
             variants=variants[:_MOST_VARIANTS],
             more_variants=len(variants) - _MOST_VARIANTS,
             attestations=attestations,
-            shown=_chosen(variants[:_MOST_VARIANTS], context.query.get("platform", "")),
+            shown=shown,
             others=[other for other in others.entries if other.reference != details.image.reference][:_MORE_TAGS],
             tags=others.total,
             every=EVERY,
