@@ -15,6 +15,7 @@ from aiohttp import web
 
 from mirror import __version__, metrics, wiring
 from mirror.api.access import AccessLog
+from mirror.api.browser_logins import BrowserLogins
 from mirror.api.gate import Gate
 from mirror.api.hosts import KnownHosts
 from mirror.api.login_places import LoginPlaces
@@ -101,15 +102,18 @@ async def running(
             lambda: in_force(live.settings),
             lambda: live.settings.hosted.shadowing,
             lambda: None if pem is None else ends(pem),
+            partial(wiring.sent_this_month, settings),
         )
-        admin = Admin(admin_token(settings)[0], EndedSessions(settings.cache.dir))
-        dashboard = Dashboard(cache, admin, site_info, targets.image)
+        ended = EndedSessions(settings.cache.dir)
+        admin = Admin(admin_token(settings)[0], ended)
         public = urlsplit(settings.server.public_url or "").hostname
         known_hosts = KnownHosts(
             (*settings.server.hosts, *settings.server.login_hosts, *places.client_hosts, *([public] if public else [])),
             ask_dns=not settings.upstream.offline,
         )
         gate = Gate(who, cache.possession, places, checks, live.notifications)
+        logins = BrowserLogins(who, gate, ended)
+        dashboard = Dashboard(cache, admin, logins, site_info, targets.image)
         api = Api(
             cache,
             targets,
@@ -119,6 +123,7 @@ async def running(
             dashboard.answer,
             known_hosts,
             gate,
+            logins,
             lambda request: admin.session(request) is not None,
             Mirrors(settings.fleet.name, settings.fleet.token),
             settings.server.proxies,

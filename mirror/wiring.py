@@ -15,6 +15,7 @@ from mirror import metrics
 from mirror.access import FOLDER
 from mirror.access.access import Access
 from mirror.access.audit import AuditLog
+from mirror.access.month_file import Used, read_used
 from mirror.access.oidc import Issuer
 from mirror.access.rules import Action, Allowance, Rule
 from mirror.access.upstream_checks import UpstreamChecks
@@ -272,6 +273,11 @@ def client_hosts(settings: Settings) -> dict[str, tuple[str, ...]]:
 def access_folder(settings: Settings) -> Path:
     """Where tokens are kept, and the key that signs bearer tokens."""
     return settings.cache.dir / FOLDER
+
+
+def sent_this_month(settings: Settings) -> list[Used]:
+    """Returns what users and addresses were sent this month, where that is limited. Blocks. Raises OSError."""
+    return read_used(access_folder(settings), time.time())
 
 
 def users_file(settings: Settings) -> Path:

@@ -82,7 +82,7 @@ class Bearer:
             "token": identity.token or "",
             "oidc": sorted(identity.issuers),
             "oidc_sub": identity.subject or "",
-            "bound": self._bound(of),
+            "bound": self.bound_to(of),
             "access": [{"type": "repository", "name": one.name, "actions": sorted(one.actions)} for one in granted],
         }
         if identity.login is not None:
@@ -138,9 +138,14 @@ class Bearer:
 
     def is_of(self, claims: Claims, of: str) -> bool:
         """Returns whether a token was got by what has this hash now."""
-        return hmac.compare_digest(claims.bound, self._bound(of))
+        return self.binds(claims.bound, of)
 
-    def _bound(self, of: str) -> str:
+    def binds(self, bound: str, of: str) -> bool:
+        """Returns whether `bound` was made of what has this hash."""
+        return hmac.compare_digest(bound, self.bound_to(of))
+
+    def bound_to(self, of: str) -> str:
+        """What ties a token to the password or the token by which it was got, whose hash `of` is."""
         return hmac.digest(self._key, b"bound to " + of.encode(), "sha256").hex()[:32]
 
 

@@ -24,6 +24,7 @@ from mirror.access.bearer import Bearer, Grant
 from mirror.access.guesses import Guesses
 from mirror.access.oidc import Issuers
 from mirror.access.rules import Identity
+from mirror.access.sessions import Sessions
 from mirror.access.tokens import PREFIX, Token, Tokens
 from mirror.access.users import Users, is_right
 from mirror.client_login import ClientLogin
@@ -78,6 +79,7 @@ class Identities:
         """Seconds that the last check has taken."""
         self._guesses = Guesses(self._locked)
         self._bearer = Bearer(key, clock)
+        self.sessions = Sessions(key, clock)
         self.users = Users()
         self.tokens = Tokens()
         self.issuers = Issuers()
@@ -170,15 +172,48 @@ class Identities:
             raise
         return Login(replace(client, issuers=found.names, subject=found.subject), found.until)
 
+    def of_session(self, given: str, client: Identity) -> tuple[Login, str]:
+        """Who a session of the dashboard is of, and its name. Blocks for the key. Raises LoginWrong, OSError."""
+        found = self.sessions.read(given)
+        if found is None:
+            raise LoginWrong("this session is over")
+        if found.token is not None:
+            token = self.tokens.named(found.token, self._clock())
+            if token is None or not self._has_user(token):
+                raise LoginWrong("the token is not known any more, or over")
+            identity, of = self._as_token(client, token), token.digest
+        elif found.issuers:
+            issuers = found.issuers & self.issuers.names
+            if not issuers:
+                raise LoginWrong("the issuer is not in the settings any more")
+            own = frozenset[str]() if found.user is None else self.groups.get(found.user, frozenset())
+            identity = replace(client, user=found.user, groups=found.groups | own, issuers=issuers, subject=found.subject)
+            of = ""
+        else:
+            hashed = self.users.hashes.get(found.user or "")
+            if hashed is None or found.user is None:
+                raise LoginWrong("the user was removed")
+            identity, of = self._as_user(client, found.user), hashed.decode()
+        if not self._bearer.binds(found.bound, of):
+            raise LoginWrong("the password was changed: log in again")
+        return Login(identity, found.expires), found.name
+
+    def sign_session(self, identity: Identity) -> str:
+        """Returns a session for whoever has logged in. Blocks for the key. Raises OSError."""
+        return self.sessions.sign(identity, self._bearer.bound_to(self._proof(identity)))
+
     def sign(self, identity: Identity, granted: tuple[Grant, ...]) -> tuple[str, int]:
         """Returns a bearer token for whoever has logged in, or for nobody, and its life in seconds."""
-        of = ""
+        return self._bearer.sign(identity, self._proof(identity), granted)
+
+    def _proof(self, identity: Identity) -> str:
+        """The hash of the token or the password by which somebody has logged in; empty for neither."""
         if identity.token is not None:
             token = self.tokens.named(identity.token, self._clock())
-            of = token.digest if token is not None else ""
-        elif identity.user is not None:
-            of = self.users.hashes.get(identity.user, b"").decode()
-        return self._bearer.sign(identity, of, granted)
+            return token.digest if token is not None else ""
+        if identity.user is not None and not identity.issuers:
+            return self.users.hashes.get(identity.user, b"").decode()
+        return ""
 
     def _locked(self, key: str) -> None:
         """Tells that answers to wrong logins from an address, or as a user, are delayed now."""

@@ -9,12 +9,14 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from aiohttp import web
 
 from mirror import cdn_loop
 from mirror.api import content, monitoring, search
 from mirror.api.access import AccessLog
+from mirror.api.browser_logins import LOGGED_IN, BrowserLogins
 from mirror.api.client_network import Network, behind_proxies
 from mirror.api.connection import IDLE, LONGEST_LINE, MOST_HEADERS, Connection, Connections
 from mirror.api.context import RequestContext
@@ -32,7 +34,7 @@ from mirror.api.unread import Hold, UnreadBodies, large_body
 from mirror.cache.cache import Cache
 from mirror.cache.nearby import offline_miss
 from mirror.client_login import act_for
-from mirror.errors import Denied, MirrorError, Offline, Unsupported, UpstreamError
+from mirror.errors import AdminNeeded, Denied, LoginNeeded, MirrorError, Offline, Unsupported, UpstreamError
 from mirror.events import NOBODY, Events
 from mirror.names import Digest, Repository
 from mirror.tasks import close_all
@@ -62,6 +64,7 @@ class Api:
         dashboard: Dashboard,
         hosts: KnownHosts,
         gate: Gate,
+        logins: BrowserLogins,
         is_admin: Callable[[web.BaseRequest], bool],
         mirrors: Mirrors,
         trusted_proxies: Sequence[Network] = (),
@@ -78,6 +81,7 @@ class Api:
         self._hosts = hosts
         self._gate = gate
         self._is_admin = is_admin
+        self._logins = logins
         self._mirrors = mirrors
         self._trusted_proxies = trusted_proxies
         self._shortcuts = Shortcuts(cache, access)
@@ -179,11 +183,20 @@ class Api:
             self._hosts.check(request, everywhere=target.path not in _FOR_PROGRAMS)
             if target.path == "/token":
                 return await self._issue_token(context)
+            if "Cookie" in request.headers:
+                await self._logins.recognise(context)
             if request.method not in ("GET", "HEAD"):
                 await self._gate.recognise_admin(context, target)
                 return await self._dashboard(request, target)
             if self._gate.is_closed and target.path not in _FOR_ALL and not target.path.startswith(_FOR_ALL_BELOW):
-                await self._admit_to_dashboard(context, target)
+                try:
+                    await self._admit_to_dashboard(context, target)
+                except (AdminNeeded, LoginNeeded):
+                    if "text/html" not in request.headers.get("Accept", ""):
+                        raise
+                    # Browsers get the form, and nobody else: neither do they ask for a password themselves, nor does dockerd learn of one.
+                    place = f"/login?to={quote(without_secret(request.raw_path), safe='')}"
+                    return web.Response(status=303, headers={"Location": place, "Cache-Control": "no-store", "Vary": "Accept"})
             return await context.keep(lambda: self._outside_api(context, target))
         self._hosts.check(request, everywhere=False)
         if request.method not in ("GET", "HEAD") or target.resource is Resource.UPLOAD:
@@ -241,6 +254,9 @@ class Api:
     async def _admit_to_dashboard(self, context: RequestContext, target: Target) -> None:
         """Pages name images and repositories of all kinds: they are for admins, and for those who may pull everything. A search names only what may be pulled."""
         if self._is_admin(context.request):
+            return
+        if LOGGED_IN in context.request:
+            self._logins.check_page(context, target.path)
             return
         await self._gate.identify(context, target)
         if target.path != "/v1/search":

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from mirror.access.guesses import DELAY, Guesses
+from mirror.api.browser_logins import LOGGED_IN
 from mirror.api.client_network import client_network
 from mirror.api.gate import ADMIN_USER
 from mirror.errors import AdminNeeded, Refused, TooManyGuesses
@@ -46,6 +47,11 @@ class Admin:
             return None
         return given if _name(given) not in self._ended else None
 
+    def session_of(self, request: web.BaseRequest) -> str | None:
+        """The session of whoever may change anything: of the admin token, or of a user who may administer the mirror; None if the request has neither."""
+        user = request.get(LOGGED_IN)
+        return self.session(request) or (user.session if user is not None and user.is_admin else None)
+
     async def begin(self, request: web.BaseRequest, token: str) -> str:
         """Starts a session for a client that knows the token. Raises AdminNeeded, TooManyGuesses."""
         await self._check(request, token)
@@ -72,7 +78,7 @@ class Admin:
             # Browsers send a password by themselves, so the request must come from one of the mirror's own pages, or from no page.
             check_origin(request)
             return
-        session = self.session(request)
+        session = self.session_of(request)
         if session is None:
             raise AdminNeeded("changing anything needs the admin token: log in, or send it as Authorization: Bearer")
         check_origin(request)

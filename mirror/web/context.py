@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode
 
 from aiohttp import web
 
+from mirror.api.browser_logins import LOGGED_IN
 from mirror.api.targets import Target
 from mirror.clients import Address
+from mirror.names import Repository
 from mirror.web.admin import Admin
 from mirror.web.translations import LANGUAGES, TAGS, preferred
 
@@ -29,6 +31,10 @@ class PageContext:
     form_secret: str
     path: str
     query: Mapping[str, str]
+    user: str = ""
+    """Who has logged in, if that was not with the admin token."""
+    may_see: Callable[[Repository], bool] | None = None
+    """Which repositories may be named; None for all."""
 
     @property
     def tag(self) -> str:
@@ -56,7 +62,7 @@ def recognise(request: web.BaseRequest, target: Target, admin: Admin) -> PageCon
     cookies = request.cookies
     language = cookies.get(LANGUAGE_COOKIE)
     theme = cookies.get(THEME_COOKIE, "")
-    session = admin.session(request)
+    session, user = admin.session_of(request), request.get(LOGGED_IN)
     return PageContext(
         language if language in LANGUAGES else preferred(request.headers.get("Accept-Language", "")),
         theme if theme in THEMES else THEMES[0],
@@ -65,6 +71,8 @@ def recognise(request: web.BaseRequest, target: Target, admin: Admin) -> PageCon
         admin.form_secret(session) if session is not None else "",
         target.path,
         target.query,
+        user.name if user is not None else "",
+        user.may_see if user is not None and admin.session(request) is None else None,
     )
 
 

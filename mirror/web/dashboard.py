@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from mirror.api.browser_logins import BrowserLogins
 from mirror.api.targets import Target
 from mirror.cache.cache import Cache
 from mirror.names import Reference, Repository
@@ -26,10 +27,15 @@ class Dashboard:
     """Answers requests for the dashboard. It is opened by the first one, or half a minute after the start, whichever comes first."""
 
     def __init__(
-        self, cache: Cache, admin: Admin, site_info: SiteInfo, parse: Callable[[str], tuple[Repository, Reference]]
+        self,
+        cache: Cache,
+        admin: Admin,
+        logins: BrowserLogins,
+        site_info: SiteInfo,
+        parse: Callable[[str], tuple[Repository, Reference]],
     ) -> None:
         """`parse` takes an image's name as people write it. Raises Invalid."""
-        self._parts = (cache, admin, site_info, parse)
+        self._parts = (cache, admin, logins, site_info, parse)
         self._site: Site | None = None
         self._background_task = BackgroundTask(self._warm)
 

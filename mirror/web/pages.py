@@ -16,7 +16,7 @@ from mirror.cache.freshness import is_fresh
 from mirror.cache.warming import WarmState
 from mirror.clients import CLIENTS, Address, Client
 from mirror.downloads.active import Download
-from mirror.errors import CatalogFailed, ManifestUnknown, MirrorError, NameUnknown, Unknown
+from mirror.errors import AdminNeeded, CatalogFailed, ManifestUnknown, MirrorError, NameUnknown, Unknown
 from mirror.names import Reference, Repository, Tag, image_name
 from mirror.storage.inventory import ORDERS, Details, History, Image, Pulled, Totals, UnderWay, Variant
 from mirror.storage.scans import SEVERITIES, scan_results
@@ -27,6 +27,7 @@ from mirror.web.actions import EVERY, PLATFORMS, Actions
 from mirror.web.context import PageContext, page_number
 from mirror.web.downloads import ImageDownload, by_image
 from mirror.web.finding import Finding
+from mirror.web.seen import seen_details, seen_images, seen_repositories
 from mirror.web.setup import plan
 from mirror.web.site_info import SiteInfo
 from mirror.web.templating import Templates
@@ -51,6 +52,8 @@ _MOST_VARIANTS = 40
 _LONGEST_SEARCH = 200
 _TOP = 6
 _MORE_TAGS = 12
+_MOST_USED = 100
+"""Users whose bytes of this month are shown."""
 _MOST_GUARDED = 50
 """Lines of each list about guards."""
 
@@ -117,6 +120,8 @@ class Pages:
 
     async def overview(self, context: PageContext) -> str:
         images = await self._list(context)
+        if context.may_see is not None:
+            return self._render("mine.html", context, **images)
         state = await self.state()
         return self._render("overview.html", context, parts=self.parts(state, context.language), **images)
 
@@ -125,6 +130,8 @@ class Pages:
         return self._render("_list.html", context, **await self._list(context))
 
     async def repository(self, context: PageContext, repository: Repository) -> str:
+        if context.may_see is not None and not context.may_see(repository):
+            raise NameUnknown(f"nothing is cached of {repository}")
         found = await self._list(context, repository)
         cached = found["page"].total
         if cached and context.query.get("view") != "tags":
@@ -133,7 +140,7 @@ class Pages:
             tags = await self._finding.tags(context, repository)
         except Unknown as error:
             raise NameUnknown(f"nothing is cached of {repository}, and {error.message}") from None
-        downloads = await self._downloads()
+        downloads = await self._downloads() if context.may_see is None else ()
         return self._render(
             "tags.html",
             context,
@@ -155,7 +162,7 @@ class Pages:
         """Renders the images for a class to copy commands from: those that are pinned, or in a list, first."""
         number = page_number(context.query)
         search = context.query.get("q", "")[:_LONGEST_SEARCH]
-        page = await self._cache.inventory.images(search, "pinned", (number - 1) * PAGE, PAGE)
+        page = await seen_images(self._cache.inventory, context.may_see, search, "pinned", (number - 1) * PAGE, PAGE)
         together = [str(image) for image in page.entries if (image.pinned or image.listed) and not image.missing]
         return self._render(
             "class.html",
@@ -169,6 +176,8 @@ class Pages:
 
     async def image(self, context: PageContext, repository: Repository, reference: Reference) -> str:
         details = await self._cache.inventory.image(repository, reference)
+        if details is not None and context.may_see is not None:
+            details = seen_details(details, context.may_see)
         if details is None:
             raise ManifestUnknown(f"nothing is cached of {image_name(repository, reference)}")
         others = await self._cache.inventory.images("", "pulled", 0, _MORE_TAGS + 1, repository)
@@ -234,8 +243,23 @@ class Pages:
     def script(self, client: Client, address: Address) -> str:
         return self._templates.script("setup.sh", plan=plan(client, address, self._site_info.registries()))
 
-    def login(self, context: PageContext, to: str, error: MirrorError | None = None) -> str:
-        return self._render("login.html", context, to=to, error=error)
+    def login(
+        self, context: PageContext, to: str, error: MirrorError | None = None, *, offered: bool = False, user: str = ""
+    ) -> str:
+        """Renders the form; where it is `offered` to users, with a field for their name."""
+        return self._render("login.html", context, to=to, error=error, offered=offered, user=user)
+
+    async def account(self, context: PageContext) -> str:
+        """Renders who has logged in, and what was sent this month: to them, or for an admin to everybody."""
+        if not context.user and context.session is None:
+            raise AdminNeeded("this page is for whoever has logged in")
+        try:
+            month = await asyncio.to_thread(self._site_info.month)
+        except OSError as error:
+            raise CatalogFailed(f"what was sent this month cannot be read: {error}") from None
+        if context.session is None:
+            month = [one for one in month if one.key == context.user]
+        return self._render("account.html", context, month=month[:_MOST_USED], more=len(month) - _MOST_USED)
 
     def error(self, context: PageContext, error: MirrorError, image: str = "") -> str:
         """Renders an error; `image` is one that is not cached and can be fetched."""
@@ -255,9 +279,9 @@ class Pages:
         grouped = repository is None and not search and context.query.get("view") != "images"
         page: Any
         if grouped:
-            page = await self._cache.inventory.repositories(order, start, PAGE)
+            page = await seen_repositories(self._cache.inventory, context.may_see, order, start, PAGE)
         else:
-            page = await self._cache.inventory.images(search, order, start, PAGE, repository)
+            page = await seen_images(self._cache.inventory, context.may_see, search, order, start, PAGE, repository)
         base = {
             "q": search,
             "order": order if order != ORDERS[0] else "",

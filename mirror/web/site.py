@@ -21,6 +21,7 @@
     GET   /setup, /setup/CLIENT.sh
     GET   /events                 live updates of the overview, as server-sent events
     GET, POST  /login;  POST /logout
+    GET   /account                who has logged in, and what they were sent this month
     GET   /web/…                  script, style, picture
 
 ``?lang=`` and ``?theme=`` on a page are stored in a cookie.
@@ -30,11 +31,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Mapping
 from urllib.parse import parse_qsl, quote
 
 from aiohttp import web
 
+from mirror.api.browser_logins import LOGGED_IN, SESSION_COOKIE, BrowserLogins
 from mirror.api.gate import ADMIN_USER
 from mirror.api.request_body import continue_
 from mirror.api.responses import error_response
@@ -43,6 +46,7 @@ from mirror.cache.cache import Cache
 from mirror.clients import CLIENTS
 from mirror.errors import (
     AdminNeeded,
+    LoginWrong,
     ManifestUnknown,
     MirrorError,
     RequestInvalid,
@@ -66,6 +70,9 @@ _HTML = "text/html; charset=utf-8"
 _FOR_EVER = "public, max-age=31536000, immutable"
 _YEAR = 365 * 86400
 _LARGEST_FORM = 16 * 1024
+_LONGEST_NAME = 64
+ADMIN_NAME = "admin"
+"""The user of the form whose password is the admin token."""
 _FORM_TIMEOUT = 10.0
 """Seconds for a form to arrive."""
 _POLICY = (
@@ -88,10 +95,16 @@ class Site:
     """Answers requests for the dashboard."""
 
     def __init__(
-        self, cache: Cache, admin: Admin, site_info: SiteInfo, parse: Callable[[str], tuple[Repository, Reference]]
+        self,
+        cache: Cache,
+        admin: Admin,
+        logins: BrowserLogins,
+        site_info: SiteInfo,
+        parse: Callable[[str], tuple[Repository, Reference]],
     ) -> None:
         """`parse` takes an image's name as people write it. Raises Invalid."""
         self._admin = admin
+        self._logins = logins
         self._uploads = Uploads(cache.store, admin, parse, cache.manifests.forget, lambda: cache.guard)
         self._actions = Actions(cache.images, cache.pulls)
         self._templates = Templates(site_info.version)
@@ -133,12 +146,13 @@ class Site:
             case "POST", "logout", "":
                 check_origin(request)
                 self._admin.end(request)
-                return _redirect("/", {COOKIE: ""}, 0)
+                self._logins.end(request, time.time())
+                return _redirect("/", {COOKIE: "", SESSION_COOKIE: ""}, 0)
             case "GET" | "HEAD", "web", _:
                 return self._asset(target.path)
             case "GET" | "HEAD", _, _:
                 return await self._get(request, target, first, rest)
-            case _, ("" | "class" | "repository" | "search" | "settings" | "setup" | "events" | "web"), _:
+            case _, ("" | "account" | "class" | "repository" | "search" | "settings" | "setup" | "events" | "web"), _:
                 raise Unsupported(f"{request.method} is not supported here")
             case _, ("guards" | "image" | "images" | "login"), _:
                 raise Unsupported(f"{request.method} is not supported here", "GET, HEAD, POST")
@@ -175,12 +189,14 @@ class Site:
                 page = self._pages.settings(context)
             case "guards", "":
                 page = await self._pages.guards(context)
+            case "account", "":
+                page = await self._pages.account(context)
             case "class", "":
                 page = await self._pages.classroom(context)
             case "setup", "":
                 page = self._pages.setup(context)
             case "login", "":
-                page = self._pages.login(context, _local(context.query.get("to", "")))
+                page = self._pages.login(context, _local(context.query.get("to", "")), offered=self._logins.offered)
             case _:
                 raise _no_route()
         return _html_response(page)
@@ -224,7 +240,7 @@ class Site:
     async def _rule(self, request: web.BaseRequest) -> web.StreamResponse:
         form = await _form(request)
         await self._admin.allow(request, form.get("secret", ""))
-        done = await self._actions.rule(form, _image, request.get(ADMIN_USER) or f"the dashboard, from {request.remote}")
+        done = await self._actions.rule(form, _image, _user(request) or f"the dashboard, from {request.remote}")
         if not _wants_html(request):
             return web.json_response({"done": done}, headers=_SAFETY)
         return _redirect(f"/guards?done={done}")
@@ -243,14 +259,21 @@ class Site:
         check_origin(request)
         form = await _form(request)
         to = _local(form.get("to", ""))
+        user, password = form.get("username", ""), form.get("token", "").strip()
         try:
-            session = await self._admin.begin(request, form.get("token", "").strip())
-        except (AdminNeeded, TooManyGuesses) as error:
+            if self._logins.offered and user not in ("", ADMIN_NAME):
+                cookie, session = SESSION_COOKIE, await self._logins.begin(request, user, form.get("token", ""))
+            else:
+                cookie, session = COOKIE, await self._admin.begin(request, password)
+        except (AdminNeeded, LoginWrong, TooManyGuesses) as error:
             if not _wants_html(request):
                 raise
-            return _html_response(self._pages.login(recognise(request, target, self._admin), to, error), error)
+            page = self._pages.login(
+                recognise(request, target, self._admin), to, error, offered=self._logins.offered, user=user[:_LONGEST_NAME]
+            )
+            return _html_response(page, error)
         secure = request.secure or request.headers.get("Origin", "").startswith("https://")
-        return _redirect(to, {COOKIE: session}, LASTS, secure)
+        return _redirect(to, {COOKIE: "", SESSION_COOKIE: "", cookie: session}, LASTS, secure)
 
     def _script(self, context: PageContext, name: str) -> web.Response:
         client = CLIENTS.get(name)
@@ -293,7 +316,7 @@ def _html_response(page: str, error: MirrorError | None = None) -> web.Response:
 def _redirect(to: str, cookies: Mapping[str, str] | None = None, lasts: int = _YEAR, secure: bool = False) -> web.Response:
     response = web.Response(status=303, headers={**_SAFETY, "Location": to})
     for name, value in (cookies or {}).items():
-        response.set_cookie(name, value, max_age=lasts, path="/", httponly=True, samesite="Strict", secure=secure)
+        response.set_cookie(name, value, max_age=lasts if value else 0, path="/", httponly=True, samesite="Strict", secure=secure)
     return response
 
 
@@ -327,6 +350,12 @@ async def _fields(request: web.BaseRequest) -> list[tuple[str, str]]:
         return parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MOST + 10)
     except (ValueError, RecursionError, TimeoutError):
         raise RequestInvalid("a form is expected, URL-encoded") from None
+
+
+def _user(request: web.BaseRequest) -> str | None:
+    """The user who sends a request that changes something; None for the admin token."""
+    found = request.get(LOGGED_IN)
+    return request.get(ADMIN_USER) or (found.name if found is not None else None)
 
 
 def _repository(name: str) -> Repository:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mirror.access.month_file import Used
+
 
 @dataclass(frozen=True, slots=True)
 class SiteInfo:
@@ -23,3 +25,5 @@ class SiteInfo:
     """Patterns of hosted repositories that cover names which others pull from Docker Hub."""
     certificate_ends: Callable[[], float | None] = lambda: None
     """When the mirror's own certificate expires, in seconds since the epoch; None if it has none."""
+    month: Callable[[], list[Used]] = list
+    """What users and addresses were sent this month, where that is limited. Blocks. Raises OSError."""
