@@ -80,6 +80,11 @@ class Readiness:
                 if endpoint["state"] != "ok" and not self._upstreams.offline:
                     error = f": {endpoint['last_error']}" if with_errors else ""
                     degraded.append(f"{name}: {endpoint['endpoint']} {_state(endpoint)}{error}")
+        if self._upstreams.fleet is not None and not self._upstreams.offline:
+            dead = [place.name for place in self._upstreams.fleet.all if not place.alive]
+            degraded += [
+                f"the mirror {name} does not answer: the next one, or the registry, is asked in its place" for name in dead
+            ]
         return {"degraded": degraded, "mirror": faults, "registries": registries, "offline": self._upstreams.offline}
 
     def _certificate_end(self) -> float | None:

@@ -61,6 +61,11 @@ class Source(Protocol):
         ...
 
     @property
+    def single(self) -> bool:
+        """True where it comes from a mirror that downloads it itself: a second connection brings nothing sooner, unless it is for bytes out of order."""
+        ...
+
+    @property
     def throttled(self) -> bool:
         """True if a cap on the rate, not upstream, makes it slow."""
         ...

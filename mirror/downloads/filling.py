@@ -121,6 +121,10 @@ class Filling:
         return self._suppliers.ranges
 
     @property
+    def single(self) -> bool:
+        return self._suppliers.single
+
+    @property
     def workers(self) -> int:
         return len(self._workers)
 

@@ -67,6 +67,11 @@ class State(Protocol):
         ...
 
     @property
+    def single(self) -> bool:
+        """True where a second connection brings nothing sooner, unless it is for bytes out of order."""
+        ...
+
+    @property
     def workers(self) -> int:
         """Connections that take one segment after the other."""
         ...
@@ -167,7 +172,7 @@ class Planner:
 
     def target(self, state: State) -> int:
         """Returns the number of workers that there should be: more than one only for readers."""
-        return self.concurrency.target if divisible(state) and state.wanted else 1
+        return self.concurrency.target if divisible(state) and state.wanted and not state.single else 1
 
     def start(self, state: State, now: float) -> Fetch | Split | None:
         """Returns the next worker to start; None where there are enough."""
@@ -246,7 +251,7 @@ class Planner:
         """Measures the throughput. Returns the hedges to start."""
         if state.throttled:
             self.concurrency.restart()
-        if not divisible(state) or not state.wanted or state.throttled:
+        if not divisible(state) or not state.wanted or state.throttled or state.single:
             return []
         assert state.size is not None
         here = state.have.total

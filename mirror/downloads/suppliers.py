@@ -189,6 +189,10 @@ class Suppliers:
         return any(supplier.source.ranges for supplier in self._usable())
 
     @property
+    def single(self) -> bool:
+        return all(supplier.source.single for supplier in self._usable())
+
+    @property
     def throttled(self) -> bool:
         return any(supplier.source.throttled for supplier in self)
 
@@ -297,6 +301,10 @@ class _Through:
     @property
     def ranges(self) -> bool:
         return self._source.ranges
+
+    @property
+    def single(self) -> bool:
+        return self._source.single
 
     @property
     def throttled(self) -> bool:

@@ -63,6 +63,11 @@ class Blob:
         return not all(endpoint.delivery.unranged for endpoint in self._endpoints)
 
     @property
+    def single(self) -> bool:
+        """False: each connection to a registry brings bytes of its own."""
+        return False
+
+    @property
     def throttled(self) -> bool:
         """True if it is slow because of the cap on the rate."""
         return self.share.throttled(asyncio.get_running_loop().time())

@@ -60,6 +60,10 @@ class PlacedBlob:
         return self._blob.ranges or bool(self._usable())
 
     @property
+    def single(self) -> bool:
+        return not self._is_hit and bool(self._usable())
+
+    @property
     def throttled(self) -> bool:
         return self._blob.throttled
 
@@ -77,11 +81,11 @@ class PlacedBlob:
     async def open(
         self, start: int = 0, stop: int | None = None, *, spare: bool = False, avoid: str | None = None
     ) -> PlaceStream | BlobStream:
-        """Opens ``[start, stop)``. A place that downloads the blob itself gets one connection only: more would not make that faster. Raises as `Blob.open` does."""
+        """Opens ``[start, stop)``. Raises as `Blob.open` does."""
         while places := self._usable():
             place = places[0]
-            if spare and ((self._open and not self._is_hit) or not self._transport.allows_spare(place.delivery)):
-                raise UpstreamBusy(f"{place.name} downloads the blob itself, or as many connections as allowed are open")
+            if spare and not self._transport.allows_spare(place.delivery):
+                raise UpstreamBusy(f"{place.name}: as many connections as allowed are open")
             try:
                 return await self._open_at(place, start, stop)
             except MirrorError as error:

@@ -36,7 +36,7 @@ class Source:
 
     connections = 1
     ranges = True
-    throttled = capped = False
+    single = throttled = capped = False
 
     def attend(self, wanted: bool) -> None: ...
 

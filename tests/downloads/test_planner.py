@@ -26,6 +26,7 @@ class State:
     wanted: bool = True
     answered: bool = True
     ranges: bool = True
+    single: bool = False
     throttled: bool = False
 
 
@@ -59,6 +60,7 @@ def running(of: Planner, start: int, end: int | None, position: int, *, began: f
         (state(20 * MIB), 2, (0, 10 * MIB, False)),
         (state(15 * MIB), 2, (0, 15 * MIB, False)),  # too small to be worth two
         (state(ranges=False), 2, (0, 48 * MIB, False)),
+        (state(single=True), 2, (0, 48 * MIB, False)),
         (state(wanted=False), 2, (0, 48 * MIB, True)),  # nobody waits: one connection, which may be refused
         (state(1000, here=1000), 1, None),
     ],
@@ -235,3 +237,15 @@ def test_a_download_that_the_cap_makes_slow_is_not_judged_by_it() -> None:
     judged = state(workers=1)
     assert made.give_up(judged, 900.0) is None
     assert made.give_up(judged, 1000.0) is not None
+
+
+def test_a_second_connection_to_who_downloads_itself_is_for_bytes_out_of_order_only() -> None:
+    """None is added, and nothing hedged, however long it lasts. A reader far ahead gets its detour. Once all of it is there, connections are added as usual."""
+    made, single = plan(target=4), state(workers=1, single=True)
+    running(made, 0, 48 * MIB, 0)
+    for second in range(1, 60):
+        assert made.observe(single, float(second)) == []
+        assert made.start(single, float(second)) is None
+    assert made.detour(single, 40 * MIB, 41 * MIB, 60.0) == Detour(40 * MIB, 41 * MIB)
+    made.taken(40 * MIB)
+    assert isinstance(made.start(state(workers=1), 60.0), Split)

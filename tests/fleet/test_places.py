@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -189,16 +190,26 @@ async def test_a_mirror_is_believed_that_the_registry_limits_requests(setting: S
     assert setting.upstream.asked == []
 
 
+async def degraded(setting: Setting) -> list[str]:
+    found: list[str] = json.loads((await setting.mirror.get("/readyz")).body)["degraded"]
+    return found
+
+
 @of_mirrors
 async def test_a_mirror_that_is_gone_is_not_missed_and_is_asked_again_once_it_is_back(setting: Setting) -> None:
-    """Without a request of a client that finds it out."""
+    """Without a request of a client that finds it out. /readyz tells that it is gone."""
     await setting.place.stop()
     digest, data = setting.blob()
     assert (await setting.get(digest)).body == data
     assert setting.asked(digest) == (0, 1)
+    assert await degraded(setting) == [
+        f"the mirror {setting.place.url} does not answer: the next one, or the registry, is asked in its place"
+    ]
     await setting.place.start()
     looks = setting.place.count("GET", "/healthz")
     await until(lambda: setting.place.count("GET", "/healthz") > looks)
+    while await degraded(setting):
+        await asyncio.sleep(0.01)
     digest, data = setting.blob()
     assert (await setting.get(digest)).body == data
     assert setting.asked(digest) == (1, 0)
@@ -239,6 +250,21 @@ async def test_a_mirror_that_downloads_itself_gets_one_connection(setting: Setti
     setting.place.rate = 12 * MIB
     assert (await setting.get(digest)).body == data
     assert (setting.place.most_bodies, setting.asked(digest)) == (1, (1, 0))
+
+
+@of_mirrors
+async def test_bytes_out_of_order_come_from_a_mirror_that_downloads_itself(setting: Setting) -> None:
+    """Lazy pullers read a layer's end first: they do not wait for all that comes before it."""
+    digest, data = setting.blob(24 * MIB)
+    hold = Hold(MIB)
+    setting.place.fail(str(digest), hold)
+    whole = asyncio.create_task(setting.get(digest))
+    await hold.reached.wait()
+    got = await setting.get(digest, Range=f"bytes={24 * MIB - 1000}-")
+    assert (got.status, got.body) == (206, data[-1000:])
+    hold.release.set()
+    assert (await whole).body == data
+    assert setting.asked(digest) == (2, 0)
 
 
 @of_mirrors

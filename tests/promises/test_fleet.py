@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import ssl
 from collections.abc import Iterator
@@ -146,3 +147,39 @@ async def test_a_crowd_with_tls_and_workers(upstream: Scripted, tmp_path: Path) 
         assert [Digest.of(body) for body in bodies] == [blob for _ in fleet for blob in blobs for _ in range(10)]
         for blob in blobs:
             assert upstream.count("GET", str(blob)) == 1
+
+
+async def test_whatever_happens_to_one_of_three_no_client_of_the_others_notices(upstream: Scripted, tmp_path: Path) -> None:
+    """Faults by a random schedule, whose seed is printed: a mirror is killed or stopped at some time, and comes back."""
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    upstream.rate = 8 * MIB
+    with processes(tmp_path, {"docker.io": upstream.url}) as fleet:
+
+        async def fault(victim: MirrorProcess, how: signal.Signals, after: float) -> None:
+            await asyncio.sleep(after)
+            os.kill(victim.pid, how)
+
+        async def client(url: str, blob: Digest, after: float) -> bytes:
+            await asyncio.sleep(after)
+            return await fetch(url, blob)
+
+        for _ in range(3):
+            victim = chance.choice(list(fleet))
+            blobs = [upstream.add_blob(chance.randbytes(chance.choice([1000, MIB, 4 * MIB]))) for _ in range(4)]
+            how = chance.choice([KILL, STOP])
+            work = [client(url, blob, chance.random()) for url in fleet if url != victim for blob in blobs for _ in range(3)]
+            happens = asyncio.create_task(fault(fleet[victim], how, chance.random()))
+            bodies = await asyncio.wait_for(asyncio.gather(*work), PATIENCE)
+            await happens
+            assert [Digest.of(body) for body in bodies] == [
+                blob for url in fleet if url != victim for blob in blobs for _ in range(3)
+            ]
+            # The third one asks upstream too, if it has found the home dead before the second one.
+            assert all(upstream.count("GET", str(blob)) <= 3 for blob in blobs)
+            if how is STOP:
+                os.kill(fleet[victim].pid, signal.SIGCONT)
+            else:
+                await asyncio.to_thread(fleet[victim].kill)
+                await asyncio.to_thread(fleet[victim].start)
