@@ -106,6 +106,8 @@ async def running(
         )
         ended = EndedSessions(settings.cache.dir)
         admin = Admin(admin_token(settings)[0], ended)
+        if who.audit is not None:
+            cache.images.audit = who.audit.note_by_hand
         public = urlsplit(settings.server.public_url or "").hostname
         known_hosts = KnownHosts(
             (*settings.server.hosts, *settings.server.login_hosts, *places.client_hosts, *([public] if public else [])),

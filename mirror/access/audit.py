@@ -81,6 +81,11 @@ class AuditLog:
         except OSError as error:
             log.error("the audit log %s cannot be written: %s", self._file, error, extra={"cause": str(error)})
 
+    def note_by_hand(self, action: str, who: str, image: str, digest: str, why: str) -> None:
+        """Adds a line for what somebody has decided by hand on an image, ``REPOSITORY:TAG``, or on a digest."""
+        repository, _, tag = image.rpartition(":") if image else ("", "", "")
+        self.note(who, "", "", action, repository, tag, digest, "", "allowed", why)
+
 
 def read_audit_log(file: Path) -> Iterator[dict[str, Any]]:
     """Yields the entries of a log, and before them those of FILE.1 if there is one. Blocks. Raises OSError; NoFile where there is neither."""

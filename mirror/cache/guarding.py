@@ -84,8 +84,8 @@ class Guard(Protocol):
         """Decides on a manifest by its digest, before it is fetched and again once it is here."""
         ...
 
-    async def foresee(self, repository: Repository, reference: Reference, root: Descriptor, archive: Archive) -> Ruling:
-        """Decides what clients will get by a reference once it means `root`, which an archive brings. Remembers nothing."""
+    async def foresee(self, repository: Repository, reference: Reference, root: Descriptor, archive: Archive | None) -> Ruling:
+        """Decides what clients would get by a reference if it meant `root` from now on, which an archive may bring. Remembers nothing."""
         ...
 
     async def check_blob(self, repository: Repository, digest: Digest) -> None:

@@ -37,6 +37,8 @@ class Images:
         self._manifests = manifests
         self.ruled: Callable[[], Awaitable[None]] = _nothing
         """Called when something was blocked or released by hand."""
+        self.audit: Callable[[str, str, str, str, str], None] = _forget
+        """Called with what was decided by hand: the action, who, the image or nothing, the digest, and why."""
         self._background_task = BackgroundTask(self._watch)
 
     def start(self) -> None:
@@ -77,6 +79,7 @@ class Images:
         if digest is None:
             raise ManifestUnknown(f"{image_name(repository, tag)} was never asked for here, or is gone at its registry")
         log.warning("%s was released by %s, to mean %s: %s", image_name(repository, tag), released.who, digest, released.why)
+        self.audit("release", released.who, image_name(repository, tag), str(digest), released.why)
         await self._has_ruled()
         return digest
 
@@ -84,6 +87,7 @@ class Images:
         """Refuses content from now on."""
         await self._store.block(block)
         log.warning("%s was blocked by %s: %s", block.digest, block.who, block.reason)
+        self.audit("block", block.who, "", str(block.digest), block.reason)
         await self._has_ruled()
 
     async def unblock(self, digest: Digest, who: str) -> None:
@@ -91,6 +95,7 @@ class Images:
         if not await self._store.unblock(digest):
             raise ManifestUnknown(f"{digest} is not blocked by hand")
         log.warning("%s was unblocked by %s", digest, who)
+        self.audit("unblock", who, "", str(digest), "")
         await self._has_ruled()
 
     async def _has_ruled(self) -> None:
@@ -106,4 +111,8 @@ class Images:
 
 
 async def _nothing() -> None:
+    pass
+
+
+def _forget(*_: str) -> None:
     pass

@@ -248,4 +248,6 @@ class Tags(TagChecks):
         manifest = await self._store.manifest(record.descriptor.digest)
         if manifest is None or (await guard.rule_digest(repository, manifest.digest, manifest)).error is not None:
             return None
-        return manifest
+        # Rules for tags may have changed since they got it.
+        ruling = await guard.foresee(repository, tag, manifest.descriptor, None)
+        return manifest if ruling.serve is not None and ruling.serve.digest == manifest.digest else None

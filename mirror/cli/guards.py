@@ -19,6 +19,7 @@ from mirror.names import Digest, image_name
 from mirror.storage.sightings import Block, Released
 
 if TYPE_CHECKING:
+    from mirror.config import Settings
     from mirror.storage.store import Store
 
 
@@ -40,9 +41,11 @@ def release(image: str, why: str, config: Path | None, cache_dir: str | None, up
     async def work(store: Store) -> Digest | None:
         return await store.release(repository, reference, Released(time.time(), _who(), why))
 
-    digest = on_store(settings_or_exit(config, cache_dir, upstreams), work)
+    settings = settings_or_exit(config, cache_dir, upstreams)
+    digest = on_store(settings, work)
     if digest is None:
         fail(f"{name} was never asked for here, or is gone at its registry")
+    _audit(settings, "release", [(name, str(digest))], why)
     if as_json:
         print_json({"image": name, "digest": str(digest), "by": _who(), "why": why})
     else:
@@ -67,7 +70,9 @@ def block(
         for digest in named:
             await store.block(Block(digest, reason, _who(), time.time()))
 
-    on_store(settings_or_exit(config, cache_dir, upstreams), work)
+    settings = settings_or_exit(config, cache_dir, upstreams)
+    on_store(settings, work)
+    _audit(settings, "block", [("", str(digest)) for digest in named], reason)
     _print(named, "blocked", as_json)
 
 
@@ -84,8 +89,11 @@ def unblock(
     async def work(store: Store) -> list[Digest]:
         return [digest for digest in named if not await store.unblock(digest)]
 
-    unknown = on_store(settings_or_exit(config, cache_dir, upstreams), work)
-    _print([digest for digest in named if digest not in unknown], "unblocked", as_json)
+    settings = settings_or_exit(config, cache_dir, upstreams)
+    unknown = on_store(settings, work)
+    done = [digest for digest in named if digest not in unknown]
+    _audit(settings, "unblock", [("", str(digest)) for digest in done], "")
+    _print(done, "unblocked", as_json)
     if unknown:
         fail(f"not blocked by hand: {', '.join(map(str, unknown))}")
 
@@ -103,6 +111,21 @@ def _print(digests: list[Digest], what: str, as_json: bool) -> None:
         return
     for digest in digests:
         click.echo(f"{digest} is {what}")
+
+
+def _audit(settings: Settings, action: str, decided: Sequence[tuple[str, str]], why: str) -> None:
+    """Adds what was decided to the audit log, if there is one: images, or nothing, with digests."""
+    if settings.server.audit_log is None or not decided:
+        return
+    from mirror.access.audit import AuditLog
+
+    try:
+        audit = AuditLog(settings.server.audit_log)
+    except OSError as error:
+        fail(f"it is done, but the audit log {settings.server.audit_log} cannot be written: {error.strerror}")
+    for image, digest in decided:
+        audit.note_by_hand(action, _who(), image, digest, why)
+    audit.close()
 
 
 def _who() -> str:

@@ -121,8 +121,9 @@ class Gate:
         asked = Asked(repository, None, digest, self._store.hosted.covers(repository))
         return await self._ruled(asked, digest, await self._finder.of_digest(self._rules, asked, manifest), now, epoch)
 
-    async def foresee(self, repository: Repository, reference: Reference, root: Descriptor, archive: Archive) -> Ruling:
-        now, finder, hosted = self._clock(), self._finder.beside(archive), self._store.hosted.covers(repository)
+    async def foresee(self, repository: Repository, reference: Reference, root: Descriptor, archive: Archive | None) -> Ruling:
+        now, hosted = self._clock(), self._store.hosted.covers(repository)
+        finder = self._finder if archive is None else self._finder.beside(archive)
         if isinstance(reference, Digest):
             asked = Asked(repository, None, reference, hosted)
             facts = await finder.of_digest(self._rules, asked, None)

@@ -18,6 +18,7 @@ from mirror.api import context
 from mirror.guards import in_force
 from mirror.names import Digest
 from tests.support.commands import Commands
+from tests.support.dashboard import token
 from tests.support.mirrors import Got, Mirror, MirrorProcess, StartMirror
 from tests.support.patience import patiently
 from tests.support.ports import free_port
@@ -430,6 +431,35 @@ async def test_a_block_by_hand_counts_without_any_table_and_ends_by_hand(start: 
     await commands("unblock", str(image.layers[0]))
     await until_it_is(mirror, image.body)
     await commands("unblock", str(image.layers[0]), status=1)
+
+
+async def test_decisions_by_hand_are_in_the_audit_log(upstream: Scripted, start: StartMirror, tmp_path: Path) -> None:
+    """By command and on the dashboard: who, what and why."""
+    image = upstream.add_image("library/app", "latest")
+    log = tmp_path / "audit.log"
+    mirror: Mirror = await start(settings={"server": {"audit_log": str(log)}})
+    await mirror.get(LATEST)
+    (tmp_path / "mirror.toml").write_text(f'[server]\naudit_log = "{log}"\n')
+    commands, more = Commands(mirror.directory), ("--config", str(tmp_path / "mirror.toml"))
+    await commands("release", "app", "--why", "urgent", *more, SUDO_USER="ann")
+    await commands("block", str(image.config), "--reason", "a miner", *more, SUDO_USER="ann")
+    await commands("unblock", str(image.config), *more, SUDO_USER="ann")
+    form = {"action": "block", "digest": str(image.digest), "why": "poisoned"}
+    async with mirror.session.post("/guards", data=form, headers={"Authorization": f"Bearer {token(mirror)}"}) as answer:
+        assert answer.status == 200
+    await mirror.stop()
+    found = [json.loads(line) for line in log.read_text().splitlines()]
+    by_hand = [
+        (one["user"], one["action"], one.get("repository"), one.get("reference"), one["digest"], one.get("reason"))
+        for one in found
+        if one["action"] in ("release", "block", "unblock")
+    ]
+    assert by_hand == [
+        ("ann", "release", "docker.io/library/app", "latest", str(image.digest), "urgent"),
+        ("ann", "block", None, None, str(image.config), "a miner"),
+        ("ann", "unblock", None, None, str(image.config), None),
+        ("the dashboard, from 127.0.0.1", "block", None, None, str(image.digest), "poisoned"),
+    ]
 
 
 async def test_a_pull_by_command_gets_what_clients_get(start: StartMirror, upstream: Scripted) -> None:

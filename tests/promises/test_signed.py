@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from mirror.guards import deciding
 from mirror.names import Digest
 from tests.support.mirrors import Mirror, StartMirror
-from tests.support.scripted import Scripted
+from tests.support.scripted import Scripted, Status
 from tests.support.sigstore import BUNDLE, attach_bundle, attach_payload, payload_of, statement_of
 
 LATEST = "/v2/app/manifests/latest"
@@ -141,3 +141,23 @@ async def test_signatures_need_no_signature(start: StartMirror, upstream: Script
     mirror: Mirror = await start(settings=settings(tmp_path, pem))
     assert (await mirror.get(f"/v2/app/manifests/sha256-{image.digest.hex}.sig")).status == 200
     assert (await mirror.get(f"/v2/app/referrers/{image.digest}")).status == 200
+
+
+async def test_what_was_served_before_there_was_a_rule_is_no_way_around_it(
+    start: StartMirror, upstream: Scripted, tmp_path: Path
+) -> None:
+    """A tag moved to an image that is signed, which cannot be had now: what clients got before is not signed, so they get an error."""
+    pem, sign = make_key("ecdsa")
+    upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start(tag_ttl=0)
+    assert (await mirror.get(LATEST)).status == 200
+    await mirror.stop()
+    new = upstream.add_image("library/app", "latest")
+    sign_with_payload(upstream, new.digest, sign)
+    for reference in (str(new.digest), "latest"):
+        # HEAD says what the tag means.
+        upstream.fail(f"manifests/{reference}", Status(503), times=100)
+    mirror = await start(tag_ttl=0, settings=settings(tmp_path, pem))
+    assert (await mirror.get(LATEST)).status == 503
+    upstream.heal()
+    assert (await mirror.get(LATEST)).body == new.body
