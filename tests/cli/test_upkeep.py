@@ -209,7 +209,7 @@ async def test_commands_use_what_the_running_mirror_was_told(upstream: Scripted,
                     )
                 ).stdout
             )
-            assert told["mirror"] == running.url
+            assert told["mirrors"] == [running.url]
             # By the cache directory alone, as where /run is not shared; and flags still win.
             done = await asyncio.to_thread(command, "pull", "app:1", "--cache-dir", str(directory))
             assert done.returncode == 0, done.stderr
