@@ -48,7 +48,7 @@ def _of_sarif(runs: list[Any]) -> Iterator[str]:
             index = result.get("ruleIndex")
             listed = rules[index] if isinstance(index, int) and 0 <= index < len(rules) else None
             rule = _object(listed) or by_id.get(str(result.get("ruleId")), {})
-            # "security-severity" is GitHub's, and what Trivy, Grype and OSV-Scanner write.
+            # "security-severity" is GitHub's, and what Trivy and Grype write. OSV-Scanner 1.9 writes no score.
             scores = [_object(one, "properties").get("security-severity") for one in (result, rule)]
             default = _object(rule, "defaultConfiguration").get("level", "warning")
             yield next(

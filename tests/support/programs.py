@@ -59,6 +59,7 @@ _SOURCES = dict.fromkeys(
         "rekor-server",
         "timestamp-server",
         "oras",
+        "osv-scanner",
         "oci-conformance",
         "dockerd-29",
     ),
