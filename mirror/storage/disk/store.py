@@ -69,7 +69,7 @@ class DiskStore:
     def __init__(self, root: Path, upkeep: Upkeep, offline: Callable[[], bool] = lambda: False, events: Events = NOBODY) -> None:
         """Opens the directory, and creates it if there is none. While `offline`, nothing expires. Raises OSError or CatalogFailed if it cannot be used."""
         self.blobs = BlobStore(root)
-        self._catalog = CatalogExecutor(root / "catalog", events)
+        self._catalog = CatalogExecutor(root / "catalog", events, root / "hosted")
         self.threads = ThreadPool()
         self.inventory = InventoryExecutor(root)
         self._upkeep = upkeep

@@ -67,12 +67,13 @@ log = logging.getLogger(__name__)
 class Catalog:
     """All methods block. For one thread at a time: CatalogExecutor has one for it."""
 
-    def __init__(self, folder: Path, events: Events = NOBODY) -> None:
-        """Opens the database, or sets an unreadable one aside and makes a new one. `events` is told of what it finds new. Raises OSError, sqlite3.Error."""
+    def __init__(self, folder: Path, events: Events = NOBODY, copy: Path | None = None) -> None:
+        """Opens the database, or sets an unreadable one aside and makes a new one. `events` is told of what it finds new; in the folder `copy` is kept twice what
+        hosted repositories have (kept.py). Raises OSError, sqlite3.Error."""
         self.events = events
         make_private_folder(folder)
         with contextlib.ExitStack() as stack:
-            self._db, lock = open_database(folder)
+            self._db, lock = open_database(folder, copy)
             # Closed last, since others may open the database exclusively then.
             stack.callback(os.close, lock)
             stack.callback(self._db.close)

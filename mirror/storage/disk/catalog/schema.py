@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mirror.locks import Lock, opening
 from mirror.regular_files import open_file, status_of
+from mirror.storage.disk.catalog.kept import attach
 
 log = logging.getLogger(__name__)
 
@@ -176,8 +177,8 @@ SELECT digest, registry, path, 1 FROM had JOIN content USING (digest)
 """
 
 
-def open_database(folder: Path) -> tuple[sqlite3.Connection, int]:
-    """Opens the database. An unreadable one is set aside and a new one made, unless another process has it open.
+def open_database(folder: Path, copy: Path | None) -> tuple[sqlite3.Connection, int]:
+    """Opens the database. An unreadable one is set aside and a new one made, unless another process has it open. `copy` is the folder of kept.py; None for none.
 
     Gives a descriptor too, by which others know that it is open: to be closed after it. Raises OSError, sqlite3.Error.
     """
@@ -195,6 +196,12 @@ def open_database(folder: Path) -> tuple[sqlite3.Connection, int]:
                     raise
                 _set_aside(path, error)
                 db = connect(path)
+            if copy is not None:
+                try:
+                    attach(db, copy, alone=exclusive)
+                except BaseException:
+                    db.close()
+                    raise
     except BaseException:
         os.close(lock)
         raise
@@ -226,8 +233,7 @@ def check_for_damage(folder: Path) -> None:
 
 def _set_aside(path: Path, why: object) -> None:
     log.warning(
-        "the catalog cannot be read (%s): set aside, and made anew from the files; pins are lost, and what hosted repositories have: import"
-        " it again from a backup",
+        "the catalog cannot be read (%s): set aside, and made anew from the files; pins are lost",
         why,
     )
     for suffix in ("", "-wal", "-shm"):
