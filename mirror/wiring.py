@@ -235,7 +235,17 @@ def access_rules(settings: Settings) -> tuple[tuple[Rule, ...] | None, dict[str,
         ()
         if settings.upstream.offline
         else tuple(
-            Issuer(one.name, one.issuer, one.audience, one.claims, None if one.ca_file is None else str(one.ca_file))
+            Issuer(
+                one.name,
+                one.issuer,
+                one.audience or "",
+                one.claims,
+                None if one.ca_file is None else str(one.ca_file),
+                one.client_id,
+                None if one.client_secret_file is None else str(one.client_secret_file),
+                one.user_claim,
+                one.groups_claim,
+            )
             for one in settings.oidc
         )
     )

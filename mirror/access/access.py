@@ -16,6 +16,7 @@ from mirror.access.identities import Identities
 from mirror.access.limits import Limits
 from mirror.access.months import Months
 from mirror.access.oidc import Issuer
+from mirror.access.oidc_login import OidcLogins
 from mirror.access.rules import Action, Identity, Rule, Verdict, decide, may_pull_everything
 from mirror.access.tokens import read_tokens
 from mirror.access.users import read_users
@@ -52,6 +53,7 @@ class Access:
         self._watch = BackgroundTask(self._follow)
         self.rules: Sequence[Rule] | None = None
         self.identities = Identities(lambda: signing_key(folder), events=events)
+        self.oidc_logins = OidcLogins(self.identities.issuers, lambda: signing_key(folder))
         self.months = Months(folder, events)
         self.limits = Limits(self.months, share)
         self.audit = audit

@@ -43,6 +43,17 @@ class Issuer:
     claims: Mapping[str, str]
     """Patterns of `fnmatch`, by claim."""
     ca_file: str | None = None
+    client_id: str | None = None
+    """What the issuer calls the mirror where people log in by it in a browser; None where they do not."""
+    client_secret_file: str | None = None
+    user_claim: str | None = None
+    groups_claim: str | None = None
+    scope: str = "openid profile email"
+
+    def names_all(self, claims: Mapping[str, Any]) -> bool:
+        """True if a token has all claims that something is decided by."""
+        wanted = (*self.claims, self.user_claim, self.groups_claim)
+        return all(name in claims for name in wanted if name is not None)
 
     def wants(self, claims: Mapping[str, Any]) -> bool:
         """True if a token has all claims that are wanted."""
@@ -76,6 +87,29 @@ class Issuers:
     @property
     def names(self) -> frozenset[str]:
         return frozenset(issuer.name for issuer in self._issuers)
+
+    @property
+    def all(self) -> tuple[Issuer, ...]:
+        return self._issuers
+
+    async def claims_of(self, issuer: Issuer, given: str, audience: str) -> dict[str, Any]:
+        """Returns what a token of an issuer says. Raises LoginWrong, TooManyGuesses."""
+        import jwt
+
+        try:
+            key = await self._key(issuer, str(jwt.get_unverified_header(given).get("kid", "")))
+            found: dict[str, Any] = jwt.decode(
+                given,
+                key,
+                algorithms=list(_ALGORITHMS),
+                audience=audience,
+                issuer=issuer.url,
+                leeway=_LEEWAY,
+                options={"require": ["exp", "iss", "aud", "sub"]},
+            )
+        except jwt.PyJWTError as error:
+            raise LoginWrong(f"the identity token is refused: {error}") from None
+        return found
 
     def take(self, issuers: tuple[Issuer, ...]) -> None:
         self._issuers = issuers
@@ -141,11 +175,8 @@ def _fetch_keys(issuer: Issuer) -> dict[str, Any]:
     """Blocks. Raises OSError, ValueError, KeyError, TypeError, AttributeError."""
     import jwt
 
-    where = _fetch(issuer, f"{issuer.url.rstrip('/')}/.well-known/openid-configuration")["jwks_uri"]
-    if not isinstance(where, str) or not where.startswith(("https://", issuer.url.partition("://")[0] + "://")):
-        raise ValueError("its jwks_uri is not https")
     found = {}
-    for one in _fetch(issuer, where)["keys"]:
+    for one in fetch_json(issuer, discover(issuer, "jwks_uri"))["keys"]:
         try:
             found[str(one.get("kid", ""))] = jwt.PyJWK(one)
         except jwt.PyJWTError:
@@ -154,10 +185,20 @@ def _fetch_keys(issuer: Issuer) -> dict[str, Any]:
     return found
 
 
-def _fetch(issuer: Issuer, url: str) -> dict[str, Any]:
+def discover(issuer: Issuer, name: str) -> str:
+    """Returns a URL of an issuer's configuration. Blocks. Raises OSError, ValueError, KeyError, TypeError."""
+    where = fetch_json(issuer, f"{issuer.url.rstrip('/')}/.well-known/openid-configuration")[name]
+    if not isinstance(where, str) or not where.startswith(("https://", issuer.url.partition("://")[0] + "://")):
+        raise ValueError(f"its {name} is not https")
+    return where
+
+
+def fetch_json(issuer: Issuer, url: str, headers: Mapping[str, str] | None = None, form: bytes | None = None) -> dict[str, Any]:
+    """Asks an issuer for a JSON object, or sends it a form. Blocks. Raises OSError, ValueError."""
     context = ssl.create_default_context(cafile=issuer.ca_file)
+    request = urllib.request.Request(url, form, dict(headers or {}))  # noqa: S310
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT, context=context if url.startswith("https") else None) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=_TIMEOUT, context=context if url.startswith("https") else None) as answer:  # noqa: S310
             document: dict[str, Any] = json.loads(answer.read(_LARGEST))
             return document
     except urllib.error.HTTPError as error:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from aiohttp import web
 
 from mirror import metrics
 from mirror.access.access import Access
+from mirror.access.oidc_login import Begun
 from mirror.access.rules import Action, Identity
 from mirror.api.client_network import client_network
 from mirror.api.connected_client import connected_client
@@ -99,9 +100,30 @@ class BrowserLogins:
             raise
         return await self.begin_as(request, login.identity)
 
+    @property
+    def issuers(self) -> list[str]:
+        """The issuers by which people can log in."""
+        return self._access.oidc_logins.names if self.offered else []
+
+    async def begin_by(self, name: str, redirect_uri: str, to: str) -> Begun:
+        """Begins to log in by an issuer. Raises as `OidcLogins.begin` does."""
+        return await self._access.oidc_logins.begin(name, redirect_uri, to)
+
+    async def end_by(self, request: web.BaseRequest, name: str, cookie: str, query: dict[str, str]) -> tuple[str, str]:
+        """Returns a session for whoever comes back from an issuer, and the page to lead to. Raises as `OidcLogins.end` does."""
+        try:
+            identity, to = await self._access.oidc_logins.end(name, cookie, query, connected_client(request))
+        except LoginWrong as error:
+            self._note(request, Identity(), "wrong login", error.message)
+            raise
+        return await self.begin_as(request, identity), to
+
     async def begin_as(self, request: web.BaseRequest, identity: Identity) -> str:
         """Returns a session for whoever has proved who they are."""
         self._note(request, identity, "allowed")
+        # A cookie has no room for all groups that an issuer may name.
+        known = frozenset[str]().union(*(rule.groups for rule in self._access.rules or ()))
+        identity = replace(identity, groups=identity.groups & known)
         return await asyncio.to_thread(self._access.identities.sign_session, identity)
 
     def end(self, request: web.BaseRequest, now: float) -> None:

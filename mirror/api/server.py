@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FOR_ALL = ("/healthz", "/readyz", "/metrics", "/v1/_ping", "/login", "/import", "/settings")
-_FOR_ALL_BELOW = ("/web/", "/setup")
+_FOR_ALL_BELOW = ("/web/", "/setup", "/oidc/")
 """Paths that name no image, or want the admin token themselves."""
 _FOR_PROGRAMS = ("/healthz", "/readyz", "/metrics", "/v1/_ping", "/v1/search")
 Dashboard = Callable[[web.BaseRequest, Target], Awaitable[web.StreamResponse]]

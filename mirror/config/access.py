@@ -96,14 +96,35 @@ class Oidc(Table):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$", description="what `who` calls those who have a token of it: `oidc:NAME`"
     )
     issuer: str = Field(description="URL of the issuer, exactly as its tokens have it in `iss`")
-    audience: str = Field(
-        min_length=1, description="what its tokens must have in `aud`: choose a name for this mirror, such as its own host name"
+    audience: str | None = Field(
+        None,
+        min_length=1,
+        description="what its tokens must have in `aud`: choose a name for this mirror, such as its own host name",
     )
     claims: Mapping[str, str] = Field(
         min_length=1, description='claims that its tokens must have, as patterns with `*`, such as `{repository_owner = "acme"}`'
     )
     ca_file: Path | None = Field(
         None, description="PEM of the authorities that the issuer's certificate may come from; default the system's"
+    )
+
+    client_id: str | None = Field(
+        None,
+        min_length=1,
+        description="for logging in to the dashboard by it: what the issuer calls this mirror, registered there with the address `https://MIRROR/oidc/NAME/done`",
+    )
+    client_secret_file: Path | None = Field(
+        None, description="a file with the secret that the issuer gave for it, read at each use"
+    )
+    user_claim: str | None = Field(
+        None,
+        min_length=1,
+        description="the claim that is the user's name here, as `who` and `[groups]` have it, such as `preferred_username`: only where users of the issuer cannot choose it themselves; default none, and they are `oidc:NAME`",
+    )
+    groups_claim: str | None = Field(
+        None,
+        min_length=1,
+        description="the claim with the user's groups, such as `groups`; `[groups]` must have those that `who` names",
     )
 
     @field_validator("issuer")
@@ -114,7 +135,7 @@ class Oidc(Table):
             raise ValueError("a URL with https is expected: whoever could change its keys on the way could make tokens")
         return value
 
-    @field_validator("ca_file")
+    @field_validator("ca_file", "client_secret_file")
     @classmethod
     def _ca_file(cls, value: Path | None) -> Path | None:
         if value is not None:
@@ -123,6 +144,8 @@ class Oidc(Table):
 
     @model_validator(mode="after")
     def _library(self) -> Oidc:
+        if self.audience is None and self.client_id is None:
+            raise ValueError("audience is expected, for tokens of jobs, or client_id, for logging in to the dashboard, or both")
         if importlib.util.find_spec("cryptography") is None:
             raise ValueError("this needs the package cryptography: pip install cryptography")
         return self

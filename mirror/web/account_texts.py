@@ -9,6 +9,7 @@ ACCOUNT_TEXTS: dict[str, tuple[str, str]] = {
         "With your user and password, or a token in its place. With the user admin, the admin token is the password.",
         "请输入用户名和密码（也可用令牌代替密码）。以 admin 为用户名时，密码为管理员令牌。",
     ),
+    "login_by": ("Log in by {name}", "通过 {name} 登录"),
     "mine": ("Images for you", "您可用的镜像"),
     "mine_why": ("What is cached of the repositories that you may pull from.", "您有权拉取的仓库中已缓存的内容。"),
     "account": ("Account", "账户"),

@@ -244,10 +244,17 @@ class Pages:
         return self._templates.script("setup.sh", plan=plan(client, address, self._site_info.registries()))
 
     def login(
-        self, context: PageContext, to: str, error: MirrorError | None = None, *, offered: bool = False, user: str = ""
+        self,
+        context: PageContext,
+        to: str,
+        error: MirrorError | None = None,
+        *,
+        offered: bool = False,
+        user: str = "",
+        issuers: Sequence[str] = (),
     ) -> str:
         """Renders the form; where it is `offered` to users, with a field for their name."""
-        return self._render("login.html", context, to=to, error=error, offered=offered, user=user)
+        return self._render("login.html", context, to=to, error=error, offered=offered, user=user, issuers=issuers)
 
     async def account(self, context: PageContext) -> str:
         """Renders who has logged in, and what was sent this month: to them, or for an admin to everybody."""

@@ -60,6 +60,7 @@ from mirror.web.actions import EVERY, MOST, Actions
 from mirror.web.admin import COOKIE, LASTS, Admin, check_origin
 from mirror.web.context import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, PageContext, recognise
 from mirror.web.live import Live
+from mirror.web.oidc import by_issuer
 from mirror.web.pages import Pages, State
 from mirror.web.site_info import SiteInfo
 from mirror.web.templating import Templates
@@ -166,6 +167,9 @@ class Site:
             return self._script(context, rest.removesuffix(".sh"))
         if first == "events" and not rest and request.method == "GET":
             return await self._live.serve(request, context.language, _SAFETY)
+        if first == "oidc" and rest:
+            to = _local(context.query.get("to", ""))
+            return await by_issuer(request, rest, context.query, self._logins, context.address, to, _SAFETY)
         if (switched := _switched(request, context)) is not None:
             return switched
         match first, rest:
@@ -196,7 +200,9 @@ class Site:
             case "setup", "":
                 page = self._pages.setup(context)
             case "login", "":
-                page = self._pages.login(context, _local(context.query.get("to", "")), offered=self._logins.offered)
+                page = self._pages.login(
+                    context, _local(context.query.get("to", "")), offered=self._logins.offered, issuers=self._logins.issuers
+                )
             case _:
                 raise _no_route()
         return _html_response(page)
@@ -269,7 +275,12 @@ class Site:
             if not _wants_html(request):
                 raise
             page = self._pages.login(
-                recognise(request, target, self._admin), to, error, offered=self._logins.offered, user=user[:_LONGEST_NAME]
+                recognise(request, target, self._admin),
+                to,
+                error,
+                offered=self._logins.offered,
+                issuers=self._logins.issuers,
+                user=user[:_LONGEST_NAME],
             )
             return _html_response(page, error)
         secure = request.secure or request.headers.get("Origin", "").startswith("https://")

@@ -60,6 +60,7 @@ _SOURCES = dict.fromkeys(
         "timestamp-server",
         "oras",
         "osv-scanner",
+        "oidc-provider",
         "oci-conformance",
         "dockerd-29",
     ),
