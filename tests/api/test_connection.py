@@ -171,7 +171,8 @@ def test_no_private_name_of_another_object_is_used() -> None:
             and not node.attr.startswith("__")
             and node.attr not in own
         ]
-    assert found == ["mirror.workers.parent: _exit"]
+    # os._exit; and what the old form of keyless signatures needs of sigstore, which is pinned for it (see _old_bundle): without these names none of them would count.
+    assert found == ["mirror.guards.keyless: _inner", "mirror.guards.keyless: _verify_set", "mirror.workers.parent: _exit"]
 
 
 def _private_names(tree: ast.Module) -> set[str]:
