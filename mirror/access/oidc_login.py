@@ -164,16 +164,16 @@ def _identity(issuer: Issuer, said: dict[str, Any], client: Identity) -> Identit
         raise LoginWrong("you do not have the claims that the settings of the mirror want")
     user, groups = None, frozenset[str]()
     if issuer.user_claim is not None:
-        user = said.get(issuer.user_claim)
+        named = said.get(issuer.user_claim)
+        user = named if isinstance(named, str) else ""
         try:
-            check_user_name(str(user))
+            check_user_name(user)
         except ValueError:
             raise LoginWrong(f"the claim {issuer.user_claim} of the issuer {issuer.name} is no user's name here") from None
-        user = str(user)
     if issuer.groups_claim is not None:
         found = said.get(issuer.groups_claim, [])
-        named = found if isinstance(found, list) else [found]
-        groups = frozenset(one for one in named[:_MOST_GROUPS] if isinstance(one, str))
+        several = found if isinstance(found, list) else [found]
+        groups = frozenset(one for one in several[:_MOST_GROUPS] if isinstance(one, str))
     subject = said.get("sub")
     return Identity(
         user,
