@@ -16,7 +16,7 @@ from mirror.bundles.archive import ArchiveInvalid, Member, Members
 from mirror.bundles.claims import Claim, Claims, Content, ParseName, digest_in, is_layer, tagged
 from mirror.bundles.keeping import Keeper, MemberBytes
 from mirror.bundles.parts import required, unwanted
-from mirror.bundles.received import Received, Receiver, enter_referrers
+from mirror.bundles.received import Received, Receiver
 from mirror.bundles.sources import Source
 from mirror.cache.guarding import Guard
 from mirror.names import Digest
@@ -53,6 +53,8 @@ class Import:
     """Bytes that were read or skipped so far."""
     came: dict[Digest, int] = field(default_factory=dict)
     """What was not cached before and is now; in a dry run, what would be."""
+    carried: set[Digest] = field(default_factory=set)
+    """What the archive has, by the bytes that were read: what it only names is opened to nobody."""
     images: list[Received] = field(default_factory=list)
 
     @property
@@ -75,8 +77,10 @@ class Import:
 class Importer:
     """Imports into a store."""
 
-    def __init__(self, store: Store, guard: Guard | None = None) -> None:
-        """`guard` decides which images are not taken in, or not served yet; None if there is nothing to decide by."""
+    def __init__(self, store: Store, guard: Guard | None = None, *, is_closed: bool = True) -> None:
+        """`guard` decides which images are not taken in, or not served yet; None if there is nothing to decide by. `is_closed` is False if everybody may pull
+        everything."""
+        self._is_closed = is_closed
         self._store = store
         self._guard = guard
         self._threads = ThreadPool(1)
@@ -111,16 +115,18 @@ class Importer:
             claims,
             lambda digest: self._store.size(digest) is not None or (this.wishes.dry_run and digest in this.came),
             lambda digest: this.came.get(digest, 0),
+            lambda digest: digest in this.carried or digest in claims.documents,
             this.wishes.platforms,
             claims.seen(this.wishes.parse),
             pin=this.wishes.pin,
             dry_run=this.wishes.dry_run,
             guard=self._guard,
+            is_closed=self._is_closed,
         )
         found, referred = self._claims(this, claims, contents), claims.referred(this.wishes.parse)
         this.images = await receiver.receive(found, referred)
         if not this.wishes.dry_run:
-            await enter_referrers(self._store, referred)
+            await receiver.enter_referrers(referred)
 
     def _claims(self, this: Import, claims: Claims, contents: Mapping[str, Content]) -> list[Claim]:
         found = claims.claims(this.wishes.parse, contents.get)
@@ -210,10 +216,13 @@ class Importer:
         return await unwanted(found, claims, platforms)
 
     async def _keep(self, this: Import, content: MemberBytes, member: Member, digest: Digest | None) -> Digest:
-        digest, is_new = await self._keeper.keep(content, member, digest)
+        kept, is_new = await self._keeper.keep(content, member, digest)
         if is_new:
-            this.came[digest] = member.size
-        return digest
+            this.came[kept] = member.size
+        elif digest is not None:
+            await self._keeper.check(content, member, digest)
+        this.carried.add(kept)
+        return kept
 
 
 def _survey(source: Source, claims: Claims, key: bytes | None) -> dict[str, bytes]:

@@ -54,6 +54,16 @@ class Keeper:
                 f"{printable(member.name)} does not fit into the cache: {error.message}; set a larger cache.max_size, or make room"
             ) from None
 
+    async def check(self, content: MemberBytes, member: Member, digest: Digest) -> None:
+        """Returns if a file that is cached already has the content that its name says: whoever has the bytes may have them. Raises ArchiveInvalid, OSError."""
+        hasher, buffer = digest.hasher(), memoryview(bytearray(min(_CHUNK, max(member.size, 1))))
+        while await self._threads.run(content.read, buffer, hasher):
+            pass
+        if hasher.hexdigest() != digest.hex:
+            raise ArchiveInvalid(
+                f"{member.name} is not what its name says: its digest is {digest.algorithm}:{hasher.hexdigest()}"
+            )
+
     async def _keep_unnamed(self, content: MemberBytes, member: Member) -> tuple[Digest, bool]:
         """Writes a file under a random name first, until its digest is known."""
         random = Digest.of(os.urandom(32))

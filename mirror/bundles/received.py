@@ -142,7 +142,8 @@ class _Brought:
 
 
 class Receiver:
-    """Enters images, one after the other. `is_here` returns whether a blob is cached, `came` how many of its bytes this import wrote."""
+    """Enters images, one after the other. `is_here` returns whether a blob is cached, `came` how many of its bytes this import wrote, `carried` whether the archive has
+    it. What the archive only names stays closed to those who may pull its images, unless not `is_closed`."""
 
     def __init__(
         self,
@@ -150,14 +151,18 @@ class Receiver:
         claims: Claims,
         is_here: Callable[[Digest], bool],
         came: Callable[[Digest], int],
+        carried: Callable[[Digest], bool],
         platforms: Collection[str] | None,
         seen: Mapping[tuple[Repository, Reference, Digest], str],
         *,
         pin: bool,
         dry_run: bool,
         guard: Guard | None = None,
+        is_closed: bool = True,
     ) -> None:
         self._store = store
+        self._carried = carried
+        self._is_closed = is_closed
         self._claims = claims
         self._is_here = is_here
         self._came = came
@@ -211,6 +216,15 @@ class Receiver:
             if not fault and self._guard is not None and parts.root is not None:
                 ruling, enters = await self._ruled(self._guard, repository, reference, parts.root.descriptor, brought)
                 refused = _refusal(ruling, enters)
+            if enters and parts.root is not None and not await self._may_have(repository, parts.root.digest):
+                refused, enters = "is only named by the archive, which does not have its manifest: export it again", False
+            if enters and self._store.hosted.covers(repository) and not self._dry_run:
+                here = [blob for blob in parts.needed() if self._is_here(blob)]
+                if closed := [blob for blob in here if not await self._may_have(repository, blob)]:
+                    refused, enters = (
+                        f"is not complete: {_listed(tuple(closed))} not in the archive, nor {repository.path}'s",
+                        False,
+                    )
             if enters and not self._dry_run:
                 try:
                     await self._enter(repository, reference, parts, whole, ruling)
@@ -262,13 +276,17 @@ class Receiver:
     ) -> None:
         hosted = self._store.hosted.covers(repository)
         for manifest in (*whole.values(), *parts.indexes.values()):
+            if not await self._may_have(repository, manifest.digest):
+                continue
             if hosted:
-                await host(self._store, repository, manifest)
+                await self._host(repository, manifest)
             else:
-                await self._store.put_manifest(repository, manifest)
+                await self._store.put_manifest(repository, manifest, told=False)
+        if not hosted:
+            await self._store.note_holder(repository, [blob for blob in parts.needed() if self._carried(blob)], told=False)
         assert parts.root is not None
         if isinstance(reference, Tag) and hosted:
-            await host(self._store, repository, parts.root, reference.value, served=ruling is None or ruling.held_until is None)
+            await self._host(repository, parts.root, reference.value, served=ruling is None or ruling.held_until is None)
         elif isinstance(reference, Tag):
             now, found = time.time(), parts.root.descriptor
             if ruling is None:
@@ -281,27 +299,29 @@ class Receiver:
         if self._pin:
             await self._store.pin(repository, reference)
 
+    async def _may_have(self, repository: Repository, digest: Digest) -> bool:
+        return not self._is_closed or self._carried(digest) or repository in await self._store.holders(digest)
 
-async def host(store: Store, repository: Repository, manifest: Manifest, *tags: str, served: bool = True) -> None:
-    """Enters a manifest into a repository that lives here, with what is here of what it names: an archive may lack platforms. `served` as in
-    `HostedStore.put_manifest`. Raises MirrorError."""
-    pushed = pushed_manifest(manifest.body, manifest.media_type, manifest.digest)
-    for digest in pushed.children:
-        await store.hosted.mount(repository, digest, _IMPORT)
-    await store.hosted.put_manifest(repository, replace(pushed, needed=frozenset()), tags, _IMPORT, served=served)
+    async def _host(self, repository: Repository, manifest: Manifest, *tags: str, served: bool = True) -> None:
+        """Enters a manifest into a repository that lives here, with what is here of what it names: an archive may lack platforms. `served` as in
+        `HostedStore.put_manifest`. Raises MirrorError."""
+        pushed = pushed_manifest(manifest.body, manifest.media_type, manifest.digest)
+        for digest in pushed.children:
+            if await self._may_have(repository, digest):
+                await self._store.hosted.mount(repository, digest, _IMPORT)
+        await self._store.hosted.put_manifest(repository, replace(pushed, needed=frozenset()), tags, _IMPORT, served=served)
 
-
-async def enter_referrers(store: Store, referred: Iterable[Referred]) -> None:
-    """Stores the referrers of images as a list that upstream gave long ago, so that upstream is asked again when it can be."""
-    for repository, subject, described in referred:
-        digest = Digest.parse(str(described["digest"]))
-        if store.size(digest) is None:
-            continue
-        if store.hosted.covers(repository):
-            if (manifest := await store.manifest(digest)) is not None:
-                await host(store, repository, manifest)
-            continue
-        await add_referrers(store, repository, subject, [described])
+    async def enter_referrers(self, referred: Iterable[Referred]) -> None:
+        """Stores the referrers of images as a list that upstream gave long ago, so that upstream is asked again when it can be."""
+        for repository, subject, described in referred:
+            digest = Digest.parse(str(described["digest"]))
+            if self._store.size(digest) is None or not await self._may_have(repository, digest):
+                continue
+            if self._store.hosted.covers(repository):
+                if (manifest := await self._store.manifest(digest)) is not None:
+                    await self._host(repository, manifest)
+                continue
+            await add_referrers(self._store, repository, subject, [described])
 
 
 def _refusal(ruling: Ruling, enters: bool) -> str:

@@ -93,7 +93,7 @@ def import_(
         from mirror.cli.bars import Bars
 
         done = [Import(source, wishes) for source in sources]
-        with contextlib.closing(Importer(store, guard)) as importer:
+        with contextlib.closing(Importer(store, guard, is_closed=settings.access is not None)) as importer:
             async with Bars(done) if os.isatty(2) and not as_json else contextlib.nullcontext():
                 for this in done:
                     try:

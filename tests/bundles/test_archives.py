@@ -23,8 +23,11 @@ from mirror.bundles.archive import MOST_MEMBERS, ArchiveInvalid
 from mirror.bundles.importing import Import, Importer, Wishes
 from mirror.bundles.sources import Files, Folder, Pipe, Source
 from mirror.errors import MirrorError, StorageFull
+from mirror.manifests import OCI_MANIFEST, Manifest
 from mirror.names import Digest, Reference, Repository, Tag, parse_image
+from mirror.patterns import Pattern
 from mirror.storage.memory import MemoryStore
+from mirror.storage.settings import HostedRules
 from tests.support.archives import docker_save, layout_of, pack
 from tests.support.images import make_image
 
@@ -405,3 +408,39 @@ def test_any_archive_is_imported_or_refused(
                     assert store.size(Digest.parse(blob["digest"])) is not None
 
     asyncio.run(run())
+
+
+# ---------------------------------------------------------------------- what an archive opens
+
+HOSTED = HostedRules("docker.io", (Pattern("team/**"),))
+PRIVATE = Repository("docker.io", "private/app")
+
+
+@pytest.mark.parametrize("name", [NAME, "docker.io/team/app:1"], ids=["of a registry", "hosted"])
+@pytest.mark.parametrize("way", ["file", "pipe"])
+async def test_an_archive_opens_what_it_brings_and_nothing_else(tmp_path: Path, name: str, way: str) -> None:
+    """Its images' clients have what was in it, also what was cached before, once its bytes are the right ones. What a stranger's archive only names, such as a private
+    layer or manifest of this machine, is not theirs; with other bytes under that name it is refused."""
+    repository = parse(name)[0]
+    layout = layout_of({name: IMAGE})
+    layers = [Digest.parse(digest) for digest in IMAGE.blobs]
+    async with MemoryStore(hosted=HOSTED) as store:
+        for digest in layers:
+            store.keep(digest, IMAGE.blobs[str(digest)])
+        await store.note_holder(PRIVATE, layers, told=True)
+        await store.put_manifest(PRIVATE, Manifest(OCI_MANIFEST, Digest.parse(IMAGE.digest), IMAGE.manifests[-1][1]))
+        secret = layers[-1]
+        file = f"blobs/{str(secret).replace(':', '/')}"
+        named = {key: data for key, data in layout.items() if key != file}
+        [image] = (await imported(store, source_of(pack(named), tmp_path, way))).images
+        assert await store.holders(secret) == {PRIVATE}
+        assert bool(image.fault) is store.hosted.covers(repository), "no registry could be asked for what is missing"
+        only_index = {key: data for key, data in layout.items() if not key.startswith("blobs/")}
+        [image] = (await imported(store, source_of(pack(only_index), tmp_path, way))).images
+        assert image.fault or repository in await store.holders(Digest.parse(IMAGE.digest))
+        with pytest.raises(ArchiveInvalid):
+            await imported(store, source_of(pack({**layout, file: bytes(len(layout[file]))}), tmp_path, way))
+        assert await store.holders(secret) == {PRIVATE}
+        await imported(store, source_of(pack(layout), tmp_path, way))
+        assert await store.holders(secret) == {PRIVATE, repository}
+        assert repository not in await store.told_holders(secret)
