@@ -74,7 +74,7 @@ def _of_cyclonedx(vulnerabilities: list[Any]) -> Iterator[str]:
 def _by_score(score: Any) -> str | None:
     try:
         number = float(score)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     if not math.isfinite(number):
         return None

@@ -102,7 +102,15 @@ class Scanning:
         for image in page.entries:
             for scanner in self._scanners:
                 if (scanner, image.digest, image.missing) not in self._seen and scanner.fits(image.repository, image.reference):
-                    self._seen[scanner, image.digest, image.missing] = await self._scan(scanner, image)
+                    try:
+                        due = await self._scan(scanner, image)
+                    except Exception:
+                        # The others are looked at all the same.
+                        log.exception(
+                            "the scanner %s cannot look at %s", scanner.name, image_name(image.repository, image.reference)
+                        )
+                        due = now + min(_AGAIN, scanner.interval)
+                    self._seen[scanner, image.digest, image.missing] = due
 
     async def _scan(self, scanner: Scanner, image: Image) -> float:
         """Scans what is due of an image. Returns when something is due again."""

@@ -37,7 +37,7 @@ async def scan_results(store: Store, digest: Digest) -> list[ScanResult]:
     found = []
     for name, kept in document.items():
         # What is not as it was written is looked at anew.
-        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, OverflowError):
             counts = {severity: int(count) for severity, count in kept["counts"].items() if severity in SEVERITIES}
             worst, scanned = kept["worst"], kept["scanned"]
             found.append(

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from mirror.names import Digest
 from mirror.scans import running, scanning
+from mirror.scans.reports import read_report
 from mirror.storage.scans import ScanResult, scan_results
 from mirror.wiring import store
 from tests.support.dashboard import HTML
@@ -193,6 +195,34 @@ def _command_line(pid: str) -> bytes:
         return Path("/proc", pid, "cmdline").read_bytes()
     except OSError:
         return b""
+
+
+async def test_an_image_whose_scan_breaks_keeps_no_other_from_being_scanned(
+    lab: Lab, upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its report makes of the mirror: the others have their turn, and it is not scanned each few seconds."""
+
+    def read(data: bytes) -> Mapping[str, int]:
+        if b'"9.9"' in data:
+            raise RuntimeError("a fault in the mirror")
+        return read_report(data)
+
+    monkeypatch.setattr(scanning, "read_report", read)
+    other = upstream.add_image("library/other", "latest", layers=[b"1.0"])
+    bad = upstream.add_image("library/app", "latest", layers=[b"9.9"])
+    mirror = await lab.mirror()
+    assert (await mirror.get("/v2/other/manifests/latest")).status == 200
+    for blob in (other.config, *other.layers):
+        await mirror.get(f"/v2/other/blobs/{blob}")
+    await lab.pull(mirror, bad)
+    assert (await lab.result(other.digest)).worst == "low"
+    for _ in patiently():
+        if len(lab.looked()) == 2:
+            break
+        await asyncio.sleep(0.02)
+    # A full round after both.
+    await asyncio.sleep(0.2)
+    assert sorted(line.split()[0] for line in lab.looked()) == sorted([str(bad.digest), str(other.digest)])
 
 
 async def test_a_program_that_is_not_there_is_told(lab: Lab, upstream: Scripted, start: StartMirror) -> None:

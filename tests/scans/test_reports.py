@@ -36,6 +36,8 @@ def cyclonedx(*vulnerabilities: Any) -> bytes:
         (sarif([{"level": "error", "suppressions": [{"kind": "external"}]}, {"level": "error", "kind": "pass"}, 7]), {}),
         (sarif([{"ruleIndex": 99, "ruleId": 7, "level": 7}, {"ruleIndex": -1, "properties": 7}], [7]), {"medium": 2}),
         (sarif([{"ruleId": "A", "level": "note"}], [rule("A", "NaN")]), {"low": 1}),
+        (cyclonedx({"ratings": [{"score": 10**400, "severity": "what?"}]}, {"ratings": [{"score": 10**400}, {"score": 9.9}]}), {"low": 1, "critical": 1}),
+        (sarif([{"ruleId": "A", "level": "note"}], [rule("A", 10**400)]), {"low": 1}),
         (cyclonedx(), {}),
         (b'{"bomFormat": "CycloneDX"}', {}),
         (cyclonedx({"ratings": [{"severity": "low"}, {"severity": "CRITICAL"}]}), {"critical": 1}),
