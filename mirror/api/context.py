@@ -54,6 +54,8 @@ class RequestContext:
     """When the login is over, in seconds since the epoch."""
     rule: Rule | None = None
     """The rule that allowed it."""
+    pushes_manifest: bool = False
+    """True if it may push the manifest that it sends."""
     access_version: int = -1
     """The version of users, tokens and rules that it was admitted by."""
     mirror: str = ""

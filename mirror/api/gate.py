@@ -206,8 +206,12 @@ class Gate:
                 raise LoginNeeded(message, challenge(request, repository, action, insufficient=True))
             raise NotAllowed(message)
         verdict = self._access.decide(identity, action, repository)
-        if not verdict.allowed or action is not Action.PULL:
-            # What was pulled is noted when it is known which digest that was.
+        target = context.target
+        context.pushes_manifest = (
+            verdict.allowed and action is Action.PUSH and target is not None and target.resource is Resource.MANIFEST
+        )
+        if not verdict.allowed or not (action is Action.PULL or context.pushes_manifest):
+            # What was pulled or pushed is noted when it is known which digest that was.
             self._note(context, identity, verdict.rule, action.value, "allowed" if verdict.allowed else "denied", verdict.reason)
         if not verdict.allowed:
             raise self._refusal(context, verdict, action, repository)
@@ -319,7 +323,10 @@ class Gate:
         if context.rule is not None:
             self._access.limits.sent(context.rule, whose(context), context.sent)
         target = context.target
-        if (
+        if context.pushes_manifest:
+            pushed = response.headers.get(_DIGEST, "") if response.status < 400 else ""
+            self._note(context, context.identity, context.rule, Action.PUSH.value, "allowed", digest=pushed)
+        elif (
             target is not None
             and target.resource in (Resource.MANIFEST, Resource.EXPORT)
             and context.request.method in ("GET", "HEAD")

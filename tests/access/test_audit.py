@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import stat
 import time
 from collections.abc import Callable
@@ -12,7 +14,10 @@ import pytest
 from mirror.access import audit
 from mirror.access.audit import FIELDS, AuditLog, read_audit_log
 from mirror.regular_files import NoFile
+from tests.support.commands import Commands
+from tests.support.mirrors import StartMirror
 from tests.support.patience import PATIENCE
+from tests.support.pushes import HOSTED, push_image, put_manifest
 
 ENTRY = tuple(f"its {name}" for name in FIELDS)
 
@@ -73,3 +78,18 @@ def test_a_disk_that_refuses_costs_lines_and_nothing_else(tmp_path: Path, monkey
     (tmp_path / "logs").write_text("a file where the folder was")
     other.note(*ENTRY)
     other.close()
+
+
+async def test_who_pushed_is_found_by_tag_and_by_digest(start: StartMirror, tmp_path: Path) -> None:
+    """One line for each push, with the digest of what was pushed by a tag; one that failed has none."""
+    log = tmp_path / "audit.log"
+    mirror = await start(settings={"hosted": HOSTED, "server": {"audit_log": str(log)}})
+    digest, body = await push_image(mirror.session, "team/app", "1")
+    assert (await put_manifest(mirror.session, "team/app", "2", body[:-5])).status == 400
+    await asyncio.to_thread(until, lambda: log.read_text().count('"reference": "2"') == 1)
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    pushed = [(one["reference"], one.get("digest"), one["verdict"]) for one in entries if "reference" in one]
+    assert [one for one in pushed if one[0] in ("1", "2")] == [("1", str(digest), "allowed"), ("2", None, "allowed")]
+    for image in ("team/app:1", str(digest)):
+        done = await Commands(tmp_path / "cache").run("who", image, MIRROR_SERVER__AUDIT_LOG=str(log))
+        assert "push" in done.stdout, image
