@@ -69,6 +69,7 @@ def test_prometheus_scrapes_and_every_panel_of_the_dashboard_shows_data(hub: Hub
     environment["WARM"] = json.dumps([{"images": ["listed:one"]}])
     environment["ACCESS"] = json.dumps([{"who": ["anyone"]}])
     environment["GUARD"] = json.dumps([{"name": "wait", "images": ["docker.io/library/listed"], "cooldown": "3d"}])
+    environment["WEBHOOK"] = json.dumps([{"url": f"http://127.0.0.1:{free_port()}/"}])
     with MirrorProcess(tmp_path / "cache", {"docker.io": hub.url}, **environment) as mirror:
         config = tmp_path / "prometheus.yml"
         target = mirror.url.removeprefix("http://")
