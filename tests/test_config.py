@@ -483,6 +483,7 @@ def test_access_can_be_set_in_the_environment() -> None:
         ("oidc", {"name": "ci", "issuer": "https://ci.example.com", "audience": "mirror", "claims": {"sub": "repo:acme/app"}}),
         ("guard", {"name": "wait", "images": ["docker.io/*"], "cooldown": "3d"}),
         ("webhook", {"name": "ci", "url": "https://ci.example.com/hook", "events": ["push"]}),
+        ("scan", {"name": "trivy", "command": ["trivy", "{layout}"]}),
     ],
 )
 def test_every_list_of_tables_can_be_set_in_the_environment(name: str, table: dict[str, object]) -> None:
@@ -490,7 +491,7 @@ def test_every_list_of_tables_can_be_set_in_the_environment(name: str, table: di
     lists = {key for key, field in Settings.model_fields.items() if str(field.annotation).startswith("tuple[mirror.")} | {
         "access"
     }
-    assert lists == {"warm", "access", "oidc", "guard", "webhook"}
+    assert lists == {"warm", "access", "oidc", "guard", "webhook", "scan"}
     loaded = load(None, {f"MIRROR_{name.upper()}": json.dumps([table])}, {})
     assert getattr(loaded, name) == getattr(load(None, {}, {name: [table]}), name)
     assert len(getattr(loaded, name)) == 1
