@@ -99,7 +99,7 @@ async def test_only_this_machine_may_push(start: StartMirror, monkeypatch: pytes
     """From elsewhere it is 403, and pulls are open as ever."""
     mirror = await start(settings={"hosted": HOSTED})
     await push_image(mirror.session, "team/app", "1", DATA)
-    monkeypatch.setattr("mirror.api.gate.is_loopback", lambda address: False)
+    monkeypatch.setattr("mirror.api.connected_client.is_loopback", lambda address: False)
     for method, path in (("POST", "/v2/team/app/blobs/uploads/"), ("DELETE", "/v2/team/app/manifests/1")):
         said = await say(mirror.session, method, path)
         assert (said.status, said.code) == (403, "DENIED")
