@@ -108,9 +108,9 @@ async def running(
         admin = Admin(admin_token(settings)[0], ended)
         if who.audit is not None:
             cache.images.audit = who.audit.note_by_hand
-        public = urlsplit(settings.server.public_url or "").hostname
+        names = [urlsplit(url).hostname for url in (settings.server.public_url, settings.fleet.own) if url is not None]
         known_hosts = KnownHosts(
-            (*settings.server.hosts, *settings.server.login_hosts, *places.client_hosts, *([public] if public else [])),
+            (*settings.server.hosts, *settings.server.login_hosts, *places.client_hosts, *filter(None, names)),
             ask_dns=not settings.upstream.offline,
         )
         gate = Gate(who, cache.possession, places, checks, live.notifications)

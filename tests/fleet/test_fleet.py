@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 
 import pytest
 
 from mirror.names import Digest
-from tests.support.members import StartMembers
-from tests.support.mirrors import Mirror
+from tests.support.members import StartMembers, directory
+from tests.support.mirrors import Mirror, StartMirror
+from tests.support.ports import free_port
 from tests.support.scripted import Image, Scripted
 
 MIB = 1024 * 1024
@@ -43,3 +45,59 @@ async def test_thirty_clients_of_three_mirrors_cost_upstream_what_one_costs(
     assert upstream.count("HEAD") == 1
     for digest in (image.digest, image.config, *image.layers):
         assert upstream.count("GET", str(digest)) == 1
+
+
+async def test_a_fleet_that_grows_and_shrinks_serves_all_the_time(start: StartMirror, upstream: Scripted, tmp_path: Path) -> None:
+    """From two mirrors to five and back, one after the other, so that for some time their lists differ: all pulls succeed, and what a mirror has it keeps."""
+    urls = [f"http://127.0.0.1:{free_port()}" for _ in range(5)]
+    images = [
+        upstream.add_image("library/app", str(number), layers=[os.urandom(50_000) for _ in range(3)]) for number in range(3)
+    ]
+    running: dict[str, Mirror] = {}
+
+    async def run(url: str, listed: list[str]) -> None:
+        if (before := running.pop(url, None)) is not None:
+            await before.stop()
+        settings = {"server": {"listen": url.removeprefix("http://")}, "fleet": {"mirrors": listed, "own": url}}
+        running[url] = await start(directory(tmp_path, url), settings=settings)
+
+    async def pull_all() -> None:
+        for mirror in list(running.values()):
+            await asyncio.gather(*(pull(mirror, image, str(number)) for number, image in enumerate(images)))
+
+    for url in urls[:2]:
+        await run(url, urls[:2])
+    await pull_all()
+    assert all(upstream.count("GET", str(layer)) == 1 for image in images for layer in image.layers)
+    for url in urls:
+        await run(url, urls)
+        await pull_all()
+    assert all(upstream.count("GET", str(layer)) <= 2 for image in images for layer in image.layers), "once more by a new home"
+    asked = upstream.count("GET", "/blobs/")
+    for url in urls[2:]:
+        await running.pop(url).stop()
+    for url in urls[:2]:
+        await run(url, urls[:2])
+    await pull_all()
+    assert upstream.count("GET", "/blobs/") == asked
+
+
+async def test_a_fleet_below_a_fleet(start: StartMirror, members: StartMembers, upstream: Scripted, tmp_path: Path) -> None:
+    """The home of a branch asks the home of headquarters, and that the registry: once, for all clients of all four mirrors."""
+    above = await members(2)
+    urls = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
+    below = [
+        await start(
+            directory(tmp_path, url),
+            settings={
+                "server": {"listen": url.removeprefix("http://")},
+                "fleet": {"mirrors": urls, "own": url, "parents": list(above.mirrors)},
+            },
+        )
+        for url in urls
+    ]
+    image = upstream.add_image("library/app", "1", layers=[os.urandom(MIB) for _ in range(4)])
+    await asyncio.gather(*(pull(mirror, image) for mirror in (*below, *above.mirrors.values()) for _ in range(3)))
+    for digest in (image.digest, image.config, *image.layers):
+        assert upstream.count("GET", str(digest)) == 1
+    assert upstream.count("HEAD") == 1
