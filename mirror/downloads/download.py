@@ -66,6 +66,11 @@ class Source(Protocol):
         ...
 
     @property
+    def least(self) -> int:
+        """Connections that a blob for which a client waits has at least, if it is large enough: more than 1 where many read from the same server as much as they can."""
+        ...
+
+    @property
     def throttled(self) -> bool:
         """True if a cap on the rate, not upstream, makes it slow."""
         ...

@@ -125,6 +125,10 @@ class Filling:
         return self._suppliers.single
 
     @property
+    def least(self) -> int:
+        return self._suppliers.least
+
+    @property
     def workers(self) -> int:
         return len(self._workers)
 

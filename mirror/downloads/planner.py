@@ -72,6 +72,11 @@ class State(Protocol):
         ...
 
     @property
+    def least(self) -> int:
+        """Connections that there are at least where a client waits."""
+        ...
+
+    @property
     def workers(self) -> int:
         """Connections that take one segment after the other."""
         ...
@@ -172,7 +177,9 @@ class Planner:
 
     def target(self, state: State) -> int:
         """Returns the number of workers that there should be: more than one only for readers."""
-        return self.concurrency.target if divisible(state) and state.wanted and not state.single else 1
+        if not divisible(state) or not state.wanted or state.single:
+            return 1
+        return max(self.concurrency.target, state.least)
 
     def start(self, state: State, now: float) -> Fetch | Split | None:
         """Returns the next worker to start; None where there are enough."""

@@ -193,6 +193,10 @@ class Suppliers:
         return all(supplier.source.single for supplier in self._usable())
 
     @property
+    def least(self) -> int:
+        return max((supplier.source.least for supplier in self._usable()), default=1)
+
+    @property
     def throttled(self) -> bool:
         return any(supplier.source.throttled for supplier in self)
 
@@ -305,6 +309,10 @@ class _Through:
     @property
     def single(self) -> bool:
         return self._source.single
+
+    @property
+    def least(self) -> int:
+        return self._source.least
 
     @property
     def throttled(self) -> bool:

@@ -43,7 +43,7 @@ class Blob:
         self._transport = transport
         self._repository = repository
         self._digest = digest
-        self._unfinished = unfinished
+        self.unfinished = unfinished
         self._pulled = metrics.pulled_bytes.labels(registry, "blob")
         self._givers: set[Endpoint] = set()
         self._refused: set[Endpoint] = set()
@@ -66,6 +66,11 @@ class Blob:
     def single(self) -> bool:
         """False: each connection to a registry brings bytes of its own."""
         return False
+
+    @property
+    def least(self) -> int:
+        """1: more are tried, and kept where they pay."""
+        return 1
 
     @property
     def throttled(self) -> bool:
@@ -108,7 +113,7 @@ class Blob:
                 self._transport.timeouts,
                 ask,
                 self._repository,
-                unfinished=self._unfinished,
+                unfinished=self.unfinished,
                 documents=False,
             )
 
@@ -138,7 +143,7 @@ class Blob:
                 self._transport.timeouts,
                 ask,
                 self._repository,
-                unfinished=self._unfinished,
+                unfinished=self.unfinished,
                 documents=False,
                 patient=not impatient,
                 discard=discard,

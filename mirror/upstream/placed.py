@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from itertools import count
 
+from mirror.backoff import doubled
 from mirror.errors import MirrorError, UpstreamBusy, UpstreamUnreachable
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
@@ -18,6 +21,10 @@ from mirror.upstream.transport import Transport
 
 log = logging.getLogger(__name__)
 
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0
+"""Seconds after which a place that downloads the blob is asked whether it has all of it, first and at most."""
+_SHARE = 4
+"""Connections to a place that has all of the blob: its own clients read from it over as many as they are, and those of this mirror wait for what comes over these."""
 _TRIES = 2
 """Streams of one place that may break before it is left."""
 
@@ -48,6 +55,7 @@ class PlacedBlob:
         """Streams of places that are open, or being opened."""
         self._is_hit = False
         """True if a place has said that it has all of the blob."""
+        self._asking_for_hit = False
 
     # The registry's own limits, where they are for the registry only, do not slow down what other mirrors send.
 
@@ -62,6 +70,10 @@ class PlacedBlob:
     @property
     def single(self) -> bool:
         return not self._is_hit and bool(self._usable())
+
+    @property
+    def least(self) -> int:
+        return min(_SHARE, self.connections) if self._is_hit and self._usable() else 1
 
     @property
     def throttled(self) -> bool:
@@ -129,9 +141,26 @@ class PlacedBlob:
 
             stream = await place.open(self._repository, self._digest, start, stop, self._blob.share, ended)
             held = stack.pop_all()
-        self._is_hit = self._is_hit or stream.is_hit
         self._givers.add(place)
+        if stream.is_hit:
+            self._is_hit = True
+        elif not self._asking_for_hit:
+            self._asking_for_hit = True
+            self._blob.unfinished.start(self._until_hit(place))
         return stream
+
+    async def _until_hit(self, place: Place) -> None:
+        """Asks a place from time to time whether it has all of the blob, which others may get over more connections then."""
+        try:
+            for number in count():
+                await asyncio.sleep(doubled(_FIRST_PAUSE, number, _LONGEST_PAUSE))
+                if not self._open or self._is_hit or place in self._left:
+                    return
+                if await place.has_all(self._repository, self._digest):
+                    self._is_hit = place not in self._left
+                    return
+        finally:
+            self._asking_for_hit = False
 
     def _closed(self) -> None:
         self._open -= 1

@@ -20,6 +20,7 @@ from mirror.errors import (
     BlobUnknown,
     ManifestUnknown,
     MirrorError,
+    UpstreamError,
     UpstreamFailed,
     UpstreamInvalid,
     UpstreamLimited,
@@ -120,6 +121,15 @@ class Place:
         if (size := length_of(response)) is None:
             raise UpstreamInvalid(f"{shown(response.url)} does not say the size of the blob")
         return Descriptor("application/octet-stream", digest, size)
+
+    async def has_all(self, repository: Repository, digest: Digest) -> bool:
+        """Returns whether it has all of a blob, as far as it says."""
+        try:
+            response = await self._send("HEAD", repository, f"blobs/{digest}", {})
+        except UpstreamError:
+            return False
+        response.release()
+        return response.status == 200 and "hit" in _cache_status(response)
 
     # ------------------------------------------------------------------ blobs
 

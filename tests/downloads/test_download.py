@@ -15,7 +15,7 @@ SIZE = 1024 * 1024
 class Cuts:
     """A source whose connections end early: each after the next of some numbers of bytes."""
 
-    connections, ranges, single, throttled, capped = 1, True, False, False, False
+    connections, ranges, single, least, throttled, capped = 1, True, False, 1, False, False
 
     def attend(self, wanted: bool) -> None: ...
 

@@ -37,6 +37,7 @@ class Source:
     connections = 1
     ranges = True
     single = throttled = capped = False
+    least = 1
 
     def attend(self, wanted: bool) -> None: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -27,10 +28,11 @@ class State:
     answered: bool = True
     ranges: bool = True
     single: bool = False
+    least: int = 1
     throttled: bool = False
 
 
-def state(size: int | None = 48 * MIB, here: int = 0, workers: int = 0, extras: int = 0, **changes: bool) -> State:
+def state(size: int | None = 48 * MIB, here: int = 0, workers: int = 0, extras: int = 0, **changes: Any) -> State:
     """A download of which the first `here` bytes have come."""
     have = Extents()
     have.add(0, here)
@@ -249,3 +251,11 @@ def test_a_second_connection_to_who_downloads_itself_is_for_bytes_out_of_order_o
     assert made.detour(single, 40 * MIB, 41 * MIB, 60.0) == Detour(40 * MIB, 41 * MIB)
     made.taken(40 * MIB)
     assert isinstance(made.start(state(workers=1), 60.0), Split)
+
+
+def test_a_server_that_many_read_from_gets_several_connections_without_a_measurement() -> None:
+    """As long as a client waits, and the blob is large enough."""
+    made = plan()
+    assert made.target(state(workers=1, least=4)) == 4
+    assert made.target(state(workers=1, least=4, wanted=False)) == 1
+    assert made.target(state(MIB, workers=1, least=4)) == 1

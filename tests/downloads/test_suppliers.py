@@ -225,7 +225,7 @@ async def test_a_registry_that_is_being_asked_already_is_not_idle() -> None:
     asked, answer = asyncio.Event(), asyncio.Event()
 
     class Busy:
-        connections, ranges, single, throttled, capped = 1, True, False, False, False
+        connections, ranges, single, least, throttled, capped = 1, True, False, 1, False, False
 
         def attend(self, wanted: bool) -> None: ...
 

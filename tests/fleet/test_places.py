@@ -278,6 +278,20 @@ async def test_a_mirror_that_has_all_of_it_gets_more_connections(setting: Settin
     assert setting.asked(digest)[1] == 0
 
 
+@of_mirrors
+async def test_a_mirror_that_has_got_all_of_it_meanwhile_gets_more_connections(setting: Setting) -> None:
+    """It is asked from time to time whether it has."""
+    digest, data = setting.blob(40 * MIB)
+    setting.place.rate = 6 * MIB
+    asked = asyncio.create_task(setting.get(digest))
+    await until(lambda: setting.place.count("HEAD", str(digest)) > 0)
+    assert setting.place.most_bodies == 1
+    setting.place.blob_headers = {"Cache-Status": "mirror; hit"}
+    assert (await asked).body == data
+    assert setting.place.most_bodies > 1
+    assert setting.asked(digest)[1] == 0
+
+
 @of_all
 @pytest.mark.parametrize(
     "fault", [Fault(), NoRange(), WrongRange(), Cut(1000), Delay(0.2)], ids=lambda fault: type(fault).__name__
