@@ -7,6 +7,7 @@ from collections import deque
 from aiocache import SimpleMemoryCache
 
 from mirror.errors import Unknown
+from mirror.names import Reference, Repository
 from mirror.tasks import close_all
 
 _MOST = 10_000
@@ -38,3 +39,8 @@ class Negative:
     async def aclose(self) -> None:
         """Forgets all, and the timers with it."""
         await close_all(self._known.clear, self._known.close)
+
+
+def key_of(repository: Repository, reference: Reference) -> str:
+    """Returns the key of a manifest."""
+    return f"manifest {repository} {reference}"

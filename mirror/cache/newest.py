@@ -123,6 +123,15 @@ class Newest:
         )
         return made is not None and before is not None and made < before
 
+    def is_outdated(self, found: Descriptor, known: TagRecord | None) -> bool:
+        """Returns whether another mirror says what it heard of the registry before this one did, which may be what the tag meant before."""
+        return (
+            known is not None
+            and found.age > 0
+            and found.digest != known.descriptor.digest
+            and self._clock() - found.age < known.checked
+        )
+
     def _keeps_back(self, known: TagRecord) -> bool:
         return is_fresh(known.checked, _KEPT_BACK, self._clock())
 

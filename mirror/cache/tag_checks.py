@@ -20,10 +20,11 @@ from mirror.cache.configurations import Fetch, read_configuration
 from mirror.cache.embedded import find_embedded
 from mirror.cache.freshness import is_fresh
 from mirror.cache.guarding import Guard, Ruling
-from mirror.cache.negative import Negative
+from mirror.cache.negative import Negative, key_of
 from mirror.cache.newest import ManifestSource, Newest
 from mirror.cache.outcome import HIT, STALE, VALIDATED, Outcome, miss
 from mirror.cache.own import Own
+from mirror.cdn_loop import asking_the_registry_only
 from mirror.errors import Denied, MirrorError, Unknown, UpstreamError, UpstreamFailed, UpstreamInvalid
 from mirror.manifests import Descriptor, Manifest, media_type_of
 from mirror.names import Digest, Reference, Repository, Tag
@@ -38,7 +39,6 @@ _MOST_TAGS = 4
 """Tags by which a manifest is asked for that upstream does not give by its digest. Each costs a GET, which may count as a pull."""
 _HOLD = 30.0
 """Seconds that a tag whose check failed is served stale without asking again, unless its `ttl` is shorter."""
-
 
 OF_ITS_DIGEST = (Unknown, Denied, UpstreamInvalid, UpstreamFailed)
 """Errors by which a manifest is refused under its digest. They say nothing of its tag, which may be given."""
@@ -232,7 +232,11 @@ class TagChecks:
 
         source = self._source(repository.registry)
         answers = await source.tag_answers(repository, tag, None if known is None else known.descriptor.digest, is_older)
-        return await self._newest.choose(repository, tag, answers, known)
+        found = await self._newest.choose(repository, tag, answers, known)
+        if not self._newest.is_outdated(found, known):
+            return found
+        with asking_the_registry_only():
+            return await self._meaning(repository, tag, known)
 
     async def _last_seen(self, repository: Repository, tag: Tag, record: TagRecord) -> TagRecord:
         """Returns what a tag meant at its registry last, which may be held back here."""
@@ -394,7 +398,3 @@ class TagChecks:
             ) from None
         await self._store.put_manifest(repository, manifest)
         return manifest.descriptor
-
-
-def key_of(repository: Repository, reference: Reference) -> str:
-    return f"manifest {repository} {reference}"

@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Collection
 
 from mirror.cache.guarding import Guard, Guarded, Ruling
+from mirror.cache.negative import key_of
 from mirror.cache.outcome import HIT, STALE, Outcome, miss
-from mirror.cache.tag_checks import OF_ITS_DIGEST, TagChecks, key_of
+from mirror.cache.tag_checks import OF_ITS_DIGEST, TagChecks
 from mirror.cdn_loop import asking_the_registry_only
 from mirror.errors import Denied, MirrorError, Unknown, UpstreamError, UpstreamInvalid
 from mirror.manifests import Descriptor, Manifest

@@ -18,7 +18,7 @@ from tests.support.members import StartMembers
 from tests.support.mirrors import Mirror, StartMirror
 from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
-from tests.support.scripted import Hold, Scripted
+from tests.support.scripted import Hold, Scripted, Status
 
 MIB = 1024 * 1024
 BY_PEER = {"CDN_Loop": "other.lan:5000; mirror=peer"}
@@ -198,6 +198,28 @@ async def test_what_another_mirror_serves_stale_is_stale_here(start: StartMirror
     stale = "mirror; fwd=stale; detail=upstream-unavailable"
     assert found == ["mirror; fwd=miss; stored", "mirror; fwd=stale; detail=validated", stale, stale]
     assert (place.count("GET"), place.count("HEAD"), upstream.asked) == (1, 1, [])
+
+
+@pytest.mark.parametrize("registry_answers", [True, False])
+async def test_another_mirror_does_not_turn_a_tag_back(
+    start: StartMirror, place: Scripted, upstream: Scripted, registry_answers: bool
+) -> None:
+    """What it heard of the registry before this one asked there itself counts no longer: the registry is asked. Where that does not answer, what is known here is served."""
+    mirror, own = await with_place(start, place, tag_ttl="0s")
+    tag = tag_homed(place.url, own)
+    path = f"/v2/library/app/manifests/{tag}"
+    old = upstream.add_image("library/app", tag)
+    assert (await mirror.get(f"/v2/library/app/manifests/{old.digest}")).body == old.body
+    place.manifests.update({key: found for key, found in upstream.manifests.items() if key[0] == "library/app"})
+    new = upstream.add_image("library/app", tag)
+    place.fail(path, Status(500))
+    assert (await mirror.get(path)).body == new.body
+    place.extra_headers["Age"] = "400"
+    if not registry_answers:
+        upstream.fail("/v2/", Status(500), times=1000, method="*")
+    for _ in range(2):
+        assert (await mirror.get(path)).body == new.body
+    assert place.count("HEAD", path) >= 1
 
 
 # ------------------------------------------------------------------ figures
