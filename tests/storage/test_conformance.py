@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.errors import ManifestUnknown, Pinned, StorageFull
+from mirror.errors import ManifestUnknown, MirrorError, Pinned, StorageFull
 from mirror.manifests import DOCKER_SCHEMA1_SIGNED, OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.disk import store as disk_store
@@ -721,6 +721,18 @@ async def test_room_that_another_process_has_granted_is_not_given_away(tmp_path:
         assert large.have.total + sum(partial.have.total for partial in others) <= LIMIT
         for partial in (large, *others):
             partial.close()
+
+
+async def test_what_is_asked_of_another_mirror_is_known_while_it_is(store: Store) -> None:
+    """For each blob by itself, as long as one of several questions is open, however they end."""
+    one, other = Digest.of(b"one"), Digest.of(b"other")
+    assert not store.asks_peer(one)
+    with store.asking_peer(one):
+        with pytest.raises(MirrorError), store.asking_peer(one):
+            raise MirrorError("broken off")
+        assert store.asks_peer(one)
+        assert not store.asks_peer(other)
+    assert not store.asks_peer(one)
 
 
 async def test_every_method_of_a_store_is_called_here() -> None:
