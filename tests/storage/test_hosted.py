@@ -538,3 +538,17 @@ async def test_an_upload_whose_client_leaves_while_it_is_opened_can_be_continued
     assert len(os.listdir("/proc/self/fd")) == descriptors
     monkeypatch.undo()
     (await disk.hosted.resume(APP, upload.id)).close()
+
+
+async def test_other_rules_count_at_once_and_lose_nothing(store: Store) -> None:
+    """A pattern that goes away takes no image with it; a smaller limit refuses the next push; with the old rules all is as it was."""
+    await push_image(store, APP, ["1"], b"layer")
+    store.hosted.take(dataclasses.replace(RULES, repositories=(Pattern("other/**"),), max_size=1))
+    assert not store.hosted.covers(APP)
+    assert store.hosted.covers(Repository("docker.io", "other/app"))
+    assert await store.hosted.tags(APP) == ["1"]
+    with pytest.raises(HostedFull):
+        await push(store, Repository("docker.io", "other/app"), b"more")
+    store.hosted.take(RULES)
+    assert store.hosted.covers(APP)
+    await push(store, APP, b"more")
