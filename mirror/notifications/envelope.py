@@ -19,6 +19,8 @@ from mirror.names import Repository
 MEDIA_TYPE = "application/vnd.docker.distribution.events.v2+json"
 _MOST_REFERENCES = 200
 """An index may name thousands, and events wait in memory."""
+_MOST_OF_REFERENCES = 64 * 1024
+"""Characters of them all: media types and sizes are the word of whoever pushes, and one event must not push all others out of the queue."""
 
 
 def envelope(event: Event, moment: float, public_url: str | None, source: Mapping[str, str]) -> bytes:
@@ -63,7 +65,9 @@ def _target(event: Event, base: str) -> dict[str, Any]:
     if event.tag:
         found["tag"] = event.tag
     if event.references and len(event.references) <= _MOST_REFERENCES:
-        found["references"] = [_described(one) for one in event.references]
+        references = [_described(one) for one in event.references]
+        if len(json.dumps(references)) <= _MOST_OF_REFERENCES:
+            found["references"] = references
     return found
 
 

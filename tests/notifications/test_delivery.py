@@ -15,7 +15,8 @@ import pytest
 from mirror import metrics
 from mirror.backoff import pause
 from mirror.events import Action, Event
-from mirror.names import Repository
+from mirror.manifests import Descriptor
+from mirror.names import Digest, Repository
 from mirror.notifications import delivery as delivery_module
 from mirror.notifications import notifications as notifications_module
 from mirror.notifications.delivery import MOST, MOST_BYTES
@@ -172,6 +173,27 @@ async def test_what_waits_is_bounded(notifications: Notifications, size: int, ke
         receiver.open.set()
         found = await receiver.until_taken(int(kept + 51 - dropped))
         assert [one["target"]["tag"] for one in found] == ["held", *map(str, range(int(dropped), kept + 50))]
+
+
+async def test_a_manifest_with_a_huge_media_type_pushes_no_other_event_out(notifications: Notifications) -> None:
+    """What somebody pushes is told without its references where they are too long; with those of any real image."""
+    digest = Digest.of(b"")
+    layer = Descriptor("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", digest, 10**12)
+    async with Receiver() as receiver:
+        receiver.open.clear()
+        notifications.take([told(receiver.url, timeout=60.0)])
+        before = counted("dropped")
+        for tag, references in (
+            ("1", ()),
+            ("2", (layer,) * 200),
+            ("3", (replace(layer, media_type="ä" * MOST_BYTES),)),
+            ("4", ()),
+        ):
+            notifications.send(Event(Action.PUSH, TEAM, tag=tag, digest=digest, references=references))
+        receiver.open.set()
+        found = [one["target"] for one in await receiver.until_taken(4)]
+    assert [(one["tag"], len(one.get("references", ()))) for one in found] == [("1", 0), ("2", 200), ("3", 0), ("4", 0)]
+    assert counted("dropped") == before
 
 
 async def test_what_is_sent_by_any_thread_arrives(notifications: Notifications) -> None:
