@@ -230,6 +230,10 @@ def access_rules(settings: Settings) -> tuple[tuple[Rule, ...] | None, dict[str,
             )
             for number, table in enumerate(settings.access, 1)
         )
+        for rule in rules:
+            if rule.allowance.month is not None:
+                # Prometheus' `increase` misses a counter's first event otherwise.
+                metrics.access_quotas_reached.labels(rule.name)
     # Offline nobody is asked, so no issuer either.
     issuers = (
         ()

@@ -63,6 +63,10 @@ class Scanning:
         """Has other scanners look from now on."""
         self._scanners = scanners
         self._seen.clear()
+        for scanner in scanners:
+            # Prometheus' `increase` misses a counter's first event otherwise.
+            for result in ("done", "failed"):
+                metrics.scans.labels(scanner.name, result)
 
     def start(self) -> None:
         self._work.start()
