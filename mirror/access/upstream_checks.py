@@ -141,13 +141,15 @@ class UpstreamChecks:
         is_blob: bool,
     ) -> None:
         """Asks, and remembers the answer. Raises UpstreamError."""
-        key, began = self._key(login, repository), self._clock()
+        key = self._key(login, repository)
         clients = self._ask_registry(registry)
         turn = self._turns.get(network)
         if turn is None:
             turn = self._turns[network] = asyncio.Semaphore(_AT_ONCE)
         try:
             async with turn:
+                # Not before: with many clients at one address it may have waited for longer than an answer holds.
+                began = self._clock()
                 with on_behalf_of(login):
                     if repository is None:
                         await clients.check_login()

@@ -11,6 +11,7 @@ from mirror.access.upstream_checks import UpstreamChecks
 from mirror.client_login import ClientLogin, acting_for
 from mirror.errors import Denied, ManifestUnknown, MirrorError, Offline, UpstreamTimeout, UpstreamUnreachable
 from mirror.names import Digest, Reference, Repository, Tag
+from tests.support.mirrors import until
 
 APP, OTHER, HOSTED = (Repository("ghcr.io", path) for path in ("acme/app", "acme/other", "team/app"))
 ALICE, BOB = ClientLogin("ghcr.io", "alice", "correct horse"), ClientLogin("ghcr.io", "bob", "battery staple")
@@ -180,6 +181,26 @@ async def test_what_may_be_named_is_what_was_allowed_in_the_last_minute() -> Non
     await ask(checks, None, HOSTED)
     await ask(checks, None, Repository("docker.io", "library/alpine"), Digest.of(b""))
     assert len(registry.asked) == 1
+
+
+async def test_an_answer_holds_from_when_it_was_asked_for() -> None:
+    """However long a client had to wait for its turn among others of its address: it is not asked about again, and waits once."""
+    registry = Registry(hold=asyncio.Event())
+    checks = registry.checks()
+    others = [asyncio.create_task(ask(checks, ClientLogin("ghcr.io", f"user{number}", "x"))) for number in range(8)]
+    await until(lambda: len(registry.asked) == 8)
+    last = asyncio.create_task(ask(checks, ALICE))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    registry.now += 100
+    for other in others:
+        other.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    assert registry.hold is not None
+    registry.hold.set()
+    await last
+    await checks.aclose()
+    assert [user for user, *_ in registry.asked].count("alice") == 1
 
 
 async def test_no_password_is_kept_or_shown() -> None:
