@@ -77,6 +77,11 @@ class Gate:
         """True if there is anything that not everybody may pull."""
         return self._access.rules is not None or self._upstream_checks.active
 
+    @property
+    def notes_pulls(self) -> bool:
+        """True if pulls are counted and noted."""
+        return self.is_closed or self._access.audit is not None
+
     async def admit(self, context: RequestContext, target: Target) -> None:
         """Finds out who reads, and whether it may have what it asks for. Raises LoginNeeded, NameUnknown, NotAllowed, LimitReached, TooManyGuesses, or what a
         registry is known to answer."""
@@ -278,8 +283,8 @@ class Gate:
         return context.identity.certificate is None and context.access_version == self._access.version
 
     def permit(self, context: RequestContext, response: web.StreamResponse) -> Permit | None:
-        """What an equal request needs to be answered with the same manifest; None where nothing is checked."""
-        if context.rule is None and not self.is_closed:
+        """What an equal request needs to be answered with the same manifest; None where nothing is checked or noted."""
+        if context.rule is None and not self.notes_pulls:
             return None
         access, checks, identity, rule = self._access, self._upstream_checks, context.identity, context.rule
         assert context.target is not None
@@ -319,22 +324,20 @@ class Gate:
             raise
 
     def answered(self, context: RequestContext, response: web.StreamResponse) -> None:
-        """Counts the bytes that a request was answered with, and notes which manifest or bundle was pulled."""
+        """Counts the bytes that a request was answered with, and notes which manifest or bundle was pulled, and what a guard refused."""
         if context.rule is not None:
             self._access.limits.sent(context.rule, whose(context), context.sent)
         target = context.target
         if context.pushes_manifest:
             pushed = response.headers.get(_DIGEST, "") if response.status < 400 else ""
             self._note(context, context.identity, context.rule, Action.PUSH.value, "allowed", digest=pushed)
-        elif (
-            target is not None
-            and target.resource in (Resource.MANIFEST, Resource.EXPORT)
-            and context.request.method in ("GET", "HEAD")
-            and response.status < 400
-            and self.is_closed
-        ):
+        if target is None or not self.notes_pulls or context.request.method not in ("GET", "HEAD"):
+            return
+        if target.resource in (Resource.MANIFEST, Resource.EXPORT) and response.status < 400:
             digest = response.headers.get(_DIGEST, "")
             self._note(context, context.identity, context.rule, Action.PULL.value, "allowed", digest=digest)
+        elif response.status == 403 and (guard := response.headers.get("Mirror-Guard")) is not None:
+            self._note(context, context.identity, context.rule, Action.PULL.value, "denied", f"guard {guard}")
 
     def _count(self, context: RequestContext, verdict: Verdict, action: Action) -> None:
         context.rule = verdict.rule

@@ -94,7 +94,7 @@ class Api:
 
     def access_changed(self) -> None:
         """Forgets answers that depend on who may do what."""
-        self._shortcuts.per_client = self._gate.is_closed or bool(self._trusted_proxies)
+        self._shortcuts.per_client = self._gate.notes_pulls or bool(self._trusted_proxies)
         self._shortcuts.forget()
 
     async def aclose(self) -> None:

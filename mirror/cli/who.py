@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mirror.access.audit import read_audit_log
-from mirror.cli.ask import fail
+from mirror.cli.ask import fail, on_store
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import os_error_text, print_json, table
 from mirror.config import ALIASES, DEFAULT_REGISTRY
 from mirror.errors import Invalid
 from mirror.names import Digest, parse_image
 from mirror.regular_files import NoFile
+from mirror.storage.cache_directory import holds_cache
+
+if TYPE_CHECKING:
+    from mirror.config import Settings
+    from mirror.storage.store import Store
 
 
 @click.command(short_help="Show who pulled or pushed an image, and when.")
@@ -26,7 +31,7 @@ from mirror.regular_files import NoFile
 def who(image: str, count: int, config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], as_json: bool) -> None:
     """Reads the audit log, and the one before it. IMAGE without a tag is all of its repository.
 
-    The exit status is 1 if nothing is found.
+    DIGEST may be that of a layer or a configuration: then it is about the images that name it, as far as they are cached. The exit status is 1 if nothing is found.
     """
     settings = settings_or_exit(config, cache_dir, upstreams)
     file = settings.server.audit_log
@@ -34,7 +39,9 @@ def who(image: str, count: int, config: Path | None, cache_dir: str | None, upst
         fail('there is no audit log: set server.audit_log, such as "/var/log/mirror/audit.log"')
     try:
         wanted = _wanted(image)
-        found = [entry for entry in read_audit_log(file) if all(value in _values(entry, key) for key, value in wanted.items())]
+        if list(wanted) == ["digest"]:
+            wanted["digest"] |= _images_with(settings, Digest.parse(image))
+        found = [entry for entry in read_audit_log(file) if all(_values(entry, key) & values for key, values in wanted.items())]
     except Invalid as error:
         fail(error.message)
     except NoFile:
@@ -51,20 +58,30 @@ def who(image: str, count: int, config: Path | None, cache_dir: str | None, upst
     sys.exit(0 if found else 1)
 
 
-def _wanted(image: str) -> dict[str, str]:
-    """The fields that an entry must have. Raises Invalid."""
+def _wanted(image: str) -> dict[str, set[str]]:
+    """The values of fields of which an entry must have one each. Raises Invalid."""
     if image.startswith(("sha256:", "sha512:")):
-        return {"digest": str(Digest.parse(image))}
+        return {"digest": {str(Digest.parse(image))}}
     repository, reference = parse_image(image, DEFAULT_REGISTRY, ALIASES)
     if isinstance(reference, Digest):
-        return {"repository": str(repository), "digest": str(reference)}
+        return {"repository": {str(repository)}, "digest": {str(reference)}}
     tagged = ":" in image.rpartition("/")[2]
-    return {"repository": str(repository), **({"reference": str(reference)} if tagged else {})}
+    return {"repository": {str(repository)}, **({"reference": {str(reference)}} if tagged else {})}
 
 
-def _values(entry: dict[str, Any], key: str) -> tuple[Any, ...]:
+def _images_with(settings: Settings, digest: Digest) -> set[str]:
+    """The manifests that name a layer or a configuration: pulls are noted by the digests of manifests."""
+
+    async def work(store: Store) -> set[str]:
+        # An index that names a manifest was pulled by clients of other platforms too.
+        return set() if await store.manifest(digest) is not None else {str(one) for one in await store.naming(digest, 0.0)}
+
+    return on_store(settings, work) if holds_cache(settings.cache.dir) else set()
+
+
+def _values(entry: dict[str, Any], key: str) -> set[Any]:
     """A pull by digest has the digest as its reference."""
-    return (entry.get("digest"), entry.get("reference")) if key == "digest" else (entry.get(key),)
+    return {entry.get("digest"), entry.get("reference")} if key == "digest" else {entry.get(key)}
 
 
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:

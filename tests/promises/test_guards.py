@@ -462,6 +462,28 @@ async def test_decisions_by_hand_are_in_the_audit_log(upstream: Scripted, start:
     ]
 
 
+@pytest.mark.parametrize("how", ["tag", "digest", "layer", "refused"])
+async def test_who_had_it_is_known_without_rules_for_access(
+    upstream: Scripted, start: StartMirror, tmp_path: Path, how: str
+) -> None:
+    """`mirror who` needs the audit log only: it names each pull, also one that is answered from memory, by the digest of a layer too, and what a guard refused."""
+    image = upstream.add_image("library/app", "latest")
+    upstream.add_image("library/bad", "1")
+    log = tmp_path / "audit.log"
+    settings = guard(name="no", images=["bad"], deny=True) | {"server": {"audit_log": str(log)}}
+    mirror: Mirror = await start(settings=settings)
+    path = f"/v2/app/manifests/{image.digest}" if how == "digest" else "/v2/bad/manifests/1" if how == "refused" else LATEST
+    for _ in range(3):
+        assert (await mirror.get(path)).status == (403 if how == "refused" else 200)
+    await mirror.stop()
+    (tmp_path / "mirror.toml").write_text(f'[server]\naudit_log = "{log}"\n')
+    wanted = {"layer": str(image.layers[0]), "refused": "bad:1"}.get(how, str(image.digest))
+    said = await Commands(mirror.directory)("who", wanted, "--config", str(tmp_path / "mirror.toml"), "--json")
+    found = [(one["address"], one["action"], one["verdict"], one.get("reason")) for one in json.loads(said)]
+    denied = how == "refused"
+    assert found == [("127.0.0.1", "pull", "denied" if denied else "allowed", 'guard "no"; refused' if denied else None)] * 3
+
+
 async def test_a_pull_by_command_gets_what_clients_get(start: StartMirror, upstream: Scripted) -> None:
     """What is held is not pulled, and what is blocked is an error."""
     old = upstream.add_image("library/app", "latest")
