@@ -28,6 +28,9 @@ _PROGRAMS = {"docker": "dockerd", "containerd": "containerd", "podman": "podman"
 _GO_AROUND = {
     "docker": "close the way to Docker Hub in the firewall, or name images through the mirror; dockerd asks Docker Hub whenever a mirror answers 403 or 404",
     "containerd": "close the way to the registries in the firewall; containerd asks them whenever a mirror answers 403 or 404",
+    "podman": "close the way to the registries in the firewall; podman, buildah and skopeo ask them whenever a mirror answers 403 or 404",
+    "buildkit": "close the way to the registries in the firewall; buildkitd asks them whenever a mirror answers 403 or 404",
+    "k3s": "start it with --disable-default-registry-endpoint, or close the way to the registries in the firewall; it asks them whenever a mirror answers 403 or 404",
 }
 """What to do about clients that ask the registry when a mirror refuses."""
 _PATIENCE = 10.0
@@ -149,7 +152,7 @@ def _client(client: Client, settings: Settings, addresses: Sequence[Address], ro
         )
     else:
         yield ok(client.name, f"it uses {urls}")
-        if client.name in _GO_AROUND and any(guard.mode == "enforce" for guard in settings.guard):
+        if any(guard.mode == "enforce" for guard in settings.guard):
             yield advice(
                 client.name, "what a [[guard]] table refuses is pulled from the registry itself", _GO_AROUND[client.name]
             )
