@@ -462,6 +462,36 @@ def test_tables_of_access_that_do_not_mean_what_they_say_are_refused(tree: dict[
     assert told in str(raised.value)
 
 
+@pytest.mark.parametrize("who", ["anyone", "0.0.0.0/0", "::/0", "::ffff:0:0/96", "@users", "10.0.0.0/8", "alice"])
+@pytest.mark.parametrize("may", ["push", "delete", "pull"])
+@pytest.mark.parametrize(
+    ("server", "public"),
+    [
+        ({}, False),
+        ({"listen": "localhost:5000"}, False),
+        ({"listen": "192.168.1.2:5000"}, False),
+        ({"listen": "[fd00::1]:5000"}, False),
+        ({"listen": "0.0.0.0:5000"}, True),
+        ({"listen": "[::]:5000"}, True),
+        ({"listen": "8.8.8.8:5000"}, True),
+        ({"listen": "[::ffff:8.8.8.8]:5000"}, True),
+        ({"listen": "mirror.example.com:5000"}, True),
+        ({"login_listen": "0.0.0.0:5443"}, True),
+        ({"trusted_proxies": ["127.0.0.1"]}, True),
+    ],
+)
+def test_a_start_that_would_let_the_whole_internet_push_says_no(server: dict[str, Any], public: bool, may: str, who: str) -> None:
+    """With the table that would, and what to write instead. Without hosted repositories there is nothing to push to."""
+    tree = {"server": server, "access": [{"who": ["alice"]}, {"who": [who], "may": ["pull", may]}]}
+    hosted = {**tree, "hosted": {"repositories": ["team/**"]}}
+    load(None, {}, tree)
+    if public and may != "pull" and who not in ("@users", "10.0.0.0/8", "alice"):
+        with pytest.raises(ConfigError, match=r"table 2 .* the whole Internet: .*@users or 10\.0\.0\.0/8"):
+            load(None, {}, hosted)
+    else:
+        load(None, {}, hosted)
+
+
 def test_access_can_be_set_in_the_environment() -> None:
     """As JSON, like other lists of tables."""
     settings = load(

@@ -10,7 +10,7 @@ from mirror.cli.ask import fail, images_of, inventory
 from mirror.cli.ls import describe, state
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import ago, print_json, table
-from mirror.names import image_name
+from mirror.names import image_name, short_name
 from mirror.storage.inventory import Details, Variant
 from mirror.units import format_size
 
@@ -50,6 +50,8 @@ def _print_details(found: Details, ttl: float) -> None:
         else ("pushed", f"{ago(image.pushed)}{f' by {image.pushed_by}' if image.pushed_by else ''}"),
         ("pulled", f"{ago(image.pulled)}, {image.pulls} times in all" if image.pulls else "never"),
     ]
+    if image.pushed is not None and image.repository.path.startswith("library/"):
+        lines.append(("shadow", f"replaces what everybody gets who pulls {short_name(image.repository)}"))
     click.echo("".join(f"{name:<9}{value}\n" for name, value in lines), nl=False)
     for variant in found.variants:
         click.echo(f"\n{variant.platform or 'any platform'}  {variant.digest}  {_status(variant)}")

@@ -90,6 +90,11 @@ class Access(Table):
     def networks(self) -> tuple[Network, ...]:
         return tuple(found for one in self.who if (found := network(one)) is not None)
 
+    @property
+    def is_for_everybody(self) -> bool:
+        """Whether it is about all who reach the mirror, from whatever address."""
+        return ANYONE in self.who or any(one.prefixlen == 0 for one in self.networks)
+
 
 class Oidc(Table):
     name: str = Field(

@@ -23,6 +23,13 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
+def _is_public(host: str) -> bool:
+    found = network(host)
+    if found is None:
+        return host != "localhost"
+    return found.network_address.is_unspecified or not found.network_address.is_private
+
+
 class Server(Table):
     listen: str = Field("127.0.0.1:5000", description="address and port to listen on; `0.0.0.0:5000` serves the whole network")
     workers: Workers = Field(1, description="worker processes; `auto` for one per CPU, eight at most")
@@ -150,6 +157,11 @@ class Server(Table):
     @property
     def login_addresses(self) -> tuple[tuple[str, int], ...]:
         return () if self.login_listen is None else (parse_listen(self.login_listen),)
+
+    @property
+    def is_public(self) -> bool:
+        """Whether it may be reached from outside of private networks, as far as its addresses tell: by a host name, or a proxy, it may be."""
+        return bool(self.trusted_proxies) or any(map(_is_public, (host for host, _ in self.addresses)))
 
     @property
     def proxies(self) -> tuple[Network, ...]:

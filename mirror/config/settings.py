@@ -86,6 +86,17 @@ class Settings(Table):
             raise ValueError(f"access: there is no issuer {issuer!r}: add a table [[oidc]] with that name")
         return self
 
+    @model_validator(mode="after")
+    def _open_pushes(self) -> Settings:
+        if self.hosted.repositories and self.server.is_public:
+            for number, table in enumerate(self.access or (), 1):
+                if table.is_for_everybody and {"push", "delete"} & set(table.may):
+                    raise ValueError(
+                        f"access: table {number} would let everybody who reaches this mirror push or delete, which may be the whole Internet: name whom it is for,"
+                        " such as @users or 10.0.0.0/8, or listen on a private address"
+                    )
+        return self
+
     @field_validator("guard")
     @classmethod
     def _numbered(cls, value: tuple[Guard, ...]) -> tuple[Guard, ...]:

@@ -19,6 +19,7 @@ from mirror.patterns import Pattern
 from mirror.storage.disk.maintenance.hosted_collection import tags_beyond
 from mirror.storage.settings import HostedRules, Keep
 from tests.hosted.test_crashes import Pusher, hosting
+from tests.support.commands import Commands
 from tests.support.commands import mirror as command
 from tests.support.mirrors import Mirror, StartMirror
 from tests.support.pushes import HOSTED, manifest_of, push_blob, push_image, put_manifest
@@ -131,7 +132,7 @@ def test_what_is_no_pattern_is_refused(pattern: str) -> None:
         load(None, {}, {"hosted": {"repositories": [pattern]}})
 
 
-async def test_the_dashboard_shows_hosted_images(start: StartMirror) -> None:
+async def test_the_dashboard_and_show_tell_of_hosted_images(start: StartMirror) -> None:
     """As hosted, with who pushed them; and that names are shadowed."""
     mirror = await start(settings={"hosted": {"repositories": ["**"], "shadow": True}})
     await push_image(mirror.session, "team/app", "1", b"layer")
@@ -141,6 +142,9 @@ async def test_the_dashboard_shows_hosted_images(start: StartMirror) -> None:
     assert "hosted" in page
     assert "127.0.0.1" in page
     assert "replaces what everybody gets" in (await mirror.get("/")).body.decode()
+    for name, told in (("alpine:1", True), ("team/app:1", False)):
+        shown = await Commands(mirror.directory)("show", name)
+        assert ("replaces what everybody gets who pulls alpine" in shown) is told
 
 
 async def test_a_catalog_of_before_gets_the_new_tables(start: StartMirror, upstream: Scripted, tmp_path: Path) -> None:
