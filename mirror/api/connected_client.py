@@ -10,7 +10,7 @@ from mirror.access.rules import Identity
 from mirror.api.client_network import parse_address
 from mirror.api.hosts import is_loopback, names_this_machine
 
-_FORWARDED = ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP")
+_FORWARDED = ("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port", "Forwarded", "Via", "X-Real-IP")
 """Header fields by which proxies show that they passed a request on."""
 
 

@@ -110,6 +110,9 @@ async def test_a_secret_path_is_in_each_location(office: Mirror) -> None:
         ({"Host": "[2001:db8::1]"}, 403),
         ({"X-Forwarded-For": "192.0.2.7"}, 403),
         ({"X-Forwarded-For": ""}, 403),
+        ({"Host": "localhost", "X-Forwarded-Proto": "https"}, 403),
+        ({"Host": "localhost", "X-Forwarded-Host": "localhost"}, 403),
+        ({"Host": "localhost", "X-Forwarded-Port": "443"}, 403),
         ({"Via": "1.1 proxy"}, 403),
     ],
 )
