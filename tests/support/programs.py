@@ -44,6 +44,7 @@ _PACKAGES = {
     "strace": "strace",
     "openssl": "openssl",
     "bindfs": "bindfs",
+    "haproxy": "haproxy",
 }
 
 _SOURCES = dict.fromkeys(
