@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from click import Context
 
+from mirror.access import FOLDER
 from mirror.access.audit import FIELDS
+from mirror.access.month_file import exchange, month_of
 from mirror.cli import main
 from tests.support.archives import layout_of, pack
 from tests.support.commands import Commands
@@ -73,10 +76,14 @@ async def test_documents_have_the_documented_keys(upstream: Scripted, tmp_path: 
     (tmp_path / "delta.tar").write_bytes(pack(layout))
     await run("import", str(tmp_path / "delta.tar"), status=1)
     await run("import", str(tmp_path / "lab.tar"))
+    refused = json.dumps([{"name": "none", "images": ["**"], "deny": True}])
+    await run("import", "--dry-run", str(tmp_path / "lab.tar"), status=1, MIRROR_GUARD=refused)
     for command in (["ls"], ["show", "app:1"], ["tags", "app"], ["gc", "--dry-run"], ["unpin", "app:1"]):
         await run(*command)
     (tmp_path / "cache" / "blobs" / "sha256" / image.config.hex).write_bytes(b"damaged")
     await run("verify")
+    month, _ = month_of(time.time())
+    exchange(tmp_path / "cache" / FOLDER, month, {(month, "ghcr.io/acme/**", "alice"): 5}, {("ghcr.io/acme/**", "alice"): 10})
     await run("stats")
     root = ["--root", str(tmp_path / "root")]
     for command in (
