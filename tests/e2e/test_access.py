@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,8 @@ class Office:
     folder: Path
     secrets: dict[str, str] = field(default_factory=dict)
     """What alice may log in with, and what nobody may."""
+    pushing: str = ""
+    """alice's token for pushing."""
 
     @property
     def image(self) -> str:
@@ -70,8 +74,9 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
         "token for another repository": add_token(tokens, "other", "alice", ("pull:library/*",), None),
     }
     with MirrorProcess(folder / "cache", {"docker.io": registry.url}, "--config", str(config)) as mirror:
-        yield Office(mirror, f"127.0.0.1:{port}", folder, secrets)
-        for secret in (*secrets.values(), f"{PASSWORD} of bob"):
+        pushing = add_token(tokens, "ci", "alice", ("pull", "push:team/**"), None)
+        yield Office(mirror, f"127.0.0.1:{port}", folder, secrets, pushing)
+        for secret in (*secrets.values(), pushing, f"{PASSWORD} of bob"):
             if len(secret) > 8:
                 assert secret not in mirror.log
                 assert secret not in (folder / "audit.log").read_text()
@@ -247,25 +252,58 @@ def push_with_oras(office: Office, user: str, secret: str | None, name: str) -> 
     return succeeds("oras", "push", "--plain-http", "--disable-path-validation", *given, name, notes, DOCKER_CONFIG=folder)
 
 
+def _push_with(program: str, office: Office, user: str, secret: str | None, name: str) -> bool:
+    """With podman or buildah, which have the same commands: pulls an image that all may have, and pushes it under the other name."""
+    require_root(f"{program}, as it is run here,")
+    folder = Path(tempfile.mkdtemp(prefix=f"{program}-"))
+    policy = folder / "policy.json"
+    policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+    options = [f"--root={folder}/storage", f"--runroot={folder}/run", "--storage-driver=vfs"]
+    signatures = [f"--signature-policy={policy}"]
+    given = [] if secret is None else ["--creds", f"{user}:{secret}"]
+    image = f"{office.login}/library/public:1"
+    assert succeeds(program, *options, "pull", "-q", "--tls-verify=false", *signatures, *given, image)
+    pushed = succeeds(program, *options, "push", "--tls-verify=false", *signatures, *given, image, name)
+    shutil.rmtree(folder, ignore_errors=True)
+    return pushed
+
+
+def push_with_helm(office: Office, user: str, secret: str | None, name: str) -> bool:
+    folder = tempfile.mkdtemp(prefix="helm-")
+    known = ["--registry-config", f"{folder}/registry.json"]
+    assert succeeds("helm", "create", f"{folder}/app")
+    assert succeeds("helm", "package", f"{folder}/app", "-d", folder)
+    if secret is not None:
+        login = ["registry", "login", office.login, "--plain-http", *known, "-u", user, "-p", secret]
+        if not succeeds("helm", *login):
+            return False
+    return succeeds("helm", "push", f"{folder}/app-0.1.0.tgz", f"oci://{name.partition(':1')[0]}", "--plain-http", *known)
+
+
 PUSHES: dict[str, Callable[[Office, str, str | None, str], bool]] = {
     "skopeo": push_with_skopeo,
     "crane": push_with_crane,
     "oras": push_with_oras,
+    "podman": partial(_push_with, "podman"),
+    "buildah": partial(_push_with, "buildah"),
+    "helm": push_with_helm,
 }
 
 
 @pytest.mark.parametrize("client", PUSHES)
 def test_clients_push_or_are_refused(office: Office, client: str) -> None:
-    """alice pushes to team/** with her password; her token that is good for pulling does not, nor does bob, nor does nobody; and bob pulls what she pushed."""
+    """alice pushes to team/** with her password, and with her token for that; her token that is good for pulling does not, nor does bob, nor does nobody; and bob pulls
+    what she pushed."""
     require(client)
     push_image = PUSHES[client]
     name = f"{office.login}/team/{client}:1"
     assert not push_image(office, "alice", office.secrets["token"], name)
     assert not push_image(office, "bob", f"{PASSWORD} of bob", name)
     assert not push_image(office, "bob", None, name)
-    assert not CLIENTS[client](office, "bob", f"{PASSWORD} of bob", name)
     assert push_image(office, "alice", office.secrets["password"], name)
-    assert CLIENTS[client](office, "bob", f"{PASSWORD} of bob", name)
+    assert push_image(office, "alice", office.pushing, f"{office.login}/team/{client}-token:1")
+    if client in CLIENTS:
+        assert CLIENTS[client](office, "bob", f"{PASSWORD} of bob", name)
 
 
 def test_cosign_signs_where_it_may_push(office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,6 +339,7 @@ def test_docker_pushes_or_is_refused(office: Office, dockerd: Dockerd) -> None:
         ("bob", f"{PASSWORD} of bob", False),
         ("alice", office.secrets["token"], False),
         ("alice", office.secrets["password"], True),
+        ("alice", office.pushing, True),
     ):
         dockerd.docker("login", office.login, "-u", user, "-p", secret)
         assert dockerd.succeeds("push", name) is may, user
