@@ -7,7 +7,7 @@ import pytest
 from mirror.upstream.fleet import ranked
 from tests.fleet.test_places import LIVES, Setting, of_mirrors, place, setting
 from tests.support.dashboard import post, token
-from tests.support.scripted import Fault, Image, Silence, Status
+from tests.support.scripted import Fault, Image, Status
 
 __all__ = ["place", "setting"]
 
@@ -49,9 +49,8 @@ async def test_a_tag_and_its_manifest_come_from_the_place(setting: Setting) -> N
         Status(403),
         Status(404),
         Status(404, {"Cache-Status": "mirror; fwd=bypass; detail=NAME_UNKNOWN"}),
-        Silence(),
     ],
-    ids=["500", "503", "403", "404 of nobody", "404 of its own", "silence"],
+    ids=["500", "503", "403", "404 of nobody", "404 of its own"],
 )
 @pytest.mark.parametrize("by_tag", [True, False], ids=["tag", "digest"])
 async def test_what_is_no_answer_leads_to_the_registry(setting: Setting, fault: Fault, by_tag: bool) -> None:

@@ -93,6 +93,7 @@ async def setting(request: pytest.FixtureRequest, start: StartMirror, place: Scr
 
 
 of_all = pytest.mark.parametrize("setting", KINDS, indirect=True)
+of_peers = pytest.mark.parametrize("setting", ["peer"], indirect=True)
 of_mirrors = pytest.mark.parametrize("setting", MIRRORS, indirect=True)
 
 
@@ -243,7 +244,7 @@ async def test_a_mirror_that_has_stopped_is_found_out(setting: Setting, after: i
     hold.release.set()
 
 
-@of_mirrors
+@of_peers
 async def test_a_mirror_that_downloads_itself_gets_one_connection(setting: Setting) -> None:
     """However slowly it sends: it has no more to send than it gets."""
     digest, data = setting.blob(24 * MIB)
@@ -267,7 +268,7 @@ async def test_bytes_out_of_order_come_from_a_mirror_that_downloads_itself(setti
     assert setting.asked(digest) == (2, 0)
 
 
-@of_mirrors
+@of_peers
 async def test_a_mirror_that_has_all_of_it_gets_more_connections(setting: Setting) -> None:
     """Where each one is slow, as with a registry."""
     setting.place.blob_headers = {"Cache-Status": "mirror; hit"}
@@ -278,7 +279,7 @@ async def test_a_mirror_that_has_all_of_it_gets_more_connections(setting: Settin
     assert setting.asked(digest)[1] == 0
 
 
-@of_mirrors
+@of_peers
 async def test_a_mirror_that_has_got_all_of_it_meanwhile_gets_more_connections(setting: Setting) -> None:
     """It is asked from time to time whether it has."""
     digest, data = setting.blob(40 * MIB)
