@@ -82,6 +82,9 @@ async def test_a_real_provider(mirror_and_port: tuple[Mirror, int], browser: Bro
     done = f"{mirror.url}/oidc/lab/done"
     provider = Program(["oidc-provider"], tmp_path / "provider.log", {"PORT": str(port), "REDIRECT_URI": done})
 
+    # The provider's pages have none.
+    browser.forgiven.append(f"http://localhost:{port}/favicon.ico")
+
     def work() -> None:
         provider.wait_until(lambda: answers(f"http://localhost:{port}/.well-known/openid-configuration"))
         browser.go(f"{mirror.url}/login?to=/account")
