@@ -374,14 +374,14 @@ class Flight:
             self._attended = False
             self._wanted_elsewhere.clear()
             metrics.flights.dec()
+        # Before anybody can find it in the cache, and before readers have all of it: between that and the commit there is as little time as there can be.
+        for supplier in self.suppliers:
+            if supplier.told:
+                await self._store.note_holder(supplier.repository, [self.digest], told=True)
         self.verified = True
         self._show(spool)
         self._notifier.ring_now()
         try:
-            # Before anybody can find it in the cache.
-            for supplier in self.suppliers:
-                if supplier.told:
-                    await self._store.note_holder(supplier.repository, [self.digest], told=True)
             await spool.commit()
         except StorageFull as error:
             # The readers have the whole blob, though it is not cached.
