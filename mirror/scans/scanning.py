@@ -16,7 +16,6 @@ from mirror.errors import MirrorError
 from mirror.locks import attempt
 from mirror.names import Digest, Reference, Repository, image_name
 from mirror.scans.reports import read_report
-from mirror.scans.running import ScanFailed, run_scanner
 from mirror.storage.inventory import Image, Inventory
 from mirror.storage.scans import ScanResult, keep_scan_result, scan_results, worse
 from mirror.storage.store import Store
@@ -139,6 +138,9 @@ class Scanning:
         return due
 
     async def _scanned(self, scanner: Scanner, image: Image, digest: Digest, before: ScanResult) -> ScanResult:
+        # Only here: writing archives is more to import than a pull needs.
+        from mirror.scans.running import ScanFailed, run_scanner
+
         name = image_name(image.repository, image.reference)
         try:
             printed = await run_scanner(scanner.command, scanner.timeout, self._folder, self._store, image.repository, digest)
