@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from mirror.config.tables import Size, Table, readable
-from mirror.patterns import RepositoryPattern
+from mirror.config.tables import RepositoryPatterns, Size, Table, readable
 
 ANYONE = "anyone"
 _TOKEN, _CERTIFICATE, _ISSUER = "token:", "cert:", "oidc:"
@@ -28,7 +27,7 @@ class Access(Table):
     may: tuple[Literal["pull", "push", "delete", "admin"], ...] = Field(
         ("pull",), description="what they may do: `pull`, `push`, `delete`, `admin`; nothing if it is empty"
     )
-    repositories: tuple[str, ...] = Field(
+    repositories: RepositoryPatterns = Field(
         ("**",), min_length=1, description="with which repositories, such as `class/**` or `ghcr.io/owner/*`; default all"
     )
     requests_per_minute: int | None = Field(
@@ -56,13 +55,6 @@ class Access(Table):
                 raise ValueError(
                     f"{one!r} is not a range of addresses such as 10.0.0.0/8 or 2001:db8::/32, in which the rest of the bits is 0"
                 )
-        return value
-
-    @field_validator("repositories")
-    @classmethod
-    def _repositories(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for one in value:
-            RepositoryPattern.parse(one)
         return value
 
     @property

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
+from mirror.patterns import RepositoryPattern
 from mirror.regular_files import LARGEST_SECRET, read_file
 from mirror.units import parse_cache_size, parse_duration, parse_rate, parse_workers
 
@@ -14,6 +15,15 @@ Duration = Annotated[float, BeforeValidator(parse_duration)]
 Size = Annotated[int, BeforeValidator(parse_cache_size)]
 Rate = Annotated[int, BeforeValidator(parse_rate)]
 Workers = Annotated[int, BeforeValidator(parse_workers)]
+
+
+def _repository_patterns(value: tuple[str, ...]) -> tuple[str, ...]:
+    for one in value:
+        RepositoryPattern.parse(one)
+    return value
+
+
+RepositoryPatterns = Annotated[tuple[str, ...], AfterValidator(_repository_patterns)]
 
 
 def readable(file: Path) -> bytes:

@@ -8,8 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
-from mirror.config.tables import Duration, Table, readable
-from mirror.patterns import RepositoryPattern
+from mirror.config.tables import Duration, RepositoryPatterns, Table, readable
 
 _SHORTEST_SECRET = 16
 EventName = Literal["push", "pull", "delete", "tag_moved", "guard", "quota", "login_locked"]
@@ -22,7 +21,7 @@ class Webhook(Table):
         ("push", "pull", "delete", "tag_moved", "guard", "quota", "login_locked"),
         description="which: `push`, `pull` (an image's first), `delete`, `tag_moved`, `guard`, `quota`, `login_locked`; default all",
     )
-    repositories: tuple[str, ...] = Field(
+    repositories: RepositoryPatterns = Field(
         ("**",), min_length=1, description="of which repositories, such as `class/**` or `ghcr.io/owner/*`; default all"
     )
     secret_file: Path | None = Field(
@@ -55,13 +54,6 @@ class Webhook(Table):
     def _events(cls, value: tuple[EventName, ...]) -> tuple[EventName, ...]:
         if not value:
             raise ValueError("a webhook for no event is not needed: remove the table, or events")
-        return value
-
-    @field_validator("repositories")
-    @classmethod
-    def _repositories(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for one in value:
-            RepositoryPattern.parse(one)
         return value
 
     @field_validator("secret_file")
