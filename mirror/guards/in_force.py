@@ -137,7 +137,7 @@ class Guarding:
     async def _held(self) -> list[HeldTag]:
         """What is served in its old meaning; what is refused is not waited for by anybody."""
         try:
-            return [tag for tag in await self._store.held() if tag.served != tag.new]
+            return [tag for tag in await self._store.held() if tag.served not in (None, tag.new)]
         except CatalogFailed:
             return []
 
