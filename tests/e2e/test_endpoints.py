@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.test_dockerd import Dockerd
 from tests.e2e.test_podman import policy
-from tests.support.fleet import black_hole, fleet
+from tests.support.endpoints import black_hole, fleet
 from tests.support.images import digest_of, make_image, make_index, push
 from tests.support.mirrors import MirrorProcess
 from tests.support.programs import DockerRegistry, require, run

@@ -14,7 +14,7 @@ from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.failover import Unfinished, with_failover
 from mirror.upstream.proxies import Fixed
 from mirror.upstream.transport import Connections, Timeouts, Transport
-from tests.support.fleet import fleet
+from tests.support.endpoints import fleet
 from tests.support.mirrors import Mirror, StartMirror, until
 from tests.support.scripted import Image, Pending, Scripted
 

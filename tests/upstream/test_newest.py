@@ -13,7 +13,7 @@ import pytest
 
 from mirror.cache.tags import Tags
 from mirror.names import Digest
-from tests.support.fleet import fleet
+from tests.support.endpoints import fleet
 from tests.support.mirrors import Mirror, StartMirror
 from tests.support.patience import PATIENCE
 from tests.support.scripted import Corrupt, Delay, Fault, Raw, Scripted, Silence, Status

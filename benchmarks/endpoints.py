@@ -1,4 +1,4 @@
-"""What nine bad endpoints of ten cost: ``python -m benchmarks.fleet``.
+"""What nine bad endpoints of ten cost: ``python -m benchmarks.endpoints``.
 
 Images of four layers, each in a repository of its own, are pulled through a mirror whose only endpoint is good, and through one for which that endpoint is the
 ninth of ten. The good one sends 5 MB/s on each connection. What counts is the first pull ever, and the median of later ones.
@@ -20,7 +20,7 @@ import aiohttp
 
 from mirror import app
 from mirror.config import load
-from tests.support.fleet import black_hole, fleet
+from tests.support.endpoints import black_hole, fleet
 from tests.support.scripted import Corrupt, Delay, Fault, Image, Scripted, Status
 
 _PULLS = 9
