@@ -67,6 +67,8 @@ LISTED = (
     'registries."NAME".endpoints',
 )
 """Tables that stand in another table."""
+_NAMES_COMMAND = re.compile(r"(?:`|[:;(→,] |\b(?:[Rr]un|try|see|with|by|use|or|after|as|of|what)[ \n])mirror ([a-z]+)\b")
+"""Where a text names a command, and does not only speak of the mirror."""
 
 
 def metric_rows() -> dict[str, tuple[str, str]]:
@@ -298,3 +300,17 @@ def test_the_known_registries_are_listed() -> None:
     """docs/upstreams.md names exactly those that need no table."""
     text = (ROOT / "docs" / "upstreams.md").read_text().partition("under their own address:")[2].partition(".\n\n")[0]
     assert sorted(text.replace("\n", " ").replace(" ", "").split(",")) == sorted(config.KNOWN_ENDPOINTS)
+
+
+def test_every_command_that_a_text_names_exists() -> None:
+    """In alerts and panels, pages and guides, the dashboard's texts, and what the code says in messages and help."""
+    known = set(main.list_commands(Context(main)))
+    named: dict[str, set[str]] = {}
+    for pattern in ("grafana/*", "docs/*.md", "deploy/**/*", "*.md", "mirror/**/*.py", "mirror/web/templates/*"):
+        for path in ROOT.glob(pattern):
+            # Of what the code is without its changes, CHANGELOG.md tells.
+            if path.is_file() and path.name != "CHANGELOG.md" and path.suffix != ".png":
+                for command in re.findall(_NAMES_COMMAND, path.read_text()):
+                    named.setdefault(command, set()).add(str(path.relative_to(ROOT)))
+    assert {command: files for command, files in named.items() if command not in known} == {}
+    assert {"serve", "history", "release", "who"} <= named.keys()
