@@ -20,7 +20,8 @@ from mirror.clients import CLIENTS, Address, Client, Conflict, client_here, runs
 from mirror.config import Settings
 from mirror.doctor.findings import Finding, advice, ok, problem
 from mirror.doctor.waiting import within
-from mirror.errors import MirrorError
+from mirror.errors import CatalogFailed, MirrorError
+from mirror.storage.cache_directory import blocked_by_hand, holds_cache
 from mirror.upstream import Connections, Timeouts
 from mirror.upstream.transport import Transport, read_bounded
 
@@ -105,13 +106,23 @@ async def examine_clients(settings: Settings, addresses: Sequence[Address], root
 
 def _examine_clients(settings: Settings, addresses: Sequence[Address], root: Path) -> list[Finding]:
     found: list[Finding] = []
-    for name in CLIENTS:
-        if shutil.which(_PROGRAMS[name]) is not None:
-            found += _client(client_here(name, root), settings, addresses, root)
+    installed = [name for name in CLIENTS if shutil.which(_PROGRAMS[name]) is not None]
+    refused = None
+    try:
+        refused = _refused(settings) if installed else None
+    except (OSError, CatalogFailed) as error:
+        found.append(
+            advice("clients", f"whether something is blocked by hand cannot be read: {error}", "run mirror doctor as root")
+        )
+    for name in installed:
+        found += _client(client_here(name, root), settings, addresses, root, refused)
     return found
 
 
-def _client(client: Client, settings: Settings, addresses: Sequence[Address], root: Path) -> Iterator[Finding]:
+def _client(
+    client: Client, settings: Settings, addresses: Sequence[Address], root: Path, refused: str | None
+) -> Iterator[Finding]:
+    """`refused` says what is refused here, None if nothing is."""
     missing = []
     urls = ", then ".join(address.url for address in addresses)
     command = " ".join([f"mirror configure {client.name}", *(f"--mirror {address.url}" for address in addresses), "--write"])
@@ -152,10 +163,16 @@ def _client(client: Client, settings: Settings, addresses: Sequence[Address], ro
         )
     else:
         yield ok(client.name, f"it uses {urls}")
-        if any(guard.mode == "enforce" for guard in settings.guard):
-            yield advice(
-                client.name, "what a [[guard]] table refuses is pulled from the registry itself", _GO_AROUND[client.name]
-            )
+        if refused is not None:
+            yield advice(client.name, f"what {refused} is pulled from the registry itself", _GO_AROUND[client.name])
+
+
+def _refused(settings: Settings) -> str | None:
+    """Says what is refused here; None if nothing is. Raises CatalogFailed, OSError."""
+    if any(guard.mode == "enforce" for guard in settings.guard):
+        return "a [[guard]] table refuses"
+    count = blocked_by_hand(settings.cache.dir) if holds_cache(settings.cache.dir) else 0
+    return f"is blocked by hand ({count} digest{'s' if count > 1 else ''})" if count else None
 
 
 def _with_its_token(address: Address, text: str) -> Address:

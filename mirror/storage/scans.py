@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from mirror.names import Digest
 from mirror.storage.store import Store
@@ -33,7 +34,11 @@ def worse(severities: list[str]) -> str | None:
 
 async def scan_results(store: Store, digest: Digest) -> list[ScanResult]:
     """Returns what scanners found in the image of a manifest. Empty if none has looked at it, or the catalog fails."""
-    document = await store.document(_key(digest)) or {}
+    return results_in(await store.document(key_of(digest)) or {})
+
+
+def results_in(document: Mapping[str, Any]) -> list[ScanResult]:
+    """Returns the results that are kept under the key of a manifest."""
     found = []
     for name, kept in document.items():
         # What is not as it was written is looked at anew.
@@ -55,7 +60,7 @@ async def scan_results(store: Store, digest: Digest) -> list[ScanResult]:
 
 async def keep_scan_result(store: Store, digest: Digest, result: ScanResult) -> None:
     """Keeps a result in place of the one that the same scanner had. One process does so at a time."""
-    document = await store.document(_key(digest)) or {}
+    document = await store.document(key_of(digest)) or {}
     document[result.scanner] = {
         "worst": result.worst,
         "counts": dict(result.counts),
@@ -63,8 +68,9 @@ async def keep_scan_result(store: Store, digest: Digest, result: ScanResult) -> 
         "tried": result.tried,
         "fault": result.fault,
     }
-    await store.set_document(_key(digest), document)
+    await store.set_document(key_of(digest), document)
 
 
-def _key(digest: Digest) -> str:
+def key_of(digest: Digest) -> str:
+    """Returns under which key of the store's documents they are."""
     return f"scans {digest}"

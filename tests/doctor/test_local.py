@@ -13,6 +13,9 @@ from aiohttp import web
 from mirror.clients import CLIENTS, Address, runs_systemd
 from mirror.doctor import local
 from mirror.doctor.findings import Level
+from mirror.names import Digest
+from mirror.storage.sightings import Block
+from mirror.wiring import store
 from tests.doctor.conftest import one, settings
 from tests.e2e.test_dockerd import Dockerd
 from tests.support.mirrors import Mirror
@@ -190,3 +193,29 @@ async def test_clients_that_can_go_around_a_guard(name: str, mode: str, only: An
     around = [finding for finding in found if "[[guard]]" in finding.message]
     assert len(around) == (mode == "enforce")
     assert all("firewall" in finding.cure for finding in around)
+
+
+async def test_a_block_by_hand_can_be_gone_around_as_well(only: Any, tree: dict[str, Any], tmp_path: Path) -> None:
+    """Without any table; not once it has ended, and not where there is no cache."""
+    only("containerd")
+    settled = settings(tree)
+    for file in CLIENTS["containerd"].plan([LAN], list(settled.registries)):
+        path = tmp_path / file.path.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(file.merge(""))
+
+    async def around() -> list[str]:
+        found = await local.examine_clients(settled, [LAN], tmp_path)
+        return [
+            finding.message
+            for finding in found
+            if finding.check == "containerd" and "pulled from the registry itself" in finding.message
+        ]
+
+    assert await around() == []
+    digest = Digest.of(b"a miner")
+    async with store(settled) as opened:
+        await opened.block(Block(digest, "a miner", "ann", 1.0))
+        assert await around() == ["what is blocked by hand (1 digest) is pulled from the registry itself"]
+        await opened.unblock(digest)
+        assert await around() == []

@@ -48,7 +48,7 @@ from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.disk.catalog import repositories
 from mirror.storage.disk.catalog.changes import Changes
 from mirror.storage.disk.catalog.counts import Counts
-from mirror.storage.disk.catalog.documents import Documents
+from mirror.storage.disk.catalog.documents import FOLDER, Documents
 from mirror.storage.disk.catalog.hosted import Hosted
 from mirror.storage.disk.catalog.listed import Listed
 from mirror.storage.disk.catalog.possessions import Possessions
@@ -85,7 +85,7 @@ class Catalog:
             self.hosted = Hosted(self._db, self._add, self.sightings)
             self.possessions = Possessions(self._db)
             self.changed = Changes(self._db)
-            self._documents = Documents(folder / "documents")
+            self._documents = Documents(folder / FOLDER)
             stack.callback(self._documents.close)
             self.close = stack.pop_all().close
             """Closes the databases, each also where another fails to close."""

@@ -15,6 +15,8 @@ from mirror.storage.disk.catalog.schema import check_files
 
 log = logging.getLogger(__name__)
 
+FOLDER = "documents"
+"""In the catalog's folder."""
 _LIMIT = 256 * 1024 * 1024
 
 

@@ -167,6 +167,10 @@ class Inventory:
         """Returns the last month's history."""
         return read(self._db, time.time())
 
+    def blocked(self) -> int:
+        """Returns how many digests are blocked by hand."""
+        return int(self._db.execute("SELECT count(*) FROM blocked").fetchone()[0])
+
     def _with_sizes(self, rows: Iterable[tuple[Any, ...]]) -> tuple[Image, ...]:
         listed = list(rows)
         known = {row[0]: row[1:] for row in sizes(self._db, json.dumps([row[5] for row in listed]))}
