@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -9,9 +10,11 @@ import click
 from mirror.cli.ask import fail, images_of, inventory
 from mirror.cli.ls import describe, state
 from mirror.cli.options import cache_options, settings_or_exit
-from mirror.cli.text import ago, print_json, table
-from mirror.names import image_name, short_name
+from mirror.cli.text import ago, moment, print_json, table
+from mirror.names import Digest, image_name, short_name
+from mirror.storage.cache_directory import read_scan_results
 from mirror.storage.inventory import Details, Variant
+from mirror.storage.scans import SEVERITIES, ScanResult
 from mirror.units import format_size
 
 _MOST_NEIGHBOURS = 20
@@ -22,21 +25,22 @@ _MOST_NEIGHBOURS = 20
 @cache_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(image: str, config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], as_json: bool) -> None:
-    """Shows the platforms and layers of a cached IMAGE, the images that share them, and whether it is fresh and pinned."""
+    """Shows the platforms and layers of a cached IMAGE, the images that share them, what scanners found in it, and whether it is fresh and pinned."""
     ((repository, reference),) = images_of([image])
     settings = settings_or_exit(config, cache_dir, upstreams)
     with inventory(settings) as asked:
         found = asked.image(repository, reference)
+        scans = read_scan_results(settings.cache.dir, [variant.digest for variant in found.variants] if found else [])
     if found is None:
         fail(f"{image_name(repository, reference)} is not cached: mirror ls lists cached images, mirror pull downloads this one")
     ttl = settings.cache.tag_ttl
     if as_json:
-        _print_json(found, ttl)
+        _print_json(found, scans, ttl)
     else:
-        _print_details(found, ttl)
+        _print_details(found, scans, ttl)
 
 
-def _print_details(found: Details, ttl: float) -> None:
+def _print_details(found: Details, scans: Mapping[Digest, Sequence[ScanResult]], ttl: float) -> None:
     image = found.image
     checked = "" if image.checked is None or image.pushed is not None else f", checked {ago(image.checked)}"
     lines = [
@@ -55,6 +59,8 @@ def _print_details(found: Details, ttl: float) -> None:
     click.echo("".join(f"{name:<9}{value}\n" for name, value in lines), nl=False)
     for variant in found.variants:
         click.echo(f"\n{variant.platform or 'any platform'}  {variant.digest}  {_status(variant)}")
+        for result in scans[variant.digest]:
+            click.echo(f"  scan {result.scanner}: {_scanned(result)}")
         rows = [
             (
                 str(layer.descriptor.digest),
@@ -81,7 +87,19 @@ def _status(variant: Variant) -> str:
     return f"{format_size(variant.size)}, {'complete' if variant.complete else lacks}"
 
 
-def _print_json(found: Details, ttl: float) -> None:
+def _scanned(result: ScanResult) -> str:
+    """Describes what a scanner found last, the worst first, and why it has failed since."""
+    told = []
+    if result.worst is not None:
+        counts = [f"{result.counts[severity]} {severity}" for severity in reversed(SEVERITIES) if result.counts.get(severity)]
+        told.append(f"worst: {result.worst} ({', '.join(counts)})" if counts else "nothing found")
+        told.append(ago(result.scanned))
+    if result.fault:
+        told.append(f"the last scan failed: {result.fault}")
+    return "; ".join(told)
+
+
+def _print_json(found: Details, scans: Mapping[Digest, Sequence[ScanResult]], ttl: float) -> None:
     variants = [
         {
             "digest": str(variant.digest),
@@ -89,6 +107,16 @@ def _print_json(found: Details, ttl: float) -> None:
             "cached": variant.cached,
             "complete": variant.complete,
             "size": variant.size,
+            "scans": [
+                {
+                    "scanner": result.scanner,
+                    "worst": result.worst,
+                    "counts": {severity: result.counts.get(severity, 0) for severity in SEVERITIES},
+                    "scanned": moment(result.scanned),
+                    "fault": result.fault or None,
+                }
+                for result in scans[variant.digest]
+            ],
             "layers": [
                 {
                     "digest": str(layer.descriptor.digest),

@@ -16,6 +16,10 @@ from mirror.access import FOLDER
 from mirror.access.audit import FIELDS
 from mirror.access.month_file import exchange, month_of
 from mirror.cli import main
+from mirror.config import load
+from mirror.names import Digest
+from mirror.storage.scans import ScanResult, keep_scan_result
+from mirror.wiring import store
 from tests.support.archives import layout_of, pack
 from tests.support.commands import Commands
 from tests.support.images import make_image
@@ -78,6 +82,14 @@ async def test_documents_have_the_documented_keys(upstream: Scripted, tmp_path: 
     await run("import", str(tmp_path / "lab.tar"))
     refused = json.dumps([{"name": "none", "images": ["**"], "deny": True}])
     await run("import", "--dry-run", str(tmp_path / "lab.tar"), status=1, MIRROR_GUARD=refused)
+    [shown] = (await run("show", "app:1"))["variants"]
+    assert shown["scans"] == []
+    async with store(load(None, {}, {"cache": {"dir": str(tmp_path / "cache")}})) as opened:
+        result = ScanResult("trivy", "high", {"high": 2, "low": 1}, 1e9, 2e9, "no database")
+        await keep_scan_result(opened, Digest.parse(shown["digest"]), result)
+    told = await commands("show", "app:1")
+    assert "  scan trivy: worst: high (2 high, 1 low); " in told
+    assert "the last scan failed: no database" in told
     for command in (["ls"], ["show", "app:1"], ["tags", "app"], ["gc", "--dry-run"], ["unpin", "app:1"]):
         await run(*command)
     (tmp_path / "cache" / "blobs" / "sha256" / image.config.hex).write_bytes(b"damaged")
