@@ -264,15 +264,15 @@ class Flight:
 
     def _exchange_as_follower(self, spool: Partial) -> None:
         spool.attend(self._readers > 0)
-        for repository, size in spool.take_sources():
+        for repository, size, told in spool.take_sources():
             if (supplier := self.suppliers.get(repository)) is not None:
-                supplier.hear(size)
+                supplier.hear(size, told)
         self._tell_sources(spool)
 
     def _tell_sources(self, spool: Partial) -> None:
         for supplier in self.suppliers:
             if supplier.promised and supplier.usable:
-                spool.add_source(supplier.repository, supplier.size)
+                spool.add_source(supplier.repository, supplier.size, told=supplier.told)
 
     def _separate(self) -> bool:
         """Changes from the shared download to a separate one of the size that the own registry claims. False where it has, or that size is not known."""
@@ -317,11 +317,11 @@ class Flight:
         """Exchanges sources and readers with the processes that follow: their repositories become sources of this download."""
         self._attended = spool.attended
         self.was_read = self.was_read or self._attended
-        for repository, size in spool.take_sources():
+        for repository, size, told in spool.take_sources():
             # This process may not know the registry.
             with contextlib.suppress(MirrorError):
                 supplier, _ = self.suppliers.join(self._context_of(repository, self.digest))
-                supplier.hear(size)
+                supplier.hear(size, told)
         self._tell_sources(spool)
         self._wanted_elsewhere += spool.take_wanted()
         missing = [(start, stop) for start, stop in self._wanted_elsewhere if spool.have.covered_until(start) <= start < stop]

@@ -31,6 +31,7 @@ class Supplier:
         self.repository = context.repository
         self.source = context.source
         self._asks_mirror = context.asks_mirror
+        self._told = False
         self.size: int | None = None
         """The size of the blob in bytes, as this registry claims."""
         self.error: MirrorError | None = None
@@ -51,16 +52,24 @@ class Supplier:
     @property
     def told(self) -> bool:
         """True if the registry itself has said that the repository has the blob."""
-        return self.promised and self.usable and not self._asks_mirror
+        return self._told and self.promised and self.usable
 
     def promise(self, size: int | None) -> None:
+        """Records what its source has said: that it has the blob, and its size in bytes."""
+        self._told = self._told or not self._asks_mirror
+        self._accept(size)
+
+    def _accept(self, size: int | None) -> None:
         self.promised, self.error, self.failed = True, None, 0
         self.size = self.size if size is None else size
 
-    def hear(self, size: int | None) -> None:
-        """Records what another process learnt: that the repository has the blob, and its size in bytes."""
-        if not self.promised and self.usable:
-            self.promise(size)
+    def hear(self, size: int | None, told: bool) -> None:
+        """Records what another process learnt: that the repository has the blob, and its size in bytes, as its registry has `told`, or else another mirror."""
+        if not self.usable:
+            return
+        self._told = self._told or told
+        if not self.promised:
+            self._accept(size)
             self.answered.set()
 
     def note_failure(self) -> None:

@@ -55,7 +55,7 @@ class MemoryDownload:
         self.current = True
         self.leader: MemoryPartial | None = None
         self.repository: Repository | None = None
-        self.sources: list[tuple[Repository, int | None]] = []
+        self.sources: list[tuple[Repository, int | None, bool]] = []
         self.wanted: list[tuple[int, int]] = []
         self.attending: set[MemoryPartial] = set()
 
@@ -169,11 +169,12 @@ class MemoryPartial:
     def attend(self, reading: bool) -> None:
         (self._download.attending.add if reading else self._download.attending.discard)(self)
 
-    def add_source(self, repository: Repository, size: int | None) -> None:
-        if self.leader is not None and repository not in dict(self._download.sources):
-            self._download.sources.append((repository, size))
+    def add_source(self, repository: Repository, size: int | None, *, told: bool) -> None:
+        known = {source: was_told for source, _, was_told in self._download.sources}
+        if self.leader is not None and (repository not in known or told > known[repository]):
+            self._download.sources.append((repository, size, told))
 
-    def take_sources(self) -> list[tuple[Repository, int | None]]:
+    def take_sources(self) -> list[tuple[Repository, int | None, bool]]:
         if self._noted is not self._download.sources:
             self._noted, self._taken = self._download.sources, 0
             self._sent.clear()

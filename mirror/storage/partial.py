@@ -55,12 +55,13 @@ class Partial(Protocol):
         """Publishes to other processes, as leader, the repository that it downloads from first. Forgets the sources added before."""
         ...
 
-    def add_source(self, repository: Repository, size: int | None) -> None:
-        """Publishes to other processes that a repository has the blob, of `size` bytes. Does so once for each repository."""
+    def add_source(self, repository: Repository, size: int | None, *, told: bool) -> None:
+        """Publishes to other processes that a repository has the blob, of `size` bytes, as its registry has `told`, or else another mirror. Does so once for each
+        repository, and once more when its registry has told."""
         ...
 
-    def take_sources(self) -> list[tuple[Repository, int | None]]:
-        """Returns the sources that this or another process added since the last call."""
+    def take_sources(self) -> list[tuple[Repository, int | None, bool]]:
+        """Returns the sources, as `add_source` takes them, that this or another process added since the last call."""
         ...
 
     def want(self, start: int, stop: int) -> None:

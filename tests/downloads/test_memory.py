@@ -279,7 +279,7 @@ async def test_a_process_that_does_not_bring_another_registrys_download_on_is_no
     readers = [await reader(flights, flight.digest, context(source)) for _ in range(3)]
     assert await asyncio.gather(*map(read, readers)) == [source.data] * 3
     assert (source.described, source.opened) == (1, [(0, None)])
-    assert held.take_sources() == [(Repository("one.example", "app"), MIB)]
+    assert held.take_sources() == [(Repository("one.example", "app"), MIB, True)]
     held.close()
 
 
@@ -314,7 +314,7 @@ async def test_a_process_that_brings_the_same_registrys_download_on_slowly_is_wa
     asked = context(source)
     held.announce(asked.repository)
     await held.set_size(MIB)
-    held.add_source(asked.repository, MIB)
+    held.add_source(asked.repository, MIB, told=True)
     flight, _ = flights.join(held.digest, asked)
     reading = asyncio.create_task(read(await reader(flights, flight.digest, asked)))
     for offset in range(0, MIB, CHUNK):
@@ -366,7 +366,7 @@ async def test_a_process_that_is_stopped_is_not_waited_for(
     stopped.announce(asked.repository)
     if answered:
         await stopped.set_size(MIB)
-        stopped.add_source(asked.repository, MIB)
+        stopped.add_source(asked.repository, MIB, told=True)
     flight, _ = flights.join(stopped.digest, asked)
     parts = await asyncio.gather(*(reader(flights, flight.digest, asked) for _ in range(3)))
     assert await asyncio.gather(*map(read, parts)) == [source.data] * 3
@@ -385,7 +385,7 @@ async def test_a_process_that_is_stopped_before_it_has_verified_is_not_waited_fo
     assert stopped.lead()
     stopped.announce(asked.repository)
     await stopped.set_size(MIB)
-    stopped.add_source(asked.repository, MIB)
+    stopped.add_source(asked.repository, MIB, told=True)
     await stopped.write(0, source.data)
     flight, _ = flights.join(stopped.digest, asked)
     assert await read(await reader(flights, flight.digest, asked)) == source.data
@@ -393,6 +393,32 @@ async def test_a_process_that_is_stopped_before_it_has_verified_is_not_waited_fo
     assert store.size(stopped.digest) == MIB
     assert sorted(source.opened) == [(0, None), (MIB - WITHHELD, MIB)]
     stopped.close()
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_only_the_registrys_own_word_says_that_a_repository_has_a_blob(
+    store: MemoryStore, flights: Flights, told: bool
+) -> None:
+    """A process that leads has it of the registry, or of another mirror, which has it for other repositories too: to one that follows, and has not asked, it is
+    the same. And the other way round: one that follows names a repository to one that leads."""
+    source = Source(os.urandom(MIB))
+    asked, theirs = context(source), context(source, "two.example")
+    leading = store.partial(Digest.of(source.data))
+    assert leading.lead()
+    leading.announce(asked.repository)
+    await leading.set_size(MIB)
+    leading.add_source(asked.repository, MIB, told=told)
+    following = await reader(flights, leading.digest, asked)
+    assert (following.told, source.described, source.opened) == (told, 0, [])
+    await leading.write(0, source.data)
+    leading.release()
+    # It takes over, and is told meanwhile of another repository. Its own registry is asked for nothing: all bytes are here.
+    flight, _ = flights.join(leading.digest, asked)
+    flight.suppliers.join(theirs)[0].hear(MIB, told)
+    assert await read(following) == source.data
+    await flights.ended(flight)
+    assert await store.told_holders(leading.digest) == ({asked.repository, theirs.repository} if told else set())
+    leading.close()
 
 
 async def test_a_registry_that_breaks_off_is_not_asked_again_before_the_others(flights: Flights) -> None:

@@ -37,31 +37,34 @@ async def partials(store: Store) -> AsyncIterator[tuple[Partial, Partial]]:
 
 
 async def test_sources_are_known_to_both(partials: tuple[Partial, Partial]) -> None:
-    """Each is told once, with its size where that is known; the leader's name too."""
+    """Each is told once, with its size where that is known, and again when its registry has told what another mirror had said; the leader's name too."""
     leader, follower = partials
     assert follower.take_sources() == []
     assert follower.leader == ONE
-    leader.add_source(ONE, 5)
-    follower.add_source(TWO, None)
-    follower.add_source(THREE, 7)
-    assert leader.take_sources() == [(ONE, 5), (TWO, None), (THREE, 7)]
-    assert follower.take_sources() == [(ONE, 5), (TWO, None), (THREE, 7)]
-    follower.add_source(TWO, None)
+    leader.add_source(ONE, 5, told=True)
+    follower.add_source(TWO, None, told=False)
+    follower.add_source(THREE, 7, told=True)
+    assert leader.take_sources() == [(ONE, 5, True), (TWO, None, False), (THREE, 7, True)]
+    assert follower.take_sources() == [(ONE, 5, True), (TWO, None, False), (THREE, 7, True)]
+    follower.add_source(TWO, None, told=False)
+    leader.add_source(ONE, 5, told=False)
     assert (leader.take_sources(), follower.take_sources()) == ([], [])
+    follower.add_source(TWO, 6, told=True)
+    assert leader.take_sources() == follower.take_sources() == [(TWO, 6, True)]
 
 
 async def test_a_new_leader_begins_without_the_sources_of_the_last(partials: tuple[Partial, Partial]) -> None:
     """They may have been told days ago; whoever still follows tells them again."""
     leader, follower = partials
-    leader.add_source(ONE, 5)
-    assert follower.take_sources() == [(ONE, 5)]
+    leader.add_source(ONE, 5, told=True)
+    assert follower.take_sources() == [(ONE, 5, True)]
     leader.release()
     assert follower.lead()
     follower.announce(TWO)
     assert leader.take_sources() == []
     assert leader.leader == TWO
-    leader.add_source(ONE, 5)
-    assert follower.take_sources() == [(ONE, 5)]
+    leader.add_source(ONE, 5, told=True)
+    assert follower.take_sources() == [(ONE, 5, True)]
 
 
 async def test_the_leader_knows_whether_somebody_reads_elsewhere(store: Store, partials: tuple[Partial, Partial]) -> None:
@@ -115,6 +118,7 @@ async def test_a_download_of_another_size_is_a_separate_one(store: Store) -> Non
     "text",
     [
         "has docker.io library/app 5\n",
+        "told docker.io library/app 5\n",
         "lead docker.io UPPER\n",
         "has / a 5\nhas docker.io a x\nhas docker.io a " + "9" * 30 + "\n",
         "\xff\n\n",
@@ -129,6 +133,6 @@ async def test_a_file_that_makes_no_sense_says_nothing(tmp_path: Path, text: str
         assert (partial.take_sources(), partial.leader) == ([], None)
         assert partial.lead()
         partial.announce(ONE)
-        partial.add_source(TWO, 5)
-        assert (partial.take_sources(), partial.leader) == ([(TWO, 5)], ONE)
+        partial.add_source(TWO, 5, told=False)
+        assert (partial.take_sources(), partial.leader) == ([(TWO, 5, False)], ONE)
         partial.close()

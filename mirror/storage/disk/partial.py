@@ -151,10 +151,10 @@ class DiskPartial:
     def attend(self, reading: bool) -> None:
         self._spool.sources.attend(reading)
 
-    def add_source(self, repository: Repository, size: int | None) -> None:
-        self._spool.sources.add(repository, size)
+    def add_source(self, repository: Repository, size: int | None, *, told: bool) -> None:
+        self._spool.sources.add(repository, size, told)
 
-    def take_sources(self) -> list[tuple[Repository, int | None]]:
+    def take_sources(self) -> list[tuple[Repository, int | None, bool]]:
         return self._spool.sources.take()
 
     def want(self, start: int, stop: int) -> None:

@@ -3,7 +3,8 @@
 Processes append lines, each by one write(2) with O_APPEND, so that lines are never torn:
 
 - ``lead REGISTRY PATH``: this repository's download begins here. The lines before it no longer count.
-- ``has REGISTRY PATH SIZE``: the repository has the blob, of so many bytes; ``-`` if unknown.
+- ``told REGISTRY PATH SIZE``: the repository has the blob, of so many bytes (``-`` if unknown): its registry has told this process so.
+- ``has REGISTRY PATH SIZE``: the same, by the word of another mirror. Whoever may only have what a repository has must not rely on it.
 - ``wants START STOP``: a reader waits for these bytes, far from those that are received next.
 
 A follower with readers holds a shared ``flock`` on the file, which shows the leader that bytes are needed. If the file cannot be opened, read or written, the
@@ -32,8 +33,9 @@ class Sources:
         """The repository that the leader downloads from first; None if unknown."""
         self._fd = -1
         self._read_to = 0
-        self._known: dict[Repository, int | None] = {}
-        self._new: list[tuple[Repository, int | None]] = []
+        self._known: dict[Repository, bool] = {}
+        """True where its registry has told that it has the blob."""
+        self._new: list[tuple[Repository, int | None, bool]] = []
         self._wanted: list[tuple[int, int]] = []
         self._sent: list[tuple[int, int]] = []
         self._attends = False
@@ -53,13 +55,13 @@ class Sources:
                 self._read_to = os.lseek(self._fd, 0, os.SEEK_CUR)
         self._take_in(["lead", leader.registry, leader.path])
 
-    def add(self, repository: Repository, size: int | None) -> None:
-        """Records that a repository has the blob, unless the file says so already, or no leader is known yet."""
-        if repository not in self._known and self.leader is not None:
-            self._append(f"has {repository.registry} {repository.path} {'-' if size is None else size}\n")
+    def add(self, repository: Repository, size: int | None, told: bool) -> None:
+        """Records that a repository has the blob, as its registry has `told`, unless the file says so already, or no leader is known yet."""
+        if self.leader is not None and (repository not in self._known or told > self._known[repository]):
+            self._append(f"{'told' if told else 'has'} {repository.registry} {repository.path} {'-' if size is None else size}\n")
 
-    def take(self) -> list[tuple[Repository, int | None]]:
-        """Returns the repositories that any process added since the last call, with the sizes that they claim."""
+    def take(self) -> list[tuple[Repository, int | None, bool]]:
+        """Returns the repositories that any process added since the last call, with the sizes that they claim, and whether their registries have told."""
         self._read()
         new, self._new = self._new, []
         return new
@@ -129,12 +131,13 @@ class Sources:
                 self._sent.clear()
             case ["wants", start, stop] if _is_number(start) and _is_number(stop):
                 self._wanted.append((int(start), int(stop)))
-            case ["has", registry, path, size] if (
+            case ["has" | "told" as word, registry, path, size] if (
                 self.leader is not None and (repository := _repository(registry, path)) is not None
             ):
                 if size == "-" or _is_number(size):
-                    self._known[repository] = None if size == "-" else int(size)
-                    self._new.append((repository, self._known[repository]))
+                    told = word == "told"
+                    self._known[repository] = told or self._known.get(repository, False)
+                    self._new.append((repository, None if size == "-" else int(size), told))
 
 
 def _is_number(text: str) -> bool:
