@@ -113,7 +113,7 @@ async def running(
             (*settings.server.hosts, *settings.server.login_hosts, *places.client_hosts, *filter(None, names)),
             ask_dns=not settings.upstream.offline,
         )
-        gate = Gate(who, cache.possession, places, checks, live.notifications)
+        gate = Gate(who, cache.possession, places, checks, live.notifications, behind_proxy=settings.server.has_proxy)
         logins = BrowserLogins(who, gate, ended)
         dashboard = Dashboard(cache, admin, logins, site_info, targets.image)
         api = Api(

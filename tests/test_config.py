@@ -478,6 +478,12 @@ def test_tables_of_access_that_do_not_mean_what_they_say_are_refused(tree: dict[
         ({"listen": "mirror.example.com:5000"}, True),
         ({"login_listen": "0.0.0.0:5443"}, True),
         ({"trusted_proxies": ["127.0.0.1"]}, True),
+        ({"public_url": "http://localhost:5000"}, False),
+        ({"public_url": "http://192.168.1.2:5000"}, False),
+        ({"public_url": "http://mirror.lan:5000"}, False),
+        ({"public_url": "https://mirror.example.com"}, True),
+        ({"public_url": "https://8.8.8.8"}, True),
+        ({"public_url": "https://[2600::1]"}, True),
     ],
 )
 def test_a_start_that_would_let_the_whole_internet_push_says_no(server: dict[str, Any], public: bool, may: str, who: str) -> None:

@@ -18,7 +18,6 @@ from mirror.access.access import Access
 from mirror.access.oidc_login import Begun
 from mirror.access.rules import Action, Identity
 from mirror.api.client_network import client_network
-from mirror.api.connected_client import connected_client
 from mirror.api.context import RequestContext
 from mirror.api.gate import Gate
 from mirror.errors import LoginWrong, NotAllowed, TooManyGuesses
@@ -73,7 +72,7 @@ class BrowserLogins:
         if not given or not self.offered or "Authorization" in request.headers:
             return
         try:
-            login, name = await asyncio.to_thread(self._access.identities.of_session, given, connected_client(request))
+            login, name = await asyncio.to_thread(self._access.identities.of_session, given, self._gate.client(request))
         except (LoginWrong, OSError):
             # It is over: a page says so by asking for the password.
             return
@@ -92,7 +91,7 @@ class BrowserLogins:
 
     async def begin(self, request: web.BaseRequest, user: str, password: str) -> str:
         """Returns a session for a user. Raises LoginWrong, TooManyGuesses; slow after many wrong ones, as everywhere."""
-        client, network = connected_client(request), client_network(request.remote)
+        client, network = self._gate.client(request), client_network(request.remote)
         try:
             login = await self._access.identities.of_password(user, password, client, network)
         except (LoginWrong, TooManyGuesses) as error:
@@ -112,7 +111,7 @@ class BrowserLogins:
     async def end_by(self, request: web.BaseRequest, name: str, cookie: str, query: dict[str, str]) -> tuple[str, str]:
         """Returns a session for whoever comes back from an issuer, and the page to lead to. Raises as `OidcLogins.end` does."""
         try:
-            identity, to = await self._access.oidc_logins.end(name, cookie, query, connected_client(request))
+            identity, to = await self._access.oidc_logins.end(name, cookie, query, self._gate.client(request))
         except LoginWrong as error:
             self._note(request, Identity(), "wrong login", error.message)
             raise

@@ -8,22 +8,24 @@ from aiohttp import web
 
 from mirror.access.rules import Identity
 from mirror.api.client_network import parse_address
-from mirror.api.hosts import is_loopback, names_this_machine
+from mirror.api.hosts import is_on_loopback, names_this_machine
 
 _FORWARDED = ("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port", "Forwarded", "Via", "X-Real-IP")
 """Header fields by which proxies show that they passed a request on."""
 
 
-def connected_client(request: web.BaseRequest) -> Identity:
-    """What the connection proves: an address, a certificate, and whether it is this machine's own."""
+def connected_client(request: web.BaseRequest, *, behind_proxy: bool) -> Identity:
+    """What the connection proves: an address, a certificate, and whether it is this machine's own. Nothing is known to be that with `behind_proxy`, where a proxy
+    on this machine may pass on what others ask for and not say so."""
     transport = request.transport
     address = parse_address(request.remote)
     local = (
-        transport is not None
-        and is_loopback(transport.get_extra_info("sockname"))
+        not behind_proxy
+        and transport is not None
+        and is_on_loopback(transport)
         and address is not None
         and address.is_loopback
-        # Not every proxy on this machine says that it passes something on, but most pass on the host that the client named.
+        # There may be a proxy of which the settings say nothing: most say that they pass something on, or pass on the host that the client named.
         and not any(name in request.headers for name in _FORWARDED)
         and names_this_machine(request.headers.get("Host", ""))
     )

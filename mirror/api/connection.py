@@ -20,7 +20,7 @@ from aiohttp import web
 
 from mirror.api.client_network import client_network
 from mirror.api.framing import LONGEST_HEAD, Framing, HeadTooLong
-from mirror.api.hosts import is_loopback
+from mirror.api.hosts import is_on_loopback
 from mirror.api.responses import error_response, raw_response
 from mirror.api.shortcuts import Shortcuts, is_plain
 from mirror.api.targets import without_secret
@@ -145,7 +145,7 @@ class Connection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self.client = str(peer[0]) if isinstance(peer, tuple) else ""
         self._network = client_network(self.client)
-        self.loopback = is_loopback(transport.get_extra_info("sockname"))
+        self.loopback = is_on_loopback(transport)
         self._inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:

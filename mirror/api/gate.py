@@ -65,12 +65,20 @@ class Gate:
         login_places: LoginPlaces,
         upstream_checks: UpstreamChecks,
         events: Events = NOBODY,
+        *,
+        behind_proxy: bool = False,
     ) -> None:
+        """`behind_proxy` is as for `connected_client`."""
         self._access = access
         self._possession = possession
         self._login_places = login_places
         self._upstream_checks = upstream_checks
         self._events = events
+        self._behind_proxy = behind_proxy
+
+    def client(self, request: web.BaseRequest) -> Identity:
+        """What the connection of a request proves of who sends it."""
+        return connected_client(request, behind_proxy=self._behind_proxy)
 
     @property
     def is_closed(self) -> bool:
@@ -124,7 +132,7 @@ class Gate:
     async def identify(self, context: RequestContext, target: Target) -> None:
         """Sets who asks, by what the request carries. Raises LoginNeeded, LoginWrong, TooManyGuesses."""
         request, identities = context.request, self._access.identities
-        client, network = connected_client(request), client_network(request.remote)
+        client, network = self.client(request), client_network(request.remote)
         if target.secret is not None:
             await self._log_in(context, identities.of_token(target.secret, client, network))
         else:
@@ -133,7 +141,7 @@ class Gate:
 
     async def identify_password(self, context: RequestContext, user: str, password: str) -> None:
         """The same by a user and a password, or a token in its place, that are in a form."""
-        client, network = connected_client(context.request), client_network(context.request.remote)
+        client, network = self.client(context.request), client_network(context.request.remote)
         registry = self._registry_of(context.request, client)
         await self._log_in(context, self._access.identities.of_password(user, password, client, network, registry))
 
@@ -147,8 +155,8 @@ class Gate:
         try:
             login = await checking
         except (LoginWrong, TooManyGuesses) as error:
-            self._note(context, connected_client(request), None, "", "wrong login", error.message)
-            if (registry := self._login_places.registry_of(request)) and not _is_safe(request, connected_client(request)):
+            self._note(context, self.client(request), None, "", "wrong login", error.message)
+            if (registry := self._login_places.registry_of(request)) and not _is_safe(request, self.client(request)):
                 error.message += f"; users of {registry} can log in over https only"
             by_path = target is not None and target.secret is not None
             if isinstance(error, LoginWrong) and not by_path and self._login_places.has(request):

@@ -7,6 +7,7 @@ IP addresses, the machine's own name, names without a dot or under a domain that
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import re
 import socket
@@ -17,12 +18,11 @@ from aiohttp import web
 
 from mirror.api.targets import target_authority
 from mirror.errors import HostUnknown
+from mirror.local_hosts import is_loopback, is_private_name
 from mirror.regular_files import read_file
 
 _HOSTS_FILE = "/etc/hosts"
 _LARGEST_HOSTS_FILE = 1024 * 1024
-_PRIVATE = (".localhost", ".local", ".internal", ".home.arpa", ".lan", ".test", ".svc", ".cluster.local")
-"""Domains that public DNS does not delegate (RFC 6761, RFC 6762, RFC 8375, ICANN's .internal), and those that clusters and home routers use."""
 _HOST = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*)\]|(?P<name>[^\[\]:@/]*))(?::\d*)?")
 """The value of a Host header: uri-host [ ":" port ] (RFC 9110, section 7.2)."""
 
@@ -55,7 +55,7 @@ class KnownHosts:
         transport = request.transport
         if transport is None or transport.get_extra_info("sslcontext") is not None:
             return
-        if everywhere or is_loopback(transport.get_extra_info("sockname")):
+        if everywhere or is_on_loopback(transport):
             raise HostUnknown(
                 f"this mirror does not answer to the name {unknown[:100]!r}: use its address, or set server.public_url (or server.hosts) to the"
                 " name under which it is reached"
@@ -68,7 +68,7 @@ class KnownHosts:
         if match["ipv6"] is not None:
             return _is_address(match["ipv6"].partition("%")[0])
         name = match["name"].removesuffix(".")
-        return "." not in name or name in self._names or name.endswith(_PRIVATE) or _is_address(name)
+        return name in self._names or is_private_name(name) or _is_address(name)
 
 
 def machine_names() -> set[str]:
@@ -96,13 +96,10 @@ def names_this_machine(host: str) -> bool:
     if match is None:
         return False
     name = match["ipv6"] or match["name"].removesuffix(".")
-    return ("." not in name and ":" not in name) or name.endswith(".localhost") or (_is_address(name) and is_loopback((name,)))
+    return ("." not in name and ":" not in name) or name.endswith(".localhost") or is_loopback(name)
 
 
-def is_loopback(address: object) -> bool:
-    """Returns whether a socket's address, as `getsockname` returns it, is a loopback address."""
-    if not isinstance(address, tuple):
-        return False
-    found = ipaddress.ip_address(str(address[0]).partition("%")[0])
-    mapped = getattr(found, "ipv4_mapped", None)
-    return (mapped or found).is_loopback
+def is_on_loopback(transport: asyncio.BaseTransport) -> bool:
+    """Returns whether a connection came to a loopback address of this machine."""
+    address = transport.get_extra_info("sockname")
+    return isinstance(address, tuple) and is_loopback(str(address[0]))

@@ -154,7 +154,7 @@ class Shortcuts:
         shown_client: str = "",
         permit: Permit | None = None,
     ) -> None:
-        """Keeps `response`, to a plain request `data` for a manifest, if memory alone made it. On `loopback` other hosts are known than on the network.
+        """Keeps `response`, to a plain request `data` for a manifest, if memory alone made it. On `local_hosts` other hosts are known than on the network.
 
         `client` is the address of the connection, and `shown_client` what is logged, if that is another one.
         """

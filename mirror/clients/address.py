@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import ipaddress
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
+
+from mirror.local_hosts import is_loopback
 
 _AUTHORITY = re.compile(r"(?:\[[0-9a-f:.]+\]|[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?)(?::[0-9]{1,5})?")
 
@@ -46,7 +47,9 @@ class Address:
             raise wrong
         if parts.path not in ("", "/") or parts.query or parts.fragment:
             raise ValueError(f"a URL of host and port only is expected, such as http://mirror.lan:5000; found {url[:100]!r}")
-        return cls(f"{parts.scheme}://{parts.netloc}", parts.netloc, parts.scheme == "https", _is_loopback(host))
+        return cls(
+            f"{parts.scheme}://{parts.netloc}", parts.netloc, parts.scheme == "https", is_loopback(host) and ":" not in host
+        )
 
 
 def in_order_for(machine: str, addresses: Iterable[Address]) -> list[Address]:
@@ -59,11 +62,3 @@ def in_order_for(machine: str, addresses: Iterable[Address]) -> list[Address]:
     if not machine:
         return once
     return sorted(once, key=lambda address: hashlib.sha256(f"{machine}\0{address.authority}".encode()).digest())
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost"
-    return address.version == 4 and address.is_loopback

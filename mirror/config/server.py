@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from mirror import certificate
 from mirror.config.access import Network, network
 from mirror.config.tables import Duration, Table, Workers, readable
+from mirror.local_hosts import is_loopback, is_private_name
 from mirror.units import parse_endpoint, parse_listen
 
 _SHORTEST_TOKEN = 16
-
-
-def is_loopback(host: str | None) -> bool:
-    """True for ``localhost`` and loopback addresses."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return False
 
 
 def _is_public(host: str) -> bool:
@@ -160,8 +153,16 @@ class Server(Table):
 
     @property
     def is_public(self) -> bool:
-        """Whether it may be reached from outside of private networks, as far as its addresses tell: by a host name, or a proxy, it may be."""
-        return bool(self.trusted_proxies) or any(map(_is_public, (host for host, _ in self.addresses)))
+        """Whether it may be reached from outside of private networks, as far as the settings tell: by a host name, or a proxy, it may be."""
+        hosts = [host for host, _ in self.addresses]
+        if self.public_url is not None and not is_private_name(host := urlsplit(self.public_url).hostname or ""):
+            hosts.append(host)
+        return bool(self.trusted_proxies) or any(map(_is_public, hosts))
+
+    @property
+    def has_proxy(self) -> bool:
+        """Whether a proxy passes on what clients ask for, as far as the settings tell: one is trusted, or clients reach the mirror by another URL than this machine's."""
+        return bool(self.trusted_proxies) or (self.public_url is not None and not is_loopback(urlsplit(self.public_url).hostname))
 
     @property
     def proxies(self) -> tuple[Network, ...]:

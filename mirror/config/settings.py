@@ -33,12 +33,13 @@ from mirror.config.registries import (
     check_different,
 )
 from mirror.config.scans import Scan
-from mirror.config.server import Server, is_loopback
+from mirror.config.server import Server
 from mirror.config.sources import ConfigError, from_environment, from_file, merge
 from mirror.config.tables import Table
 from mirror.config.upstream import Upstream
 from mirror.config.warm import Warm
 from mirror.config.webhooks import Webhook
+from mirror.local_hosts import is_loopback
 from mirror.names import is_registry_name
 
 

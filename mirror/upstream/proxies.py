@@ -12,6 +12,7 @@ from typing import Protocol
 
 from yarl import URL
 
+from mirror.local_hosts import is_loopback
 from mirror.regular_files import LARGEST_SECRET, read_file
 
 _PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
@@ -129,7 +130,7 @@ def is_excepted(exceptions: list[str], host: str, port: int) -> bool:
     """
     host = host.lower()
     address = _address(host.partition("%")[0])
-    if host.rstrip(".") == "localhost" or (address is not None and address.is_loopback):
+    if is_loopback(host):
         return True
     return any(_covers(one.strip().lower(), host, address, port) for one in exceptions)
 

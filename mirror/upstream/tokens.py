@@ -28,6 +28,7 @@ from mirror.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from mirror.local_hosts import is_loopback
 from mirror.tasks import SingleFlight
 from mirror.upstream.challenges import Challenge
 from mirror.upstream.guard import Guard
@@ -154,7 +155,7 @@ class Authenticator:
         parameters = [("service", challenge.service)] if challenge.service else []
         url = realm.update_query([*parameters, *(("scope", one) for one in scope.split())])
         credentials = self._read()
-        if credentials is not None and self._clients and realm.scheme != "https" and not _is_loopback(realm):
+        if credentials is not None and self._clients and realm.scheme != "https" and not is_loopback(realm.host):
             raise TargetRefused(f"{self._registry}'s token service ({shown(realm)}) is not https: it gets no client's password")
         headers = {"Authorization": _basic(credentials)} if credentials is not None else {}
         where, began = shown(url), asyncio.get_running_loop().time()
@@ -230,10 +231,6 @@ async def _body(response: Response, seconds: float) -> bytes:
         return await read_bounded(response, _LARGEST_TOKEN, min(seconds, 1.0))
     except UpstreamError:
         return b""
-
-
-def _is_loopback(url: URL) -> bool:
-    return url.host in ("127.0.0.1", "localhost", "::1")
 
 
 def _parse(body: bytes, where: str) -> tuple[str, float]:

@@ -99,7 +99,7 @@ async def test_only_this_machine_may_push(start: StartMirror, monkeypatch: pytes
     """From elsewhere it is 403, and pulls are open as ever."""
     mirror = await start(settings={"hosted": HOSTED})
     await push_image(mirror.session, "team/app", "1", DATA)
-    monkeypatch.setattr("mirror.api.connected_client.is_loopback", lambda address: False)
+    monkeypatch.setattr("mirror.api.connected_client.is_on_loopback", lambda transport: False)
     for method, path in (("POST", "/v2/team/app/blobs/uploads/"), ("DELETE", "/v2/team/app/manifests/1")):
         said = await say(mirror.session, method, path)
         assert (said.status, said.code) == (403, "DENIED")
@@ -268,7 +268,8 @@ async def test_locations_have_the_name_that_the_client_uses(start: StartMirror, 
     """Below the path at which a proxy has the mirror, and with the client's own ns."""
     for url, prefix in ((None, ""), ("https://mirror.example.com/registry", "/registry")):
         server = {} if url is None else {"public_url": url}
-        mirror = await start(settings={"hosted": HOSTED, "server": server})
+        access = [{"who": ["127.0.0.0/8"], "may": ["pull", "push"]}]
+        mirror = await start(settings={"hosted": HOSTED, "server": server, "access": access})
         said = await say(mirror.session, "POST", f"{asked}/blobs/uploads/?ns=docker.io")
         assert said.headers["Location"].startswith(f"{prefix}{head}/blobs/uploads/")
         assert said.headers["Location"].endswith("?ns=docker.io")

@@ -13,6 +13,7 @@ from tests.support.mirrors import Mirror, StartMirror
 from tests.support.pushes import HOSTED, manifest_of, push_image, put_manifest, say
 from tests.support.scripted import Scripted
 
+UPLOADS = "/v2/team/app/blobs/uploads/"
 SECRET = b"a layer that only alice may pull" * 10
 LAYER = b"layer"
 
@@ -118,6 +119,28 @@ async def test_a_secret_path_is_in_each_location(office: Mirror) -> None:
 )
 async def test_what_a_proxy_passes_on_is_not_from_this_machine(start: StartMirror, headers: dict[str, str], status: int) -> None:
     """Without tables, this machine may push. What a proxy on it passes on for others may not, whether the proxy names them or only the host that they asked for."""
-    mirror = await start(settings={"hosted": HOSTED, "server": {"public_url": "https://registry.example.com"}})
-    async with mirror.session.post(f"{mirror.url}/v2/team/app/blobs/uploads/", headers=headers) as answer:
-        assert answer.status == status, await answer.text()
+    mirror = await start(settings={"hosted": HOSTED, "server": {"hosts": ["registry.example.com"]}})
+    assert (await say(mirror.session, "POST", UPLOADS, **headers)).status == status
+
+
+@pytest.mark.parametrize(
+    ("server", "status"),
+    [
+        ({"public_url": "http://127.0.0.1:5000"}, 202),
+        ({"public_url": "http://localhost:5000"}, 202),
+        ({"public_url": "https://registry.example.com"}, 403),
+        ({"public_url": "http://laptop:5000"}, 403),
+        ({"trusted_proxies": ["10.0.0.0/8"]}, 403),
+        ({"trusted_proxies": ["127.0.0.1/32"]}, 403),
+    ],
+)
+async def test_with_a_proxy_nothing_is_known_to_be_from_this_machine(
+    start: StartMirror, server: dict[str, object], status: int
+) -> None:
+    """Some proxies add no header at all, and name this machine as the host, or let the client name it: where the settings speak of one, nobody pushes without a
+    password, whatever the request says."""
+    mirror = await start(settings={"hosted": HOSTED, "server": server})
+    for headers in ({}, {"Host": "localhost"}, {"Host": "127.0.0.1:5000"}):
+        said = await say(mirror.session, "POST", UPLOADS, **headers)
+        assert said.status == status
+        assert status == 202 or "mirror user add" in said.message
