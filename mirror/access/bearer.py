@@ -1,25 +1,20 @@
-"""Bearer tokens that the mirror signs and checks itself, as JSON Web Tokens (RFC 7519): the registry's token flow.
-
-A token says who has logged in and what was asked for, never what is allowed: that is decided at each request. It is bound to the password, or the token, by which
-it was got, and is worth nothing once that is changed or removed.
-"""
+"""Bearer tokens that the mirror signs and checks itself (signing.py): the registry's token flow. One says who has logged in, and what was asked for."""
 
 from __future__ import annotations
 
 import base64
-import hmac
 import json
 import secrets
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from mirror.access.rules import Identity
+from mirror.access.signing import ISSUER, Signed, Signer
 from mirror.client_login import ClientLogin
 from mirror.names import Repository
 
-SERVICE = "mirror"
+SERVICE = ISSUER
 """What the challenge calls the service, and the tokens their audience."""
 _LIFE = 300
 """Seconds. Clients ask again when a token is over."""
@@ -46,69 +41,36 @@ class Grant:
 class Claims:
     """What a token says."""
 
-    user: str | None
-    token: str | None
-    issuers: frozenset[str]
-    subject: str | None
+    who: Signed
     granted: tuple[Grant, ...]
-    expires: float
-    bound: str
-    login: ClientLogin | None = None
+    login: ClientLogin | None
     """What the client has sent for a registry."""
 
 
 class Bearer:
     """Signs and reads tokens."""
 
-    def __init__(self, key: Callable[[], bytes], clock: Callable[[], float] = time.time) -> None:
-        self._find_key = key
-        self._clock = clock
-
-    @cached_property
-    def _key(self) -> bytes:
-        return self._find_key()
+    def __init__(self, signer: Signer) -> None:
+        self._signer = signer
 
     def sign(self, identity: Identity, of: str, granted: tuple[Grant, ...]) -> tuple[str, int]:
-        """Returns a token, and its life in seconds. `of` is the hash of the password or token that was given."""
-        import jwt
-
-        now = int(self._clock())
-        claims = {
-            "iss": SERVICE,
-            "aud": SERVICE,
-            "iat": now,
-            "exp": now + _LIFE,
-            "sub": identity.user or "",
-            "token": identity.token or "",
-            "oidc": sorted(identity.issuers),
-            "oidc_sub": identity.subject or "",
-            "bound": self.bound_to(of),
-            "access": [{"type": "repository", "name": one.name, "actions": sorted(one.actions)} for one in granted],
+        """Returns a token, and its life in seconds. `of` is as for `Signer.sign`."""
+        more: dict[str, Any] = {
+            "access": [{"type": "repository", "name": one.name, "actions": sorted(one.actions)} for one in granted]
         }
         if identity.login is not None:
-            claims["login"] = self._seal(identity.login)
-        return jwt.encode(claims, self._key, algorithm="HS256"), _LIFE
+            more["login"] = self._seal(identity.login)
+        return self._signer.sign(SERVICE, _LIFE, identity, of, more), _LIFE
 
     def read(self, given: str) -> Claims | None:
         """Returns what a token says; None if it is not one of ours, or over."""
-        import jwt
-
+        who = self._signer.read(SERVICE, given, "access")
+        if who is None:
+            return None
+        granted = tuple(Grant(str(one["name"]), frozenset(one["actions"])) for one in who.more["access"])
         try:
-            found = jwt.decode(
-                given, self._key, algorithms=["HS256"], audience=SERVICE, issuer=SERVICE, options={"require": ["exp"]}
-            )
-            granted = tuple(Grant(str(one["name"]), frozenset(one["actions"])) for one in found["access"])
-            return Claims(
-                found["sub"] or None,
-                found["token"] or None,
-                frozenset(found["oidc"]),
-                found["oidc_sub"] or None,
-                granted,
-                float(found["exp"]),
-                str(found["bound"]),
-                self._unseal(found["login"]) if "login" in found else None,
-            )
-        except (jwt.PyJWTError, KeyError, TypeError, ValueError):
+            return Claims(who, granted, self._unseal(who.more["login"]) if "login" in who.more else None)
+        except ValueError:
             return None
 
     def _seal(self, login: ClientLogin) -> str:
@@ -134,19 +96,7 @@ class Bearer:
 
     @cached_property
     def _sealing_key(self) -> bytes:
-        return hmac.digest(self._key, b"clients' logins", "sha256")
-
-    def is_of(self, claims: Claims, of: str) -> bool:
-        """Returns whether a token was got by what has this hash now."""
-        return self.binds(claims.bound, of)
-
-    def binds(self, bound: str, of: str) -> bool:
-        """Returns whether `bound` was made of what has this hash."""
-        return hmac.compare_digest(bound, self.bound_to(of))
-
-    def bound_to(self, of: str) -> str:
-        """What ties a token to the password or the token by which it was got, whose hash `of` is."""
-        return hmac.digest(self._key, b"bound to " + of.encode(), "sha256").hex()[:32]
+        return self._signer.key_for(b"clients' logins")
 
 
 def parse_scopes(scopes: list[str]) -> tuple[Grant, ...]:

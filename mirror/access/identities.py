@@ -25,6 +25,7 @@ from mirror.access.guesses import Guesses
 from mirror.access.oidc import Issuers
 from mirror.access.rules import Identity
 from mirror.access.sessions import Sessions
+from mirror.access.signing import Signer
 from mirror.access.tokens import PREFIX, Token, Tokens
 from mirror.access.users import Users, is_right
 from mirror.client_login import ClientLogin
@@ -78,8 +79,9 @@ class Identities:
         self._usual = 0.1
         """Seconds that the last check has taken."""
         self._guesses = Guesses(self._locked)
-        self._bearer = Bearer(key, clock)
-        self.sessions = Sessions(key, clock)
+        self._signer = Signer(key, clock)
+        self._bearer = Bearer(self._signer)
+        self.sessions = Sessions(self._signer)
         self.users = Users()
         self.tokens = Tokens()
         self.issuers = Issuers()
@@ -144,25 +146,26 @@ class Identities:
                 # Clients go on with one that is over until they notice; and nobody guesses a signature.
                 await self._guesses.wrong(network)
             raise LoginWrong("this bearer token is not one of this mirror's, or over")
-        if claims.token is not None:
-            token = self.tokens.named(claims.token, self._clock())
-            if token is None or not self._has_user(token) or not self._bearer.is_of(claims, token.digest):
+        who = claims.who
+        if who.token is not None:
+            token = self.tokens.named(who.token, self._clock())
+            if token is None or not self._has_user(token) or not self._signer.is_of(who, token.digest):
                 raise LoginWrong("the token is not known any more, or over")
             identity = self._as_token(client, token)
-        elif claims.user is not None:
-            hashed = self.users.hashes.get(claims.user)
-            if hashed is None or not self._bearer.is_of(claims, hashed.decode()):
+        elif who.user is not None:
+            hashed = self.users.hashes.get(who.user)
+            if hashed is None or not self._signer.is_of(who, hashed.decode()):
                 raise LoginWrong("the user's password was changed, or the user removed: log in again")
-            identity = self._as_user(client, claims.user)
-        elif claims.issuers:
-            identity = replace(client, issuers=claims.issuers & self.issuers.names, subject=claims.subject)
+            identity = self._as_user(client, who.user)
+        elif who.issuers:
+            identity = replace(client, issuers=who.issuers & self.issuers.names, subject=who.subject)
         elif claims.login is not None:
             if claims.login.registry != registry:
                 raise LoginWrong("this bearer token is for a registry whose passwords are not taken here")
             identity = replace(client, login=claims.login)
         else:
             identity = client
-        return Login(identity, claims.expires, claims.granted)
+        return Login(identity, who.expires, claims.granted)
 
     async def _of_issuer(self, given: str, client: Identity, network: str) -> Login:
         try:
@@ -177,30 +180,31 @@ class Identities:
         found = self.sessions.read(given)
         if found is None:
             raise LoginWrong("this session is over")
-        if found.token is not None:
-            token = self.tokens.named(found.token, self._clock())
+        who = found.who
+        if who.token is not None:
+            token = self.tokens.named(who.token, self._clock())
             if token is None or not self._has_user(token):
                 raise LoginWrong("the token is not known any more, or over")
             identity, of = self._as_token(client, token), token.digest
-        elif found.issuers:
-            issuers = found.issuers & self.issuers.names
+        elif who.issuers:
+            issuers = who.issuers & self.issuers.names
             if not issuers:
                 raise LoginWrong("the issuer is not in the settings any more")
-            own = frozenset[str]() if found.user is None else self.groups.get(found.user, frozenset())
-            identity = replace(client, user=found.user, groups=found.groups | own, issuers=issuers, subject=found.subject)
+            own = frozenset[str]() if who.user is None else self.groups.get(who.user, frozenset())
+            identity = replace(client, user=who.user, groups=found.groups | own, issuers=issuers, subject=who.subject)
             of = ""
         else:
-            hashed = self.users.hashes.get(found.user or "")
-            if hashed is None or found.user is None:
+            hashed = self.users.hashes.get(who.user or "")
+            if hashed is None or who.user is None:
                 raise LoginWrong("the user was removed")
-            identity, of = self._as_user(client, found.user), hashed.decode()
-        if not self._bearer.binds(found.bound, of):
+            identity, of = self._as_user(client, who.user), hashed.decode()
+        if not self._signer.is_of(who, of):
             raise LoginWrong("the password was changed: log in again")
-        return Login(identity, found.expires), found.name
+        return Login(identity, who.expires), found.name
 
     def sign_session(self, identity: Identity) -> str:
         """Returns a session for whoever has logged in. Blocks for the key. Raises OSError."""
-        return self.sessions.sign(identity, self._bearer.bound_to(self._proof(identity)))
+        return self.sessions.sign(identity, self._proof(identity))
 
     def sign(self, identity: Identity, granted: tuple[Grant, ...]) -> tuple[str, int]:
         """Returns a bearer token for whoever has logged in, or for nobody, and its life in seconds."""
