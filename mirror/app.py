@@ -103,6 +103,7 @@ async def running(
             lambda: live.settings.hosted.shadowing,
             lambda: None if pem is None else ends(pem),
             partial(wiring.sent_this_month, settings),
+            partial(wiring.refused_by_guards, settings),
         )
         ended = EndedSessions(settings.cache.dir)
         admin = Admin(admin_token(settings)[0], ended)

@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mirror import metrics
 from mirror.access import FOLDER
+from mirror.access import audit as audit_log
 from mirror.access.access import Access
-from mirror.access.audit import AuditLog
+from mirror.access.audit import AuditLog, RefusedClient
 from mirror.access.month_file import Used, read_used
 from mirror.access.oidc import Issuer
 from mirror.access.rules import Action, Allowance, Rule
@@ -292,6 +293,11 @@ def access_folder(settings: Settings) -> Path:
 def sent_this_month(settings: Settings) -> list[Used]:
     """Returns what users and addresses were sent this month, where that is limited. Blocks. Raises OSError."""
     return read_used(access_folder(settings), time.time())
+
+
+def refused_by_guards(settings: Settings) -> Mapping[tuple[str, str, str], Sequence[RefusedClient]] | None:
+    """Returns to whom guards have refused something, by rule, repository and reference; None if there is no audit log. Blocks. Raises OSError."""
+    return None if settings.server.audit_log is None else audit_log.refused_by_guards(settings.server.audit_log)
 
 
 def users_file(settings: Settings) -> Path:

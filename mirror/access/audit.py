@@ -10,9 +10,11 @@ import contextlib
 import json
 import logging
 import os
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -24,6 +26,9 @@ log = logging.getLogger(__name__)
 _MOST_WAITING = 100_000
 _PAUSE = 0.2
 """Seconds between two writes: lines are written together."""
+_TAIL = 16 * 1024 * 1024
+"""Bytes at the end of a log that are searched for what guards have refused."""
+_BY_GUARD = re.compile(r'guard "(.*)"; refused')
 FIELDS = ("user", "token", "address", "action", "repository", "reference", "digest", "rule", "verdict", "reason")
 
 
@@ -87,13 +92,50 @@ class AuditLog:
         self.note(who, "", "", action, repository, tag, digest, "", "allowed", why)
 
 
+@dataclass(frozen=True, slots=True)
+class RefusedClient:
+    """Somebody to whom a guard refused something: a user, the name of a token, an address, each empty if there is none."""
+
+    user: str
+    token: str
+    address: str
+    count: int
+    last: str
+    """When, the last time, as the log has it."""
+
+
+def refused_by_guards(file: Path) -> Mapping[tuple[str, str, str], list[RefusedClient]]:
+    """Returns to whom guards have refused something, by rule, repository and reference, the latest first; as far back as the last 16 MiB of the log, and of the one
+    before it, go. Blocks. Raises OSError; NoFile where there is neither."""
+    found: dict[tuple[str, str, str], dict[tuple[str, str, str], RefusedClient]] = {}
+    for entry in _entries(file, _TAIL, b'"denied"'):
+        by = _BY_GUARD.fullmatch(str(entry.get("reason", "")))
+        if by is None or entry.get("verdict") != "denied":
+            continue
+        who = str(entry.get("user", "")), str(entry.get("token", "")), str(entry.get("address", ""))
+        clients = found.setdefault((by[1], str(entry.get("repository", "")), str(entry.get("reference", ""))), {})
+        before = clients.pop(who, None)
+        clients[who] = RefusedClient(*who, 1 if before is None else before.count + 1, str(entry.get("time", "")))
+    return {what: list(clients.values())[::-1] for what, clients in found.items()}
+
+
 def read_audit_log(file: Path) -> Iterator[dict[str, Any]]:
     """Yields the entries of a log, and before them those of FILE.1 if there is one. Blocks. Raises OSError; NoFile where there is neither."""
+    return _entries(file, None)
+
+
+def _entries(file: Path, most: int | None, having: bytes = b"") -> Iterator[dict[str, Any]]:
+    """Yields the entries in the last `most` bytes of each of the two logs, those whose lines have something in them. Raises as `read_audit_log` does."""
     found = False
     for path in (file.with_name(f"{file.name}.1"), file):
         with contextlib.suppress(NoFile), open(open_file(path, os.O_RDONLY, follow=True), "rb") as opened:
             found = True
+            if most is not None and (size := os.fstat(opened.fileno()).st_size) > most:
+                opened.seek(size - most)
             for line in opened:
+                if having not in line:
+                    continue
+                # The first line may be cut.
                 with contextlib.suppress(ValueError):
                     entry = json.loads(line)
                     if isinstance(entry, dict):

@@ -12,6 +12,9 @@ from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.slices import FileSlice, Part, Reader, SliceUnreadable
 
+BY_HAND = "by hand"
+"""The name of the rule that refuses what ``mirror block`` names."""
+
 
 class Guarded(MirrorError):
     """403, as `Denied`: clients show the message of it. `rule` is the name of what forbids it."""
@@ -86,6 +89,10 @@ class Guard(Protocol):
 
     async def foresee(self, repository: Repository, reference: Reference, root: Descriptor, archive: Archive | None) -> Ruling:
         """Decides what clients would get by a reference if it meant `root` from now on, which an archive may bring. Remembers nothing."""
+        ...
+
+    async def explain(self, repository: Repository, tag: Tag) -> Ruling:
+        """Decides, for people, what clients get by a tag that was seen, by what is here: nobody is asked, and nothing is remembered or counted. Raises CatalogFailed."""
         ...
 
     async def check_blob(self, repository: Repository, digest: Digest) -> None:

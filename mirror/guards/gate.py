@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from mirror import metrics
-from mirror.cache.guarding import Archive, Guarded, Ruling
+from mirror.cache.guarding import BY_HAND, Archive, Guarded, Ruling
 from mirror.errors import CatalogFailed
 from mirror.guards.deciding import Facts, decide
 from mirror.guards.facts import FactFinder
-from mirror.guards.rules import BY_HAND, Asked, Decision, Finding, Rule
-from mirror.guards.sources import Documents
+from mirror.guards.rules import Asked, Decision, Finding, Rule
+from mirror.guards.signatures import Signers
+from mirror.guards.sources import Documents, FromCache
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.sightings import Released, Sighting
@@ -33,7 +34,9 @@ class Gate:
 
     def __init__(self, store: Store, documents: Documents, clock: Callable[[], float] = time.time) -> None:
         self._store = store
-        self._finder = FactFinder(store, documents)
+        signed: set[tuple[Signers, Digest]] = set()
+        self._finder = FactFinder(store, documents, signed)
+        self._asking_nobody = FactFinder(store, FromCache(store), signed)
         self._clock = clock
         self._tables: Sequence[Rule] = ()
         self._rules: Sequence[Rule] = ()
@@ -133,6 +136,15 @@ class Gate:
             if not history or history[-1].digest != root.digest or history[-1].gone is not None:
                 history = [*history, Sighting(root, now, now)]
             facts = await finder.of_tag(self._rules, asked, history, now)
+        return self._ruling(asked, decide(self._rules, asked, facts, now))
+
+    async def explain(self, repository: Repository, tag: Tag) -> Ruling:
+        now = self._clock()
+        history = await self._history(repository, tag)
+        if not history:
+            return Ruling(None, None, None)
+        asked = Asked(repository, tag.value, history[-1].digest, self._store.hosted.covers(repository))
+        facts = await self._asking_nobody.of_tag(self._rules, asked, history, now)
         return self._ruling(asked, decide(self._rules, asked, facts, now))
 
     def forget_tag(self, repository: Repository, tag: Tag) -> None:

@@ -10,9 +10,6 @@ from mirror.guards.signatures import Signers
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 
-BY_HAND = "by hand"
-"""The name of the rule that refuses what ``mirror block`` names."""
-
 
 @dataclass(frozen=True, slots=True)
 class Pattern:

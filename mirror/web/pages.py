@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from mirror.web.actions import EVERY, PLATFORMS, Actions
 from mirror.web.context import PageContext, page_number
 from mirror.web.downloads import ImageDownload, by_image
 from mirror.web.finding import Finding
+from mirror.web.guarded import about_guards
 from mirror.web.seen import seen_details, seen_images, seen_repositories
 from mirror.web.setup import plan
 from mirror.web.site_info import SiteInfo
@@ -54,8 +54,6 @@ _TOP = 6
 _MORE_TAGS = 12
 _MOST_USED = 100
 """Users whose bytes of this month are shown."""
-_MOST_GUARDED = 50
-"""Lines of each list about guards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,18 +204,8 @@ class Pages:
         )
 
     async def guards(self, context: PageContext) -> str:
-        store = self._cache.store
-        return self._render(
-            "guards.html",
-            context,
-            held=await store.held(),
-            moves=await store.moves(_MOST_GUARDED),
-            ruled=await store.rulings(_MOST_GUARDED),
-            blocks=await store.blocks(),
-            most=_MOST_GUARDED,
-            endless=math.inf,
-            name_of=image_name,
-        )
+        shown = await about_guards(self._cache, self._site_info, for_admin=context.session is not None)
+        return self._render("guards.html", context, name_of=image_name, **shown)
 
     def settings(self, context: PageContext) -> str:
         return self._render("settings.html", context, ends=self._site_info.certificate_ends())

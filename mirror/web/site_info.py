@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mirror.access.audit import RefusedClient
 from mirror.access.month_file import Used
 
 
@@ -27,3 +28,5 @@ class SiteInfo:
     """When the mirror's own certificate expires, in seconds since the epoch; None if it has none."""
     month: Callable[[], list[Used]] = list
     """What users and addresses were sent this month, where that is limited. Blocks. Raises OSError."""
+    refused: Callable[[], Mapping[tuple[str, str, str], Sequence[RefusedClient]] | None] = lambda: None
+    """To whom guards have refused something, by rule, repository and reference; None if there is no audit log. Blocks. Raises OSError."""

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mirror.web import filters
 from mirror.web.context import THEMES
+from mirror.web.guard_reasons import reason
 from mirror.web.translations import LANGUAGES, explain, text
 
 _HERE = Path(__file__).parent
@@ -72,6 +73,7 @@ class Templates:
         bound = {
             "t": partial(text, language),
             "explain": partial(explain, language),
+            "reason": partial(reason, language),
             "now": time.time,
             "ago": lambda moment: filters.ago(moment, language),
             "span": lambda seconds: filters.span(seconds, language),

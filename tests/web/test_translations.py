@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from mirror.errors import MirrorError
-from mirror.web import filters, site, texts, translations
+from mirror.guards.deciding import Facts, decide
+from mirror.guards.rules import Asked, Conditions, Image, Rule
+from mirror.manifests import Descriptor
+from mirror.names import Digest, Repository
+from mirror.storage.scans import SEVERITIES
+from mirror.storage.sightings import Sighting
+from mirror.web import filters, guard_reasons, site, texts, translations
 from tests.support.dashboard import HTML, post
 from tests.support.mirrors import Mirror
 
@@ -78,6 +84,7 @@ async def test_errors_are_told_in_the_language_of_the_page(dashboard: Mirror) ->
         ("upstream's bytes for sha256:00 are not what their digest says", "与摘要不符"),
         ("the cache's disk refuses: No space left on device", "磁盘空间不足"),
         ("nothing is cached of docker.io/library/none:1", "缓存中没有 docker.io/library/none:1"),
+        ("docker.io/library/app:1 is refused by the guard 'ours': it is denied", "被规则 ours 拒绝"),
         ("docker.io/library/app:1 is pinned: unpin it first, or force it", "docker.io/library/app:1 已固定"),
     ],
 )
@@ -137,3 +144,50 @@ def test_numbers_stay_with_their_units_and_names_whole() -> None:
 def test_the_browsers_language_is_spoken(accept: str, language: str) -> None:
     """The one that it likes best of those that there are."""
     assert translations.preferred(accept) == language
+
+
+def findings() -> list[str]:
+    """A reason of each check, as guards give it; with what must stay as somebody wrote it in angle brackets."""
+    now, digest, other = 1.7e9, Digest.of(b"1"), Digest.of(b"2")
+    repository = Repository("docker.io", "library/app")
+    seen = Sighting(Descriptor("", other, 1), now - 9, now - 9, now - 9)
+    moved = Sighting(Descriptor("", digest, 1), now - 5, now - 5)
+    images = {digest: Image("", created=1.0), other: Image("", created=2.0)}
+    every: dict[str, tuple[Rule, Facts]] = {
+        "deny": (Rule("r", deny=Conditions()), Facts((seen, moved))),
+        "blocked": (Rule("r", blocked={digest.hex: ""}), Facts((moved,))),
+        "blocked why": (Rule("r", blocked={digest.hex: "<a miner>"}), Facts((moved,))),
+        "named": (Rule("r", blocked={other.hex: ""}), Facts((moved,), names={digest: [other]})),
+        "named why": (Rule("r", blocked={other.hex: "<a miner>"}), Facts((moved,), names={digest: [other]})),
+        "cooldown": (Rule("r", cooldown=9), Facts((seen, moved))),
+        "new": (Rule("r", cooldown=9, new_tags_wait=True), Facts((moved,))),
+        "strict": (Rule("r", cooldown=9, strict=True), Facts((moved,), held=True)),
+        "immutable": (Rule("r", immutable=True), Facts((seen, moved))),
+        "older": (Rule("r", refuse_older=True), Facts((seen, moved), images=images)),
+    }
+    for severity in SEVERITIES[1:]:
+        every[severity] = Rule("r", max_severity="none"), Facts((moved,), severities={digest: severity})
+    for why in (
+        "it has no signature by the keys or identities that are required",
+        "its signatures cannot be read: Connection refused",
+    ):
+        every[why] = Rule("r", signed=()), Facts((moved,), unsigned={("r", digest): why})
+    found = {name: decide([rule], Asked(repository, "1", digest), facts, now).finding for name, (rule, facts) in every.items()}
+    assert {name for name, finding in found.items() if finding is None} == set()
+    assert {finding.check for finding in found.values() if finding is not None} == {
+        *Rule(
+            "", cooldown=1.0, blocked={"": ""}, deny=Conditions(), immutable=True, refuse_older=True, max_severity="", signed=()
+        ).checks
+    }
+    return [finding.reason for finding in found.values() if finding is not None]
+
+
+def test_why_something_is_refused_is_told_in_chinese() -> None:
+    """In whole, for each check and each of its forms; but for what somebody wrote in a list, digests and times."""
+    for reason in findings():
+        assert guard_reasons.reason("en", reason) == reason
+        told = re.sub(r"<.*?>|sha256:[0-9a-f]+|\d+-\d+-\d+T[\d:]+Z", "", guard_reasons.reason("zh", reason))
+        assert re.search("[\u4e00-\u9fff]", told), reason
+        assert not re.search("[A-Za-z]", told), reason
+        assert ("<a miner>" in guard_reasons.reason("zh", reason)) == ("<a miner>" in reason)
+    assert guard_reasons.reason("zh", "ask the platform team") == "ask the platform team"

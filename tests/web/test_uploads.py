@@ -20,7 +20,7 @@ from mirror.web import uploads
 from tests.support.archives import layout_of, pack
 from tests.support.dashboard import HTML, log_in, token
 from tests.support.images import make_image, make_index
-from tests.support.mirrors import Mirror, until
+from tests.support.mirrors import Mirror, StartMirror, until
 from tests.support.scripted import Scripted
 
 NAME = "docker.io/library/lab:1"
@@ -268,3 +268,17 @@ async def test_a_platform_of_an_upload(mirror: Mirror) -> None:
     assert all(mirror.cached(Digest.parse(digest)) for digest in arm64.blobs)
     assert (await mirror.get("/v2/library/lab/manifests/1")).digest() == Digest.parse(index.digest)
     assert amd64.digest != arm64.digest
+
+
+@pytest.mark.parametrize(("language", "why"), [("en", "it is denied"), ("zh", "规则禁止拉取")])
+async def test_the_page_says_what_guards_do_to_what_was_uploaded(start: StartMirror, language: str, why: str) -> None:
+    """By which rule, and why, in the language of the page: here what a rule that observes would have refused."""
+    mirror = await start(settings={"guard": [{"name": "trial", "deny": True, "mode": "observe"}]})
+    cookie = await log_in(mirror)
+    data = await form(mirror, secret=await secret(mirror, cookie))
+    sent = {"Cookie": cookie, "Accept-Language": language, "Sec-Fetch-Site": "same-origin", **HTML}
+    async with mirror.session.post("/import", data=data, headers=sent) as answer:
+        page = await answer.text()
+    assert answer.status == 200
+    assert "trial" in page
+    assert why in page
