@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from mirror.local_hosts import is_loopback
+from mirror.redaction import redacted
 
 _AUTHORITY = re.compile(r"(?:\[[0-9a-f:.]+\]|[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?)(?::[0-9]{1,5})?")
 
@@ -37,7 +38,7 @@ class Address:
     @classmethod
     def parse(cls, url: str) -> Address:
         """Raises ValueError."""
-        wrong = ValueError(f"a URL such as http://mirror.lan:5000 is expected; found {url[:100]!r}")
+        wrong = ValueError(f"a URL such as http://mirror.lan:5000 is expected; found {redacted(url)[:100]!r}")
         try:
             parts = urlsplit(url.strip().lower())
             host, _ = parts.hostname, parts.port
@@ -46,7 +47,9 @@ class Address:
         if parts.scheme not in ("http", "https") or host is None or not _AUTHORITY.fullmatch(parts.netloc):
             raise wrong
         if parts.path not in ("", "/") or parts.query or parts.fragment:
-            raise ValueError(f"a URL of host and port only is expected, such as http://mirror.lan:5000; found {url[:100]!r}")
+            raise ValueError(
+                f"a URL of host and port only is expected, such as http://mirror.lan:5000; found {redacted(url)[:100]!r}"
+            )
         return cls(
             f"{parts.scheme}://{parts.netloc}", parts.netloc, parts.scheme == "https", is_loopback(host) and ":" not in host
         )

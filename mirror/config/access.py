@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from mirror.config.tables import RepositoryPatterns, Size, Table, readable
+from mirror.local_hosts import is_loopback
 
 ANYONE = "anyone"
 _TOKEN, _CERTIFICATE, _ISSUER = "token:", "cert:", "oidc:"
@@ -128,8 +129,11 @@ class Oidc(Table):
     @classmethod
     def _issuer(cls, value: str) -> str:
         url = urlsplit(value)
-        if url.scheme != "https" and not (url.scheme == "http" and url.hostname in ("127.0.0.1", "localhost")):
+        if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.hostname)):
             raise ValueError("a URL with https is expected: whoever could change its keys on the way could make tokens")
+        if "@" in url.netloc or {"?", "#"} & set(value):
+            # OpenID Connect Core 1.0, section 2.
+            raise ValueError("a URL without user, password, query and fragment is expected")
         return value
 
     @field_validator("ca_file", "client_secret_file")

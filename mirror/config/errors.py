@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mirror.redaction import redacted
+
 
 def describe(fault: Any, layers: list[tuple[str, dict[str, Any]]], known_keys: Callable[[list[str]], list[str]]) -> str:
     """Returns a line for one of pydantic's errors. Of `layers`, the sources by name, later ones win; `known_keys` returns the settings beside one."""
@@ -54,8 +56,8 @@ def _unquoted(parts: list[str], table: Any, settings: list[str]) -> list[str]:
 
 
 def shown(value: object) -> str:
-    """Formats a value without the credentials of a URL."""
-    return repr(re.sub(r"//.*@", "//…@", str(value), flags=re.DOTALL)[:100])
+    """Formats a value without what may be secret in a URL."""
+    return repr(redacted(str(value))[:100])
 
 
 def _shown(value: object, path: list[str]) -> str:
@@ -64,7 +66,8 @@ def _shown(value: object, path: list[str]) -> str:
 
 
 def _is_webhook_url(path: list[str]) -> bool:
-    return path[0] == "webhook" and path[-1] == "url"
+    """Their paths are secrets, too. Where a table is expected, a URL may have been written."""
+    return path[0] == "webhook" and (path[-1] == "url" or len(path) < 3)
 
 
 def _holds_tables(value: Any) -> bool:

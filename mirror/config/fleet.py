@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from mirror.config.tables import Table, readable
+from mirror.redaction import redacted
 from mirror.regular_files import LARGEST_SECRET, read_file
 from mirror.units import parse_endpoint
 
@@ -95,7 +96,9 @@ def canonical(url: str) -> str:
     """Returns a mirror's URL as all mirrors of a fleet spell it, since the order of places depends on that. Raises ValueError."""
     parts = urlsplit(parse_endpoint(url))
     if parts.path:
-        raise ValueError(f"a URL of a host and a port is expected, without a path, such as http://mirror.lan:5000; found {url}")
+        raise ValueError(
+            f"a URL of a host and a port is expected, without a path, such as http://mirror.lan:5000; found {redacted(url)}"
+        )
     host = (parts.hostname or "").removesuffix(".")
     host = f"[{host}]" if ":" in host else host
     default = {"http": 80, "https": 443}[parts.scheme]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from mirror.config.tables import Duration, Size, Table, readable
+from mirror.redaction import redacted
 
 
 class Conditions(Table):
@@ -168,7 +170,9 @@ class Guard(Table):
     def _sources(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for source in value:
             if "://" in source and not source.startswith(("http://", "https://")):
-                raise ValueError(f"a file is expected, or a URL of https or http; found {source!r}")
+                raise ValueError(f"a file is expected, or a URL of https or http; found {redacted(source)!r}")
+            if "://" in source and "@" in urlsplit(source).netloc:
+                raise ValueError("a URL without user and password is expected: none are sent")
         return tuple(source if "://" in source else str(Path(source).expanduser().absolute()) for source in value)
 
     @field_validator("images")

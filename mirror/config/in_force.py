@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 
 from mirror.config.cache import Expire
 from mirror.config.settings import Settings
+from mirror.redaction import redacted
 from mirror.units import format_size, parse_cache_size, parse_duration, parse_rate
 
 _SPANS = ((86400, "d"), (3600, "h"), (60, "m"))
@@ -88,9 +89,9 @@ def _text(value: Any, field: FieldInfo) -> str:
         return format_size(value)
     if isinstance(value, tuple):
         return ", ".join(
-            f"{one.repositories} after {_duration(one.after)}" if isinstance(one, Expire) else str(one) for one in value
+            f"{one.repositories} after {_duration(one.after)}" if isinstance(one, Expire) else redacted(str(one)) for one in value
         )
-    return str(value)
+    return redacted(str(value))
 
 
 def _duration(seconds: float) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from mirror.errors import DigestInvalid
 from mirror.guards.osv import MAGIC, parse_json, parse_zip
 from mirror.names import Digest
+from mirror.redaction import redacted
 from mirror.regular_files import read_file
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class Blocklist:
             return False
         self.entries.clear()
         self.entries.update(merged)
-        log.info("%d digests are blocked by %s", len(merged), ", ".join(self.sources))
+        log.info("%d digests are blocked by %s", len(merged), ", ".join(map(redacted, self.sources)))
         return True
 
 

@@ -16,6 +16,7 @@ from mirror.guards.blocklist import Blocklist, Files, parse, read_list
 from mirror.guards.gate import Gate
 from mirror.guards.rules import Rule
 from mirror.guards.sources import Documents
+from mirror.redaction import redacted
 from mirror.storage.sightings import HeldTag
 from mirror.storage.store import Store
 from mirror.tasks import BackgroundTask, close_all
@@ -65,7 +66,7 @@ class Guarding:
                 with contextlib.suppress(ValueError):
                     entries = kept.get("entries")
                     if not isinstance(entries, dict):
-                        entries = parse(str(kept.get("text", "?")), url)
+                        entries = parse(str(kept.get("text", "?")), redacted(url))
                     self._take_lists({url: entries})
                     self._tags[url] = str(kept["etag"])
         await self._read_files()
@@ -159,9 +160,9 @@ class Guarding:
                 self._unanswered.discard(url)
                 return
             etag = answer[1]
-            found = await asyncio.to_thread(read_list, answer[0], url)
+            found = await asyncio.to_thread(read_list, answer[0], redacted(url))
         except (MirrorError, ValueError) as error:
-            log.warning("the block list %s cannot be had: %s; what it said last stays in force", url, error)
+            log.warning("the block list %s cannot be had: %s; what it said last stays in force", redacted(url), error)
             if not isinstance(error, Offline):
                 self._unanswered.add(url)
             return

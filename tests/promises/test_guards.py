@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
+import logging
 import os
 import tarfile
 from io import BytesIO
@@ -261,9 +263,10 @@ async def until_it_is(mirror: Mirror, body: bytes) -> Got:
 
 
 async def test_a_list_may_be_at_a_url_and_counts_while_that_does_not_answer(
-    start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+    start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is asked with its ETag, and what it said last is kept over a restart."""
+    """It is asked with its ETag, and what it said last is kept over a restart. A token in the query is sent to it, and is in no log and on no page."""
+    caplog.set_level(logging.INFO, "mirror")
     monkeypatch.setattr(in_force, "_ASK", 0.0)
     image = upstream.add_image("library/app", "latest")
     listed: list[Digest] = []
@@ -272,6 +275,7 @@ async def test_a_list_may_be_at_a_url_and_counts_while_that_does_not_answer(
     async def answer(request: web.BaseRequest) -> web.Response:
         text = "".join(f"{digest} poisoned\n" for digest in listed)
         requests.append(request.headers.get("If-None-Match"))
+        assert request.query_string == "token=s3cret"
         tag = f'"{len(listed)}"'
         return web.Response(status=304) if requests[-1] == tag else web.Response(text=text, headers={"ETag": tag})
 
@@ -279,7 +283,7 @@ async def test_a_list_may_be_at_a_url_and_counts_while_that_does_not_answer(
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", free_port())
     await site.start()
-    settings = guard(name="list", blocklist=[f"{site.name}/blocked.txt"])
+    settings = guard(name="list", blocklist=[f"{site.name}/blocked.txt?token=s3cret"])
     mirror: Mirror = await start(settings=settings)
     await until_it_is(mirror, image.body)
     listed.append(image.layers[0])
@@ -294,6 +298,14 @@ async def test_a_list_may_be_at_a_url_and_counts_while_that_does_not_answer(
     await runner.cleanup()
     mirror = await start(settings=settings)
     assert (await mirror.get(LATEST)).status == 403
+    for _ in patiently():
+        if "cannot be had" in caplog.text:
+            break
+        await asyncio.sleep(0)
+    admin = {"Accept": "text/html", "Authorization": f"Bearer {(mirror.directory / 'admin-token').read_text().strip()}"}
+    pages = [await mirror.get(page, **admin) for page in ("/", "/guards", "/settings", "/metrics", "/readyz")]
+    assert "/blocked.txt?…" in html.unescape(pages[2].body.decode())
+    assert "s3cret" not in caplog.text + "".join(page.body.decode() for page in pages)
 
 
 @pytest.mark.parametrize("by_hand", [False, True], ids=["list", "by hand"])
