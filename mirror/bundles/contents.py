@@ -42,6 +42,8 @@ _DEEPEST = 4
 _SIDE_BY_SIDE = 16
 _MOST_NAMED = 3
 """Missing digests that an error names."""
+_MOST_BACK = 5
+"""Images that a tag has meant before, and that are not cached, until it is given up to look for one."""
 
 
 class Incomplete(Unknown):
@@ -119,10 +121,7 @@ class Gatherer:
         if isinstance(reference, Digest) and await self._lacks(repository, reference, True):
             root = None
         if self._guard is not None and root is not None and isinstance(reference, Tag):
-            ruling = await self._guard.rule_tag(repository, reference, root.descriptor)
-            if ruling.error is not None or ruling.serve is None:
-                raise ruling.error or AssertionError
-            root = await self._store.manifest(ruling.serve.digest)
+            root = await self._allowed(self._guard, repository, reference, root)
         if root is None:
             raise Incomplete(f"{name} is not cached", name)
         if root.media_type in (DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED):
@@ -161,6 +160,21 @@ class Gatherer:
         if self._with_referrers:
             await self._add_attestations(repository, found)
             await self._add_referrers(repository, [*found.indexes, *found.images], _DEEPEST)
+
+    async def _allowed(self, guard: Guard, repository: Repository, tag: Tag, root: Manifest) -> Manifest | None:
+        """Returns what clients get by a tag; None if that is not cached. Raises Guarded."""
+        lost: set[Digest] = set()
+        while len(lost) <= _MOST_BACK:
+            ruling = await guard.rule_tag(repository, tag, root.descriptor, frozenset(lost))
+            if ruling.error is not None or ruling.serve is None:
+                if lost:
+                    break
+                raise ruling.error or AssertionError
+            found = await self._store.manifest(ruling.serve.digest)
+            if found is not None or ruling.held_until is None:
+                return found
+            lost.add(ruling.serve.digest)
+        return None
 
     async def add_all(self, images: Iterable[tuple[Repository, Reference]]) -> list[tuple[Repository, Reference, MirrorError]]:
         """Adds images in their order, and reads several in parallel. Returns those that could not be added, with the reason."""

@@ -71,8 +71,11 @@ class Guard(Protocol):
         """True if it is known that nothing is to be said against serving a manifest for a reference. Called for every hit in memory."""
         ...
 
-    async def rule_tag(self, repository: Repository, tag: Tag, found: Descriptor) -> Ruling:
-        """Decides what clients get by a tag, whose history says what the registry means by it; `found` counts where the catalog fails."""
+    async def rule_tag(
+        self, repository: Repository, tag: Tag, found: Descriptor, lost: frozenset[Digest] = frozenset()
+    ) -> Ruling:
+        """Decides what clients get by a tag, whose history says what the registry means by it; `found` counts where the catalog fails. What is `lost` cannot be
+        had; a decision without it is not remembered."""
         ...
 
     def forget_tag(self, repository: Repository, tag: Tag) -> None:

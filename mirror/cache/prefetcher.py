@@ -119,6 +119,9 @@ class Prefetcher:
             # Every layer's request leads here: while an image is prefetched, its manifest is not parsed again.
             if ("image", digest) in self._images or (manifest := await self._store.manifest(digest)) is None:
                 continue
+            if self.guard is not None and (await self.guard.rule_digest(repository, digest, manifest)).error is not None:
+                # It was read to decide on it, and no client gets it.
+                continue
             config, layers = blobs_of(manifest.body)
             if any(layer.digest == blob for layer in layers):
                 wanted = {descriptor.digest: descriptor for descriptor in ([config] if config else []) + layers}

@@ -19,7 +19,7 @@ from mirror import metrics
 from mirror.cache.configurations import Fetch, read_configuration
 from mirror.cache.embedded import find_embedded
 from mirror.cache.freshness import is_fresh
-from mirror.cache.guarding import Guard, Ruling
+from mirror.cache.guarding import Guard
 from mirror.cache.negative import Negative, key_of
 from mirror.cache.newest import ManifestSource, Newest
 from mirror.cache.outcome import HIT, STALE, VALIDATED, Outcome, miss
@@ -296,29 +296,6 @@ class TagChecks:
             record = TagRecord(found if before is None else before.descriptor, now, math.inf)
         self._keep(repository, tag, record)
         await self._store.set_tag(repository, tag, record, seen=False)
-
-    async def _settle(self, guard: Guard, repository: Repository, tag: Tag, known: Descriptor, checked: float) -> Ruling:
-        """Decides what clients get by a tag, and remembers it. `known` is what they got last."""
-        while True:
-            before = self._memory.get((repository, tag))
-            ruling = await guard.rule_tag(repository, tag, known)
-            if self._memory.get((repository, tag)) is before:
-                break
-            # It was asked about meanwhile.
-        record = TagRecord(ruling.serve or known, checked, ruling.held_until)
-        if before is not None and ruling.serve is not None and await self._is_ahead(ruling.serve, before):
-            return ruling
-        if record != before:
-            self._keep(repository, tag, record)
-            await self._store.set_tag(repository, tag, record, seen=False)
-        return ruling
-
-    async def _is_ahead(self, new: Descriptor, before: TagRecord) -> bool:
-        """Returns whether a new manifest is not here yet, while the one before can still be served."""
-        old = before.descriptor.digest
-        return (
-            new.digest != old and await self._store.manifest(new.digest) is None and await self._store.manifest(old) is not None
-        )
 
     def _keep(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
         self._memory[repository, tag] = record

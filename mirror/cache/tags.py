@@ -10,12 +10,16 @@ from mirror.cache.negative import key_of
 from mirror.cache.outcome import HIT, STALE, Outcome, miss
 from mirror.cache.tag_checks import OF_ITS_DIGEST, TagChecks
 from mirror.cdn_loop import asking_the_registry_only
-from mirror.errors import Denied, MirrorError, Unknown, UpstreamError, UpstreamInvalid
+from mirror.errors import Denied, ManifestUnknown, MirrorError, Unknown, UpstreamError, UpstreamFailed, UpstreamInvalid
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
+from mirror.storage.store import TagRecord
 
 _MOST_RULINGS = 5
 """How often it is decided on a tag for one request: again once a manifest is here that had to be read for it."""
+
+_MOST_BACK = 5
+"""Images that a tag has meant before, and that cannot be had any more, until it is given up to look for one."""
 
 
 class Tags(TagChecks):
@@ -75,13 +79,17 @@ class Tags(TagChecks):
         if self.guard is None:
             return await self._resolve(repository, reference)
         if isinstance(reference, Digest):
-            await self._check_digest(self.guard, repository, reference, await self._store.manifest(reference))
-            return await self._resolve(repository, reference)
+            ruling = await self._check_digest(self.guard, repository, reference, await self._store.manifest(reference))
+            if ruling.complete:
+                return await self._resolve(repository, reference)
+            # It has to be read to decide, and clients get by HEAD what they get by GET.
+            manifest, outcome = await self._get_guarded(self.guard, repository, reference)
+            return manifest.descriptor, outcome
         descriptor, outcome = await self._ask_for_tag(repository, reference)
         ruling = await self._ruled(self.guard, repository, reference, descriptor)
-        record = await self._record(repository, reference)
-        if not ruling.complete or (ruling.serve and record and await self._is_ahead(ruling.serve, record)):
-            # What may be blocked has to be read, and a tag moves on once the new manifest is here.
+        if not ruling.complete or (
+            ruling.serve is not None and await self._is_in_doubt(repository, reference, ruling.serve, ruling)
+        ):
             manifest, outcome = await self._allowed(self.guard, repository, reference, descriptor, outcome)
             return manifest.descriptor, outcome
         self.guard.count(repository, reference, ruling)
@@ -90,6 +98,14 @@ class Tags(TagChecks):
         descriptor = ruling.serve or descriptor
         cached = await self._store.manifest(descriptor.digest)
         return cached.descriptor if cached is not None else descriptor, outcome
+
+    async def _is_in_doubt(self, repository: Repository, tag: Tag, serve: Descriptor, ruling: Ruling) -> bool:
+        """Returns whether it has to be tried to fetch a manifest before clients are told of it: a tag moves on once the new one is here, and the one that is served
+        in place of another may be had no longer."""
+        record = await self._record(repository, tag)
+        if record is not None and await self._is_ahead(serve, record):
+            return True
+        return ruling.held_until is not None and await self._store.manifest(serve.digest) is None
 
     async def _resolve(self, repository: Repository, reference: Reference) -> tuple[Descriptor, Outcome]:
         began = self._clock()
@@ -166,7 +182,15 @@ class Tags(TagChecks):
             raise ruling.error
         if ruling.serve.digest == pushed.digest:
             return pushed, HIT
-        return await self.own.manifest(repository, ruling.serve.digest), HIT
+        lost: set[Digest] = set()
+        while True:
+            try:
+                return await self.own.manifest(repository, ruling.serve.digest), HIT
+            except ManifestUnknown:
+                lost.add(ruling.serve.digest)
+                ruling = await guard.rule_tag(repository, tag, pushed.descriptor, frozenset(lost))
+                if ruling.serve is None or len(lost) > _MOST_BACK:
+                    raise
 
     async def _get_guarded(self, guard: Guard, repository: Repository, reference: Digest) -> tuple[Manifest, Outcome]:
         await self._check_digest(guard, repository, reference, None)
@@ -174,13 +198,14 @@ class Tags(TagChecks):
         await self._check_digest(guard, repository, manifest.digest, manifest)
         return manifest, outcome
 
-    async def _check_digest(self, guard: Guard, repository: Repository, digest: Digest, manifest: Manifest | None) -> None:
-        """Raises Guarded if a manifest must not be served."""
+    async def _check_digest(self, guard: Guard, repository: Repository, digest: Digest, manifest: Manifest | None) -> Ruling:
+        """Returns what is decided on a manifest. Raises Guarded if it must not be served."""
         ruling = await guard.rule_digest(repository, digest, manifest)
         if manifest is not None or ruling.error is not None:
             guard.count(repository, digest, ruling)
         if ruling.error is not None:
             raise ruling.error
+        return ruling
 
     async def _ask_for_tag(self, repository: Repository, tag: Tag) -> tuple[Descriptor, Outcome]:
         """Has the history say what the registry means by a tag. Returns what clients got by it last."""
@@ -195,9 +220,31 @@ class Tags(TagChecks):
 
     async def _ruled(self, guard: Guard, repository: Repository, tag: Tag, known: Descriptor) -> Ruling:
         """Decides what clients get by a tag, and remembers it. `known` is what they got last."""
-        before = await self._record(repository, tag)
-        checked = self._clock() if before is None else before.checked
-        return await self._settle(guard, repository, tag, known, checked)
+        stored = await self._record(repository, tag)
+        checked = self._clock() if stored is None else stored.checked
+        while True:
+            before = self._memory.get((repository, tag))
+            ruling = await guard.rule_tag(repository, tag, known)
+            if self._memory.get((repository, tag)) is before:
+                break
+            # It was asked about meanwhile.
+        if not ruling.complete:
+            # It is decided once the manifest is here.
+            return ruling
+        record = TagRecord(ruling.serve or known, checked, ruling.held_until)
+        if before is not None and ruling.serve is not None and await self._is_ahead(ruling.serve, before):
+            return ruling
+        if record != before:
+            self._keep(repository, tag, record)
+            await self._store.set_tag(repository, tag, record, seen=False)
+        return ruling
+
+    async def _is_ahead(self, new: Descriptor, before: TagRecord) -> bool:
+        """Returns whether a new manifest is not here yet, while the one before can still be served."""
+        old = before.descriptor.digest
+        return (
+            new.digest != old and await self._store.manifest(new.digest) is None and await self._store.manifest(old) is not None
+        )
 
     async def _allowed(
         self, guard: Guard, repository: Repository, tag: Tag, known: Descriptor, outcome: Outcome
@@ -216,7 +263,7 @@ class Tags(TagChecks):
             try:
                 fetched = await self._fetch_ruled(repository, tag, ruling.serve, held=ruling.held_until is not None)
             except (UpstreamError, Unknown, Denied) as error:
-                if (stale := await self._before(guard, repository, tag, ruling.serve.digest)) is not None:
+                if (stale := await self._before(guard, repository, tag, ruling.serve, error)) is not None:
                     return stale, STALE
                 if ruling.held_until is None:
                     raise
@@ -241,14 +288,24 @@ class Tags(TagChecks):
             await self._remember(repository, tag, await self._got(repository, tag, before))
             return miss()
 
-    async def _before(self, guard: Guard, repository: Repository, tag: Tag, new: Digest) -> Manifest | None:
-        """Returns what clients got by a tag so far, if that is not `new` and may still be served; None otherwise."""
-        record = await self._record(repository, tag)
-        if record is None or record.descriptor.digest == new:
-            return None
-        manifest = await self._store.manifest(record.descriptor.digest)
-        if manifest is None or (await guard.rule_digest(repository, manifest.digest, manifest)).error is not None:
-            return None
-        # Rules for tags may have changed since they got it.
-        ruling = await guard.foresee(repository, tag, manifest.descriptor, None)
-        return manifest if ruling.serve is not None and ruling.serve.digest == manifest.digest else None
+    async def _before(
+        self, guard: Guard, repository: Repository, tag: Tag, lost: Descriptor, error: MirrorError
+    ) -> Manifest | None:
+        """Returns the last image that clients got by a tag and may still get, without the one that is `lost` to `error`; None if there is none, here or, where the
+        registry answers, there."""
+        without = {lost.digest}
+        # Where it does not answer, others of its images cannot be had either.
+        asks = isinstance(error, OF_ITS_DIGEST) and not isinstance(error, UpstreamFailed)
+        for _ in range(2 * _MOST_BACK):
+            ruling = await guard.rule_tag(repository, tag, lost, frozenset(without))
+            if ruling.serve is None:
+                break
+            if (manifest := await self._store.manifest(ruling.serve.digest)) is not None:
+                return manifest
+            if asks:
+                with contextlib.suppress(UpstreamError, Unknown, Denied):
+                    # Once it is here, it is decided on once more: it can be read now.
+                    await self._by_digest(repository, ruling.serve.digest)
+                    continue
+            without.add(ruling.serve.digest)
+        return None

@@ -38,6 +38,10 @@ class Facts:
     names: Mapping[Digest, Collection[Digest]] = field(default_factory=dict)
     """What manifests name, all the way down, as far as that is here."""
     images: Mapping[Digest, Image] = field(default_factory=dict)
+    children: Mapping[Digest, Sequence[Digest]] = field(default_factory=dict)
+    """The images that indexes name, as far as they could be read. What they are is in `images`."""
+    again: float = math.inf
+    """In seconds from now, after which what could not be read is looked for again."""
     unsigned: Mapping[tuple[str, Digest], str] = field(default_factory=dict)
     """Why a rule, by its name, does not find a manifest signed; what it finds signed is not in it."""
     severities: Mapping[Digest, str] = field(default_factory=dict)
@@ -60,6 +64,7 @@ def decide(rules: Sequence[Rule], asked: Asked, facts: Facts, now: float) -> Dec
             if would is not None and would.rule == rule.name:
                 observed.append(would)
     until = min((found.until for found in (finding, *observed) if found is not None), default=math.inf)
+    until = min(until, now + facts.again)
     if any(rule.depends_on_age for rule in fitting):
         until = min(until, now + _AGED)
     if any(rule.max_severity is not None for rule in fitting):
@@ -71,6 +76,8 @@ def _choose(rules: Sequence[Rule], asked: Asked, facts: Facts, now: float) -> tu
     against = None
     for candidate in _candidates(asked, facts):
         found = _objection(rules, asked, candidate.digest, facts, now)
+        if found is None and candidate.digest in asked.lost:
+            found = Finding("", "it cannot be had", now)
         if found is None:
             return candidate, None if candidate.digest == asked.digest else against
         against = against or found
@@ -107,14 +114,29 @@ def _by(check: str, found: Finding | None) -> Finding | None:
 
 
 def _denied(rules: Sequence[Rule], digest: Digest, facts: Facts, now: float) -> Finding | None:
+    """An index is denied for itself, and for each of its images that is not allowed before; it is allowed where all of them are."""
     image = facts.images.get(digest)
+    left = [facts.images[child] for child in facts.children.get(digest, ())]
     for rule in rules:
-        # What has not been read yet, as every blob, is let pass for what it may be.
-        if rule.allow is not None and (image is None or rule.allow.met(image, now)):
-            return None
-        if rule.deny is not None and rule.deny.met(image, now):
-            return Finding(rule.name, rule.reason or "it is denied", math.inf)
+        if rule.allow is not None:
+            # What has not been read yet, as every blob, is let pass for what it may be.
+            if image is None or rule.allow.met(image, now):
+                return None
+            others = [one for one in left if not rule.allow.met(one, now)]
+            if left and not others:
+                return None
+            left = others
+        if rule.deny is not None:
+            if rule.deny.met(image, now):
+                return Finding(rule.name, rule.reason or "it is denied", math.inf)
+            for one in left:
+                if rule.deny.met(one, now):
+                    return Finding(rule.name, rule.reason or f"its image for {_platform(one)} is denied", math.inf)
     return None
+
+
+def _platform(image: Image) -> str:
+    return ", ".join(sorted(image.platforms)) or "no platform"
 
 
 def _blocked(rules: Sequence[Rule], digest: Digest, facts: Facts) -> Finding | None:
@@ -191,12 +213,31 @@ def _older(rules: Sequence[Rule], digest: Digest, facts: Facts) -> Finding | Non
     if rule is None or digest != current.digest or current.released is not None or not served:
         return None
     before = max(served, key=lambda sighting: sighting.served or 0.0)
-    then, made = (facts.images[one].created if one in facts.images else None for one in (before.digest, digest))
-    if then is None or made is None or made >= then:
+    then, made = _made(before.digest, facts), _made(digest, facts)
+    if not then or not made:
         return None
-    return Finding(
-        rule.name, rule.reason or f"it was made on {_date(made)}, what the tag meant before on {_date(then)}", math.inf
-    )
+    if not (both := sorted(then.keys() & made.keys())):
+        then, made, both = {"": max(then.values())}, {"": max(made.values())}, [""]
+    for platform in both:
+        if made[platform] < then[platform]:
+            what = f"its image for {platform}" if len(made) > 1 else "it"
+            dates = _date(made[platform]), _date(then[platform])
+            return Finding(
+                rule.name, rule.reason or f"{what} was made on {dates[0]}, what the tag meant before on {dates[1]}", math.inf
+            )
+    return None
+
+
+def _made(digest: Digest, facts: Facts) -> dict[str, float]:
+    """When the images of an index were made by platform, or the only image; without what is not known."""
+    found: dict[str, float] = {}
+    listed = [facts.images[child] for child in facts.children.get(digest, ())]
+    dated = [image for image in listed if image.created is not None] or [facts.images[digest]] if digest in facts.images else []
+    for image in dated:
+        if image.created is not None:
+            for platform in image.platforms or ("",):
+                found[platform] = max(found.get(platform, image.created), image.created)
+    return found
 
 
 def _date(moment: float) -> str:

@@ -94,14 +94,16 @@ class Gate:
         # Most often it is the same object, and to compare takes a quarter of a microsecond.
         return passed is digest or passed == digest
 
-    async def rule_tag(self, repository: Repository, tag: Tag, found: Descriptor) -> Ruling:
+    async def rule_tag(
+        self, repository: Repository, tag: Tag, found: Descriptor, lost: frozenset[Digest] = frozenset()
+    ) -> Ruling:
         now = self._clock()
-        if (known := self._remembered(repository, tag, now)) is not None:
+        if not lost and (known := self._remembered(repository, tag, now)) is not None:
             return known
         for _ in range(2):
             epoch = self.epoch
             history = await self._history(repository, tag) or [Sighting(found, now, now)]
-            asked = Asked(repository, tag.value, history[-1].digest, self._store.hosted.covers(repository))
+            asked = Asked(repository, tag.value, history[-1].digest, self._store.hosted.covers(repository), lost)
             facts = await self._finder.of_tag(self._rules, asked, history, now)
             if epoch == self.epoch:
                 break
@@ -159,7 +161,7 @@ class Gate:
             return
         revision = self.revision
         asked = Asked(repository, None, digest, self._store.hosted.covers(repository))
-        facts = Facts(held=await self._finder.is_held(self._rules, repository, digest))
+        facts = await self._finder.of_blob(self._rules, repository, digest)
         ruling = self._ruling(asked, decide(self._rules, asked, facts, self._clock()))
         self.count(repository, digest, ruling)
         if ruling.error is not None:
@@ -189,7 +191,7 @@ class Gate:
             log.warning(
                 "%s:%s means %s: %s released it: %s", asked.repository, asked.tag, asked.digest, released.who, released.why
             )
-        if complete and epoch == self.epoch:
+        if complete and epoch == self.epoch and not asked.lost:
             key = asked.repository, reference
             until = min(decision.until, now + _TAGS_KNOWN) if asked.tag is None and self._depends_on_tags else decision.until
             self._known[key] = ruling, until

@@ -169,6 +169,8 @@ class Asked:
     digest: Digest
     is_hosted: bool = False
     """True if the repository lives here."""
+    lost: frozenset[Digest] = frozenset()
+    """What a tag has meant, and cannot be had."""
 
 
 @dataclass(frozen=True, slots=True)

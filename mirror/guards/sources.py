@@ -25,8 +25,8 @@ class Documents(Protocol):
         """Returns a manifest that is here; nobody is asked for others."""
         ...
 
-    async def configuration(self, repository: Repository, manifest: Manifest) -> bytes:
-        """Returns an image's configuration; empty if it has none."""
+    async def configuration(self, repository: Repository, manifest: Manifest, *, fetch: bool = True) -> bytes:
+        """Returns an image's configuration; empty if it has none. Without `fetch`, nobody is asked for it, and it is empty if it is not here."""
         ...
 
     async def manifest(self, repository: Repository, reference: Reference) -> Manifest: ...
@@ -57,7 +57,9 @@ class FromUpstream:
     async def cached(self, digest: Digest) -> Manifest | None:
         return await self._store.manifest(digest)
 
-    async def configuration(self, repository: Repository, manifest: Manifest) -> bytes:
+    async def configuration(self, repository: Repository, manifest: Manifest, *, fetch: bool = True) -> bytes:
+        if not fetch:
+            return await read_cached_configuration(self._store, manifest)
         return await read_configuration(self._store, self._fetch, repository, manifest)
 
     async def manifest(self, repository: Repository, reference: Reference) -> Manifest:
@@ -86,7 +88,7 @@ class FromCache:
     async def cached(self, digest: Digest) -> Manifest | None:
         return await self._store.manifest(digest)
 
-    async def configuration(self, repository: Repository, manifest: Manifest) -> bytes:
+    async def configuration(self, repository: Repository, manifest: Manifest, *, fetch: bool = True) -> bytes:
         return await read_cached_configuration(self._store, manifest)
 
     async def manifest(self, repository: Repository, reference: Reference) -> Manifest:
@@ -130,10 +132,10 @@ class WithArchive:
     async def cached(self, digest: Digest) -> Manifest | None:
         return self._archive.manifest(digest) or await self._others.cached(digest)
 
-    async def configuration(self, repository: Repository, manifest: Manifest) -> bytes:
+    async def configuration(self, repository: Repository, manifest: Manifest, *, fetch: bool = True) -> bytes:
         config, _ = blobs_of(manifest.body)
         brought = None if config is None else self._archive.document(config.digest)
-        return await self._others.configuration(repository, manifest) if brought is None else brought
+        return await self._others.configuration(repository, manifest, fetch=fetch) if brought is None else brought
 
     async def manifest(self, repository: Repository, reference: Reference) -> Manifest:
         digest = self._archive.meaning(repository, reference) if isinstance(reference, Tag) else reference

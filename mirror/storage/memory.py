@@ -341,6 +341,8 @@ class MemoryStore(MemorySightings, MemoryPossessions, MemoryPeers):
         for name in names:
             self._pins.pop((repository, name), None)
             self._tags.pop((repository, str(name)), None)
+            if isinstance(name, Tag) and self.hosted.is_linked(repository, digest):
+                self._note_gone(repository, name, time.time())
         if not any(holder == repository and one.descriptor.digest == digest for (holder, _), one in self._tags.items()):
             self._holdings.get(digest, set()).discard(repository)
             self.possessions.get(digest, {}).pop(repository, None)
@@ -350,13 +352,11 @@ class MemoryStore(MemorySightings, MemoryPossessions, MemoryPeers):
 
     def _delete(self, repository: Repository, digest: Digest, tags: tuple[str, ...]) -> Deleted:
         family = self._family({digest}) & self.content.keys()
-        roots = {record.descriptor.digest for record in self._tags.values()} | self._pinned()
-        roots |= self.hosted.content()
+        roots = {record.descriptor.digest for record in self._tags.values()} | self._pinned() | self.hosted.content()
         roots |= {one for one in family if self._holdings.get(one, set()) - {repository}}
         roots |= self._manifests.keys() - family
         gone = family - self._family(roots)
-        freed = sum(len(self.content[one]) for one in gone)
-        kept = sum(len(self.content[one]) for one in family - gone)
+        freed, kept = (sum(len(self.content[one]) for one in part) for part in (gone, family - gone))
         for one in gone:
             self._drop(one)
         return Deleted(digest, tags, freed, kept)

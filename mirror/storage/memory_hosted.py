@@ -116,6 +116,10 @@ class MemoryHosted:
         self._links[repository, digest] = time.time()
 
     async def has(self, repository: Repository, digest: Digest) -> bool:
+        return self.is_linked(repository, digest)
+
+    def is_linked(self, repository: Repository, digest: Digest) -> bool:
+        """Returns whether a repository has content that was pushed to it."""
         return (repository, digest) in self._links
 
     async def touch(self, repository: Repository, digest: Digest) -> bool:

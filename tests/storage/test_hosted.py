@@ -228,6 +228,24 @@ async def test_what_is_served_in_place_of_a_push_that_is_held_is_kept(store: Sto
     assert not await store.hosted.has(APP, first)
 
 
+@pytest.mark.parametrize("how", ["tag", "digest", "deleted as a tag", "deleted as a manifest"])
+async def test_a_pushed_tag_that_is_deleted_is_gone_in_its_history(store: Store, how: str) -> None:
+    """By a client and by `mirror rm`: unlike a cached one, there is no such tag any more. Others that mean the image go on."""
+    digest = await push_image(store, APP, ["1", "2"], b"layer")
+    if how == "tag":
+        await store.delete(APP, Tag("1"))
+    elif how == "digest":
+        await store.delete(APP, digest)
+    elif how == "deleted as a tag":
+        await store.hosted.delete_tag(APP, "1")
+    else:
+        await store.hosted.delete_manifest(APP, digest)
+    (one,), (two,) = await store.history(APP, Tag("1")), await store.history(APP, Tag("2"))
+    assert (one.gone is not None, two.gone is not None) == (True, how not in ("tag", "deleted as a tag"))
+    again = await push_image(store, APP, ["1"], b"layer")
+    assert [(seen.digest, seen.gone is None) for seen in await store.history(APP, Tag("1"))] == [(digest, False), (again, True)]
+
+
 async def test_a_pinned_image_that_is_hosted_takes_no_room_of_the_cache(store: Store) -> None:
     """A download that fits into the cache is kept."""
     await push_image(store, APP, ["1"], os.urandom(40_000))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from mirror.errors import ManifestUnknown, Pinned
 from mirror.events import Action, Event
 from mirror.names import Digest, Reference, Repository, Tag, image_name
@@ -22,6 +24,10 @@ def delete(catalog: Catalog, blobs: BlobStore, repository: Repository, reference
             raise Pinned(
                 f"{image_name(repository, reference)} is in the list {named.list} of [[warm]]: remove it there, or force it"
             )
+        if catalog.hosted.has(repository, named.digest):
+            # A registry's tag goes on to be there.
+            for tag in named.tags:
+                catalog.sightings.note_gone(repository, tag, time.time())
         catalog.removal.forget_names(repository, reference, named)
         if catalog.hosted.has(repository, named.digest) and catalog.removal.find(repository, named.digest) is None:
             # Its blobs go at the next collection: a push may be about to name them.
