@@ -114,9 +114,27 @@ async def running(
             (*settings.server.hosts, *settings.server.login_hosts, *places.client_hosts, *filter(None, names)),
             ask_dns=not settings.upstream.offline,
         )
+        fleet = members = None
+        if settings.fleet.own is not None:
+            # Few mirrors belong to one.
+            from mirror.api.fleet import FleetRequests, Own
+            from mirror.upstream.members import Members
+
+            own = Own(
+                settings.fleet.own,
+                __version__,
+                settings.fleet.mirrors,
+                settings.fleet.parents,
+                kept.max_size,
+                kept.tag_ttl,
+                lambda: list(map(str, readiness.report()["degraded"])),
+                settings.server.audit_log,
+            )
+            members = Members(settings.fleet)
+            fleet = FleetRequests(cache, own, targets.image)
         gate = Gate(who, cache.possession, places, checks, live.notifications, behind_proxy=settings.server.has_proxy)
         logins = BrowserLogins(who, gate, ended)
-        dashboard = Dashboard(cache, admin, logins, site_info, targets.image)
+        dashboard = Dashboard(cache, admin, logins, site_info, targets.image, members)
         api = Api(
             cache,
             targets,
@@ -132,6 +150,7 @@ async def running(
             settings.server.proxies,
             settings.server.public_url,
             live.notifications,
+            fleet,
         )
         who.on_change = api.access_changed
         stack.push_async_callback(api.aclose)

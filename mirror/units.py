@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Collection
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -84,6 +85,11 @@ def format_size(count: float) -> str:
             return f"{count:.3g} {unit}" if count < 999.5 else f"{count:.0f} {unit}"
         count /= 1024
     return f"{count:.3g} TiB" if count < 999.5 else f"{count:.0f} TiB"
+
+
+def moment(when: float | None) -> str | None:
+    """Formats seconds since the epoch for programs: RFC 3339, in UTC."""
+    return None if when is None else datetime.fromtimestamp(when, UTC).isoformat(timespec="seconds")
 
 
 def parse_listen(listen: str) -> tuple[str, int]:

@@ -26,9 +26,11 @@ SHARED = {
     "client_login",
     "local_hosts",
     "redaction",
+    "fleet_documents",
 }
 MAY_IMPORT = {
     "client_login": set(),
+    "fleet_documents": {"errors"},
     "local_hosts": set(),
     "redaction": set(),
     "errors": set(),
@@ -66,7 +68,7 @@ MAY_IMPORT = {
     "storage": SHARED | {"units", "disk_room", "storage"},
     "downloads": SHARED | {"storage", "downloads"},
     "access": SHARED | {"units", "access"},
-    "cache": SHARED | {"storage", "downloads", "cache"},
+    "cache": SHARED | {"units", "storage", "downloads", "cache"},
     "guards": SHARED | {"cache", "downloads", "storage", "guards"},
     "hosted": SHARED | {"storage", "hosted"},
     "scans": SHARED | {"bundles", "storage", "scans"},
@@ -106,6 +108,7 @@ MAY_IMPORT = {
         "certificate",
         "metrics",
         "tasks",
+        "upstream",
         "api",
         "web",
         "wiring",

@@ -41,6 +41,7 @@ from mirror.tasks import close_all
 
 if TYPE_CHECKING:
     from mirror.api.export import Exports
+    from mirror.api.fleet import FleetRequests
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ _FOR_ALL = ("/healthz", "/readyz", "/metrics", "/v1/_ping", "/login", "/import",
 _FOR_ALL_BELOW = ("/web/", "/setup", "/oidc/")
 """Paths that name no image, or want the admin token themselves."""
 _FOR_PROGRAMS = ("/healthz", "/readyz", "/metrics", "/v1/_ping", "/v1/search")
+_FLEET = "/fleet/"
+"""What other mirrors of the fleet ask beside content; see mirror/api/fleet.py."""
 Dashboard = Callable[[web.BaseRequest, Target], Awaitable[web.StreamResponse]]
 
 
@@ -70,9 +73,10 @@ class Api:
         trusted_proxies: Sequence[Network] = (),
         public_url: str | None = None,
         events: Events = NOBODY,
+        fleet: FleetRequests | None = None,
     ) -> None:
         """`report` returns the JSON object of /readyz, with a list "degraded", and with errors that may name images if it is passed True. `dashboard` answers requests for other paths; it raises MirrorError. `is_admin` returns
-        whether a request comes from somebody who has logged in to it."""
+        whether a request comes from somebody who has logged in to it. `fleet` answers other mirrors of the fleet, if there are any."""
         self._cache = cache
         self._targets = targets
         self._report = report
@@ -83,6 +87,7 @@ class Api:
         self._is_admin = is_admin
         self._logins = logins
         self._mirrors = mirrors
+        self._fleet = fleet
         self._trusted_proxies = trusted_proxies
         self._shortcuts = Shortcuts(cache, access)
         self.access_changed()
@@ -183,6 +188,8 @@ class Api:
             self._hosts.check(request, everywhere=target.path not in _FOR_PROGRAMS)
             if target.path == "/token":
                 return await self._issue_token(context)
+            if self._fleet is not None and target.path.startswith(_FLEET):
+                return await self._fleet.answer(context, target)
             if "Cookie" in request.headers:
                 await self._logins.recognise(context)
             if request.method not in ("GET", "HEAD"):

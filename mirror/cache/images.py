@@ -73,9 +73,10 @@ class Images:
         self._manifests.forget()
         return deleted
 
-    async def release(self, repository: Repository, tag: Tag, released: Released) -> Digest:
-        """Lets clients have what a tag means at its registry, before its time. Returns that. Raises ManifestUnknown if the tag was never seen, or is gone."""
-        digest = await self._store.release(repository, tag, released)
+    async def release(self, repository: Repository, tag: Tag, released: Released, only: Digest | None = None) -> Digest:
+        """Lets clients have what a tag means at its registry, before its time. Returns that. Raises ManifestUnknown if the tag was never seen, is gone, or means something else
+        than `only`."""
+        digest = await self._store.release(repository, tag, released, only)
         if digest is None:
             raise ManifestUnknown(f"{image_name(repository, tag)} was never asked for here, or is gone at its registry")
         log.warning("%s was released by %s, to mean %s: %s", image_name(repository, tag), released.who, digest, released.why)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
-import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mirror.cli import fleet
 from mirror.cli.ask import fail, images_of, on_store
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import print_json
 from mirror.errors import DigestInvalid
+from mirror.fleet_documents import Change
 from mirror.names import Digest, image_name
 from mirror.storage.sightings import Block, Released
 
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
 @click.command(short_help="Serve what a moved tag means, before its time.")
 @click.argument("image")
 @click.option("--why", required=True, metavar="TEXT", help="The reason, for the log and the history.")
+@fleet.here_option
 @cache_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def release(image: str, why: str, config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], as_json: bool) -> None:
+def release(
+    image: str, why: str, config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], here: bool, as_json: bool
+) -> None:
     """Serves what the tag of IMAGE means at its registry, though a [[guard]] table holds it back. What is blocked or denied stays so.
 
-    Only the digest that the mirror has seen is released: if the tag moves once more, it is held back again. Who, when and why are in the history and in the log.
+    Only the digest that the mirror has seen is released: if the tag moves once more, it is held back again. Who, when and why are in the history and in the log. In a fleet with a token, all mirrors for which the tag means that release it.
     """
     ((repository, reference),) = images_of([image])
     if isinstance(reference, Digest):
@@ -39,7 +43,7 @@ def release(image: str, why: str, config: Path | None, cache_dir: str | None, up
     name = image_name(repository, reference)
 
     async def work(store: Store) -> Digest | None:
-        return await store.release(repository, reference, Released(time.time(), _who(), why))
+        return await store.release(repository, reference, Released(time.time(), fleet.invoker(), why))
 
     settings = settings_or_exit(config, cache_dir, upstreams)
     digest = on_store(settings, work)
@@ -47,43 +51,55 @@ def release(image: str, why: str, config: Path | None, cache_dir: str | None, up
         fail(f"{name} was never asked for here, or is gone at its registry")
     _audit(settings, "release", [(name, str(digest))], why)
     if as_json:
-        print_json({"image": name, "digest": str(digest), "by": _who(), "why": why})
+        print_json({"image": name, "digest": str(digest), "by": fleet.invoker(), "why": why})
     else:
         click.echo(f"{name} may mean {digest} from now on")
+    told = fleet.tell(settings, here, Change("release", (name,), fleet.invoker(), why, digest=str(digest)))
+    sys.exit(1 if told.faults else 0)
 
 
 @click.command(short_help="Refuse content by its digest.")
 @click.argument("digests", nargs=-1, required=True, metavar="DIGEST...")
 @click.option("--reason", default="", metavar="TEXT", help="What clients are told.")
+@fleet.here_option
 @cache_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def block(
-    digests: Sequence[str], reason: str, config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], as_json: bool
+    digests: Sequence[str],
+    reason: str,
+    config: Path | None,
+    cache_dir: str | None,
+    upstreams: tuple[str, ...],
+    here: bool,
+    as_json: bool,
 ) -> None:
     """Refuses an index, a manifest, a configuration or a layer, and every image that names it, from all repositories.
 
-    Downloads of it are cut, and a tag that means it goes back to its last good image. What clients have already is not taken from them.
+    Downloads of it are cut, and a tag that means it goes back to its last good image. What clients have already is not taken from them. In a fleet with a token, all mirrors refuse it.
     """
     named = _digests(digests)
 
     async def work(store: Store) -> None:
         for digest in named:
-            await store.block(Block(digest, reason, _who(), time.time()))
+            await store.block(Block(digest, reason, fleet.invoker(), time.time()))
 
     settings = settings_or_exit(config, cache_dir, upstreams)
     on_store(settings, work)
     _audit(settings, "block", [("", str(digest)) for digest in named], reason)
     _print(named, "blocked", as_json)
+    told = fleet.tell(settings, here, Change("block", tuple(map(str, named)), fleet.invoker(), reason))
+    sys.exit(1 if told.faults else 0)
 
 
 @click.command(short_help="Serve blocked content again.")
 @click.argument("digests", nargs=-1, required=True, metavar="DIGEST...")
+@fleet.here_option
 @cache_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def unblock(
-    digests: Sequence[str], config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], as_json: bool
+    digests: Sequence[str], config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], here: bool, as_json: bool
 ) -> None:
-    """Ends what mirror block has begun. Block lists of [[guard]] tables are files: edit them. The exit status is 1 if a digest was not blocked by hand."""
+    """Ends what mirror block has begun, at all mirrors of a fleet with a token. Block lists of [[guard]] tables are files: edit them. The exit status is 1 if a digest was not blocked by hand."""
     named = _digests(digests)
 
     async def work(store: Store) -> list[Digest]:
@@ -91,11 +107,13 @@ def unblock(
 
     settings = settings_or_exit(config, cache_dir, upstreams)
     unknown = on_store(settings, work)
-    done = [digest for digest in named if digest not in unknown]
-    _audit(settings, "unblock", [("", str(digest)) for digest in done], "")
-    _print(done, "unblocked", as_json)
+    _audit(settings, "unblock", [("", str(digest)) for digest in named if digest not in unknown], "")
+    told = fleet.tell(settings, here, Change("unblock", tuple(map(str, named)), fleet.invoker()))
+    unknown = [digest for digest in unknown if str(digest) not in told.did]
+    _print([digest for digest in named if digest not in unknown], "unblocked", as_json)
     if unknown:
         fail(f"not blocked by hand: {', '.join(map(str, unknown))}")
+    sys.exit(1 if told.faults else 0)
 
 
 def _digests(texts: Sequence[str]) -> list[Digest]:
@@ -124,13 +142,5 @@ def _audit(settings: Settings, action: str, decided: Sequence[tuple[str, str]], 
     except OSError as error:
         fail(f"it is done, but the audit log {settings.server.audit_log} cannot be written: {error.strerror}")
     for image, digest in decided:
-        audit.note_by_hand(action, _who(), image, digest, why)
+        audit.note_by_hand(action, fleet.invoker(), image, digest, why)
     audit.close()
-
-
-def _who() -> str:
-    """Returns who ran the command, also through sudo."""
-    try:
-        return os.environ.get("SUDO_USER") or getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())

@@ -10,8 +10,9 @@ import click
 
 from mirror.cli.ask import fail, images_of, on_store, require_cache
 from mirror.cli.options import cache_options, settings_or_exit
-from mirror.cli.text import moment, print_json, table
+from mirror.cli.text import print_json, table
 from mirror.names import Digest, image_name
+from mirror.units import moment
 
 if TYPE_CHECKING:
     from mirror.storage.sightings import Sighting

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from mirror.cache.freshness import is_fresh
+from mirror.cache.image_documents import describe
 from mirror.cli.ask import inventory
 from mirror.cli.options import cache_options, settings_or_exit
-from mirror.cli.text import ago, moment, print_json, table
+from mirror.cli.text import ago, print_json, table
 from mirror.storage.inventory import ORDERS, Image
 from mirror.units import format_size
 
@@ -73,27 +73,3 @@ def state(image: Image, ttl: float) -> str:
     words += ["pinned"] if image.pinned else ["listed"] if image.listed else []
     words += ["incomplete"] if image.missing else []
     return ", ".join(words)
-
-
-def describe(image: Image, ttl: float) -> dict[str, Any]:
-    """Returns what ``--json`` prints of an image."""
-    return {
-        "image": str(image),
-        "registry": image.repository.registry,
-        "repository": image.repository.path,
-        "reference": str(image.reference),
-        "digest": str(image.digest),
-        "platforms": list(image.platforms),
-        "size": image.size,
-        "shared": image.shared,
-        "missing": image.missing,
-        "fetched": moment(image.fetched),
-        "checked": moment(image.checked),
-        "pulls": image.pulls,
-        "pulled": moment(image.pulled),
-        "fresh": image.pushed is not None or is_fresh(image.checked, ttl),
-        "pinned": image.pinned,
-        "listed": image.listed,
-        "pushed": moment(image.pushed),
-        "pushed_by": image.pushed_by or None,
-    }

@@ -49,6 +49,7 @@ def noted(settings: Settings, config: Path | None, url: str) -> Iterator[Callabl
         "cache_dir": str(settings.cache.dir),
         "config": None if config is None else str(config.absolute()),
         "listen": urlsplit(url).netloc,
+        "fleet": {} if settings.fleet.own is None else {"mirrors": settings.fleet.mirrors, "own": settings.fleet.own},
         "endpoints": {
             name: [endpoint.model_dump(mode="json", exclude_defaults=True) for endpoint in registry.endpoints]
             for name, registry in settings.registries.items()
@@ -120,7 +121,14 @@ def _read(file: Path) -> Running:
         os.kill(int(record["pid"]), 0)
     config = None if record["config"] is None else Path(record["config"])
     registries = {str(name): {"endpoints": list(endpoints)} for name, endpoints in record["endpoints"].items()}
-    tree = {"cache": {"dir": str(directory)}, "server": {"listen": str(record["listen"])}, "registries": registries}
+    tree: dict[str, Any] = {
+        "cache": {"dir": str(directory)},
+        "server": {"listen": str(record["listen"])},
+        "registries": registries,
+    }
+    if fleet := record.get("fleet"):
+        # Where several mirrors share a settings file, each is told by its environment which one it is.
+        tree["fleet"] = {"mirrors": list(fleet["mirrors"]), "own": fleet["own"]}
     readable = config is not None and os.access(config, os.R_OK)
     return Running(
         config if readable else None, tree, record.get("offline") is True, int(record["pid"]), record.get("reloaded", {})

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import click
 
+from mirror.cache.image_documents import describe
 from mirror.cli.ask import fail, images_of, inventory
-from mirror.cli.ls import describe, state
+from mirror.cli.ls import state
 from mirror.cli.options import cache_options, settings_or_exit
-from mirror.cli.text import ago, moment, print_json, table
+from mirror.cli.text import ago, print_json, table
 from mirror.names import Digest, image_name, short_name
 from mirror.storage.cache_directory import read_scan_results
 from mirror.storage.inventory import Details, Variant
 from mirror.storage.scans import SEVERITIES, ScanResult
-from mirror.units import format_size
+from mirror.units import format_size, moment
 
 _MOST_NEIGHBOURS = 20
 

@@ -7,7 +7,6 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -37,11 +36,6 @@ def ago(when: float | None) -> str:
             count = int(seconds / length)
             return f"{count} {unit}{'s' if count > 1 else ''} ago"
     return "now"
-
-
-def moment(when: float | None) -> str | None:
-    """Formats seconds since the epoch for programs: RFC 3339, in UTC."""
-    return None if when is None else datetime.fromtimestamp(when, UTC).isoformat(timespec="seconds")
 
 
 def os_error_text(error: OSError) -> str:

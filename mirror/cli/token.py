@@ -12,9 +12,9 @@ from mirror.access.tokens import add_token, read_tokens, remove_token
 from mirror.access.users import read_users
 from mirror.cli.ask import become_owner, fail
 from mirror.cli.options import cache_options, settings_or_exit
-from mirror.cli.text import ago, moment, os_error_text, print_json, table
+from mirror.cli.text import ago, os_error_text, print_json, table
 from mirror.config import Settings
-from mirror.units import parse_duration
+from mirror.units import moment, parse_duration
 from mirror.wiring import access_folder, users_file
 
 _NEVER = "never"

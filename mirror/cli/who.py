@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mirror.access.audit import read_audit_log
+from mirror.access.pulls import wanted_entries
 from mirror.cli.ask import fail, on_store
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import os_error_text, print_json, table
@@ -41,7 +42,7 @@ def who(image: str, count: int, config: Path | None, cache_dir: str | None, upst
         wanted = _wanted(image)
         if list(wanted) == ["digest"]:
             wanted["digest"] |= _images_with(settings, Digest.parse(image))
-        found = [entry for entry in read_audit_log(file) if all(_values(entry, key) & values for key, values in wanted.items())]
+        found = wanted_entries(read_audit_log(file), wanted)
     except Invalid as error:
         fail(error.message)
     except NoFile:
@@ -77,11 +78,6 @@ def _images_with(settings: Settings, digest: Digest) -> set[str]:
         return set() if await store.manifest(digest) is not None else {str(one) for one in await store.naming(digest, 0.0)}
 
     return on_store(settings, work) if holds_cache(settings.cache.dir) else set()
-
-
-def _values(entry: dict[str, Any], key: str) -> set[Any]:
-    """A pull by digest has the digest as its reference."""
-    return {entry.get("digest"), entry.get("reference")} if key == "digest" else {entry.get(key)}
 
 
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ class Fleet(Table):
     )
     token_file: Path | None = Field(
         None,
-        description="a file with a token of 16 characters or more, the same for all of these mirrors: who has it may pull everything from here, so that each checks only its own clients. Read at each use; needed where there are `[[access]]` tables",
+        description="a file with a token of 16 characters or more, the same for all of these mirrors: who has it may pull everything from here, so that each checks only its own clients, and change what a fleet changes together, such as pins and blocks. Read at each use; needed where there are `[[access]]` tables",
     )
     ca_file: Path | None = Field(
         None,
@@ -84,6 +84,11 @@ class Fleet(Table):
     def name(self) -> str:
         """What it is called in CDN-Loop: the host and port of `own`, otherwise a name of this start."""
         return self._pseudonym if self.own is None else urlsplit(self.own).netloc
+
+    @property
+    def has_token(self) -> bool:
+        """Whether there is something to prove with that a mirror belongs to the fleet."""
+        return self.token_file is not None
 
     def token(self) -> str | None:
         """Returns the token, the file read anew; None where there is none. Raises OSError, ValueError."""

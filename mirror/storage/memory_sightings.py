@@ -104,9 +104,9 @@ class MemorySightings:
                 found += [record.descriptor.digest, *(seen.digest for seen in self._sightings.get((holder, Tag(tag)), ())[-1:])]
         return found
 
-    async def release(self, repository: Repository, tag: Tag, released: Released) -> Digest | None:
+    async def release(self, repository: Repository, tag: Tag, released: Released, only: Digest | None = None) -> Digest | None:
         known = self._sightings.get((repository, tag))
-        if not known or known[-1].gone is not None:
+        if not known or known[-1].gone is not None or only not in (None, known[-1].digest):
             return None
         known[-1] = replace(known[-1], released=released)
         record = self._tags.get((repository, tag.value))

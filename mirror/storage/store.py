@@ -260,8 +260,9 @@ class Store(Possessions, Protocol):
         """Returns the tags, or those of one repository, of which something is held back; those that end first come first. Raises CatalogFailed."""
         ...
 
-    async def release(self, repository: Repository, tag: Tag, released: Released) -> Digest | None:
-        """Records that what a tag means at its registry may be served now. Returns that; None if the tag was never seen, or is gone. Raises CatalogFailed."""
+    async def release(self, repository: Repository, tag: Tag, released: Released, only: Digest | None = None) -> Digest | None:
+        """Records that what a tag means at its registry may be served now. Returns that; None if the tag was never seen, is gone, or means something else than `only`.
+        Raises CatalogFailed."""
         ...
 
     def count_ruling(self, rule: str, verdict: str, repository: Repository, reference: Reference, reason: str) -> None:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mirror.cache.images import Images
 from mirror.cache.pull import Pull, Pulls
-from mirror.errors import MirrorError, RequestInvalid
+from mirror.errors import MirrorError, RequestInvalid, Unknown
+from mirror.fleet_documents import Change
 from mirror.manifests import is_platform
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.sightings import Block, Released
 from mirror.tasks import SingleFlight
+from mirror.web.fleet import FleetMembers, check, tell
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ EVERY = "all"
 MOST = 50
 """Images that can be changed at once."""
 
+_DONE = {"pin": "pinned", "unpin": "unpinned", "refresh": "refreshed", "delete": "deleted"}
 _PATIENCE = 3.0
 """Seconds within which the failure of a fetch is the answer to the request; later, the list of downloads shows it."""
 _MOST_FETCHES = 20
@@ -38,8 +41,10 @@ _FAILED_FOR = 60.0
 class Actions:
     """Applies changes. Each method raises MirrorError."""
 
-    def __init__(self, images: Images, pulls: Pulls) -> None:
+    def __init__(self, images: Images, pulls: Pulls, fleet: FleetMembers | None = None) -> None:
+        """`fleet` has the mirrors of the fleet, which are told of changes too."""
         self._images = images
+        self._fleet = fleet
         self._pulls = pulls
         self._fetches: SingleFlight[None] = SingleFlight()
         self._running: set[str] = set()
@@ -61,20 +66,31 @@ class Actions:
         """Applies an action to each image, even if it fails for another. Returns one word for what was done."""
         if not 0 < len(images) <= MOST:
             raise RequestInvalid(f"select between 1 and {MOST} images")
-        done = ""
-        failures: list[tuple[Image, MirrorError]] = []
+        if action not in _DONE:
+            raise RequestInvalid("action is pin, unpin, refresh, delete or fetch")
+        done, names = "", []
+        failures: list[MirrorError] = []
+        absent: list[tuple[str, MirrorError]] = []
         for image in images:
             try:
                 done = await self._one(action, *image)
+                names.append(image_name(*image))
+            except Unknown as error:
+                # Another mirror of the fleet may have it.
+                absent.append((image_name(*image), error))
             except MirrorError as error:
-                failures.append((image, error))
+                failures.append(error)
+        told = await tell(self._fleet, Change(action, (*names, *(name for name, _ in absent))))
+        failures += [error for name, error in absent if name not in told.did]
         if len(failures) == 1 == len(images):
-            raise failures[0][1]
+            raise failures[0]
         if failures:
-            raise type(failures[0][1])(
-                f"{len(images) - len(failures)} of {len(images)} images were changed: {'; '.join(error.message for _, error in failures)}"
+            missed = f"; the others {told.sentence()}" if told.faults else ""
+            raise type(failures[0])(
+                f"{len(images) - len(failures)} of {len(images)} images were changed: {'; '.join(error.message for error in failures)}{missed}"
             )
-        return done
+        check(told)
+        return done or _DONE[action]
 
     async def _one(self, action: str, repository: Repository, reference: Reference) -> str:
         match action:
@@ -99,15 +115,30 @@ class Actions:
                 repository, reference = parse(form.get("image", ""))
                 if not isinstance(reference, Tag) or not why:
                     raise RequestInvalid("a tag and a reason are expected")
-                await self._images.release(repository, reference, Released(time.time(), who, why))
+                digest = await self._images.release(repository, reference, Released(time.time(), who, why))
+                name = image_name(repository, reference)
+                check(await tell(self._fleet, Change("release", (name,), who, why, digest=str(digest))))
                 return "released"
             case "block":
-                await self._images.block(Block(Digest.parse(form.get("digest", "").strip()), why, who, time.time()))
+                digest = Digest.parse(form.get("digest", "").strip())
+                await self._images.block(Block(digest, why, who, time.time()))
+                check(await tell(self._fleet, Change("block", (str(digest),), who, why)))
                 return "blocked"
             case "unblock":
-                await self._images.unblock(Digest.parse(form.get("digest", "")), who)
+                await self._unblock(Digest.parse(form.get("digest", "")), who)
                 return "unblocked"
         raise RequestInvalid("action is release, block or unblock")
+
+    async def _unblock(self, digest: Digest, who: str) -> None:
+        error = None
+        try:
+            await self._images.unblock(digest, who)
+        except Unknown as unknown:
+            error = unknown
+        told = await tell(self._fleet, Change("unblock", (str(digest),), who))
+        if error is not None and str(digest) not in told.did:
+            raise error
+        check(told)
 
     async def fetch(self, image: Image, platforms: Sequence[str]) -> str:
         """Starts to fetch the missing parts of an image, as ``mirror pull`` does, and continues in the background. Raises errors that occur within `_PATIENCE`."""

@@ -29,17 +29,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import time
 from collections.abc import Callable, Mapping
-from urllib.parse import parse_qsl, quote
+from urllib.parse import quote
 
 from aiohttp import web
 
 from mirror.api.browser_logins import LOGGED_IN, SESSION_COOKIE, BrowserLogins
 from mirror.api.gate import ADMIN_USER
-from mirror.api.request_body import continue_
 from mirror.api.responses import error_response
 from mirror.api.targets import Target
 from mirror.cache.cache import Cache
@@ -56,9 +53,11 @@ from mirror.errors import (
 )
 from mirror.names import Reference, Repository, is_registry_name, parse_reference
 from mirror.tasks import close_all
-from mirror.web.actions import EVERY, MOST, Actions
+from mirror.web.actions import EVERY, Actions
 from mirror.web.admin import COOKIE, LASTS, Admin, check_origin
 from mirror.web.context import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, PageContext, recognise
+from mirror.web.fleet import FleetMembers
+from mirror.web.forms import read_fields, read_form
 from mirror.web.live import Live
 from mirror.web.oidc import by_issuer
 from mirror.web.pages import Pages, State
@@ -70,12 +69,9 @@ from mirror.web.uploads import Uploads
 _HTML = "text/html; charset=utf-8"
 _FOR_EVER = "public, max-age=31536000, immutable"
 _YEAR = 365 * 86400
-_LARGEST_FORM = 16 * 1024
 _LONGEST_NAME = 64
 ADMIN_NAME = "admin"
 """The user of the form whose password is the admin token."""
-_FORM_TIMEOUT = 10.0
-"""Seconds for a form to arrive."""
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'"
@@ -102,12 +98,13 @@ class Site:
         logins: BrowserLogins,
         site_info: SiteInfo,
         parse: Callable[[str], tuple[Repository, Reference]],
+        fleet: FleetMembers | None = None,
     ) -> None:
-        """`parse` takes an image's name as people write it. Raises Invalid."""
+        """`parse` takes an image's name as people write it. Raises Invalid. `fleet` has the mirrors of the fleet, if this one belongs to any."""
         self._admin = admin
         self._logins = logins
         self._uploads = Uploads(cache.store, admin, parse, cache.manifests.forget, lambda: cache.guard)
-        self._actions = Actions(cache.images, cache.pulls)
+        self._actions = Actions(cache.images, cache.pulls, fleet)
         self._templates = Templates(site_info.version)
         self._pages = Pages(cache, self._actions, site_info, self._templates)
         self._live: Live[State] = Live(self._pages.state, self._pages.parts)
@@ -208,7 +205,7 @@ class Site:
         return _html_response(page)
 
     async def _change(self, request: web.BaseRequest, target: Target, name: str) -> web.StreamResponse:
-        form, image = await _form(request), _image(name)
+        form, image = await read_form(request), _image(name)
         await self._admin.allow(request, form.get("secret", ""))
         if form.get("action") == "fetch":
             done = await self._actions.fetch(image, [form.get("platform", EVERY)])
@@ -220,7 +217,7 @@ class Site:
         return _redirect(f"{'/' if done in ('deleted', 'fetching') else quote(target.path, safe='/:@')}?done={done}")
 
     async def _change_several(self, request: web.BaseRequest) -> web.StreamResponse:
-        fields = await _fields(request)
+        fields = await read_fields(request)
         form = dict(fields)
         await self._admin.allow(request, form.get("secret", ""))
         names = list(dict.fromkeys(value for key, value in fields if key == "image"))
@@ -232,7 +229,7 @@ class Site:
         return _redirect(f"{back}{'&' if '?' in back else '?'}done={done}")
 
     async def _fetch(self, request: web.BaseRequest) -> web.StreamResponse:
-        fields = await _fields(request)
+        fields = await read_fields(request)
         form = dict(fields)
         await self._admin.allow(request, form.get("secret", ""))
         name = form.get("image", "")
@@ -244,7 +241,7 @@ class Site:
         return _redirect(f"{back}{'&' if '?' in back else '?'}done={done}")
 
     async def _rule(self, request: web.BaseRequest) -> web.StreamResponse:
-        form = await _form(request)
+        form = await read_form(request)
         await self._admin.allow(request, form.get("secret", ""))
         done = await self._actions.rule(form, _image, _user(request) or f"the dashboard, from {request.remote}")
         if not _wants_html(request):
@@ -263,7 +260,7 @@ class Site:
 
     async def _log_in(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         check_origin(request)
-        form = await _form(request)
+        form = await read_form(request)
         to = _local(form.get("to", ""))
         user, password = form.get("username", ""), form.get("token", "").strip()
         try:
@@ -336,31 +333,6 @@ def _switched(request: web.BaseRequest, context: PageContext) -> web.Response | 
     wanted = {LANGUAGE_COOKIE: context.query.get("lang"), THEME_COOKIE: context.query.get("theme")}
     cookies = {name: value for name, value in wanted.items() if value is not None and value in (*LANGUAGES, *THEMES)}
     return _redirect(context.here(lang=None, theme=None), cookies) if cookies else None
-
-
-async def _form(request: web.BaseRequest) -> dict[str, str]:
-    """Reads a form. Of a field that occurs several times, the last one counts. Raises RequestInvalid."""
-    return dict(await _fields(request))
-
-
-async def _fields(request: web.BaseRequest) -> list[tuple[str, str]]:
-    """Reads the fields of a form, or of a JSON object, in which a list stands for several fields of one name. Raises RequestInvalid."""
-    body = bytearray()
-    continue_(request)
-    try:
-        async with asyncio.timeout(_FORM_TIMEOUT):
-            while len(body) <= _LARGEST_FORM and (data := await request.content.readany()):
-                body += data
-        if len(body) > _LARGEST_FORM:
-            raise RequestInvalid(f"a form of at most {_LARGEST_FORM} bytes is expected")
-        if request.content_type == "application/json":
-            found = json.loads(body)
-            pairs = found.items() if isinstance(found, dict) else ()
-            several = [(key, one) for key, value in pairs for one in (value if isinstance(value, list) else [value])]
-            return [(key, value) for key, value in several if isinstance(value, str)]
-        return parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MOST + 10)
-    except (ValueError, RecursionError, TimeoutError):
-        raise RequestInvalid("a form is expected, URL-encoded") from None
 
 
 def _user(request: web.BaseRequest) -> str | None:

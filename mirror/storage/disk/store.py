@@ -192,8 +192,8 @@ class DiskStore:
     async def held(self, repository: Repository | None = None) -> list[HeldTag]:
         return await self._catalog.do(lambda catalog: catalog.sightings.held(repository))
 
-    async def release(self, repository: Repository, tag: Tag, released: Released) -> Digest | None:
-        return await self._catalog.do(lambda catalog: catalog.sightings.release(repository, tag.value, released))
+    async def release(self, repository: Repository, tag: Tag, released: Released, only: Digest | None = None) -> Digest | None:
+        return await self._catalog.do(lambda catalog: catalog.sightings.release(repository, tag.value, released, only))
 
     def count_ruling(self, rule: str, verdict: str, repository: Repository, reference: Reference, reason: str) -> None:
         self._usage.ruled(rule, verdict, repository, reference, reason)

@@ -195,14 +195,14 @@ class Sightings:
             for registry, path, tag, served, new, since, until in rows
         ]
 
-    def release(self, repository: Repository, tag: str, released: Released) -> Digest | None:
+    def release(self, repository: Repository, tag: str, released: Released, only: Digest | None) -> Digest | None:
         """See `Store.release`. A transaction of its own."""
         place = repository.registry, repository.path, tag
         with self._db:
             row = self._db.execute(
                 f"UPDATE sighting SET released = ?4, released_by = ?5, reason = ?6 WHERE id = ({_LATEST}) AND gone IS NULL"  # noqa: S608
-                " RETURNING digest",
-                (*place, released.when, released.who, released.why),
+                " AND (?7 IS NULL OR digest = ?7) RETURNING digest",
+                (*place, released.when, released.who, released.why, None if only is None else str(only)),
             ).fetchone()
             if row is not None:
                 # The next request asks upstream, and gets what is new. Of a hosted tag, it is when it was pushed.

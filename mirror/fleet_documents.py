@@ -1,0 +1,169 @@
+"""What the mirrors of a fleet tell each other beside content: changes by hand, and how each of them is. ``/fleet/…`` of the API takes and answers it (mirror/api/fleet.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mirror.errors import MirrorError, RequestInvalid
+
+ACTIONS = ("pin", "unpin", "refresh", "delete", "release", "block", "unblock")
+_LONGEST = 1000
+
+
+class FleetIncomplete(MirrorError):
+    """A change was made here, but not at all mirrors of the fleet."""
+
+    status = 502
+    code = "UNAVAILABLE"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change by hand. `names` are of images, such as ``docker.io/library/app:1``; for ``block`` and ``unblock``, digests."""
+
+    action: str
+    names: tuple[str, ...]
+    who: str = ""
+    """Who makes it, for logs."""
+    why: str = ""
+    force: bool = False
+    """Whether ``delete`` deletes pinned images too."""
+    digest: str = ""
+    """What is released: only where the tag means just this."""
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "action": self.action,
+            "names": list(self.names),
+            "who": self.who,
+            "why": self.why,
+            "force": self.force,
+            "digest": self.digest,
+        }
+
+    @classmethod
+    def parse(cls, document: Any) -> Change:
+        """Raises RequestInvalid."""
+        if not isinstance(document, dict) or document.get("action") not in ACTIONS:
+            raise RequestInvalid(f"an object with an action is expected, which is one of {', '.join(ACTIONS)}")
+        names = document.get("names")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise RequestInvalid("names: a list of texts is expected")
+        who, why, digest = (str(document.get(key, ""))[:_LONGEST] for key in ("who", "why", "digest"))
+        return cls(document["action"], tuple(names), who, why, document.get("force") is True, digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a change of one image or digest at one mirror."""
+
+    name: str
+    fault: str = ""
+    """Why it was not made; empty if it was."""
+    absent: bool = False
+    """True if there was nothing to change: it is not cached there, not pinned, not blocked."""
+
+    def document(self) -> dict[str, Any]:
+        return {"name": self.name, "fault": self.fault, "absent": self.absent}
+
+
+@dataclass(slots=True)
+class Told:
+    """What the other mirrors of a fleet have made of a change."""
+
+    did: dict[str, list[str]] = field(default_factory=dict)
+    """By name, the mirrors that made it."""
+    faults: dict[str, str] = field(default_factory=dict)
+    """By mirror, why it did not take all of it."""
+
+    def add(self, mirror: str, document: Any) -> None:
+        """Adds a mirror's answer."""
+        outcomes = document.get("outcomes") if isinstance(document, dict) else None
+        faults = [] if isinstance(outcomes, list) else ["it has sent no list of outcomes"]
+        for one in outcomes if isinstance(outcomes, list) else ():
+            if not isinstance(one, dict):
+                continue
+            if not one.get("fault"):
+                self.did.setdefault(str(one.get("name", "")), []).append(mirror)
+            elif one.get("absent") is not True:
+                faults.append(str(one["fault"]))
+        if faults:
+            self.faults[mirror] = "; ".join(faults)
+
+    def sentence(self) -> str:
+        """What was not done, and what to do; empty if all was."""
+        if not self.faults:
+            return ""
+        return f"not at {' nor at '.join(f'{mirror} ({why})' for mirror, why in self.faults.items())}: do it again once that is mended"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How a mirror of a fleet is, as it says. Sizes in bytes."""
+
+    mirror: str
+    """What it is called in the list; None of them if it says nothing."""
+    version: str
+    time: float
+    """Its clock, in seconds since the epoch."""
+    mirrors: tuple[str, ...]
+    """Its list."""
+    parents: tuple[str, ...]
+    degraded: tuple[str, ...]
+    figures: Mapping[str, int]
+    """Of `FIGURES`."""
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "mirror": self.mirror,
+            "version": self.version,
+            "time": self.time,
+            "mirrors": list(self.mirrors),
+            "parents": list(self.parents),
+            "degraded": list(self.degraded),
+            **self.figures,
+        }
+
+    @classmethod
+    def parse(cls, document: Any) -> State:
+        """Raises ValueError."""
+        try:
+            mirrors, parents, degraded = (_texts(document[key]) for key in ("mirrors", "parents", "degraded"))
+            figures = {name: int(document[name]) for name in FIGURES}
+            return cls(
+                str(document["mirror"]),
+                str(document["version"])[:100],
+                float(document["time"]),
+                mirrors,
+                parents,
+                degraded,
+                figures,
+            )
+        except (TypeError, KeyError, OverflowError):
+            raise ValueError("it does not say how it is") from None
+
+
+FIGURES = ("size", "max_size", "images", "requests", "hits", "sent", "fetched")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A mirror of the list, and what was heard of it."""
+
+    url: str
+    state: State | None
+    fault: str = ""
+    """Why nothing was heard."""
+    late: float = 0.0
+    """By how many seconds its clock is ahead of this one, at least; negative if it is behind."""
+
+    def same_list(self, mirrors: Sequence[str]) -> bool:
+        return self.state is not None and set(self.state.mirrors) == set(mirrors)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > _LONGEST:
+        raise ValueError("a list of texts is expected")
+    return tuple(str(one)[:_LONGEST] for one in value)
