@@ -303,8 +303,8 @@ async def test_a_list_may_be_at_a_url_and_counts_while_that_does_not_answer(
             break
         await asyncio.sleep(0)
     login = {"token": (mirror.directory / "admin-token").read_text().strip()}
-    async with mirror.session.post("/login", data=login, headers={"Accept": "text/html"}, allow_redirects=False) as answer:
-        admin = {"Accept": "text/html", "Cookie": answer.headers["Set-Cookie"].partition(";")[0]}
+    async with mirror.session.post("/login", data=login, headers={"Accept": "text/html"}, allow_redirects=False) as logged_in:
+        admin = {"Accept": "text/html", "Cookie": logged_in.headers["Set-Cookie"].partition(";")[0]}
     pages = [await mirror.get(page, **admin) for page in ("/", "/guards", "/settings", "/metrics", "/readyz")]
     assert "/blocked.txt?…" in html.unescape(pages[2].body.decode())
     assert "s3cret" not in caplog.text + "".join(page.body.decode() for page in pages)
