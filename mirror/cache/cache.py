@@ -22,10 +22,12 @@ from mirror.cache.newest import ManifestSource
 from mirror.cache.outcome import HIT, PASSED, Outcome, miss
 from mirror.cache.possession import Possession
 from mirror.cache.prefetcher import Prefetcher
+from mirror.cache.previews import Previews
 from mirror.cache.pull import Pulls
 from mirror.cache.search import Search, SearchSource
 from mirror.cache.tag_details import TagDetails, TagDetailsSource
 from mirror.cache.tags import Tags
+from mirror.cache.timeline import Timelines
 from mirror.cache.verification import Verification
 from mirror.cache.warming import Warming
 from mirror.cdn_loop import AskedOfPeer, passed
@@ -130,6 +132,8 @@ class Cache:
         self.warming = Warming(store, Pulls(store, self.manifests, self.fetch), self.lists, offline)
         self.possession = Possession(store, source, self.manifests.own)
         self.search = Search(inventory, source, default, aliases)
+        self.previews = Previews(store, source)
+        self.timelines = Timelines(store, inventory, self.previews)
         self.tag_details = TagDetails(source, self.manifests.own)
         self.guard = None
 
@@ -168,6 +172,7 @@ class Cache:
             self.possession,
             self.search,
             self.tag_details,
+            self.previews,
             self._negative,
         ]
         for part in reversed(closing):

@@ -31,7 +31,8 @@ from mirror.web.seen import seen_details, seen_images, seen_repositories
 from mirror.web.setup import plan
 from mirror.web.site_info import SiteInfo
 from mirror.web.templating import Templates
-from mirror.web.timeline import timeline
+from mirror.web.timeline import MOST
+from mirror.web.timeline import shown as shown_change
 
 if TYPE_CHECKING:
     from mirror.bundles.importing import Import
@@ -182,7 +183,8 @@ class Pages:
         variants, attestations = _variants(details)
         history = []
         if isinstance(reference, Tag):
-            history = await timeline(self._cache.store, self._cache.inventory, repository, reference)
+            ask = "compare" in context.query
+            history = await self._cache.timelines.of_tag(repository, reference, MOST, ask=ask)
         shown = _chosen(variants[:_MOST_VARIANTS], context.query.get("platform", ""))
         return self._render(
             "image.html",
@@ -199,6 +201,7 @@ class Pages:
             every=EVERY,
             most=_MOST_PARTS,
             timeline=history,
+            shown_change=shown_change,
             pushed_by=PUSHED_BY,
             **self._about(),
         )

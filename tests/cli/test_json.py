@@ -57,7 +57,7 @@ async def test_documents_have_the_documented_keys(upstream: Scripted, tmp_path: 
     commands = Commands(tmp_path / "cache", upstream)
     base = os.urandom(5000)
     image = upstream.add_image("library/app", "1", layers=[base, os.urandom(1000)])
-    upstream.add_image("library/other", "1", layers=[base])
+    upstream.add_image("library/other", "1", layers=[base], configuration={"rootfs": {}})
     found: dict[str, set[str]] = {}
 
     async def run(*arguments: str, status: int = 0, **environment: str) -> Any:
@@ -116,6 +116,11 @@ async def test_documents_have_the_documented_keys(upstream: Scripted, tmp_path: 
     doctor = await commands.run("doctor", "--json", "--mirror", "http://127.0.0.1:1")
     found["doctor"] = set(keys(json.loads(doctor.stdout)))
     await run("history", "other:1")
+    upstream.add_image("library/other", "1", layers=[os.urandom(10)], configuration={"rootfs": {}})
+    observed = json.dumps([{"name": "wait", "cooldown": "3d"}])
+    assert await commands.run("pull", "other:1", "--platform", "linux/amd64", MIRROR_CACHE__TAG_TTL="0s", MIRROR_GUARD=observed)
+    latest = (await run("history", "other:1", "--changes"))["history"][-1]
+    assert {change["what"] for change in latest["changes"]} == {"layers", "size"}
     await run("release", "other:1", "--why", "urgent")
     await run("block", str(image.config))
     await run("unblock", str(image.config))
