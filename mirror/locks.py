@@ -14,6 +14,7 @@ LEAD      spool/….part            by the process that writes a download
 READERS   spool/….sources         shared by the processes that read a download along; tried by the one that writes it
 PEER      catalog/asking.lock     shared by the processes that ask another mirror of the fleet for a blob: one byte for each; tried by who is asked for it by such a mirror
 CONTENT   blobs/…                 shared by readers; exclusive by the process that removes it
+OUTBOX    catalog/outbox.lock     by the process that writes to the bucket
 METRICS   (outside of it)         shared by the workers that write figures into a folder; exclusive by the process that clears it away
 EXPORT    (outside of it)         by the `mirror export` that writes the file
 ========  ======================  ============================================================================================
@@ -59,8 +60,9 @@ class Lock(IntEnum):
     READERS = 9
     PEER = 10
     CONTENT = 11
-    METRICS = 12
-    EXPORT = 13
+    OUTBOX = 12
+    METRICS = 13
+    EXPORT = 14
 
 
 WAITED_FOR = (Lock.CHECK, Lock.FETCH, Lock.DATABASE, Lock.EVICTION)

@@ -181,6 +181,35 @@ peer_up = Gauge(
     "mirror_peer_up", "0 while another mirror does not answer, else 1", _PEER, registry=REGISTRY, multiprocess_mode="mostrecent"
 )
 
+_BUCKET = ("bucket",)
+bucket_up = Gauge(
+    "mirror_bucket_up",
+    "0 while the bucket is not used since it does not answer as it should, else 1",
+    _BUCKET,
+    registry=REGISTRY,
+    multiprocess_mode="mostrecent",
+)
+bucket_received_bytes = Counter(
+    "mirror_bucket_received_bytes",
+    "Bytes fetched from the bucket, instead of from upstream",
+    (*_BUCKET, "type"),
+    registry=REGISTRY,
+)
+bucket_sent_bytes = Counter("mirror_bucket_sent_bytes", "Bytes written to the bucket", (*_BUCKET, "type"), registry=REGISTRY)
+bucket_errors = Counter(
+    "mirror_bucket_errors", "Requests to the bucket that failed, to `read` or `write`", (*_BUCKET, "operation"), registry=REGISTRY
+)
+bucket_waiting = Gauge(
+    "mirror_bucket_waiting",
+    "Objects that wait to be written to the bucket",
+    _BUCKET,
+    registry=REGISTRY,
+    multiprocess_mode="livemax",
+)
+bucket_dropped = Counter(
+    "mirror_bucket_dropped", "Objects that were not written to the bucket since too many waited", _BUCKET, registry=REGISTRY
+)
+
 access_decisions = Counter(
     "mirror_access_decisions",
     "Requests that were decided on where there are `[[access]]` tables, by `allowed`, `denied`, `limited` or `wrong login`",

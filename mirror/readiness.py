@@ -85,6 +85,8 @@ class Readiness:
             degraded += [
                 f"the mirror {name} does not answer: the next one, or the registry, is asked in its place" for name in dead
             ]
+            if (bucket := self._upstreams.fleet.bucket) is not None and bucket.fault:
+                degraded.append(bucket.fault)
         return {"degraded": degraded, "mirror": faults, "registries": registries, "offline": self._upstreams.offline}
 
     def _certificate_end(self) -> float | None:

@@ -20,23 +20,23 @@ from mirror.access.month_file import Used, read_used
 from mirror.access.oidc import Issuer
 from mirror.access.rules import Action, Allowance, Rule
 from mirror.access.upstream_checks import UpstreamChecks
-from mirror.config import ALIASES, DEFAULT_REGISTRY, Hosted, Settings, Webhook, rates_at
+from mirror.config import ALIASES, DEFAULT_REGISTRY, Hosted, Settings, rates_at
 from mirror.config.access import ANYONE
 from mirror.config.yaml_files import YamlFiles, read_regular
 from mirror.events import NOBODY, Events
-from mirror.events import Action as What
 from mirror.patterns import Pattern, RepositoryPattern
 from mirror.storage.disk.store import DiskStore
+from mirror.storage.outbox import Outbox
 from mirror.storage.settings import Expire, HostedRules, Keep, Upkeep
 from mirror.storage.store import Store
 from mirror.tasks import BackgroundTask, close_all
 
 if TYPE_CHECKING:
+    from mirror.bucket.writing import Writing
     from mirror.cache.cache import Cache
     from mirror.cache.guarding import Guard
     from mirror.guards.in_force import Guarding
     from mirror.notifications.notifications import Notifications
-    from mirror.notifications.receiver import Receiver
     from mirror.scans.scanning import Scanning
     from mirror.upstream import Upstreams
 
@@ -109,18 +109,21 @@ async def wired(
     connections = Connections(most, per_endpoint, in_all)
     out = upstream_way(settings.upstream)
     parts = None if rates is None else Parts(*rates)
-    fleet = settings.fleet if settings.fleet.mirrors or settings.fleet.parents else None
+    fleet = settings.fleet if settings.fleet.mirrors or settings.fleet.parents or settings.fleet.bucket else None
     async with (
         _notifications(settings) as notifications,
-        Upstreams(settings.registries, timeouts, connections, settings.unlisted, out, parts, fleet) as upstreams,
-        _cache(settings, upstreams, notifications) as cache,
+        Upstreams(
+            settings.registries, timeouts, connections, settings.unlisted, out, parts, fleet, settings.cache.tag_ttl
+        ) as upstreams,
+        _cache(settings, upstreams, notifications) as (cache, outbox),
+        _writing(settings, upstreams, cache, outbox) as writing,
     ):
         if upstreams.fleet is not None:
             upstreams.fleet.asking_peer = cache.store.asking_peer
         documents = FromUpstream(cache.store, cache.fetch, cache.manifests.get_unchecked, cache.lists.all_referrers)
         guarding = Guarding(cache.store, documents, partial(setattr, cache, "guard"), upstreams.document)
         scanning = Scanning(cache.store, cache.inventory, settings.cache.dir / "scans", guarding.load_blocks)
-        live = Live(upstreams, cache, guarding, scanning, notifications, settings)
+        live = Live(upstreams, cache, guarding, scanning, notifications, settings, writing)
         await guarding.load()
         cache.images.ruled = guarding.load_blocks
         guarding.start()
@@ -156,8 +159,10 @@ class Live:
         scanning: Scanning,
         notifications: Notifications,
         settings: Settings,
+        writing: Writing | None,
     ) -> None:
-        """`scanning` is started by a server only."""
+        """`scanning`, and the `writing` to a bucket, are started by a server only."""
+        self.writing = writing
         self._upstreams = upstreams
         self._guarding = guarding
         self.scanning = scanning
@@ -171,6 +176,7 @@ class Live:
         from mirror.cache.warming import WarmList
         from mirror.guard_tables import rules_of
         from mirror.scan_tables import scanner_of
+        from mirror.webhook_tables import receiver_of
 
         before, self.settings = self.settings, settings
         try:
@@ -193,7 +199,7 @@ class Live:
         )
         self._guarding.take(rules_of(settings.guard))
         self.scanning.take([scanner_of(scan) for scan in settings.scan])
-        self.notifications.take(_receivers(settings.webhook))
+        self.notifications.take(list(map(receiver_of, settings.webhook)))
         self._limit()
 
     def _limit(self) -> None:
@@ -310,8 +316,10 @@ async def _events(settings: Settings) -> AsyncIterator[Events]:
     if not settings.webhook:
         yield NOBODY
         return
+    from mirror.webhook_tables import receiver_of
+
     async with _notifications(settings) as notifications:
-        notifications.take(_receivers(settings.webhook))
+        notifications.take(list(map(receiver_of, settings.webhook)))
         yield notifications
 
 
@@ -328,26 +336,8 @@ async def _notifications(settings: Settings) -> AsyncIterator[Notifications]:
         await notifications.aclose()
 
 
-def _receivers(webhooks: Sequence[Webhook]) -> list[Receiver]:
-    from mirror.notifications.receiver import Receiver
-
-    return [
-        Receiver(
-            one.name,
-            one.url.get_secret_value(),
-            frozenset(map(What, one.events)),
-            tuple(map(RepositoryPattern.parse, one.repositories)),
-            one.timeout,
-            one.secret_file,
-            one.authorization_file,
-            one.ca_file,
-        )
-        for one in webhooks
-    ]
-
-
 @contextlib.asynccontextmanager
-async def _cache(settings: Settings, upstreams: Upstreams, events: Events) -> AsyncIterator[Cache]:
+async def _cache(settings: Settings, upstreams: Upstreams, events: Events) -> AsyncIterator[tuple[Cache, Outbox]]:
     from mirror.cache.cache import Cache, Limits
 
     kept = settings.cache
@@ -360,7 +350,22 @@ async def _cache(settings: Settings, upstreams: Upstreams, events: Events) -> As
         _store(settings, offline, events) as found,
         Cache(found, found.inventory, upstreams.registry, limits, DEFAULT_REGISTRY, ALIASES, offline) as cache,
     ):
-        yield cache
+        yield cache, found.outbox
+
+
+@contextlib.asynccontextmanager
+async def _writing(settings: Settings, upstreams: Upstreams, cache: Cache, outbox: Outbox) -> AsyncIterator[Writing | None]:
+    if upstreams.fleet is None or upstreams.fleet.bucket is None:
+        yield None
+        return
+    from mirror.bucket.writing import Writing
+
+    private = settings.client_registries.__contains__
+    writing = Writing(upstreams.fleet.bucket, upstreams.fleet, outbox, cache.store, private, lambda: upstreams.offline)
+    try:
+        yield writing
+    finally:
+        await writing.aclose()
 
 
 @contextlib.asynccontextmanager
@@ -377,7 +382,7 @@ async def _store(settings: Settings, offline: Callable[[], bool], events: Events
         kept.min_free,
         _hosted(settings.hosted),
     )
-    async with DiskStore(kept.dir, upkeep, offline, events) as found:
+    async with DiskStore(kept.dir, upkeep, offline, events, settings.fleet.bucket) as found:
         metrics.begin(settings.registries, kept.dir)
         yield found
 

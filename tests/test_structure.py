@@ -67,6 +67,7 @@ MAY_IMPORT = {
     "file_systems": set(),
     "storage": SHARED | {"units", "disk_room", "storage"},
     "downloads": SHARED | {"storage", "downloads"},
+    "bucket": SHARED | {"storage", "upstream", "bucket"},
     "access": SHARED | {"units", "access"},
     "cache": SHARED | {"units", "storage", "downloads", "cache"},
     "guards": SHARED | {"cache", "downloads", "storage", "guards"},
@@ -83,10 +84,12 @@ MAY_IMPORT = {
     "readiness": {"certificate", "disk_probe", "config", "durable", "regular_files", "upstream", "workers"},
     "wiring": {
         "access",
+        "bucket",
         "patterns",
         "config",
         "guard_tables",
         "scan_tables",
+        "webhook_tables",
         "scans",
         "guards",
         "notifications",
@@ -100,6 +103,7 @@ MAY_IMPORT = {
     },
     "guard_tables": {"config", "guards"},
     "scan_tables": {"config", "guards", "names", "scans"},
+    "webhook_tables": {"config", "events", "notifications", "patterns"},
     "app": {
         "disk_probe",
         "workers",

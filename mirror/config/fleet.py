@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,10 @@ from mirror.regular_files import LARGEST_SECRET, read_file
 from mirror.units import parse_endpoint
 
 _SHORTEST_TOKEN = 16
+_BUCKET = re.compile(
+    r"(?:s3|gs)://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](?:/[A-Za-z0-9._=-]+)*/?|az://[a-z0-9]{3,24}/[a-z0-9-]{3,63}(?:/[A-Za-z0-9._=-]+)*/?"
+)
+"""A bucket's name has 3 characters or more; with one of Azure, the storage account comes first."""
 
 
 class Fleet(Table):
@@ -36,6 +41,13 @@ class Fleet(Table):
         None,
         description="certificates to trust for these mirrors beside the system's, PEM: roots, intermediates or a server's own",
     )
+    bucket: str | None = Field(
+        None,
+        description="URL of a bucket that keeps what is cached, also without a fleet: `s3://NAME` or `s3://NAME/PREFIX`, `gs://NAME`, `az://ACCOUNT/CONTAINER`. It is asked before the registries. Credentials come from the environment, such as `AWS_ACCESS_KEY_ID`, or from `~/.aws/credentials`; needs the extra `bucket`",
+    )
+    bucket_endpoint: str | None = Field(
+        None, description="URL of the server of an `s3://` bucket that is not Amazon's, such as `http://minio.lan:9000`"
+    )
     _pseudonym: str = PrivateAttr(default_factory=lambda: f"mirror-{token_hex(8)}")
 
     @field_validator("mirrors", "parents")
@@ -51,6 +63,20 @@ class Fleet(Table):
     @classmethod
     def _own(cls, value: str | None) -> str | None:
         return None if value is None else canonical(value)
+
+    @field_validator("bucket")
+    @classmethod
+    def _bucket(cls, value: str | None) -> str | None:
+        if value is not None and (not _BUCKET.fullmatch(value) or {".", ".."} & set(value.split("/"))):
+            raise ValueError(
+                f"a URL such as s3://NAME, gs://NAME or az://ACCOUNT/CONTAINER is expected, and maybe a prefix; found {value}"
+            )
+        return None if value is None else value.rstrip("/")
+
+    @field_validator("bucket_endpoint")
+    @classmethod
+    def _bucket_endpoint(cls, value: str | None) -> str | None:
+        return None if value is None else parse_endpoint(value)
 
     @field_validator("token_file")
     @classmethod
@@ -76,6 +102,8 @@ class Fleet(Table):
             raise ValueError(f"own: which of fleet.mirrors is this one? Set it to one of {_shown(self.mirrors)}")
         if self.own is not None and self.own not in self.mirrors:
             raise ValueError(f"own: one of fleet.mirrors is expected ({_shown(self.mirrors)}); found {self.own}")
+        if self.bucket_endpoint is not None and not (self.bucket or "").startswith("s3://"):
+            raise ValueError("bucket_endpoint: it is for a bucket with an s3:// URL: set fleet.bucket too")
         if both := set(self.mirrors) & set(self.parents):
             raise ValueError(f"parents: {min(both)} is in fleet.mirrors too: keep it in one of them")
         return self

@@ -2,7 +2,7 @@
 
 The mirrors of a fleet are ranked for each digest, and for each tag, by rendezvous hashing (Thaler and Ravishankar, 1998): each computes the same order from the same list, and where one mirror
 is added or lost, only its part of the content moves. The first is the content's *home*: it alone asks the registry. Each mirror asks those that rank before itself, so whoever is first
-of those that live acts as the home. Parents come after the fleet's own mirrors.
+of those that live acts as the home. Parents come after the fleet's own mirrors, and a bucket after these.
 """
 
 from __future__ import annotations
@@ -11,22 +11,26 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mirror.cdn_loop import passed
 from mirror.errors import MirrorError, Offline, Unknown, UpstreamError, UpstreamLimited
 from mirror.manifests import Descriptor, Manifest
-from mirror.names import Digest, Reference, Repository
+from mirror.names import Digest, Reference, Repository, Tag
 from mirror.tasks import close_all
-from mirror.upstream.places import Place
+from mirror.upstream.places import NotThere, Place
 from mirror.upstream.proxies import Fixed
 from mirror.upstream.rates import Limiter
 from mirror.upstream.transport import Transport
 from mirror.upstream.trust import trusting
 
+if TYPE_CHECKING:
+    from mirror.upstream.bucket import Bucket
+
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+_P = TypeVar("_P", bound="Place | Bucket")
 
 Asking = Callable[[Digest], contextlib.AbstractContextManager[None]]
 """What is entered while a blob is asked of another mirror of the fleet; see `mirror.storage.store.Store.asking_peer`."""
@@ -42,6 +46,10 @@ class FleetSettings(Protocol):
     @property
     def parents(self) -> Sequence[str]: ...
     @property
+    def bucket(self) -> str | None: ...
+    @property
+    def bucket_endpoint(self) -> str | None: ...
+    @property
     def ca_file(self) -> Any: ...
     @property
     def name(self) -> str: ...
@@ -51,9 +59,10 @@ class FleetSettings(Protocol):
 
 
 class Fleet:
-    """The other mirrors that this one asks."""
+    """The other mirrors that this one asks, and the bucket."""
 
-    def __init__(self, settings: FleetSettings, transport: Transport) -> None:
+    def __init__(self, settings: FleetSettings, transport: Transport, tag_ttl: float) -> None:
+        """`tag_ttl`: for how many seconds what a tag means counts, from when its registry was asked. Raises OSError if the environment names a proxy that cannot be used."""
         tls = trusting(settings.ca_file) if settings.ca_file is not None else None
         # What comes from within the fleet has passed a cap already where one of it is the registry's client.
         uncapped = Limiter()
@@ -73,23 +82,46 @@ class Fleet:
         self._own = settings.own
         self._peers = {url: place(url, is_peer=True) for url in settings.mirrors if url != settings.own}
         self._parents = {url: place(url, is_peer=False) for url in settings.parents}
+        self.bucket: Bucket | None = None
+        if settings.bucket is not None:
+            from mirror.upstream.bucket import Bucket
+            from mirror.upstream.objects import Objects
+
+            objects = Objects(settings.bucket, settings.bucket_endpoint, settings.ca_file)
+            self.bucket = Bucket(objects, transport, tls)
+        self._tag_ttl = tag_ttl
         self._mirrors = tuple(settings.mirrors)
         self.asking_peer: Asking = lambda digest: contextlib.nullcontext()
 
     async def aclose(self) -> None:
-        await close_all(*(place.aclose for place in self.all))
+        await close_all(*(place.aclose for place in self.all), *(() if self.bucket is None else (self.bucket.aclose,)))
 
     @property
     def all(self) -> list[Place]:
         """All other mirrors, in the order of the settings."""
         return [*self._peers.values(), *self._parents.values()]
 
-    def places(self, repository: Repository, reference: Reference) -> list[Place]:
+    def places(self, repository: Repository, digest: Digest) -> list[Place | Bucket]:
         """Returns whom the request that the current task works for may be asked of before the registry, in order."""
+        found: list[Place | Bucket] = [*self._mirrors_for(repository, digest)]
+        if self.bucket is not None and not passed().registry_only:
+            found.append(self.bucket)
+        return found
+
+    def is_home(self, digest: Digest | None, name: str = "") -> bool:
+        """Returns whether this mirror, of those of the fleet that live, is the first for content, or else for the tag `name`."""
+        for url in ranked(self._mirrors, name if digest is None else str(digest)):
+            if url == self._own:
+                return True
+            if self._peers[url].alive:
+                return False
+        return True
+
+    def _mirrors_for(self, repository: Repository, reference: Reference) -> list[Place]:
         request = passed()
         if request.registry_only:
             return []
-        key = str(reference) if isinstance(reference, Digest) else f"{repository}:{reference}"
+        key = str(reference) if isinstance(reference, Digest) else name_of(repository, reference)
         found = []
         if not request.by_peer:
             for url in ranked(self._mirrors, key):
@@ -100,22 +132,45 @@ class Fleet:
 
     def asks_peer(self, repository: Repository, reference: Reference) -> bool:
         """Returns whether another mirror of the fleet is asked first."""
-        return any(place.is_peer and place.alive for place in self.places(repository, reference))
+        return any(place.is_peer and place.alive for place in self._mirrors_for(repository, reference))
 
     def asks_mirror(self, repository: Repository, reference: Reference) -> bool:
-        """Returns whether any other mirror may be asked first."""
-        return bool(self.places(repository, reference))
+        """Returns whether any other mirror, or the bucket, may be asked first."""
+        return bool(self._mirrors_for(repository, reference)) or (self.bucket is not None and not passed().registry_only)
 
     async def head_manifest(self, repository: Repository, reference: Reference) -> Descriptor | None:
         """Returns what a reference points to, by the word of the first place that has one; None if the registry has to be asked. Raises ManifestUnknown, UpstreamLimited, Offline."""
-        return await first_answer(self.places(repository, reference), lambda place: place.head_manifest(repository, reference))
+        if isinstance(reference, Digest):
+            return await first_answer(
+                self.places(repository, reference), lambda place: place.head_manifest(repository, reference)
+            )
+        return await first_answer(
+            self._mirrors_for(repository, reference), lambda place: place.head_manifest(repository, reference)
+        )
 
     async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest | None:
         """Returns a manifest of the first place that gives it, as `head_manifest` does."""
-        return await first_answer(self.places(repository, reference), lambda place: place.get_manifest(repository, reference))
+        if isinstance(reference, Digest):
+            return await first_answer(self.places(repository, reference), lambda place: place.get_manifest(repository, reference))
+        return await first_answer(
+            self._mirrors_for(repository, reference), lambda place: place.get_manifest(repository, reference)
+        )
+
+    async def kept_tag(self, repository: Repository, tag: Tag, *, fresh: bool) -> Descriptor | None:
+        """Returns what a tag meant as the bucket knows, if that is `fresh`, or else whenever it was; None if it does not know. Raises Offline."""
+        if self.bucket is None or passed().registry_only:
+            return None
+        bucket = self.bucket
+        found = await first_answer([bucket], lambda place: bucket.get_tag(repository, tag))
+        return None if found is None or (fresh and found.age >= self._tag_ttl) else found
 
 
-async def first_answer(places: Sequence[Place], ask: Callable[[Place], Awaitable[_T]]) -> _T | None:
+def name_of(repository: Repository, tag: Tag) -> str:
+    """Returns by what name mirrors are ranked for a tag."""
+    return f"{repository}:{tag}"
+
+
+async def first_answer(places: Sequence[_P], ask: Callable[[_P], Awaitable[_T]]) -> _T | None:
     """Returns the answer of the first place that lives and has one; None if none has. Raises Unknown, UpstreamLimited, Offline, which are answers too."""
     for place in places:
         if not place.alive:
@@ -125,7 +180,9 @@ async def first_answer(places: Sequence[Place], ask: Callable[[Place], Awaitable
         except MirrorError as error:
             if is_answer(error):
                 raise
-            log.info("another one is asked than %s: %s", place.name, error)
+            # Most of what is asked for the first time.
+            level = logging.DEBUG if isinstance(error, NotThere) else logging.INFO
+            log.log(level, "another one is asked than %s: %s", place.name, error)
     return None
 
 

@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from itertools import count
+from typing import TYPE_CHECKING
 
 from mirror.backoff import doubled
 from mirror.errors import MirrorError, UpstreamBusy, UpstreamUnreachable
@@ -15,9 +16,12 @@ from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 from mirror.upstream.blobs import Blob
 from mirror.upstream.fleet import Asking, first_answer, is_answer
-from mirror.upstream.places import Place, PlaceStream
+from mirror.upstream.places import NotThere, Place, PlaceStream
 from mirror.upstream.streams import BlobStream
 from mirror.upstream.transport import Transport
+
+if TYPE_CHECKING:
+    from mirror.upstream.bucket import Bucket
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +34,11 @@ _TRIES = 2
 
 
 class PlacedBlob:
-    """A blob that other mirrors may have. The first place that lives is asked; one that fails is left for this blob. Implements `mirror.downloads.download.Source`."""
+    """A blob that other mirrors, or a bucket, may have. The first place that lives is asked; one that fails is left for this blob. Implements `mirror.downloads.download.Source`."""
 
     def __init__(
         self,
-        places: Sequence[Place],
+        places: Sequence[Place | Bucket],
         blob: Blob,
         transport: Transport,
         repository: Repository,
@@ -48,9 +52,9 @@ class PlacedBlob:
         self._repository = repository
         self._digest = digest
         self._asking_peer = asking_peer
-        self._left: set[Place] = set()
-        self._givers: set[Place] = set()
-        self._breaks: Counter[Place] = Counter()
+        self._left: set[Place | Bucket] = set()
+        self._givers: set[Place | Bucket] = set()
+        self._breaks: Counter[Place | Bucket] = Counter()
         self._open = 0
         """Streams of places that are open, or being opened."""
         self._is_hit = False
@@ -114,20 +118,16 @@ class PlacedBlob:
             return self._blob.reject()
         # Nobody knows whose bytes were wrong: the registry's are tried next.
         for place in self._givers:
-            log.warning(
-                "%s is not asked for %s again: its bytes, or what came with them, are not what the digest says",
-                place.name,
-                self._digest,
-            )
+            place.note_wrong(self._digest)
         self._left |= self._givers
         self._givers.clear()
         self._is_hit = False
         return True
 
-    def _usable(self) -> list[Place]:
+    def _usable(self) -> list[Place | Bucket]:
         return [place for place in self._places if place not in self._left and place.alive]
 
-    async def _open_at(self, place: Place, start: int, stop: int | None) -> PlaceStream:
+    async def _open_at(self, place: Place | Bucket, start: int, stop: int | None) -> PlaceStream:
         with contextlib.ExitStack() as stack:
             if place.is_peer:
                 stack.enter_context(self._asking_peer(self._digest))
@@ -149,7 +149,7 @@ class PlacedBlob:
             self._blob.unfinished.start(self._until_hit(place))
         return stream
 
-    async def _until_hit(self, place: Place) -> None:
+    async def _until_hit(self, place: Place | Bucket) -> None:
         """Asks a place from time to time whether it has all of the blob, which others may get over more connections then."""
         try:
             for number in count():
@@ -165,13 +165,14 @@ class PlacedBlob:
     def _closed(self) -> None:
         self._open -= 1
 
-    def _broke(self, place: Place, error: MirrorError) -> None:
+    def _broke(self, place: Place | Bucket, error: MirrorError) -> None:
         self._breaks[place] += 1
         if self._breaks[place] >= _TRIES or isinstance(error, UpstreamUnreachable):
             self._leave(place, error)
 
-    def _leave(self, place: Place, error: MirrorError) -> None:
+    def _leave(self, place: Place | Bucket, error: MirrorError) -> None:
         if place not in self._left:
-            log.info("%s is asked of another one than %s: %s", self._digest, place.name, error)
+            level = logging.DEBUG if isinstance(error, NotThere) else logging.INFO
+            log.log(level, "%s is asked of another one than %s: %s", self._digest, place.name, error)
         self._left.add(place)
         self._is_hit = False

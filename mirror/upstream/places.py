@@ -7,6 +7,7 @@ Any other error leads to the next place. One that gives no answer is waited for 
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 import sys
 from collections.abc import Callable
@@ -39,10 +40,16 @@ from mirror.upstream.streams import BlobStream
 from mirror.upstream.transport import Transport, length_of, read_bounded, retry_after, shown
 from mirror.upstream.watch import LOOK, Watch
 
+log = logging.getLogger(__name__)
+
 _MARGIN = 2.0
 """Seconds for which a place is waited for beyond the time that it waits for its own upstream."""
 _ABSENT = ("detail=MANIFEST_UNKNOWN", "detail=BLOB_UNKNOWN")
 _LIMITED = "detail=TOOMANYREQUESTS"
+
+
+class NotThere(UpstreamError):
+    """A place has not got it, which says nothing of the registry."""
 
 
 class Place:
@@ -75,7 +82,7 @@ class Place:
         self._limiter = limiter
         up = metrics.peer_up.labels(self._label)
         up.set(1)
-        self.watch = Watch(url, self._look, up.set)
+        self.watch = Watch(f"the mirror {url}", self._look, up.set)
         self._received = {kind: metrics.peer_received_bytes.labels(self._label, kind) for kind in ("blob", "manifest")}
         self._errors = metrics.peer_errors.labels(self._label)
 
@@ -85,6 +92,12 @@ class Place:
     @property
     def alive(self) -> bool:
         return self.watch.alive
+
+    def note_wrong(self, digest: Digest) -> None:
+        """Call this when its bytes, or what came with them, were wrong."""
+        log.warning(
+            "%s is not asked for %s again: its bytes, or what came with them, are not what the digest says", self.name, digest
+        )
 
     # ------------------------------------------------------------------ documents
 
@@ -176,7 +189,7 @@ class Place:
         # It may wait for its upstream, and for a second one after that, before it has more.
         stall = 2 * waits.stall + waits.header
         stream = BlobStream(response, size, first, stall, self._received["blob"], self.name, lease, self._limiter, share)
-        return PlaceStream(stream, self.watch, "hit" in _cache_status(response), ended)
+        return _MirrorStream(stream, self.watch, "hit" in _cache_status(response), ended)
 
     # ------------------------------------------------------------------ requests
 
@@ -227,31 +240,44 @@ class Place:
 
 
 class PlaceStream:
-    """The bytes of a blob from another mirror; see `mirror.downloads.download.Stream`."""
+    """The bytes of a blob from a place; see `mirror.downloads.download.Stream`."""
 
-    def __init__(self, stream: BlobStream, watch: Watch, is_hit: bool, ended: Callable[[MirrorError | None], None]) -> None:
+    def __init__(self, stream: BlobStream, is_hit: bool, ended: Callable[[MirrorError | None], None]) -> None:
         self.size, self.start, self.endpoint = stream.size, stream.start, stream.endpoint
         self.is_hit = is_hit
-        """True if that mirror has all of the blob already."""
+        """True if the place has all of the blob already."""
         self._stream = stream
-        self._watch = watch
         self._ended: Callable[[MirrorError | None], None] | None = ended
         self._error: MirrorError | None = None
 
     async def read(self, wanted: int = sys.maxsize) -> memoryview:
         """Returns the next bytes, as `BlobStream.read`. Raises UpstreamError."""
         try:
-            async with self._watch.waiting():
-                return await self._stream.read(wanted)
+            return await self._next(wanted)
         except MirrorError as error:
             self._error = error
             raise
+
+    async def _next(self, wanted: int) -> memoryview:
+        return await self._stream.read(wanted)
 
     async def aclose(self) -> None:
         ended, self._ended = self._ended, None
         if ended is not None:
             ended(self._error)
         await self._stream.aclose()
+
+
+class _MirrorStream(PlaceStream):
+    """The bytes of a blob from another mirror."""
+
+    def __init__(self, stream: BlobStream, watch: Watch, is_hit: bool, ended: Callable[[MirrorError | None], None]) -> None:
+        super().__init__(stream, is_hit, ended)
+        self._watch = watch
+
+    async def _next(self, wanted: int) -> memoryview:
+        async with self._watch.waiting():
+            return await self._stream.read(wanted)
 
 
 def _cache_status(response: Response) -> frozenset[str]:

@@ -7,16 +7,17 @@ Endpoints are tried in order. Blobs and manifests by digest may come from any, s
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
-from weakref import WeakSet
 
 from yarl import URL
 
 from mirror import metrics
 from mirror.client_login import acting_for
-from mirror.errors import ManifestUnknown, NameUnknown, RegistryUnknown, UpstreamInvalid
+from mirror.errors import ManifestUnknown, NameUnknown, UpstreamError, UpstreamInvalid
 from mirror.manifests import ACCEPT, ACCEPT_ANY, MAX_SIZE, Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.tasks import close_all
@@ -26,22 +27,18 @@ from mirror.upstream.documents import described, verified
 from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.failover import Unfinished, with_endpoint, with_failover
 from mirror.upstream.first_answers import FirstAnswers
-from mirror.upstream.fleet import Fleet, FleetSettings
+from mirror.upstream.fleet import Fleet
 from mirror.upstream.health import EndpointHealth
 from mirror.upstream.pages import Listing, is_descriptor, is_tag, listed, read_pages
 from mirror.upstream.placed import PlacedBlob
-from mirror.upstream.proxies import Way
-from mirror.upstream.rates import Parts
 from mirror.upstream.search import HubApi, SearchResult, TagDetails
 from mirror.upstream.settings import RegistrySettings, endpoint_way, registry_way
 from mirror.upstream.survey import Surveys, TagAnswers
-from mirror.upstream.transport import Connections, Timeouts, Transport, read_bounded, shown
+from mirror.upstream.transport import Transport, read_bounded, shown
 from mirror.upstream.trust import trusting
 from mirror.upstream.urls import gets_credentials, is_own
 
 _T = TypeVar("_T")
-
-_LARGEST_DOCUMENT = 64 * 1024 * 1024
 
 _GONE = {"MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_BLOB_UNKNOWN", "NOT_FOUND", "TAG_EXPIRED", "TAG_INVALID"}
 """Error codes for absent content: of the distribution-spec, of Harbor and Quay, and for tags with an invalid name."""
@@ -102,7 +99,7 @@ class Registry:
         return self._fleet is not None and self._fleet.asks_peer(repository, reference)
 
     def asks_mirror(self, repository: Repository, reference: Reference) -> bool:
-        """Returns whether another mirror may be asked first, which has what it has for other repositories too."""
+        """Returns whether another mirror, or the bucket, may be asked first, which has what it has for other repositories too."""
         return self._fleet is not None and self._fleet.asks_mirror(repository, reference)
 
     async def head_manifest(self, repository: Repository, reference: Reference) -> Descriptor:
@@ -126,16 +123,50 @@ class Registry:
         def ask(endpoint: Endpoint, deadline: float) -> Awaitable[Descriptor]:
             return self._head(endpoint, repository, tag, deadline)
 
-        if self._fleet is not None and (said := await self._fleet.head_manifest(repository, tag)) is not None:
+        said = None
+        if self._fleet is not None:
+            said = await self._fleet.head_manifest(repository, tag)
+            if said is None and known is None:
+                said = await self._fleet.kept_tag(repository, tag, fresh=True)
+        if said is not None:
             return TagAnswers((said,), True, True)
-        if self.compares_tags:
-            return await self._surveys.ask(ask, repository)
-        return TagAnswers((await self._first_answers.ask(ask, repository, tag, known, is_older),), True, True)
+        try:
+            if self.compares_tags:
+                return await self._surveys.ask(ask, repository)
+            return TagAnswers((await self._first_answers.ask(ask, repository, tag, known, is_older),), True, True)
+        except UpstreamError:
+            # What is known already is not older than what the bucket knows.
+            if (
+                self._fleet is None
+                or known is not None
+                or (said := await self._fleet.kept_tag(repository, tag, fresh=False)) is None
+            ):
+                raise
+            return TagAnswers((said,), True, True)
 
     async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest:
         """Returns a verified manifest. Raises ManifestUnknown, Denied, UpstreamError."""
         if self._fleet is not None and (found := await self._fleet.get_manifest(repository, reference)) is not None:
             return found
+        if isinstance(reference, Tag) and (kept := await self._kept(repository, reference, fresh=True)) is not None:
+            return kept
+        try:
+            return await self._get_of_registry(repository, reference)
+        except UpstreamError:
+            if isinstance(reference, Digest) or (kept := await self._kept(repository, reference, fresh=False)) is None:
+                raise
+            return kept
+
+    async def _kept(self, repository: Repository, tag: Tag, *, fresh: bool) -> Manifest | None:
+        """Returns the manifest that a tag meant as the bucket knows, see `Fleet.kept_tag`; None if it is not to be had without the registry."""
+        if self._fleet is None or (found := await self._fleet.kept_tag(repository, tag, fresh=fresh)) is None:
+            return None
+        with contextlib.suppress(ManifestUnknown):
+            if (manifest := await self._fleet.get_manifest(repository, found.digest)) is not None:
+                return dataclasses.replace(manifest, endpoint=found.endpoint, age=found.age)
+        return None
+
+    async def _get_of_registry(self, repository: Repository, reference: Reference) -> Manifest:
         endpoint, manifest = await self._ask(
             with_endpoint(lambda endpoint, deadline: self._get(endpoint, repository, reference, deadline)),
             repository,
@@ -273,109 +304,6 @@ class Registry:
     ) -> _T:
         asked, timeouts, kept = endpoints or self._endpoints, self._transport.timeouts, self._unfinished
         return await with_failover(self.name, asked, timeouts, ask, repository, unfinished=kept, mutable=mutable, lists=lists)
-
-
-class Upstreams:
-    """All registries that are mirrored."""
-
-    def __init__(
-        self,
-        registries: Mapping[str, RegistrySettings],
-        timeouts: Timeouts,
-        connections: Connections,
-        unlisted: Mapping[str, RegistrySettings] | None = None,
-        way: Way | None = None,
-        parts: Parts | None = None,
-        fleet: FleetSettings | None = None,
-    ) -> None:
-        """Registries in `unlisted` are set up at their first use; `way` is for those that name no proxy, by default the environment's; `parts` as in `Limiter`; `fleet` is None
-        if no other mirror is asked."""
-        self._fleet_settings = fleet
-        self.fleet: Fleet | None = None
-        """The other mirrors that are asked first; None if there are none."""
-        self._settings = registries
-        self._unlisted = unlisted or {}
-        self._timeouts, self._connections = timeouts, connections
-        self._way, self._parts = way, parts
-        self._registries: dict[str, Registry] = {}
-        self._replaced: WeakSet[Registry] = WeakSet()
-        """Those that requests and downloads which had begun before `take` still use."""
-        self._transport: Transport | None = None
-
-    async def __aenter__(self) -> Upstreams:
-        self._transport = Transport(self._timeouts, self._connections, self._way, self._parts)
-        if self._fleet_settings is not None:
-            self.fleet = Fleet(self._fleet_settings, self._transport)
-        self._registries = {
-            name: Registry(name, settings, self._transport, self.fleet) for name, settings in self._settings.items()
-        }
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._transport is not None
-        in_use = (*self._registries.values(), *self._replaced)
-        fleet = [] if self.fleet is None else [self.fleet.aclose]
-        await close_all(*(registry.aclose for registry in in_use), *fleet, self._transport.aclose)
-
-    def take(self, registries: Mapping[str, RegistrySettings], unlisted: Mapping[str, RegistrySettings]) -> None:
-        """Puts other settings in force at once. A registry whose settings are the same as before keeps its tokens, and what is known of its endpoints. Requests
-        and downloads that have begun go on with the settings that they began with. Raises OSError, and then nothing has changed."""
-        assert self._transport is not None
-        known = self._registries
-        before, after = ({**found[1], **found[0]} for found in ((self._settings, self._unlisted), (registries, unlisted)))
-        found = {
-            name: known[name]
-            if name in known and before.get(name) == settings
-            else Registry(name, settings, self._transport, self.fleet)
-            for name, settings in after.items()
-            if name in registries or name in known
-        }
-        self._settings, self._unlisted, self._registries = registries, unlisted, found
-        self._replaced.update(one for name, one in known.items() if self._registries.get(name) is not one)
-
-    @property
-    def offline(self) -> bool:
-        """True if no registry is asked: then all requests raise Offline. Bodies that are being received when this is set are received to their end."""
-        assert self._transport is not None
-        return self._transport.offline
-
-    @offline.setter
-    def offline(self, offline: bool) -> None:
-        assert self._transport is not None
-        self._transport.offline = offline
-
-    def registry(self, name: str) -> Registry:
-        """Returns a registry by its name. Raises RegistryUnknown."""
-        found = self._registries.get(name)
-        if found is None:
-            if name not in self._unlisted:
-                raise RegistryUnknown.named(name)
-            assert self._transport is not None
-            found = self._registries[name] = Registry(name, self._unlisted[name], self._transport, self.fleet)
-        return found
-
-    async def document(self, url: str, tag: str) -> tuple[bytes, str] | None:
-        """Returns what is at a URL that is no registry's, and its ETag; None if it still has the ETag `tag`. Raises UpstreamError."""
-        assert self._transport is not None
-        response = await self._transport.request("GET", URL(url), {"If-None-Match": tag} if tag else {})
-        try:
-            if response.status == 304:
-                return None
-            if response.status != 200:
-                raise UpstreamInvalid(f"{shown(URL(url))} answered {response.status}")
-            body = await read_bounded(response, _LARGEST_DOCUMENT, self._timeouts.header)
-        finally:
-            response.release()
-        return body, response.headers.get("ETag", "")
-
-    def limit(self, rate: int, rates: Mapping[str, int]) -> None:
-        """Caps downloads, in bytes per second: those of all registries, and those of some. 0 is no cap."""
-        assert self._transport is not None
-        self._transport.limiter.set(rate, rates)
-
-    def in_use(self) -> list[str]:
-        """Returns the names of the configured registries, and of others that were used."""
-        return list(self._registries)
 
 
 def _no_manifest(endpoint: Endpoint, repository: Repository, reference: Reference, body: bytes) -> ManifestUnknown:

@@ -1,4 +1,4 @@
-"""Looks whether another mirror lives, while somebody waits for it."""
+"""Looks whether another mirror, or a bucket, lives: while somebody waits for it, and while it does not."""
 
 from __future__ import annotations
 
@@ -23,16 +23,24 @@ FOUND_DEAD = _PATIENCE + LOOK + _PATIENCE
 
 
 class Watch:
-    """Whether one mirror lives, as this process knows."""
+    """Whether one mirror, or a bucket, lives, as this process knows."""
 
-    def __init__(self, name: str, look: Callable[[], Awaitable[bool]], on_change: Callable[[bool], None]) -> None:
-        """`name` is for messages; `look` asks whether it lives, and does not raise."""
+    def __init__(
+        self,
+        name: str,
+        look: Callable[[], Awaitable[bool]],
+        on_change: Callable[[bool], None],
+        why: Callable[[], str] = lambda: "it does not answer",
+    ) -> None:
+        """`name` is for messages, such as "the mirror http://mirror.lan:5000"; `look` asks whether it lives, and does not raise; `why` says what is wrong with it."""
         self.alive = True
         self._name = name
         self._look = look
         self._on_change = on_change
+        self._why = why
         self._waiting: dict[asyncio.Timeout, float] = {}
         """What waits for it, and since when in the event loop's time."""
+        self._looking_at_once = False
         self._looking = BackgroundTask(self._go_on_looking)
 
     async def aclose(self) -> None:
@@ -50,7 +58,12 @@ class Watch:
                 finally:
                     del self._waiting[scope]
         except TimeoutError:
-            raise UpstreamUnreachable(f"the mirror {self._name} no longer answers") from None
+            raise UpstreamUnreachable(f"{self._name} no longer answers") from None
+
+    def look_now(self) -> None:
+        """Looks once, and until it lives."""
+        self._looking_at_once = True
+        self._looking.start()
 
     def note_dead(self) -> None:
         """Call this when there was no connection. From then on it is looked at until it lives."""
@@ -59,6 +72,9 @@ class Watch:
 
     async def _go_on_looking(self) -> None:
         pause = _PATIENCE
+        if self._looking_at_once:
+            self._looking_at_once = False
+            self._set(await self._look())
         while self._waiting or not self.alive:
             await asyncio.sleep(pause)
             pause = _PATIENCE
@@ -73,9 +89,9 @@ class Watch:
         self.alive = alive
         self._on_change(alive)
         if alive:
-            log.info("the mirror %s is back", self._name)
+            log.info("%s is back", self._name)
             return
-        log.warning("the mirror %s does not answer: it is not asked until it does", self._name)
+        log.warning("%s is not asked until it is well again: %s", self._name, self._why())
         now = asyncio.get_running_loop().time()
         for scope in self._waiting:
             scope.reschedule(now)

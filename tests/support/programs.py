@@ -60,6 +60,7 @@ _SOURCES = dict.fromkeys(
         "rekor-server",
         "timestamp-server",
         "oras",
+        "versitygw",
         "osv-scanner",
         "oidc-provider",
         "oci-conformance",

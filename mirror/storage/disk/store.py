@@ -33,6 +33,7 @@ from mirror.storage.disk.maintenance.garbage_collection import GarbageCollection
 from mirror.storage.disk.maintenance.mending import Mending
 from mirror.storage.disk.maintenance.scrub import Scrub
 from mirror.storage.disk.maintenance.verification import Verification
+from mirror.storage.disk.outbox import DiskOutbox
 from mirror.storage.disk.partial import DiskPartial
 from mirror.storage.disk.statuses import Statuses
 from mirror.storage.settings import Upkeep
@@ -66,10 +67,18 @@ _WATCH = 1.0
 class DiskStore:
     """Implements `mirror.storage.store.Store` in a cache directory, which several processes may share."""
 
-    def __init__(self, root: Path, upkeep: Upkeep, offline: Callable[[], bool] = lambda: False, events: Events = NOBODY) -> None:
-        """Opens the directory, and creates it if there is none. While `offline`, nothing expires. Raises OSError or CatalogFailed if it cannot be used."""
+    def __init__(
+        self,
+        root: Path,
+        upkeep: Upkeep,
+        offline: Callable[[], bool] = lambda: False,
+        events: Events = NOBODY,
+        bucket: str | None = None,
+    ) -> None:
+        """Opens the directory, and creates it if there is none. While `offline`, nothing expires. What is added is queued for a `bucket`. Raises OSError or CatalogFailed if it cannot be used."""
         self.blobs = BlobStore(root)
-        self._catalog = CatalogExecutor(root / "catalog", events, root / "hosted")
+        self._catalog = CatalogExecutor(root / "catalog", events, root / "hosted", bucket)
+        self.outbox = DiskOutbox(root, self._catalog)
         self.threads = ThreadPool()
         self.inventory = InventoryExecutor(root)
         self._upkeep = upkeep

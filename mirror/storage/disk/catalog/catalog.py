@@ -20,6 +20,7 @@ traffic     what clients asked for and got, by day
 removals    how many times images were deleted or tags dropped: what other processes have in memory is older than that
 hosted      which hosted repository has what, blobs and manifests, who pushed it and when, and when a push last named it
 referrer    which manifests of a hosted repository have a subject, with their descriptors
+outbox      what has to be written to a bucket, see outbox.py
 sample      how large the cache was, a few times an hour
 item, part  what images are made of, see composition.py
 ==========  ====================================================================================================
@@ -51,6 +52,7 @@ from mirror.storage.disk.catalog.counts import Counts
 from mirror.storage.disk.catalog.documents import FOLDER, Documents
 from mirror.storage.disk.catalog.hosted import Hosted
 from mirror.storage.disk.catalog.listed import Listed
+from mirror.storage.disk.catalog.outbox import Outbox, follow
 from mirror.storage.disk.catalog.possessions import Possessions
 from mirror.storage.disk.catalog.queues import BlobQueues
 from mirror.storage.disk.catalog.removal import Removal
@@ -67,9 +69,9 @@ log = logging.getLogger(__name__)
 class Catalog:
     """All methods block. For one thread at a time: CatalogExecutor has one for it."""
 
-    def __init__(self, folder: Path, events: Events = NOBODY, copy: Path | None = None) -> None:
+    def __init__(self, folder: Path, events: Events = NOBODY, copy: Path | None = None, bucket: str | None = None) -> None:
         """Opens the database, or sets an unreadable one aside and makes a new one. `events` is told of what it finds new; in the folder `copy` is kept twice what
-        hosted repositories have (kept.py). Raises OSError, sqlite3.Error."""
+        hosted repositories have (kept.py); what is added is queued for a `bucket` (outbox.py). Raises OSError, sqlite3.Error."""
         self.events = events
         make_private_folder(folder)
         with contextlib.ExitStack() as stack:
@@ -77,6 +79,9 @@ class Catalog:
             # Closed last, since others may open the database exclusively then.
             stack.callback(os.close, lock)
             stack.callback(self._db.close)
+            if bucket is not None:
+                follow(self._db, bucket)
+            self.outbox = Outbox(self._db)
             self.queues = BlobQueues(self._db)
             self.removal = Removal(self._db)
             self.listed = Listed(self._db)

@@ -31,15 +31,15 @@ _RETRY = 5.0
 class CatalogExecutor:
     """Call it like ``await executor.read(None, Catalog.tag, repository, tag)``."""
 
-    def __init__(self, folder: Path, events: Events = NOBODY, copy: Path | None = None) -> None:
+    def __init__(self, folder: Path, events: Events = NOBODY, copy: Path | None = None, bucket: str | None = None) -> None:
         """The arguments are `Catalog`'s. Opens the catalog, or retries later if the disk fails now. Raises CatalogFailed if it cannot be opened for another reason."""
         self._folder = folder
         self._events = events
-        self._copy = copy
+        self._copy, self._bucket = copy, bucket
         self._catalog: Catalog | None = None
         self._retry = 0.0
         try:
-            self._catalog = Catalog(folder, events, copy)
+            self._catalog = Catalog(folder, events, copy, bucket)
         except (sqlite3.Error, OSError) as error:
             if not _may_pass(error, folder):
                 raise CatalogFailed(
@@ -88,7 +88,7 @@ class CatalogExecutor:
             if time.monotonic() < self._retry:
                 raise sqlite3.OperationalError("it could not be opened yet")
             self._retry = time.monotonic() + _RETRY
-            self._catalog = Catalog(self._folder, self._events, self._copy)
+            self._catalog = Catalog(self._folder, self._events, self._copy, self._bucket)
             log.info("the catalog in %s can be used now", self._folder)
         return method(self._catalog, *arguments)
 

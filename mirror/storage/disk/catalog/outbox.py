@@ -1,0 +1,106 @@
+"""The queue of what has to be written to a bucket, as tables of the catalog. Triggers of each connection fill it, in the transaction of what they follow."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+
+from mirror.errors import Invalid
+from mirror.names import Digest, Repository, Tag
+from mirror.storage.outbox import Entry
+
+MOST = 100_000
+"""Entries that wait at most."""
+_MOST_WRONG = 10_000
+
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS outbox (id INTEGER PRIMARY KEY AUTOINCREMENT, registry TEXT NOT NULL, path TEXT NOT NULL, reference TEXT NOT NULL,"
+    " UNIQUE (registry, path, reference))",
+    "CREATE TABLE IF NOT EXISTS outbox_wrong (digest TEXT PRIMARY KEY) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS outbox_state (bucket TEXT NOT NULL, dropped INTEGER NOT NULL)",
+)
+# A newer entry takes the place of an older one with another id: whoever is writing the older one removes only that.
+_TRIGGERS = (
+    "CREATE TEMP TRIGGER content_to_bucket AFTER INSERT ON main.content BEGIN"
+    " DELETE FROM outbox WHERE registry = '' AND path = '' AND reference = new.digest;"
+    " INSERT INTO outbox (registry, path, reference) VALUES ('', '', new.digest); END",
+    "CREATE TEMP TRIGGER tag_to_bucket AFTER INSERT ON main.tag BEGIN"
+    " DELETE FROM outbox WHERE registry = new.registry AND path = new.path AND reference = new.tag;"
+    " INSERT INTO outbox (registry, path, reference) VALUES (new.registry, new.path, new.tag); END",
+    # The rows are counted only where there may be so many.
+    f"CREATE TEMP TRIGGER outbox_is_full AFTER INSERT ON main.outbox WHEN new.id - (SELECT min(id) FROM outbox) >= {MOST}"  # noqa: S608
+    f" AND (SELECT count(*) FROM outbox) > {MOST} BEGIN UPDATE outbox_state SET dropped = dropped + 1;"
+    " DELETE FROM outbox WHERE id = (SELECT min(id) FROM outbox); END",
+)
+
+
+def follow(db: sqlite3.Connection, bucket: str) -> None:
+    """Queues what this connection adds from now on; and all that is here, if this bucket has not been written to. Raises sqlite3.Error."""
+    for statement in _SCHEMA:
+        db.execute(statement)
+    for statement in _TRIGGERS:
+        db.execute(statement)
+    with db:
+        db.execute("BEGIN IMMEDIATE")
+        if db.execute("SELECT bucket FROM outbox_state").fetchall() != [(bucket,)]:
+            db.execute("DELETE FROM outbox")
+            db.execute("DELETE FROM outbox_wrong")
+            db.execute("DELETE FROM outbox_state")
+            db.execute("INSERT INTO outbox_state VALUES (?, 0)", (bucket,))
+            # What was used last is dropped last.
+            db.execute("INSERT INTO outbox (registry, path, reference) SELECT '', '', digest FROM content ORDER BY used")
+            db.execute("INSERT INTO outbox (registry, path, reference) SELECT registry, path, tag FROM tag ORDER BY checked")
+
+
+class Outbox:
+    """In the catalog's thread."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def take(self, count: int) -> list[Entry]:
+        rows = self._db.execute(
+            "SELECT id, registry, path, reference, content.digest IS NOT NULL, media_type IS NOT NULL,"
+            " EXISTS (SELECT 1 FROM hosted WHERE hosted.digest = reference),"
+            " EXISTS (SELECT 1 FROM outbox_wrong AS wrong WHERE wrong.digest = reference)"
+            " FROM outbox LEFT JOIN content ON content.digest = reference AND registry = '' ORDER BY id LIMIT ?",
+            (count,),
+        ).fetchall()
+        return list(self._entries(rows))
+
+    def _entries(self, rows: list[tuple[int, str, str, str, int, int, int, int]]) -> Iterator[Entry]:
+        for number, registry, path, reference, *rest in rows:
+            try:
+                repository = Repository(registry, path) if registry else None
+                found = Digest.parse(reference) if repository is None else Tag.parse(reference)
+            except Invalid:
+                self.remove(number)
+                continue
+            yield Entry(number, repository, found, *map(bool, rest))
+
+    def remove(self, number: int) -> None:
+        with self._db:
+            self._db.execute("DELETE FROM outbox WHERE id = ?", (number,))
+
+    def done(self, entry: Entry) -> None:
+        with self._db:
+            self._db.execute("DELETE FROM outbox WHERE id = ?", (entry.id,))
+            if entry.is_wrong:
+                self._db.execute("DELETE FROM outbox_wrong WHERE digest = ?", (str(entry.reference),))
+
+    def put_back(self, entry: Entry) -> None:
+        with self._db:
+            self._db.execute("UPDATE outbox SET id = (SELECT max(id) + 1 FROM outbox) WHERE id = ?", (entry.id,))
+
+    def note_wrong(self, digest: Digest) -> None:
+        with self._db:
+            if self._db.execute("SELECT count(*) FROM outbox_wrong").fetchone()[0] >= _MOST_WRONG:
+                self._db.execute("DELETE FROM outbox_wrong")
+            self._db.execute("INSERT OR IGNORE INTO outbox_wrong VALUES (?)", (str(digest),))
+
+    def counts(self) -> tuple[int, int]:
+        with self._db:
+            waiting, dropped = self._db.execute("SELECT (SELECT count(*) FROM outbox), dropped FROM outbox_state").fetchone()
+            if dropped:
+                self._db.execute("UPDATE outbox_state SET dropped = 0")
+        return waiting, dropped

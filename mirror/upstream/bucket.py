@@ -1,0 +1,339 @@
+"""A bucket as a place of content: it is asked after other mirrors and before a registry, by URLs that are signed for one request each, and read like every other upstream.
+
+What it has not got is not there, and nothing more is concluded from that. One that is down, slow or says no is left at once, and looked at each second until it is well: it never is the reason
+that a pull fails, and delays one at most by `PATIENCE`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import ssl
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from mirror import metrics
+from mirror.errors import (
+    DigestInvalid,
+    DigestMismatch,
+    MirrorError,
+    Offline,
+    UpstreamError,
+    UpstreamFailed,
+    UpstreamInvalid,
+    UpstreamStalled,
+    UpstreamUnreachable,
+)
+from mirror.manifests import MAX_SIZE, MEDIA_TYPES, Descriptor, Manifest
+from mirror.names import Digest, Repository, Tag
+from mirror.tasks import close_all
+from mirror.upstream.blobs import content_range
+from mirror.upstream.documents import verified
+from mirror.upstream.health import Delivery, Lease
+from mirror.upstream.objects import Objects, blob_key, manifest_key, tag_key
+from mirror.upstream.places import NotThere, PlaceStream
+from mirror.upstream.proxies import Proxies
+from mirror.upstream.rates import Share
+from mirror.upstream.receiver import Response
+from mirror.upstream.streams import BlobStream
+from mirror.upstream.transport import Transport, length_of, read_bounded, shown
+from mirror.upstream.watch import Watch
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 2.0
+"""Seconds for an answer, and for more of a body."""
+_LEAST = 128 * 1024
+"""Bytes that come while `PATIENCE` is spent on waiting for them: one that sends less is slower than most registries."""
+_SLOW_FOR = 60.0
+"""Seconds for which a bucket is not asked that was slow, since looking at it does not tell."""
+_PROBE = "mirror"
+"""An object that need not be there."""
+_ABSENT = (b"NoSuchKey", b"BlobNotFound")
+"""Codes of a 404 where a bucket has not got an object; there are others, for a bucket that is none."""
+_LARGEST_TAG = 64 * 1024
+_AHEAD = 60.0
+"""Seconds by which another machine's clock may be ahead."""
+_MOST_SECONDS = 10**9
+_MOST_KNOWN = 100_000
+
+
+class Bucket:
+    """One bucket. What its methods raise is UpstreamError, and says nothing of the registry."""
+
+    is_peer = False
+
+    def __init__(
+        self, objects: Objects, transport: Transport, tls: ssl.SSLContext | None, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Raises OSError if the environment names a proxy that cannot be used."""
+        self.name = objects.url
+        self.objects = objects
+        self.delivery = Delivery()
+        transport.deliveries.append(self.delivery)
+        self.why = ""
+        """What was wrong with it last."""
+        self.refused = ""
+        """Why nothing can be written to it; empty if the last object was."""
+        self.known: OrderedDict[Digest, None] = OrderedDict()
+        """What is seen to be there."""
+        self.known_tags: OrderedDict[tuple[Repository, Tag], tuple[Digest, float]] = OrderedDict()
+        """What it says that tags mean, and when their registries were asked."""
+        self.on_wrong: Callable[[Digest], None] = lambda digest: None
+        """Called with what it has in wrong bytes."""
+        self._transport = transport
+        self._tls = tls
+        # As the library that writes to it does.
+        self._way = Proxies()
+        self._clock = clock
+        self._slow_until = float("-inf")
+        up = metrics.bucket_up.labels(self.name)
+        up.set(1)
+        self._watch = Watch(f"the bucket {self.name}", self._look, up.set, lambda: self.why)
+        self._received = {kind: metrics.bucket_received_bytes.labels(self.name, kind) for kind in ("blob", "manifest")}
+        self._errors = metrics.bucket_errors.labels(self.name, "read")
+
+    def start(self) -> None:
+        """Looks whether it can be used."""
+        self._watch.look_now()
+
+    async def aclose(self) -> None:
+        await close_all(self._watch.aclose, self.objects.aclose)
+
+    @property
+    def alive(self) -> bool:
+        return self._watch.alive and time.monotonic() >= self._slow_until
+
+    @property
+    def fault(self) -> str:
+        """A sentence about what does not work; empty if all does."""
+        if not self.alive:
+            return f"the bucket {self.name} is not used: {self.why}; the registries are asked"
+        return f"the bucket {self.name} does not take what is written to it, which waits: {self.refused}" if self.refused else ""
+
+    def note(self, digest: Digest) -> None:
+        """Takes note that it has this."""
+        self.known[digest] = None
+        if len(self.known) > _MOST_KNOWN:
+            self.known.popitem(last=False)
+
+    def note_tag(self, repository: Repository, tag: Tag, digest: Digest, checked: float) -> None:
+        """Takes note that it says what a tag means."""
+        self.known_tags[repository, tag] = digest, checked
+        if len(self.known_tags) > _MOST_KNOWN:
+            self.known_tags.popitem(last=False)
+
+    def note_wrong(self, digest: Digest) -> None:
+        """Call this when its bytes were wrong: they are written anew once the right ones are here."""
+        log.warning("the bucket %s has wrong bytes for %s: they are fetched elsewhere, and put right", self.name, digest)
+        self.known.pop(digest, None)
+        self.on_wrong(digest)
+
+    def note_failure(self, error: MirrorError) -> None:
+        """Call this when it did not do what it should. It is not used until it answers a look."""
+        self.why = error.message
+        self._watch.note_dead()
+
+    # ------------------------------------------------------------------ documents
+
+    async def head_manifest(self, repository: Repository, digest: Digest) -> Descriptor:
+        return (await self.get_manifest(repository, digest)).descriptor
+
+    async def get_manifest(self, repository: Repository, digest: Digest) -> Manifest:
+        """Returns a verified manifest. Raises UpstreamError."""
+        response, body = await self._document(manifest_key(digest), MAX_SIZE)
+        self._received["manifest"].inc(len(body))
+        try:
+            found = verified(response, body, digest, self.name, repository.registry)
+        except DigestMismatch:
+            self.note_wrong(digest)
+            raise
+        self.note(digest)
+        return found
+
+    async def get_tag(self, repository: Repository, tag: Tag) -> Descriptor:
+        """Returns what a tag meant when its registry was last asked, with the `age` of that. Raises UpstreamError."""
+        key = tag_key(repository, tag)
+        _, body = await self._document(key, _LARGEST_TAG)
+        try:
+            found: dict[str, Any] = json.loads(body)
+            digest, media_type, size, checked = Digest.parse(found["digest"]), found["mediaType"], found["size"], found["checked"]
+            if media_type not in MEDIA_TYPES or not 0 < size <= MAX_SIZE:
+                raise ValueError(media_type)
+            # One from the future is another machine's clock, and says nothing.
+            age = max(math.ceil(self._clock() - checked), 0) if checked <= self._clock() + _AHEAD else _MOST_SECONDS
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError, OverflowError, DigestInvalid):
+            raise UpstreamInvalid(f"{key} in {self.name} is not what a mirror has written") from None
+        self.note_tag(repository, tag, digest, checked)
+        return Descriptor(media_type, digest, size, self.name, age)
+
+    async def head_blob(self, repository: Repository, digest: Digest) -> Descriptor:
+        """Returns the size of a blob. Raises UpstreamError."""
+        response = await self._send("HEAD", blob_key(digest), {})
+        response.release()
+        self._check(response)
+        if (size := length_of(response)) is None:
+            raise UpstreamInvalid(f"{shown(response.url)} does not say the size of the blob")
+        return Descriptor("application/octet-stream", digest, size)
+
+    async def has_all(self, repository: Repository, digest: Digest) -> bool:
+        """Returns True: what is in a bucket is there as a whole."""
+        return True
+
+    # ------------------------------------------------------------------ blobs
+
+    async def open(
+        self,
+        repository: Repository,
+        digest: Digest,
+        start: int,
+        stop: int | None,
+        share: Share,
+        ended: Callable[[MirrorError | None], None],
+    ) -> PlaceStream:
+        """Requests the bytes ``[start, stop)``, as `Place.open` does."""
+        headers = {} if start == 0 and stop is None else {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
+        lease = await self.delivery.lease()
+        asked = asyncio.get_running_loop().time()
+        try:
+            response = await self._send("GET", blob_key(digest), headers)
+        except BaseException:
+            lease.end()
+            raise
+        try:
+            self._check(response)
+            if response.status == 200:
+                size, first = length_of(response), 0
+                if not size and digest != Digest.of(b"", digest.algorithm):
+                    self.note_wrong(digest)
+                    raise UpstreamInvalid(f"{shown(response.url)} is empty instead of a blob")
+            else:
+                size, first = content_range(response, start, stop)
+        except MirrorError:
+            response.release()
+            lease.end()
+            raise
+        self.delivery.begin(lease, asyncio.get_running_loop().time() - asked)
+        self.note(digest)
+        return self._stream(response, size, first, lease, share, ended)
+
+    def _stream(
+        self,
+        response: Response,
+        size: int | None,
+        first: int,
+        lease: Lease,
+        share: Share,
+        ended: Callable[[MirrorError | None], None],
+    ) -> PlaceStream:
+        limiter = self._transport.limiter
+        stream = BlobStream(response, size, first, PATIENCE, self._received["blob"], self.name, lease, limiter, share)
+        return _BucketStream(stream, self, limiter.capped(share.registry), ended)
+
+    def note_slow(self) -> UpstreamStalled:
+        """Leaves it for a while; returns the error for whoever waits."""
+        error = UpstreamStalled(f"the bucket {self.name} sends less than {_LEAST // 1024} KiB in {PATIENCE:g} s")
+        self.why = error.message
+        self._slow_until = time.monotonic() + _SLOW_FOR
+        return error
+
+    # ------------------------------------------------------------------ requests
+
+    async def _document(self, key: str, limit: int) -> tuple[Response, bytes]:
+        response = await self._send("GET", key, {})
+        try:
+            self._check(response)
+            try:
+                return response, await read_bounded(response, limit, PATIENCE)
+            except UpstreamInvalid:
+                raise
+            except UpstreamError as error:
+                raise self._left(error) from None
+        finally:
+            response.release()
+
+    async def _send(self, method: str, key: str, headers: dict[str, str]) -> Response:
+        self._transport.check_online()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                url = await self.objects.sign(method, key)
+                return await self._transport.request(method, url, headers, tls=self._tls, timeout=PATIENCE, way=self._way)
+        except Offline:
+            raise
+        except TimeoutError:
+            raise self._left(UpstreamUnreachable(f"it did not answer in {PATIENCE:g} s")) from None
+        except UpstreamError as error:
+            raise self._left(error) from None
+
+    def _left(self, error: UpstreamError) -> UpstreamError:
+        self._errors.inc()
+        self.note_failure(error)
+        return error
+
+    def _check(self, response: Response) -> None:
+        """Raises what a response says, unless that is content."""
+        if response.status in (200, 206):
+            return
+        if response.status == 404:
+            raise NotThere(f"{shown(response.url)} is not there")
+        answered = UpstreamFailed(f"{shown(response.url)} answered {response.status}")
+        if response.status == 416:
+            # About this object only.
+            raise answered
+        raise self._left(answered)
+
+    async def _look(self) -> bool:
+        """Returns whether it answers as it should."""
+        if self._transport.offline:
+            return True
+        try:
+            async with asyncio.timeout(PATIENCE):
+                url = await self.objects.sign("GET", _PROBE)
+                response = await self._transport.request("GET", url, {}, tls=self._tls, timeout=PATIENCE, way=self._way)
+                try:
+                    body = await read_bounded(response, _LARGEST_TAG, PATIENCE)
+                finally:
+                    response.release()
+        except TimeoutError:
+            self.why = f"it did not answer in {PATIENCE:g} s"
+            return False
+        except MirrorError as error:
+            self.why = error.message
+            return False
+        if response.status == 200 or (response.status == 404 and any(code in body for code in _ABSENT)):
+            return True
+        code = body.partition(b"<Code>")[2].partition(b"</Code>")[0][:60].decode("ascii", "replace")
+        said = f" ({code})" if code.isalnum() else ""
+        self.why = f"{shown(response.url)} answered {response.status}{said}: does it exist, and may it be read, listed and written to with these credentials?"
+        return False
+
+
+class _BucketStream(PlaceStream):
+    """The bytes of a blob from a bucket."""
+
+    def __init__(self, stream: BlobStream, bucket: Bucket, capped: bool, ended: Callable[[MirrorError | None], None]) -> None:
+        """`capped`: True if a cap may make it slow."""
+        super().__init__(stream, True, ended)
+        self._bucket = bucket
+        self._capped = capped
+        self._waited = 0.0
+        self._came = 0
+
+    async def _next(self, wanted: int) -> memoryview:
+        began = time.monotonic()
+        try:
+            data = await self._stream.read(wanted)
+        except UpstreamStalled as error:
+            self._bucket.note_failure(error)
+            raise
+        self._waited += time.monotonic() - began
+        self._came += len(data)
+        if self._waited >= PATIENCE:
+            if self._came < _LEAST and data and not self._capped:
+                raise self._bucket.note_slow()
+            self._waited, self._came = 0.0, 0
+        return data

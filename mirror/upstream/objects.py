@@ -1,0 +1,211 @@
+"""The objects of a bucket: an S3 server's, Google's or Azure's.
+
+obstore does it, the extra ``registry-mirror[bucket]``; it is imported where there is a bucket only. Credentials are found as that library finds them: in the environment, or from the
+machine's own account; and of Amazon's tools also in the file ``~/.aws/credentials``.
+
+============================================  ==========================================================================
+blobs/sha256/ab/<hex>                         a blob
+manifests/sha256/ab/<hex>                     a manifest
+tags/<registry>/<repository>/<tag>.json       what a tag means: ``{"digest", "mediaType", "size", "checked"}``, the last in seconds since the epoch
+============================================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import configparser
+import contextlib
+import os
+import re
+from collections.abc import AsyncIterable, Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from yarl import URL
+
+from mirror.errors import MirrorError, StorageUnreadable, UpstreamError
+from mirror.names import Digest, Repository, Tag
+from mirror.regular_files import LARGEST_SECRET, read_file
+from mirror.tasks import close_all
+from mirror.threads import ThreadPool
+
+_T = TypeVar("_T")
+
+PART = 5 * 1024 * 1024
+"""Bytes of an object that are sent in one request, at least: the fewest that an S3 server takes, so that the slowest line sends them in time."""
+_MOST_PARTS = 9000
+"""An S3 server takes 10,000."""
+_PARTS_AT_ONCE = 2
+_SIGNED_FOR = timedelta(minutes=15)
+_THREADS = 8
+_ELSEWHERE = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+)
+"""Variables that say where credentials are, and count more than the file."""
+_MACHINE = "169.254.169.254"
+"""Where machines in a cloud ask for credentials, when there are none elsewhere."""
+_STATUS = re.compile(r"status code: (\d{3} [A-Za-z ]*)")
+_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
+_LONGEST = 300
+
+
+class BucketFailed(UpstreamError):
+    """The bucket did not do what it was asked."""
+
+
+class Objects:
+    """One bucket. Its methods raise BucketFailed, which says what is wrong with it."""
+
+    def __init__(self, url: str, endpoint: str | None, ca_file: Path | None) -> None:
+        """`url` as in the setting `fleet.bucket`. `endpoint` is the URL of an S3 server that is not Amazon's, and `ca_file` has certificates to trust beside the system's. Does nothing yet."""
+        self.url = url
+        self._endpoint = endpoint
+        self._ca_file = ca_file
+        self._threads = ThreadPool(_THREADS)
+        # What is read does not wait for what is written.
+        self._signer = ThreadPool(1)
+        self._store: Any = None
+        self._read_from: tuple[Path, int] | None = None
+        """The file of credentials that counts, and when it was changed."""
+
+    async def aclose(self) -> None:
+        """Waits for the requests that are under way, each of which ends in a minute at most."""
+        run = asyncio.get_running_loop().run_in_executor
+        await close_all(lambda: run(None, self._signer.close), lambda: run(None, self._threads.close))
+
+    async def sign(self, method: str, key: str) -> URL:
+        """Returns the URL of an object, which works for some minutes."""
+        signed: str = await self._run(lambda library, store: library.sign(store, method, key, _SIGNED_FOR), threads=self._signer)
+        return URL(signed, encoded=True)
+
+    async def size(self, key: str) -> int | None:
+        """Returns the bytes of an object; None if there is none."""
+
+        def head(library: Any, store: Any) -> int | None:
+            with contextlib.suppress(FileNotFoundError):
+                return int(library.head(store, key)["size"])
+            return None
+
+        return await self._run(head)
+
+    async def put(self, key: str, body: bytes, media_type: str = "application/octet-stream") -> None:
+        """Writes an object of bytes in memory."""
+        described = {"Content-Type": media_type}
+        await self._run(lambda library, store: library.put(store, key, body, attributes=described, use_multipart=False))
+
+    async def put_file(self, key: str, pieces: AsyncIterable[tuple[int, int, int]], size: int) -> None:
+        """Writes an object of `size` bytes in parts, of which few are in memory at once. `pieces` are open files, with an offset and a length in bytes each. Raises what `pieces` raises, too:
+        then there is no object."""
+        part = max(PART, -(-size // _MOST_PARTS))
+        writer = await self._run(
+            lambda library, store: library.open_writer(store, key, buffer_size=part, max_concurrency=_PARTS_AT_ONCE)
+        )
+        async for fd, offset, length in pieces:
+            for start in range(offset, offset + length, part):
+                await self._run(_send, writer, fd, start, min(part, offset + length - start))
+        await self._run(lambda library, store: writer.close())
+
+    async def _run(self, work: Callable[..., _T], *arguments: Any, threads: ThreadPool | None = None) -> _T:
+        """Runs `work` in a thread, with the library and its store before the `arguments`. (Its methods for asyncio have threads of their own, which abort the process when it ends.)"""
+        try:
+            return await (threads or self._threads).run(self._call, work, arguments)
+        except MirrorError:
+            raise
+        except Exception as error:
+            # What the library raises has no common base.
+            raise BucketFailed(f"{self.url}: {_told(error)}") from None
+
+    def _call(self, work: Callable[..., _T], arguments: Sequence[Any]) -> _T:
+        try:
+            import obstore
+        except ImportError:
+            raise BucketFailed(
+                "fleet.bucket needs the extra `bucket`: pip install 'registry-mirror[bucket]', and restart"
+            ) from None
+        credentials = _credentials_file() if self.url.startswith("s3://") else None
+        if self._store is None or credentials != self._read_from:
+            self._store, self._read_from = self._opened(credentials), credentials
+        return work(obstore, self._store, *arguments)
+
+    def _opened(self, credentials: tuple[Path, int] | None) -> Any:
+        from obstore import store
+
+        plain = (self._endpoint or os.environ.get("AWS_ENDPOINT_URL", "")).startswith("http://")
+        options: dict[str, Any] = {"connect_timeout": "2s", "timeout": "60s", "allow_http": plain}
+        if self._ca_file is not None:
+            options["root_certificate"] = self._ca_file.read_bytes()
+        common: dict[str, Any] = {"client_options": options, "retry_config": {"max_retries": 0}}
+        if self.url.startswith("az://"):
+            account, container, *prefix = self.url.removeprefix("az://").split("/")
+            return store.AzureStore(container, prefix="/".join(prefix) or None, account_name=account, **common)
+        config = {"endpoint": self._endpoint} if self._endpoint else {}
+        if credentials is not None:
+            config |= _read_credentials(credentials[0])
+        opened: Any = store.from_url
+        return opened(self.url, config=config or None, **common)
+
+
+def blob_key(digest: Digest) -> str:
+    return f"blobs/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
+
+
+def manifest_key(digest: Digest) -> str:
+    return f"manifests/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
+
+
+def tag_key(repository: Repository, tag: Tag) -> str:
+    return f"tags/{repository.registry}/{repository.path}/{tag}.json"
+
+
+def _told(error: Exception) -> str:
+    """Returns what went wrong in a line: of a bucket's answer its status and its code, since the rest may quote the request."""
+    text = str(error).partition("Debug source")[0]
+    if _MACHINE in text:
+        return "no credentials are found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your cloud has in their place"
+    if (status := _STATUS.search(text)) is not None:
+        code = _CODE.search(text)
+        return f"it answered {status[1].strip()}{f' ({code[1]})' if code is not None else ''}"
+    line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    # Neither what a query may hold, nor how long it took, which no two messages have in common.
+    return re.sub(r"\?\S*| in [0-9.]+\S*s\b", "", line)[:_LONGEST] or type(error).__name__
+
+
+def _send(library: Any, store: Any, writer: Any, fd: int, start: int, length: int) -> None:
+    """Raises StorageUnreadable."""
+    try:
+        data = os.pread(fd, length, start)
+    except OSError as error:
+        raise StorageUnreadable(f"the disk does not give what is to be written to the bucket: {error.strerror}") from None
+    if len(data) < length:
+        raise StorageUnreadable("a file is shorter than it was")
+    writer.write(data)
+
+
+def _credentials_file() -> tuple[Path, int] | None:
+    """Returns Amazon's file of credentials, and when it was changed in ns; None if there is none, or credentials are elsewhere."""
+    if any(os.environ.get(name) for name in _ELSEWHERE):
+        return None
+    path = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials")
+    try:
+        return path, path.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _read_credentials(path: Path) -> dict[str, str]:
+    """Returns what Amazon's file of credentials has for the profile. Raises BucketFailed."""
+    profile = os.environ.get("AWS_PROFILE") or "default"
+    parser = configparser.RawConfigParser()
+    try:
+        parser.read_string(read_file(path, LARGEST_SECRET, follow=True).decode())
+        found = parser[profile]
+        key, secret = found["aws_access_key_id"], found["aws_secret_access_key"]
+    except (OSError, UnicodeDecodeError, configparser.Error, KeyError):
+        # Their own text may quote the file.
+        raise BucketFailed(f"{path} has no aws_access_key_id and aws_secret_access_key under [{profile}]") from None
+    token = {"session_token": found["aws_session_token"]} if "aws_session_token" in found else {}
+    return {"access_key_id": key, "secret_access_key": secret, **token}
