@@ -93,6 +93,26 @@ async def running(
         pem = settings.server.tls_certificate
         if pem is not None:
             metrics.watch_certificate(str(pem), partial(ends, pem))
+        fleet = members = None
+        if settings.fleet.mirrors or settings.fleet.parents:
+            # Few mirrors belong to one.
+            from mirror.api.fleet import FleetRequests, Own
+            from mirror.upstream.members import Members
+
+            own = Own(
+                settings.fleet.own or "",
+                __version__,
+                settings.fleet.mirrors,
+                settings.fleet.parents,
+                kept.max_size,
+                kept.tag_ttl,
+                lambda: list(map(str, readiness.report()["degraded"])),
+                settings.server.audit_log,
+            )
+            fleet = FleetRequests(cache, own, targets.image)
+            if settings.fleet.mirrors:
+                members = Members(settings.fleet)
+                members.own_state = fleet.state
         site_info = SiteInfo(
             __version__,
             lambda: tuple(live.settings.registries),
@@ -104,6 +124,7 @@ async def running(
             lambda: None if pem is None else ends(pem),
             partial(wiring.sent_this_month, settings),
             partial(wiring.refused_by_guards, settings),
+            members,
         )
         ended = EndedSessions(settings.cache.dir)
         admin = Admin(admin_token(settings)[0], ended)
@@ -114,27 +135,9 @@ async def running(
             (*settings.server.hosts, *settings.server.login_hosts, *places.client_hosts, *filter(None, names)),
             ask_dns=not settings.upstream.offline,
         )
-        fleet = members = None
-        if settings.fleet.own is not None:
-            # Few mirrors belong to one.
-            from mirror.api.fleet import FleetRequests, Own
-            from mirror.upstream.members import Members
-
-            own = Own(
-                settings.fleet.own,
-                __version__,
-                settings.fleet.mirrors,
-                settings.fleet.parents,
-                kept.max_size,
-                kept.tag_ttl,
-                lambda: list(map(str, readiness.report()["degraded"])),
-                settings.server.audit_log,
-            )
-            members = Members(settings.fleet)
-            fleet = FleetRequests(cache, own, targets.image)
         gate = Gate(who, cache.possession, places, checks, live.notifications, behind_proxy=settings.server.has_proxy)
         logins = BrowserLogins(who, gate, ended)
-        dashboard = Dashboard(cache, admin, logins, site_info, targets.image, members)
+        dashboard = Dashboard(cache, admin, logins, site_info, targets.image)
         api = Api(
             cache,
             targets,

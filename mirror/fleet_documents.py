@@ -10,6 +10,8 @@ from mirror.errors import MirrorError, RequestInvalid
 
 ACTIONS = ("pin", "unpin", "refresh", "delete", "release", "block", "unblock")
 _LONGEST = 1000
+MOST_LATE = 5.0
+"""Seconds by which the clocks of two mirrors may differ: an answer of one is as old as it says for the other one."""
 
 
 class FleetIncomplete(MirrorError):
@@ -156,11 +158,19 @@ class Member:
     state: State | None
     fault: str = ""
     """Why nothing was heard."""
+    alive: bool = True
+    """Whether anything answers there."""
     late: float = 0.0
     """By how many seconds its clock is ahead of this one, at least; negative if it is behind."""
 
-    def same_list(self, mirrors: Sequence[str]) -> bool:
+    def has_list(self, mirrors: Sequence[str]) -> bool:
+        """Whether its list has the same mirrors, in whatever order: that does not matter."""
         return self.state is not None and set(self.state.mirrors) == set(mirrors)
+
+    @property
+    def is_another(self) -> bool:
+        """Whether the one that answers is not the one that is listed."""
+        return self.state is not None and self.state.mirror != self.url
 
 
 def _texts(value: Any) -> tuple[str, ...]:

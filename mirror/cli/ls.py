@@ -9,6 +9,7 @@ import click
 from mirror.cache.freshness import is_fresh
 from mirror.cache.image_documents import describe
 from mirror.cli.ask import inventory
+from mirror.cli.fleet import fleet_option
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import ago, print_json, table
 from mirror.storage.inventory import ORDERS, Image
@@ -24,6 +25,7 @@ from mirror.units import format_size
     default="name",
     help="Sort by name, or with the most recently pulled, most recently fetched or largest first.",
 )
+@fleet_option
 @click.option("--limit", type=click.IntRange(1, 10**9), metavar="N", help="Show at most N images.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def ls(
@@ -33,13 +35,19 @@ def ls(
     upstreams: tuple[str, ...],
     sort: str,
     limit: int | None,
+    fleet: bool,
     as_json: bool,
 ) -> None:
     """Lists cached images whose name contains every word of SEARCH, or whose digest begins with it.
 
     SIZE is how much of an image is cached; SHARED is the part of it that other images share.
+    With --fleet, it is what any mirror of the fleet has, and which.
     """
     settings = settings_or_exit(config, cache_dir, upstreams)
+    if fleet:
+        from mirror.cli.fleet_images import print_images
+
+        print_images(settings, " ".join(search), sort, limit, as_json)
     with inventory(settings) as asked:
         page = asked.images(" ".join(search), sort, 0, limit)
     ttl = settings.cache.tag_ttl

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import click
 
@@ -13,9 +16,11 @@ from mirror.access import FOLDER
 from mirror.access.month_file import Used, read_used
 from mirror.cli import running
 from mirror.cli.ask import fail, inventory
+from mirror.cli.fleet import fleet_option, states
 from mirror.cli.options import cache_options, settings_or_exit
-from mirror.cli.text import os_error_text, print_json
+from mirror.cli.text import os_error_text, print_json, table
 from mirror.disk_room import measure
+from mirror.fleet_documents import FIGURES, Member, State
 from mirror.units import format_size
 
 _MOST_SHOWN = 20
@@ -23,11 +28,18 @@ _MOST_SHOWN = 20
 
 
 @click.command(short_help="Print size, hits, and traffic saved.")
+@fleet_option
 @cache_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def stats(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], as_json: bool) -> None:
-    """Prints how much is cached, how much of the limit that is, what is wrong, and the traffic saved since the cache was created."""
+def stats(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], fleet: bool, as_json: bool) -> None:
+    """Prints how much is cached, how much of the limit that is, what is wrong, and the traffic saved since the cache was created.
+
+    With --fleet, each mirror of the fleet has a line. The exit status is 1 if one does not answer, or if their lists differ.
+    """
     settings = settings_or_exit(config, cache_dir, upstreams)
+    if fleet:
+        _print_fleet(states(settings), settings.fleet.mirrors, as_json)
+        return
     with inventory(settings) as asked:
         totals = asked.totals()
     try:
@@ -77,8 +89,62 @@ def stats(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]
     click.echo("".join(f"{name:<12}{value}\n" for name, value in lines), nl=False)
 
 
+def _print_fleet(members: Sequence[Member], mirrors: Sequence[str], as_json: bool) -> NoReturn:
+    well = all(one.has_list(mirrors) and not one.is_another for one in members)
+    if as_json:
+        print_json(
+            {
+                "mirrors": [
+                    {
+                        "mirror": one.url,
+                        "fault": one.fault or None,
+                        "same_list": one.has_list(mirrors),
+                        **(dict.fromkeys(("version", "degraded", *FIGURES)) if one.state is None else _figures(one.state)),
+                    }
+                    for one in members
+                ]
+            }
+        )
+        sys.exit(0 if well else 1)
+    rows = []
+    for one in members:
+        if one.state is None:
+            rows.append((one.url, "says nothing" if one.alive else "no answer", *["-"] * 6))
+            continue
+        figures = one.state.figures
+        state = (
+            f"answers as {_printable(one.state.mirror)}"
+            if one.is_another
+            else "another list"
+            if not one.has_list(mirrors)
+            else "degraded"
+            if one.state.degraded
+            else "well"
+        )
+        hits = f"{figures['hits'] / figures['requests']:.1%}" if figures["requests"] else "-"
+        sizes = [format_size(figures[name]) for name in ("size", "sent", "fetched")]
+        rows.append((one.url, state, _printable(one.state.version), str(figures["images"]), sizes[0], hits, *sizes[1:]))
+    right = ("IMAGES", "SIZE", "HITS", "SENT", "FETCHED")
+    click.echo(table(("MIRROR", "STATE", "VERSION", *right), rows, right), nl=False)
+    for one in members:
+        if one.fault:
+            click.echo(f"mirror: {one.url}: {one.fault}", err=True)
+    if not well:
+        click.echo("mirror: mirror doctor says what to do", err=True)
+    sys.exit(0 if well else 1)
+
+
+def _figures(state: State) -> dict[str, Any]:
+    return {"version": state.version, "degraded": list(state.degraded), **state.figures}
+
+
+def _printable(text: str) -> str:
+    """What others send must not control a terminal."""
+    return "".join(one if one.isprintable() else "?" for one in text)
+
+
 def _used(used: Used) -> str:
     limit = f" of {format_size(used.most)}" if used.most else ""
     text = f"{used.key} was sent {format_size(used.size)}{limit}, of {used.place}"
     # An issuer may call somebody anything.
-    return "".join(one if one.isprintable() else "?" for one in text)
+    return _printable(text)

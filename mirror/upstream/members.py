@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from mirror.cdn_loop import HEADER, PEER, Passed
-from mirror.errors import UpstreamError, UpstreamFailed, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
+from mirror.errors import MirrorError, UpstreamError, UpstreamFailed, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
 from mirror.fleet_documents import Change, Member, State, Told
 from mirror.upstream.fleet import FleetSettings
 from mirror.upstream.trust import trusting
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _CONNECT = 3.0
 """Seconds for a connection: a mirror of the same fleet is near."""
-_ANSWER = 10.0
+_ANSWER = 5.0
 """Seconds for an answer to a question."""
 _CHANGE = 60.0
 """Seconds for a change, for which a registry may have to be asked."""
@@ -38,7 +38,10 @@ class Members:
 
     def __init__(self, settings: FleetSettings) -> None:
         self._settings = settings
+        self.mirrors = tuple(settings.mirrors)
         self.others = tuple(url for url in settings.mirrors if url != settings.own)
+        self.own_state: Callable[[], Awaitable[State]] | None = None
+        """Returns how this mirror is itself, where it need not be asked for that. Raises MirrorError."""
         # Not its own name: it may ask itself.
         self._name = f"mirror-{token_hex(8)}"
 
@@ -58,14 +61,23 @@ class Members:
         return told
 
     async def states(self, mirrors: Sequence[str] | None = None) -> list[Member]:
-        """Returns how mirrors are, all of the list by default. Raises only CancelledError."""
+        """Returns how mirrors are, those of the list by default, in its order. Raises only CancelledError."""
         asked = time.time()
-        answers = await self._all(self._settings.mirrors if mirrors is None else mirrors, "GET", "state", _ANSWER)
-        return [_member(url, answer, asked) for url, answer in answers.items()]
+        if mirrors is not None or self.own_state is None:
+            answers = await self._all(self.mirrors if mirrors is None else mirrors, "GET", "state", _ANSWER)
+            return [_member(url, answer, asked) for url, answer in answers.items()]
+        answers = await self._all(self.others, "GET", "state", _ANSWER)
+        found = {url: _member(url, answer, asked) for url, answer in answers.items()}
+        own = str(self._settings.own)
+        try:
+            found[own] = Member(own, await self.own_state())
+        except MirrorError as error:
+            found[own] = Member(own, None, error.message)
+        return [found[url] for url in self.mirrors]
 
     async def lists(self, what: str, query: Mapping[str, str]) -> dict[str, list[dict[str, Any]] | UpstreamError]:
         """Returns what all mirrors have to say: ``images`` or ``pulls``, a list of objects, or why a mirror says nothing. Raises only CancelledError."""
-        answers = await self._all(self._settings.mirrors, "GET", f"{what}?{urlencode(query)}", _CHANGE)
+        answers = await self._all(self.mirrors, "GET", f"{what}?{urlencode(query)}", _CHANGE)
         return {url: answer if isinstance(answer, UpstreamError) else _list(url, answer, what) for url, answer in answers.items()}
 
     async def _all(
@@ -123,7 +135,10 @@ def _refusal(response: ClientResponse, answer: Any) -> UpstreamError:
 
 def _member(url: str, answer: Any | UpstreamError, asked: float) -> Member:
     if isinstance(answer, UpstreamError):
-        return Member(url, None, answer.message)
+        dead = isinstance(answer, UpstreamTimeout) or (
+            isinstance(answer, UpstreamUnreachable) and not isinstance(answer, UpstreamFailed)
+        )
+        return Member(url, None, answer.message, alive=not dead)
     try:
         state = State.parse(answer)
     except ValueError as error:
@@ -131,7 +146,7 @@ def _member(url: str, answer: Any | UpstreamError, asked: float) -> Member:
     now = time.time()
     # It read its clock at some time in between.
     late = min(state.time - asked, 0.0) + max(state.time - now, 0.0)
-    return Member(url, state, "", late)
+    return Member(url, state, late=late)
 
 
 def _list(url: str, answer: Any, key: str) -> list[dict[str, Any]] | UpstreamError:

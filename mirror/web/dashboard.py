@@ -14,7 +14,6 @@ from mirror.cache.cache import Cache
 from mirror.names import Reference, Repository
 from mirror.tasks import BackgroundTask
 from mirror.web.admin import Admin
-from mirror.web.fleet import FleetMembers
 from mirror.web.site_info import SiteInfo
 
 if TYPE_CHECKING:
@@ -34,10 +33,9 @@ class Dashboard:
         logins: BrowserLogins,
         site_info: SiteInfo,
         parse: Callable[[str], tuple[Repository, Reference]],
-        fleet: FleetMembers | None = None,
     ) -> None:
-        """`parse` takes an image's name as people write it. Raises Invalid. `fleet` has the mirrors of the fleet, if this one belongs to any."""
-        self._parts = (cache, admin, logins, site_info, parse, fleet)
+        """`parse` takes an image's name as people write it. Raises Invalid."""
+        self._parts = (cache, admin, logins, site_info, parse)
         self._site: Site | None = None
         self._background_task = BackgroundTask(self._warm)
 

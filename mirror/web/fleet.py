@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from mirror.fleet_documents import Change, FleetIncomplete, Member, Told
@@ -10,6 +11,10 @@ from mirror.fleet_documents import Change, FleetIncomplete, Member, Told
 class FleetMembers(Protocol):
     """The mirrors of the fleet, as the dashboard asks and tells them; see `mirror.upstream.members.Members`."""
 
+    @property
+    def mirrors(self) -> Sequence[str]: ...
+    @property
+    def others(self) -> Sequence[str]: ...
     @property
     def can_tell(self) -> bool: ...
     async def tell(self, change: Change) -> Told: ...

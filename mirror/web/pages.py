@@ -15,7 +15,8 @@ from mirror.cache.freshness import is_fresh
 from mirror.cache.warming import WarmState
 from mirror.clients import CLIENTS, Address, Client
 from mirror.downloads.active import Download
-from mirror.errors import AdminNeeded, CatalogFailed, ManifestUnknown, MirrorError, NameUnknown, Unknown
+from mirror.errors import AdminNeeded, CatalogFailed, ManifestUnknown, MirrorError, NameUnknown, RouteUnknown, Unknown
+from mirror.fleet_documents import MOST_LATE
 from mirror.names import Reference, Repository, Tag, image_name
 from mirror.storage.inventory import ORDERS, Details, History, Image, Pulled, Totals, UnderWay, Variant
 from mirror.storage.scans import SEVERITIES, scan_results
@@ -209,6 +210,13 @@ class Pages:
     async def guards(self, context: PageContext) -> str:
         shown = await about_guards(self._cache, self._site_info, for_admin=context.session is not None)
         return self._render("guards.html", context, name_of=image_name, **shown)
+
+    async def fleet(self, context: PageContext) -> str:
+        """Renders the mirrors of the fleet, as each of them says how it is. Raises RouteUnknown where there is no fleet."""
+        fleet = self._site_info.fleet
+        if fleet is None:
+            raise RouteUnknown("this mirror belongs to no fleet: fleet.mirrors and fleet.own are not set (docs/scale.md)")
+        return self._render("fleet.html", context, members=await fleet.states(), mirrors=fleet.mirrors, most_late=MOST_LATE)
 
     def settings(self, context: PageContext) -> str:
         return self._render("settings.html", context, ends=self._site_info.certificate_ends())

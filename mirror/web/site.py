@@ -14,6 +14,7 @@
     GET   /import                 a form to upload an archive of images
     POST  /import                 takes that form; answers 422 if an image is not complete
     PUT   /import, /import/FILE   the same with the archive as the body (?as= &platform= &pin=)
+    GET   /fleet                  the mirrors of the fleet, and how each of them is
     GET   /guards                 what is held, what moved, what was refused
     POST  /guards                 action=release, image=NAME, why=TEXT; action=block|unblock, digest=DIGEST
     GET   /class                  the images, with commands for a class to copy (?q= &page=)
@@ -56,7 +57,6 @@ from mirror.tasks import close_all
 from mirror.web.actions import EVERY, Actions
 from mirror.web.admin import COOKIE, LASTS, Admin, check_origin
 from mirror.web.context import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, PageContext, recognise
-from mirror.web.fleet import FleetMembers
 from mirror.web.forms import read_fields, read_form
 from mirror.web.live import Live
 from mirror.web.oidc import by_issuer
@@ -98,13 +98,12 @@ class Site:
         logins: BrowserLogins,
         site_info: SiteInfo,
         parse: Callable[[str], tuple[Repository, Reference]],
-        fleet: FleetMembers | None = None,
     ) -> None:
-        """`parse` takes an image's name as people write it. Raises Invalid. `fleet` has the mirrors of the fleet, if this one belongs to any."""
+        """`parse` takes an image's name as people write it. Raises Invalid."""
         self._admin = admin
         self._logins = logins
         self._uploads = Uploads(cache.store, admin, parse, cache.manifests.forget, lambda: cache.guard)
-        self._actions = Actions(cache.images, cache.pulls, fleet)
+        self._actions = Actions(cache.images, cache.pulls, site_info.fleet)
         self._templates = Templates(site_info.version)
         self._pages = Pages(cache, self._actions, site_info, self._templates)
         self._live: Live[State] = Live(self._pages.state, self._pages.parts)
@@ -150,7 +149,7 @@ class Site:
                 return self._asset(target.path)
             case "GET" | "HEAD", _, _:
                 return await self._get(request, target, first, rest)
-            case _, ("" | "account" | "class" | "repository" | "search" | "settings" | "setup" | "events" | "web"), _:
+            case _, ("" | "account" | "class" | "fleet" | "repository" | "search" | "settings" | "setup" | "events" | "web"), _:
                 raise Unsupported(f"{request.method} is not supported here")
             case _, ("guards" | "image" | "images" | "login"), _:
                 raise Unsupported(f"{request.method} is not supported here", "GET, HEAD, POST")
@@ -188,6 +187,8 @@ class Site:
                 if context.session is None:
                     raise AdminNeeded("the settings are shown to whoever has the admin token: log in")
                 page = self._pages.settings(context)
+            case "fleet", "":
+                page = await self._pages.fleet(context)
             case "guards", "":
                 page = await self._pages.guards(context)
             case "account", "":

@@ -8,6 +8,7 @@ from typing import Any
 
 from mirror.access.audit import RefusedClient
 from mirror.access.month_file import Used
+from mirror.web.fleet import FleetMembers
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +31,5 @@ class SiteInfo:
     """What users and addresses were sent this month, where that is limited. Blocks. Raises OSError."""
     refused: Callable[[], Mapping[tuple[str, str, str], Sequence[RefusedClient]] | None] = lambda: None
     """To whom guards have refused something, by rule, repository and reference; None if there is no audit log. Blocks. Raises OSError."""
+    fleet: FleetMembers | None = None
+    """The mirrors of the fleet, if this one belongs to any."""

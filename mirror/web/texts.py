@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from mirror.web.account_texts import ACCOUNT_TEXTS
+from mirror.web.fleet_texts import FLEET_TEXTS
 from mirror.web.guard_texts import GUARD_TEXTS
 
 TEXTS: dict[str, tuple[str, str]] = {
     **GUARD_TEXTS,
     **ACCOUNT_TEXTS,
+    **FLEET_TEXTS,
     # the frame
     "skip": ("Skip to the content", "跳到内容"),
     "overview": ("Overview", "概览"),

@@ -1,0 +1,84 @@
+"""The fleet as a whole, seen from any of its mirrors: commands with --fleet, and the dashboard's page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.fleet.test_changes import NAME, TOKEN, Setting, pull_at, setting
+from tests.support.dashboard import HTML
+from tests.support.members import StartMembers
+from tests.support.mirrors import Mirror
+from tests.support.scripted import Scripted
+
+__all__ = ["setting"]
+
+
+async def test_commands_show_what_all_mirrors_have_and_which_does_not_answer(setting: Setting) -> None:
+    """Each image once, with who has it. A mirror that is down is named, and the exit status is 1; the others are shown all the same."""
+    image = setting.upstream.add_image("library/app", "1")
+    first, second, third = setting.mirrors
+    await pull_at([second, third], image)
+    setting.upstream.asked.clear()
+    status, output, errors = await setting.command("ls", "--fleet", "--json")
+    assert (status, errors) == (0, "")
+    document = json.loads(output)
+    # The first one may be the home of the tag, or of the manifest, which it has then too.
+    (found,) = [one for one in document["images"] if one["image"] == NAME]
+    assert document["total"] == len(document["images"])
+    assert [url for url in found["mirrors"] if url != first.url] == [second.url, third.url]
+    status, output, _ = await setting.command("stats", "--fleet", "--json")
+    figures = {one["mirror"]: one for one in json.loads(output)["mirrors"]}
+    assert (status, list(figures)) == (0, [mirror.url for mirror in setting.mirrors])
+    assert all(figures[mirror.url]["images"] for mirror in (second, third))
+    assert all(one["same_list"] and one["version"] and one["size"] >= 0 for one in figures.values())
+    await third.stop()
+    for command in ("stats", "ls"):
+        status, output, errors = await setting.command(command, "--fleet")
+        assert (status, third.url in errors, first.url in errors) == (1, True, False), (command, output, errors)
+    assert second.url.removeprefix("http://") in output
+    assert setting.upstream.asked == []
+
+
+async def test_who_reads_the_logs_of_all(members: StartMembers, upstream: Scripted, tmp_path: Path) -> None:
+    """A client's pull is found at whichever mirror it was, once: not what that one asked another one for it."""
+    (tmp_path / "token").write_text(TOKEN)
+    # In one loop they share a log, where each has its own elsewhere.
+    log = tmp_path / "audit.log"
+    tables = {"fleet": {"token_file": str(tmp_path / "token")}, "server": {"audit_log": str(log)}}
+    fleet = Setting(await members(2, settings=tables), upstream, tmp_path / "token")
+    image = upstream.add_image("library/app", "1")
+    await pull_at(fleet.mirrors, image)
+    for mirror in fleet.mirrors:
+        # What is noted is written by a thread.
+        await mirror.stop()
+        break
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    assert any(entry.get("token", "").startswith("fleet:") for entry in entries)
+    at = fleet.mirrors[1]
+    status, output, errors = await fleet.command("who", "app:1", "--fleet", "--json", at=at)
+    assert (status, fleet.mirrors[0].url in errors) == (1, True)
+    found = json.loads(output)
+    assert {entry["mirror"] for entry in found} == {at.url}
+    assert not any(entry.get("token", "").startswith("fleet:") for entry in found)
+    assert len(found) == sum(entry.get("reference") == "1" and "token" not in entry for entry in entries)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+async def test_the_dashboard_shows_each_mirror(setting: Setting, language: str) -> None:
+    """Its state, version and figures; and of one that is down that it is."""
+    first, _, third = setting.mirrors
+    await third.stop()
+    page = (await first.get("/fleet", Accept_Language=language, **HTML)).body.decode()
+    assert all(mirror.url.removeprefix("http://") in page.replace("<wbr>", "") for mirror in setting.mirrors)
+    assert (page.count("badge good"), page.count("badge bad")) == (2, 1)
+    assert 'href="/fleet"' in (await first.get("/class", **HTML)).body.decode()
+
+
+async def test_a_mirror_alone_has_no_such_page(mirror: Mirror) -> None:
+    """Nor a link to it."""
+    assert (await mirror.get("/fleet", **HTML)).status == 404
+    assert (await mirror.get("/fleet/state")).status == 404
+    assert 'href="/fleet"' not in (await mirror.get("/class", **HTML)).body.decode()
