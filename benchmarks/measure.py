@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -21,12 +22,17 @@ from pathlib import Path
 from benchmarks.clients import Client, Pull, pull
 from benchmarks.origin import BLOBS, REPOSITORY, Image, Origin
 from benchmarks.peers import OWN, Peer, start
+from benchmarks.pushes import CONFIG_TYPE, Push, push
 from benchmarks.scenarios import Kind, Scenario
 from benchmarks.shaping import CLEAN, Link
 from benchmarks.tls import TlsFront
-from mirror.manifests import DOCKER_MANIFEST
+from mirror.manifests import DOCKER_MANIFEST, OCI_MANIFEST
 from tests.e2e.test_dockerd import Dockerd
 from tests.support.filled import fill
+from tests.support.images import digest_of, send
+
+_TAGS_AT_ONCE = 20
+"""Tags that one request gives a manifest."""
 
 
 @dataclass
@@ -67,9 +73,12 @@ def measure(scenario: Scenario, origin: Origin, contenders: Sequence[str], worke
     """By contender. Raises RuntimeError where one cannot even be filled."""
     if scenario.kind is Kind.START:
         return {OWN: _ready(scenario.cached)}
+    if scenario.kind is Kind.TAGS:
+        return {OWN: _tags(scenario.cached, scenario.rounds)}
     with _places(scenario, origin, contenders, workers) as places:
-        take = {Kind.PULL: _pull, Kind.DOCKERD: _dockerd, Kind.BY_TAG: _ask, Kind.BY_DIGEST: _ask, Kind.BLOB: _ask}[scenario.kind]
-        image = origin.add_image(scenario.layers, scenario.size // scenario.layers)
+        take = {Kind.PULL: _pull, Kind.DOCKERD: _dockerd, Kind.PUSH: _push}.get(scenario.kind, _ask)
+        pushes = scenario.kind is Kind.PUSH
+        image = origin.add_image(scenario.layers, 1 if pushes else scenario.size // scenario.layers)
         if scenario.warm:
             for place in places:
                 (client,) = pull(_task(replace(scenario, clients=1, hashed=1), image, place.peer))
@@ -87,7 +96,7 @@ def measure(scenario: Scenario, origin: Origin, contenders: Sequence[str], worke
                 continue
             # Nobody is always the first.
             for place in places[number % len(places) :] + places[: number % len(places)]:
-                if not scenario.warm and scenario.kind is Kind.PULL:
+                if not scenario.warm and (pushes or scenario.kind is Kind.PULL):
                     _settle(20 * scenario.size)
                 found[place.name].append(take(scenario, image, place))
     for name, rounds in found.items():
@@ -107,7 +116,7 @@ def _places(scenario: Scenario, origin: Origin, contenders: Sequence[str], worke
             link = running.enter_context(Link(origin.url, scenario.shape)) if scenario.shape != CLEAN else None
             if scenario.cached:
                 fill(folder / str(number) / "cache", scenario.cached // 3)
-            upstream = link.url if link else front.url if front else origin.url
+            upstream = link.url if link else front.url if front else None if scenario.kind is Kind.PUSH else origin.url
             peer = start(name, folder / str(number), upstream, workers, front.environment if front else {})
             places.append(_Place(name, running.enter_context(peer), link))
         yield places
@@ -158,6 +167,56 @@ def _pull(scenario: Scenario, image: Image, place: _Place) -> Figures:
     return figures
 
 
+def _push(scenario: Scenario, image: Image, place: _Place) -> Figures:
+    """Every client an image of its own, to repositories of its own."""
+    peer = place.peer
+    peer.forget_peak()
+    cpu = peer.cpu_seconds()
+    clients = push(Push(peer.url, f"bench/{time.monotonic_ns()}-", scenario.size, scenario.clients, scenario.limit))
+    figures, done = Figures(), [client.done for client in clients if client.done is not None]
+    if faults := [client.fault for client in clients if client.fault]:
+        figures.note = f"{len(faults)} failed, the first with {faults[0]}"
+    if (memory := peer.peak_memory()) is not None:
+        figures.memory = memory / 1e6
+    if len(done) == len(clients):
+        given = scenario.size * len(clients)
+        figures.seconds = max(done)
+        figures.rate = given / figures.seconds / 1e6
+        if cpu is not None:
+            figures.cpu_per_gb = ((peer.cpu_seconds() or 0) - cpu) / given * 1e9
+    return figures
+
+
+def _tags(count: int, rounds: int) -> Figures:
+    """How long the slowest takes of: push a tag, list a page of a hundred, delete a tag, where a repository has `count` tags; each a median."""
+    with tempfile.TemporaryDirectory(prefix="mirror-bench-tags-") as folder, start(OWN, Path(folder), None) as peer:
+        config = send("POST", f"{peer.url}/v2/bench/app/blobs/uploads/?digest={digest_of(b'{}')}", b"{}", {})
+        config.close()
+        described = {"mediaType": CONFIG_TYPE, "digest": digest_of(b"{}"), "size": 2}
+        body = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": described, "layers": []}).encode()
+        manifests = f"{peer.url}/v2/bench/app/manifests"
+
+        def seconds(method: str, url: str, data: bytes = b"") -> float:
+            began = time.perf_counter()
+            with send(method, url, data, {"Content-Type": OCI_MANIFEST}) as answer:
+                answer.read()
+            return time.perf_counter() - began
+
+        for first in range(0, count, _TAGS_AT_ONCE):
+            tags = "&".join(f"tag=tag-{number:06}" for number in range(first, min(first + _TAGS_AT_ONCE, count)))
+            seconds("PUT", f"{manifests}/{digest_of(body)}?{tags}", body)
+        taken: dict[str, list[float]] = {"push": [], "page": [], "delete": []}
+        for number in range(rounds):
+            taken["push"].append(seconds("PUT", f"{manifests}/new-{number}", body))
+            last = f"tag-{count * number // rounds:06}"
+            taken["page"].append(seconds("GET", f"{peer.url}/v2/bench/app/tags/list?n=100&last={last}"))
+            taken["delete"].append(seconds("DELETE", f"{manifests}/new-{number}"))
+    medians = {what: statistics.median(found) for what, found in taken.items()}
+    return Figures(
+        seconds=max(medians.values()), note=", ".join(f"{what} {found * 1000:.1f} ms" for what, found in medians.items())
+    )
+
+
 def _note(clients: list[Client], scenario: Scenario) -> str:
     notes = []
     done = sum(client.done is not None for client in clients)
@@ -199,6 +258,8 @@ def _ask(scenario: Scenario, image: Image, place: _Place) -> Figures:
         Kind.BLOB: BLOBS + next(iter(image.layers)),
     }
     command = ["wrk", "-t1", "-c32", f"-d{scenario.seconds}s", "-H", f"Accept: {DOCKER_MANIFEST}"]
+    for header in place.peer.headers.items():
+        command += ["-H", ": ".join(header)]
     cpu = place.peer.cpu_nanoseconds()
     done = subprocess.run([*command, f"{place.peer.url}{paths[scenario.kind]}"], capture_output=True, text=True, check=True)
     answered = int(re.search(r"(\d+) requests in", done.stdout)[1])  # type: ignore[index]

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
+from mirror.access import FOLDER
+from mirror.access.tokens import add_token
 from mirror.config import Upstream
 from tests.support.ports import free_port
 from tests.support.programs import Program, answers
@@ -35,6 +37,9 @@ GUARDED = "mirror, 100,000 blocked"
 _BLOCKED = 100_000
 """Digests in its block list."""
 
+TOKEN = "mirror, with a token"
+"""The mirror where only a token may pull, which is sent with each request."""
+
 _GO_REGISTRY = "github.com/distribution/distribution/v3/cmd/registry@latest"
 _BINARY3 = Path.home() / ".cache" / "mirror-bench" / "registry"
 _CONNECTIONS = "connections_per_blob"
@@ -43,8 +48,12 @@ _CONNECTIONS = "connections_per_blob"
 class Peer:
     """A contender that runs; without a program it is the upstream itself."""
 
-    def __init__(self, url: str, program: Program | None = None, beside: Sequence[str] = ()) -> None:
+    def __init__(
+        self, url: str, program: Program | None = None, beside: Sequence[str] = (), headers: Mapping[str, str] | None = None
+    ) -> None:
+        """`headers` are what each request has to have."""
         self.url = url
+        self.headers = headers or {}
         self._program = program
         self._beside = beside
         if program is not None:
@@ -114,17 +123,30 @@ class Peer:
 
 
 def start(
-    name: str, folder: Path, upstream: str, workers: int | None = None, environment: Mapping[str, str] | None = None
+    name: str,
+    folder: Path,
+    upstream: str | None,
+    workers: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Peer:
-    """Returns the contender of that name, with its `folder` and additional `environment`; `workers` is its number of processes, if it can be set."""
+    """Returns the contender of that name, with its `folder` and additional `environment`; `workers` is its number of processes, if it can be set.
+
+    Without `upstream` it is no proxy, but takes pushes to repositories below ``bench/``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if name == DIRECT:
+        assert upstream is not None
         return Peer(upstream)
     port = free_port()
     environment = {"OTEL_TRACES_EXPORTER": "none", **(environment or {})}
     beside: list[str] = []
-    if name in (OWN, SINGLE, GUARDED, *UPKEEP):
-        own, place = [sys.executable, "-m", "mirror"], ["--cache-dir", f"{folder}/cache", "--upstream", f"docker.io={upstream}"]
+    headers = {}
+    if name in (OWN, SINGLE, GUARDED, TOKEN, *UPKEEP):
+        own, place = [sys.executable, "-m", "mirror"], ["--cache-dir", f"{folder}/cache"]
+        if upstream is None:
+            environment["MIRROR_HOSTED__REPOSITORIES"] = '["bench/**"]'
+        else:
+            place += ["--upstream", f"docker.io={upstream}"]
         command = [*own, "serve", "--listen", f"127.0.0.1:{port}", *place, *(["--workers", str(workers)] if workers else [])]
         if UPKEEP.get(name):
             beside = [*own, *UPKEEP[name], *place]
@@ -132,14 +154,19 @@ def start(
         environment["MIRROR_CACHE__SCRUB_INTERVAL"] = "1s" if name == SCRUB else "30d"
         if name == GUARDED:
             command += ["--config", str(_blocklist(folder))]
+        if name == TOKEN:
+            secret = add_token(folder / "cache" / FOLDER / "tokens", "bench", None, ("pull",), None)
+            headers["Authorization"] = f"Bearer {secret}"
+            environment["MIRROR_ACCESS"] = '[{"who": ["token:bench"]}, {"who": ["anyone"], "may": []}]'
         if name == SINGLE:
             environment[f"MIRROR_UPSTREAM__{_CONNECTIONS.upper()}"] = "1"
     elif name == NGINX:
+        assert upstream is not None
         command = ["nginx", "-c", str(_nginx(folder, port, upstream, workers or 1)), "-p", str(folder)]
     else:
         binary = "docker-registry" if name == DOCKER_REGISTRY else str(_BINARY3)
         command = [binary, "serve", str(_registry(folder, port, upstream))]
-    return Peer(f"http://127.0.0.1:{port}", Program(command, folder / "log", environment), beside)
+    return Peer(f"http://127.0.0.1:{port}", Program(command, folder / "log", environment), beside, headers)
 
 
 def _blocklist(folder: Path) -> Path:
@@ -153,14 +180,14 @@ def _blocklist(folder: Path) -> Path:
     return config
 
 
-def _registry(folder: Path, port: int, upstream: str) -> Path:
-    """Distribution in proxy mode, Debian's 2.8 or 3: its settings."""
+def _registry(folder: Path, port: int, upstream: str | None) -> Path:
+    """Distribution, Debian's 2.8 or 3, in proxy mode where there is an upstream: its settings."""
     settings = {
         "version": 0.1,
         "log": {"level": "error", "accesslog": {"disabled": True}},
         "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
         "http": {"addr": f"127.0.0.1:{port}"},
-        "proxy": {"remoteurl": upstream},
+        **({} if upstream is None else {"proxy": {"remoteurl": upstream}}),
     }
     config = folder / "config.yml"
     config.write_text(json.dumps(settings))  # JSON is YAML

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal
 
-from benchmarks.peers import DIRECT, DISTRIBUTION3, DOCKER_REGISTRY, GC, GUARDED, NGINX, OWN, SCRUB, SINGLE, UPKEEP
+from benchmarks.peers import DIRECT, DISTRIBUTION3, DOCKER_REGISTRY, GC, GUARDED, NGINX, OWN, SCRUB, SINGLE, TOKEN, UPKEEP
 from benchmarks.shaping import CLEAN, Shape
 
 MB = 1_000_000
@@ -31,6 +31,10 @@ class Kind(Enum):
     """The same for a layer."""
     START = "start"
     """A start with a full cache."""
+    PUSH = "push"
+    """By light clients (benchmarks/pushes.py), each an image of its own."""
+    TAGS = "tags"
+    """Tags of a repository with many are pushed, listed and deleted, one at a time."""
 
 
 ASKING = (Kind.BY_TAG, Kind.BY_DIGEST, Kind.BLOB)
@@ -65,21 +69,26 @@ class Scenario:
     together: bool = False
     """All contenders at the same time, each over a link of its own: only where links so slow that the machine idles decide."""
     cached: int = 0
-    """Blobs and manifests in the cache before."""
+    """Blobs and manifests in the cache before, or hosted tags."""
 
     @property
     def title(self) -> str:
         """What is done, in a line."""
         if self.kind is Kind.START:
             return f"ready with {self.cached:,} cached blobs"
+        if self.kind is Kind.TAGS:
+            return f"the slowest of: push a tag, list a page of tags, delete a tag; of {self.cached:,}"
         if self.kind is Kind.BLOB:
             return f"warm layer of {self.size / self.layers / 1000:g} kB"
         if self.kind in (Kind.BY_TAG, Kind.BY_DIGEST):
             return f"warm manifest {self.kind.value}"
-        size = f"{self.size / self.layers / MB:g} MB"
+        each = self.size / self.layers
+        size = f"{each / MB:g} MB" if each >= MB / 10 else f"{each / 1000:g} kB"
         parts = ["a real dockerd"] if self.kind is Kind.DOCKERD else []
         parts.append(f"one layer of {size}" if self.layers == 1 else f"{self.layers} layers of {size}")
         parts += [f"{self.clients} clients"] if self.clients > 1 else []
+        if self.kind is Kind.PUSH:
+            return ", ".join(["push", *parts])
         return ", ".join([*parts, "warm" if self.warm else "over TLS" if self.tls else str(self.shape)])
 
     def at_most(self, scale: Scale) -> Scenario:
@@ -140,6 +149,10 @@ SCENARIOS = (
     Scenario("guarded-digest", Kind.BY_DIGEST, size=MB, contenders=(OWN, GUARDED), seconds=1, rounds=25),
     Scenario("guarded-blob", Kind.BLOB, size=MB // 10, contenders=(OWN, GUARDED), seconds=1, rounds=25),
     Scenario("guarded-8", warm=True, clients=8, contenders=(OWN, GUARDED), hashed=0, rounds=25),
+    Scenario("push", Kind.PUSH, size=1000 * MB, contenders=(OWN, DOCKER_REGISTRY), rounds=3),
+    Scenario("push-100", Kind.PUSH, size=10_000, clients=100, contenders=(OWN, DOCKER_REGISTRY), rounds=5),
+    Scenario("token-tag", Kind.BY_TAG, size=MB, contenders=(OWN, TOKEN), seconds=1, rounds=9),
+    Scenario("tags", Kind.TAGS, contenders=(OWN,), cached=100_000, rounds=21),
     Scenario("upkeep", Kind.DOCKERD, size=600 * MB, warm=True, contenders=(OWN, *UPKEEP), cached=6000, rounds=9),
 )  # fmt: skip
 
@@ -167,7 +180,7 @@ class Bar:
 
 
 def _beside(
-    scenario: str, figure: Literal["seconds", "first_byte", "cpu_per_gb", "rate"], peer: str, own: str = OWN
+    scenario: str, figure: Literal["seconds", "first_byte", "cpu_per_gb", "memory", "rate"], peer: str, own: str = OWN
 ) -> tuple[Point, Point]:
     return Point(scenario, figure, own), Point(scenario, figure, peer)
 
@@ -211,5 +224,10 @@ BARS = (
     Bar(4, "segmenting on a clean link, time ÷ the single stream's", *_beside("segments", "seconds", SINGLE), at_most=1.02),
     *(Bar(13, f"100,000 digests blocked: {what}, CPU ÷ without", Point(f"guarded-{name}", "cpu_ratio", GUARDED), at_most=1.05) for name, what in GUARDED_HITS.items()),
     Bar(13, "the same, time ÷ without", *_beside("guarded-8", "seconds", OWN, GUARDED), at_most=1.05),
+    Bar(12, "push of 1 GB, time ÷ docker-registry's", *_beside("push", "seconds", DOCKER_REGISTRY), at_most=1.1),
+    Bar(12, "its memory ÷ docker-registry's", *_beside("push", "memory", DOCKER_REGISTRY), at_most=1.0),
+    Bar(12, "100 small pushes at once, rate ÷ docker-registry's", *_beside("push-100", "rate", DOCKER_REGISTRY), at_least=1.0),
+    Bar(12, "warm manifest with a token, rate ÷ without", *_beside("token-tag", "rate", OWN, TOKEN), at_least=0.5),
+    Bar(12, "100,000 hosted tags: seconds to push, list or delete one", Point("tags", "seconds"), at_most=0.05),
     *(Bar(5, f"warm pull by dockerd: {name}, time ÷ without", *_beside("upkeep", "seconds", OWN, name), at_most=1.05) for name in (GC, SCRUB)),
 )  # fmt: skip
