@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from tests.support.commands import mirror as command
 from tests.support.mirrors import MirrorProcess
 from tests.support.patience import PATIENCE
 from tests.support.pushes import manifest_of
+from tests.support.tracing import Trace
 
 KILLS = int(os.environ.get("MIRROR_TEST_KILLS", "10"))
 SETTINGS = '[hosted]\nrepositories = ["team/**"]\n'
@@ -127,6 +129,47 @@ def test_nothing_that_was_answered_201_is_lost_by_a_kill(process: MirrorProcess)
         pushers = fresh
         for index, pusher in enumerate(pushers):
             check_whole(pusher, f"team/{index}", round_)
+
+
+_SYNCED = {
+    "upload": r"f(?:data)?sync\(\d+<[^>]*/spool/[^>]*\.upload>",
+    "file": r"f(?:data)?sync\(\d+<[^>]*/blobs/sha256/\.writing-[^>]*>",
+    "renamed": r"rename\w*\(.*/blobs/sha256",
+    "folder": r"f(?:data)?sync\(\d+<[^>]*/blobs/sha256>",
+    "catalog": r"f(?:data)?sync\(\d+<[^>]*/catalog/[^>]*-wal>",
+}
+"""What the kernel is asked for, as strace shows it."""
+
+
+def test_what_is_answered_is_on_the_disk(tmp_path: Path, config: Path) -> None:
+    """The bytes, then the name of the file, then the row, and only then the answer: no power cut takes back what a client was told. The kernel sees it so."""
+    trace = Trace(tmp_path / "trace", "fsync,fdatasync,rename,renameat,renameat2,link,linkat,write,writev,sendto,sendmsg")
+    # An upload twice: first before the catalog is locked, so that nobody waits for a large one.
+    blob, layer = ["upload", "upload", "renamed", "folder", "catalog"], b"layer" * 1000
+    body = manifest_of(b"{}", layer)
+    with hosting(tmp_path / "cache", config).run_under(*trace.command) as mirror:
+        client = Pusher(mirror.url, 1)
+        _, _, begun = client.ask("POST", "/v2/team/a/blobs/uploads/")
+        client.ask("PATCH", begun, layer)
+        asked: list[tuple[str, str, bytes, int, list[str]]] = [
+            ("PUT", f"{begun}?digest={Digest.of(layer)}", b"", 201, blob),
+            ("POST", f"/v2/team/a/blobs/uploads/?digest={Digest.of(b'{}')}", b"{}", 201, blob),
+            ("POST", f"/v2/team/b/blobs/uploads/?mount={Digest.of(layer)}&from=team/a", b"", 201, ["catalog"]),
+            ("PUT", "/v2/team/a/manifests/1", body, 201, ["file", "renamed", "folder", "catalog"]),
+            ("DELETE", "/v2/team/a/manifests/1", b"", 202, ["catalog"]),
+            ("DELETE", f"/v2/team/a/manifests/{Digest.of(body)}", b"", 202, ["catalog"]),
+            ("DELETE", f"/v2/team/a/blobs/{Digest.of(layer)}", b"", 202, ["catalog"]),
+        ]
+        for method, path, data, status, _ in asked:
+            assert client.ask(method, path, data, Content_Type=OCI_MANIFEST)[0] == status, (method, path)
+        assert mirror.terminate() == 0
+    calls = list(trace.ended())
+    # Those that begin and continue the upload come first.
+    answers = [number for number, call in enumerate(calls) if re.search(r"(?:send|write)\w*\(.*HTTP/1\.1 20[12] ", call)][1:]
+    for (method, path, _, _, wanted), before, answer in zip(asked, answers[:-1], answers[1:], strict=True):
+        done = iter(calls[before:answer])
+        for what in wanted:
+            assert any(re.match(_SYNCED[what], call) for call in done), (method, path, what, calls[before:answer])
 
 
 def check_whole(client: Pusher, repository: str, round_: int) -> None:

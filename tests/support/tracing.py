@@ -1,10 +1,11 @@
-"""What a process says to the network, and which names it looks up, as the kernel sees it: by strace."""
+"""What a process says to the network, which names it looks up, and what it has on the disk before it answers, as the kernel sees it: by strace."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +21,14 @@ class Trace:
     """A trace of a process and all that it starts, in a file."""
 
     file: Path
+    calls: str = "connect,sendto,sendmsg,sendmmsg,openat"
 
     @property
     def command(self) -> list[str]:
         """The command that traces another. The other is a child of whoever runs this; strace is not in between."""
         require("strace")
-        calls = "trace=connect,sendto,sendmsg,sendmmsg,openat"
-        return ["strace", "-f", "-D", "--seccomp-bpf", "-qq", "-s", "200", "-e", calls, "-e", "signal=none", "-o", str(self.file)]
+        options = ["-f", "-D", "-y", "--seccomp-bpf", "-qq", "-s", "200", "-e", f"trace={self.calls}", "-e", "signal=none"]
+        return ["strace", *options, "-o", str(self.file)]
 
     def read(self) -> str:
         """The trace of a process that has ended, once all of it is written."""
@@ -40,6 +42,19 @@ class Trace:
                 return self.file.read_text(errors="replace")
             assert time.monotonic() < deadline, f"strace does not end:\n{text[-2000:]}"
             time.sleep(0.05)
+
+    def ended(self) -> Iterator[str]:
+        """Yields the calls with their arguments, each when it has ended: those of other threads may come between its beginning and that."""
+        begun: dict[str, str] = {}
+        for line in self.read().splitlines():
+            thread, _, call = line.partition(" ")
+            call = call.strip()
+            if call.endswith("<unfinished ...>"):
+                begun[thread] = call
+            elif call.startswith("<... "):
+                yield begun.pop(thread, "")
+            else:
+                yield call
 
     def peers(self) -> list[tuple[str, int]]:
         """Addresses and ports that it connected to, or sent a datagram to."""
