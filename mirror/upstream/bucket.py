@@ -277,6 +277,8 @@ class Bucket:
     def _check(self, response: Response) -> None:
         """Raises what a response says, unless that is content."""
         if response.status in (200, 206):
+            if response.headers.get("Content-Type", "").startswith("text/html"):
+                raise self._left(UpstreamFailed(f"{shown(response.url)} answered with a page instead of an object"))
             return
         if response.status == 404:
             raise NotThere(f"{shown(response.url)} is not there")

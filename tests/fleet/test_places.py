@@ -1,4 +1,4 @@
-"""One suite for all places that a blob can come from: a mirror of the same fleet, a parent, an endpoint of the registry. Whatever the first place does, clients get what the digest says."""
+"""One suite for all places that a blob can come from: a mirror of the same fleet, a parent, a bucket, an endpoint of the registry. Whatever the first place does, clients get what the digest says."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mirror.upstream.fleet import ranked
 from tests.support.mirrors import Got, Mirror, StartMirror, until
 from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
+from tests.support.s3 import ENVIRONMENT
 from tests.support.scripted import (
     Corrupt,
     Cut,
@@ -31,8 +32,9 @@ from tests.support.scripted import (
 
 MIB = 1024 * 1024
 SIZE = 3 * MIB
-KINDS = ("peer", "parent", "registry")
+KINDS = ("peer", "parent", "bucket", "registry")
 MIRRORS = KINDS[:2]
+PLACES = KINDS[:3]
 ABSENT = {"Cache-Status": "mirror; fwd=miss; detail=BLOB_UNKNOWN"}
 LIVES = {"Cache-Status": "mirror; fwd=miss; stored"}
 
@@ -75,11 +77,13 @@ class Setting:
 
     def asked(self, digest: Digest) -> tuple[int, int]:
         """GETs that the place and the registry got."""
-        return self.place.count("GET", str(digest)), self.upstream.count("GET", str(digest))
+        return self.place.count("GET", digest.hex), self.upstream.count("GET", digest.hex)
 
 
 @pytest.fixture
-async def setting(request: pytest.FixtureRequest, start: StartMirror, place: Scripted, upstream: Scripted) -> Setting:
+async def setting(
+    request: pytest.FixtureRequest, start: StartMirror, place: Scripted, upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> Setting:
     own = f"http://127.0.0.1:{free_port()}"
     settings: dict[str, object] = {"server": {"listen": own.removeprefix("http://")}}
     endpoints = [upstream.url]
@@ -87,6 +91,10 @@ async def setting(request: pytest.FixtureRequest, start: StartMirror, place: Scr
         settings["fleet"] = {"mirrors": [own, place.url], "own": own}
     elif request.param == "parent":
         settings["fleet"] = {"parents": [place.url]}
+    elif request.param == "bucket":
+        for name, value in ENVIRONMENT.items():
+            monkeypatch.setenv(name, value)
+        settings["fleet"] = {"bucket": "s3://images", "bucket_endpoint": place.url}
     else:
         endpoints = [place.url, upstream.url]
     return Setting(request.param, await start(endpoints=endpoints, settings=settings), own, place, upstream)
@@ -94,6 +102,7 @@ async def setting(request: pytest.FixtureRequest, start: StartMirror, place: Scr
 
 of_all = pytest.mark.parametrize("setting", KINDS, indirect=True)
 of_peers = pytest.mark.parametrize("setting", ["peer"], indirect=True)
+of_places = pytest.mark.parametrize("setting", PLACES, indirect=True)
 of_mirrors = pytest.mark.parametrize("setting", MIRRORS, indirect=True)
 
 
@@ -141,13 +150,13 @@ CASES = {
 }
 
 
-@of_mirrors
+@of_places
 @pytest.mark.parametrize("name", CASES)
 async def test_what_a_place_does_not_give_comes_from_the_next_one(setting: Setting, name: str) -> None:
     """Whatever goes wrong there: no client notices, or it gets the whole with its next request. What has come rightly is not sent again."""
     case = CASES[name]
     digest, data = setting.blob()
-    setting.place.fail(str(digest), *case.faults)
+    setting.place.fail(digest.hex, *case.faults)
     got = await setting.get(digest)
     if case.cut and got.cut:
         got = await setting.get(digest)
@@ -300,7 +309,7 @@ async def test_a_mirror_that_has_got_all_of_it_meanwhile_gets_more_connections(s
 async def test_ranges(setting: Setting, fault: Fault) -> None:
     """A range of what nobody has yet is what the whole has there, whatever the place makes of it."""
     digest, data = setting.blob()
-    setting.place.fail(str(digest), fault)
+    setting.place.fail(digest.hex, fault)
     got = await setting.get(digest, Range=f"bytes={MIB}-{MIB + 999}")
     assert (got.status, got.body) == (206, data[MIB : MIB + 1000])
 

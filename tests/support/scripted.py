@@ -449,6 +449,8 @@ class Scripted:
             ):
                 return web.Response(status=404)
             return await self._blob(request, match[2], fault)
+        if path.startswith("/images/"):
+            return await self._object(request, path, fault)
         if match := re.fullmatch(r"/v2/(.+)/tags/list", path):
             await asyncio.sleep(self.page_seconds)
             if (hold := fault.of(Hold)) is not None:
@@ -458,6 +460,16 @@ class Scripted:
         if (match := re.fullmatch(r"/v2/(.+)/referrers/([^/]+)", path)) and self.referrers_api:
             return self._referrers(match[1], match[2])
         return web.Response(status=404, text="no such route")
+
+    async def _object(self, request: web.BaseRequest, path: str, fault: Fault) -> web.StreamResponse:
+        """As an S3 server whose bucket ``images`` has the blobs, and to which anything may be written."""
+        if request.method == "PUT":
+            await request.read()
+            return web.Response(headers={"ETag": '"1"'})
+        match = re.fullmatch(r"/images/blobs/(\w+)/../(\w+)", path)
+        if match and (digest := f"{match[1]}:{match[2]}") in self.blobs:
+            return await self._blob(request, digest, fault)
+        return web.Response(status=404, text="<Error><Code>NoSuchKey</Code></Error>")
 
     def _allows(self, kind: str, per_second: float | None) -> bool:
         if per_second is None:
