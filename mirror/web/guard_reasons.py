@@ -26,6 +26,13 @@ _FORMS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"the tag was first seen on (\S+); it is served from (\S+) on", r"标签于 \1 首次出现，自 \2 起提供"),
         (rf"the tag must not move, and has meant ({_DIGEST}) since (\S+)", r"此标签不得移动，自 \2 起一直指向 \1"),
         (r"it was made on (\S+), what the tag meant before on (\S+)", r"它构建于 \1，早于标签先前所指的内容（\2）"),
+        (
+            r"its image for (.+) was made on (\S+), what the tag meant before on (\S+)",
+            r"其中 \1 的镜像构建于 \2，早于标签先前所指的内容（\3）",
+        ),
+        (r"its image for no platform is denied", "规则禁止其中未注明平台的镜像"),
+        (r"its image for (.+) is denied", r"规则禁止其中 \1 的镜像"),
+        (r"it cannot be had", "无法取得"),
     )
 )
 _UNREAD = "its signatures cannot be read: "

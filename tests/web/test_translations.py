@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import string
 import time
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mirror.errors import MirrorError
+from mirror.guards import deciding, facts
 from mirror.guards.deciding import Facts, decide
 from mirror.guards.rules import Asked, Conditions, Image, Rule
 from mirror.manifests import Descriptor
@@ -153,6 +156,17 @@ def findings() -> list[str]:
     seen = Sighting(Descriptor("", other, 1), now - 9, now - 9, now - 9)
     moved = Sighting(Descriptor("", digest, 1), now - 5, now - 5)
     images = {digest: Image("", created=1.0), other: Image("", created=2.0)}
+    listed = {
+        digest: Image("index"),
+        other: Image("index"),
+        **{
+            Digest.of(b"%d" % number): Image("", frozenset({f"<{'ab'[number % 2]}>"}), created=9.0 - number)
+            for number in range(3, 5)
+        },
+        **{Digest.of(b"%d" % number): Image("", frozenset({f"<{'ab'[number % 2]}>"}), created=30.0) for number in range(6, 8)},
+        Digest.of(b"5"): Image("", labels={"x": "y"}),
+    }
+    children = {other: [Digest.of(b"6"), Digest.of(b"7")], digest: [Digest.of(b"3"), Digest.of(b"4")]}
     every: dict[str, tuple[Rule, Facts]] = {
         "deny": (Rule("r", deny=Conditions()), Facts((seen, moved))),
         "blocked": (Rule("r", blocked={digest.hex: ""}), Facts((moved,))),
@@ -164,6 +178,15 @@ def findings() -> list[str]:
         "strict": (Rule("r", cooldown=9, strict=True), Facts((moved,), held=True)),
         "immutable": (Rule("r", immutable=True), Facts((seen, moved))),
         "older": (Rule("r", refuse_older=True), Facts((seen, moved), images=images)),
+        "older in an index": (Rule("r", refuse_older=True), Facts((seen, moved), images=listed, children=children)),
+        "denied in an index": (
+            Rule("r", deny=Conditions(platforms=("<b>",))),
+            Facts((moved,), images=listed, children={digest: [Digest.of(b"3"), Digest.of(b"4")]}),
+        ),
+        "denied without a platform": (
+            Rule("r", deny=Conditions(labels={"x": "y"})),
+            Facts((moved,), images=listed, children={digest: [Digest.of(b"5")]}),
+        ),
     }
     for severity in SEVERITIES[1:]:
         every[severity] = Rule("r", max_severity="none"), Facts((moved,), severities={digest: severity})
@@ -191,3 +214,23 @@ def test_why_something_is_refused_is_told_in_chinese() -> None:
         assert not re.search("[A-Za-z]", told), reason
         assert ("<a miner>" in guard_reasons.reason("zh", reason)) == ("<a miner>" in reason)
     assert guard_reasons.reason("zh", "ask the platform team") == "ask the platform team"
+
+
+def test_every_reason_in_the_code_has_a_chinese_form() -> None:
+    """What deciding.py and facts.py may say: each piece of text with more than a word is in one of the forms."""
+    forms = "\n".join([*(pattern.pattern for pattern, _ in guard_reasons._FORMS), guard_reasons._UNREAD])
+    pieces = set()
+    for module in (deciding, facts):
+        tree = ast.parse(inspect.getsource(module))
+        told = {id(one.value) for one in ast.walk(tree) if isinstance(one, ast.Expr)}  # docstrings
+        told |= {
+            id(below)
+            for one in ast.walk(tree)
+            if isinstance(one, ast.Call) and ast.unparse(one.func).startswith("log.")
+            for below in ast.walk(one)
+        }
+        for one in ast.walk(tree):
+            if isinstance(one, ast.Constant) and isinstance(one.value, str) and id(one) not in told and " " in one.value.strip():
+                pieces.add(one.value.strip(" ;:,"))
+    assert "it is denied" in pieces
+    assert {piece for piece in pieces if piece not in forms} == set()
