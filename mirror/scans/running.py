@@ -9,7 +9,7 @@ import shutil
 import signal
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mirror.bundles.contents import Gatherer
@@ -17,10 +17,12 @@ from mirror.bundles.layout import Layout
 from mirror.bundles.writing import Output, write
 from mirror.errors import MirrorError
 from mirror.names import Digest, Repository
+from mirror.scans.counting import count_findings
 from mirror.storage.store import Store
 
 ARCHIVE, LAYOUT, DIGEST, NAME = "{archive}", "{layout}", "{digest}", "{name}"
 _MOST_OUTPUT = 64 * 1024 * 1024
+"""Bytes of a report. It is kept on the disk, never in memory."""
 _MOST_ERRORS = 64 * 1024
 """Bytes of standard error that are read; the last ones are told."""
 _TOLD = 300
@@ -35,8 +37,8 @@ class ScanFailed(Exception):
 
 async def run_scanner(
     command: Sequence[str], timeout: float, folder: Path, store: Store, repository: Repository, digest: Digest
-) -> bytes:
-    """Returns what a scanner prints of an image that is cached whole. `command` has places for what it looks at: ``{archive}``, a tar that is an OCI layout and
+) -> Mapping[str, int]:
+    """Returns how many findings of each severity a scanner has in an image that is cached whole. `command` has places for what it looks at: ``{archive}``, a tar that is an OCI layout and
     loads into Docker, ``{layout}``, the same as a folder; ``{digest}`` and ``{name}`` of the image. They are made in `folder`, and removed.
 
     Raises ScanFailed.
@@ -51,7 +53,9 @@ async def run_scanner(
         words = list(command)
         for name, value in values.items():
             words = [word.replace(name, value) for word in words]
-        return await _run(words, place, timeout)
+        return await count_findings(await _run(words, place, timeout))
+    except ValueError as error:
+        raise ScanFailed(str(error)) from None
     except (MirrorError, OSError, tarfile.TarError) as error:
         raise ScanFailed(f"its image cannot be had: {error}") from error
     finally:
@@ -78,7 +82,9 @@ def _unpack(archive: Path, folder: Path) -> None:
         tar.extractall(folder, filter="data")
 
 
-async def _run(command: Sequence[str], place: Path, timeout: float) -> bytes:
+async def _run(command: Sequence[str], place: Path, timeout: float) -> Path:
+    """Returns a file with what a scanner prints. Raises ScanFailed, OSError."""
+    report = place / "report"
     # The settings of this mirror may have passwords.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MIRROR_")}
     try:
@@ -97,12 +103,10 @@ async def _run(command: Sequence[str], place: Path, timeout: float) -> bytes:
         os.setpriority(os.PRIO_PGRP, process.pid, _LOWEST)
     assert process.stdout is not None
     assert process.stderr is not None
-    errors = asyncio.create_task(_read(process.stderr, _MOST_ERRORS, keep_reading=True))
+    errors = asyncio.create_task(_last(process.stderr, _MOST_ERRORS))
     try:
         async with asyncio.timeout(timeout):
-            printed = await _read(process.stdout, _MOST_OUTPUT + 1)
-            if len(printed) > _MOST_OUTPUT:
-                raise ScanFailed(f"it printed more than {_MOST_OUTPUT >> 20} MiB")
+            printed = await _keep(process.stdout, report)
             status = await process.wait()
             said = await errors
     except TimeoutError:
@@ -115,19 +119,29 @@ async def _run(command: Sequence[str], place: Path, timeout: float) -> bytes:
         errors.cancel()
         await asyncio.wait([errors])
     # Many end with another status than 0 if they find something.
-    if not printed.strip():
+    if not printed:
         told = " ".join(said.decode(errors="replace").split())[-_TOLD:]
         raise ScanFailed(f"it printed nothing, and ended with status {status}{f': {told}' if told else ''}")
-    return printed
+    return report
 
 
-async def _read(stream: asyncio.StreamReader, most: int, *, keep_reading: bool = False) -> bytes:
-    """Returns the first bytes of a stream, `most` at most; to its end, the last ones, if it is to `keep_reading`."""
+async def _keep(stream: asyncio.StreamReader, file: Path) -> bool:
+    """Writes a stream into a new file. Returns whether there is anything in it but white space. Raises ScanFailed if it is too long, OSError."""
+    size, something = 0, False
+    with await asyncio.to_thread(open, file, "xb") as opened:
+        while piece := await stream.read(_PIECE):
+            size += len(piece)
+            if size > _MOST_OUTPUT:
+                raise ScanFailed(f"it printed more than {_MOST_OUTPUT >> 20} MiB")
+            something = something or bool(piece.strip())
+            await asyncio.to_thread(opened.write, piece)
+    return something
+
+
+async def _last(stream: asyncio.StreamReader, most: int) -> bytes:
+    """Reads a stream to its end. Returns its last bytes."""
     data = bytearray()
     while piece := await stream.read(_PIECE):
         data += piece
-        if keep_reading:
-            del data[:-most]
-        elif len(data) >= most:
-            break
+        del data[:-most]
     return bytes(data)

@@ -15,7 +15,6 @@ from mirror import metrics
 from mirror.errors import MirrorError
 from mirror.locks import attempt
 from mirror.names import Digest, Reference, Repository, image_name
-from mirror.scans.reports import read_report
 from mirror.storage.inventory import Image, Inventory
 from mirror.storage.scans import ScanResult, keep_scan_result, scan_results, worse
 from mirror.storage.store import Store
@@ -143,11 +142,7 @@ class Scanning:
 
         name = image_name(image.repository, image.reference)
         try:
-            printed = await run_scanner(scanner.command, scanner.timeout, self._folder, self._store, image.repository, digest)
-            try:
-                counts = await asyncio.to_thread(read_report, printed)
-            except ValueError as error:
-                raise ScanFailed(str(error)) from None
+            counts = await run_scanner(scanner.command, scanner.timeout, self._folder, self._store, image.repository, digest)
         except (ScanFailed, MirrorError) as error:
             log.warning("the scanner %s failed on %s (%s): %s", scanner.name, name, digest, error)
             metrics.scans.labels(scanner.name, "failed").inc()

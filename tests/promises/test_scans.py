@@ -14,7 +14,7 @@ import pytest
 
 from mirror.names import Digest
 from mirror.scans import running, scanning
-from mirror.scans.reports import read_report
+from mirror.scans.counting import count_findings
 from mirror.storage.scans import ScanResult, scan_results
 from mirror.wiring import store
 from tests.support.dashboard import HTML
@@ -202,12 +202,12 @@ async def test_an_image_whose_scan_breaks_keeps_no_other_from_being_scanned(
 ) -> None:
     """Whatever its report makes of the mirror: the others have their turn, and it is not scanned each few seconds."""
 
-    def read(data: bytes) -> Mapping[str, int]:
-        if b'"9.9"' in data:
+    async def count(report: Path) -> Mapping[str, int]:
+        if b'"9.9"' in report.read_bytes():
             raise RuntimeError("a fault in the mirror")
-        return read_report(data)
+        return await count_findings(report)
 
-    monkeypatch.setattr(scanning, "read_report", read)
+    monkeypatch.setattr(running, "count_findings", count)
     other = upstream.add_image("library/other", "latest", layers=[b"1.0"])
     bad = upstream.add_image("library/app", "latest", layers=[b"9.9"])
     mirror = await lab.mirror()
