@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from contextlib import closing
 from urllib.parse import quote, urlencode, urlsplit
@@ -169,7 +170,20 @@ class Pushing:
             except (Invalid, Unknown):
                 return False
             holders = [holder for holder in holders if holder == source]
-        return bool(holders) and await self._hosted.mount(repository, digest, context.who)
+        if not await self._passes(holders, digest):
+            return False
+        return await self._hosted.mount(repository, digest, context.who)
+
+    async def _passes(self, holders: Sequence[Repository], digest: Digest) -> bool:
+        """Returns whether clients may pull a blob from one of some repositories."""
+        if (guard := self._cache.guard) is None:
+            return bool(holders)
+        for holder in holders:
+            # What is refused there can still be uploaded by somebody who has it.
+            with contextlib.suppress(Guarded):
+                await guard.check_blob(holder, digest)
+                return True
+        return False
 
     async def _append(self, request: web.BaseRequest, target: Target, repository: Repository) -> web.StreamResponse:
         with closing(await self._hosted.resume(repository, target.upload)) as upload:

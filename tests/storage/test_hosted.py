@@ -228,6 +228,16 @@ async def test_what_is_served_in_place_of_a_push_that_is_held_is_kept(store: Sto
     assert not await store.hosted.has(APP, first)
 
 
+async def test_a_mount_that_comes_too_early_does_not_lose_who_has_the_blob(store: Store) -> None:
+    """While it is downloaded, whose repository has it is noted before it is kept: it can be mounted then."""
+    digest = Digest.of(b"layer")
+    await store.note_holder(OTHER, [digest], told=True)
+    assert not await store.hosted.mount(APP, digest, "")
+    await put_image(store, OTHER, ONE, b"layer")
+    assert OTHER in await store.told_holders(digest)
+    assert await store.hosted.mount(APP, digest, "")
+
+
 @pytest.mark.parametrize("how", ["tag", "digest", "deleted as a tag", "deleted as a manifest"])
 async def test_a_pushed_tag_that_is_deleted_is_gone_in_its_history(store: Store, how: str) -> None:
     """By a client and by `mirror rm`: unlike a cached one, there is no such tag any more. Others that mean the image go on."""

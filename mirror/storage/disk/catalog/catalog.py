@@ -183,7 +183,8 @@ class Catalog:
         """
         with self.changing():
             for digest in digests:
-                if is_gone(digest):
+                # What has no row is being downloaded, and who has it may be noted already.
+                if self._db.execute("SELECT 1 FROM content WHERE digest = ?", (str(digest),)).fetchone() and is_gone(digest):
                     self.drop(digest)
 
     def parents(self, digest: Digest) -> dict[Digest, float]:
