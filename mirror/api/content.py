@@ -14,6 +14,7 @@ from mirror.api.responses import IMMUTABLE, PRIVATE, VERSION, cache_status, etag
 from mirror.api.sending import read_slice, send_each
 from mirror.cache.cache import Cache
 from mirror.cache.outcome import HIT, Outcome
+from mirror.errors import NotAllowed
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.slices import Part
@@ -36,7 +37,7 @@ async def manifest(context: RequestContext, cache: Cache, repository: Repository
             await context.prove()
         cache.store.count_pull(repository, reference)
         context.count("manifest", outcome)
-        return _aged(_guarded(_described(descriptor, outcome, request), cache, repository, reference), context, cache)
+        return _aged(_guarded(_described(descriptor, outcome, request), context, cache, repository, reference), context, cache)
 
     async def make() -> web.StreamResponse:
         nonlocal outcome
@@ -47,7 +48,7 @@ async def manifest(context: RequestContext, cache: Cache, repository: Repository
             if context.prove is not None and made_by.hit:
                 await context.prove()
         outcome = outcome or made_by
-        return _aged(_guarded(_manifest(request, found, outcome), cache, repository, reference), context, cache)
+        return _aged(_guarded(_manifest(request, found, outcome), context, cache, repository, reference), context, cache)
 
     response = await context.keep(make)
     assert outcome is not None
@@ -58,10 +59,15 @@ async def manifest(context: RequestContext, cache: Cache, repository: Repository
     return response
 
 
-def _guarded(response: web.StreamResponse, cache: Cache, repository: Repository, reference: Reference) -> web.StreamResponse:
-    """Adds headers that say what is held back, or would have been."""
+def _guarded(
+    response: web.StreamResponse, context: RequestContext, cache: Cache, repository: Repository, reference: Reference
+) -> web.StreamResponse:
+    """Adds headers that say what is held back, or would have been. Raises NotAllowed for another mirror of the fleet where that gets something else by a tag than the
+    registry says: each decides for its own clients, and one that never learns of a move could not release it."""
     if cache.guard is not None:
         response.headers.update(cache.guard.headers(repository, reference))
+        if context.is_peer and response.headers.get("Mirror-Tag", "").startswith("held"):
+            raise NotAllowed(f"{reference} is held back here: the registry says what it means")
     return response
 
 
