@@ -19,6 +19,7 @@ import pytest
 
 from mirror.access.tokens import add_token
 from mirror.access.users import set_password
+from tests.e2e.test_bundles import Buildkitd
 from tests.e2e.test_containerd import Containerd
 from tests.e2e.test_dockerd import Dockerd
 from tests.support.images import make_image, push
@@ -61,7 +62,7 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
     port, config = free_port(), folder / "mirror.toml"
     config.write_text(
         f'[server]\nlogin_listen = "127.0.0.1:{port}"\nusers_file = "{folder}/users"\naudit_log = "{folder}/audit.log"\n'
-        '[hosted]\nrepositories = ["team/**"]\n[[access]]\nwho = ["alice"]\nmay = ["pull", "push"]\n[[access]]\nwho = ["anyone"]\nmay = []\nrepositories = ["private/**"]\n[[access]]\nwho = ["anyone"]\n'
+        '[hosted]\nrepositories = ["team/**", "private/charts/**"]\n[[access]]\nwho = ["alice"]\nmay = ["pull", "push"]\n[[access]]\nwho = ["anyone"]\nmay = []\nrepositories = ["private/**"]\n[[access]]\nwho = ["anyone"]\n'
     )
     for user in ("alice", "bob"):
         set_password(folder / "users", user, f"{PASSWORD} of {user}")
@@ -82,6 +83,10 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
                 assert secret not in (folder / "audit.log").read_text()
         assert "Traceback" not in mirror.log
     registry.stop()
+
+
+def _basic(user: str, secret: str) -> str:
+    return f"Basic {base64.b64encode(f'{user}:{secret}'.encode()).decode()}"
 
 
 def succeeds(*command: str, **environment: str) -> bool:
@@ -127,11 +132,34 @@ def with_oras(office: Office, user: str, secret: str | None, image: str) -> bool
     return succeeds("oras", "copy", *given, image, "--to-oci-layout", f"{folder}/layout:x")
 
 
+def with_buildah(office: Office, user: str, secret: str | None, image: str) -> bool:
+    folder = Path(tempfile.mkdtemp(prefix="buildah-"))
+    policy = folder / "policy.json"
+    policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+    options = [f"--root={folder}/storage", f"--runroot={folder}/run", "--storage-driver=vfs"]
+    given = [] if secret is None else ["--creds", f"{user}:{secret}"]
+    pull = ["pull", "-q", "--tls-verify=false", f"--signature-policy={policy}", *given, image]
+    pulled = succeeds("buildah", *options, *pull, HOME=str(folder))
+    shutil.rmtree(folder, ignore_errors=True)
+    return pulled
+
+
+def with_wharfie(office: Office, user: str, secret: str | None, image: str) -> bool:
+    """As k3s and RKE2 read registries.yaml."""
+    folder = Path(tempfile.mkdtemp(prefix="wharfie-"))
+    auth = {"configs": {office.login: {"auth": {"username": user, "password": secret}}}} if secret is not None else {}
+    file = folder / "registries.yaml"
+    file.write_text(json.dumps({"mirrors": {office.login: {"endpoint": [f"http://{office.login}"]}}, **auth}))  # JSON is YAML
+    return succeeds("wharfie", "--private-registry", str(file), "--arch", "amd64", image, f"{folder}/image")
+
+
 CLIENTS: dict[str, Callable[[Office, str, str | None, str], bool]] = {
     "oras": with_oras,
     "skopeo": with_skopeo,
     "podman": with_podman,
     "crane": with_crane,
+    "buildah": with_buildah,
+    "wharfie": with_wharfie,
 }
 
 
@@ -140,8 +168,8 @@ def test_clients_log_in_and_pull_or_are_refused(office: Office, client: str) -> 
     """With the user's password and with a token they get the private image; with nothing, a wrong one, one that is over or for something else, or as another user,
     they do not; and all get the public image."""
     require(client)
-    if client == "podman":
-        require_root("podman, as it is run here,")
+    if client in ("podman", "buildah"):
+        require_root(f"{client}, as it is run here,")
     pull = CLIENTS[client]
     for name, secret in office.secrets.items():
         assert pull(office, "alice", secret, office.image) is (name in ("password", "token")), name
@@ -346,10 +374,77 @@ def test_docker_pushes_or_is_refused(office: Office, dockerd: Dockerd) -> None:
         dockerd.docker("logout", office.login)
 
 
+def test_buildkit_pulls_and_pushes_or_is_refused(office: Office, tmp_path: Path) -> None:
+    """A build on the private image, pushed with its cache (``--push``, ``--cache-to``): with alice's password and with her token for that. Her token for pulling does not
+    push; bob does not even get the image that it is built on."""
+    pulls, refused = office.secrets["token"], "insufficient_scope|denied|403"
+    cases = [
+        # Each builder remembers whom it has asked as.
+        [("bob", f"{PASSWORD} of bob", "app:1: not found")],
+        [("alice", pulls, refused), ("alice", office.secrets["password"], ""), ("alice", office.pushing, "")],
+    ]
+    for number, logins in enumerate(cases):
+        (folder := tmp_path / str(number)).mkdir()
+        builder = Buildkitd(folder, office.login)
+        try:
+            for user, secret, error in logins:
+                auth = {"auth": base64.b64encode(f"{user}:{secret}".encode()).decode()}
+                (folder / "config.json").write_text(json.dumps({"auths": {office.login: auth}}))
+                target = f"{office.login}/team/buildkit-{len(secret)}"
+                output = ["--output", f"type=image,name={target}:1,push=true"]
+                cache = ["--export-cache", f"type=registry,ref={target}:cache,mode=max"]
+                dockerfile = f"FROM {office.image}\nCOPY Dockerfile /{len(secret)}\n"
+                if error:
+                    with pytest.raises(AssertionError, match=error):
+                        builder.build(dockerfile, *output, *cache, DOCKER_CONFIG=str(folder))
+                else:
+                    builder.build(dockerfile, *output, *cache, DOCKER_CONFIG=str(folder))
+                    assert with_crane(office, "bob", f"{PASSWORD} of bob", f"{target}:1")
+        finally:
+            builder.stop()
+
+
+def test_helm_pulls_a_chart_or_is_refused(office: Office) -> None:
+    """One that is private: with alice's password and token, not as bob, nor as nobody."""
+    require("helm")
+    name = f"{office.login}/private/charts:1"
+    assert push_with_helm(office, "alice", office.secrets["password"], name)
+    for user, secret, may in (
+        ("alice", office.secrets["password"], True),
+        ("alice", office.secrets["token"], True),
+        ("alice", office.secrets["token that is over"], False),
+        ("bob", f"{PASSWORD} of bob", False),
+        ("", "", False),
+    ):
+        folder = tempfile.mkdtemp(prefix="helm-")
+        given = ["--username", user, "--password", secret] if user else []
+        pull = ["pull", f"oci://{office.login}/private/charts/app", "--plain-http", "-d", folder, *given]
+        assert succeeds("helm", *pull, "--registry-config", f"{folder}/registry.json") is may, user
+
+
 def test_containerd_pulls_by_a_secret_path_or_is_refused(office: Office, tmp_path: Path) -> None:
-    """hosts.toml with the token in the mirror's URL, at the open address; without it, and with one that is over, the private image is not to be had."""
+    """hosts.toml with the token in the mirror's URL, at the open address; without it, and with one that is over, the private image is not to be had. Or with a header
+    there that has user and password, or a token."""
     containerd = Containerd(tmp_path / "c", office.mirror.url)
+    headers = {
+        "alice": (_basic("alice", office.secrets["password"]), True),
+        "bob": (_basic("bob", f"{PASSWORD} of bob"), False),
+        "token": (f"Bearer {office.secrets['token']}", True),
+    }
     try:
+        for number, (header, may) in enumerate(headers.values()):
+            folder = tmp_path / f"header-{number}" / "docker.io"
+            folder.mkdir(parents=True)
+            (folder / "hosts.toml").write_text(
+                f'server = "http://127.0.0.1:1"\n[host."{office.mirror.url}"]\ncapabilities = ["pull", "resolve"]\n'
+                f'[host."{office.mirror.url}".header]\nauthorization = "{header}"\n'
+            )
+            if may:
+                containerd.pull("docker.io/private/app:1", folder.parent)
+            else:
+                with pytest.raises(AssertionError):
+                    containerd.pull("docker.io/private/app:1", folder.parent)
+            containerd.wipe()
         for number, (name, secret) in enumerate({"no token": "", **office.secrets}.items()):
             if "password" in name:
                 continue

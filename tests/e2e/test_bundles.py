@@ -300,12 +300,19 @@ class Buildkitd:
     def _address(self) -> str:
         return f"unix://{self._folder}/socket"
 
-    def build(self, dockerfile: str, *options: str) -> str:
+    def build(self, dockerfile: str, *options: str, **environment: str) -> str:
         """Builds without a result. Returns the output that tells which steps came from a cache."""
         (self._context / "Dockerfile").write_text(dockerfile)
         source = ["--local", f"context={self._context}", "--local", f"dockerfile={self._context}"]
         command = ["buildctl", "--addr", self._address, "build", "--progress", "plain", "--frontend", "dockerfile.v0", *source]
-        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=PATIENCE, check=False)
+        done = subprocess.run(
+            [*command, *options],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+            env={**os.environ, **environment},
+        )
         assert done.returncode == 0, done.stderr
         return done.stderr
 
