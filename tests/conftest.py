@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import coverage
 import pytest
 
 from mirror import app
@@ -26,15 +28,37 @@ _ONE_AFTER_THE_OTHER = ("e2e/", "deploy/", "benchmarks/test_smoke.py")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Tests wait more than they compute: one more of them at once than there are cores."""
-    return (os.cpu_count() or 1) + 1
+    """Tests wait, mostly for the disk, as long as they compute: two more of them at once than there are cores."""
+    return (os.cpu_count() or 1) + 2
+
+
+_MEASURED = 3
+"""Cases of a parametrized test of which coverage counts the lines: the others go the same way, and counting takes as long as they do."""
+_IS_MEASURED = pytest.StashKey[bool]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups the tests that cannot run side by side."""
+    """Groups the tests that cannot run side by side, and chooses those whose lines are counted."""
+    cases: Counter[str] = Counter()
     for item in items:
+        function = item.nodeid.partition("[")[0]
+        cases[function] += 1
+        item.stash[_IS_MEASURED] = cases[function] <= _MEASURED
         if item.path.relative_to(Path(__file__).parent).as_posix().startswith(_ONE_AFTER_THE_OTHER):
             item.add_marker(pytest.mark.xdist_group("machine"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Pauses coverage, where it runs, for tests that it does not count."""
+    measuring = None if item.stash[_IS_MEASURED] else coverage.Coverage.current()
+    if measuring is None:
+        return (yield)
+    measuring.stop()
+    try:
+        return (yield)
+    finally:
+        measuring.start()
 
 
 @pytest.fixture
