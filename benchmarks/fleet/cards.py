@@ -1,0 +1,195 @@
+"""Three mirrors beside one, each with a network card of its own: ``python -m benchmarks.fleet.cards``. Needs root, `tc` and `unshare`.
+
+Thirty clients ask for one blob at once, of which no mirror has a byte. In a network namespace of its own, `tc` lets each mirror's port send no more than a card
+does. The card is shared as Debian's default (fq_codel) shares one: evenly between connections. With ``--fifo`` it is one queue, in which connections with larger
+windows get more, as on a switch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mirror.upstream.fleet import ranked
+from tests.support.mirrors import MirrorProcess
+from tests.support.ports import free_port
+from tests.support.scripted import Scripted
+
+_MB = 1_000_000
+_CARD = 60 * _MB
+"""Bytes per second."""
+_CLIENTS = 30
+_FLOWS = 64
+"""Queues of a card that is shared evenly. Connections are told apart by their client's port; two in one queue share what it gets."""
+
+_CURL = ("curl", "-s", "-f", "-o", "/dev/null", "-w", "%{size_download}", "--connect-timeout", "2", "--speed-time", "20")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one crowd."""
+
+    seconds: float
+    """Until the last client had all bytes."""
+    upstream: float
+    """Bytes that the registry sent, as a multiple of the blob's."""
+    failed: int
+    """Clients that did not get it."""
+
+
+def _tc(*arguments: object) -> None:
+    subprocess.run(["tc", *map(str, arguments)], check=True, stderr=subprocess.DEVNULL)
+
+
+def _shape(ports: Sequence[int], *, fifo: bool) -> None:
+    """Gives each port's answers a card."""
+    subprocess.run(["tc", "qdisc", "del", "dev", "lo", "root"], stderr=subprocess.DEVNULL, check=False)
+    _tc("qdisc", "add", "dev", "lo", "root", "handle", "1:", "htb", "default", "99")
+    _tc("class", "add", "dev", "lo", "parent", "1:", "classid", "1:99", "htb", "rate", "40gbit")
+    rate = f"{_CARD * 8}bit"
+    bursts = ("burst", "200k", "cburst", "200k")
+    _tc("filter", "add", "dev", "lo", "parent", "1:", "prio", 1, "protocol", "ip", "u32")
+    for number, port in enumerate(ports, 1):
+        card = f"1:{number}"
+        _tc("class", "add", "dev", "lo", "parent", "1:", "classid", card, "htb", "rate", rate, *bursts)
+        where = ("filter", "add", "dev", "lo", "parent", "1:", "protocol", "ip", "prio", 1)
+        is_card = ("match", "ip", "sport", port, "0xffff")
+        if fifo:
+            _tc("qdisc", "add", "dev", "lo", "parent", card, "handle", f"{10 + number}:", "pfifo", "limit", 1000)
+            _tc(*where, "u32", *is_card, "flowid", card)
+            continue
+        table = f"{number + 1}:"
+        _tc(*where, "handle", table, "u32", "divisor", _FLOWS)
+        for flow in range(_FLOWS):
+            queue = f"1:{number}{flow:02x}"
+            _tc(
+                "class",
+                "add",
+                "dev",
+                "lo",
+                "parent",
+                card,
+                "classid",
+                queue,
+                "htb",
+                "rate",
+                "1mbit",
+                "ceil",
+                rate,
+                "quantum",
+                65536,
+                *bursts,
+            )
+            _tc(*where, "u32", "ht", f"{table}{flow:x}:", "match", "ip", "sport", port, "0xffff", "flowid", queue)
+        # Of the four bytes of ports, the client's last.
+        _tc(*where, "u32", *is_card, "hashkey", "mask", f"0x{_FLOWS - 1:08x}", "at", 20, "link", table)
+
+
+@contextlib.contextmanager
+def _mirrors(count: int, folder: Path, upstream: str) -> Iterator[list[MirrorProcess]]:
+    urls = [f"http://127.0.0.1:{free_port()}" for _ in range(count)]
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                MirrorProcess(
+                    folder / str(number),
+                    {"docker.io": upstream},
+                    "--listen",
+                    url.partition("://")[2],
+                    **({"FLEET__MIRRORS": json.dumps(urls), "FLEET__OWN": url} if count > 1 else {}),
+                )
+            )
+            for number, url in enumerate(urls)
+        ]
+
+
+async def _pull(urls: Sequence[str], path: str) -> bool:
+    """Asks one mirror after the other, as containerd does with several hosts, and what is cut off is resumed there. Returns False if none gave it."""
+    got = 0
+    for url in (*urls, *urls):
+        process = await asyncio.create_subprocess_exec(
+            *_CURL, "-r", f"{got}-", url + path, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+        )
+        told, _ = await process.communicate()
+        if process.returncode == 0:
+            return True
+        got += int(told)
+    return False
+
+
+async def crowd(count: int, size: int, *, fifo: bool = False, end_home: signal.Signals | None = None, at: float = 0.0) -> Result:
+    """Has all clients pull from `count` mirrors. The blob's home gets a signal `at` a share of its bytes, or before the first of them."""
+    async with Scripted() as upstream:
+        digest = upstream.add_blob(os.urandom(size))
+        path = f"/v2/library/app/blobs/{digest}"
+        with tempfile.TemporaryDirectory() as folder, _mirrors(count, Path(folder), upstream.url) as mirrors:
+            urls = [mirror.url for mirror in mirrors]
+            _shape([urlsplit(url).port or 0 for url in urls], fifo=fifo)
+            home = mirrors[urls.index(ranked(tuple(urls), str(digest))[0])]
+            if end_home is not None and not at:
+                os.kill(home.pid, end_home)
+            began = time.monotonic()
+            pulls = [
+                asyncio.create_task(_pull(urls[number % count :] + urls[: number % count], path)) for number in range(_CLIENTS)
+            ]
+            if end_home is not None and at:
+                while upstream.sent[str(digest)] < at * size:
+                    await asyncio.sleep(0.01)
+                os.kill(home.pid, end_home)
+            got = await asyncio.gather(*pulls)
+            seconds = time.monotonic() - began
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(home.pid, signal.SIGCONT)
+        return Result(seconds, upstream.sent[str(digest)] / size, got.count(False))
+
+
+async def _measure(rounds: int, size: int, *, fifo: bool) -> None:
+    ratios = []
+    for number in range(rounds):
+        one, three = await crowd(1, size, fifo=fifo), await crowd(3, size, fifo=fifo)
+        ratios.append(one.seconds / three.seconds)
+        print(
+            f"round {number + 1}: one mirror {one.seconds:.1f} s, three {three.seconds:.1f} s: {ratios[-1]:.2f} times as fast; upstream sent {three.upstream:.2f} times the blob;"
+            f" {one.failed + three.failed} clients failed",
+            flush=True,
+        )
+    print(f"three mirrors ÷ one, median: {statistics.median(ratios):.2f} (bar 2.4)", flush=True)
+    for name, how, at in (("killed at half", signal.SIGKILL, 0.5), ("stopped before", signal.SIGSTOP, 0.0)):
+        found = await crowd(3, size, fifo=fifo, end_home=how, at=at)
+        print(
+            f"home {name}: {found.seconds:.1f} s, upstream sent {found.upstream:.2f} times the blob, {found.failed} clients failed",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Prints a line for each crowd."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fifo", action="store_true", help="one queue for each card")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=60, help="of the blob, in MB")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not options.inside:
+        os.execvp("unshare", ["unshare", "--net", sys.executable, "-m", "benchmarks.fleet.cards", "--inside", *sys.argv[1:]])
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    logging.disable(logging.CRITICAL)
+    asyncio.run(_measure(options.rounds, options.size * _MB, fifo=options.fifo))
+
+
+if __name__ == "__main__":
+    main()
