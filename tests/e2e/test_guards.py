@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,29 +111,43 @@ def cosign(*arguments: str) -> str:
     return done.stdout
 
 
-def test_what_real_cosign_has_signed_is_served_and_nothing_else(tmp_path: Path) -> None:
-    """By key, in the form that the installed cosign makes: version 2 a tag, version 3 a bundle."""
+def test_real_clients_pull_what_real_cosign_has_signed_and_nothing_else(tmp_path: Path) -> None:
+    """By key, in both forms: a bundle among the referrers, and a tag. dockerd and containerd get the images that are signed, each blob once from the registry; of
+    what is not, they get the reason, and nobody fetches a layer."""
     cosign("generate-key-pair", f"--output-key-prefix={tmp_path}/key")
-    newer = "--use-signing-config" in cosign("sign", "--help")
     registry = DockerRegistry(tmp_path / "registry")
-    image = make_image(21)
-    push(registry.url, REPOSITORY, "1", image, None)
+    images = {"bundle": make_image(21), "tag": make_image(22), "none": make_image(23)}
+    for name, image in images.items():
+        push(registry.url, f"library/{name}", "1", image, None)
+    key = ["--yes", "--tlog-upload=false", "--allow-http-registry", "--use-signing-config=false", f"--key={tmp_path}/key.key"]
+    for name, form in (("bundle", "true"), ("tag", "false")):
+        at = f"{registry.url.removeprefix('http://')}/library/{name}@{images[name].digest}"
+        cosign("sign", *key, f"--new-bundle-format={form}", at)
+    with urllib.request.urlopen(f"{registry.url}/v2/library/tag/tags/list") as answer:
+        assert sorted(json.load(answer)["tags"]) == ["1", f"{images['tag'].digest.replace(':', '-')}.sig"]
     config = tmp_path / "mirror.toml"
-    config.write_text(f'[cache]\ntag_ttl = "0s"\n[[guard]]\nname = "signed"\nsigned = {{ keys = ["{tmp_path}/key.pub"] }}\n')
-    with MirrorProcess(tmp_path / "cache", {"docker.io": registry.url}, "--config", str(config)) as mirror:
-
-        def status(repository: str) -> int:
-            try:
-                with urllib.request.urlopen(f"{mirror.url}/v2/{repository}/manifests/1") as answer:
-                    return int(answer.status)
-            except urllib.error.HTTPError as error:
-                return error.code
-
-        push(registry.url, "library/other", "1", make_image(22), None)
-        assert status("library/other") == 403
-        name = f"{registry.url.removeprefix('http://')}/{REPOSITORY}@{image.digest}"
-        flags = ["--use-signing-config=false"] if newer else []
-        cosign("sign", "--yes", "--tlog-upload=false", "--allow-http-registry", *flags, f"--key={tmp_path}/key.key", name)
-        assert status(REPOSITORY) == 200
-        assert status("library/other") == 403
-    registry.stop()
+    config.write_text(f'[[guard]]\nname = "signed"\nsigned = {{ keys = ["{tmp_path}/key.pub"] }}\n')
+    with contextlib.ExitStack() as stack:
+        stack.callback(registry.stop)
+        mirror = stack.enter_context(MirrorProcess(tmp_path / "cache", {"docker.io": registry.url}, "--config", str(config)))
+        daemon = Dockerd(mirror.url)
+        stack.callback(daemon.stop)
+        containerd = Containerd(tmp_path / "containerd", mirror.url)
+        stack.callback(containerd.stop)
+        for name in ("bundle", "tag"):
+            daemon.docker("pull", f"{name}:1")
+            digests = json.loads(daemon.docker("image", "inspect", f"{name}:1"))[0]["RepoDigests"]
+            assert digests == [f"{name}@{images[name].digest}"]
+            containerd.pull(f"docker.io/library/{name}:1")
+            for digest, data in images[name].blobs.items():
+                assert containerd.content(digest) == data
+                assert registry.asked("GET", f"/library/{name}/blobs/{digest}") == 1
+        reason = "is refused by the guard 'signed': it has no signature by the keys or identities that are required"
+        # By the mirror's address: of a mirror's answer for docker.io, dockerd tells nobody, but asks Docker Hub.
+        with pytest.raises(AssertionError, match=reason):
+            daemon.docker("pull", f"{mirror.url.removeprefix('http://')}/none:1")
+        with pytest.raises(AssertionError, match="403 Forbidden"):
+            containerd.pull("docker.io/library/none:1")
+        assert not daemon.succeeds("pull", "none:1")
+        assert not any(registry.asked("GET", f"/library/none/blobs/{digest}") for digest in images["none"].blobs)
+        assert "Traceback" not in mirror.log
