@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from mirror.config import load
 from tests.e2e.test_dockerd import Dockerd
 from tests.support.base_image import write_base_image
 from tests.support.patience import PATIENCE
@@ -88,6 +89,30 @@ def test_the_compose_file_is_valid_and_every_file_that_it_mounts_is_there() -> N
     assert prometheus["scrape_configs"][0]["job_name"] == "mirror"
     dashboards = YAML(typ="safe", pure=True).load(mounted["/etc/grafana/provisioning/dashboards/mirror.yaml"].read_text())
     assert f"{dashboards['providers'][0]['options']['path']}/mirror.json" in mounted
+
+
+def test_the_compose_file_of_a_fleet_is_one(tmp_path: Path) -> None:
+    """By docker-compose's own judgement. Each service is one mirror of the same list, reached under its own name, with a cache of its own; the program takes the settings."""
+    require("docker-compose")
+    config = YAML(typ="safe", pure=True).load(run("docker-compose", "-f", str(DEPLOY / "fleet.yaml"), "config"))
+    services = config["services"]
+    (tmp_path / "token").write_text("a-token-of-the-fleet")
+    for name, service in services.items():
+        environment = {**service["environment"], "MIRROR_FLEET__TOKEN_FILE": str(tmp_path / "token")}
+        settings = load(None, environment, {})
+        assert settings.fleet.own == f"http://{name}:5000"
+        assert settings.fleet.mirrors == tuple(f"http://{other}:5000" for other in services)
+        assert service["environment"]["MIRROR_FLEET__TOKEN_FILE"] == "/run/secrets/fleet-token"
+        assert (service["cap_drop"], service["read_only"], [secret["source"] for secret in service["secrets"]]) == (
+            ["ALL"],
+            True,
+            ["fleet-token"],
+        )
+    assert (
+        len({str(service["volumes"]) for service in services.values()})
+        == len({str(service["ports"]) for service in services.values()})
+        == 3
+    )
 
 
 def test_prometheus_takes_its_settings() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mirror.upstream.fleet import ranked
@@ -46,4 +47,34 @@ def test_containerd_and_dockerd_pull_through_a_fleet_of_which_one_is_killed(tmp_
         finally:
             containerd.stop()
             dockerd.stop()
+    registry.stop()
+
+
+def test_containerd_pulls_while_one_mirror_after_the_other_is_restarted(tmp_path: Path) -> None:
+    """As in a rolling upgrade, by SIGTERM. Each pull succeeds, and no blob is asked of the registry more often than there are mirrors."""
+    registry = DockerRegistry(tmp_path / "registry")
+    images = {f"v{seed}": make_image(10 + seed, "oci") for seed in range(6)}
+    for tag, image in images.items():
+        push(registry.url, REPOSITORY, tag, image, None)
+    with processes(tmp_path, {"docker.io": registry.url}) as fleet:
+        hosts = tmp_path / "hosts" / "docker.io"
+        hosts.mkdir(parents=True)
+        hosts.joinpath("hosts.toml").write_text(
+            'server = "http://127.0.0.1:1"\n' + "".join(f'[host."{url}"]\ncapabilities = ["pull", "resolve"]\n' for url in fleet)
+        )
+        containerd = Containerd(tmp_path / "containerd", next(iter(fleet)))
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                waiting = iter(images.items())
+                for process in fleet.values():
+                    for restart in (process.terminate, process.start):
+                        under_way = pool.submit(restart)
+                        tag, image = next(waiting)
+                        containerd.pull(f"docker.io/{REPOSITORY}:{tag}", hosts.parent)
+                        under_way.result()
+                        for digest, data in image.blobs.items():
+                            assert containerd.content(digest) == data
+                            assert 1 <= registry.asked("GET", f"/blobs/{digest}") <= 3
+        finally:
+            containerd.stop()
     registry.stop()
