@@ -20,9 +20,11 @@ from mirror.manifests import OCI_INDEX, OCI_MANIFEST
 from mirror.names import Digest
 from tests.support.mirrors import Got, Mirror, StartMirror, read_to_end
 from tests.support.ports import free_port
+from tests.support.pushes import push_image
 from tests.support.scripted import Hold, Image, Pending, Scripted, Status
 
 SECRET_LAYER = b"a secret layer of the private image" * 10
+HOSTED_LAYER = b"a secret layer that alice has pushed" * 10
 USERS = {"alice": "correct horse", "bob": "battery staple"}
 
 
@@ -43,7 +45,7 @@ def users_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Scene:
-    """A mirror whose docker.io/private/** only alice may pull, and in whose cache both images are."""
+    """A mirror whose docker.io/private/** only alice may pull, and in whose cache both images are. private/own is hosted, and alice has pushed an image there."""
 
     mirror: Mirror
     upstream: Scripted
@@ -56,6 +58,8 @@ class Scene:
     """alice's, for private/** alone."""
     start: StartMirror
     users_file: Path
+    hosted: Digest
+    """The manifest of private/own:1."""
 
     async def get(self, path: str, user: str | None = None, method: str = "GET", **headers: str) -> Got:
         if user is not None:
@@ -77,6 +81,10 @@ class Scene:
             "layer": ("blobs", self.private.layers[0]),
         }
 
+    def hosted_digests(self) -> dict[str, tuple[str, Digest]]:
+        """The same of the hosted image."""
+        return {"manifest": ("manifests", self.hosted), "layer": ("blobs", Digest.of(HOSTED_LAYER))}
+
 
 @pytest.fixture
 async def scene(start: StartMirror, upstream: Scripted, users_file: Path, tmp_path: Path) -> Scene:
@@ -95,6 +103,7 @@ async def scene(start: StartMirror, upstream: Scripted, users_file: Path, tmp_pa
                 "audit_log": str(tmp_path / "audit.log"),
             },
             "registries": {"ghcr.io": {"endpoints": [upstream.url]}},
+            "hosted": {"repositories": ["private/own"]},
             "access": [
                 {"who": ["alice"], "may": ["pull", "push"], "repositories": ["**"]},
                 {"who": ["anyone"], "may": [], "repositories": ["**/private/**"]},
@@ -102,7 +111,9 @@ async def scene(start: StartMirror, upstream: Scripted, users_file: Path, tmp_pa
             ],
         }
     )
-    scene = Scene(mirror, upstream, private, public, index, f"http://127.0.0.1:{port}", token, start, users_file)
+    async with aiohttp.ClientSession(mirror.url, headers={"Authorization": basic("alice")}) as alice:
+        hosted, _ = await push_image(alice, "private/own", "1", HOSTED_LAYER)
+    scene = Scene(mirror, upstream, private, public, index, f"http://127.0.0.1:{port}", token, start, users_file, hosted)
     for path in (
         "/v2/private/app/manifests/latest",
         "/v2/private/app/manifests/1",
@@ -153,14 +164,18 @@ NAMES = {
 @pytest.mark.parametrize("name", NAMES.values(), ids=list(NAMES))
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_no_name_leads_to_private_content(scene: Scene, name: str, method: str) -> None:
-    """For each manifest, configuration and layer of the private image: whatever name somebody asks by who may not pull it, no byte and no size comes."""
-    for kind, digest in scene.private_digests().values():
+    """For each manifest, configuration and layer of the private image, and of the one that was pushed: whatever name somebody asks by who may not pull it, no byte
+    and no size comes."""
+    own = name.replace("private/app", "private/own").replace("%70rivate/app", "%70rivate/own")
+    cached = [(name, *what) for what in scene.private_digests().values()]
+    hosted = [(one, *what) for one in dict.fromkeys((name, own)) for what in scene.hosted_digests().values()]
+    for by, kind, digest in cached + hosted:
         for user in (None, "bob"):
             for headers in ({}, {"Range": "bytes=0-9"}, {"If_None_Match": f'"{digest}"'}):
-                answer = await scene.get(name.format(what=f"{kind}/{digest}"), user, method, **headers)
+                answer = await scene.get(by.format(what=f"{kind}/{digest}"), user, method, **headers)
                 assert answer.status == 404, (kind, user, headers, answer.headers)
                 assert "Docker-Content-Digest" not in answer.headers
-                assert SECRET_LAYER[:20] not in answer.body
+                assert b"a secret layer" not in answer.body
     assert scene.upstream.sent[str(scene.private.layers[0])] == len(SECRET_LAYER)
 
 
@@ -189,28 +204,32 @@ OTHERS = {
     "readiness": "/readyz",
     "login page": "/login",
     "setup page": "/setup",
+    "guards": "/guards",
+    "account": "/account",
+    "settings": "/settings",
+    "import": "/import",
+    "export of all": "/export/all.tar?images=*",
+    "fleet": "/fleet",
     "nothing": "/nothing",
 }
 
 
 @pytest.mark.parametrize("path", OTHERS.values(), ids=list(OTHERS))
 async def test_nothing_names_what_is_private(scene: Scene, path: str) -> None:
-    """No list, page, bundle, search or figure names the private image to somebody who may not pull it. Whoever may is told, where there is something to tell."""
-    url = path.format(manifest=scene.private.digest)
-    for user in (None, "bob"):
-        for accept in ("*/*", "text/html"):
-            answer = await scene.get(url, user, Accept=accept)
-            assert answer.status in (200, 303, 401, 404), answer.status
-            for hidden in (
-                b"private/app",
-                str(scene.private.layers[0]).encode(),
-                str(scene.private.config).encode(),
-                SECRET_LAYER[:20],
-            ):
-                # What was asked for may be repeated.
-                assert hidden not in answer.body or hidden.decode() in url or answer.status == 404
-            if answer.status == 404:
-                assert str(scene.private.layers[0]).encode() not in answer.body
+    """No list, page, bundle, search or figure names the private image, or the one that was pushed, to somebody who may not pull it. Whoever may is told, where there is
+    something to tell."""
+    never = [str(digest) for digest in (scene.private.layers[0], scene.private.config, Digest.of(HOSTED_LAYER))]
+    urls = path.format(manifest=scene.private.digest), path.replace("private/app", "private/own").format(manifest=scene.hosted)
+    for url in dict.fromkeys(urls):
+        for user in (None, "bob"):
+            for accept in ("*/*", "text/html"):
+                answer = await scene.get(url, user, Accept=accept)
+                assert answer.status in (200, 303, 401, 404), answer.status
+                for hidden in ("private/app", "private/own", *never, "a secret layer"):
+                    # What was asked for may be repeated.
+                    assert hidden.encode() not in answer.body or hidden in url or answer.status == 404
+                if answer.status == 404:
+                    assert not any(digest.encode() in answer.body for digest in never)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +240,8 @@ async def test_whoever_may_is_told(scene: Scene, path: str, told: str) -> None:
     answer = await scene.get(path.format(manifest=scene.private.digest), "alice", Accept="text/html")
     assert answer.status == 200, (told, answer.body)
     assert (b"private/app" in answer.body) or told == "tags"
+    if told in ("catalog", "images"):
+        assert b"private/own" in answer.body
 
 
 async def test_a_bundle_of_everything_has_what_one_may_have(scene: Scene) -> None:
@@ -228,8 +249,9 @@ async def test_a_bundle_of_everything_has_what_one_may_have(scene: Scene) -> Non
     whole = await scene.get("/export/all.tar?images=*", "alice")
     part = await scene.get("/export/all.tar?images=*", "bob")
     assert SECRET_LAYER in whole.body
-    assert SECRET_LAYER not in part.body
-    assert b"private/app" not in part.body
+    assert HOSTED_LAYER in whole.body
+    assert b"a secret layer" not in part.body
+    assert b"private/" not in part.body
     assert b"for all" * 50 in part.body
 
 
@@ -285,8 +307,9 @@ def publish(upstream: Scripted, path: str, body: bytes, media_type: str = OCI_MA
 @pytest.mark.parametrize("fields", NAMING.values(), ids=list(NAMING))
 @pytest.mark.parametrize("query", ["", "?ns=ghcr.io"], ids=["of the same registry", "of another registry"])
 async def test_a_public_image_opens_nothing_that_it_only_names(scene: Scene, fields: dict[str, Any], query: str) -> None:
-    """Whoever controls a public image can have it name a private layer, configuration or manifest. Nobody gets that by it, neither by pull, range nor bundle."""
-    for kind, digest in scene.private_digests().values():
+    """Whoever controls a public image can have it name a private layer, configuration or manifest, or one that was pushed. Nobody gets that by it, neither by pull,
+    range nor bundle."""
+    for kind, digest in (*scene.private_digests().values(), *scene.hosted_digests().values()):
         body = naming(digest, **fields)
         if kind == "manifests":
             entry = {
@@ -310,7 +333,7 @@ async def test_a_public_image_opens_nothing_that_it_only_names(scene: Scene, fie
                 "/export/all.tar?images=*",
             ):
                 answer = await scene.get(path, user)
-                assert SECRET_LAYER[:20] not in answer.body, path
+                assert b"a secret layer" not in answer.body, path
                 assert scene.private.digest.hex.encode() not in answer.body or kind == "manifests", path
 
 
