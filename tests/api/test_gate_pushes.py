@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import ssl
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from mirror.access.tokens import add_token
 from mirror.manifests import OCI_MANIFEST
 from mirror.names import Digest
 from tests.api.test_gate import basic, users_file  # noqa: F401  a fixture
+from tests.support.certificates import Authority
 from tests.support.mirrors import Got, Mirror, StartMirror, read_to_end
+from tests.support.pushes import push_image, say
 from tests.support.scripted import Scripted
 
 LAYER = b"a layer that alice pushed for herself" * 20
@@ -64,36 +69,101 @@ async def push(mirror: Mirror, user: str, repository: str, *layers: bytes) -> Di
     return Digest.of(body)
 
 
-@pytest.mark.parametrize("user", ["alice", "bob", None])
-async def test_who_may_change_what(mirror: Mirror, user: str | None) -> None:
-    """Each route that changes something, for one who may push and delete, one who may only pull elsewhere, and nobody: 404 where pulling is not allowed, 403 where it is."""
-    await push(mirror, "alice", "alice/app", LAYER)
-    layer = Digest.of(LAYER)
-    routes = {
-        ("POST", "/v2/alice/app/blobs/uploads/"): 202,
-        ("POST", f"/v2/alice/app/blobs/uploads/?mount={layer}&from=alice/app"): 201,
-        ("PATCH", "/v2/alice/app/blobs/uploads/x"): 404,
-        ("PUT", f"/v2/alice/app/blobs/uploads/x?digest={layer}"): 404,
-        ("GET", "/v2/alice/app/blobs/uploads/x"): 404,
-        ("DELETE", "/v2/alice/app/blobs/uploads/x"): 404,
-        ("PUT", "/v2/alice/app/manifests/2"): 400,
-        ("DELETE", "/v2/alice/app/manifests/2"): 404,
-        ("DELETE", f"/v2/alice/app/blobs/{layer}"): 409,  # its manifest is there
+CLIENTS = {
+    "alice": "change",
+    "alice's token for everything": "change",
+    "alice's token as a password": "change",
+    "a bearer token for alice's password": "change",
+    "alice's token in the path": "change",
+    "the laptop's certificate": "change",
+    "alice's token for pushing": "push",
+    "alice's token for pulling": "pull",
+    "alice's token for another repository": "",
+    "bob": "",
+    "another certificate": "",
+    "nobody": "",
+}
+"""Who sends a request, and what they may do with alice/**."""
+ROUTES = {
+    ("POST", "/v2/alice/app/blobs/uploads/"): ("push", 202),
+    ("POST", "/v2/alice/app/blobs/uploads/?mount={layer}&from=alice/app"): ("push", 201),
+    ("PATCH", "/v2/alice/app/blobs/uploads/x"): ("push", 404),
+    ("PUT", "/v2/alice/app/blobs/uploads/x?digest={layer}"): ("push", 404),
+    ("GET", "/v2/alice/app/blobs/uploads/x"): ("push", 404),
+    ("DELETE", "/v2/alice/app/blobs/uploads/x"): ("push", 404),
+    ("PUT", "/v2/alice/app/manifests/2"): ("push", 400),
+    ("DELETE", "/v2/alice/app/manifests/2"): ("delete", 404),
+    ("DELETE", "/v2/alice/app/blobs/{layer}"): ("delete", 409),  # its manifest is there
+    ("GET", "/v2/alice/app/manifests/1"): ("pull", 200),
+    ("GET", "/v2/alice/app/tags/list"): ("pull", 200),
+}
+"""What each route wants, and what it answers to whoever has it."""
+
+
+async def test_who_may_change_what(start: StartMirror, upstream: Scripted, users_file: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Each route by each kind of client: what may not be is 404 where pulling is not allowed either, and 403 where it is; never a challenge."""
+    upstream.add_image("library/public", "1", layers=[b"for all" * 50])
+    authority = Authority(tmp_path / "tls")
+    folder = tmp_path / "cache" / "access" / "tokens"
+    tokens = {
+        name: add_token(folder, name, "alice", scopes, None)
+        for name, scopes in (("all", ()), ("push", ("pull", "push")), ("pull", ("pull",)), ("other", ("pull:alice/other",)))
     }
-    for (method, path), status in routes.items():
-        answer = await ask(mirror, method, path, user)
-        assert "WWW-Authenticate" not in answer.headers
-        if user == "alice":
-            assert answer.status == status, (method, path, answer.body)
-        else:
-            assert answer.status == 404, (method, path)
-            assert json.loads(answer.body)["errors"][0]["code"] == "NAME_UNKNOWN", (method, path)
-    # Where pulling is allowed and pushing is not.
-    answer = await ask(mirror, "POST", "/v2/library/public/blobs/uploads/", user)
-    assert answer.status == 403
-    if user == "bob":
-        await push(mirror, "bob", "bob/app", b"his own")
-        assert (await ask(mirror, "DELETE", "/v2/bob/app/manifests/1", "bob")).status == 403
+    mirror = await start(
+        settings={
+            "server": {
+                "users_file": str(users_file),
+                "tls_certificate": str(authority.certificate),
+                "tls_key": str(authority.key),
+                "tls_client_ca": str(authority.ca),
+            },
+            "hosted": {"repositories": ["alice/**", "bob/**"]},
+            "access": [
+                {"who": ["alice", "cert:laptop"], "may": ["pull", "push", "delete"], "repositories": ["alice/**"]},
+                {"who": ["bob"], "may": ["pull", "push"], "repositories": ["bob/**"]},
+                {"who": ["anyone"], "may": [], "repositories": ["alice/**", "bob/**"]},
+                {"who": ["anyone"]},
+            ],
+        }
+    )
+    paths = dict.fromkeys(CLIENTS, "") | {"alice's token in the path": f"/t/{tokens['all']}"}
+    headers = {
+        "alice": basic("alice"),
+        "alice's token for everything": f"Bearer {tokens['all']}",
+        "alice's token as a password": basic("anything", tokens["all"]),
+        "alice's token for pushing": f"Bearer {tokens['push']}",
+        "alice's token for pulling": f"Bearer {tokens['pull']}",
+        "alice's token for another repository": f"Bearer {tokens['other']}",
+        "bob": basic("bob"),
+    }
+    certificates = {"the laptop's certificate": "laptop", "another certificate": "other"}
+    async with contextlib.AsyncExitStack() as stack:
+        sessions = {}
+        for name in CLIENTS:
+            context = ssl.create_default_context(cafile=authority.ca)
+            if name in certificates:
+                context.load_cert_chain(*authority.issue_to(certificates[name]))
+            session = aiohttp.ClientSession(mirror.url, connector=aiohttp.TCPConnector(ssl=context))
+            sessions[name] = await stack.enter_async_context(session)
+        sessions["alice"].headers["Authorization"] = basic("alice")
+        await push_image(sessions["alice"], "alice/app", "1", LAYER)
+        del sessions["alice"].headers["Authorization"]
+        asked = await say(
+            sessions["alice"], "GET", "/token?scope=repository:alice/app:pull,push,delete", Authorization=basic("alice")
+        )
+        headers["a bearer token for alice's password"] = f"Bearer {json.loads(asked.body)['token']}"
+        for name, may in CLIENTS.items():
+            has = {"change": ("pull", "push", "delete"), "push": ("pull", "push"), "pull": ("pull",)}.get(may, ())
+            sent = {"Authorization": headers[name]} if name in headers else {}
+            for (method, path), (wanted, status) in ROUTES.items():
+                answer = await say(sessions[name], method, paths[name] + path.format(layer=Digest.of(LAYER)), **sent)
+                assert "WWW-Authenticate" not in answer.headers
+                assert answer.status == (status if wanted in has else 403 if has else 404), (name, method, path, answer.body)
+                if not has:
+                    assert answer.code == "NAME_UNKNOWN", (name, method, path)
+            # Where everybody may pull, and push nobody.
+            answer = await say(sessions[name], "POST", f"{paths[name]}/v2/library/public/blobs/uploads/", **sent)
+            assert answer.status == (404 if "another repository" in name else 403), name
 
 
 @pytest.mark.parametrize("user", ["bob", None])
