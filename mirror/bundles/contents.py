@@ -164,7 +164,7 @@ class Gatherer:
     async def _allowed(self, guard: Guard, repository: Repository, tag: Tag, root: Manifest) -> Manifest | None:
         """Returns what clients get by a tag; None if that is not cached. Raises Guarded."""
         lost: set[Digest] = set()
-        while len(lost) <= _MOST_BACK:
+        while len(lost) < _MOST_BACK:
             ruling = await guard.rule_tag(repository, tag, root.descriptor, frozenset(lost))
             if ruling.error is not None or ruling.serve is None:
                 if lost:

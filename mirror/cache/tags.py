@@ -19,7 +19,7 @@ _MOST_RULINGS = 5
 """How often it is decided on a tag for one request: again once a manifest is here that had to be read for it."""
 
 _MOST_BACK = 5
-"""Images that a tag has meant before, and that cannot be had any more, until it is given up to look for one."""
+"""Images that a tag means or has meant, and that cannot be had, until it is given up to look for one."""
 
 
 class Tags(TagChecks):
@@ -189,7 +189,7 @@ class Tags(TagChecks):
             except ManifestUnknown:
                 lost.add(ruling.serve.digest)
                 ruling = await guard.rule_tag(repository, tag, pushed.descriptor, frozenset(lost))
-                if ruling.serve is None or len(lost) > _MOST_BACK:
+                if ruling.serve is None or len(lost) >= _MOST_BACK:
                     raise
 
     async def _get_guarded(self, guard: Guard, repository: Repository, reference: Digest) -> tuple[Manifest, Outcome]:
@@ -264,6 +264,8 @@ class Tags(TagChecks):
                 fetched = await self._fetch_ruled(repository, tag, ruling.serve, held=ruling.held_until is not None)
             except (UpstreamError, Unknown, Denied) as error:
                 if (stale := await self._before(guard, repository, tag, ruling.serve, error)) is not None:
+                    if ruling.held_until is not None:
+                        guard.count(repository, tag, ruling)
                     return stale, STALE
                 if ruling.held_until is None:
                     raise
@@ -308,4 +310,6 @@ class Tags(TagChecks):
                     await self._by_digest(repository, ruling.serve.digest)
                     continue
             without.add(ruling.serve.digest)
+            if len(without) >= _MOST_BACK:
+                break
         return None

@@ -191,13 +191,14 @@ class Gate:
             log.warning(
                 "%s:%s means %s: %s released it: %s", asked.repository, asked.tag, asked.digest, released.who, released.why
             )
-        if complete and epoch == self.epoch and not asked.lost:
+        if complete and epoch == self.epoch and (decision.finding is None or decision.finding.rule):
             key = asked.repository, reference
             until = min(decision.until, now + _TAGS_KNOWN) if asked.tag is None and self._depends_on_tags else decision.until
-            self._known[key] = ruling, until
+            # Without what is lost it is decided anew each time: it may be found again.
+            self._known[key] = ruling, 0.0 if asked.lost else until
             if len(self._known) > _MOST:
                 self._passed.pop(self._known.popitem(last=False)[0], None)
-            if decision.finding is None and not decision.observed and until == math.inf:
+            if decision.finding is None and not decision.observed and until == math.inf and not asked.lost:
                 self._passed[key] = asked.digest
         return ruling
 

@@ -182,3 +182,17 @@ async def test_what_is_pushed_waits_for_its_signature(start: StartMirror, upstre
     await signed(Digest.of(second))
     assert (await mirror.get(TAG)).body == second
     assert len(upstream.asked) == 0
+
+
+async def test_a_tag_goes_back_past_a_push_that_was_deleted(start: StartMirror) -> None:
+    """To the last good image that its repository still has."""
+    mirror = await hosting(start)
+    bodies = [(await push(mirror, layer))[1] for layer in (b"first", b"second", b"third")]
+    async with mirror.session.delete(f"/v2/team/app/manifests/{Digest.of(bodies[1])}") as deleted:
+        assert deleted.status == 202
+    await Commands(mirror.directory)("block", str(Digest.of(b"third")))
+    for _ in patiently():
+        got = await mirror.get(TAG)
+        if "Mirror-Tag" in got.headers:
+            break
+    assert (got.status, got.body) == (200, bodies[0])

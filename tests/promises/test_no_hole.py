@@ -7,6 +7,7 @@ import json
 import os
 import tarfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from io import BytesIO
@@ -213,10 +214,10 @@ def world(
     return World(CASES[request.param], start, upstream, tmp_path)
 
 
-async def by_every_tag(mirror: Mirror) -> set[tuple[int, str | None]]:
+async def by_every_tag(mirror: Mirror, paths: Sequence[str] = TAG) -> set[tuple[int, str | None]]:
     """Status and digest of every way to ask for the tag."""
     found = set()
-    for path in TAG:
+    for path in paths:
         for method, headers in (("HEAD", {}), ("GET", {}), ("GET", {"Range": "bytes=0-9"})):
             got = await mirror.get(path, method, **headers)
             assert got.status == 200 or method == "HEAD" or json.loads(got.body)["errors"][0]["code"] == "DENIED"
@@ -299,8 +300,70 @@ async def test_a_tag_that_clients_had_before_there_was_the_rule(world: World) ->
     await mirror.stop()
     await world.upstream.stop()
     mirror = await world.start()
-    assert await by_every_tag(mirror) == served
+    assert await by_every_tag(mirror, TAG[:1]) == served
     await check_digests(mirror, second, refused)
+
+
+# ---------------------------------------------------------------------- what is fetched for it
+
+
+async def test_strict_fetches_what_is_held_only_for_who_goes_around(
+    start: StartMirror, upstream: Scripted, tmp_path: Path
+) -> None:
+    """Not for whoever pulls by the tag, nor for what a cached manifest names; and once, whatever is asked for then, also what nobody has."""
+    world = World(CASES["strict"], start, upstream, tmp_path)
+    world.means(world.first)
+    mirror = await world.start(prefetch=False)
+    await world.pull(mirror, world.first)
+    world.means(world.second)
+    for path in (TAG[0], world.first.path("layer"), world.first.path("image"), TAG[0]):
+        assert (await mirror.get(path)).status == 200
+    held = [str(world.second.digests[part]) for part in ("index", "image")]
+    assert [upstream.count("GET", digest) for digest in held] == [0, 0]
+    for part in ("layer", "config", "image", "index", "layer"):
+        assert (await mirror.get(world.second.path(part))).status == 403
+    for _ in range(2):
+        assert (await mirror.get(f"/v2/app/blobs/{Digest.of(b'nothing')}")).status == 404
+    assert [upstream.count("GET", digest) for digest in held] == [1, 1]
+
+
+@pytest.mark.parametrize("where", ["here", "at the registry", "nowhere"])
+async def test_a_tag_goes_back_as_far_as_it_must(start: StartMirror, upstream: Scripted, tmp_path: Path, where: str) -> None:
+    """To the last good image that is here, or that the registry has: of four that clients had, the last is blocked, and the third is nowhere any more. By HEAD as by
+    GET, and in a bundle; what it has to be asked for is asked once."""
+    images = []
+    mirror: Mirror = await start(tag_ttl=0)
+    for _ in range(4):
+        images.append(upstream.add_image("library/app", "latest"))
+        assert (await mirror.get(TAG[0])).status == 200
+        for blob in (images[-1].config, *images[-1].layers):
+            assert (await mirror.get(f"/v2/app/blobs/{blob}")).status == 200
+            await mirror.until_cached(blob)
+    await Commands(mirror.directory)("block", str(images[3].layers[0]))
+    await mirror.stop()
+    lost = images[1:3] if where == "here" else images[:3]
+    async with store(load(None, {}, {"cache": {"dir": str(mirror.directory)}})) as opened:
+        for image in lost:
+            await opened.delete(APP, image.digest)
+    for image in images[where == "at the registry" : 3]:
+        del upstream.manifests["library/app", str(image.digest)]
+    mirror = await start(tag_ttl=0)
+    asked = upstream.count("GET", str(images[0].digest))
+    for method in ("HEAD", "GET", "HEAD", "GET"):
+        got = await mirror.get(TAG[0], method)
+        if where == "nowhere":
+            assert got.status == 403
+            assert method == "HEAD" or "neither here nor at the registry" in json.loads(got.body)["errors"][0]["message"]
+        else:
+            assert (got.status, got.headers["Docker-Content-Digest"]) == (200, str(images[0].digest))
+            assert got.headers["Mirror-Tag"] == f"held; new={images[3].digest}"
+    assert upstream.count("GET", str(images[0].digest)) - asked == (
+        1 if where == "at the registry" else 0 if where == "here" else 4
+    )
+    if where == "here":
+        bundle = await mirror.get("/export/app:latest.tar")
+        with tarfile.open(fileobj=BytesIO(bundle.body)) as tar:
+            assert images[0].digest.hex in {name.rpartition("/")[2] for name in tar.getnames()}
 
 
 async def test_a_download_that_is_blocked_half_way_is_cut_in_all_workers(upstream: Scripted, tmp_path: Path) -> None:
