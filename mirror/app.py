@@ -173,8 +173,8 @@ async def running(
         stack.push_async_callback(acceptor.aclose)
         cache.start()
         live.scanning.start()
-        if live.writing is not None:
-            live.writing.start()
+        if live.behind is not None:
+            live.behind.start()
         dashboard.start()
         if worker is not None:
             for work in (partial(_show_life, worker), partial(_publish, readiness)):

@@ -26,13 +26,12 @@ from mirror.config.yaml_files import YamlFiles, read_regular
 from mirror.events import NOBODY, Events
 from mirror.patterns import Pattern, RepositoryPattern
 from mirror.storage.disk.store import DiskStore
-from mirror.storage.outbox import Outbox
 from mirror.storage.settings import Expire, HostedRules, Keep, Upkeep
 from mirror.storage.store import Store
 from mirror.tasks import BackgroundTask, close_all
 
 if TYPE_CHECKING:
-    from mirror.bucket.writing import Writing
+    from mirror.bucket.behind import Behind
     from mirror.cache.cache import Cache
     from mirror.cache.guarding import Guard
     from mirror.guards.in_force import Guarding
@@ -115,15 +114,14 @@ async def wired(
         Upstreams(
             settings.registries, timeouts, connections, settings.unlisted, out, parts, fleet, settings.cache.tag_ttl
         ) as upstreams,
-        _cache(settings, upstreams, notifications) as (cache, outbox),
-        _writing(settings, upstreams, cache, outbox) as writing,
+        _cache(settings, upstreams, notifications) as (cache, behind),
     ):
         if upstreams.fleet is not None:
             upstreams.fleet.asking_peer = cache.store.asking_peer
         documents = FromUpstream(cache.store, cache.fetch, cache.manifests.get_unchecked, cache.lists.all_referrers)
         guarding = Guarding(cache.store, documents, partial(setattr, cache, "guard"), upstreams.document)
         scanning = Scanning(cache.store, cache.inventory, settings.cache.dir / "scans", guarding.load_blocks)
-        live = Live(upstreams, cache, guarding, scanning, notifications, settings, writing)
+        live = Live(upstreams, cache, guarding, scanning, notifications, settings, behind)
         await guarding.load()
         cache.images.ruled = guarding.load_blocks
         guarding.start()
@@ -159,10 +157,10 @@ class Live:
         scanning: Scanning,
         notifications: Notifications,
         settings: Settings,
-        writing: Writing | None,
+        behind: Behind | None,
     ) -> None:
-        """`scanning`, and the `writing` to a bucket, are started by a server only."""
-        self.writing = writing
+        """`scanning`, and what is `behind` the store, are started by a server only."""
+        self.behind = behind
         self._upstreams = upstreams
         self._guarding = guarding
         self.scanning = scanning
@@ -337,7 +335,7 @@ async def _notifications(settings: Settings) -> AsyncIterator[Notifications]:
 
 
 @contextlib.asynccontextmanager
-async def _cache(settings: Settings, upstreams: Upstreams, events: Events) -> AsyncIterator[tuple[Cache, Outbox]]:
+async def _cache(settings: Settings, upstreams: Upstreams, events: Events) -> AsyncIterator[tuple[Cache, Behind | None]]:
     from mirror.cache.cache import Cache, Limits
 
     kept = settings.cache
@@ -348,24 +346,26 @@ async def _cache(settings: Settings, upstreams: Upstreams, events: Events) -> As
 
     async with (
         _store(settings, offline, events) as found,
+        _behind(settings, upstreams, found) as behind,
         Cache(found, found.inventory, upstreams.registry, limits, DEFAULT_REGISTRY, ALIASES, offline) as cache,
     ):
-        yield cache, found.outbox
+        yield cache, behind
 
 
 @contextlib.asynccontextmanager
-async def _writing(settings: Settings, upstreams: Upstreams, cache: Cache, outbox: Outbox) -> AsyncIterator[Writing | None]:
-    if upstreams.fleet is None or upstreams.fleet.bucket is None:
+async def _behind(settings: Settings, upstreams: Upstreams, store: DiskStore) -> AsyncIterator[Behind | None]:
+    if (fleet := upstreams.fleet) is None or fleet.bucket is None:
         yield None
         return
-    from mirror.bucket.writing import Writing
+    from mirror.bucket.behind import Behind
 
-    private = settings.client_registries.__contains__
-    writing = Writing(upstreams.fleet.bucket, upstreams.fleet, outbox, cache.store, private, lambda: upstreams.offline)
+    private, name = settings.client_registries.__contains__, settings.fleet.place
+    behind = Behind(fleet.bucket, fleet, store, store.outbox, name, private, lambda: upstreams.offline)
+    store.hosted = behind.hosted
     try:
-        yield writing
+        yield behind
     finally:
-        await writing.aclose()
+        await behind.aclose()
 
 
 @contextlib.asynccontextmanager

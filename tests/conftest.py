@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mirror import app
 from mirror.config import load
 from tests.support.mirrors import Mirror, StartMirror
 from tests.support.patience import PATIENCE
+from tests.support.s3 import ENVIRONMENT, S3
 from tests.support.scripted import Scripted
 
 os.environ["MIRROR_RUN_FOLDER"] = ""
@@ -116,6 +117,18 @@ async def start(upstream: Scripted, tmp_path: Path) -> AsyncIterator[StartMirror
 async def mirror(start: StartMirror) -> Mirror:
     """A mirror with the tests' usual settings."""
     return await start()
+
+
+@pytest.fixture
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """A real S3 server with an empty bucket; its credentials are in the environment."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    server = S3(tmp_path / "s3")
+    yield server
+    server.stop()
 
 
 def sha256(data: bytes) -> str:

@@ -67,7 +67,7 @@ MAY_IMPORT = {
     "file_systems": set(),
     "storage": SHARED | {"units", "disk_room", "storage"},
     "downloads": SHARED | {"storage", "downloads"},
-    "bucket": SHARED | {"storage", "upstream", "bucket"},
+    "bucket": SHARED | {"hosted", "storage", "upstream", "bucket"},
     "access": SHARED | {"units", "access"},
     "cache": SHARED | {"units", "storage", "downloads", "cache"},
     "guards": SHARED | {"cache", "downloads", "storage", "guards"},

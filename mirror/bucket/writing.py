@@ -8,16 +8,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 
 from mirror import metrics
 from mirror.backoff import doubled
-from mirror.errors import CatalogFailed, MirrorError, StorageUnreadable
+from mirror.bucket.reading import slices
+from mirror.errors import CatalogFailed, MirrorError
 from mirror.manifests import DOCKER_SCHEMA1_SIGNED
 from mirror.names import Digest, Repository, Tag
 from mirror.storage.outbox import Entry, Outbox
-from mirror.storage.slices import FileSlice, Reader
+from mirror.storage.slices import Reader
 from mirror.storage.store import Store
 from mirror.tasks import BackgroundTask
 from mirror.upstream.bucket import Bucket
@@ -68,7 +69,6 @@ class Writing:
         bucket.on_wrong = self._note_wrong
 
     def start(self) -> None:
-        self._bucket.start()
         self._task.start()
 
     async def aclose(self) -> None:
@@ -139,10 +139,11 @@ class Writing:
 
     async def _write_content(self, entry: Entry, digest: Digest) -> None:
         known = digest in self._bucket.known and not entry.is_wrong
-        if not entry.is_cached or known or (not entry.is_hosted and not self._fleet.is_home(digest)):
+        # What was pushed is written otherwise, see hosting.py.
+        if not entry.is_cached or entry.is_hosted or known or not self._fleet.is_home(digest):
             return
         holders = await self._store.holders(digest)
-        if not entry.is_hosted and holders and all(self._is_private(holder.registry) for holder in holders):
+        if holders and all(self._is_private(holder.registry) for holder in holders):
             return
         if entry.is_manifest:
             await self._write_manifest(digest, entry.is_wrong)
@@ -166,8 +167,8 @@ class Writing:
     async def _write_blob(self, digest: Digest, reader: Reader, is_wrong: bool) -> None:
         key, size = blob_key(digest), reader.size or 0
         if is_wrong or await self._objects.size(key) != size:
-            async with aclosing(_slices(reader)) as slices:
-                await self._objects.put_file(key, slices, size)
+            async with aclosing(slices(reader)) as pieces:
+                await self._objects.put_file(key, pieces, size)
             self._note_sent("blob", size)
         self._bucket.note(digest)
 
@@ -193,11 +194,3 @@ class Writing:
     def _note_sent(self, kind: str, size: int) -> None:
         self._sent[kind].inc(size)
         self._bucket.refused = ""
-
-
-async def _slices(reader: Reader) -> AsyncGenerator[tuple[int, int, int], None]:
-    async with aclosing(reader.parts(0, None)) as parts:
-        async for part in parts:
-            if not isinstance(part, FileSlice):
-                raise StorageUnreadable("a blob is not in one file")
-            yield part.fd, part.offset, part.length

@@ -220,6 +220,7 @@ class Cache:
         # A client that pushes asks so before it sends: what is here now must be here, and right, when the manifest comes.
         reader = await self.store.open(digest) if await self.store.hosted.touch(repository, digest) else None
         if reader is None:
+            await self.store.hosted.check_complete()
             raise BlobUnknown(f"{repository.path} lives in this mirror, and has no blob {digest}")
         await reader.aclose()
         return reader.size or 0
@@ -227,6 +228,7 @@ class Cache:
     async def _own_blob(self, repository: Repository, digest: Digest) -> Reader:
         await self.manifests.own.check_blob(repository, digest)
         if (reader := await self.store.open(digest)) is None:
+            await self.store.hosted.check_complete()
             raise BlobUnknown(f"{repository.path} has lost {digest} from the disk: push it again")
         return reader
 

@@ -95,6 +95,7 @@ class Own:
         digest = self._meant.get((repository, reference)) or await self._find(repository, reference)
         manifest = None if digest is None else await self._store.manifest(digest)
         if manifest is None:
+            await self._store.hosted.check_complete()
             raise ManifestUnknown(f"{repository.path} lives in this mirror, and has no manifest {reference}")
         return manifest
 
@@ -129,6 +130,7 @@ class Own:
     async def check_blob(self, repository: Repository, digest: Digest) -> None:
         """Raises BlobUnknown if a repository does not have a blob."""
         if not await self._store.hosted.has(repository, digest):
+            await self._store.hosted.check_complete()
             raise BlobUnknown(f"{repository.path} lives in this mirror, and has no blob {digest}")
 
     async def referrers(self, repository: Repository, digest: Digest) -> list[dict[str, Any]]:

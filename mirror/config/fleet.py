@@ -118,6 +118,11 @@ class Fleet(Table):
         """Whether there is something to prove with that a mirror belongs to the fleet."""
         return self.token_file is not None
 
+    @property
+    def place(self) -> str:
+        """What it is called in the bucket, after each start and on another disk too."""
+        return "mirror" if self.own is None else urlsplit(self.own).netloc
+
     def token(self) -> str | None:
         """Returns the token, the file read anew; None where there is none. Raises OSError, ValueError."""
         if self.token_file is None:

@@ -140,6 +140,10 @@ class HostedStore(Protocol):
         something else by now."""
         ...
 
+    async def check_complete(self) -> None:
+        """Returns if what a repository lacks here is nowhere else. Raises MirrorError while it may come back."""
+        ...
+
     async def tags(self, repository: Repository, after: str = "", count: int | None = None) -> list[str]:
         """Returns the tags after one, in ASCII order, `count` of them at most."""
         ...

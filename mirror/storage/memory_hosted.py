@@ -166,6 +166,9 @@ class MemoryHosted:
         if record is not None and record.descriptor.digest == pushed:
             await self.store.set_tag(repository, tag, replace(record, held_until=held_until), seen=False)
 
+    async def check_complete(self) -> None:
+        """Does nothing: all there is is here."""
+
     async def tags(self, repository: Repository, after: str = "", count: int | None = None) -> list[str]:
         return sorted(tag for tag in await self.store.tags(repository) if tag > after)[:count]
 

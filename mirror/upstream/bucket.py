@@ -108,6 +108,12 @@ class Bucket:
     def alive(self) -> bool:
         return self._watch.alive and time.monotonic() >= self._slow_until
 
+    async def answers(self) -> bool:
+        """Returns whether it answers now, as it should: for whoever cannot do without it."""
+        if self.alive and not await self._look():
+            self._watch.note_dead()
+        return self.alive
+
     @property
     def fault(self) -> str:
         """A sentence about what does not work; empty if all does."""

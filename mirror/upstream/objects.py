@@ -7,6 +7,9 @@ machine's own account; and of Amazon's tools also in the file ``~/.aws/credentia
 blobs/sha256/ab/<hex>                         a blob
 manifests/sha256/ab/<hex>                     a manifest
 tags/<registry>/<repository>/<tag>.json       what a tag means: ``{"digest", "mediaType", "size", "checked"}``, the last in seconds since the epoch
+hosted/blobs/sha256/ab/<hex>                  a blob that was pushed here
+hosted/<mirror>/manifests/<repository>/…      a manifest that was pushed here: the repository, ``_`` and the digest with a hyphen for the colon
+hosted/<mirror>/tags/<repository>/…           what a tag of a hosted repository means: the same with the tag, as ``{"digest", "pushed"}``
 ============================================  ==========================================================================
 """
 
@@ -17,7 +20,7 @@ import configparser
 import contextlib
 import os
 import re
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -91,6 +94,36 @@ class Objects:
             return None
 
         return await self._run(head)
+
+    async def get(self, key: str) -> tuple[bytes, str] | None:
+        """Returns a small object, and its media type, empty if that is not known; None if there is none."""
+
+        def read(library: Any, store: Any) -> tuple[bytes, str] | None:
+            with contextlib.suppress(FileNotFoundError):
+                found = library.get(store, key)
+                return bytes(found.bytes()), str(found.attributes.get("Content-Type", ""))
+            return None
+
+        return await self._run(read)
+
+    async def pieces(self, key: str, size: int) -> AsyncGenerator[bytes, None]:
+        """Yields the `size` bytes of an object, a part at a time."""
+        for start in range(0, size, PART):
+            length = min(PART, size - start)
+            yield await self._run(_read, key, start, length)
+
+    async def keys(self, prefix: str) -> list[str]:
+        """Returns the keys that begin with a prefix, which ends in a slash."""
+        return await self._run(lambda library, store: [found["path"] for page in library.list(store, prefix) for found in page])
+
+    async def delete(self, key: str) -> None:
+        """Deletes an object, if there is one."""
+
+        def delete(library: Any, store: Any) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                library.delete(store, key)
+
+        await self._run(delete)
 
     async def put(self, key: str, body: bytes, media_type: str = "application/octet-stream") -> None:
         """Writes an object of bytes in memory."""
@@ -172,6 +205,10 @@ def _told(error: Exception) -> str:
     line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
     # Neither what a query may hold, nor how long it took, which no two messages have in common.
     return re.sub(r"\?\S*| in [0-9.]+\S*s\b", "", line)[:_LONGEST] or type(error).__name__
+
+
+def _read(library: Any, store: Any, key: str, start: int, length: int) -> bytes:
+    return bytes(library.get_range(store, key, start=start, length=length))
 
 
 def _send(library: Any, store: Any, writer: Any, fd: int, start: int, length: int) -> None:

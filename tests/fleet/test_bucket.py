@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +21,10 @@ from tests.fleet.test_fleet import of, pull
 from tests.support.members import StartMembers
 from tests.support.mirrors import Mirror, MirrorProcess, StartMirror, until
 from tests.support.patience import PATIENCE
-from tests.support.s3 import ENVIRONMENT, S3
+from tests.support.s3 import S3
 from tests.support.scripted import Image, Scripted
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    server = S3(tmp_path / "s3")
-    yield server
-    server.stop()
 
 
 def image_of(upstream: Scripted, layers: int = 2, tag: str = "1") -> Image:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from mirror.bucket.hosting import DurableHosted
 from mirror.disk_room import DiskRoom
 from mirror.errors import (
     DigestInvalid,
@@ -37,19 +38,36 @@ from mirror.storage.memory import MemoryStore
 from mirror.storage.settings import HostedRules, Upkeep
 from mirror.storage.sightings import Released
 from mirror.storage.store import Store
+from mirror.upstream import Connections, Timeouts
+from mirror.upstream.bucket import Bucket
+from mirror.upstream.objects import Objects
+from mirror.upstream.transport import Transport
 from tests.storage.test_conformance import ONE, OTHER, joined, put_image
 from tests.support.patience import PATIENCE
 from tests.support.pushes import manifest_of
+from tests.support.s3 import S3
 
 APP, BASE = Repository("docker.io", "team/app"), Repository("docker.io", "team/base")
 RULES = HostedRules("docker.io", (Pattern("team/**"),), 50_000, ((Pattern("team/**"), Pattern("v*")),), untagged=0.0, grace=0.0)
 
 
-@pytest.fixture(params=["disk", "memory"])
+@pytest.fixture(params=["disk", "disk and bucket", "memory"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    made: Store = DiskStore(tmp_path, Upkeep(100_000, hosted=RULES)) if request.param == "disk" else MemoryStore(100_000, RULES)
-    async with made:
-        yield made
+    """One of the two stores, or one behind which there is a bucket of a real S3 server."""
+    if request.param == "memory":
+        async with MemoryStore(100_000, RULES) as memory:
+            yield memory
+        return
+    async with contextlib.AsyncExitStack() as stack:
+        disk = await stack.enter_async_context(DiskStore(tmp_path / "cache", Upkeep(100_000, hosted=RULES)))
+        if request.param == "disk and bucket":
+            s3: S3 = request.getfixturevalue("s3")
+            transport = Transport(Timeouts(1, 3, 1, 1), Connections(1, 1, 1))
+            stack.push_async_callback(transport.aclose)
+            bucket = Bucket(Objects("s3://images", s3.url, None), transport, None)
+            stack.push_async_callback(bucket.aclose)
+            disk.hosted = DurableHosted(disk.hosted, disk, bucket, "mirror", lambda: False)
+        yield disk
 
 
 async def push(store: Store, repository: Repository, data: bytes, algorithm: str = "sha256") -> Digest:
@@ -99,6 +117,11 @@ async def test_content_that_is_not_what_its_digest_says_is_not_kept(store: Store
     await upload.commit(Digest.of(b"something"), "")
     upload.close()
     assert store.size(Digest.of(b"something")) == 9
+
+
+async def test_what_is_not_here_is_nowhere_else(store: Store) -> None:
+    """Of a store that has begun nothing in the background."""
+    await store.hosted.check_complete()
 
 
 async def test_which_repositories_live_here(store: Store) -> None:

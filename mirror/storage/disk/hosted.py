@@ -208,6 +208,9 @@ class DiskHosted:
             catalog.hosted.link(repository, digest, upload.size, None, who)
             self.blobs.publish(upload.fd, upload.path, digest)
 
+    async def check_complete(self) -> None:
+        """Does nothing: all there is is here."""
+
     async def tags(self, repository: Repository, after: str = "", count: int | None = None) -> list[str]:
         return await self.catalog.do(lambda catalog: catalog.hosted.tags(repository, after, count))
 

@@ -36,6 +36,7 @@ from mirror.storage.disk.maintenance.verification import Verification
 from mirror.storage.disk.outbox import DiskOutbox
 from mirror.storage.disk.partial import DiskPartial
 from mirror.storage.disk.statuses import Statuses
+from mirror.storage.hosted import HostedStore
 from mirror.storage.settings import Upkeep
 from mirror.storage.sightings import Block, HeldTag, Move, Released, Ruled, Sighting
 from mirror.storage.store import (
@@ -85,7 +86,7 @@ class DiskStore:
         self._offline = offline
         self._eviction = Eviction(self.blobs, self._catalog, upkeep)
         self._content = Content(self.blobs, self.threads, self._catalog, self._eviction)
-        self.hosted = DiskHosted(
+        self.hosted: HostedStore = DiskHosted(
             self.blobs, self.threads, self._catalog, upkeep.hosted, self._make_room_apart, self._eviction.could_fit_apart
         )
         self._mending = Mending(self.blobs, self.threads, self._catalog, self._eviction)
