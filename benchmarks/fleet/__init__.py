@@ -1,1 +1,1 @@
-"""What several mirrors reach together."""
+"""How long many nodes wait for one image from a fleet of mirrors: a simulation, for the numbers of docs/scale.md."""
