@@ -43,17 +43,20 @@ def mirror(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 def test_the_start_says_where_what_and_how(tmp_path: Path) -> None:
-    """Where it listens, where the cache is and how large it may get, which registries, and the line for daemon.json."""
-    with MirrorProcess(
-        tmp_path / "cache", {"docker.io": "http://127.0.0.1:1", "lan:5001": "http://127.0.0.1:1"}, "--max-size", "2GiB"
-    ) as running:
-        while "daemon.json" not in running.log:
+    """Where it listens, where the cache is and how large it may get, which registries, and the line for daemon.json; which names live here, and that pushes to them
+    change what others get by names that they know."""
+    registries: dict[str, str | list[str]] = {"docker.io": "http://127.0.0.1:1", "lan:5001": "http://127.0.0.1:1"}
+    hosted = {"HOSTED__REPOSITORIES": '["team/**", "library/app*"]', "HOSTED__SHADOW": "true"}
+    with MirrorProcess(tmp_path / "cache", registries, "--max-size", "2GiB", **hosted) as running:
+        while "pulls images of these names" not in running.log:
             pass
         for expected in (
             f"listening on {running.url}\n",
             f"cache in {tmp_path / 'cache'}, up to 2 GiB",
             "docker.io, ghcr.io, quay.io, registry.k8s.io, gcr.io, mcr.microsoft.com, public.ecr.aws, lan:5001",
             f'{{"registry-mirrors": ["{running.url}"]}}',
+            "hosted: team/**, library/app* live here, and can be pushed to",
+            "what is pushed to library/app* replaces what everybody gets who pulls images of these names",
         ):
             assert expected in running.log
         assert running.terminate() == 0

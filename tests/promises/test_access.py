@@ -43,7 +43,7 @@ async def until_all(url: str, wanted: int | set[int], **headers: str) -> None:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_what_commands_and_sighup_change_counts_in_every_process(upstream: Scripted, tmp_path: Path, workers: str) -> None:
-    """A token that is added and removed, a user whose password is changed, and other tables. A bearer token that one process signed is good in all."""
+    """A token that is added and removed, a user whose password is changed and who is removed, and other tables. A bearer token that one process signed is good in all."""
     upstream.add_image("library/app", "1")
     file = tmp_path / "mirror.toml"
     file.write_text('[[access]]\nwho = ["@users", "token:ci"]\n')
@@ -65,6 +65,11 @@ async def test_what_commands_and_sighup_change_counts_in_every_process(upstream:
         await commands("user", "passwd", "alice", "--password-stdin", stdin="battery staple\n")
         await until_all(url, _WRONG, **basic)
         await until_all(url, _WRONG, Authorization=bearer)
+        changed = {"Authorization": "Basic YWxpY2U6YmF0dGVyeSBzdGFwbGU="}
+        await until_all(url, 200, **changed)
+        assert "alice is removed" in await commands("user", "rm", "alice")
+        await until_all(url, _WRONG, **changed)
+        assert (await commands.run("user", "rm", "alice")).returncode == 1
         file.write_text('[[access]]\nwho = ["anyone"]\n')
         os.kill(mirror.pid, signal.SIGHUP)
         await until_all(url, 200)

@@ -144,14 +144,19 @@ async def test_a_tag_that_moved_and_what_a_guard_did_are_told(start: StartMirror
     assert len(receiver.taken) == 2
 
 
-async def test_limits_that_are_reached_are_told(start: StartMirror, upstream: Scripted, receiver: Receiver) -> None:
-    """A client's, and that of all pushes; each once."""
+async def test_limits_that_are_reached_are_told(
+    start: StartMirror, upstream: Scripted, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client's of a minute and of a month, and that of all pushes; each once."""
+    monkeypatch.setattr("mirror.access.months.INTERVAL", 0.0)
     upstream.add_image("library/app", "1")
+    upstream.add_image("library/much", "1")
     mirror: Mirror = await start(
         settings={
             "hosted": {"repositories": ["team/**"], "max_size": "100B"},
             "access": [
                 {"who": ["anyone"], "may": ["pull", "push"], "repositories": ["team/**"]},
+                {"who": ["anyone"], "repositories": ["library/much"], "bytes_per_month": "100B"},
                 {"who": ["anyone"], "requests_per_minute": 2},
             ],
             **hook(receiver),
@@ -162,11 +167,15 @@ async def test_limits_that_are_reached_are_told(start: StartMirror, upstream: Sc
     for _ in range(2):
         refused = await say(mirror.session, "POST", f"/v2/team/app/blobs/uploads/?digest={Digest.of(LAYER)}", LAYER)
         assert refused.status == 403
-    (limited, full) = [one["mirror"] for one in await receiver.until_taken(2, "quota")]
-    assert (limited["limit"], limited["of"]) == ("2", "127.0.0.1")
+    assert (await mirror.get("/v2/much/manifests/1")).status == 200
+    (limited, full, month) = [one["mirror"] for one in await receiver.until_taken(3, "quota")]
+    assert (limited["limit"], limited["of"]) == ("3", "127.0.0.1")
     assert full["limit"] == "hosted.max_size"
+    assert (month["limit"], month["of"]) == ("2", "127.0.0.1")
+    assert "gets no more until" in month["reason"]
+    assert (await mirror.get("/v2/much/manifests/1")).status == 403
     await mirror.stop()
-    assert len(receiver.of("quota")) == 2
+    assert len(receiver.of("quota")) == 3
 
 
 async def test_somebody_who_guesses_passwords_is_told(
