@@ -132,7 +132,7 @@ async def _pull(urls: Sequence[str], path: str) -> bool:
 
 
 async def crowd(count: int, size: int, *, fifo: bool = False, end_home: signal.Signals | None = None, at: float = 0.0) -> Result:
-    """Has all clients pull from `count` mirrors. The blob's home gets a signal `at` a share of its bytes, or before the first of them."""
+    """Has all clients pull from `count` mirrors. The blob's home gets a signal before it, or when they have the share `at` of their bytes."""
     async with Scripted() as upstream:
         digest = upstream.add_blob(os.urandom(size))
         path = f"/v2/library/app/blobs/{digest}"
@@ -142,13 +142,14 @@ async def crowd(count: int, size: int, *, fifo: bool = False, end_home: signal.S
             home = mirrors[urls.index(ranked(tuple(urls), str(digest))[0])]
             if end_home is not None and not at:
                 os.kill(home.pid, end_home)
+                # How long clients wait for one that answers nothing is theirs.
+                urls.remove(home.url)
             began = time.monotonic()
-            pulls = [
-                asyncio.create_task(_pull(urls[number % count :] + urls[: number % count], path)) for number in range(_CLIENTS)
-            ]
+            orders = [urls[number % len(urls) :] + urls[: number % len(urls)] for number in range(_CLIENTS)]
+            pulls = [asyncio.create_task(_pull(order, path)) for order in orders]
             if end_home is not None and at:
-                while upstream.sent[str(digest)] < at * size:
-                    await asyncio.sleep(0.01)
+                while sum(mirror.metric("registry_proxy_pushed_bytes_total") for mirror in mirrors) < at * size * _CLIENTS:
+                    await asyncio.sleep(0.1)
                 os.kill(home.pid, end_home)
             got = await asyncio.gather(*pulls)
             seconds = time.monotonic() - began
