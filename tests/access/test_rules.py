@@ -33,7 +33,19 @@ CI = Identity(
     "alice", frozenset({"staff"}), "ci", scopes=(Scope(frozenset({PULL, PUSH}), (RepositoryPattern.parse("class/ci/*"),)),)
 )
 ROBOT = Identity(None, token="robot")
-ASKING = {"nobody": NOBODY, "inside": INSIDE, "inside6": INSIDE_6, "alice": ALICE, "bob": BOB, "ci": CI, "robot": ROBOT}
+LAPTOP = Identity(certificate="laptop", address=ipaddress.ip_address("203.0.113.9"))
+JOB = Identity(issuers=frozenset({"github"}), subject="repo:acme/app")
+ASKING = {
+    "nobody": NOBODY,
+    "inside": INSIDE,
+    "inside6": INSIDE_6,
+    "alice": ALICE,
+    "bob": BOB,
+    "ci": CI,
+    "robot": ROBOT,
+    "laptop": LAPTOP,
+    "job": JOB,
+}
 
 RULES = (
     rule("1", "", "docker.io/evil/**", anyone=True),
@@ -47,7 +59,10 @@ RULES = (
         "quay.io/**",
         networks=(ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8::/64")),
     ),
-    rule("7", "pull", "docker.io/library/*", anyone=True),
+    rule("7", "pull push delete", "docker.io/lab/**", certificates=frozenset({"laptop"})),
+    rule("8", "push", "docker.io/build/**", issuers=frozenset({"github"})),
+    rule("9", "pull push", "docker.io/build/*", issuers=frozenset({"github", "gitlab"})),
+    rule("10", "pull", "docker.io/library/*", anyone=True),
 )
 TABLE = {
     # what is asked about: who may do what with it; everybody else may do nothing.
@@ -58,6 +73,9 @@ TABLE = {
     "ghcr.io/acme/deep/app": {},
     "ghcr.io/class/app": {},
     "quay.io/any/thing": {"inside": "pull", "inside6": "pull"},
+    "docker.io/lab/app": {"laptop": "pull push delete"},
+    # Of several rules the first one counts.
+    "docker.io/build/app": {"job": "push"},
     "docker.io/library/alpine": {name: "pull" for name in ASKING if name != "ci"},
     "docker.io/library": {},
 }
