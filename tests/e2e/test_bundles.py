@@ -282,16 +282,17 @@ def test_an_image_by_digest_is_loaded_with_the_others(source: Source, dockerd: D
 
 
 class Buildkitd:
-    """A builder that takes one registry for plain HTTP."""
+    """A builder that knows how one registry is reached, by default by plain HTTP."""
 
-    def __init__(self, folder: Path, registry: str) -> None:
+    def __init__(self, folder: Path, registry: str, settings: str = "http = true\n") -> None:
+        """`settings` are TOML, of the registry's table."""
         require("buildkitd", "buildctl")
         require_root("buildkitd, as it is run here,")
         self._folder = Path(tempfile.mkdtemp(prefix="buildkit-"))  # the path of a socket has 108 bytes at most
         self._context = folder / "build"
         self._context.mkdir()
         config = folder / "buildkitd.toml"
-        config.write_text(f'[worker.oci]\nsnapshotter = "native"\n[registry."{registry}"]\nhttp = true\n')
+        config.write_text(f'[worker.oci]\nsnapshotter = "native"\n[registry."{registry}"]\n{settings}')
         command = ["buildkitd", "--config", str(config), "--root", f"{self._folder}/root", "--addr", self._address]
         self._daemon = Program(command, folder / "buildkitd.log")
         self._daemon.wait_until(lambda: "running server on" in self._daemon.log)

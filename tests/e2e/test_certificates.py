@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.test_bundles import Buildkitd
 from tests.e2e.test_containerd import Containerd
 from tests.e2e.test_podman import policy
 from tests.support.certificates import Authority
@@ -80,6 +81,39 @@ def test_skopeo_pulls_and_pushes(office: Office, name: str, may: bool) -> None:
     target = f"docker://{office.address}/team/skopeo-{name or 'none'}:1"
     copy = ["copy", "--src-cert-dir", known, "--dest-cert-dir", certificates, image, target]
     assert succeeds("skopeo", "--insecure-policy", *copy) is may
+
+
+@pytest.mark.parametrize(("name", "may"), CLIENTS, ids=["laptop", "other", "none"])
+def test_oras_pulls_and_pushes(office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, may: bool) -> None:
+    """The same with oras."""
+    require("oras")
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("notes")
+    folder = office.folder_for(name)
+    given = ["--ca-file", f"{folder}/ca.crt"]
+    given += ["--cert-file", f"{folder}/client.cert", "--key-file", f"{folder}/client.key"] if name else []
+    assert succeeds("oras", "manifest", "fetch", *given, f"{office.address}/private/app:1") is may
+    assert succeeds("oras", "push", *given, f"{office.address}/team/oras-{name or 'none'}:1", "notes.txt:text/plain") is may
+
+
+@pytest.mark.parametrize(("name", "may"), CLIENTS[::2], ids=["laptop", "none"])
+def test_buildkit_pulls_and_pushes(office: Office, tmp_path: Path, name: str, may: bool) -> None:
+    """The same with BuildKit's ``keypair``: an image that is built on the private one."""
+    folder = office.folder_for(name)
+    settings = f'http = false\nca = ["{folder}/ca.crt"]\n'
+    if name:
+        settings += f'[[registry."{office.address}".keypair]]\nkey = "{folder}/client.key"\ncert = "{folder}/client.cert"\n'
+    builder = Buildkitd(tmp_path, office.address, settings)
+    dockerfile = f"FROM {office.address}/private/app:1\nCOPY Dockerfile /one\n"
+    output = ["--output", f"type=image,name={office.address}/team/buildkit:1,push=true"]
+    try:
+        if may:
+            builder.build(dockerfile, *output)
+        else:
+            with pytest.raises(AssertionError, match="app:1: not found"):
+                builder.build(dockerfile, *output)
+    finally:
+        builder.stop()
 
 
 @pytest.mark.parametrize(("name", "may"), CLIENTS, ids=["laptop", "other", "none"])
