@@ -53,7 +53,7 @@ class Change:
         names = document.get("names")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise RequestInvalid("names: a list of texts is expected")
-        who, why, digest = (str(document.get(key, ""))[:_LONGEST] for key in ("who", "why", "digest"))
+        who, why, digest = (printable(str(document.get(key, "")))[:_LONGEST] for key in ("who", "why", "digest"))
         return cls(document["action"], tuple(names), who, why, document.get("force") is True, digest)
 
 
@@ -90,7 +90,7 @@ class Told:
             if not one.get("fault"):
                 self.did.setdefault(str(one.get("name", "")), []).append(mirror)
             elif one.get("absent") is not True:
-                faults.append(str(one["fault"]))
+                faults.append(printable(str(one["fault"]))[:_LONGEST])
         if faults:
             self.faults[mirror] = "; ".join(faults)
 
@@ -135,8 +135,8 @@ class State:
             mirrors, parents, degraded = (_texts(document[key]) for key in ("mirrors", "parents", "degraded"))
             figures = {name: int(document[name]) for name in FIGURES}
             return cls(
-                str(document["mirror"]),
-                str(document["version"])[:100],
+                printable(str(document["mirror"]))[:_LONGEST],
+                printable(str(document["version"]))[:100],
                 float(document["time"]),
                 mirrors,
                 parents,
@@ -173,7 +173,12 @@ class Member:
         return self.state is not None and self.state.mirror != self.url
 
 
+def printable(text: str) -> str:
+    """What others send must not control a terminal, or begin a line of a log."""
+    return "".join(one if one.isprintable() else "?" for one in text)
+
+
 def _texts(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) > _LONGEST:
         raise ValueError("a list of texts is expected")
-    return tuple(str(one)[:_LONGEST] for one in value)
+    return tuple(printable(str(one))[:_LONGEST] for one in value)

@@ -12,6 +12,7 @@ import click
 
 from mirror.cli.fleet import lists
 from mirror.cli.text import ago, print_json, table
+from mirror.fleet_documents import printable
 from mirror.units import format_size
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _row(image: Mapping[str, Any], count: int) -> tuple[str, ...]:
         "pinned" if image.get("pinned") else "-",
         where if image["same"] else f"{where} (different digests)",
     )
-    return tuple("".join(one if one.isprintable() else "?" for one in text) for text in shown)
+    return tuple(map(printable, shown))
 
 
 def _number(image: Mapping[str, Any], key: str) -> int:

@@ -20,7 +20,7 @@ from mirror.cli.fleet import fleet_option, states
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import os_error_text, print_json, table
 from mirror.disk_room import measure
-from mirror.fleet_documents import FIGURES, Member, State
+from mirror.fleet_documents import FIGURES, Member, State, printable
 from mirror.units import format_size
 
 _MOST_SHOWN = 20
@@ -113,7 +113,7 @@ def _print_fleet(members: Sequence[Member], mirrors: Sequence[str], as_json: boo
             continue
         figures = one.state.figures
         state = (
-            f"answers as {_printable(one.state.mirror)}"
+            f"answers as {one.state.mirror}"
             if one.is_another
             else "another list"
             if not one.has_list(mirrors)
@@ -123,7 +123,7 @@ def _print_fleet(members: Sequence[Member], mirrors: Sequence[str], as_json: boo
         )
         hits = f"{figures['hits'] / figures['requests']:.1%}" if figures["requests"] else "-"
         sizes = [format_size(figures[name]) for name in ("size", "sent", "fetched")]
-        rows.append((one.url, state, _printable(one.state.version), str(figures["images"]), sizes[0], hits, *sizes[1:]))
+        rows.append((one.url, state, one.state.version, str(figures["images"]), sizes[0], hits, *sizes[1:]))
     right = ("IMAGES", "SIZE", "HITS", "SENT", "FETCHED")
     click.echo(table(("MIRROR", "STATE", "VERSION", *right), rows, right), nl=False)
     for one in members:
@@ -138,13 +138,8 @@ def _figures(state: State) -> dict[str, Any]:
     return {"version": state.version, "degraded": list(state.degraded), **state.figures}
 
 
-def _printable(text: str) -> str:
-    """What others send must not control a terminal."""
-    return "".join(one if one.isprintable() else "?" for one in text)
-
-
 def _used(used: Used) -> str:
     limit = f" of {format_size(used.most)}" if used.most else ""
     text = f"{used.key} was sent {format_size(used.size)}{limit}, of {used.place}"
     # An issuer may call somebody anything.
-    return _printable(text)
+    return printable(text)

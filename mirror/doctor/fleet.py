@@ -50,11 +50,11 @@ def _mirror(member: Member, mirrors: Sequence[str], *, has_token: bool) -> Itera
             yield problem(_CHECK, f"{url} says nothing: {member.fault}", cure)
     elif member.is_another:
         cure = "correct fleet.own there, or the name or address: each mirror is to be reached by its own URL in the list, and no other one"
-        yield problem(_CHECK, f"{url} is answered by one that calls itself {_shown(state.mirror) or 'nothing'}", cure)
+        yield problem(_CHECK, f"{url} is answered by one that calls itself {state.mirror or 'nothing'}", cure)
     else:
         if not member.has_list(mirrors):
             lacks, besides = sorted(set(mirrors) - set(state.mirrors)), sorted(set(state.mirrors) - set(mirrors))
-            parts = [f"lacks {', '.join(lacks)}"] * bool(lacks) + [f"has {_shown(', '.join(besides))} besides"] * bool(besides)
+            parts = [f"lacks {', '.join(lacks)}"] * bool(lacks) + [f"has {', '.join(besides)} besides"] * bool(besides)
             cure = "give all of them the same fleet.mirrors, and restart those that change; until then content is downloaded more than once"
             yield problem(_CHECK, f"{url} has another list: it {' and '.join(parts)}", cure)
         yield from _clock(member)
@@ -68,7 +68,7 @@ def _clock(member: Member) -> Iterator[Finding]:
 
 
 def _versions(members: Sequence[Member]) -> Iterator[Finding]:
-    versions = {member.url: _shown(member.state.version) for member in members if member.state is not None}
+    versions = {member.url: member.state.version for member in members if member.state is not None}
     if len(set(versions.values())) > 1:
         told = ", ".join(f"{url} has {version}" for url, version in versions.items())
         yield advice(_CHECK, f"versions differ: {told}", "bring all of them to the same one, one after the other")
@@ -86,8 +86,3 @@ def _parent(member: Member, own: str | None) -> Iterator[Finding]:
 
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def _shown(text: str) -> str:
-    """What others send must not control a terminal."""
-    return "".join(one if one.isprintable() else "?" for one in text)[:300]

@@ -9,6 +9,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from urllib.parse import urlencode
 
 from mirror.cdn_loop import HEADER, PEER, Passed
 from mirror.errors import MirrorError, UpstreamError, UpstreamFailed, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
-from mirror.fleet_documents import Change, Member, State, Told
+from mirror.fleet_documents import Change, Member, State, Told, printable
 from mirror.upstream.fleet import FleetSettings
 from mirror.upstream.trust import trusting
 
@@ -53,6 +54,8 @@ class Members:
     async def tell(self, change: Change) -> Told:
         """Tells all others of a change. Raises only CancelledError."""
         told = Told()
+        if change.who:
+            change = replace(change, who=f"{change.who}, at {self._settings.own}")
         for url, answer in (await self._all(self.others, "POST", "changes", _CHANGE, change.document())).items():
             if isinstance(answer, UpstreamError):
                 told.faults[url] = answer.message
@@ -130,7 +133,7 @@ def _refusal(response: ClientResponse, answer: Any) -> UpstreamError:
         said = ""
     if response.status == 404 or not said:
         return UpstreamInvalid(f"HTTP {response.status}: it is no mirror of this version with a fleet")
-    return UpstreamFailed(f"HTTP {response.status}: {_printable(said)}")
+    return UpstreamFailed(f"HTTP {response.status}: {printable(said)}")
 
 
 def _member(url: str, answer: Any | UpstreamError, asked: float) -> Member:
@@ -157,8 +160,4 @@ def _list(url: str, answer: Any, key: str) -> list[dict[str, Any]] | UpstreamErr
 
 
 def _brief(error: BaseException) -> str:
-    return _printable(str(error) or type(error).__name__)[:200]
-
-
-def _printable(text: str) -> str:
-    return "".join(one if one.isprintable() else " " for one in text)
+    return printable(str(error) or type(error).__name__)[:200]

@@ -14,8 +14,8 @@ import pytest
 from tests.fleet.test_fleet import pull
 from tests.support.commands import Commands
 from tests.support.dashboard import HTML, post, token
-from tests.support.members import Members, StartMembers
-from tests.support.mirrors import Mirror
+from tests.support.members import Members, StartMembers, directory
+from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Image, Scripted
 
 NAME = "docker.io/library/app:1"
@@ -94,7 +94,9 @@ async def test_a_command_at_one_mirror_changes_all(setting: Setting) -> None:
     assert [(await mirror.get(path)).status for mirror in setting.mirrors[1:]] == [200, 200]
 
 
-async def test_a_mirror_that_is_down_is_named_and_the_others_are_changed(setting: Setting) -> None:
+async def test_a_mirror_that_is_down_is_named_and_the_others_are_changed(
+    setting: Setting, start: StartMirror, tmp_path: Path
+) -> None:
     """The exit status tells scripts. Once it is back, the same command does the rest."""
     await pull_at(setting.mirrors, setting.upstream.add_image("library/app", "1"))
     down = setting.mirrors[2]
@@ -103,6 +105,15 @@ async def test_a_mirror_that_is_down_is_named_and_the_others_are_changed(setting
     assert (status, "is pinned" in output, down.url in errors, setting.mirrors[1].url in errors) == (1, True, True, False)
     assert "do it again" in errors
     assert [(await cached(mirror))[NAME]["pinned"] for mirror in setting.mirrors[:2]] == [True] * 2
+    fleet = {"mirrors": list(setting.fleet.mirrors), "own": down.url, "token_file": str(setting.token_file)}
+    settings = {"server": {"listen": down.url.removeprefix("http://")}, "fleet": fleet}
+    back = await start(directory(tmp_path, down.url), settings=settings)
+    assert (await cached(back))[NAME]["pinned"] is False, "it does not learn of it by itself"
+    assert (await setting.command("pin", "app:1"))[0] == 0
+    assert (await cached(back))[NAME]["pinned"] is True
+    await Commands(setting.mirrors[0].directory)("unpin", "app:1", "--here")
+    assert (await setting.command("unpin", "app:1"))[0] == 0, "what is done here already is no fault"
+    assert (await cached(back))[NAME]["pinned"] is False
 
 
 async def test_the_dashboard_of_one_changes_all_and_names_those_that_are_down(setting: Setting) -> None:
