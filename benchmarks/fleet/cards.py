@@ -100,7 +100,8 @@ def _shape(ports: Sequence[int], *, fifo: bool) -> None:
 
 
 @contextlib.contextmanager
-def _mirrors(count: int, folder: Path, upstream: str) -> Iterator[list[MirrorProcess]]:
+def mirrors(count: int, folder: Path, upstream: str) -> Iterator[list[MirrorProcess]]:
+    """Starts them, equal ones of a fleet if there are several."""
     urls = [f"http://127.0.0.1:{free_port()}" for _ in range(count)]
     with contextlib.ExitStack() as stack:
         yield [
@@ -136,10 +137,10 @@ async def crowd(count: int, size: int, *, fifo: bool = False, end_home: signal.S
     async with Scripted() as upstream:
         digest = upstream.add_blob(os.urandom(size))
         path = f"/v2/library/app/blobs/{digest}"
-        with tempfile.TemporaryDirectory() as folder, _mirrors(count, Path(folder), upstream.url) as mirrors:
-            urls = [mirror.url for mirror in mirrors]
+        with tempfile.TemporaryDirectory() as folder, mirrors(count, Path(folder), upstream.url) as running:
+            urls = [mirror.url for mirror in running]
             _shape([urlsplit(url).port or 0 for url in urls], fifo=fifo)
-            home = mirrors[urls.index(ranked(tuple(urls), str(digest))[0])]
+            home = running[urls.index(ranked(tuple(urls), str(digest))[0])]
             if end_home is not None and not at:
                 os.kill(home.pid, end_home)
                 # How long clients wait for one that answers nothing is theirs.
@@ -148,7 +149,7 @@ async def crowd(count: int, size: int, *, fifo: bool = False, end_home: signal.S
             orders = [urls[number % len(urls) :] + urls[: number % len(urls)] for number in range(_CLIENTS)]
             pulls = [asyncio.create_task(_pull(order, path)) for order in orders]
             if end_home is not None and at:
-                while sum(mirror.metric("registry_proxy_pushed_bytes_total") for mirror in mirrors) < at * size * _CLIENTS:
+                while sum(mirror.metric("registry_proxy_pushed_bytes_total") for mirror in running) < at * size * _CLIENTS:
                     await asyncio.sleep(0.1)
                 os.kill(home.pid, end_home)
             got = await asyncio.gather(*pulls)
