@@ -26,6 +26,8 @@ os.environ["MIRROR_RUN_FOLDER"] = ""
 
 _ONE_AFTER_THE_OTHER = ("e2e/", "deploy/", "benchmarks/test_smoke.py")
 """Tests that share the machine's container runtimes, or measure it: pytest-xdist runs all of them in one process."""
+_OTHER_PROGRAMS = ("conformance", "keyless", "prometheus", "proxies_in_front", "scanners", "tls", "ways_out")
+"""Those in e2e/ that use no container runtime: a process for each file."""
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -45,8 +47,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         function = item.nodeid.partition("[")[0]
         cases[function] += 1
         item.stash[_IS_MEASURED] = cases[function] <= _MEASURED
-        if item.path.relative_to(Path(__file__).parent).as_posix().startswith(_ONE_AFTER_THE_OTHER):
-            item.add_marker(pytest.mark.xdist_group("machine"))
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        if path.startswith(_ONE_AFTER_THE_OTHER):
+            program = path.removeprefix("e2e/test_").removesuffix(".py")
+            group = (
+                "browser"
+                if "browser" in getattr(item, "fixturenames", ())
+                else program
+                if program in _OTHER_PROGRAMS
+                else "machine"
+            )
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.hookimpl(wrapper=True)
