@@ -20,7 +20,7 @@ from benchmarks.shaping import Link, Shape
 from tests.support.programs import require
 
 TOY = Scale(size=400_000, layers=4, clients=3, rounds=1, seconds=1, limit=10, cached=50)
-SOME = ("start", "tag", "warm-8", "guarded-blob", "cold", "ten-layers", "push-100", "token-tag", "tags")
+SOME = ("start", "warm-8", "guarded-blob", "cold", "ten-layers", "push-100", "token-tag", "tags")
 
 
 def test_the_harness_runs_from_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
