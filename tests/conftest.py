@@ -13,6 +13,8 @@ from typing import Any
 import aiohttp
 import coverage
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from mirror import app
 from mirror.config import load
@@ -24,10 +26,23 @@ from tests.support.scripted import Scripted
 os.environ["MIRROR_RUN_FOLDER"] = ""
 """Mirrors and commands of one test do not find each other by the machine they share."""
 
-_ONE_AFTER_THE_OTHER = ("e2e/", "deploy/", "benchmarks/test_smoke.py")
-"""Tests that share the machine's container runtimes, or measure it: pytest-xdist runs all of them in one process."""
-_OTHER_PROGRAMS = ("conformance", "keyless", "prometheus", "proxies_in_front", "scanners", "tls", "ways_out")
-"""Those in e2e/ that use no container runtime: a process for each file."""
+_BY_FILE = ("tests/e2e/", "tests/deploy/")
+"""Where the tests of one file share a container runtime, a browser or a service, and come one after the other."""
+_PODMAN = ("tests/e2e/test_podman.py", "tests/e2e/test_partial_pulls.py")
+"""Their podmans share what lies in /var/lib and /run of the machine."""
+
+
+class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Hands out each test by itself, and what comes one after the other to one process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "podman" if path in _PODMAN else path if path.startswith(_BY_FILE) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """pytest-xdist's groups would do, but 3.8 does not see them with pytest 9.2."""
+    return _Scheduling(config, log)
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -41,23 +56,12 @@ _IS_MEASURED = pytest.StashKey[bool]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups the tests that cannot run side by side, and chooses those whose lines are counted."""
+    """Chooses the tests whose lines are counted."""
     cases: Counter[str] = Counter()
     for item in items:
         function = item.nodeid.partition("[")[0]
         cases[function] += 1
         item.stash[_IS_MEASURED] = cases[function] <= _MEASURED
-        path = item.path.relative_to(Path(__file__).parent).as_posix()
-        if path.startswith(_ONE_AFTER_THE_OTHER):
-            program = path.removeprefix("e2e/test_").removesuffix(".py")
-            group = (
-                "browser"
-                if "browser" in getattr(item, "fixturenames", ())
-                else program
-                if program in _OTHER_PROGRAMS
-                else "machine"
-            )
-            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -15,8 +15,6 @@ from tests.support.mirrors import MirrorProcess
 from tests.support.programs import DockerRegistry
 from tests.support.sigstore_programs import SigstorePrograms
 
-pytestmark = pytest.mark.xdist_group("sigstore")
-
 
 @pytest.fixture(scope="module")
 def sigstore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SigstorePrograms]:
