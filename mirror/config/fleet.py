@@ -68,9 +68,7 @@ class Fleet(Table):
     @classmethod
     def _bucket(cls, value: str | None) -> str | None:
         if value is not None and (not _BUCKET.fullmatch(value) or {".", ".."} & set(value.split("/"))):
-            raise ValueError(
-                f"a URL such as s3://NAME, gs://NAME or az://ACCOUNT/CONTAINER is expected, and maybe a prefix; found {value}"
-            )
+            raise ValueError("a URL such as s3://NAME, gs://NAME or az://ACCOUNT/CONTAINER is expected, and maybe a prefix")
         return None if value is None else value.rstrip("/")
 
     @field_validator("bucket_endpoint")
