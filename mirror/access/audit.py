@@ -28,7 +28,8 @@ _PAUSE = 0.2
 """Seconds between two writes: lines are written together."""
 _TAIL = 16 * 1024 * 1024
 """Bytes at the end of a log that are searched for what guards have refused."""
-_BY_GUARD = re.compile(r'guard "(.*)"; refused')
+_BY_GUARD = re.compile(r'guard "(.*?)"; refused(: .*)?', re.DOTALL)
+"""The reason of what a guard refused. Earlier versions did not note why."""
 FIELDS = ("user", "token", "address", "action", "repository", "reference", "digest", "rule", "verdict", "reason")
 
 

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from mirror.access.rules import Identity, Rule
 from mirror.api.context import RequestContext
+from mirror.cache.guarding import Guarded
+
+_LONGEST_REASON = 500
+"""Characters of a guard's reason: block lists come from anywhere."""
+
+
+def why_refused(error: Guarded) -> str:
+    """The reason of what a guard refused, as `mirror.access.audit` reads it."""
+    return f'guard "{error.rule}"; refused{f": {error.reason[:_LONGEST_REASON]}" if error.reason else ""}'
 
 
 def audit_entry(

@@ -19,6 +19,7 @@ from mirror.api.ranges import Multipart
 from mirror.api.sending import FileSender, pieces, read_slice, send_each
 from mirror.api.targets import Target, without_secret
 from mirror.api.unread import Hold
+from mirror.cache.guarding import Guarded
 from mirror.cache.outcome import Outcome
 from mirror.errors import MirrorError, UpstreamCut
 from mirror.storage.slices import FileSlice, Part, Reader
@@ -56,6 +57,8 @@ class RequestContext:
     """The rule that allowed it."""
     pushes_manifest: bool = False
     """True if it may push the manifest that it sends."""
+    refused: Guarded | None = None
+    """What it is answered with, if a guard refuses it."""
     access_version: int = -1
     """The version of users, tokens and rules that it was admitted by."""
     mirror: str = ""

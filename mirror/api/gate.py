@@ -21,7 +21,7 @@ from mirror.access.bearer import Grant
 from mirror.access.identities import Login
 from mirror.access.rules import Action, Identity, Rule, Verdict
 from mirror.access.upstream_checks import UpstreamChecks
-from mirror.api.audit_entry import audit_entry
+from mirror.api.audit_entry import audit_entry, why_refused
 from mirror.api.client_network import client_network
 from mirror.api.connected_client import connected_client
 from mirror.api.context import RequestContext, whose
@@ -344,8 +344,8 @@ class Gate:
         if target.resource in (Resource.MANIFEST, Resource.EXPORT) and response.status < 400:
             digest = response.headers.get(_DIGEST, "")
             self._note(context, context.identity, context.rule, Action.PULL.value, "allowed", digest=digest)
-        elif response.status == 403 and (guard := response.headers.get("Mirror-Guard")) is not None:
-            self._note(context, context.identity, context.rule, Action.PULL.value, "denied", f"guard {guard}")
+        elif context.refused is not None:
+            self._note(context, context.identity, context.rule, Action.PULL.value, "denied", why_refused(context.refused))
 
     def _count(self, context: RequestContext, verdict: Verdict, action: Action) -> None:
         context.rule = verdict.rule

@@ -19,7 +19,7 @@ from mirror.api.request_body import patient_reader
 from mirror.api.responses import VERSION, error_response
 from mirror.api.targets import Resource, Target, Targets
 from mirror.cache.cache import Cache
-from mirror.cache.guarding import Guard, Guarded
+from mirror.cache.guarding import Guard, Guarded, refusal
 from mirror.errors import (
     BlobUnknown,
     ChunkOutOfOrder,
@@ -131,7 +131,7 @@ class Pushing:
             if ruling.error is not None:
                 raise ruling.error
             rule, _, reason, _ = ruling.verdicts[0]
-            raise Guarded(f"{image_name(repository, reference)} is refused by the guard {rule!r}: {reason}", rule)
+            raise refusal(image_name(repository, reference), rule, reason)
 
     # ------------------------------------------------------------------ uploads
 

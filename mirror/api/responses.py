@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from mirror.cache.guarding import Guarded
+from mirror.cache.guarding import Guarded, verdict_header
 from mirror.cache.outcome import Outcome
 from mirror.errors import (
     AdminNeeded,
@@ -79,7 +79,7 @@ def error_response(error: MirrorError) -> web.Response:
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"
     elif isinstance(error, Guarded):
-        headers["Mirror-Guard"] = f'"{error.rule}"; refused'
+        headers["Mirror-Guard"] = verdict_header(error.rule, "refused", error.reason)
     elif isinstance(error, Unsupported):
         headers["Allow"] = error.allow
     elif isinstance(error, UpstreamLimited):

@@ -32,6 +32,7 @@ from mirror.api.shortcuts import Shortcuts
 from mirror.api.targets import Resource, Target, Targets, without_secret
 from mirror.api.unread import Hold, UnreadBodies, large_body
 from mirror.cache.cache import Cache
+from mirror.cache.guarding import Guarded
 from mirror.cache.nearby import offline_miss
 from mirror.client_login import act_for
 from mirror.errors import AdminNeeded, Denied, LoginNeeded, MirrorError, Offline, Unsupported, UpstreamError
@@ -153,6 +154,8 @@ class Api:
         except MirrorError as error:
             if isinstance(error, UpstreamError | Denied):
                 log.warning("%s %s: %s", request.method, context.shown_path, error.message, extra={"cause": error.message})
+            if isinstance(error, Guarded):
+                context.refused = error
             response = error_response(error)
         except asyncio.CancelledError:
             if self._access is not None:

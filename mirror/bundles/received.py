@@ -12,7 +12,7 @@ from mirror.bundles.archive import ArchiveInvalid
 from mirror.bundles.claims import Claim, Claims
 from mirror.bundles.layout import moment
 from mirror.bundles.parts import Parts, needed_blobs, parts_of
-from mirror.cache.guarding import Guard, Guarded, Ruling
+from mirror.cache.guarding import Guard, Ruling, refusal
 from mirror.cache.lists import add_referrers
 from mirror.errors import InUse
 from mirror.hosted.manifests import pushed_manifest
@@ -260,7 +260,7 @@ class Receiver:
             ruling = await guard.foresee(repository, reference, root, brought)
             if self._store.hosted.covers(repository) and ruling.held_until is not None and not ruling.may_pass:
                 rule, _, reason, check = ruling.verdicts[0]
-                refused = Guarded(f"{image_name(repository, reference)} is refused by the guard {rule!r}: {reason}", rule)
+                refused = refusal(image_name(repository, reference), rule, reason)
                 return Ruling(
                     None, refused, ruling.held_until, verdicts=((rule, "refused", reason, check), *ruling.verdicts[1:])
                 ), False

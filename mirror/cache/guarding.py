@@ -16,15 +16,35 @@ BY_HAND = "by hand"
 """The name of the rule that refuses what ``mirror block`` names."""
 
 
+_LONGEST_REASON = 500
+
+
 class Guarded(MirrorError):
-    """403, as `Denied`: clients show the message of it. `rule` is the name of what forbids it."""
+    """403, as `Denied`: clients show the message of it. `rule` is the name of what forbids it, and `reason` is why, if that is known."""
 
     status = 403
     code = "DENIED"
 
-    def __init__(self, message: str, rule: str) -> None:
+    def __init__(self, message: str, rule: str, reason: str = "") -> None:
         super().__init__(message)
         self.rule = rule
+        self.reason = reason
+
+
+def refusal(name: str, rule: str, reason: str) -> Guarded:
+    """Returns the error for an image that nobody may have."""
+    return Guarded(f"{name} is refused by the guard {rule!r}: {reason}", rule, reason)
+
+
+def verdict_header(rule: str, verdict: str, reason: str) -> str:
+    """Returns one value of the header Mirror-Guard. A long reason is cut: lists come from anywhere, and clients take headers of some KiB."""
+    return f"{_quoted(rule)}; {verdict}{f'; reason={_quoted(reason[:_LONGEST_REASON])}' if reason else ''}"
+
+
+def _quoted(text: str) -> str:
+    """A string as structured fields have it (RFC 8941, section 3.3.3)."""
+    plain = "".join(character if " " <= character <= "~" else "?" for character in text)
+    return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from mirror import metrics
-from mirror.cache.guarding import BY_HAND, Archive, Guarded, Ruling
+from mirror.cache.guarding import BY_HAND, Archive, Guarded, Ruling, refusal, verdict_header
 from mirror.errors import CatalogFailed
 from mirror.guards.deciding import Facts, decide
 from mirror.guards.facts import FactFinder
@@ -232,7 +232,7 @@ class Gate:
             assert finding is not None
             reference = asked.tag if asked.tag is not None else str(asked.digest)
             name = f"{asked.repository}{'@' if asked.tag is None else ':'}{reference}"
-            error = Guarded(f"{name} is refused by the guard {finding.rule!r}: {finding.reason}", finding.rule)
+            error = refusal(name, finding.rule, finding.reason)
         elif finding is not None:
             until = f"; until={_date(finding.until)}" if finding.is_wait and finding.until < math.inf else ""
             headers.append(("Mirror-Tag", f"held; new={asked.digest}{until}"))
@@ -266,13 +266,7 @@ def _would(finding: Finding) -> str:
 
 
 def _header(finding: Finding, verdict: str) -> str:
-    return f"{_quoted(finding.rule)}; {verdict}; reason={_quoted(finding.reason)}"
-
-
-def _quoted(text: str) -> str:
-    """A string as structured fields have it (RFC 8941, section 3.3.3)."""
-    plain = "".join(character if " " <= character <= "~" else "?" for character in text)
-    return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return verdict_header(finding.rule, verdict, finding.reason)
 
 
 def _date(moment: float) -> str:

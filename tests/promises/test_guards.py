@@ -16,9 +16,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from mirror import wiring
 from mirror.api import context
+from mirror.config import load
 from mirror.guards import in_force
 from mirror.names import Digest
+from mirror.storage.sightings import Block
 from tests.support.commands import Commands
 from tests.support.dashboard import token
 from tests.support.mirrors import Got, Mirror, MirrorProcess, StartMirror
@@ -438,7 +441,10 @@ async def test_who_had_it_is_known_without_rules_for_access(
     said = await Commands(mirror.directory)("who", wanted, "--config", str(tmp_path / "mirror.toml"), "--json")
     found = [(one["address"], one["action"], one["verdict"], one.get("reason")) for one in json.loads(said)]
     denied = how == "refused"
-    assert found == [("127.0.0.1", "pull", "denied" if denied else "allowed", 'guard "no"; refused' if denied else None)] * 3
+    assert (
+        found
+        == [("127.0.0.1", "pull", "denied" if denied else "allowed", 'guard "no"; refused: it is denied' if denied else None)] * 3
+    )
 
 
 async def test_a_pull_by_command_gets_what_clients_get(start: StartMirror, upstream: Scripted) -> None:
@@ -547,3 +553,23 @@ async def test_the_metrics_tell_what_is_held_and_by_which_check(
             # As it was: the same file with the same date.
             away.rename(list_)
     assert (await mirror.get("/v2/bad/manifests/1")).status == 403
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("what", ["tag", "manifest", "blob"])
+async def test_the_header_says_why_something_is_refused(start: StartMirror, upstream: Scripted, method: str, what: str) -> None:
+    """For each way, also where there is no body; of a long reason as much as any client takes, and nothing that would end the header."""
+    image = upstream.add_image("library/app", "latest")
+    mirror: Mirror = await start()
+    path = {"tag": LATEST, "manifest": f"/v2/app/manifests/{image.digest}", "blob": f"/v2/app/blobs/{image.layers[0]}"}[what]
+    assert (await mirror.get(LATEST)).status == 200
+    await mirror.stop()
+    async with wiring.store(load(None, {}, {"cache": {"dir": str(mirror.directory)}})) as store:
+        await store.block(Block(image.layers[0], 'a "miner"\r\nX: y' + "z" * 100_000, "ann", 1.0))
+    mirror = await start(mirror.directory)
+    got = await mirror.get(path, method)
+    assert got.status == 403
+    assert got.headers["Mirror-Guard"].startswith('"by hand"; refused; reason="')
+    assert 'a \\"miner\\"??X: yzzz' in got.headers["Mirror-Guard"]
+    assert len(got.headers["Mirror-Guard"]) < 700
+    assert "X" not in got.headers

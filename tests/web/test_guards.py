@@ -179,7 +179,10 @@ async def test_what_is_not_refused_any_more_is_not_shown(held: Mirror) -> None:
 async def test_an_admin_sees_to_whom_something_was_refused(start: StartMirror, upstream: Scripted, tmp_path: Path) -> None:
     """By the audit log's word, as `mirror who` has it: the address, or the user; also of a layer. Nobody else does, and without a log the page says what is needed."""
     image = upstream.add_image("library/app", "latest")
-    settings: dict[str, Any] = {"guard": [{"name": "none", "deny": True}], "server": {"audit_log": str(tmp_path / "audit.log")}}
+    settings: dict[str, Any] = {
+        "guard": [{"name": "none", "deny": True}],
+        "server": {"audit_log": str(tmp_path / "audit.log")},
+    }
     mirror = await start(settings=settings)
     for path in (LATEST, LATEST, f"/v2/app/blobs/{image.layers[0]}"):
         assert (await mirror.get(path)).status == 403
