@@ -124,7 +124,7 @@ def check_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
     """Returns patterns of images. Raises ValueError."""
     for pattern in patterns:
         if not pattern.strip() or "@" in pattern or "://" in pattern or any(character.isspace() for character in pattern):
-            raise ValueError(f'a pattern such as "library/*" or "ghcr.io/owner/app:v*" is expected; found {pattern!r}')
+            raise ValueError(f'a pattern such as "library/*" or "ghcr.io/owner/app:v*" is expected; found {redacted(pattern)!r}')
     return patterns
 
 
