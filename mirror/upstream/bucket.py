@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 PATIENCE = 2.0
 """Seconds for an answer, and for more of a body."""
 _LEAST = 128 * 1024
-"""Bytes that come while `PATIENCE` is spent on waiting for them: one that sends less is slower than most registries."""
+"""Bytes that come in `PATIENCE`, at least, where they are waited for: one that sends less is slower than most registries."""
 _SLOW_FOR = 60.0
 """Seconds for which a bucket is not asked that was slow, since looking at it does not tell."""
 _PROBE = "mirror"
@@ -341,7 +341,7 @@ class _BucketStream(PlaceStream):
         self._waited += time.monotonic() - began
         self._came += len(data)
         if self._waited >= PATIENCE:
-            if self._came < _LEAST and data and not self._capped:
+            if self._came * PATIENCE < _LEAST * self._waited and data and not self._capped:
                 raise self._bucket.note_slow()
             self._waited, self._came = 0.0, 0
         return data

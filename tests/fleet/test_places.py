@@ -177,6 +177,46 @@ async def test_so_it_is_with_endpoints(setting: Setting, name: str) -> None:
     assert (got.status, got.body) == (200, data)
 
 
+of_bucket = pytest.mark.parametrize("setting", ["bucket"], indirect=True)
+
+
+@of_bucket
+async def test_a_bucket_that_drips_is_left(setting: Setting) -> None:
+    """It answers each look, and would hold a pull up for minutes: the rest comes from the registry, and the next pull does not ask it."""
+    setting.place.rate = 48 * 1024
+    digest, data = setting.blob()
+    assert (await setting.get(digest)).body == data
+    assert setting.asked(digest)[1] > 0
+    [told] = await degraded(setting)
+    assert "sends less than" in told
+    other, data = setting.blob()
+    assert (await setting.get(other)).body == data
+    assert setting.asked(other) == (0, 1)
+
+
+@of_bucket
+async def test_a_bucket_that_is_full_is_read_and_written_to_later(setting: Setting) -> None:
+    """What cannot be written waits, which /readyz tells; what it has is read."""
+    setting.place.fail("/images/", Status(507), times=1000, method="PUT")
+    digest, data = setting.blob()
+    del setting.place.blobs[str(digest)]
+    assert (await setting.get(digest)).body == data
+    async with asyncio.timeout(PATIENCE):
+        while not await degraded(setting):
+            await asyncio.sleep(0.02)
+    [told] = await degraded(setting)
+    assert "does not take what is written to it, which waits" in told
+    assert "507" in told
+    other, data = setting.blob()
+    assert (await setting.get(other)).body == data
+    assert setting.asked(other) == (1, 0)
+    setting.place.heal()
+    async with asyncio.timeout(PATIENCE):
+        while await degraded(setting):
+            await asyncio.sleep(0.02)
+    assert setting.place.count("PUT", digest.hex) > 1
+
+
 @of_mirrors
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_a_mirror_is_believed_that_the_registry_does_not_have_it(setting: Setting, method: str) -> None:
