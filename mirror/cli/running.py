@@ -27,6 +27,7 @@ _NAME = "running.json"
 _LARGEST = 1024 * 1024
 _SYSTEM = Path("/run/mirror")
 _OVERRIDE = "MIRROR_RUN_FOLDER"
+_FLEET = {"mirrors", "own", "token_file", "ca_file"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def noted(settings: Settings, config: Path | None, url: str) -> Iterator[Callabl
         "cache_dir": str(settings.cache.dir),
         "config": None if config is None else str(config.absolute()),
         "listen": urlsplit(url).netloc,
-        "fleet": {} if settings.fleet.own is None else {"mirrors": settings.fleet.mirrors, "own": settings.fleet.own},
+        "fleet": {} if settings.fleet.own is None else settings.fleet.model_dump(mode="json", include=_FLEET, exclude_none=True),
         "endpoints": {
             name: [endpoint.model_dump(mode="json", exclude_defaults=True) for endpoint in registry.endpoints]
             for name, registry in settings.registries.items()
@@ -128,7 +129,8 @@ def _read(file: Path) -> Running:
     }
     if fleet := record.get("fleet"):
         # Where several mirrors share a settings file, each is told by its environment which one it is.
-        tree["fleet"] = {"mirrors": list(fleet["mirrors"]), "own": fleet["own"]}
+        files = {key: str(fleet[key]) for key in ("token_file", "ca_file") if os.access(fleet.get(key, ""), os.R_OK)}
+        tree["fleet"] = {"mirrors": list(fleet["mirrors"]), "own": str(fleet["own"]), **files}
     readable = config is not None and os.access(config, os.R_OK)
     return Running(
         config if readable else None, tree, record.get("offline") is True, int(record["pid"]), record.get("reloaded", {})

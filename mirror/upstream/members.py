@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -160,4 +161,7 @@ def _list(url: str, answer: Any, key: str) -> list[dict[str, Any]] | UpstreamErr
 
 
 def _brief(error: BaseException) -> str:
-    return printable(str(error) or type(error).__name__)[:200]
+    # aiohttp's own words have more of Python than of the network.
+    number = error.errno if isinstance(error, OSError) else None
+    text = os.strerror(number) if number and number > 0 else str(error)
+    return printable(text or type(error).__name__)[:200]

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.fleet.test_changes import NAME, TOKEN, Setting, pull_at, setting
+from tests.promises.test_fleet import processes
+from tests.support.commands import Commands
 from tests.support.dashboard import HTML
 from tests.support.members import StartMembers
 from tests.support.mirrors import Mirror
@@ -40,6 +42,22 @@ async def test_commands_show_what_all_mirrors_have_and_which_does_not_answer(set
         assert (status, third.url in errors, first.url in errors) == (1, True, False), (command, output, errors)
     assert second.url.removeprefix("http://") in output
     assert setting.upstream.asked == []
+
+
+async def test_a_command_needs_no_more_than_the_cache_of_a_mirror_that_runs(tmp_path: Path, upstream: Scripted) -> None:
+    """It takes the fleet and its token from the mirror, though that got them by its environment: and tells all others, two workers each."""
+    (tmp_path / "token").write_text(TOKEN)
+    environment = {"FLEET__TOKEN_FILE": str(tmp_path / "token"), "SERVER__WORKERS": "2"}
+    with processes(tmp_path, {"docker.io": upstream.url}, **environment) as fleet:
+        first, *others = fleet.values()
+        pin = await Commands(first.directory).run("pin", "app:1")
+        assert (pin.returncode, pin.stderr) == (0, "")
+        for other in others:
+            done = await Commands(other.directory).run("unpin", "app:1", "--here")
+            assert done.returncode == 0, "it was pinned there"
+        others[0].kill()
+        block = await Commands(first.directory).run("block", f"sha256:{'0' * 64}")
+        assert (block.returncode, others[0].url in block.stderr, "refused" in block.stderr) == (1, True, True)
 
 
 async def test_who_reads_the_logs_of_all(members: StartMembers, upstream: Scripted, tmp_path: Path) -> None:
