@@ -36,7 +36,7 @@ from mirror.errors import (
 from mirror.events import NOBODY, Events
 from mirror.events import Action as What
 from mirror.hosted.chunks import check_order, receive
-from mirror.hosted.manifests import pushed_manifest
+from mirror.hosted.manifests import manifest_of_client
 from mirror.manifests import MAX_SIZE, Manifest, blobs_of, entries_of
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.hosted import HostedStore, Upload
@@ -228,7 +228,7 @@ class Pushing:
         if len(body) > MAX_SIZE:
             raise ManifestTooLarge(f"a manifest may have {MAX_SIZE} bytes")
         # In a thread: a large one takes some tenths of a second.
-        pushed = await asyncio.to_thread(pushed_manifest, bytes(body), request.headers.get("Content-Type"), reference)
+        pushed = await asyncio.to_thread(manifest_of_client, bytes(body), request.headers.get("Content-Type"), reference)
         listed = [Tag.parse(tag) for tag in target.tags] if isinstance(reference, Digest) else [reference]
         tags = [tag.value for tag in listed]
         guard = self._cache.guard

@@ -26,6 +26,8 @@ from mirror.storage.hosted import PushedManifest
 
 _MOST_ANNOTATIONS = 64 * 1024
 """Bytes of JSON, of one manifest."""
+_LARGEST_SIZE = 2**63 - 1
+"""Bytes: a descriptor's size is an int64 (image-spec 1.1, "descriptor.md")."""
 _LONGEST_TYPE = 255
 """Characters of a media type (RFC 6838, section 4.2)."""
 
@@ -59,6 +61,27 @@ def pushed_manifest(body: bytes, content_type: str | None, reference: Reference)
         Digest.parse(subject["digest"]) if isinstance(subject, dict) else None,
         _described(document, media_type, digest, len(body)),
     )
+
+
+def manifest_of_client(body: bytes, content_type: str | None, reference: Reference) -> PushedManifest:
+    """The same of one that a client sends now. Refuses also what Python reads and clients do not, since nobody could pull it: JSON is UTF-8 without a byte order
+    mark, and has no NaN (RFC 8259, sections 6 and 8.1). What an archive or a bucket has is
+    kept as it is. Raises as `pushed_manifest` does."""
+    pushed = pushed_manifest(body, content_type, reference)
+    try:
+        document = json.loads(body.decode(), parse_constant=_no_constant)
+    except ValueError as error:
+        raise ManifestInvalid(f"the manifest is not JSON as clients read it: {error}") from None
+    listed = [entry for name in ("layers", "manifests", "blobs") for entry in _list(document, name)]
+    for entry in (*listed, document.get("config"), document.get("subject")):
+        size = 0 if entry is None else entry.get("size", 0)
+        if type(size) is not int or not 0 <= size <= _LARGEST_SIZE:
+            raise ManifestInvalid(f"in the manifest, the size of {entry['digest']} is not a number of bytes")
+    return pushed
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
 
 
 def _check_digests(document: dict[str, Any]) -> None:

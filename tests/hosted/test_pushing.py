@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -384,11 +385,18 @@ async def test_a_tag_means_at_once_what_was_pushed_last(start: StartMirror) -> N
         (manifest_of(b"{}", layers=[None]), OCI_MANIFEST, 400, "MANIFEST_INVALID"),
         (manifest_of(b"{}", layers=["x"]), OCI_MANIFEST, 400, "MANIFEST_INVALID"),
         (manifest_of(b"{}", subject="x"), OCI_MANIFEST, 400, "MANIFEST_INVALID"),
+        (manifest_of(b"{}").decode().encode("utf-16"), OCI_MANIFEST, 400, "MANIFEST_INVALID"),
+        (manifest_of(b"{}").decode().encode("utf-8-sig"), OCI_MANIFEST, 400, "MANIFEST_INVALID"),
+        (manifest_of(b"{}", more=math.nan), OCI_MANIFEST, 400, "MANIFEST_INVALID"),
+        *(
+            (manifest_of(b"{}", layers=[{"digest": str(Digest.of(b"{}")), "size": size}]), OCI_MANIFEST, 400, "MANIFEST_INVALID")
+            for size in (-1, "2", 2.0, True, None, 2**63, math.inf)
+        ),
         (b"x" * (MAX_SIZE + 1), OCI_MANIFEST, 413, "SIZE_INVALID"),
     ],
 )
 async def test_a_manifest_that_is_none_is_refused(hosting: Mirror, body: bytes, media_type: str, status: int, code: str) -> None:
-    """And its tag does not exist then."""
+    """What clients could not read, too. And its tag does not exist then."""
     await push_blob(hosting.session, "team/app", b"{}")
     said = await put_manifest(hosting.session, "team/app", "1", body, media_type)
     assert (said.status, said.code) == (status, code)
