@@ -462,7 +462,22 @@ def test_tables_of_access_that_do_not_mean_what_they_say_are_refused(tree: dict[
     assert told in str(raised.value)
 
 
-@pytest.mark.parametrize("who", ["anyone", "0.0.0.0/0", "::/0", "::ffff:0:0/96", "@users", "10.0.0.0/8", "alice"])
+@pytest.mark.parametrize(
+    "who",
+    [
+        "anyone",
+        "0.0.0.0/0",
+        "128.0.0.0/1",
+        "::/0",
+        "2000::/3",
+        "::ffff:0:0/96",
+        "::ffff:0:0/97",
+        "@users",
+        "10.0.0.0/8",
+        "fc00::/7",
+        "alice",
+    ],
+)
 @pytest.mark.parametrize("may", ["push", "delete", "pull"])
 @pytest.mark.parametrize(
     ("server", "public"),
@@ -487,11 +502,11 @@ def test_tables_of_access_that_do_not_mean_what_they_say_are_refused(tree: dict[
     ],
 )
 def test_a_start_that_would_let_the_whole_internet_push_says_no(server: dict[str, Any], public: bool, may: str, who: str) -> None:
-    """With the table that would, and what to write instead. Without hosted repositories there is nothing to push to."""
+    """With the table that would, for a half of it too, and what to write instead. Without hosted repositories there is nothing to push to."""
     tree = {"server": server, "access": [{"who": ["alice"]}, {"who": [who], "may": ["pull", may]}]}
     hosted = {**tree, "hosted": {"repositories": ["team/**"]}}
     load(None, {}, tree)
-    if public and may != "pull" and who not in ("@users", "10.0.0.0/8", "alice"):
+    if public and may != "pull" and who not in ("@users", "10.0.0.0/8", "fc00::/7", "alice"):
         with pytest.raises(ConfigError, match=r"table 2 .* the whole Internet: .*@users or 10\.0\.0\.0/8"):
             load(None, {}, hosted)
     else:

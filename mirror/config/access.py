@@ -18,6 +18,7 @@ ANYONE = "anyone"
 _TOKEN, _CERTIFICATE, _ISSUER = "token:", "cert:", "oidc:"
 """How tokens, certificates and issuers begin where a rule names them."""
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_ROUTED = ipaddress.IPv6Network("2000::/3")
 
 
 class Access(Table):
@@ -85,8 +86,8 @@ class Access(Table):
 
     @property
     def is_for_everybody(self) -> bool:
-        """Whether it is about all who reach the mirror, from whatever address."""
-        return ANYONE in self.who or any(one.prefixlen == 0 for one in self.networks)
+        """Whether it is about all who reach the mirror, from whatever address, or from a large part of the Internet."""
+        return ANYONE in self.who or any(map(_is_of_the_internet, self.networks))
 
 
 class Oidc(Table):
@@ -150,6 +151,13 @@ class Oidc(Table):
         if importlib.util.find_spec("cryptography") is None:
             raise ValueError("this needs the package cryptography: pip install cryptography")
         return self
+
+
+def _is_of_the_internet(network: Network) -> bool:
+    """True for a range that is wider than what anybody has been given: of IPv4 a /8, of IPv6 less than a /16 of what is routed (RFC 4291, section 2.5.4)."""
+    if isinstance(network, ipaddress.IPv4Network):
+        return network.prefixlen < 8
+    return network.prefixlen < 16 and network.overlaps(_ROUTED)
 
 
 def network(text: str) -> Network | None:
