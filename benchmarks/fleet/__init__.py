@@ -1,1 +1,1 @@
-"""How long many nodes wait for one image from a fleet of mirrors: a simulation, for the numbers of docs/scale.md."""
+"""What several mirrors reach together: a simulation of how long many nodes wait, and measurements beside one mirror."""
