@@ -23,6 +23,8 @@ from mirror.names import Digest, Repository
 
 log = logging.getLogger(__name__)
 
+_MOST_LISTED = 2000
+"""Images that are looked for in the cache."""
 _MOST_READ = 64
 """Images of an index that are looked at; real ones have a dozen."""
 _MOST_FETCHED = 8
@@ -34,6 +36,8 @@ _PATIENCE = 10.0
 _AGAIN = 300.0
 """Seconds before documents that could not be had are asked for again."""
 _MOST_KEPT = 10_000
+_MOST_PLATFORMS = 32
+"""Platforms for which clients have pulled lately: what an index says of its images is anybody's word."""
 _ATTESTATION = "unknown/unknown"
 
 
@@ -51,7 +55,7 @@ class Children:
 
     def __init__(self, documents: Documents) -> None:
         self._documents = documents
-        self._pulled: set[str] = set()
+        self._pulled: OrderedDict[str, None] = OrderedDict()
         self._failed: OrderedDict[tuple[Repository, Digest], float] = OrderedDict()
 
     def beside(self, documents: Documents) -> Children:
@@ -91,21 +95,29 @@ class Children:
         return list(found.values()), again
 
     async def _wanted(self, indexes: Iterable[Child], found: dict[Digest, Child], *, whole: bool) -> list[Entry]:
-        here: list[Entry] = []
-        others: list[Entry] = []
+        # Some list an image for several platforms: it is read once, as one for the first of them.
+        listed: dict[Digest, Entry] = {}
         for index in indexes:
             for entry in entries_of(index.manifest.body):
                 one = Entry(entry.descriptor, entry.platform or index.platform)
-                if one.platform == _ATTESTATION or one.descriptor.media_type not in MEDIA_TYPES or one.descriptor.digest in found:
-                    continue
-                if await self._documents.cached(one.descriptor.digest) is None:
-                    others.append(one)
-                else:
-                    here.append(one)
+                if (
+                    one.platform != _ATTESTATION
+                    and one.descriptor.media_type in MEDIA_TYPES
+                    and one.descriptor.digest not in found
+                ):
+                    listed.setdefault(one.descriptor.digest, one)
+        here: list[Entry] = []
+        others: list[Entry] = []
+        for one in list(listed.values())[:_MOST_LISTED]:
+            (others if await self._documents.cached(one.descriptor.digest) is None else here).append(one)
         here = here[:_MOST_READ]
         if whole:
             return [*here, *others][:_MOST_READ]
-        self._pulled.update(one.platform for one in here if one.platform is not None)
+        for platform in dict.fromkeys(one.platform for one in here if one.platform is not None):
+            self._pulled[platform] = None
+            self._pulled.move_to_end(platform)
+        while len(self._pulled) > _MOST_PLATFORMS:
+            self._pulled.popitem(last=False)
         platforms = {*self._pulled, this_platform()}
         wanted = [one for one in others if one.platform is None or any(fits(one.platform, other) for other in platforms)]
         # Where none is for a platform that is known here, a client has another one.
@@ -131,6 +143,7 @@ class Children:
         except (MirrorError, TimeoutError) as error:
             log.info("%s@%s cannot be read to decide on the index that names it: %s", repository, digest, error or "no answer")
             self._failed[key] = time.monotonic()
+            self._failed.move_to_end(key)
             if len(self._failed) > _MOST_KEPT:
                 self._failed.popitem(last=False)
             wait = _AGAIN

@@ -121,14 +121,15 @@ class FactFinder:
             manifest = read if read is not None and read.digest == one else await self._documents.cached(one)
             if manifest is not None:
                 manifests, blobs = children_of(manifest.body)
-                waiting += [child for child in manifests if child not in named]
+                # Once each, however often it is listed: all of it may be read anew for each time that it is.
+                waiting += set(manifests) - named
                 named.update(manifests, blobs)
         return named
 
     async def _severity(self, digest: Digest, manifest: Manifest | None) -> str | None:
         """The worst that scanners have found in an image, and in what an index lists; None if none has looked at it."""
         listed = () if manifest is None else [entry.descriptor.digest for entry in entries_of(manifest.body)]
-        results = [result for one in (digest, *listed) for result in await scan_results(self._store, one)]
+        results = [result for one in dict.fromkeys((digest, *listed)) for result in await scan_results(self._store, one)]
         return worse([result.worst for result in results if result.worst is not None])
 
     async def _unsigned(self, rules: Sequence[Rule], asked: Asked, digests: Iterable[Digest]) -> dict[tuple[str, Digest], str]:

@@ -82,11 +82,14 @@ def _step(entry: dict[str, Any]) -> Step:
 
 
 def parse_moment(value: Any) -> float | None:
-    """Returns a date of RFC 3339 in seconds since the epoch; None for anything else."""
+    """Returns a date of RFC 3339 in seconds since the epoch; None for anything else, also for what is before the year 1 or after 9999 in UTC."""
     try:
         moment = datetime.fromisoformat(value)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, TypeError, OverflowError):
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        # Rounded, the last microseconds of 9999 are in the next year.
+        datetime.fromtimestamp(seconds, UTC)
+        return seconds
+    except (ValueError, TypeError, OverflowError, OSError):
         return None
 
 

@@ -17,7 +17,7 @@ from mirror.guards.keys import Keys
 from mirror.guards.rules import Conditions, Pattern, Rule
 from mirror.guards.signatures import Signers
 from mirror.guards.sources import Documents, FromCache, FromUpstream
-from mirror.manifests import MAX_SIZE, OCI_MANIFEST, Manifest
+from mirror.manifests import MAX_SIZE, OCI_INDEX, OCI_MANIFEST, Manifest
 from mirror.names import Digest, Repository, Tag
 from mirror.storage.memory import MemoryStore
 from mirror.storage.store import TagRecord
@@ -27,10 +27,22 @@ DAY = 86400.0
 
 
 def image(created: float = 0.0, name: str = "") -> Manifest:
-    when = datetime.fromtimestamp(created, UTC).isoformat()
-    document = {"schemaVersion": 2, "annotations": {"org.opencontainers.image.created": when, "name": name}, "layers": []}
+    return image_of(datetime.fromtimestamp(created, UTC).isoformat(), name)
+
+
+def image_of(created: str, name: str = "") -> Manifest:
+    document = {"schemaVersion": 2, "annotations": {"org.opencontainers.image.created": created, "name": name}, "layers": []}
     body = json.dumps(document).encode()
     return Manifest(OCI_MANIFEST, Digest.of(body), body)
+
+
+def index_of(*images: Manifest) -> Manifest:
+    listed = [{"mediaType": one.media_type, "digest": str(one.digest), "size": len(one.body)} for one in images]
+    body = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed}).encode()
+    return Manifest(OCI_INDEX, Digest.of(body), body)
+
+
+BLOCKS = Rule("list", blocked={"0" * 64: "a miner"})
 
 
 class World:
@@ -140,3 +152,46 @@ async def test_a_signature_is_no_way_to_have_the_mirror_fetch_gigabytes() -> Non
     with pytest.raises(BlobUnknown, match="larger than any signature"):
         await documents.blob(APP, Digest.of(b"blob"))
     assert ended
+
+
+@pytest.mark.parametrize("created", ["9999-12-31T23:59:59-12:00", "9999-12-31T23:59:59.9999999Z", "0001-01-01T00:00:00+12:00"])
+async def test_a_date_that_no_calendar_has_is_none(created: str) -> None:
+    """It is the word of whoever built the image: each pull of the tag failed with 500 once a later image was compared with it."""
+    world = World(Rule("older", refuse_older=True))
+    for then, now in ((created, "2026-11-29T10:00:00Z"), ("2026-11-29T10:00:00Z", created)):
+        before, after = image_of(then, "before"), image_of(now, "after")
+        await world.serve(before)
+        await world.store.put_manifest(APP, after)
+        await world.store.note_tag(APP, ONE, after.descriptor, world.now)
+        world.gate.forget_tag(APP, ONE)
+        ruling = await world.gate.rule_tag(APP, ONE, after.descriptor)
+        assert ruling.serve is not None and ruling.serve.digest == after.digest
+        world.now += DAY
+
+
+class CountingDocuments(FromCache):
+    """Documents that count how often one is read."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        super().__init__(store)
+        self.read = 0
+
+    async def cached(self, digest: Digest) -> Manifest | None:
+        self.read += 1
+        return await super().cached(digest)
+
+
+@pytest.mark.parametrize("rule", [BLOCKS, Rule("label", deny=Conditions(labels={"status": "bad"}))])
+async def test_what_is_listed_a_thousand_times_is_read_once(rule: Rule) -> None:
+    """An index of some MiB may list one index so often, and that an image: to read each for each time took minutes, in which the process answered nobody."""
+    store = MemoryStore()
+    documents = CountingDocuments(store)
+    gate = Gate(store, documents)
+    gate.take([rule])
+    named = image()
+    for _ in range(2):
+        await store.put_manifest(APP, named)
+        named = index_of(*[named] * 1000)
+    ruling = await gate.rule_digest(APP, named.digest, named)
+    assert ruling.error is None
+    assert documents.read < 50
