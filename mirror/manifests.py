@@ -217,7 +217,8 @@ class Entry:
 def entries_of(body: bytes) -> list[Entry]:
     """What an index lists; nothing for what is no index."""
     return [
-        Entry(descriptor, _platform(entry.get("platform"))) for entry, descriptor in _described(_readable(body).get("manifests"))
+        Entry(descriptor, platform_in(entry.get("platform")))
+        for entry, descriptor in _described(_readable(body).get("manifests"))
     ]
 
 
@@ -272,10 +273,11 @@ def this_platform() -> str:
 
 def platform_of(config: bytes) -> str | None:
     """The platform that an image's configuration names; None where it is no image's (image-spec 1.1, "config.md")."""
-    return _platform(_readable(config))
+    return platform_in(_readable(config))
 
 
-def _platform(value: Any) -> str | None:
+def platform_in(value: Any) -> str | None:
+    """The platform that an object of an index or a configuration names; None where it names none."""
     if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in ("os", "architecture")):
         return None
     parts = [value["os"], value["architecture"], value.get("variant")]

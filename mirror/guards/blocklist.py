@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from mirror.errors import DigestInvalid
-from mirror.guards.osv import MAGIC, parse_json, parse_zip
+from mirror.guards.osv import MAGIC, parse_json, parse_zip, reason_in
 from mirror.names import Digest
 from mirror.redaction import redacted
 from mirror.regular_files import read_file
@@ -121,7 +121,7 @@ def parse(text: str, name: str) -> dict[str, str]:
         if not words or words[0].startswith("#"):
             continue
         try:
-            found[Digest.parse(words[0].lower()).hex] = words[1].strip() if len(words) > 1 else ""
+            found[Digest.parse(words[0].lower()).hex] = reason_in(words[1]) if len(words) > 1 else ""
         except DigestInvalid:
             faults.append(number)
     if faults and not found:

@@ -15,7 +15,7 @@ from mirror.guards.images import describe
 from mirror.guards.rules import Asked, Rule
 from mirror.guards.signatures import Signers, is_signature, is_signed
 from mirror.guards.sources import Documents, WithArchive
-from mirror.manifests import Manifest, children_of, entries_of
+from mirror.manifests import MAX_SIZE, Manifest, children_of, entries_of
 from mirror.names import Digest, Repository
 from mirror.storage.scans import scan_results, worse
 from mirror.storage.sightings import Sighting
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _MOST_NAMED = 20_000
 """Digests that a manifest names, all the way down, that are looked at."""
+_MOST_PARSED = MAX_SIZE
+"""Bytes of the configurations of an index's images: to parse some MiB may take a second, in which nobody is answered."""
 
 
 class FactFinder:
@@ -94,7 +96,11 @@ class FactFinder:
                 again = min(again, seconds)
             if manifest is not None and needs_images:
                 images[digest] = describe(manifest, await self._configuration(asked, manifest))
-                images.update((one.manifest.digest, describe(one.manifest, one.configuration, one.platform)) for one in listed)
+                room = _MOST_PARSED
+                for one in sorted(listed, key=lambda one: len(one.configuration)):
+                    room -= len(one.configuration)
+                    configuration = one.configuration if room >= 0 else b""
+                    images[one.manifest.digest] = describe(one.manifest, configuration, one.platform)
                 children[digest] = [one.manifest.digest for one in listed]
             if blocks:
                 names[digest] = await self._names(digest, manifest)

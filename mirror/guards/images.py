@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from mirror.guards.rules import Image
-from mirror.manifests import Manifest, blobs_of, entries_of, platform_of
+from mirror.manifests import Manifest, blobs_of, entries_of, platform_in
 from mirror.storage.image_config import parse_moment
 
 
@@ -14,13 +14,13 @@ def describe(manifest: Manifest, configuration: bytes, platform: str | None = No
     """Returns what is said of an image, or of an index. `configuration` is empty if there is none; `platform` is what an index says that it is for."""
     entries = entries_of(manifest.body)
     platforms = {entry.platform for entry in entries if entry.platform is not None}
-    if (own := platform_of(configuration)) is not None:
+    document = _object(configuration)
+    if (own := platform_in(document)) is not None:
         platforms.add(own)
     if platform is not None:
         platforms.add(platform)
     config, layers = blobs_of(manifest.body)
     size = sum(blob.size for blob in [*([config] if config else []), *layers]) if layers else None
-    document = _object(configuration)
     labels = _object_in(document, "config").get("Labels")
     created = parse_moment(document.get("created"))
     if created is None:

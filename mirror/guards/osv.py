@@ -121,8 +121,13 @@ def _list(value: Any) -> list[Any]:
 
 
 def _reason(record: dict[str, Any]) -> str:
-    """Returns one printable line: it is shown in headers, logs and pages."""
     summary = record.get("summary") or record.get("details")
-    text = f"{record['id']}: {summary}" if isinstance(summary, str) else record["id"]
+    return reason_in(f"{record['id']}: {summary}" if isinstance(summary, str) else record["id"])
+
+
+def reason_in(text: str) -> str:
+    """Returns what a list says as one printable line: it is shown in responses, logs and pages."""
     line = " ".join(text[: 4 * _LONGEST_REASON].split())
-    return "".join(character if character.isprintable() else "?" for character in line)[:_LONGEST_REASON]
+    if not line.isprintable():
+        line = "".join(character if character.isprintable() else "?" for character in line)
+    return line[:_LONGEST_REASON]

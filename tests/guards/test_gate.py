@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
@@ -12,9 +13,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from mirror.downloads.flight import Progress
 from mirror.errors import BlobUnknown
+from mirror.guards import facts
 from mirror.guards.gate import Gate
+from mirror.guards.images import describe
 from mirror.guards.keys import Keys
-from mirror.guards.rules import Conditions, Pattern, Rule
+from mirror.guards.rules import Conditions, Image, Pattern, Rule
 from mirror.guards.signatures import Signers
 from mirror.guards.sources import Documents, FromCache, FromUpstream
 from mirror.manifests import MAX_SIZE, OCI_INDEX, OCI_MANIFEST, Manifest
@@ -40,6 +43,18 @@ def index_of(*images: Manifest) -> Manifest:
     listed = [{"mediaType": one.media_type, "digest": str(one.digest), "size": len(one.body)} for one in images]
     body = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed}).encode()
     return Manifest(OCI_INDEX, Digest.of(body), body)
+
+
+def labelled(**labels: str) -> Manifest:
+    """An image whose configuration is in its manifest."""
+    configuration = json.dumps({"config": {"Labels": labels}}).encode()
+    described = {
+        "digest": str(Digest.of(configuration)),
+        "size": len(configuration),
+        "data": base64.b64encode(configuration).decode(),
+    }
+    body = json.dumps({"schemaVersion": 2, "config": described, "layers": []}).encode()
+    return Manifest(OCI_MANIFEST, Digest.of(body), body)
 
 
 BLOCKS = Rule("list", blocked={"0" * 64: "a miner"})
@@ -195,3 +210,24 @@ async def test_what_is_listed_a_thousand_times_is_read_once(rule: Rule) -> None:
     ruling = await gate.rule_digest(APP, named.digest, named)
     assert ruling.error is None
     assert documents.read < 50
+
+
+async def test_large_configurations_of_an_index_do_not_hide_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To parse eight of 4 MiB took ten seconds, in which the process answered nobody: some MiB are parsed for an index, the small ones first."""
+    monkeypatch.setattr(facts, "_MOST_PARSED", 3000)
+    parsed: list[int] = []
+
+    def counted(manifest: Manifest, configuration: bytes, platform: str | None = None) -> Image:
+        parsed.append(len(configuration))
+        return describe(manifest, configuration, platform)
+
+    monkeypatch.setattr(facts, "describe", counted)
+    world = World(Rule("label", deny=Conditions(labels={"status": "bad"})))
+    padded = [labelled(status="good", pad="x" * 2000, number=str(number)) for number in range(3)]
+    for bad in (False, True):
+        images = [*padded, labelled(status="bad")] if bad else padded
+        for one in images:
+            await world.store.put_manifest(APP, one)
+        parsed.clear()
+        assert await world.by_digest(index_of(*images)) is not bad
+        assert 2000 < sum(parsed) <= 3000

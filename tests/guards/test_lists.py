@@ -50,6 +50,13 @@ def test_digests_of_both_algorithms_are_taken() -> None:
     assert parse(f"{LONG} why\n{ONE}", "list") == {LONG.hex: "why", ONE.hex: ""}
 
 
+def test_the_reason_of_a_line_is_printable_and_short() -> None:
+    """As that of an advisory: whoever writes a list must not write to a terminal or a log, nor make each refusal as long as the list may be."""
+    [reason] = parse(f"{ONE} a\x1b[2J \t\u202eminer {'z' * 100_000}", "list").values()
+    assert reason.startswith("a?[2J ?miner zzz")
+    assert len(reason) == 300
+
+
 @pytest.mark.parametrize("fault", ["FIFO", "folder", "gone", "HTML", "too long", "no permission"])
 def test_what_cannot_be_read_keeps_what_it_said_until_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
