@@ -9,7 +9,7 @@ from dataclasses import replace
 from mirror import metrics
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Reference, Repository, Tag
-from mirror.storage.sightings import PUSHED_BY, Block, HeldTag, Move, Released, Ruled, Sighting
+from mirror.storage.sightings import MOST_RULINGS, PUSHED_BY, Block, HeldTag, Move, Released, Ruled, Sighting
 from mirror.storage.store import TagRecord
 
 
@@ -126,6 +126,8 @@ class MemorySightings:
     def count_ruling(self, rule: str, verdict: str, repository: Repository, reference: Reference, reason: str) -> None:
         key = rule, verdict, repository, reference
         known = self._rulings.pop(key, None)
+        if len(self._rulings) >= MOST_RULINGS:
+            del self._rulings[next(iter(self._rulings))]
         self._rulings[key] = Ruled(*key, 1 if known is None else known.count + 1, time.time(), reason)
 
     async def rulings(self, count: int) -> list[Ruled]:

@@ -10,6 +10,9 @@ from mirror.names import Digest, Reference, Repository, Tag
 PUSHED_BY = "push by "
 """How the endpoint of a sighting begins that is a push to a hosted repository; who pushed follows."""
 
+MOST_RULINGS = 10_000
+"""Lines that are kept of what guards have done."""
+
 
 @dataclass(frozen=True, slots=True)
 class Released:

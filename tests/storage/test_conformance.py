@@ -23,7 +23,7 @@ from mirror.storage.memory import MemoryStore
 from mirror.storage.partial import Partial
 from mirror.storage.possessions import Possessions
 from mirror.storage.settings import Upkeep
-from mirror.storage.sightings import Block, HeldTag, Move, Released, Sighting
+from mirror.storage.sightings import MOST_RULINGS, Block, HeldTag, Move, Released, Sighting
 from mirror.storage.slices import FileSlice, Part, Reader
 from mirror.storage.store import Change, Gone, Question, State, Store, TagRecord
 from tests.support.mirrors import until
@@ -897,3 +897,14 @@ async def test_what_guards_have_done_is_counted(store: Store) -> None:
     )
     assert (listed.reference, listed.count) == (Digest.of(b"poison"), 1)
     assert await store.rulings(1) == [listed]
+
+
+async def test_clients_cannot_fill_the_catalog_with_what_is_refused(store: Store) -> None:
+    """Whoever asks for one digest after another that a rule refuses adds a line each time: the latest are kept."""
+    digests = [Digest.of(str(number).encode()) for number in range(MOST_RULINGS + 10)]
+    for digest in digests:
+        store.count_ruling("none", "refused", APP, digest, "it is denied")
+    kept = [ruled.reference for ruled in await store.rulings(len(digests))]
+    assert 0.9 * MOST_RULINGS < len(kept) <= MOST_RULINGS
+    assert kept[0] == digests[-1]
+    assert digests[0] not in kept

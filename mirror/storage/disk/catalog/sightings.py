@@ -14,7 +14,7 @@ from mirror import metrics
 from mirror.events import Action, Event, Events
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Reference, Repository, Tag, parse_reference
-from mirror.storage.sightings import PUSHED_BY, Block, HeldTag, Move, Released, Ruled, Sighting
+from mirror.storage.sightings import MOST_RULINGS, PUSHED_BY, Block, HeldTag, Move, Released, Ruled, Sighting
 from mirror.storage.store import TagRecord
 
 log = logging.getLogger(__name__)
@@ -236,7 +236,8 @@ class Sightings:
         return found.rowcount > 0
 
     def count_rulings(self, rulings: Mapping[tuple[str, str, Repository, Reference], tuple[int, float, str]]) -> None:
-        """Adds to what guards have done, with the times and reasons. Forgets what is older than 30 days. A transaction of its own."""
+        """Adds to what guards have done, with the times and reasons. Forgets what is older than 30 days, and the oldest of more
+        than `MOST_RULINGS`: clients may ask for any digest. A transaction of its own."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             told = [
@@ -251,6 +252,9 @@ class Sightings:
                 ],
             )
             self._db.execute("DELETE FROM ruling WHERE last < ?", (time.time() - _RULINGS_KEPT,))
+            self._db.execute(
+                "DELETE FROM ruling WHERE last <= (SELECT last FROM ruling ORDER BY last DESC LIMIT 1 OFFSET ?)", (MOST_RULINGS,)
+            )
         for (rule, verdict, repository, reference), reason in told:
             by_tag = isinstance(reference, Tag)
             self._events.send(
