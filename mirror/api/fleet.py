@@ -163,19 +163,9 @@ class FleetRequests:
             case "release":
                 if not isinstance(reference, Tag) or not change.digest:
                     raise RequestInvalid("a tag, and the digest that is released, are expected")
-                await self._release(repository, reference, change)
+                released = Released(time.time(), change.who, change.why)
+                await images.release(repository, reference, released, Digest.parse(change.digest))
         return Outcome(name)
-
-    async def _release(self, repository: Repository, tag: Tag, change: Change) -> None:
-        """What was not looked at by whoever releases it is not released: the tag may have moved once more."""
-        only = Digest.parse(change.digest)
-        try:
-            await self._cache.images.release(repository, tag, Released(time.time(), change.who, change.why), only)
-        except Unknown:
-            known = await self._cache.store.history(repository, tag)
-            if known and known[-1].gone is None and known[-1].digest != only:
-                raise RequestInvalid(f"there it means {known[-1].digest} at its registry, and not what was released") from None
-            raise
 
 
 async def _body(request: web.BaseRequest) -> Any:

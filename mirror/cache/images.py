@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from mirror.cache.tags import Tags
-from mirror.errors import ManifestUnknown
+from mirror.errors import ManifestUnknown, RequestInvalid
 from mirror.names import Digest, Reference, Repository, Tag, image_name
 from mirror.storage.sightings import Block, Released
 from mirror.storage.store import Deleted, Store
@@ -74,10 +74,13 @@ class Images:
         return deleted
 
     async def release(self, repository: Repository, tag: Tag, released: Released, only: Digest | None = None) -> Digest:
-        """Lets clients have what a tag means at its registry, before its time. Returns that. Raises ManifestUnknown if the tag was never seen, is gone, or means something else
-        than `only`."""
+        """Lets clients have what a tag means at its registry, before its time. Returns that. Raises ManifestUnknown if the tag was never seen or is gone; RequestInvalid if it
+        means something else than `only`: what nobody has looked at is not released."""
         digest = await self._store.release(repository, tag, released, only)
         if digest is None:
+            history = await self._store.history(repository, tag)
+            if only is not None and history and history[-1].gone is None and history[-1].digest != only:
+                raise RequestInvalid(f"it means {history[-1].digest} at its registry now, and not what was to be released")
             raise ManifestUnknown(f"{image_name(repository, tag)} was never asked for here, or is gone at its registry")
         log.warning("%s was released by %s, to mean %s: %s", image_name(repository, tag), released.who, digest, released.why)
         self.audit("release", released.who, image_name(repository, tag), str(digest), released.why)

@@ -115,7 +115,9 @@ class Actions:
                 repository, reference = parse(form.get("image", ""))
                 if not isinstance(reference, Tag) or not why:
                     raise RequestInvalid("a tag and a reason are expected")
-                digest = await self._images.release(repository, reference, Released(time.time(), who, why))
+                # The page says which one it shows: the tag may have moved once more since.
+                only = Digest.parse(form["digest"]) if form.get("digest") else None
+                digest = await self._images.release(repository, reference, Released(time.time(), who, why), only)
                 name = image_name(repository, reference)
                 check(await tell(self._fleet, Change("release", (name,), who, why, digest=str(digest))))
                 return "released"

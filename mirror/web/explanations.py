@@ -35,6 +35,7 @@ _MESSAGES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\bis refused by the guard '(.+?)'", r"被规则 \1 拒绝"),
         (r"\bis held back, and what it meant before", "该标签被暂缓，而其先前所指的内容缓存和上游都没有"),
         (r"archives are being uploaded already", "同时上传的文件过多，请等待其中之一完成"),
+        (r"^it means (\S+) at its registry now", r"该标签在上游已改指 \1：请重新载入页面后再决定"),
         (r"^nothing is cached of ([^\s,]+)", r"缓存中没有 \1"),
         (r"^(\S+) is in the list (.+) of \[\[warm\]\]", r"\1 在 [[warm]] 列表 \2 中，请先从列表中移除"),
         (r"^signatures and the like may be missing", "签名等附属内容可能不完整"),

@@ -16,7 +16,7 @@
     PUT   /import, /import/FILE   the same with the archive as the body (?as= &platform= &pin=)
     GET   /fleet                  the mirrors of the fleet, and how each of them is
     GET   /guards                 what is held, what moved, what was refused
-    POST  /guards                 action=release, image=NAME, why=TEXT; action=block|unblock, digest=DIGEST
+    POST  /guards                 action=release, image=NAME, digest=DIGEST, why=TEXT; action=block|unblock, digest=DIGEST
     GET   /class                  the images, with commands for a class to copy (?q= &page=)
     GET   /settings               the settings in force, with the admin token
     GET   /setup, /setup/CLIENT.sh

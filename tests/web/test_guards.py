@@ -77,6 +77,18 @@ async def test_the_button_releases_a_tag_with_the_reason(held: Mirror, upstream:
     assert "released by the dashboard, from 127.0.0.1: urgent" in page
 
 
+async def test_the_button_releases_only_what_the_page_shows(held: Mirror, upstream: Scripted) -> None:
+    """The tag moves once more while somebody looks at the page: what nobody has looked at is not released, and the answer says so."""
+    page = (await held.get("/guards", Cookie=await log_in(held), **HTML)).body.decode()
+    [shown] = re.findall(r'name="digest" value="(sha256:\w+)"', part(page, "held"))
+    newest = upstream.add_image("library/app", "latest").digest
+    assert str(newest) in (await held.get(LATEST)).headers["Mirror-Tag"]
+    form = {"action": "release", "image": NAME, "why": "urgent", "digest": shown}
+    status, body, _ = await post(held, "/guards", form, Authorization=f"Bearer {token(held)}")
+    assert (status, f"it means {newest} at its registry now" in body) == (400, True)
+    assert "Mirror-Tag" in (await held.get(LATEST)).headers
+
+
 async def test_a_digest_is_blocked_and_unblocked_on_the_page(held: Mirror, upstream: Scripted) -> None:
     """At once in this process; what is not a digest is an error, and so is what was not blocked."""
     bearer = {"Authorization": f"Bearer {token(held)}"}

@@ -86,6 +86,7 @@ async def test_errors_are_told_in_the_language_of_the_page(dashboard: Mirror) ->
         ),
         ("upstream's bytes for sha256:00 are not what their digest says", "与摘要不符"),
         ("the cache's disk refuses: No space left on device", "磁盘空间不足"),
+        ("it means sha256:00 at its registry now, and not what was to be released", "请重新载入页面"),
         ("nothing is cached of docker.io/library/none:1", "缓存中没有 docker.io/library/none:1"),
         ("docker.io/library/app:1 is refused by the guard 'ours': it is denied", "被规则 ours 拒绝"),
         ("docker.io/library/app:1 is pinned: unpin it first, or force it", "docker.io/library/app:1 已固定"),
