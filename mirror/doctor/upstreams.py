@@ -316,7 +316,7 @@ def _skew(response: Response) -> Iterator[float]:
     """Yields the seconds by which this machine's clock is ahead of a response's Date (RFC 9110, section 6.6.1)."""
     try:
         yield time.time() - parsedate_to_datetime(response.headers["Date"]).timestamp()
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         return
 
 

@@ -63,6 +63,15 @@ async def test_a_clock_that_is_wrong(tree: dict[str, Any], upstream: Scripted, s
         assert one(found, "clock").level == Level.OK
 
 
+@pytest.mark.parametrize("date", ["yesterday", f"Mon, 01 Jan {10**20} 00:00:00 GMT", "Fri, 31 Dec 9999 23:59:59 -2300"])
+async def test_a_date_that_no_clock_has_ends_nothing(tree: dict[str, Any], upstream: Scripted, date: str) -> None:
+    """A registry may say anything: the others are looked at, and their word on this machine's clock counts."""
+    upstream.extra_headers = {"Date": date}
+    async with Scripted() as right:
+        found = await upstreams.examine(settings(tree, lan={"endpoints": [upstream.url, right.url]}))
+        assert one(found, "clock").level == Level.OK
+
+
 @pytest.fixture
 async def secured(tmp_path: Path) -> AsyncIterator[tuple[Authority, str]]:
     """A registry behind TLS, whose certificate nobody knows."""
