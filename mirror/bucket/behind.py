@@ -29,7 +29,7 @@ class Behind:
         """The arguments are those of `Writing` and `DurableHosted`."""
         self._bucket = bucket
         self._writing = Writing(bucket, fleet, outbox, store, is_private, offline)
-        self.hosted = DurableHosted(store.hosted, store, bucket, name, offline)
+        self.hosted = DurableHosted(store.hosted, store, outbox, bucket, name, offline)
 
     def start(self) -> None:
         """Begins the work in the background."""

@@ -13,13 +13,16 @@ from mirror.bucket.reading import slices
 from mirror.errors import DigestInvalid, Invalid, MirrorError, TagImmutable
 from mirror.hosted.manifests import pushed_manifest
 from mirror.manifests import INDEXES, Manifest, children_of
-from mirror.names import Digest, Repository, Tag
+from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.hosted import HostedStore, PushedManifest
+from mirror.storage.outbox import Outbox
 from mirror.storage.store import Store
 from mirror.upstream.bucket import Bucket
 
 log = logging.getLogger(__name__)
 
+Changing = Callable[[Repository], AbstractAsyncContextManager[None]]
+"""Held while one repository is changed, here and in the bucket."""
 _RESTORE = "restored from the bucket"
 """Who has pushed what came back."""
 _MOST_KNOWN = 100_000
@@ -28,22 +31,36 @@ _MOST_KNOWN = 100_000
 class HostedObjects:
     """Those of one mirror. Methods raise BucketFailed, and CatalogFailed."""
 
-    def __init__(self, inner: HostedStore, store: Store, bucket: Bucket, name: str) -> None:
+    def __init__(self, inner: HostedStore, store: Store, outbox: Outbox, bucket: Bucket, name: str) -> None:
         """The arguments are those of `DurableHosted`."""
         self._inner = inner
         self._store = store
+        self._outbox = outbox
         self._bucket = bucket
         self._objects = bucket.objects
         self._name = name
         self._kept: dict[tuple[Repository | None, Digest], None] = {}
         """What is in the bucket: blobs, and manifests of repositories."""
 
-    async def delete_tag(self, repository: Repository, tag: str) -> None:
-        await self._objects.delete(self._key("tags", repository, tag))
+    async def delete(self, repository: Repository, reference: Reference) -> None:
+        """Deletes what a repository has no longer."""
+        if isinstance(reference, Digest):
+            self._kept.pop((repository, reference), None)
+        await self._objects.delete(self._reference_key(repository, reference))
+        await self._outbox.forget_gone(repository, reference)
 
-    async def delete_manifest(self, repository: Repository, digest: Digest) -> None:
-        self._kept.pop((repository, digest), None)
-        await self._objects.delete(self._key("manifests", repository, _file(digest)))
+    async def delete_gone(self, repository: Repository) -> None:
+        """Deletes all that is gone of a repository. Call it where nobody else changes that."""
+        while found := await self._outbox.gone(repository):
+            for _, reference in found:
+                await self.delete(repository, reference)
+
+    async def delete_all_gone(self, changing: Changing) -> None:
+        """Deletes what is gone of all repositories, whoever deleted it here."""
+        while found := await self._outbox.gone():
+            for repository in dict.fromkeys(repository for repository, _ in found):
+                async with changing(repository):
+                    await self.delete_gone(repository)
 
     async def keep(self, digest: Digest) -> None:
         """Writes a blob that is here, unless it is in the bucket."""
@@ -75,12 +92,19 @@ class HostedObjects:
             told = {"digest": str(record.descriptor.digest), "pushed": record.checked}
             await self._objects.put(self._key("tags", repository, tag), json.dumps(told).encode(), "application/json")
 
+    def _reference_key(self, repository: Repository, reference: Reference) -> str:
+        if isinstance(reference, Digest):
+            return self._key("manifests", repository, _file(reference))
+        return self._key("tags", repository, reference.value)
+
     def _key(self, kind: str, repository: Repository, name: str) -> str:
         # No part of a repository's name is an underscore.
         return f"hosted/{self._name}/{kind}/{repository.registry}/{repository.path}/_/{name}"
 
-    async def restore(self) -> None:
-        """Fetches what the bucket has and the disk lacks: blobs, then manifests, those that name others last, then tags in the order in which they were pushed."""
+    async def restore(self, changing: Changing) -> None:
+        """Fetches what the bucket has and the disk lacks: blobs, then manifests, those that name others last, then tags in the order in which they were pushed. Not what is gone here,
+        which is deleted there first, nor what another process deletes meanwhile."""
+        await self.delete_all_gone(changing)
         lacking: dict[Repository, list[PushedManifest]] = {}
         for repository, name in await self._found("manifests"):
             with contextlib.suppress(DigestInvalid):
@@ -93,18 +117,22 @@ class HostedObjects:
             for one in sorted(manifests, key=lambda one: one.manifest.media_type in INDEXES):
                 for blob in children_of(one.manifest.body)[1]:
                     await self._restore_blob(repository, blob)
-                await self._inner.put_manifest(repository, one, (), _RESTORE)
+                digest = one.manifest.digest
+                async with changing(repository):
+                    if await self._objects.size(
+                        self._reference_key(repository, digest)
+                    ) is not None and not await self._outbox.is_gone(repository, digest):
+                        await self._inner.put_manifest(repository, one, (), _RESTORE)
         tags: list[tuple[float, Repository, str, Digest]] = []
         for repository, tag in await self._found("tags"):
             with _logged(f"the tag {tag} of {repository}"):
                 if await self._store.tag(repository, Tag.parse(tag)) is None:
                     digest, pushed = await self._tag(repository, tag)
                     tags.append((pushed, repository, tag, digest))
-        for _, repository, tag, digest in sorted(tags, key=lambda one: one[0]):
-            if (manifest := await self._store.manifest(digest)) is not None:
+        for _, repository, tag, _ in sorted(tags, key=lambda one: one[0]):
+            async with changing(repository):
                 with _logged(f"the tag {tag} of {repository}"):
-                    one = _pushed(manifest.body, manifest.media_type, digest)
-                    await self._inner.put_manifest(repository, one, (tag,), _RESTORE)
+                    await self._restore_tag(repository, Tag(tag))
         if lacking or tags:
             log.warning(
                 "what %d hosted repositories lacked on the disk came back from the bucket %s, with %d tags",
@@ -112,6 +140,15 @@ class HostedObjects:
                 self._bucket.name,
                 len(tags),
             )
+
+    async def _restore_tag(self, repository: Repository, tag: Tag) -> None:
+        if await self._store.tag(repository, tag) is not None or await self._outbox.is_gone(repository, tag):
+            return
+        digest, _ = await self._tag(repository, tag.value)
+        # A repository may have what another one has only by its own manifest.
+        if await self._inner.has(repository, digest) and (manifest := await self._store.manifest(digest)) is not None:
+            one = _pushed(manifest.body, manifest.media_type, digest)
+            await self._inner.put_manifest(repository, one, (tag.value,), _RESTORE)
 
     async def _tag(self, repository: Repository, tag: str) -> tuple[Digest, float]:
         """Returns what a tag means in the bucket, and when it was pushed. Raises what `_logged` catches if there is none."""
@@ -159,15 +196,15 @@ class HostedObjects:
                 await upload.discard()
                 raise
 
-    async def write_all(self, changing: Callable[[Repository], AbstractAsyncContextManager[None]]) -> None:
+    async def write_all(self, changing: Changing) -> None:
         """Writes what was here before there was a bucket."""
+        there = set(await self._found("tags"))
         for repository in [one for one in await self._store.repositories() if self._inner.covers(one)]:
-            here = {name for found, name in await self._found("tags") if found == repository}
             for tag in await self._inner.tags(repository):
                 async with changing(repository):
                     if (record := await self._store.tag(repository, Tag(tag))) is None:
                         continue
-                    if tag in here:
+                    if (repository, tag) in there:
                         with contextlib.suppress(Invalid, ValueError, TypeError, KeyError):
                             if (await self._tag(repository, tag))[0] == record.descriptor.digest:
                                 continue

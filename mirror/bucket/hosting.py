@@ -1,7 +1,8 @@
 """Hosted repositories behind which there is a bucket: what is pushed is in it before the client hears 201, and comes back from it when the disk was lost.
 
 A push is refused while the bucket does not take it (503). What was kept here before there was a bucket is written to it after the start. What the bucket has and the disk lacks is fetched then, and
-meanwhile nothing is taken for absent, and no push or deletion is accepted: it would be undone.
+meanwhile nothing is taken for absent, and no push or deletion is accepted: it would be undone. What is deleted here by whoever it is, a command or the rules of retention too, waits in the
+catalog until the bucket has not got it either, so that it does not come back.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mirror.errors import MirrorError
 from mirror.manifests import children_of
 from mirror.names import Digest, Repository, Tag
 from mirror.storage.hosted import HostedCollected, HostedStore, HostedUsage, PushedManifest, Upload
+from mirror.storage.outbox import Outbox
 from mirror.storage.settings import HostedRules
 from mirror.storage.store import Question, Store
 from mirror.tasks import BackgroundTask
@@ -27,7 +29,7 @@ from mirror.upstream.objects import BucketFailed
 log = logging.getLogger(__name__)
 
 _AGAIN = 2.0
-"""Seconds until a restoration that failed is tried again."""
+"""Seconds until a restoration that failed is tried again, and until it is looked again for what was deleted here."""
 
 
 class NotDurable(MirrorError):
@@ -40,12 +42,14 @@ class NotDurable(MirrorError):
 class DurableHosted:
     """Implements `mirror.storage.hosted.HostedStore` by another one, and the bucket."""
 
-    def __init__(self, inner: HostedStore, store: Store, bucket: Bucket, name: str, offline: Callable[[], bool]) -> None:
-        """`inner` is that of `store`. `name` is what this mirror is called in the bucket, always the same."""
+    def __init__(
+        self, inner: HostedStore, store: Store, outbox: Outbox, bucket: Bucket, name: str, offline: Callable[[], bool]
+    ) -> None:
+        """`inner` and `outbox` are those of `store`. `name` is what this mirror is called in the bucket, always the same."""
         self._inner = inner
         self._store = store
         self._bucket = bucket
-        self._objects = HostedObjects(inner, store, bucket, name)
+        self._objects = HostedObjects(inner, store, outbox, bucket, name)
         self._offline = offline
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._restoring = False
@@ -147,18 +151,17 @@ class DurableHosted:
         async with self._changing(repository):
             deleted = await self._inner.delete_tag(repository, tag)
             with self._told():
-                await self._objects.delete_tag(repository, tag)
+                # Also if it is not here: the bucket may not have taken it before.
+                await self._objects.delete(repository, Tag(tag))
         return deleted
 
     async def delete_manifest(self, repository: Repository, digest: Digest) -> bool:
         await self.check()
         async with self._changing(repository):
-            tags = await self._store.tags(repository, digest)
             deleted = await self._inner.delete_manifest(repository, digest)
             with self._told():
-                for tag in tags if deleted else ():
-                    await self._objects.delete_tag(repository, tag)
-                await self._objects.delete_manifest(repository, digest)
+                # With the tags that meant it, also if the bucket has not taken that before.
+                await self._objects.delete_gone(repository)
         return deleted
 
     async def delete_blob(self, repository: Repository, digest: Digest) -> bool:
@@ -166,14 +169,7 @@ class DurableHosted:
         return await self._inner.delete_blob(repository, digest)
 
     async def collect(self) -> HostedCollected:
-        collected = await self._inner.collect()
-        for name in collected.tags:
-            path, _, tag = name.rpartition(":")
-            for repository in [one for one in await self._store.repositories() if one.path == path and self.covers(one)]:
-                # What comes back is collected again.
-                with contextlib.suppress(BucketFailed):
-                    await self._objects.delete_tag(repository, tag)
-        return collected
+        return await self._inner.collect()
 
     async def check(self) -> None:
         """Returns if the bucket takes pushes, as far as is known. Raises NotDurable."""
@@ -215,14 +211,18 @@ class DurableHosted:
     # ------------------------------------------------------------------ after a start
 
     async def _synchronize(self) -> None:
+        complete = False
         while True:
             try:
-                if not self._offline():
-                    async with self._store.lock(Question.FETCH, "hosted"):
-                        await self._objects.restore()
+                if complete and self._bucket.alive and not self._offline():
+                    await self._objects.delete_all_gone(self._changing)
+                elif not complete and not self._offline():
+                    # Not a FETCH, under which no other lock may be waited for.
+                    async with self._store.lock(Question.CHECK, "hosted"):
+                        await self._objects.restore(self._changing)
                     self._restoring = False
                     await self._objects.write_all(self._changing)
-                    return
+                    complete = True
             except MirrorError as error:
                 log.error(
                     "what hosted repositories have is not yet the same here and in the bucket, which is tried again: %s", error

@@ -1,4 +1,4 @@
-"""The interface of the queue of what has to be written to a bucket, `DiskStore.outbox`.
+"""The interface of the queue of what has to be written to a bucket, and deleted from it, `DiskStore.outbox`.
 
 Content and tags enter it in the transaction that makes them known, whichever process does, so that a crash loses none. It is bounded: where too much waits, the oldest entries are dropped, and
 counted. Methods raise CatalogFailed unless they say otherwise.
@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from mirror.names import Digest, Repository, Tag
+from mirror.names import Digest, Reference, Repository, Tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,18 @@ class Outbox(Protocol):
 
     async def put_back(self, entry: Entry) -> None:
         """Puts an entry behind all others, since it could not be written."""
+        ...
+
+    async def gone(self, repository: Repository | None = None) -> list[tuple[Repository, Reference]]:
+        """Returns some of the manifests and tags that hosted repositories, or one of them, have no longer, and the bucket may have still."""
+        ...
+
+    async def is_gone(self, repository: Repository, reference: Reference) -> bool:
+        """Returns whether it is one of these."""
+        ...
+
+    async def forget_gone(self, repository: Repository, reference: Reference) -> None:
+        """Notes that the bucket has not got it either."""
         ...
 
     async def note_wrong(self, digest: Digest) -> None:

@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from mirror import wiring
+from mirror.config import Settings
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST
-from mirror.names import Digest
+from mirror.names import Digest, Repository, Tag
+from mirror.storage.store import Store
 from tests.support.mirrors import Mirror, StartMirror
 from tests.support.patience import PATIENCE
 from tests.support.pushes import HOSTED, Said, manifest_of, push_blob, say
@@ -134,3 +137,60 @@ async def test_nothing_counts_as_absent_while_the_bucket_cannot_be_asked(start: 
     s3.start()
     await complete(mirror)
     assert (await mirror.get(f"/v2/{REPOSITORY}/manifests/1")).body == index
+
+
+async def delete(store: Store, how: str, tag: str) -> None:
+    """Deletes a tag with its image, as a command or a rule does it: not by a request to the mirror."""
+    repository = Repository("docker.io", REPOSITORY)
+    if how == "mirror rm":
+        await store.delete(repository, Tag(tag))
+    elif how == "mirror rm, by digest":
+        record = await store.tag(repository, Tag(tag))
+        assert record is not None
+        await store.delete(repository, record.descriptor.digest)
+    else:
+        record = await store.tag(repository, Tag(tag))
+        assert record is not None
+        async with asyncio.timeout(PATIENCE):
+            # Its manifest goes a second after its tag.
+            while await store.hosted.has(repository, record.descriptor.digest):
+                await store.collect()
+                await asyncio.sleep(0.1)
+
+
+RULES = {
+    "mirror rm": HOSTED,
+    "mirror rm, by digest": HOSTED,
+    "mirror gc": {**HOSTED, "untagged": "1s", "grace": "1s", "keep": [{"repositories": "team/**", "tags": "*", "last": 1}]},
+}
+
+
+@pytest.mark.parametrize("how", RULES)
+@pytest.mark.parametrize("runs", [False, True])
+async def test_what_is_deleted_otherwise_stays_away(start: StartMirror, s3: S3, how: str, runs: bool) -> None:
+    """By a command or a rule of retention, while a mirror `runs` or not, it is deleted in the bucket too: neither a restart nor a lost disk brings it back. What is kept stays there."""
+    chosen = {**settings(s3), "hosted": RULES[how]}
+    mirror = await start(settings=chosen)
+    await complete(mirror)
+    gone, _ = await push_image(mirror, "gone")
+    kept, _ = await push_image(mirror, "kept")
+    if not runs:
+        await mirror.stop()
+    parsed = Settings.model_validate({**chosen, "cache": {"dir": mirror.directory}})
+    async with wiring.store(parsed) as store:
+        await delete(store, how, "gone")
+    if not runs:
+        mirror = await start(mirror.directory, settings=chosen)
+        await complete(mirror)
+    absent = {"gone", f"sha256-{Digest.of(gone).hex}"}
+    async with asyncio.timeout(PATIENCE):
+        while absent & keys(s3):
+            await asyncio.sleep(0.02)
+    await mirror.stop()
+    for folder in (mirror.directory, mirror.directory.with_name("new")):
+        mirror = await start(folder, settings=chosen)
+        await complete(mirror)
+        assert (await mirror.get(f"/v2/{REPOSITORY}/manifests/gone")).status == 404
+        assert (await mirror.get(f"/v2/{REPOSITORY}/manifests/{Digest.of(gone)}")).status == 404
+        assert (await mirror.get(f"/v2/{REPOSITORY}/manifests/kept")).body == kept
+        await mirror.stop()

@@ -59,14 +59,15 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             yield memory
         return
     async with contextlib.AsyncExitStack() as stack:
-        disk = await stack.enter_async_context(DiskStore(tmp_path / "cache", Upkeep(100_000, hosted=RULES)))
+        url = "s3://images" if request.param == "disk and bucket" else None
+        disk = await stack.enter_async_context(DiskStore(tmp_path / "cache", Upkeep(100_000, hosted=RULES), bucket=url))
         if request.param == "disk and bucket":
             s3: S3 = request.getfixturevalue("s3")
             transport = Transport(Timeouts(1, 3, 1, 1), Connections(1, 1, 1))
             stack.push_async_callback(transport.aclose)
             bucket = Bucket(Objects("s3://images", s3.url, None), transport, None)
             stack.push_async_callback(bucket.aclose)
-            disk.hosted = DurableHosted(disk.hosted, disk, bucket, "mirror", lambda: False)
+            disk.hosted = DurableHosted(disk.hosted, disk, disk.outbox, bucket, "mirror", lambda: False)
         yield disk
 
 

@@ -6,9 +6,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from mirror.locks import attempt
-from mirror.names import Digest
+from mirror.names import Digest, Reference, Repository
 from mirror.storage.disk.catalog.executor import CatalogExecutor
 from mirror.storage.outbox import Entry
+
+_MOST_GONE = 1000
+"""What is gone, at once."""
 
 
 class DiskOutbox:
@@ -29,6 +32,15 @@ class DiskOutbox:
 
     async def put_back(self, entry: Entry) -> None:
         await self._catalog.do(lambda catalog: catalog.outbox.put_back(entry))
+
+    async def gone(self, repository: Repository | None = None) -> list[tuple[Repository, Reference]]:
+        return await self._catalog.do(lambda catalog: catalog.outbox.gone(repository, _MOST_GONE))
+
+    async def is_gone(self, repository: Repository, reference: Reference) -> bool:
+        return await self._catalog.do(lambda catalog: catalog.outbox.is_gone(repository, reference))
+
+    async def forget_gone(self, repository: Repository, reference: Reference) -> None:
+        await self._catalog.do(lambda catalog: catalog.outbox.forget_gone(repository, reference))
 
     async def note_wrong(self, digest: Digest) -> None:
         await self._catalog.write(lambda catalog: catalog.outbox.note_wrong(digest))

@@ -1,4 +1,4 @@
-"""The queue of what has to be written to a bucket, as tables of the catalog. Triggers of each connection fill it, in the transaction of what they follow."""
+"""The queue of what has to be written to a bucket, and deleted from it, as tables of the catalog. Triggers of each connection fill it, in the transaction of what they follow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 
 from mirror.errors import Invalid
-from mirror.names import Digest, Repository, Tag
+from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.outbox import Entry
 
 MOST = 100_000
@@ -18,6 +18,8 @@ _SCHEMA = (
     " UNIQUE (registry, path, reference))",
     "CREATE TABLE IF NOT EXISTS outbox_wrong (digest TEXT PRIMARY KEY) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS outbox_state (bucket TEXT NOT NULL, dropped INTEGER NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS outbox_gone (registry TEXT NOT NULL, path TEXT NOT NULL, reference TEXT NOT NULL,"
+    " PRIMARY KEY (registry, path, reference)) WITHOUT ROWID",
 )
 # A newer entry takes the place of an older one with another id: whoever is writing the older one removes only that.
 _TRIGGERS = (
@@ -31,6 +33,16 @@ _TRIGGERS = (
     f"CREATE TEMP TRIGGER outbox_is_full AFTER INSERT ON main.outbox WHEN new.id - (SELECT min(id) FROM outbox) >= {MOST}"  # noqa: S608
     f" AND (SELECT count(*) FROM outbox) > {MOST} BEGIN UPDATE outbox_state SET dropped = dropped + 1;"
     " DELETE FROM outbox WHERE id = (SELECT min(id) FROM outbox); END",
+    # What is deleted of hosted repositories, whoever does it: a push, a command, the rules of retention.
+    "CREATE TEMP TRIGGER hosted_is_gone AFTER DELETE ON main.hosted WHEN old.manifest BEGIN"
+    " INSERT OR IGNORE INTO outbox_gone VALUES (old.registry, old.path, old.digest); END",
+    "CREATE TEMP TRIGGER hosted_is_back AFTER INSERT ON main.hosted BEGIN"
+    " DELETE FROM outbox_gone WHERE registry = new.registry AND path = new.path AND reference = new.digest; END",
+    "CREATE TEMP TRIGGER tag_is_gone AFTER DELETE ON main.tag"
+    " WHEN EXISTS (SELECT 1 FROM hosted WHERE registry = old.registry AND path = old.path) BEGIN"
+    " INSERT OR IGNORE INTO outbox_gone VALUES (old.registry, old.path, old.tag); END",
+    "CREATE TEMP TRIGGER tag_is_back AFTER INSERT ON main.tag BEGIN"
+    " DELETE FROM outbox_gone WHERE registry = new.registry AND path = new.path AND reference = new.tag; END",
 )
 
 
@@ -45,11 +57,18 @@ def follow(db: sqlite3.Connection, bucket: str) -> None:
         if db.execute("SELECT bucket FROM outbox_state").fetchall() != [(bucket,)]:
             db.execute("DELETE FROM outbox")
             db.execute("DELETE FROM outbox_wrong")
+            db.execute("DELETE FROM outbox_gone")
             db.execute("DELETE FROM outbox_state")
-            db.execute("INSERT INTO outbox_state VALUES (?, 0)", (bucket,))
-            # What was used last is dropped last.
-            db.execute("INSERT INTO outbox (registry, path, reference) SELECT '', '', digest FROM content ORDER BY used")
-            db.execute("INSERT INTO outbox (registry, path, reference) SELECT registry, path, tag FROM tag ORDER BY checked")
+            [(here,)] = db.execute("SELECT (SELECT count(*) FROM content) + (SELECT count(*) FROM tag)")
+            db.execute("INSERT INTO outbox_state VALUES (?, ?)", (bucket, max(here - MOST, 0)))
+            # What was used last is dropped last, and the tags, which are small, after all content. Not by the trigger, which would count all rows for each.
+            db.execute(
+                "INSERT INTO outbox (registry, path, reference) SELECT registry, path, reference FROM"
+                " (SELECT '' AS registry, '' AS path, digest AS reference, 0 AS part, used AS moment FROM content"
+                " UNION ALL SELECT registry, path, tag, 1, checked FROM tag ORDER BY part DESC, moment DESC LIMIT ?)"
+                " ORDER BY part, moment",
+                (MOST,),
+            )
 
 
 class Outbox:
@@ -91,6 +110,34 @@ class Outbox:
     def put_back(self, entry: Entry) -> None:
         with self._db:
             self._db.execute("UPDATE outbox SET id = (SELECT max(id) + 1 FROM outbox) WHERE id = ?", (entry.id,))
+
+    def gone(self, repository: Repository | None, count: int) -> list[tuple[Repository, Reference]]:
+        where, names = (
+            ("", ()) if repository is None else ("WHERE registry = ? AND path = ?", (repository.registry, repository.path))
+        )
+        rows = self._db.execute(f"SELECT registry, path, reference FROM outbox_gone {where} LIMIT ?", (*names, count)).fetchall()  # noqa: S608
+        found: list[tuple[Repository, Reference]] = []
+        for registry, path, reference in rows:
+            try:
+                found.append((Repository(registry, path), Digest.parse(reference) if ":" in reference else Tag.parse(reference)))
+            except Invalid:
+                self._forget_gone(registry, path, reference)
+        return found
+
+    def is_gone(self, repository: Repository, reference: Reference) -> bool:
+        return bool(
+            self._db.execute(
+                "SELECT EXISTS (SELECT 1 FROM outbox_gone WHERE registry = ? AND path = ? AND reference = ?)",
+                (repository.registry, repository.path, str(reference)),
+            ).fetchone()[0]
+        )
+
+    def forget_gone(self, repository: Repository, reference: Reference) -> None:
+        self._forget_gone(repository.registry, repository.path, str(reference))
+
+    def _forget_gone(self, *names: str) -> None:
+        with self._db:
+            self._db.execute("DELETE FROM outbox_gone WHERE registry = ? AND path = ? AND reference = ?", names)
 
     def note_wrong(self, digest: Digest) -> None:
         with self._db:
