@@ -136,6 +136,7 @@ async def running(
             ask_dns=not settings.upstream.offline,
         )
         gate = Gate(who, cache.possession, places, checks, live.notifications, behind_proxy=settings.server.has_proxy)
+        cache.possession.is_closed = lambda: gate.is_closed
         logins = BrowserLogins(who, gate, ended)
         dashboard = Dashboard(cache, admin, logins, site_info, targets.image)
         api = Api(

@@ -96,6 +96,8 @@ class Manifest:
     """The URL of the endpoint that it came from; empty if it comes from the cache."""
     age: int = field(default=0, compare=False)
     """As in `Descriptor`, of a manifest by its tag."""
+    told: bool = field(default=True, compare=False)
+    """False if another mirror or a bucket gave it by its digest, which may have it of another repository."""
 
     @property
     def descriptor(self) -> Descriptor:

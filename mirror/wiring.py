@@ -359,7 +359,7 @@ async def _behind(settings: Settings, upstreams: Upstreams, store: DiskStore) ->
         return
     from mirror.bucket.behind import Behind
 
-    private, name = settings.client_registries.__contains__, settings.fleet.place
+    private, name = upstreams.is_for_one_client, settings.fleet.place
     behind = Behind(fleet.bucket, fleet, store, store.outbox, name, private, lambda: upstreams.offline)
     store.hosted = behind.hosted
     try:

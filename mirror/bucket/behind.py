@@ -23,7 +23,7 @@ class Behind:
         store: Store,
         outbox: Outbox,
         name: str,
-        is_private: Callable[[str], bool],
+        is_private: Callable[[str | None], bool],
         offline: Callable[[], bool],
     ) -> None:
         """The arguments are those of `Writing` and `DurableHosted`."""

@@ -48,10 +48,11 @@ class Writing:
         fleet: Fleet,
         outbox: Outbox,
         store: Store,
-        is_private: Callable[[str], bool],
+        is_private: Callable[[str | None], bool],
         offline: Callable[[], bool],
     ) -> None:
-        """`is_private` says of a registry whether what it gives is for one client and not for all, so that nobody may get it from the bucket. While `offline`, nothing is sent."""
+        """`is_private` says of a registry whether what it gives is for one client and not for all, so that nobody may get it from the bucket; None is one that is not known. While `offline`,
+        nothing is sent."""
         self._bucket = bucket
         self._objects = bucket.objects
         self._fleet = fleet
@@ -142,8 +143,9 @@ class Writing:
         # What was pushed is written otherwise, see hosting.py.
         if not entry.is_cached or entry.is_hosted or known or not self._fleet.is_home(digest):
             return
-        holders = await self._store.holders(digest)
-        if holders and all(self._is_private(holder.registry) for holder in holders):
+        # After the catalog was lost, nobody knows whose it is. Once that is known, it is queued again.
+        registries: list[str | None] = [holder.registry for holder in await self._store.holders(digest)]
+        if all(map(self._is_private, registries or [None])):
             return
         if entry.is_manifest:
             await self._write_manifest(digest, entry.is_wrong)

@@ -131,6 +131,7 @@ class Cache:
         self.lists = Lists(store, source, limits.tag_ttl, offline=offline, own=self.manifests.own)
         self.warming = Warming(store, Pulls(store, self.manifests, self.fetch), self.lists, offline)
         self.possession = Possession(store, source, self.manifests.own)
+        self.manifests.proves = self.possession.proves
         self.search = Search(inventory, source, default, aliases)
         self.previews = Previews(store, source)
         self.timelines = Timelines(store, inventory, self.previews)

@@ -41,6 +41,8 @@ class Possession:
         self._source = source
         self._known: OrderedDict[tuple[Repository, Digest], None] = OrderedDict()
         self._asking: SingleFlight[bool] = SingleFlight()
+        self.is_closed: Callable[[], bool] = lambda: False
+        """Returns whether there is anything that not everybody may pull."""
 
     async def aclose(self) -> None:
         await self._asking.aclose()
@@ -92,6 +94,13 @@ class Possession:
         for repository in found:
             self._remember(repository, digest)
         return found
+
+    async def proves(self, repository: Repository, manifest: Digest) -> bool:
+        """Returns whether a manifest may be kept as one that a repository has, so that whoever may pull from that gets it: if its registry says so, by a tag too, or where everybody may pull
+        everything. Raises UpstreamError if there is no answer."""
+        if not self.is_closed() or self.is_known(repository, manifest) or repository in await self.holders(manifest):
+            return True
+        return await self.ask(repository, manifest, is_manifest=True)
 
     async def ask(self, repository: Repository, digest: Digest, is_manifest: bool) -> bool:
         """Asks upstream whether a repository has content. Raises UpstreamError if there is no answer."""

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
 from mirror import metrics
@@ -25,7 +25,7 @@ from mirror.cache.newest import ManifestSource, Newest
 from mirror.cache.outcome import HIT, STALE, VALIDATED, Outcome, miss
 from mirror.cache.own import Own
 from mirror.cdn_loop import asking_the_registry_only
-from mirror.errors import Denied, MirrorError, Unknown, UpstreamError, UpstreamFailed, UpstreamInvalid
+from mirror.errors import Denied, ManifestUnknown, MirrorError, Unknown, UpstreamError, UpstreamFailed, UpstreamInvalid
 from mirror.manifests import Descriptor, Manifest, media_type_of
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.store import Question, Store, TagRecord
@@ -76,6 +76,8 @@ class TagChecks:
         """Manifests that were fetched to compare them, for whoever needs the chosen one next."""
         self.guard: Guard | None = None
         """What decides what may be served; None if there is nothing to decide by."""
+        self.proves: Callable[[Repository, Digest], Awaitable[bool]] = _not_asked
+        """Returns whether a repository has a manifest that another mirror or a bucket gave. Raises UpstreamError while that is not known."""
         self._newest = Newest(self._to_compare, partial(read_configuration, store, fetch), clock)
 
     async def aclose(self) -> None:
@@ -199,6 +201,8 @@ class TagChecks:
             manifest = self._compared.pop((repository, reference), None)
             if manifest is None:
                 manifest = await self._source(repository.registry).get_manifest(repository, reference)
+            if not manifest.told and not await self._is_proven(repository, manifest):
+                return manifest
         except Unknown as error:
             await self._unknown(repository, reference, error)
             raise
@@ -206,6 +210,16 @@ class TagChecks:
         if isinstance(reference, Tag):
             await self._remember(repository, reference, manifest.descriptor)
         return manifest
+
+    async def _is_proven(self, repository: Repository, manifest: Manifest) -> bool:
+        """Returns whether it may be kept as one that the repository has. Raises ManifestUnknown if it has not got it."""
+        try:
+            if await self.proves(repository, manifest.digest):
+                return True
+        except UpstreamError as error:
+            log.info("%s of %s is not kept, since it is not known whether it has it: %s", manifest.digest, repository, error)
+            return False
+        raise ManifestUnknown(f"{repository.registry} has no manifest {manifest.digest} in {repository.path}")
 
     async def _head(self, repository: Repository, reference: Reference, since: float) -> Descriptor:
         async with self._store.lock(Question.FETCH, self._key(repository, reference, "head")):
@@ -375,3 +389,7 @@ class TagChecks:
             ) from None
         await self._store.put_manifest(repository, manifest)
         return manifest.descriptor
+
+
+async def _not_asked(repository: Repository, digest: Digest) -> bool:
+    return True

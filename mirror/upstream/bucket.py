@@ -168,13 +168,15 @@ class Bucket:
         try:
             found: dict[str, Any] = json.loads(body)
             digest, media_type, size, checked = Digest.parse(found["digest"]), found["mediaType"], found["size"], found["checked"]
-            if media_type not in MEDIA_TYPES or not 0 < size <= MAX_SIZE:
+            if media_type not in MEDIA_TYPES or type(size) is not int or not 0 < size <= MAX_SIZE:
                 raise ValueError(media_type)
+            checked, now = float(checked), self._clock()
             # One from the future is another machine's clock, and says nothing.
-            age = max(math.ceil(self._clock() - checked), 0) if checked <= self._clock() + _AHEAD else _MOST_SECONDS
+            age = min(max(math.ceil(now - checked), 0), _MOST_SECONDS) if checked <= now + _AHEAD else _MOST_SECONDS
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError, OverflowError, DigestInvalid):
             raise UpstreamInvalid(f"{key} in {self.name} is not what a mirror has written") from None
-        self.note_tag(repository, tag, digest, checked)
+        # Else it would never be written anew.
+        self.note_tag(repository, tag, digest, checked if age < _MOST_SECONDS else 0.0)
         return Descriptor(media_type, digest, size, self.name, age)
 
     async def head_blob(self, repository: Repository, digest: Digest) -> Descriptor:

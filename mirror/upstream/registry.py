@@ -147,7 +147,7 @@ class Registry:
     async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest:
         """Returns a verified manifest. Raises ManifestUnknown, Denied, UpstreamError."""
         if self._fleet is not None and (found := await self._fleet.get_manifest(repository, reference)) is not None:
-            return found
+            return dataclasses.replace(found, told=isinstance(reference, Tag))
         if isinstance(reference, Tag) and (kept := await self._kept(repository, reference, fresh=True)) is not None:
             return kept
         try:

@@ -113,6 +113,13 @@ class Upstreams:
             response.release()
         return body, response.headers.get("ETag", "")
 
+    def is_for_one_client(self, name: str | None) -> bool:
+        """Returns whether what a registry gives is for one client and not for all; of an unknown one (None), whether that is so of any."""
+        if name is None:
+            return any(one.credentials == "client" for one in (*self._settings.values(), *self._unlisted.values()))
+        settings = self._settings.get(name) or self._unlisted.get(name)
+        return settings is not None and settings.credentials == "client"
+
     def limit(self, rate: int, rates: Mapping[str, int]) -> None:
         """Caps downloads, in bytes per second: those of all registries, and those of some. 0 is no cap."""
         assert self._transport is not None

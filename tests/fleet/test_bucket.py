@@ -9,12 +9,14 @@ import os
 import shutil
 import signal
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from mirror.manifests import OCI_MANIFEST
 from mirror.names import Digest
 from mirror.storage.disk.catalog.schema import FILE
 from tests.fleet.test_fleet import of, pull
@@ -125,29 +127,81 @@ async def test_a_tag_is_as_old_as_its_registrys_word(start: StartMirror, upstrea
     assert (await mirror.head("/v2/library/app/manifests/1")).headers["Docker-Content-Digest"] == str(new.digest)
 
 
-DAMAGED = (b"", b"{}", b"[", b'{"digest": "sha256:0", "mediaType": 1, "size": "x", "checked": null}', b"\xff" * 200_000)
+DAMAGED = (
+    b"",
+    b"{}",
+    b"[",
+    b'{"digest": "sha256:0", "mediaType": 1, "size": "x", "checked": null}',
+    b"\xff" * 200_000,
+    *(
+        b'{"digest": "%(digest)s", "mediaType": "%(type)s", "size": SIZE, "checked": CHECKED}'.replace(b"SIZE", size).replace(
+            b"CHECKED", checked
+        )
+        for size, checked in (
+            (b"1.5", b"1"),
+            (b"true", b"1"),
+            (b"%(size)d", b"1" + b"0" * 400),
+            (b"%(size)d", b"NaN"),
+            (b"%(size)d", b"-Infinity"),
+            (b"%(size)d", b"1e300"),
+        )
+    ),
+)
 
 
 async def test_a_tag_that_is_damaged_in_the_bucket_is_asked_of_the_registry(
     start: StartMirror, upstream: Scripted, s3: S3
 ) -> None:
-    """Whatever is in the object, and it is put right."""
+    """Whatever is in the object, a time that nobody can count with too, and it is put right."""
     image = image_of(upstream)
+    named = {b"digest": str(image.digest).encode(), b"type": OCI_MANIFEST.encode(), b"size": len(image.body)}
     tags = [f"tag-{number}" for number in range(len(DAMAGED))]
     folder = s3.objects / "tags/docker.io/library/app"
     folder.mkdir(parents=True)
     mirror = await start(settings={"fleet": s3.settings})
     for tag, content in zip(tags, DAMAGED, strict=True):
-        (folder / f"{tag}.json").write_bytes(content)
+        (folder / f"{tag}.json").write_bytes(content % named if b"%(" in content else content)
         upstream.add_manifest("library/app", tag, image.body)
         await pull(mirror, image, tag)
 
     def is_right(tag: str) -> bool:
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            return bool(json.loads((folder / f"{tag}.json").read_bytes())["digest"] == str(image.digest))
+            found = json.loads((folder / f"{tag}.json").read_bytes())
+            return bool(
+                (found["digest"], found["size"]) == (str(image.digest), len(image.body))
+                and 0 < time.time() - found["checked"] < 3600
+            )
         return False
 
     await until(lambda: all(map(is_right, tags)))
+
+
+async def test_what_the_bucket_has_of_one_repository_is_not_anothers(
+    start: StartMirror, upstream: Scripted, s3: S3, tmp_path: Path
+) -> None:
+    """Where not everybody may pull everything, a manifest from the bucket counts as a repository's own by its registry's word only: whoever may pull everything and asks for it by another name
+    opens it to nobody, also while the registry does not answer."""
+    token = tmp_path / "token"
+    token.write_text("the-token-of-the-fleet")
+    access = [{"who": ["anyone"], "repositories": ["library/app"]}]
+    settings = {"fleet": {**s3.settings, "token_file": str(token)}, "access": access}
+    everything = {"CDN_Loop": "other.lan:5000; mirror=child", "Authorization": "Bearer the-token-of-the-fleet"}
+    upstream.keeps_apart = True
+    upstream.add_image("library/app", "1")
+    secret = upstream.add_image("library/secret", "1")
+    mirror = await start(settings=settings)
+    assert (await mirror.get(f"/v2/library/secret/manifests/{secret.digest}", **everything)).body == secret.body
+    await until(s3.manifest(secret.digest).exists)
+    await mirror.stop()
+    mirror = await start(tmp_path / "second", settings=settings)
+    by_another = f"/v2/library/app/manifests/{secret.digest}"
+    assert (await mirror.get(by_another, **everything)).status == 404
+    assert (await mirror.get(by_another)).status == 404
+    await upstream.stop()
+    third = await start(tmp_path / "third", settings=settings)
+    assert (await third.get(by_another, **everything)).body == secret.body
+    assert (await third.get(by_another)).status in (502, 503)
+    assert not third.cached(secret.digest)
 
 
 async def test_wrong_bytes_in_the_bucket_are_put_right(start: StartMirror, upstream: Scripted, s3: S3) -> None:

@@ -26,6 +26,11 @@ _TRIGGERS = (
     "CREATE TEMP TRIGGER content_to_bucket AFTER INSERT ON main.content BEGIN"
     " DELETE FROM outbox WHERE registry = '' AND path = '' AND reference = new.digest;"
     " INSERT INTO outbox (registry, path, reference) VALUES ('', '', new.digest); END",
+    # Of whose it is depends whether it is written.
+    "CREATE TEMP TRIGGER holder_to_bucket AFTER INSERT ON main.possession"
+    " WHEN EXISTS (SELECT 1 FROM content WHERE digest = new.digest) BEGIN"
+    " DELETE FROM outbox WHERE registry = '' AND path = '' AND reference = new.digest;"
+    " INSERT INTO outbox (registry, path, reference) VALUES ('', '', new.digest); END",
     "CREATE TEMP TRIGGER tag_to_bucket AFTER INSERT ON main.tag BEGIN"
     " DELETE FROM outbox WHERE registry = new.registry AND path = new.path AND reference = new.tag;"
     " INSERT INTO outbox (registry, path, reference) VALUES (new.registry, new.path, new.tag); END",
