@@ -222,6 +222,25 @@ async def test_wrong_bytes_in_the_bucket_are_put_right(start: StartMirror, upstr
     await until(lambda: s3.manifest(image.digest).read_bytes() == image.body)
 
 
+@pytest.mark.parametrize("is_clients", [False, True])
+async def test_what_may_be_one_clients_is_not_written(start: StartMirror, upstream: Scripted, s3: S3, is_clients: bool) -> None:
+    """After the catalog was lost, nobody knows from which registry a blob is: where clients log in to one themselves, it may be from that. Elsewhere all is written."""
+    image = image_of(upstream)
+    mirror = await start()
+    await pull(mirror, image)
+    await mirror.stop()
+    shutil.rmtree(mirror.directory / "catalog")
+    own = {"endpoints": [upstream.url], "credentials": "client", "client_hosts": ["ghcr.lan"]}
+    mirror = await start(settings={"fleet": s3.settings, "registries": {"ghcr.io": own} if is_clients else {}})
+    await mirror.mended()
+    await emptied(mirror, image)
+    assert [s3.blob(digest).exists() for digest in image.layers] == [not is_clients] * len(image.layers)
+    if is_clients:
+        more = image_of(upstream, 2, "2")
+        await pull(mirror, more, "2")
+        await written(s3, more, "2")
+
+
 HOW = {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
 
 

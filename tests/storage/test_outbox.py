@@ -93,6 +93,34 @@ def test_too_much_drops_the_oldest_and_is_counted(folder: Path) -> None:
         assert waiting(catalog)[0] == f"t{more}"
 
 
+def test_a_new_bucket_gets_the_newest_of_too_much(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tags, and what was used last; the rest is counted as dropped."""
+    monkeypatch.setattr(outbox, "MOST", 3)
+    with opened(folder, None) as catalog:
+        contents = [Digest.of(b"%d" % number) for number in range(4)]
+        for digest in contents:
+            catalog.add(digest, 1)
+        catalog.touch({digest: float(number) for number, digest in enumerate(contents)})
+        catalog.set_tag(REPOSITORY, "1", meaning(b"one", 0.0))
+    with opened(folder) as catalog:
+        assert catalog.outbox.counts() == (3, 2)
+        assert waiting(catalog) == [*map(str, contents[2:]), "1"]
+
+
+def test_content_waits_again_once_another_repository_has_it(folder: Path) -> None:
+    """Whether it may be written depends on whose it is."""
+    with opened(folder) as catalog:
+        catalog.possessions.note(REPOSITORY, [BLOB], True)
+        assert waiting(catalog) == []
+        catalog.add(BLOB, 4)
+        [entry] = catalog.outbox.take(1)
+        catalog.outbox.done(entry)
+        catalog.possessions.note(REPOSITORY, [BLOB], True)
+        assert waiting(catalog) == []
+        catalog.possessions.note(Repository("quay.io", "app"), [BLOB], True)
+        assert waiting(catalog) == [str(BLOB)]
+
+
 def test_content_that_is_gone_or_wrong_is_told(folder: Path) -> None:
     """Gone: it need not be written. Wrong in the bucket: what is there is replaced, once."""
     with opened(folder) as catalog:
