@@ -38,4 +38,5 @@ class Behind:
         self.hosted.start()
 
     async def aclose(self) -> None:
+        self._bucket.objects.give_up()
         await close_all(self.hosted.aclose, self._writing.aclose)

@@ -15,7 +15,6 @@ hosted/<mirror>/tags/<repository>/…           what a tag of a hosted repositor
 
 from __future__ import annotations
 
-import asyncio
 import configparser
 import contextlib
 import os
@@ -31,7 +30,7 @@ from mirror.errors import MirrorError, StorageUnreadable, UpstreamError
 from mirror.names import Digest, Repository, Tag
 from mirror.regular_files import LARGEST_SECRET, read_file
 from mirror.tasks import close_all
-from mirror.threads import ThreadPool
+from mirror.threads import RequestThreads, ThreadPool
 
 _T = TypeVar("_T")
 
@@ -42,6 +41,8 @@ _MOST_PARTS = 9000
 _PARTS_AT_ONCE = 2
 _SIGNED_FOR = timedelta(minutes=15)
 _THREADS = 8
+_PATIENCE = 2.0
+"""Seconds for which requests that are under way are waited for at the end. What they wrote is written again."""
 _ELSEWHERE = (
     "AWS_ACCESS_KEY_ID",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -68,21 +69,30 @@ class Objects:
         self.url = url
         self._endpoint = endpoint
         self._ca_file = ca_file
-        self._threads = ThreadPool(_THREADS)
+        self._threads = RequestThreads(_THREADS)
         # What is read does not wait for what is written.
-        self._signer = ThreadPool(1)
+        self._signer = RequestThreads(1)
+        self._disk = ThreadPool(1)
         self._store: Any = None
         self._read_from: tuple[Path, int] | None = None
         """The file of credentials that counts, and when it was changed."""
 
     async def aclose(self) -> None:
-        """Waits for the requests that are under way, each of which ends in a minute at most."""
-        run = asyncio.get_running_loop().run_in_executor
-        await close_all(lambda: run(None, self._signer.close), lambda: run(None, self._threads.close))
+        """Waits for the requests that are under way, but not for a bucket that hangs."""
+        await close_all(lambda: self._signer.aclose(_PATIENCE), lambda: self._threads.aclose(_PATIENCE), self._close_disk)
+
+    async def _close_disk(self) -> None:
+        self._disk.close()
+
+    def give_up(self) -> None:
+        """Call this before whoever writes is closed: a bucket that hangs does not hold that up."""
+        self._threads.give_up(_PATIENCE)
 
     async def sign(self, method: str, key: str) -> URL:
         """Returns the URL of an object, which works for some minutes."""
-        signed: str = await self._run(lambda library, store: library.sign(store, method, key, _SIGNED_FOR), threads=self._signer)
+        signed: str = await self._run(
+            lambda library, store: library.sign(store, method, key, _SIGNED_FOR), threads=self._signer, wait=False
+        )
         return URL(signed, encoded=True)
 
     async def size(self, key: str) -> int | None:
@@ -139,13 +149,16 @@ class Objects:
         )
         async for fd, offset, length in pieces:
             for start in range(offset, offset + length, part):
-                await self._run(_send, writer, fd, start, min(part, offset + length - start))
+                data = await self._disk.run(_read_file, fd, start, min(part, offset + length - start))
+                await self._run(_send, writer, data)
         await self._run(lambda library, store: writer.close())
 
-    async def _run(self, work: Callable[..., _T], *arguments: Any, threads: ThreadPool | None = None) -> _T:
-        """Runs `work` in a thread, with the library and its store before the `arguments`. (Its methods for asyncio have threads of their own, which abort the process when it ends.)"""
+    async def _run(
+        self, work: Callable[..., _T], *arguments: Any, threads: RequestThreads | None = None, wait: bool = True
+    ) -> _T:
+        """Runs `work` in a thread, with the library and its store before the `arguments`. `wait` as in `RequestThreads.run`. (Its methods for asyncio have threads of their own, which abort the process when it ends.)"""
         try:
-            return await (threads or self._threads).run(self._call, work, arguments)
+            return await (threads or self._threads).run(self._call, work, arguments, wait=wait)
         except MirrorError:
             raise
         except Exception as error:
@@ -211,7 +224,11 @@ def _read(library: Any, store: Any, key: str, start: int, length: int) -> bytes:
     return bytes(library.get_range(store, key, start=start, length=length))
 
 
-def _send(library: Any, store: Any, writer: Any, fd: int, start: int, length: int) -> None:
+def _send(library: Any, store: Any, writer: Any, data: bytes) -> None:
+    writer.write(data)
+
+
+def _read_file(fd: int, start: int, length: int) -> bytes:
     """Raises StorageUnreadable."""
     try:
         data = os.pread(fd, length, start)
@@ -219,7 +236,7 @@ def _send(library: Any, store: Any, writer: Any, fd: int, start: int, length: in
         raise StorageUnreadable(f"the disk does not give what is to be written to the bucket: {error.strerror}") from None
     if len(data) < length:
         raise StorageUnreadable("a file is shorter than it was")
-    writer.write(data)
+    return data
 
 
 def _credentials_file() -> tuple[Path, int] | None:

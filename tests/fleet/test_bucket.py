@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ import pytest
 from mirror.manifests import OCI_MANIFEST
 from mirror.names import Digest
 from mirror.storage.disk.catalog.schema import FILE
+from mirror.upstream.objects import Objects
 from tests.fleet.test_fleet import of, pull
 from tests.support.members import StartMembers
 from tests.support.mirrors import Mirror, MirrorProcess, StartMirror, until
 from tests.support.patience import PATIENCE
-from tests.support.s3 import S3
+from tests.support.s3 import ENVIRONMENT, S3
 from tests.support.scripted import Image, Scripted
 
 MIB = 1024 * 1024
@@ -352,3 +354,27 @@ async def test_a_crash_loses_nothing_of_what_waits(upstream: Scripted, s3: S3, t
         assert [Digest.of(s3.blob(layer).read_bytes()) for layer in image.layers] == list(image.layers)
     asked = [seen for seen in upstream.asked if seen.method == "GET"]
     assert len(asked) == 2 + len(image.layers), "the manifest, the configuration and the layers, once"
+
+
+async def test_a_bucket_that_hangs_does_not_hold_up_the_end(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is being written is brought to its end when its task is cancelled, since what is written next must come after it; at the end of the mirror it is left alone."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    objects = Objects("s3://images", s3.url, None)
+    await objects.put("one", b"before")
+    s3.signal(signal.SIGSTOP)
+    first, second = (asyncio.create_task(objects.put(key, b"x")) for key in ("one", "two"))
+    await asyncio.sleep(0.1)
+    first.cancel()
+    await asyncio.sleep(0.1)
+    assert not first.done(), "another one could overtake it"
+    objects.give_up()
+    second.cancel()
+    await asyncio.wait([first, second])
+    await objects.aclose()
+    left = [thread for thread in threading.enumerate() if thread.name == "request"]
+    assert left, "the bucket still hangs"
+    s3.signal(signal.SIGCONT)
+    for thread in left:
+        await asyncio.to_thread(thread.join)
+    assert (s3.objects / "one").read_bytes() == b"x"
