@@ -26,6 +26,8 @@ Changing = Callable[[Repository], AbstractAsyncContextManager[None]]
 _RESTORE = "restored from the bucket"
 """Who has pushed what came back."""
 _MOST_KNOWN = 100_000
+_DAMAGED = (Invalid, TagImmutable, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+"""What comes of an object that is not what a mirror has written."""
 
 
 class HostedObjects:
@@ -205,7 +207,7 @@ class HostedObjects:
                     if (record := await self._store.tag(repository, Tag(tag))) is None:
                         continue
                     if (repository, tag) in there:
-                        with contextlib.suppress(Invalid, ValueError, TypeError, KeyError):
+                        with contextlib.suppress(*_DAMAGED):
                             if (await self._tag(repository, tag))[0] == record.descriptor.digest:
                                 continue
                     await self.write_image(repository, record.descriptor.digest, set())
@@ -243,5 +245,5 @@ def _logged(what: str) -> Iterator[None]:
     """Goes on without what is not what a mirror has written."""
     try:
         yield
-    except (Invalid, TagImmutable, ValueError, TypeError, KeyError, RecursionError) as error:
+    except _DAMAGED as error:
         log.error("%s cannot be restored from the bucket: %s", what, error)

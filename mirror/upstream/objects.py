@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 from yarl import URL
 
 from mirror.errors import MirrorError, StorageUnreadable, UpstreamError
+from mirror.manifests import MAX_SIZE
 from mirror.names import Digest, Repository, Tag
 from mirror.regular_files import LARGEST_SECRET, read_file
 from mirror.tasks import close_all
@@ -106,11 +107,13 @@ class Objects:
         return await self._run(head)
 
     async def get(self, key: str) -> tuple[bytes, str] | None:
-        """Returns a small object, and its media type, empty if that is not known; None if there is none."""
+        """Returns an object of a manifest's size at most, and its media type, empty if that is not known; None if there is none. Of a larger one nothing is read."""
 
         def read(library: Any, store: Any) -> tuple[bytes, str] | None:
             with contextlib.suppress(FileNotFoundError):
                 found = library.get(store, key)
+                if int(found.meta["size"]) > MAX_SIZE:
+                    return b"", ""
                 return bytes(found.bytes()), str(found.attributes.get("Content-Type", ""))
             return None
 

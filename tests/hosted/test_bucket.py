@@ -139,6 +139,38 @@ async def test_nothing_counts_as_absent_while_the_bucket_cannot_be_asked(start: 
     assert (await mirror.get(f"/v2/{REPOSITORY}/manifests/1")).body == index
 
 
+DAMAGED = {
+    "empty": b"",
+    "a list": b"[]",
+    "no digest": b'{"digest": 1, "pushed": 1}',
+    "a time that no float holds": b'{"digest": "sha256:%s", "pushed": 1%s}' % (b"0" * 64, b"0" * 400),
+    "deep": b"[" * 100_000,
+    "large": b" " * (5 * 1024 * 1024),
+}
+
+
+async def test_what_is_damaged_in_the_bucket_holds_nothing_up(start: StartMirror, s3: S3) -> None:
+    """Whatever is in the objects of tags and manifests: what is whole comes back, pushes are taken, and what is deleted later is deleted there."""
+    mirror = await start(settings=settings(s3))
+    await complete(mirror)
+    index, _ = await push_image(mirror, "1")
+    await mirror.stop()
+    shutil.rmtree(mirror.directory)
+    place = s3.objects / "hosted/mirror"
+    manifests = place / "manifests/docker.io" / REPOSITORY / "_"
+    for number, content in enumerate(DAMAGED.values()):
+        (place / "tags/docker.io" / REPOSITORY / "_" / f"damaged-{number}").write_bytes(content)
+        (manifests / f"sha256-{number:064x}").write_bytes(content)
+    mirror = await start(settings=settings(s3))
+    await complete(mirror)
+    assert (await mirror.get(f"/v2/{REPOSITORY}/manifests/1")).body == index
+    for number in range(len(DAMAGED)):
+        assert (await mirror.get(f"/v2/{REPOSITORY}/manifests/damaged-{number}")).status == 404
+        assert (await put(mirror, index, f"damaged-{number}")).status == 201
+    assert (await say(mirror.session, "DELETE", f"/v2/{REPOSITORY}/manifests/{Digest.of(index)}")).status == 202
+    assert {name for name in keys(s3) if name == "1" or name.startswith("damaged")} == set()
+
+
 async def delete(store: Store, how: str, tag: str) -> None:
     """Deletes a tag with its image, as a command or a rule does it: not by a request to the mirror."""
     repository = Repository("docker.io", REPOSITORY)
