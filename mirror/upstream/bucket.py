@@ -26,7 +26,7 @@ from mirror.errors import (
     UpstreamFailed,
     UpstreamInvalid,
     UpstreamStalled,
-    UpstreamUnreachable,
+    UpstreamTimeout,
 )
 from mirror.manifests import MAX_SIZE, MEDIA_TYPES, Descriptor, Manifest
 from mirror.names import Digest, Repository, Tag
@@ -51,6 +51,8 @@ _LEAST = 128 * 1024
 """Bytes that come in `PATIENCE`, at least, where they are waited for: one that sends less is slower than most registries."""
 _SLOW_FOR = 60.0
 """Seconds for which a bucket is not asked that was slow, since looking at it does not tell."""
+_STALLS = 2
+"""Requests without an answer, between which it answered looks, but gave no object, after which it is slow."""
 _PROBE = "mirror"
 """An object that need not be there."""
 _ABSENT = (b"NoSuchKey", b"BlobNotFound")
@@ -91,6 +93,8 @@ class Bucket:
         self._way = Proxies()
         self._clock = clock
         self._slow_until = float("-inf")
+        self._stalls = 0
+        """Requests without an answer since it gave an object."""
         up = metrics.bucket_up.labels(self.name)
         up.set(1)
         self._watch = Watch(f"the bucket {self.name}", self._look, up.set, lambda: self.why)
@@ -143,6 +147,19 @@ class Bucket:
         """Call this when it did not do what it should. It is not used until it answers a look."""
         self.why = error.message
         self._watch.note_dead()
+
+    def note_stalled(self, error: MirrorError) -> None:
+        """Call this when it gave no answer, or no more of one."""
+        if self._watch.alive:
+            # Others that wait at the same time tell nothing new.
+            self._stalls += 1
+        self.note_failure(error)
+        if self._stalls >= _STALLS:
+            self._slow_until = time.monotonic() + _SLOW_FOR
+
+    def note_given(self) -> None:
+        """Call this when it has given an object."""
+        self._stalls = 0
 
     # ------------------------------------------------------------------ documents
 
@@ -256,7 +273,9 @@ class Bucket:
         try:
             self._check(response)
             try:
-                return response, await read_bounded(response, limit, PATIENCE)
+                body = await read_bounded(response, limit, PATIENCE)
+                self.note_given()
+                return response, body
             except UpstreamInvalid:
                 raise
             except UpstreamError as error:
@@ -273,13 +292,16 @@ class Bucket:
         except Offline:
             raise
         except TimeoutError:
-            raise self._left(UpstreamUnreachable(f"it did not answer in {PATIENCE:g} s")) from None
+            raise self._left(UpstreamTimeout(f"it did not answer in {PATIENCE:g} s")) from None
         except UpstreamError as error:
             raise self._left(error) from None
 
     def _left(self, error: UpstreamError) -> UpstreamError:
         self._errors.inc()
-        self.note_failure(error)
+        if isinstance(error, UpstreamTimeout):
+            self.note_stalled(error)
+        else:
+            self.note_failure(error)
         return error
 
     def _check(self, response: Response) -> None:
@@ -338,8 +360,10 @@ class _BucketStream(PlaceStream):
         try:
             data = await self._stream.read(wanted)
         except UpstreamStalled as error:
-            self._bucket.note_failure(error)
+            self._bucket.note_stalled(error)
             raise
+        if not data:
+            self._bucket.note_given()
         self._waited += time.monotonic() - began
         self._came += len(data)
         if self._waited >= PATIENCE:

@@ -16,15 +16,18 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from mirror.manifests import OCI_MANIFEST
 from mirror.names import Digest
 from mirror.storage.disk.catalog.schema import FILE
+from mirror.upstream import bucket
 from mirror.upstream.objects import Objects
 from tests.fleet.test_fleet import of, pull
 from tests.support.members import StartMembers
 from tests.support.mirrors import Mirror, MirrorProcess, StartMirror, until
 from tests.support.patience import PATIENCE
+from tests.support.ports import free_port
 from tests.support.s3 import ENVIRONMENT, S3
 from tests.support.scripted import Image, Scripted
 
@@ -378,3 +381,39 @@ async def test_a_bucket_that_hangs_does_not_hold_up_the_end(s3: S3, monkeypatch:
     for thread in left:
         await asyncio.to_thread(thread.join)
     assert (s3.objects / "one").read_bytes() == b"x"
+
+
+async def test_a_bucket_that_answers_looks_only_is_left_for_a_while(
+    start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose disks hang says at once what it has not got, and nothing of what it has: pulls do not wait for it again and again."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(bucket, "PATIENCE", 0.3)
+    asked: list[str] = []
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        if request.path.endswith("/mirror"):
+            return web.Response(status=404, text="<Error><Code>NoSuchKey</Code></Error>")
+        if request.method == "GET":
+            asked.append(request.path)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.1)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    mirror = await start(settings={"fleet": {"bucket": "s3://images", "bucket_endpoint": f"http://127.0.0.1:{port}"}})
+    for tag in ("1", "2"):
+        await pull(mirror, image_of(upstream, 1, tag), tag)
+        async with asyncio.timeout(PATIENCE):
+            while await mirror.metric("mirror_bucket_up") == 0:
+                await asyncio.sleep(0.02)
+    before = len(asked)
+    for tag in ("3", "4"):
+        await pull(mirror, image_of(upstream, 1, tag), tag)
+    assert len(asked) == before
+    assert "the bucket s3://images is not used" in (await degraded(mirror))[0]
+    await mirror.stop()
+    await runner.cleanup()
