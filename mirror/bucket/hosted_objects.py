@@ -117,8 +117,9 @@ class HostedObjects:
                         lacking.setdefault(repository, []).append(_pushed(body, media_type, digest))
         for repository, manifests in lacking.items():
             for one in sorted(manifests, key=lambda one: one.manifest.media_type in INDEXES):
+                needed = _needed(one.manifest)
                 for blob in children_of(one.manifest.body)[1]:
-                    await self._restore_blob(repository, blob)
+                    await self._restore_blob(repository, blob, is_needed=blob in needed)
                 digest = one.manifest.digest
                 async with changing(repository):
                     if await self._objects.size(
@@ -175,13 +176,14 @@ class HostedObjects:
         manifest = await self._store.manifest(digest) if await self._inner.has(repository, digest) else None
         if manifest is None:
             return False
-        return all(self._store.size(blob) is not None for blob in children_of(manifest.body)[1])
+        return all(self._store.size(blob) is not None for blob in _needed(manifest))
 
-    async def _restore_blob(self, repository: Repository, digest: Digest) -> None:
+    async def _restore_blob(self, repository: Repository, digest: Digest, *, is_needed: bool) -> None:
         if await self._inner.mount(repository, digest, _RESTORE):
             return
         if (size := await self._objects.size(_blob_key(digest))) is None:
-            log.error("%s of %s is neither on the disk nor in the bucket: push it again", digest, repository)
+            if is_needed:
+                log.error("%s of %s is neither on the disk nor in the bucket: push it again", digest, repository)
             return
         upload = await self._inner.begin(repository, _RESTORE)
         with contextlib.closing(upload):
@@ -230,6 +232,17 @@ class HostedObjects:
 def _pushed(body: bytes, media_type: str, digest: Digest) -> PushedManifest:
     """Returns a manifest as it was pushed, which is taken whatever of it is lost. Raises Invalid."""
     return replace(pushed_manifest(body, media_type or None, digest), needed=frozenset())
+
+
+def _needed(manifest: Manifest) -> list[Digest]:
+    """The blobs that a repository must have whose manifest it is: not those that registries do not have."""
+    blobs = children_of(manifest.body)[1]
+    try:
+        needed = pushed_manifest(manifest.body, manifest.media_type or None, manifest.digest).needed
+    except Invalid:
+        # Not taken any more, but kept.
+        return blobs
+    return [blob for blob in blobs if blob in needed]
 
 
 def _blob_key(digest: Digest) -> str:

@@ -24,6 +24,7 @@ from tests.support.s3 import S3
 from tests.support.scripted import Scripted
 
 REPOSITORY = "team/app"
+FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 
 
 def settings(s3: S3) -> dict[str, Any]:
@@ -137,6 +138,29 @@ async def test_nothing_counts_as_absent_while_the_bucket_cannot_be_asked(start: 
     s3.start()
     await complete(mirror)
     assert (await mirror.get(f"/v2/{REPOSITORY}/manifests/1")).body == index
+
+
+async def test_a_layer_that_registries_do_not_have_is_not_missed(
+    start: StartMirror, s3: S3, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An image of Windows names one: a restart neither looks for it in the bucket nor pushes the image again."""
+    mirror = await start(settings=settings(s3))
+    await complete(mirror)
+    await push_blob(mirror.session, REPOSITORY, b"{}")
+    foreign = {"mediaType": FOREIGN, "digest": str(Digest.of(b"elsewhere")), "size": 9}
+    body = manifest_of(b"{}", layers=[foreign])
+    said = await say(mirror.session, "PUT", f"/v2/{REPOSITORY}/manifests/1", body, Content_Type=OCI_MANIFEST)
+    assert said.status == 201
+    await mirror.stop()
+    mirror = await start(mirror.directory, settings=settings(s3))
+    await complete(mirror)
+    assert s3.requests("HEAD", Digest.of(b"elsewhere").hex) == 0
+    assert "came back from the bucket" not in caplog.text
+    await mirror.stop()
+    mirror = await start(mirror.directory.with_name("new"), settings=settings(s3))
+    await complete(mirror)
+    assert (await mirror.get(f"/v2/{REPOSITORY}/manifests/1")).body == body
+    assert "push it again" not in caplog.text
 
 
 DAMAGED = {
