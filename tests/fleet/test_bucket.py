@@ -22,6 +22,7 @@ from mirror.manifests import OCI_MANIFEST
 from mirror.names import Digest
 from mirror.storage.disk.catalog.schema import FILE
 from mirror.upstream import bucket
+from mirror.upstream import objects as objects_of_a_bucket
 from mirror.upstream.objects import Objects
 from tests.fleet.test_fleet import of, pull
 from tests.support.members import StartMembers
@@ -363,6 +364,7 @@ async def test_a_bucket_that_hangs_does_not_hold_up_the_end(s3: S3, monkeypatch:
     """What is being written is brought to its end when its task is cancelled, since what is written next must come after it; at the end of the mirror it is left alone."""
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(objects_of_a_bucket, "_PATIENCE", 0.3)
     objects = Objects("s3://images", s3.url, None)
     await objects.put("one", b"before")
     s3.signal(signal.SIGSTOP)
