@@ -133,6 +133,11 @@ class Writing:
             else:
                 log.warning("%s is not written to the bucket now: %s", entry.reference, error)
             return entry
+        except Exception:
+            # What nobody expects of one entry must not keep the others from being written.
+            log.exception("%s cannot be written to the bucket, and is tried again", entry.reference)
+            self._errors.inc()
+            return entry
         await self._outbox.done(entry)
         return None
 

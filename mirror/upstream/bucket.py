@@ -95,9 +95,10 @@ class Bucket:
         self._slow_until = float("-inf")
         self._stalls = 0
         """Requests without an answer since it gave an object."""
-        up = metrics.bucket_up.labels(self.name)
-        up.set(1)
-        self._watch = Watch(f"the bucket {self.name}", self._look, up.set, lambda: self.why)
+        self._is_slow = False
+        self._up = metrics.bucket_up.labels(self.name)
+        self._up.set(1)
+        self._watch = Watch(f"the bucket {self.name}", self._look, self._changed, lambda: self.why)
         self._received = {kind: metrics.bucket_received_bytes.labels(self.name, kind) for kind in ("blob", "manifest")}
         self._errors = metrics.bucket_errors.labels(self.name, "read")
 
@@ -110,7 +111,14 @@ class Bucket:
 
     @property
     def alive(self) -> bool:
-        return self._watch.alive and time.monotonic() >= self._slow_until
+        is_slow = time.monotonic() < self._slow_until
+        if is_slow != self._is_slow:
+            self._is_slow = is_slow
+            self._changed(self._watch.alive)
+        return self._watch.alive and not is_slow
+
+    def _changed(self, lives: bool) -> None:
+        self._up.set(lives and not self._is_slow)
 
     async def answers(self) -> bool:
         """Returns whether it answers now, as it should: for whoever cannot do without it."""

@@ -23,7 +23,7 @@ from mirror.names import Digest
 from mirror.storage.disk.catalog.schema import FILE
 from mirror.upstream import bucket
 from mirror.upstream import objects as objects_of_a_bucket
-from mirror.upstream.objects import Objects
+from mirror.upstream.objects import Objects, blob_key
 from tests.fleet.test_fleet import of, pull
 from tests.support.members import StartMembers
 from tests.support.mirrors import Mirror, MirrorProcess, StartMirror, until
@@ -228,6 +228,28 @@ async def test_wrong_bytes_in_the_bucket_are_put_right(start: StartMirror, upstr
     await until(lambda: s3.manifest(image.digest).read_bytes() == image.body)
 
 
+async def test_what_nobody_expects_of_one_object_holds_up_no_other(
+    start: StartMirror, upstream: Scripted, s3: S3, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged and tried again; everything else is written."""
+    image = image_of(upstream)
+    write = Objects.size
+    failed: list[str] = []
+
+    async def fail_once(objects: Objects, key: str) -> int | None:
+        if key == blob_key(image.layers[0]) and not failed:
+            failed.append(key)
+            raise ZeroDivisionError
+        return await write(objects, key)
+
+    monkeypatch.setattr(Objects, "size", fail_once)
+    mirror = await start(settings={"fleet": s3.settings})
+    await pull(mirror, image)
+    await written(s3, image)
+    assert failed
+    assert f"{image.layers[0]} cannot be written to the bucket" in caplog.text
+
+
 @pytest.mark.parametrize("is_clients", [False, True])
 async def test_what_may_be_one_clients_is_not_written(start: StartMirror, upstream: Scripted, s3: S3, is_clients: bool) -> None:
     """After the catalog was lost, nobody knows from which registry a blob is: where clients log in to one themselves, it may be from that. Elsewhere all is written."""
@@ -392,6 +414,7 @@ async def test_a_bucket_that_answers_looks_only_is_left_for_a_while(
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(bucket, "PATIENCE", 0.3)
+    monkeypatch.setattr(objects_of_a_bucket, "_PATIENCE", 0.3)
     asked: list[str] = []
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -407,15 +430,16 @@ async def test_a_bucket_that_answers_looks_only_is_left_for_a_while(
     port = free_port()
     await web.TCPSite(runner, "127.0.0.1", port).start()
     mirror = await start(settings={"fleet": {"bucket": "s3://images", "bucket_endpoint": f"http://127.0.0.1:{port}"}})
-    for tag in ("1", "2"):
-        await pull(mirror, image_of(upstream, 1, tag), tag)
-        async with asyncio.timeout(PATIENCE):
-            while await mirror.metric("mirror_bucket_up") == 0:
-                await asyncio.sleep(0.02)
+    await pull(mirror, image_of(upstream, 1, "1"), "1")
+    async with asyncio.timeout(PATIENCE):
+        while await mirror.metric("mirror_bucket_up") == 0:
+            await asyncio.sleep(0.02)
+    await pull(mirror, image_of(upstream, 1, "2"), "2")
     before = len(asked)
     for tag in ("3", "4"):
         await pull(mirror, image_of(upstream, 1, tag), tag)
     assert len(asked) == before
     assert "the bucket s3://images is not used" in (await degraded(mirror))[0]
+    assert await mirror.metric("mirror_bucket_up") == 0
     await mirror.stop()
     await runner.cleanup()
