@@ -372,7 +372,11 @@ async def test_a_crash_loses_nothing_of_what_waits(upstream: Scripted, s3: S3, t
     settings = {"FLEET__BUCKET": "s3://images", "FLEET__BUCKET_ENDPOINT": s3.url, "CACHE__PREFETCH": "false"}
     with MirrorProcess(tmp_path / "cache", {"docker.io": upstream.url}, **settings) as mirror:
         async with aiohttp.ClientSession(mirror.url, auto_decompress=False) as session:
-            await pull(Mirror(mirror.url, session, mirror.directory, contextlib.AsyncExitStack()), image)
+            asked_of = Mirror(mirror.url, session, mirror.directory, contextlib.AsyncExitStack())
+            await pull(asked_of, image)
+            # Clients have all bytes before they are published.
+            for digest in (image.config, *image.layers):
+                await asked_of.until_cached(digest)
         mirror.kill()
         s3.start()
         mirror.start()
