@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from mirror.errors import DigestInvalid, ManifestInvalid, ManifestTooLarge, UpstreamInvalid
@@ -73,11 +74,16 @@ def manifest_of_client(body: bytes, content_type: str | None, reference: Referen
     except ValueError as error:
         raise ManifestInvalid(f"the manifest is not JSON as clients read it: {error}") from None
     listed = [entry for name in ("layers", "manifests", "blobs") for entry in _list(document, name)]
+    sizes: dict[Digest, int] = {}
     for entry in (*listed, document.get("config"), document.get("subject")):
-        size = 0 if entry is None else entry.get("size", 0)
+        if entry is None or "size" not in entry:
+            continue
+        size, digest = entry["size"], Digest.parse(entry["digest"])
         if type(size) is not int or not 0 <= size <= _LARGEST_SIZE:
-            raise ManifestInvalid(f"in the manifest, the size of {entry['digest']} is not a number of bytes")
-    return pushed
+            raise ManifestInvalid(f"in the manifest, the size of {digest} is not a number of bytes")
+        if digest in pushed.needed and sizes.setdefault(digest, size) != size:
+            raise ManifestInvalid(f"in the manifest, {digest} has two sizes")
+    return replace(pushed, sizes=sizes)
 
 
 def _no_constant(name: str) -> None:

@@ -10,8 +10,8 @@ Failures: all methods raise CatalogFailed, and StorageFull where the disk is ful
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mirror.manifests import Manifest
@@ -34,6 +34,8 @@ class PushedManifest:
     subject: Digest | None
     described: dict[str, Any]
     """Its descriptor in the list of its subject's referrers."""
+    sizes: Mapping[Digest, int] = field(default_factory=dict)
+    """What it says of the sizes in bytes of what is needed, where that must be true."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ class HostedStore(Protocol):
         self, repository: Repository, pushed: PushedManifest, tags: Collection[str], who: str, *, served: bool = True
     ) -> None:
         """Keeps a manifest, and what tags mean from now on, which the history records: that clients get it by them at once, if `served`; else when
-        `note_ruled` says so. Raises ReferenceUnknown, TagImmutable, HostedFull."""
+        `note_ruled` says so. Raises ReferenceUnknown, ManifestInvalid, TagImmutable, HostedFull."""
         ...
 
     async def note_ruled(self, repository: Repository, tag: Tag, pushed: Digest, when: float, held_until: float | None) -> None:

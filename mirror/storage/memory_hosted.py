@@ -9,7 +9,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from mirror.errors import DigestInvalid, HostedFull, InUse, Pinned, ReferenceUnknown, TagImmutable, UploadBusy, UploadUnknown
+from mirror.errors import (
+    DigestInvalid,
+    HostedFull,
+    InUse,
+    ManifestInvalid,
+    Pinned,
+    ReferenceUnknown,
+    TagImmutable,
+    UploadBusy,
+    UploadUnknown,
+)
 from mirror.manifests import Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.storage.hosted import MOST_DESCRIBED, HostedCollected, HostedUsage, PushedManifest
@@ -31,6 +41,7 @@ class Kept(Protocol):
     async def tags(self, repository: Repository) -> list[str]: ...
     async def set_tag(self, repository: Repository, tag: Tag, record: TagRecord, *, seen: bool = True) -> None: ...
     async def note_tag(self, repository: Repository, tag: Tag, found: Descriptor, when: float) -> None: ...
+    async def manifest(self, digest: Digest) -> Manifest | None: ...
     async def held(self, repository: Repository | None = None) -> list[HeldTag]: ...
     async def drop_tag(self, repository: Repository, tag: Tag, gone: float | None = None) -> None: ...
 
@@ -146,6 +157,10 @@ class MemoryHosted:
         await self.check_room(len(pushed.manifest.body))
         if missing := [needed for needed in pushed.needed if (repository, needed) not in self._links]:
             raise ReferenceUnknown(f"{repository.path} does not have {missing[0]}")
+        for named, size in pushed.sizes.items():
+            manifest = await self.store.manifest(named)
+            if size != len(self.store.content[named] if manifest is None else manifest.body):
+                raise ManifestInvalid(f"{named} does not have {size} bytes")
         for tag in tags:
             before = await self.store.tag(repository, Tag(tag))
             if before is not None and before.descriptor.digest != digest:

@@ -390,8 +390,9 @@ async def test_a_tag_means_at_once_what_was_pushed_last(start: StartMirror) -> N
         (manifest_of(b"{}", more=math.nan), OCI_MANIFEST, 400, "MANIFEST_INVALID"),
         *(
             (manifest_of(b"{}", layers=[{"digest": str(Digest.of(b"{}")), "size": size}]), OCI_MANIFEST, 400, "MANIFEST_INVALID")
-            for size in (-1, "2", 2.0, True, None, 2**63, math.inf)
+            for size in (-1, 1, 3, "2", 2.0, True, None, 2**63, math.inf)
         ),
+        (manifest_of(b"{}").replace(b'"size": 2', b'"size": 3'), OCI_MANIFEST, 400, "MANIFEST_INVALID"),
         (b"x" * (MAX_SIZE + 1), OCI_MANIFEST, 413, "SIZE_INVALID"),
     ],
 )

@@ -20,6 +20,7 @@ from mirror.errors import (
     HostedFull,
     InUse,
     LimitReached,
+    ManifestInvalid,
     MirrorError,
     Pinned,
     ReferenceUnknown,
@@ -182,6 +183,22 @@ async def test_a_manifest_needs_what_it_names(store: Store) -> None:
     assert record is not None
     assert record.descriptor == image(b"layer").manifest.descriptor
     assert await store.manifest(record.descriptor.digest) == image(b"layer").manifest
+
+
+async def test_a_manifest_says_true_sizes(store: Store) -> None:
+    """Of blobs and of manifests, where it says any that must be true: clients refuse what has another size."""
+    await push(store, APP, b"{}")
+    await push(store, APP, b"layer")
+    child = image(b"layer")
+    await store.hosted.put_manifest(APP, child, [], "")
+    for named, size in ((Digest.of(b"layer"), 5), (child.manifest.digest, len(child.manifest.body))):
+        pushed = dataclasses.replace(image(b"layer"), sizes={named: size + 1})
+        with pytest.raises(ManifestInvalid):
+            await store.hosted.put_manifest(APP, pushed, ["1"], "")
+        assert await store.hosted.tags(APP) == []
+        await store.hosted.put_manifest(APP, dataclasses.replace(pushed, sizes={named: size}), [str(size)], "")
+        assert await store.hosted.tags(APP) == [str(size)]
+        await store.hosted.delete_tag(APP, str(size))
 
 
 async def test_tags_come_in_pages(store: Store) -> None:

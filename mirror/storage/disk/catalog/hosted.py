@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
-from mirror.errors import HostedFull, Pinned, ReferenceUnknown, TagImmutable
+from mirror.errors import HostedFull, ManifestInvalid, Pinned, ReferenceUnknown, TagImmutable
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository, image_name
 from mirror.storage.disk.catalog.removal import Removal
@@ -124,7 +124,7 @@ class Hosted:
     def check_manifest(
         self, repository: Repository, pushed: PushedManifest, tags: Collection[str], immutable: Callable[[str], bool]
     ) -> None:
-        """Returns if a manifest can be entered with its tags. Raises ReferenceUnknown, TagImmutable."""
+        """Returns if a manifest can be entered with its tags. Raises ReferenceUnknown, ManifestInvalid, TagImmutable."""
         # What was lost from the disk is missing too.
         missing = self._db.execute(
             "SELECT value FROM json_each(?3) WHERE NOT EXISTS ("
@@ -134,6 +134,14 @@ class Hosted:
         if missing:
             named = ", ".join(row[0] for row in missing)
             raise ReferenceUnknown(f"{repository.path} does not have what the manifest names: push it first: {named}")
+        other = self._db.execute(
+            "SELECT digest, size, json_each.value FROM json_each(?) JOIN content ON digest = json_each.key AND size != json_each.value",
+            (json.dumps({str(digest): size for digest, size in pushed.sizes.items()}),),
+        ).fetchone()
+        if other is not None:
+            raise ManifestInvalid(
+                f"{other[0]} has {other[1]} bytes, not {other[2]} as the manifest says: no client would take it"
+            )
         for tag in filter(immutable, tags):
             before = self._db.execute(
                 "SELECT digest FROM tag WHERE registry = ? AND path = ? AND tag = ?", (repository.registry, repository.path, tag)
@@ -153,7 +161,7 @@ class Hosted:
         *,
         served: bool,
     ) -> None:
-        """Enters a manifest with its tags, by which clients get it at once if `served`. Raises ReferenceUnknown, TagImmutable."""
+        """Enters a manifest with its tags, by which clients get it at once if `served`. Raises as `check_manifest` does."""
         manifest = pushed.manifest
         self.check_manifest(repository, pushed, tags, immutable)
         place, now = (repository.registry, repository.path), time.time()
