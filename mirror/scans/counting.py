@@ -22,10 +22,10 @@ _MEMORY = 512 * 1024 * 1024
 _TIME = 60
 """Seconds of a processor."""
 _PATIENCE = 600.0
-"""Seconds in all, with the lowest priority on a busy machine."""
+"""Seconds in all, with a low priority on a busy machine."""
 _MOST_TOLD = 300
-_LOWEST = 19
-"""Of nice(2)."""
+_NICE = 10
+"""As nice(2) has it."""
 
 
 async def count_findings(report: Path) -> Mapping[str, int]:
@@ -63,7 +63,7 @@ async def count_findings(report: Path) -> Mapping[str, int]:
 
 def main(file: str) -> None:
     """Prints the counts as JSON, or a text that says why there are none."""
-    os.nice(_LOWEST)
+    os.nice(_NICE)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (_TIME, _TIME))
     try:

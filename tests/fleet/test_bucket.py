@@ -352,7 +352,9 @@ async def test_a_bucket_that_cannot_be_used_fails_neither_start_nor_pull(
     for text in (caplog.text, told):
         assert "Signature=" not in text
         assert os.environ["AWS_SECRET_ACCESS_KEY"] not in text
-    assert await mirror.metric("mirror_bucket_up") == 0
+    bucket = {**s3.settings, **settings}["bucket"]
+    shown = (await mirror.get("/metrics")).body.decode().splitlines()
+    assert [line.rpartition(" ")[2] for line in shown if line.startswith("mirror_bucket_up{") and f'"{bucket}' in line] == ["0.0"]
 
 
 async def test_without_the_extra_the_mirror_runs_and_says_so(

@@ -240,6 +240,10 @@ async def test_a_page_has_links_to_the_tars_of_the_platforms_that_are_cached(mir
         for blob in (*image.layers, image.config):
             await mirror.get(f"/v2/both/blobs/{blob}")
             await mirror.until_cached(blob)
+    async with asyncio.timeout(PATIENCE):
+        # The same of the second one's blobs.
+        while (await mirror.get("/image/docker.io/library/both:1", **HTML)).body.decode().count('href="/export/') < 3:
+            await asyncio.sleep(0.02)
     for language, words in (("en", "Download as a tar"), ("zh", "下载为 tar 文件")):
         page = (await mirror.get("/image/docker.io/library/both:1", **HTML, Accept_Language=language)).body.decode()
         assert words in page
