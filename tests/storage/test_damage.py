@@ -380,7 +380,8 @@ async def test_rot_that_is_found_before_a_slow_disk_has_ended_the_download(
     """
     end = SlowEnd(monkeypatch, where)
     blob = upstream.add_blob(os.urandom(size))
-    mirror: Mirror = await start()
+    # What is held up is not asked for once more, however slow this machine is.
+    mirror: Mirror = await start(settings={"upstream": {"stall_timeout": 60}})
     hold = Hold(size // 2)
     try:
         assert (await mirror.get(path(blob))).digest() == blob
