@@ -96,6 +96,39 @@ def test_oras_pulls_and_pushes(office: Office, tmp_path: Path, monkeypatch: pyte
     assert succeeds("oras", "push", *given, f"{office.address}/team/oras-{name or 'none'}:1", "notes.txt:text/plain") is may
 
 
+@pytest.mark.parametrize(("name", "may"), CLIENTS, ids=["laptop", "other", "none"])
+def test_helm_pushes_and_pulls(office: Office, tmp_path: Path, name: str, may: bool) -> None:
+    """The same with charts of helm."""
+    require("helm")
+    folder = office.folder_for(name)
+    given = ["--ca-file", f"{folder}/ca.crt"]
+    given += ["--cert-file", f"{folder}/client.cert", "--key-file", f"{folder}/client.key"] if name else []
+    chart = f"chart-{name or 'none'}"
+    assert succeeds("helm", "create", f"{tmp_path}/{chart}")
+    assert succeeds("helm", "package", f"{tmp_path}/{chart}", "-d", str(tmp_path))
+    place = f"oci://{office.address}/team/charts"
+    assert succeeds("helm", "push", f"{tmp_path}/{chart}-0.1.0.tgz", place, *given) is may
+    if may:
+        (tmp_path / "pulled").mkdir()
+        assert succeeds("helm", "pull", f"{place}/{chart}", "--version", "0.1.0", "-d", str(tmp_path / "pulled"), *given)
+
+
+@pytest.mark.parametrize(("name", "may"), CLIENTS, ids=["laptop", "other", "none"])
+def test_cosign_signs(office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, may: bool) -> None:
+    """The same with cosign, which pushes a signature; what is signed is there already."""
+    require("cosign", "skopeo")
+    monkeypatch.setenv("COSIGN_PASSWORD", "")
+    known, folder, image = office.folder_for("laptop"), office.folder_for(name), f"{office.address}/team/signed:1"
+    source = f"docker://{office.address}/private/app:1"
+    certificates = ["--src-cert-dir", str(known), "--dest-cert-dir", str(known)]
+    assert succeeds("skopeo", "--insecure-policy", "copy", *certificates, source, f"docker://{image}")
+    assert succeeds("cosign", "generate-key-pair", f"--output-key-prefix={tmp_path}/key")
+    given = [f"--registry-cacert={folder}/ca.crt"]
+    given += [f"--registry-client-cert={folder}/client.cert", f"--registry-client-key={folder}/client.key"] if name else []
+    offline = ["--tlog-upload=false", "--use-signing-config=false", "--new-bundle-format=false"]
+    assert succeeds("cosign", "sign", "--yes", *offline, f"--key={tmp_path}/key.key", *given, image) is may
+
+
 @pytest.mark.parametrize(("name", "may"), CLIENTS[::2], ids=["laptop", "none"])
 def test_buildkit_pulls_and_pushes(office: Office, tmp_path: Path, name: str, may: bool) -> None:
     """The same with BuildKit's ``keypair``: an image that is built on the private one."""
