@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import urllib.error
 import urllib.request
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.test_containerd import Containerd
+from tests.e2e.test_dockerd import Dockerd
 from tests.support.images import make_image, push
 from tests.support.mirrors import MirrorProcess
 from tests.support.programs import DockerRegistry
@@ -34,7 +37,7 @@ def registry(tmp_path: Path) -> Iterator[DockerRegistry]:
 def test_what_the_right_person_has_signed_is_served_and_nothing_else(
     tmp_path: Path, sigstore: SigstorePrograms, registry: DockerRegistry, old: bool
 ) -> None:
-    """In both forms; by a person whom the same issuer knows, or by nobody, is not enough."""
+    """In both forms, to dockerd and containerd too; by a person whom the same issuer knows, or by nobody, is not enough."""
     config = tmp_path / "mirror.toml"
     config.write_text(
         f'[[guard]]\nname = "signed"\n[guard.signed]\ntrusted_root = "{sigstore.trusted_root}"\n'
@@ -62,3 +65,14 @@ def test_what_the_right_person_has_signed_is_served_and_nothing_else(
         found = {name: status(name) for name in ("ours", "theirs", "nobodys")}
         assert found == {"ours": 200, "theirs": 403, "nobodys": 403}, mirror.log
         assert "eve@theirs.example, whom" in mirror.log
+        with contextlib.ExitStack() as stack:
+            daemon = Dockerd(mirror.url)
+            stack.callback(daemon.stop)
+            containerd = Containerd(tmp_path / "containerd", mirror.url)
+            stack.callback(containerd.stop)
+            daemon.docker("pull", "ours:1")
+            containerd.pull("docker.io/library/ours:1")
+            for name in ("theirs", "nobodys"):
+                assert not daemon.succeeds("pull", f"{name}:1")
+                with pytest.raises(AssertionError, match="403 Forbidden"):
+                    containerd.pull(f"docker.io/library/{name}:1")
