@@ -12,7 +12,7 @@ from tests.promises.test_fleet import processes
 from tests.support.commands import Commands
 from tests.support.dashboard import HTML
 from tests.support.members import StartMembers
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, until
 from tests.support.scripted import Scripted
 
 __all__ = ["setting"]
@@ -69,19 +69,21 @@ async def test_who_reads_the_logs_of_all(members: StartMembers, upstream: Script
     fleet = Setting(await members(2, settings=tables), upstream, tmp_path / "token")
     image = upstream.add_image("library/app", "1")
     await pull_at(fleet.mirrors, image)
-    for mirror in fleet.mirrors:
-        # What is noted is written by a thread.
-        await mirror.stop()
-        break
-    entries = [json.loads(line) for line in log.read_text().splitlines()]
-    assert any(entry.get("token", "").startswith("fleet:") for entry in entries)
+
+    def by_clients() -> int:
+        entries = [json.loads(line) for line in log.read_text().splitlines()]
+        return sum(entry.get("reference") == "1" and "token" not in entry for entry in entries)
+
+    # What is noted is written by a thread of each mirror.
+    await until(lambda: by_clients() == len(fleet.mirrors) and '"token": "fleet:' in log.read_text())
     at = fleet.mirrors[1]
+    await fleet.mirrors[0].stop()
     status, output, errors = await fleet.command("who", "app:1", "--fleet", "--json", at=at)
     assert (status, fleet.mirrors[0].url in errors) == (1, True)
     found = json.loads(output)
     assert {entry["mirror"] for entry in found} == {at.url}
     assert not any(entry.get("token", "").startswith("fleet:") for entry in found)
-    assert len(found) == sum(entry.get("reference") == "1" and "token" not in entry for entry in entries)
+    assert len(found) == len(fleet.mirrors)
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

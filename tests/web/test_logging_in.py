@@ -17,7 +17,7 @@ import pytest
 from mirror.access import guesses, users
 from mirror.access.access import signing_key
 from mirror.access.tokens import add_token, remove_token
-from tests.support.mirrors import Mirror, StartMirror
+from tests.support.mirrors import Mirror, StartMirror, until
 from tests.support.scripted import Scripted
 
 HTML = {"Accept": "text/html"}
@@ -229,7 +229,11 @@ async def test_guesses_are_slowed_and_the_right_password_is_not(scene: Scene, mo
     for number in range(10):
         assert await scene.other.log_in("bob", f"wrong {number}") in (403, 429)
     assert await scene.other.log_in("bob") == 303
-    log = (scene.users_file.parent / "audit.log").read_text()
+    audited = scene.users_file.parent / "audit.log"
+    # A thread writes it.
+    await until(lambda: audited.read_text().count('"action": "login"') >= 11)
+    log = audited.read_text()
+    assert '"verdict": "wrong login"' in log
     assert "wrong 1" not in log
     assert PASSWORDS["bob"] not in log
 
