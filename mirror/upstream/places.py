@@ -6,7 +6,6 @@ Any other error leads to the next place. One that gives no answer is waited for 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import ssl
 import sys
@@ -30,7 +29,7 @@ from mirror.errors import (
 )
 from mirror.manifests import ACCEPT, ACCEPT_ANY, MAX_SIZE, Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository
-from mirror.upstream.blobs import content_range
+from mirror.upstream.blobs import Head, begin_delivery, content_range, range_headers
 from mirror.upstream.documents import age_of, described, verified
 from mirror.upstream.health import Delivery, Lease
 from mirror.upstream.proxies import Way
@@ -156,24 +155,16 @@ class Place:
         ended: Callable[[MirrorError | None], None],
     ) -> PlaceStream:
         """Requests the bytes ``[start, stop)``. `ended` is called once when the stream is closed, with the error that ended it. Raises BlobUnknown, UpstreamError."""
-        headers = {}
-        if start > 0 or stop is not None:
-            headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
-        lease = await self.delivery.lease()
-        asked = asyncio.get_running_loop().time()
-        try:
-            response = await self._send("GET", repository, f"blobs/{digest}", headers)
-        except BaseException:
-            lease.end()
-            raise
-        try:
+        headers = range_headers(start, stop)
+
+        def read_head(response: Response) -> Head:
             self._check(response, repository, _no_blob(repository, digest))
-            size, first = _read_head(response, start, stop, digest)
-        except MirrorError:
-            response.release()
-            lease.end()
-            raise
-        self.delivery.begin(lease, asyncio.get_running_loop().time() - asked)
+            return _read_head(response, start, stop, digest)
+
+        lease = await self.delivery.lease()
+        (size, first), response = await begin_delivery(
+            self.delivery, lease, lambda: self._send("GET", repository, f"blobs/{digest}", headers), read_head
+        )
         return self._stream(response, size, first, lease, share, ended)
 
     def _stream(
