@@ -1,6 +1,7 @@
 """Writes to the bucket what has been published here, behind it: whatever the bucket does, nobody waits for this.
 
-In a fleet, the first mirror for a content or a tag writes it. What is there already is not sent again: it is asked for by HEAD, unless it was read from there.
+In a fleet, the first mirror for a content or a tag writes it, and who has fetched it from outside of the fleet, since the first did not give it: so each download has one that writes. What is there already
+is not sent again: it is asked for by HEAD, unless it was read from there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mirror.manifests import DOCKER_SCHEMA1_SIGNED
 from mirror.names import Digest, Repository, Tag
 from mirror.storage.outbox import Entry, Outbox
 from mirror.storage.slices import Reader
-from mirror.storage.store import Store
+from mirror.storage.store import Store, TagRecord
 from mirror.tasks import BackgroundTask
 from mirror.upstream.bucket import Bucket
 from mirror.upstream.fleet import Fleet, name_of
@@ -68,6 +69,7 @@ class Writing:
         self._waiting = metrics.bucket_waiting.labels(bucket.name)
         self._dropped = metrics.bucket_dropped.labels(bucket.name)
         bucket.on_wrong = self._note_wrong
+        fleet.on_fetched = outbox.note_fetched
 
     def start(self) -> None:
         self._task.start()
@@ -121,7 +123,7 @@ class Writing:
             if isinstance(entry.reference, Digest):
                 await self._write_content(entry, entry.reference)
             elif entry.repository is not None:
-                await self._write_tag(entry.repository, entry.reference)
+                await self._write_tag(entry, entry.repository, entry.reference)
         except (MirrorError, OSError) as error:
             self._errors.inc()
             if isinstance(error, BucketFailed):
@@ -146,7 +148,10 @@ class Writing:
     async def _write_content(self, entry: Entry, digest: Digest) -> None:
         known = digest in self._bucket.known and not entry.is_wrong
         # What was pushed is written otherwise, see hosting.py.
-        if not entry.is_cached or entry.is_hosted or known or not self._fleet.is_home(digest):
+        if not entry.is_cached or entry.is_hosted or known:
+            return
+        # Wrong bytes are put right by who has found them.
+        if not (entry.is_fetched or entry.is_wrong or self._fleet.is_home(digest)):
             return
         # After the catalog was lost, nobody knows whose it is. Once that is known, it is queued again.
         registries: list[str | None] = [holder.registry for holder in await self._store.holders(digest)]
@@ -179,18 +184,20 @@ class Writing:
             self._note_sent("blob", size)
         self._bucket.note(digest)
 
-    async def _write_tag(self, repository: Repository, tag: Tag) -> None:
+    async def _write_tag(self, entry: Entry, repository: Repository, tag: Tag) -> None:
         if self._store.hosted.covers(repository) or self._is_private(repository.registry):
             return
-        if not self._fleet.is_home(None, name_of(repository, tag)):
+        if not (entry.is_fetched or self._fleet.is_home(None, name_of(repository, tag))):
             return
         record = await self._store.tag(repository, tag)
         # What clients get while something is held back is not what the registry says.
         if record is None or record.held_until is not None:
             return
         found = record.descriptor
-        before = self._bucket.known_tags.get((repository, tag))
-        if before is not None and before[0] == found.digest and record.checked - before[1] < _AGAIN:
+        if _is_told(record, self._bucket.known_tags.get((repository, tag))):
+            return
+        # Another mirror may have written a later word of the registry.
+        if _is_told(record, await self._bucket.written_tag(repository, tag)):
             return
         told = {"digest": str(found.digest), "mediaType": found.media_type, "size": found.size, "checked": record.checked}
         body = json.dumps(told).encode()
@@ -201,3 +208,11 @@ class Writing:
     def _note_sent(self, kind: str, size: int) -> None:
         self._sent[kind].inc(size)
         self._bucket.refused = ""
+
+
+def _is_told(record: TagRecord, written: tuple[Digest, float] | None) -> bool:
+    """Returns whether what is written of a tag, and when its registry was asked for that, leaves nothing to write."""
+    if written is None:
+        return False
+    digest, checked = written
+    return record.checked - checked < (_AGAIN if digest == record.descriptor.digest else 0.0)

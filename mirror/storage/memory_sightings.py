@@ -93,8 +93,7 @@ class MemorySightings:
                     # A hosted tag means what is held back.
                     before = [one for one in known if one.served is not None]
                     served = max(before, key=lambda one: one.served or 0.0).digest if before else None
-                released = latest.released is not None
-                found.append(HeldTag(holder, Tag(tag), served, latest.digest, latest.first, record.held_until, released))
+                found.append(HeldTag(holder, Tag(tag), served, latest.digest, latest.first, record.held_until))
         return sorted(found, key=lambda held: held.until)
 
     def _held_content(self) -> list[Digest]:

@@ -28,6 +28,8 @@ class Entry:
     """True for content of a hosted repository."""
     is_wrong: bool
     """True if the bucket has other bytes than the digest says."""
+    is_fetched: bool
+    """True if it came from outside of the fleet, though this mirror is not its home."""
 
 
 class Outbox(Protocol):
@@ -63,6 +65,10 @@ class Outbox(Protocol):
 
     async def note_wrong(self, digest: Digest) -> None:
         """Notes that the bucket has other bytes than a digest says: what is written of it replaces them. Never raises."""
+        ...
+
+    async def note_fetched(self, repository: Repository | None, reference: Reference) -> None:
+        """Notes that content, or with a `repository` what a tag means, comes from outside of the fleet: call it before that is known here. Never raises."""
         ...
 
     async def counts(self) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from mirror.errors import (
 from mirror.manifests import MAX_SIZE, MEDIA_TYPES, Descriptor, Manifest
 from mirror.names import Digest, Repository, Tag
 from mirror.tasks import close_all
-from mirror.upstream.blobs import Head, begin_delivery, content_range, range_headers
+from mirror.upstream.blobs import content_range
 from mirror.upstream.documents import verified
 from mirror.upstream.health import Delivery, Lease
 from mirror.upstream.objects import Objects, blob_key, manifest_key, tag_key
@@ -89,8 +89,8 @@ class Bucket:
         """Called with what it has in wrong bytes."""
         self._transport = transport
         self._tls = tls
-        # As the library that writes to it does.
-        self._way = Proxies()
+        self.way = Proxies()
+        """The way out to it, which is also that of the library that writes to it."""
         self._clock = clock
         self._slow_until = float("-inf")
         self._stalls = 0
@@ -98,7 +98,7 @@ class Bucket:
         self._is_slow = False
         self._up = metrics.bucket_up.labels(self.name)
         self._up.set(1)
-        self._watch = Watch(f"the bucket {self.name}", self._look, self._changed, lambda: self.why)
+        self._watch = Watch(f"the bucket {self.name}", self.look, self._changed, lambda: self.why)
         self._received = {kind: metrics.bucket_received_bytes.labels(self.name, kind) for kind in ("blob", "manifest")}
         self._errors = metrics.bucket_errors.labels(self.name, "read")
 
@@ -122,7 +122,7 @@ class Bucket:
 
     async def answers(self) -> bool:
         """Returns whether it answers now, as it should: for whoever cannot do without it."""
-        if self.alive and not await self._look():
+        if self.alive and not await self.look():
             self._watch.note_dead()
         return self.alive
 
@@ -204,6 +204,15 @@ class Bucket:
         self.note_tag(repository, tag, digest, checked if age < _MOST_SECONDS else 0.0)
         return Descriptor(media_type, digest, size, self.name, age)
 
+    async def written_tag(self, repository: Repository, tag: Tag) -> tuple[Digest, float] | None:
+        """Returns what a tag means here, and when its registry was asked; None if there is nothing, or nothing that a mirror has written. Raises UpstreamError."""
+        try:
+            await self.get_tag(repository, tag)
+        except (NotThere, UpstreamInvalid):
+            self.known_tags.pop((repository, tag), None)
+            return None
+        return self.known_tags.get((repository, tag))
+
     async def head_blob(self, repository: Repository, digest: Digest) -> Descriptor:
         """Returns the size of a blob. Raises UpstreamError."""
         response = await self._send("HEAD", blob_key(digest), {})
@@ -229,22 +238,28 @@ class Bucket:
         ended: Callable[[MirrorError | None], None],
     ) -> PlaceStream:
         """Requests the bytes ``[start, stop)``, as `Place.open` does."""
-        headers = range_headers(start, stop)
-
-        def read_head(response: Response) -> Head:
-            self._check(response)
-            if response.status != 200:
-                return content_range(response, start, stop)
-            size = length_of(response)
-            if not size and digest != Digest.of(b"", digest.algorithm):
-                self.note_wrong(digest)
-                raise UpstreamInvalid(f"{shown(response.url)} is empty instead of a blob")
-            return size, 0
-
+        headers = {} if start == 0 and stop is None else {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
         lease = await self.delivery.lease()
-        (size, first), response = await begin_delivery(
-            self.delivery, lease, lambda: self._send("GET", blob_key(digest), headers), read_head
-        )
+        asked = asyncio.get_running_loop().time()
+        try:
+            response = await self._send("GET", blob_key(digest), headers)
+        except BaseException:
+            lease.end()
+            raise
+        try:
+            self._check(response)
+            if response.status == 200:
+                size, first = length_of(response), 0
+                if not size and digest != Digest.of(b"", digest.algorithm):
+                    self.note_wrong(digest)
+                    raise UpstreamInvalid(f"{shown(response.url)} is empty instead of a blob")
+            else:
+                size, first = content_range(response, start, stop)
+        except MirrorError:
+            response.release()
+            lease.end()
+            raise
+        self.delivery.begin(lease, asyncio.get_running_loop().time() - asked)
         self.note(digest)
         return self._stream(response, size, first, lease, share, ended)
 
@@ -290,7 +305,7 @@ class Bucket:
         try:
             async with asyncio.timeout(PATIENCE):
                 url = await self.objects.sign(method, key)
-                return await self._transport.request(method, url, headers, tls=self._tls, timeout=PATIENCE, way=self._way)
+                return await self._transport.request(method, url, headers, tls=self._tls, timeout=PATIENCE, way=self.way)
         except Offline:
             raise
         except TimeoutError:
@@ -320,14 +335,14 @@ class Bucket:
             raise answered
         raise self._left(answered)
 
-    async def _look(self) -> bool:
-        """Returns whether it answers as it should."""
+    async def look(self) -> bool:
+        """Returns whether it answers as it should, and notes `why` if not."""
         if self._transport.offline:
             return True
         try:
             async with asyncio.timeout(PATIENCE):
                 url = await self.objects.sign("GET", _PROBE)
-                response = await self._transport.request("GET", url, {}, tls=self._tls, timeout=PATIENCE, way=self._way)
+                response = await self._transport.request("GET", url, {}, tls=self._tls, timeout=PATIENCE, way=self.way)
                 try:
                     body = await read_bounded(response, _LARGEST_TAG, PATIENCE)
                 finally:

@@ -32,16 +32,10 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _P = TypeVar("_P", bound="Place | Bucket")
 
+Noting = Callable[[Repository | None, Reference], Awaitable[None]]
+"""What is told of content, or with a repository of a tag, that comes from outside of the fleet; see `mirror.storage.outbox.Outbox.note_fetched`."""
 Asking = Callable[[Digest], contextlib.AbstractContextManager[None]]
 """What is entered while a blob is asked of another mirror of the fleet; see `mirror.storage.store.Store.asking_peer`."""
-
-
-class ParentSettings(Protocol):
-    """The settings of a parent that are used here."""
-
-    @property
-    def url(self) -> str: ...
-    def token(self) -> str | None: ...
 
 
 class FleetSettings(Protocol):
@@ -52,7 +46,7 @@ class FleetSettings(Protocol):
     @property
     def own(self) -> str | None: ...
     @property
-    def parents(self) -> Sequence[ParentSettings]: ...
+    def parents(self) -> Sequence[str]: ...
     @property
     def bucket(self) -> str | None: ...
     @property
@@ -75,12 +69,12 @@ class Fleet:
         # What comes from within the fleet has passed a cap already where one of it is the registry's client.
         uncapped = Limiter()
 
-        def place(url: str, token: Callable[[], str | None], *, is_peer: bool) -> Place:
+        def place(url: str, *, is_peer: bool) -> Place:
             return Place(
                 url,
                 settings.name,
                 transport,
-                token,
+                settings.token,
                 is_peer=is_peer,
                 tls=tls,
                 way=Fixed(None) if is_peer else None,
@@ -88,9 +82,8 @@ class Fleet:
             )
 
         self._own = settings.own
-        self._peers = {url: place(url, settings.token, is_peer=True) for url in settings.mirrors if url != settings.own}
-        # Another fleet's: the token of this one is none of its business, since who has it may change this fleet.
-        self._parents = {parent.url: place(parent.url, parent.token, is_peer=False) for parent in settings.parents}
+        self._peers = {url: place(url, is_peer=True) for url in settings.mirrors if url != settings.own}
+        self._parents = {url: place(url, is_peer=False) for url in settings.parents}
         self.bucket: Bucket | None = None
         if settings.bucket is not None:
             from mirror.upstream.bucket import Bucket
@@ -101,6 +94,8 @@ class Fleet:
         self._tag_ttl = tag_ttl
         self._mirrors = tuple(settings.mirrors)
         self.asking_peer: Asking = lambda digest: contextlib.nullcontext()
+        self.on_fetched: Noting | None = None
+        """Told before it is kept; None where there is no bucket."""
 
     async def aclose(self) -> None:
         await close_all(*(place.aclose for place in self.all), *(() if self.bucket is None else (self.bucket.aclose,)))
@@ -109,6 +104,13 @@ class Fleet:
     def all(self) -> list[Place]:
         """All other mirrors, in the order of the settings."""
         return [*self._peers.values(), *self._parents.values()]
+
+    async def note_fetched(self, repository: Repository, reference: Reference) -> None:
+        """Call this before content, or what a tag means, is kept that came from outside of the fleet: this mirror writes it to the bucket then, also where it is not its home."""
+        tag = reference if isinstance(reference, Tag) else None
+        key = str(reference) if tag is None else name_of(repository, tag)
+        if self.on_fetched is not None and self._mirrors and ranked(self._mirrors, key)[0] != self._own:
+            await self.on_fetched(None if tag is None else repository, reference)
 
     def places(self, repository: Repository, digest: Digest) -> list[Place | Bucket]:
         """Returns whom the request that the current task works for may be asked of before the registry, in order."""
@@ -153,17 +155,27 @@ class Fleet:
             return await first_answer(
                 self.places(repository, reference), lambda place: place.head_manifest(repository, reference)
             )
-        return await first_answer(
+        found = await first_answer(
             self._mirrors_for(repository, reference), lambda place: place.head_manifest(repository, reference)
         )
+        if found is not None and found.endpoint in self._parents:
+            await self.note_fetched(repository, reference)
+        return found
 
     async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest | None:
         """Returns a manifest of the first place that gives it, as `head_manifest` does."""
         if isinstance(reference, Digest):
-            return await first_answer(self.places(repository, reference), lambda place: place.get_manifest(repository, reference))
-        return await first_answer(
-            self._mirrors_for(repository, reference), lambda place: place.get_manifest(repository, reference)
-        )
+            found = await first_answer(
+                self.places(repository, reference), lambda place: place.get_manifest(repository, reference)
+            )
+        else:
+            found = await first_answer(
+                self._mirrors_for(repository, reference), lambda place: place.get_manifest(repository, reference)
+            )
+        if found is not None and found.endpoint in self._parents:
+            await self.note_fetched(repository, reference)
+            await self.note_fetched(repository, found.digest)
+        return found
 
     async def kept_tag(self, repository: Repository, tag: Tag, *, fresh: bool) -> Descriptor | None:
         """Returns what a tag meant as the bucket knows, if that is `fresh`, or else whenever it was; None if it does not know. Raises Offline."""

@@ -15,7 +15,7 @@ from mirror.errors import MirrorError, UpstreamBusy, UpstreamUnreachable
 from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 from mirror.upstream.blobs import Blob
-from mirror.upstream.fleet import Asking, first_answer, is_answer
+from mirror.upstream.fleet import Fleet, first_answer, is_answer
 from mirror.upstream.places import NotThere, Place, PlaceStream
 from mirror.upstream.streams import BlobStream
 from mirror.upstream.transport import Transport
@@ -43,7 +43,7 @@ class PlacedBlob:
         transport: Transport,
         repository: Repository,
         digest: Digest,
-        asking_peer: Asking,
+        fleet: Fleet,
     ) -> None:
         """`blob` is the registry's."""
         self._places = places
@@ -51,7 +51,8 @@ class PlacedBlob:
         self._transport = transport
         self._repository = repository
         self._digest = digest
-        self._asking_peer = asking_peer
+        self._fleet = fleet
+        self._is_fetched = False
         self._left: set[Place | Bucket] = set()
         self._givers: set[Place | Bucket] = set()
         self._breaks: Counter[Place | Bucket] = Counter()
@@ -111,6 +112,7 @@ class PlacedBlob:
                     # The stream that is open says whether the place is left.
                     raise UpstreamBusy(error.message) from None
                 self._leave(place, error)
+        await self._note_fetched()
         return await self._blob.open(start, stop, spare=spare, avoid=avoid)
 
     def reject(self) -> bool:
@@ -124,13 +126,18 @@ class PlacedBlob:
         self._is_hit = False
         return True
 
+    async def _note_fetched(self) -> None:
+        if not self._is_fetched:
+            self._is_fetched = True
+            await self._fleet.note_fetched(self._repository, self._digest)
+
     def _usable(self) -> list[Place | Bucket]:
         return [place for place in self._places if place not in self._left and place.alive]
 
     async def _open_at(self, place: Place | Bucket, start: int, stop: int | None) -> PlaceStream:
         with contextlib.ExitStack() as stack:
             if place.is_peer:
-                stack.enter_context(self._asking_peer(self._digest))
+                stack.enter_context(self._fleet.asking_peer(self._digest))
             self._open += 1
             stack.callback(self._closed)
 
@@ -139,6 +146,8 @@ class PlacedBlob:
                 if error is not None:
                     self._broke(place, error)
 
+            if not place.is_peer and place is not self._fleet.bucket:
+                await self._note_fetched()
             stream = await place.open(self._repository, self._digest, start, stop, self._blob.share, ended)
             held = stack.pop_all()
         self._givers.add(place)

@@ -132,8 +132,11 @@ class Registry:
             return TagAnswers((said,), True, True)
         try:
             if self.compares_tags:
-                return await self._surveys.ask(ask, repository)
-            return TagAnswers((await self._first_answers.ask(ask, repository, tag, known, is_older),), True, True)
+                found = await self._surveys.ask(ask, repository)
+            else:
+                found = TagAnswers((await self._first_answers.ask(ask, repository, tag, known, is_older),), True, True)
+            await self._note_fetched(repository, tag)
+            return found
         except UpstreamError:
             # What is known already is not older than what the bucket knows.
             if (
@@ -175,6 +178,8 @@ class Registry:
         )
         if isinstance(reference, Tag):
             self._first_answers.note(repository, reference, manifest.digest, endpoint)
+            await self._note_fetched(repository, reference)
+        await self._note_fetched(repository, manifest.digest)
         self._surveys.note_children(manifest)
         return manifest
 
@@ -188,8 +193,14 @@ class Registry:
             return self._get(endpoint, repository, tag, deadline)
 
         manifest = await self._first_answers.ask(ask, repository, tag, known, is_older, newer_named=True)
+        await self._note_fetched(repository, tag)
+        await self._note_fetched(repository, manifest.digest)
         self._surveys.note_children(manifest)
         return manifest
+
+    async def _note_fetched(self, repository: Repository, reference: Reference) -> None:
+        if self._fleet is not None:
+            await self._fleet.note_fetched(repository, reference)
 
     async def _head(self, endpoint: Endpoint, repository: Repository, reference: Reference, deadline: float) -> Descriptor:
         trusted = endpoint.heads
@@ -229,9 +240,9 @@ class Registry:
     def blob(self, repository: Repository, digest: Digest) -> Blob | PlacedBlob:
         """Returns a blob, whose size and bytes can be requested. Requests nothing yet."""
         blob = Blob(self.name, self._endpoints, self._transport, repository, digest, self._unfinished)
-        if self._fleet is None or not (places := self._fleet.places(repository, digest)):
+        if self._fleet is None or (not (places := self._fleet.places(repository, digest)) and self._fleet.bucket is None):
             return blob
-        return PlacedBlob(places, blob, self._transport, repository, digest, self._fleet.asking_peer)
+        return PlacedBlob(places, blob, self._transport, repository, digest, self._fleet)
 
     # ------------------------------------------------------------------ lists
 

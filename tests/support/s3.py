@@ -26,7 +26,7 @@ class S3:
         self.objects = folder / "data" / "images"
         self.objects.mkdir(parents=True)
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = ""
         self._program: Program | None = None
         self.start()
 
@@ -35,15 +35,21 @@ class S3:
         """The table `fleet` of a mirror with this bucket."""
         return {"bucket": "s3://images", "bucket_endpoint": self.url}
 
-    def start(self) -> None:
-        command = ["versitygw", "--port", f"127.0.0.1:{self.port}", "posix", str(self._folder / "data")]
+    def start(self, *options: str) -> None:
+        """With options of versitygw, such as ``--readonly``."""
+        self.url = f"{'https' if '--cert' in options else 'http'}://127.0.0.1:{self.port}"
+        command = ["versitygw", *options, "--port", f"127.0.0.1:{self.port}", "posix", str(self._folder / "data")]
         environment = {"ROOT_ACCESS_KEY_ID": KEY, "ROOT_SECRET_ACCESS_KEY": SECRET}
         self._program = Program(command, self._folder / "versitygw.log", environment)
         self._program.wait_until(lambda: answers(f"{self.url}/"))
 
     def signal(self, number: signal.Signals) -> None:
+        """Returns once it has that effect."""
         assert self._program is not None
         os.killpg(self._program.pid, number)
+        effects = {signal.SIGSTOP: os.WSTOPPED, signal.SIGKILL: os.WEXITED}
+        if number in effects:
+            os.waitid(os.P_PID, self._program.pid, effects[number] | os.WNOWAIT)
 
     def stop(self) -> None:
         """SIGKILL, also of one that SIGSTOP has stopped."""

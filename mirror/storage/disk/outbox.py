@@ -45,5 +45,8 @@ class DiskOutbox:
     async def note_wrong(self, digest: Digest) -> None:
         await self._catalog.write(lambda catalog: catalog.outbox.note_wrong(digest))
 
+    async def note_fetched(self, repository: Repository | None, reference: Reference) -> None:
+        await self._catalog.write(lambda catalog: catalog.outbox.note_fetched(repository, reference))
+
     async def counts(self) -> tuple[int, int]:
         return await self._catalog.do(lambda catalog: catalog.outbox.counts())

@@ -11,12 +11,15 @@ from mirror.storage.outbox import Entry
 
 MOST = 100_000
 """Entries that wait at most."""
-_MOST_WRONG = 10_000
+_MOST_NOTES = 10_000
+"""Of what is wrong in the bucket, and of what this mirror fetched itself."""
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS outbox (id INTEGER PRIMARY KEY AUTOINCREMENT, registry TEXT NOT NULL, path TEXT NOT NULL, reference TEXT NOT NULL,"
     " UNIQUE (registry, path, reference))",
     "CREATE TABLE IF NOT EXISTS outbox_wrong (digest TEXT PRIMARY KEY) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS outbox_fetched (registry TEXT NOT NULL, path TEXT NOT NULL, reference TEXT NOT NULL,"
+    " PRIMARY KEY (registry, path, reference)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS outbox_state (bucket TEXT NOT NULL, dropped INTEGER NOT NULL)",
     "CREATE TABLE IF NOT EXISTS outbox_gone (registry TEXT NOT NULL, path TEXT NOT NULL, reference TEXT NOT NULL,"
     " PRIMARY KEY (registry, path, reference)) WITHOUT ROWID",
@@ -62,6 +65,7 @@ def follow(db: sqlite3.Connection, bucket: str) -> None:
         if db.execute("SELECT bucket FROM outbox_state").fetchall() != [(bucket,)]:
             db.execute("DELETE FROM outbox")
             db.execute("DELETE FROM outbox_wrong")
+            db.execute("DELETE FROM outbox_fetched")
             db.execute("DELETE FROM outbox_gone")
             db.execute("DELETE FROM outbox_state")
             [(here,)] = db.execute("SELECT (SELECT count(*) FROM content) + (SELECT count(*) FROM tag)")
@@ -86,13 +90,15 @@ class Outbox:
         rows = self._db.execute(
             "SELECT id, registry, path, reference, content.digest IS NOT NULL, media_type IS NOT NULL,"
             " EXISTS (SELECT 1 FROM hosted WHERE hosted.digest = reference),"
-            " EXISTS (SELECT 1 FROM outbox_wrong AS wrong WHERE wrong.digest = reference)"
+            " EXISTS (SELECT 1 FROM outbox_wrong AS wrong WHERE wrong.digest = reference),"
+            " EXISTS (SELECT 1 FROM outbox_fetched AS own WHERE (own.registry, own.path, own.reference)"
+            " = (outbox.registry, outbox.path, outbox.reference))"
             " FROM outbox LEFT JOIN content ON content.digest = reference AND registry = '' ORDER BY id LIMIT ?",
             (count,),
         ).fetchall()
         return list(self._entries(rows))
 
-    def _entries(self, rows: list[tuple[int, str, str, str, int, int, int, int]]) -> Iterator[Entry]:
+    def _entries(self, rows: list[tuple[int, str, str, str, int, int, int, int, int]]) -> Iterator[Entry]:
         for number, registry, path, reference, *rest in rows:
             try:
                 repository = Repository(registry, path) if registry else None
@@ -111,6 +117,11 @@ class Outbox:
             self._db.execute("DELETE FROM outbox WHERE id = ?", (entry.id,))
             if entry.is_wrong:
                 self._db.execute("DELETE FROM outbox_wrong WHERE digest = ?", (str(entry.reference),))
+            if entry.is_fetched:
+                self._db.execute(
+                    "DELETE FROM outbox_fetched WHERE registry = ? AND path = ? AND reference = ?",
+                    _names(entry.repository, entry.reference),
+                )
 
     def put_back(self, entry: Entry) -> None:
         with self._db:
@@ -145,10 +156,16 @@ class Outbox:
             self._db.execute("DELETE FROM outbox_gone WHERE registry = ? AND path = ? AND reference = ?", names)
 
     def note_wrong(self, digest: Digest) -> None:
+        self._note("outbox_wrong", (str(digest),))
+
+    def note_fetched(self, repository: Repository | None, reference: Reference) -> None:
+        self._note("outbox_fetched", _names(repository, reference))
+
+    def _note(self, table: str, names: tuple[str, ...]) -> None:
         with self._db:
-            if self._db.execute("SELECT count(*) FROM outbox_wrong").fetchone()[0] >= _MOST_WRONG:
-                self._db.execute("DELETE FROM outbox_wrong")
-            self._db.execute("INSERT OR IGNORE INTO outbox_wrong VALUES (?)", (str(digest),))
+            if self._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] >= _MOST_NOTES:  # noqa: S608
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608
+            self._db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(names))})", names)  # noqa: S608
 
     def counts(self) -> tuple[int, int]:
         with self._db:
@@ -156,3 +173,8 @@ class Outbox:
             if dropped:
                 self._db.execute("UPDATE outbox_state SET dropped = 0")
         return waiting, dropped
+
+
+def _names(repository: Repository | None, reference: Reference) -> tuple[str, str, str]:
+    """Returns by what an entry is found."""
+    return ("", "", str(reference)) if repository is None else (repository.registry, repository.path, str(reference))
