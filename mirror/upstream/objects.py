@@ -51,8 +51,26 @@ _ELSEWHERE = (
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 )
 """Variables that say where credentials are, and count more than the file."""
-_MACHINE = "169.254.169.254"
+_ENDPOINTS = {
+    "s3": ("endpoint", ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")),
+    "gs": ("base_url", ("GOOGLE_BASE_URL",)),
+    "az": ("endpoint", ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")),
+}
+"""What the library calls the URL of a server, and the variables that it reads it from."""
+_MACHINES = ("169.254.169.254", "metadata.google.internal")
 """Where machines in a cloud ask for credentials, when there are none elsewhere."""
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS to the file of a service account's key",
+    "az": "AZURE_STORAGE_ACCOUNT_KEY",
+}
+_UNSIGNED = {
+    "Error signing blob": "the machine's account may not sign URLs: give it the role Service Account Token Creator for itself, or set GOOGLE_APPLICATION_CREDENTIALS to the file of a service account's key",
+    "user delegation key": "the machine's account may not sign URLs: give it the role Storage Blob Delegator, or set AZURE_STORAGE_ACCOUNT_KEY",
+    "Generating SAS keys with": "no URLs can be signed with AZURE_STORAGE_SAS_TOKEN or AZURE_STORAGE_SAS_KEY: set AZURE_STORAGE_ACCOUNT_KEY instead, or let the machine's own account be found",
+    "while skipping signatures": "no URLs can be signed while AZURE_SKIP_SIGNATURE is set: unset it",
+}
+"""What the library says where it cannot sign a URL, and what to do: the bucket itself may be well."""
 _STATUS = re.compile(r"status code: (\d{3} [A-Za-z ]*)")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _LONGEST = 300
@@ -66,8 +84,10 @@ class Objects:
     """One bucket. Its methods raise BucketFailed, which says what is wrong with it."""
 
     def __init__(self, url: str, endpoint: str | None, ca_file: Path | None) -> None:
-        """`url` as in the setting `fleet.bucket`. `endpoint` is the URL of an S3 server that is not Amazon's, and `ca_file` has certificates to trust beside the system's. Does nothing yet."""
+        """`url` as in the setting `fleet.bucket`. `endpoint` is the URL of a server that is not Amazon's, Google's or Azure's own, and `ca_file` has certificates to trust beside the system's. Does nothing yet."""
         self.url = url
+        self.kind = url.partition(":")[0]
+        """``s3``, ``gs`` or ``az``."""
         self._endpoint = endpoint
         self._ca_file = ca_file
         self._threads = RequestThreads(_THREADS)
@@ -91,6 +111,9 @@ class Objects:
 
     async def sign(self, method: str, key: str) -> URL:
         """Returns the URL of an object, which works for some minutes."""
+        if self.kind == "az" and method == "HEAD":
+            # The library signs none for it; one for GET is good for both (Azure, "Create a service SAS", Permissions).
+            method = "GET"
         signed: str = await self._run(
             lambda library, store: library.sign(store, method, key, _SIGNED_FOR), threads=self._signer, wait=False
         )
@@ -166,7 +189,7 @@ class Objects:
             raise
         except Exception as error:
             # What the library raises has no common base.
-            raise BucketFailed(f"{self.url}: {_told(error)}") from None
+            raise BucketFailed(f"{self.url}: {_told(error, self.kind)}") from None
 
     def _call(self, work: Callable[..., _T], arguments: Sequence[Any]) -> _T:
         try:
@@ -175,7 +198,7 @@ class Objects:
             raise BucketFailed(
                 "fleet.bucket needs the extra `bucket`: pip install 'registry-mirror[bucket]', and restart"
             ) from None
-        credentials = _credentials_file() if self.url.startswith("s3://") else None
+        credentials = _credentials_file() if self.kind == "s3" else None
         if self._store is None or credentials != self._read_from:
             self._store, self._read_from = self._opened(credentials), credentials
         return work(obstore, self._store, *arguments)
@@ -183,15 +206,18 @@ class Objects:
     def _opened(self, credentials: tuple[Path, int] | None) -> Any:
         from obstore import store
 
-        plain = (self._endpoint or os.environ.get("AWS_ENDPOINT_URL", "")).startswith("http://")
+        option, variables = _ENDPOINTS[self.kind]
+        at = self._endpoint or next(filter(None, map(os.environ.get, variables)), None)
+        plain = (at or "").startswith("http://")
         options: dict[str, Any] = {"connect_timeout": "2s", "timeout": "60s", "allow_http": plain}
         if self._ca_file is not None:
             options["root_certificate"] = self._ca_file.read_bytes()
         common: dict[str, Any] = {"client_options": options, "retry_config": {"max_retries": 0}}
-        if self.url.startswith("az://"):
+        config = {option: self._endpoint} if self._endpoint else {}
+        if self.kind == "az":
             account, container, *prefix = self.url.removeprefix("az://").split("/")
-            return store.AzureStore(container, prefix="/".join(prefix) or None, account_name=account, **common)
-        config = {"endpoint": self._endpoint} if self._endpoint else {}
+            azure: Any = store.AzureStore
+            return azure(container, prefix="/".join(prefix) or None, account_name=account, config=config or None, **common)
         if credentials is not None:
             config |= _read_credentials(credentials[0])
         opened: Any = store.from_url
@@ -210,11 +236,14 @@ def tag_key(repository: Repository, tag: Tag) -> str:
     return f"tags/{repository.registry}/{repository.path}/{tag}.json"
 
 
-def _told(error: Exception) -> str:
+def _told(error: Exception, kind: str) -> str:
     """Returns what went wrong in a line: of a bucket's answer its status and its code, since the rest may quote the request."""
     text = str(error).partition("Debug source")[0]
-    if _MACHINE in text:
-        return "no credentials are found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your cloud has in their place"
+    if any(machine in text for machine in _MACHINES):
+        return f"no credentials are found: set {_CREDENTIALS[kind]}, or what your cloud has in the place of that"
+    for said, cure in _UNSIGNED.items():
+        if said in text:
+            return cure
     if (status := _STATUS.search(text)) is not None:
         code = _CODE.search(text)
         return f"it answered {status[1].strip()}{f' ({code[1]})' if code is not None else ''}"
