@@ -42,7 +42,6 @@ TABLES: dict[str, type[BaseModel]] = {
     "hosted": config.Hosted,
     "hosted.keep": config.Keep,
     "fleet": config.Fleet,
-    "fleet.parents": config.Parent,
     "upstream": config.Upstream,
     "upstream.rate": config.RateHours,
     "access": config.Access,
@@ -61,7 +60,6 @@ TABLES: dict[str, type[BaseModel]] = {
 LISTED = (
     "cache.expire",
     "hosted.keep",
-    "fleet.parents",
     "upstream.rate",
     "guard.deny",
     "guard.signed",

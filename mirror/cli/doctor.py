@@ -34,7 +34,7 @@ _COLOURS = {"ok": "green", "advice": "yellow", "problem": "red"}
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], urls: tuple[str, ...], as_json: bool) -> None:
-    """Checks settings, disk, clock, DNS, TLS, every upstream, Docker Hub's limit, the mirror, its fleet and parents, [[warm]] lists, the hosts of [[webhook]] tables, and the clients on this machine.
+    """Checks settings, disk, clock, DNS, TLS, every upstream, Docker Hub's limit, the mirror, its fleet, parents and bucket, [[warm]] lists, the hosts of [[webhook]] tables, and the clients on this machine.
 
     Each finding says what to do. It takes about fifteen seconds at most, and three more for each endpoint of a registry that has several. The exit status is 1 if there is a problem.
     """

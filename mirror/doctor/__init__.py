@@ -1,4 +1,4 @@
-"""Diagnoses this machine: settings, disk, clock, upstreams, the mirror itself, its fleet, lists of images, webhooks, and the clients beside it.
+"""Diagnoses this machine: settings, disk, clock, upstreams, the mirror itself, its fleet and bucket, lists of images, webhooks, and the clients beside it.
 
 All checks run at once and have time limits: an examination takes about fifteen seconds at most, even without a network, and three more for each endpoint of a registry
 that has several, since their throughput is measured one after another.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mirror.clients import Address
 from mirror.config import Settings
-from mirror.doctor import disk, fleet, local, upstreams, warm, webhooks
+from mirror.doctor import bucket, disk, fleet, local, upstreams, warm, webhooks
 from mirror.doctor.findings import Finding, Level, advice, ok, problem
 
 __all__ = ["Finding", "Level", "advice", "examine", "ok", "problem"]
@@ -27,6 +27,7 @@ async def examine(settings: Settings, addresses: Sequence[Address], root: Path =
         disk.examine(settings),
         upstreams.examine(settings),
         fleet.examine(settings),
+        bucket.examine(settings),
         *(local.examine_mirror(settings, address) for address in addresses),
         warm.examine(settings, addresses[0]),
         webhooks.examine(settings),
