@@ -413,19 +413,30 @@ async def test_unfinished_uploads_are_bounded_in_number(tight: DiskStore, tmp_pa
 
 
 async def test_unfinished_uploads_are_bounded_in_bytes(tight: DiskStore, tmp_path: Path) -> None:
-    """One client's may have half of hosted.max_size, a single one all of it. Those that were left alone go, and others' go where there is no room else."""
-    alone = await begin(tight, "mine", b"x" * 40_000)
-    with contextlib.closing(await tight.hosted.begin(APP, "mine")) as more, pytest.raises(LimitReached):
-        await more.write([b"x" * 1000])
-    other = await begin(tight, "theirs", b"x" * 10_000)
-    with contextlib.closing(await tight.hosted.begin(APP, "theirs")) as more, pytest.raises(HostedFull):
-        await more.write([b"x" * 1000])
-    leave_alone(tmp_path, alone, other)
-    assert await begin(tight, "theirs", b"x" * 12_000)
-    assert (await is_there(tight, alone), await is_there(tight, other)) == (False, True)
-    assert await begin(tight, "theirs", b"x" * 12_000)
-    assert not await is_there(tight, other), "both would be more than half"
-    assert (await tight.hosted.usage()).uploads == 24_000
+    """One may have all of hosted.max_size, what its client has beside it half. Those that were left alone go, and others' go where there is no room else."""
+    mine = [await begin(tight, "mine", b"x" * size) for size in (13_000, 14_000)]
+    with contextlib.closing(await tight.hosted.begin(APP, "mine")) as more:
+        with pytest.raises(LimitReached):
+            await more.write([b"x" * 12_500])
+        leave_alone(tmp_path, *mine)
+        await more.write([b"x" * 12_500])
+    assert [await is_there(tight, one) for one in (*mine, more.id)] == [False, True, True], "all would be more than half"
+    with contextlib.closing(await tight.hosted.begin(APP, "theirs")) as other:
+        with pytest.raises(HostedFull):
+            await other.write([b"x" * 39_000])
+        await other.write([b"x" * 37_500])
+    assert [await is_there(tight, one) for one in (mine[1], more.id, other.id)] == [False, True, True]
+    assert (await tight.hosted.usage()).uploads == 50_000
+
+
+async def test_what_is_too_large_is_so_beside_another_upload_of_its_client(tight: DiskStore) -> None:
+    """Not a matter of how much it has in progress, though nobody knows its size before it is here: there is no use in trying again."""
+    await begin(tight, "mine", b"x" * 1000)
+    with contextlib.closing(await tight.hosted.begin(APP, "mine")) as large:
+        for _ in range(4):
+            await large.write([b"x" * 12_000])
+        with pytest.raises(HostedFull):
+            await large.write([b"x" * 12_000])
 
 
 async def test_an_immutable_tag_stays(store: Store) -> None:

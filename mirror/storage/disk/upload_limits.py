@@ -22,7 +22,7 @@ _UNCHECKED = 1024 * 1024
 _IDLE = 300.0
 """Seconds."""
 _SHARE = 2
-"""One client's may have half of what there is room for; one alone may have all of it."""
+"""One client's may have half of what there is room for, beside the largest of them: that may have all of it, as one alone may."""
 _RETRY = 60.0
 """Seconds after which a client that has too many may try again."""
 
@@ -57,13 +57,17 @@ class UploadLimits:
             return
         most = capacity // _SHARE
         others = [one for one in self._files.unfinished() if one.owner == whose and one.id != upload and one.size]
+        if size < max((one.size for one in others), default=0):
+            others.remove(max(others, key=lambda one: one.size))
+        else:
+            size = 0
         here = sum(one.size for one in others)
         if (over := here + size - most) <= 0:
             return
         freed = self._drop_idle(others, over)
         if freed < min(over, here):
             raise LimitReached(
-                f"your uploads in progress may have {format_size(most)} together: end or cancel some, or try again in {_RETRY:.0f} s",
+                f"your uploads in progress may have {format_size(most)} beside the largest: end or cancel some, or try again in {_RETRY:.0f} s",
                 _RETRY,
             )
 
