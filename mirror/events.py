@@ -44,6 +44,8 @@ class Event:
     repository: Repository | None = None
     tag: str = ""
     digest: Digest | None = None
+    is_blob: bool = False
+    """True if the digest is that of a blob."""
     media_type: str = ""
     size: int | None = None
     """Of the manifest, in bytes."""

@@ -93,6 +93,7 @@ class Pushing:
             case Resource.BLOB, "DELETE" if isinstance(reference, Digest):
                 if not await self._hosted.delete_blob(repository, reference):
                     raise BlobUnknown(f"{repository.path} has no blob {reference}")
+                self._events.send(request_event(context, What.DELETE, repository, digest=reference, is_blob=True))
                 return web.Response(status=202, headers=dict([VERSION]))
         allowed = {Resource.UPLOAD: "GET, PATCH, PUT, DELETE" if target.upload else "POST"}.get(target.resource, "GET, HEAD")
         raise Unsupported(f"{request.method} is not supported here", allowed)
@@ -187,10 +188,8 @@ class Pushing:
 
     async def _append(self, request: web.BaseRequest, target: Target, repository: Repository) -> web.StreamResponse:
         with closing(await self._hosted.resume(repository, target.upload)) as upload:
-            if (refusal := self._out_of_order(request, target, upload)) is not None:
+            if (refusal := await self._take_chunk(request, target, upload)) is not None:
                 return refusal
-            await self._hosted.check_room(request.content_length or 0)
-            await receive(upload, patient_reader(request))
             return self._received(202, target, upload)
 
     async def _complete(self, context: RequestContext, target: Target, repository: Repository) -> web.StreamResponse:
@@ -200,16 +199,17 @@ class Pushing:
         digest = Digest.parse(target.query["digest"])
         self._check_guard(repository, digest)
         with closing(await self._hosted.resume(repository, target.upload)) as upload:
-            if (refusal := self._out_of_order(request, target, upload)) is not None:
+            if (refusal := await self._take_chunk(request, target, upload)) is not None:
                 return refusal
-            await self._hosted.check_room(request.content_length or 0)
-            await receive(upload, patient_reader(request))
             await upload.commit(digest, context.who)
         return self._created(target, f"blobs/{digest}", digest)
 
-    def _out_of_order(self, request: web.BaseRequest, target: Target, upload: Upload) -> web.StreamResponse | None:
+    async def _take_chunk(self, request: web.BaseRequest, target: Target, upload: Upload) -> web.StreamResponse | None:
+        """Appends the body of a request. Returns the response for one that is not what comes next; the upload is as it was then."""
         try:
-            check_order(upload, request.headers.get("Content-Range"), request.content_length)
+            length = check_order(upload, request.headers.get("Content-Range"), request.content_length)
+            await self._hosted.check_room(length or 0)
+            await receive(upload, patient_reader(request), length)
         except ChunkOutOfOrder as error:
             response = error_response(error)
             response.headers.update(self._where(target, upload))

@@ -245,6 +245,9 @@ class _DurableUpload:
     async def write(self, data: Sequence[bytes]) -> None:
         await self._inner.write(data)
 
+    async def rewind(self, size: int) -> None:
+        await self._inner.rewind(size)
+
     async def commit(self, digest: Digest, who: str) -> None:
         await self._hosted.check()
         await self._inner.commit(digest, who)

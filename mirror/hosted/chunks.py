@@ -18,13 +18,13 @@ _LARGEST_PIECE = 4 * 1024 * 1024
 """Bytes that are held while others are written."""
 
 
-def check_order(upload: Upload, content_range: str | None, length: int | None) -> None:
-    """Returns if a chunk with this Content-Range begins where the upload ends. `length` is that of its body, None if it is not known.
+def check_order(upload: Upload, content_range: str | None, length: int | None) -> int | None:
+    """Returns how long a body with this Content-Range is, None if that is not known. `length` is what its Content-Length says.
 
-    Raises ChunkOutOfOrder; UploadInvalid for a range that is none, or of another length than the body.
+    Raises ChunkOutOfOrder if the chunk does not begin where the upload ends, or has another length; UploadInvalid for a range that is none.
     """
     if content_range is None:
-        return
+        return length
     match = _RANGE.fullmatch(content_range.strip())
     if match is None:
         raise UploadInvalid(
@@ -35,27 +35,46 @@ def check_order(upload: Upload, content_range: str | None, length: int | None) -
         raise ChunkOutOfOrder(
             f"the chunk begins at {start}, and {upload.size} bytes are here: send what follows these", upload.size
         )
-    if last < start or (length is not None and length != last - start + 1):
-        raise UploadInvalid(f"Content-Range {content_range[:80]!r} is not what a body of {length} bytes can be")
+    if last < start:
+        raise UploadInvalid(f"Content-Range {content_range[:80]!r} ends before it begins")
+    if length is not None and length != last - start + 1:
+        raise ChunkOutOfOrder(f"Content-Range {content_range[:80]!r} is not what a body of {length} bytes can be", upload.size)
+    return last - start + 1
 
 
-async def receive(upload: Upload, read: Callable[[], Awaitable[bytes]]) -> None:
+async def receive(upload: Upload, read: Callable[[], Awaitable[bytes]], length: int | None = None) -> None:
     """Appends a body to an upload: `read` returns the next bytes, none at the end. While bytes are written and hashed, the next ones are received.
 
-    If the client leaves, most of what has come stays. Raises what `read` and `Upload.write` raise.
+    If the client leaves, most of what has come stays. Of a body that does not have the `length` which was announced, nothing does. Raises ChunkOutOfOrder then, and
+    what `read` and `Upload.write` raise.
     """
+    before = upload.size
+    try:
+        await _receive(upload, read, length)
+    except ChunkOutOfOrder:
+        await upload.rewind(before)
+        raise
+
+
+async def _receive(upload: Upload, read: Callable[[], Awaitable[bytes]], length: int | None) -> None:
     writing: asyncio.Task[None] | None = None
     pieces: list[bytes] = []
-    size = 0
+    before = upload.size
+    size = received = 0
     try:
         while data := await read():
             pieces.append(data)
             size += len(data)
+            received += len(data)
+            if length is not None and received > length:
+                raise _of_another_length(received, length, before)
             if size >= _LARGEST_PIECE or (size >= _PIECE and (writing is None or writing.done())):
                 if writing is not None:
                     await writing
                 writing = asyncio.create_task(upload.write(pieces))
                 pieces, size = [], 0
+        if length is not None and received < length:
+            raise _of_another_length(received, length, before)
         if writing is not None:
             await writing
         if pieces:
@@ -64,3 +83,9 @@ async def receive(upload: Upload, read: Callable[[], Awaitable[bytes]]) -> None:
         # Nobody may close the upload before.
         if writing is not None:
             await ended(writing)
+
+
+def _of_another_length(received: int, length: int, size: int) -> ChunkOutOfOrder:
+    """The error for a body in pieces (RFC 9112, section 7.1), whose end nobody knows before it comes."""
+    more = "more" if received > length else f"{received}"
+    return ChunkOutOfOrder(f"the body has {more} bytes, and its Content-Range announces {length}: none of them count", size)

@@ -61,7 +61,8 @@ def _target(event: Event, base: str) -> dict[str, Any]:
         name = _name(event.repository)
         found["repository"] = name
         if base and event.digest is not None:
-            found["url"] = f"{base.rstrip('/')}/v2/{quote(name, safe='/:')}/manifests/{event.digest}"
+            kind = "blobs" if event.is_blob else "manifests"
+            found["url"] = f"{base.rstrip('/')}/v2/{quote(name, safe='/:')}/{kind}/{event.digest}"
     if event.tag:
         found["tag"] = event.tag
     if event.references and len(event.references) <= _MOST_REFERENCES:

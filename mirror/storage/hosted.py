@@ -73,6 +73,10 @@ class Upload(Protocol):
         """Appends bytes. Raises HostedFull, LimitReached, StorageFull, OSError."""
         ...
 
+    async def rewind(self, size: int) -> None:
+        """Drops all bytes but the first `size`."""
+        ...
+
     async def commit(self, digest: Digest, who: str) -> None:
         """Turns the upload into content that its repository has. Raises DigestInvalid if the bytes are not what the digest says (they stay), HostedFull."""
         ...

@@ -64,6 +64,9 @@ class MemoryUpload:
         await self._hosted.check_room(sum(map(len, data)))
         self.content += b"".join(data)
 
+    async def rewind(self, size: int) -> None:
+        self.content = self.content[:size]
+
     async def commit(self, digest: Digest, who: str) -> None:
         if Digest.of(self.content, digest.algorithm) != digest:
             raise DigestInvalid(f"the upload is not {digest}")

@@ -191,11 +191,32 @@ async def test_a_chunk_out_of_order_is_refused(hosting: Mirror, content_range: s
 
 @pytest.mark.parametrize("content_range", ["0-1000", "x", "9-0", "0-", "-5"])
 async def test_a_content_range_that_makes_no_sense_is_refused(hosting: Mirror, content_range: str) -> None:
-    """400, and nothing is appended."""
+    """400, or 416 where it is one, and the body another; and nothing is appended."""
     location = await begun(hosting)
     said = await say(hosting.session, "PATCH", location, DATA, Content_Range=content_range)
-    assert (said.status, said.code) in ((400, "BLOB_UPLOAD_INVALID"), (416, "RANGE_INVALID"))
+    of_the_body = content_range in ("0-1000", "9-0")
+    assert (said.status, said.code) == ((416, "RANGE_INVALID") if of_the_body else (400, "BLOB_UPLOAD_INVALID"))
     assert (await say(hosting.session, "GET", location)).headers["Range"] == "0-0"
+
+
+@pytest.mark.parametrize("length", [10, 99, 2 * 1024 * 1024 + 10])
+@pytest.mark.parametrize("more", [-5, 5])
+async def test_a_body_in_pieces_of_another_length_than_its_range_is_refused(hosting: Mirror, length: int, more: int) -> None:
+    """416, and nothing of it counts, however much was written meanwhile: the upload goes on where it was, by PATCH or PUT."""
+    location = await begun(hosting)
+    await say(hosting.session, "PATCH", location, DATA)
+    data = os.urandom(length)
+
+    async def body(size: int) -> Any:
+        for start in range(0, size, 64 * 1024):
+            yield (data + b"more!")[start : min(start + 64 * 1024, size)]
+
+    for method, url in (("PATCH", location), ("PUT", f"{location}?digest={Digest.of(DATA + data)}")):
+        said = await say(hosting.session, method, url, body(length + more), Content_Range=f"100-{99 + length}")
+        assert (said.status, said.headers["Range"], said.headers["Location"]) == (416, "0-99", location)
+    said = await say(hosting.session, "PUT", url, body(length), Content_Range=f"100-{99 + length}")
+    assert said.status == 201
+    assert (await hosting.get(f"/v2/team/app/blobs/{Digest.of(DATA + data)}")).body == DATA + data
 
 
 async def test_an_upload_is_cancelled(hosting: Mirror) -> None:

@@ -73,8 +73,11 @@ async def test_a_push_and_a_delete_are_told(
     async with aiohttp.ClientSession(mirror.url, headers={"Authorization": basic("alice")}) as session:
         digest = await push(session, "team/app", "1")
         assert (await say(session, "DELETE", "/v2/team/app/manifests/1")).status == 202
+        blob = f"/v2/team/app/blobs/{Digest.of(LAYER)}"
+        assert (await say(session, "DELETE", blob)).status == 409
         assert (await say(session, "DELETE", f"/v2/team/app/manifests/{digest}")).status == 202
-    pushed, untagged, deleted = await receiver.until_taken(3)
+        assert [(await say(session, "DELETE", blob)).status for _ in range(2)] == [202, 404]
+    pushed, untagged, deleted, of_blob = await receiver.until_taken(4)
     assert all(is_signed(post, SECRET) for post in receiver.posts)
     body = manifest_of(CONFIG, LAYER)
     described = [(one["mediaType"], one["digest"], one["size"]) for one in pushed["target"].pop("references")]
@@ -94,9 +97,10 @@ async def test_a_push_and_a_delete_are_told(
     request = pushed["request"]
     assert (request["addr"], request["host"]) == ("127.0.0.1", mirror.url.removeprefix("http://"))
     assert (request["method"], request["useragent"]) == ("PUT", "client/1")
-    assert [one["action"] for one in (pushed, untagged, deleted)] == ["push", "delete", "delete"]
+    assert [one["action"] for one in (pushed, untagged, deleted, of_blob)] == ["push", "delete", "delete", "delete"]
     assert untagged["target"] == {"repository": "team/app", "tag": "1"}
     assert (deleted["target"]["digest"], deleted["actor"]) == (str(digest), {"name": "alice"})
+    assert of_blob["target"] == {"repository": "team/app", "digest": str(Digest.of(LAYER)), "url": f"{mirror.url}{blob}"}
 
 
 async def test_an_images_first_pull_is_told_once(start: StartMirror, upstream: Scripted, receiver: Receiver) -> None:

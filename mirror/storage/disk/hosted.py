@@ -291,6 +291,9 @@ class DiskUpload:
             await self._hosted.run(self._file.drop_torn)
             raise
 
+    async def rewind(self, size: int) -> None:
+        await self._hosted.run(self._file.rewind, size)
+
     async def commit(self, digest: Digest, who: str) -> None:
         await self._hosted.commit(self._repository, self._file, digest, who)
 

@@ -151,6 +151,12 @@ class UploadFile:
         """Drops what was written of pieces that do not count. Blocks."""
         os.ftruncate(self.fd, self.size)
 
+    def rewind(self, size: int) -> None:
+        """Drops all bytes but the first `size`: those are read again to be hashed. Blocks."""
+        if size != self.size:
+            self.size, self._is_hashed = size, False
+        self.drop_torn()
+
     def verify(self, digest: Digest) -> None:
         """Returns if the bytes are what a digest says, and are on the disk. Blocks. Raises DigestInvalid, OSError."""
         if digest.algorithm == "sha256" and self._is_hashed:
