@@ -156,15 +156,19 @@ def _pull(scenario: Scenario, image: Image, place: _Place) -> Figures:
         figures.first_byte = min(first_bytes)
     if len(first_bytes) == len(clients):
         figures.last_first_byte = max(first_bytes)
+    _note_cost(figures, peer, cpu, done if len(done) == len(clients) else [], image.size * len(clients))
+    return figures
+
+
+def _note_cost(figures: Figures, peer: Peer, cpu: float | None, done: Sequence[float], given: int) -> None:
+    """`cpu` is what the peer had used before, `done` when each client was, empty if one was not; `given` is in bytes."""
     if (memory := peer.peak_memory()) is not None:
         figures.memory = memory / 1e6
-    if len(done) == len(clients):
-        given = image.size * len(clients)
+    if done:
         figures.seconds = max(done)
         figures.rate = given / figures.seconds / 1e6
         if cpu is not None:
             figures.cpu_per_gb = ((peer.cpu_seconds() or 0) - cpu) / given * 1e9
-    return figures
 
 
 def _push(scenario: Scenario, image: Image, place: _Place) -> Figures:
@@ -176,14 +180,7 @@ def _push(scenario: Scenario, image: Image, place: _Place) -> Figures:
     figures, done = Figures(), [client.done for client in clients if client.done is not None]
     if faults := [client.fault for client in clients if client.fault]:
         figures.note = f"{len(faults)} failed, the first with {faults[0]}"
-    if (memory := peer.peak_memory()) is not None:
-        figures.memory = memory / 1e6
-    if len(done) == len(clients):
-        given = scenario.size * len(clients)
-        figures.seconds = max(done)
-        figures.rate = given / figures.seconds / 1e6
-        if cpu is not None:
-            figures.cpu_per_gb = ((peer.cpu_seconds() or 0) - cpu) / given * 1e9
+    _note_cost(figures, peer, cpu, done if len(done) == len(clients) else [], scenario.size * len(clients))
     return figures
 
 

@@ -103,7 +103,7 @@ async def running(
                 settings.fleet.own or "",
                 __version__,
                 settings.fleet.mirrors,
-                settings.fleet.parents,
+                [parent.url for parent in settings.fleet.parents],
                 kept.max_size,
                 kept.tag_ttl,
                 lambda: list(map(str, readiness.report()["degraded"])),

@@ -15,6 +15,7 @@ from mirror.config import Settings
 from mirror.disk_probe import DiskProbe
 from mirror.regular_files import read_file
 from mirror.upstream import Upstreams
+from mirror.upstream.places import looped
 from mirror.workers.context import WorkerContext
 
 Endpoints = dict[str, list[dict[str, Any]]]
@@ -85,6 +86,7 @@ class Readiness:
             degraded += [
                 f"the mirror {name} does not answer: the next one, or the registry, is asked in its place" for name in dead
             ]
+            degraded += [looped(place.name) for place in self._upstreams.fleet.all if place.loops]
             if (bucket := self._upstreams.fleet.bucket) is not None and bucket.fault:
                 degraded.append(bucket.fault)
         return {"degraded": degraded, "mirror": faults, "registries": registries, "offline": self._upstreams.offline}

@@ -42,6 +42,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "hosted": config.Hosted,
     "hosted.keep": config.Keep,
     "fleet": config.Fleet,
+    "fleet.parents": config.Parent,
     "upstream": config.Upstream,
     "upstream.rate": config.RateHours,
     "access": config.Access,
@@ -60,6 +61,7 @@ TABLES: dict[str, type[BaseModel]] = {
 LISTED = (
     "cache.expire",
     "hosted.keep",
+    "fleet.parents",
     "upstream.rate",
     "guard.deny",
     "guard.signed",

@@ -32,6 +32,7 @@ PLACES: dict[str, Callable[[str], dict[str, Any]]] = {
     "fleet.mirrors": lambda url: {"fleet": {"mirrors": [url, FLEET], "own": FLEET}},
     "fleet.own": lambda url: {"fleet": {"mirrors": [FLEET], "own": url}},
     "fleet.parents": lambda url: {"fleet": {"parents": [url]}},
+    "fleet.parents.url": lambda url: {"fleet": {"parents": [{"url": url}]}},
     "fleet.bucket": lambda url: {"fleet": {"bucket": url.replace("https://", "s3://")}},
     "fleet.bucket_endpoint": lambda url: {"fleet": {"bucket": "s3://name", "bucket_endpoint": url}},
     "oidc.issuer": lambda url: {"oidc": [{**OIDC, "issuer": url}]},

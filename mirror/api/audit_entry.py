@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from mirror.access.rules import Identity, Rule
 from mirror.api.context import RequestContext
+from mirror.api.targets import Resource
 from mirror.cache.guarding import Guarded
 
 _LONGEST_REASON = 500
 """Characters of a guard's reason: block lists come from anywhere."""
 
 
-def why_refused(error: Guarded) -> str:
-    """The reason of what a guard refused, as `mirror.access.audit` reads it."""
-    return f'guard "{error.rule}"; refused{f": {error.reason[:_LONGEST_REASON]}" if error.reason else ""}'
+def is_push(context: RequestContext) -> bool:
+    """True if a request brings content to a hosted repository."""
+    target = context.target
+    brings = target is not None and target.resource in (Resource.MANIFEST, Resource.UPLOAD)
+    return brings and context.request.method in ("POST", "PUT", "PATCH")
+
+
+def why_refused(error: Guarded) -> tuple[str, str]:
+    """The reason of what a guard refused, as `mirror.access.audit` reads it, and its digest."""
+    why = f": {error.reason[:_LONGEST_REASON]}" if error.reason else ""
+    return f'guard "{error.rule}"; refused{why}', "" if error.digest is None else str(error.digest)
 
 
 def audit_entry(

@@ -21,7 +21,7 @@ from mirror.access.bearer import Grant
 from mirror.access.identities import Login
 from mirror.access.rules import Action, Identity, Rule, Verdict
 from mirror.access.upstream_checks import UpstreamChecks
-from mirror.api.audit_entry import audit_entry, why_refused
+from mirror.api.audit_entry import audit_entry, is_push, why_refused
 from mirror.api.client_network import client_network
 from mirror.api.connected_client import connected_client
 from mirror.api.context import RequestContext, whose
@@ -332,20 +332,21 @@ class Gate:
             raise
 
     def answered(self, context: RequestContext, response: web.StreamResponse) -> None:
-        """Counts the bytes that a request was answered with, and notes which manifest or bundle was pulled, and what a guard refused."""
+        """Counts the bytes that a request was answered with, and notes which manifest or bundle was pulled or pushed, and what a guard refused."""
         if context.rule is not None:
             self._access.limits.sent(context.rule, whose(context), context.sent)
-        target = context.target
-        if context.pushes_manifest:
-            pushed = response.headers.get(_DIGEST, "") if response.status < 400 else ""
-            self._note(context, context.identity, context.rule, Action.PUSH.value, "allowed", digest=pushed)
+        target, refused = context.target, context.refused
+        digest = response.headers.get(_DIGEST, "") if response.status < 400 else ""
+        if refused is not None and is_push(context):
+            self._note(context, context.identity, context.rule, Action.PUSH.value, "denied", *why_refused(refused))
+        elif context.pushes_manifest:
+            self._note(context, context.identity, context.rule, Action.PUSH.value, "allowed", digest=digest)
         if target is None or not self.notes_pulls or context.request.method not in ("GET", "HEAD"):
             return
         if target.resource in (Resource.MANIFEST, Resource.EXPORT) and response.status < 400:
-            digest = response.headers.get(_DIGEST, "")
             self._note(context, context.identity, context.rule, Action.PULL.value, "allowed", digest=digest)
-        elif context.refused is not None:
-            self._note(context, context.identity, context.rule, Action.PULL.value, "denied", why_refused(context.refused))
+        elif refused is not None:
+            self._note(context, context.identity, context.rule, Action.PULL.value, "denied", *why_refused(refused))
 
     def _count(self, context: RequestContext, verdict: Verdict, action: Action) -> None:
         context.rule = verdict.rule

@@ -36,7 +36,8 @@ class Mirrors:
             raise Looped(f"this request has passed {self._own} before: do not make mirrors each other's parents (fleet.parents)")
         context.mirror = found.ids[-1]
         context.is_peer = found.by_peer
-        if self._has_token(request.headers.get("Authorization", "")):
+        # One below is a client, whatever it shows: this fleet's token is not for it.
+        if found.by_peer and self._has_token(request.headers.get("Authorization", "")):
             context.is_trusted_mirror = True
             context.identity = Identity(token=f"fleet:{context.mirror}")
         return found

@@ -132,7 +132,7 @@ class Pushing:
             if ruling.error is not None:
                 raise ruling.error
             rule, _, reason, _ = ruling.verdicts[0]
-            raise refusal(image_name(repository, reference), rule, reason)
+            raise refusal(image_name(repository, reference), rule, reason, manifest.digest)
 
     # ------------------------------------------------------------------ uploads
 

@@ -260,7 +260,7 @@ class Receiver:
             ruling = await guard.foresee(repository, reference, root, brought)
             if self._store.hosted.covers(repository) and ruling.held_until is not None and not ruling.may_pass:
                 rule, _, reason, check = ruling.verdicts[0]
-                refused = refusal(image_name(repository, reference), rule, reason)
+                refused = refusal(image_name(repository, reference), rule, reason, root.digest)
                 return Ruling(
                     None, refused, ruling.held_until, verdicts=((rule, "refused", reason, check), *ruling.verdicts[1:])
                 ), False

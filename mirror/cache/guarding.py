@@ -20,20 +20,22 @@ _LONGEST_REASON = 500
 
 
 class Guarded(MirrorError):
-    """403, as `Denied`: clients show the message of it. `rule` is the name of what forbids it, and `reason` is why, if that is known."""
+    """403, as `Denied`: clients show the message of it. `rule` is the name of what forbids it, and `reason` is why, if that is known. `digest` is what was
+    refused."""
 
     status = 403
     code = "DENIED"
 
-    def __init__(self, message: str, rule: str, reason: str = "") -> None:
+    def __init__(self, message: str, rule: str, reason: str = "", digest: Digest | None = None) -> None:
         super().__init__(message)
         self.rule = rule
         self.reason = reason
+        self.digest = digest
 
 
-def refusal(name: str, rule: str, reason: str) -> Guarded:
-    """Returns the error for an image that nobody may have."""
-    return Guarded(f"{name} is refused by the guard {rule!r}: {reason}", rule, reason)
+def refusal(name: str, rule: str, reason: str, digest: Digest) -> Guarded:
+    """Returns the error for an image that nobody may have. `digest` is what its name means."""
+    return Guarded(f"{name} is refused by the guard {rule!r}: {reason}", rule, reason, digest)
 
 
 def verdict_header(rule: str, verdict: str, reason: str) -> str:

@@ -273,6 +273,7 @@ class Tags(TagChecks):
                     f"{repository}:{tag} is held back, and what it meant before, {ruling.serve.digest}, is neither here nor at the"
                     f" registry: {error}",
                     ruling.verdicts[0][0],
+                    digest=ruling.serve.digest,
                 ) from error
             outcome = outcome if fetched is HIT else fetched
         raise UpstreamInvalid(f"{repository}:{tag} means something else each time that it is asked for")

@@ -16,7 +16,7 @@ from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import print_json
 from mirror.errors import DigestInvalid
 from mirror.fleet_documents import Change
-from mirror.names import Digest, image_name
+from mirror.names import Digest, Tag, image_name
 from mirror.storage.sightings import Block, Released
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Serve what a moved tag means, before its time.")
-@click.argument("image")
+@click.argument("image", metavar="IMAGE[@DIGEST]")
 @click.option("--why", required=True, metavar="TEXT", help="The reason, for the log and the history.")
 @fleet.here_option
 @cache_options
@@ -33,28 +33,37 @@ if TYPE_CHECKING:
 def release(
     image: str, why: str, config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], here: bool, as_json: bool
 ) -> None:
-    """Serves what the tag of IMAGE means at its registry, though a [[guard]] table holds it back. What is blocked or denied stays so.
+    """Serves what the tag of IMAGE means at its registry, though a [[guard]] table holds it back. What is blocked or denied stays so. IMAGE@DIGEST are all tags of the repository that mean just that.
 
     Only the digest that the mirror has seen is released: if the tag moves once more, it is held back again. Who, when and why are in the history and in the log. In a fleet with a token, all mirrors for which the tag means that release it.
     """
     ((repository, reference),) = images_of([image])
-    if isinstance(reference, Digest):
-        raise click.UsageError("a tag is expected: nothing holds back a digest but strict, which ends when its tag is released")
     name = image_name(repository, reference)
 
-    async def work(store: Store) -> Digest | None:
-        return await store.release(repository, reference, Released(time.time(), fleet.invoker(), why))
+    async def work(store: Store) -> tuple[list[Tag], Digest | None]:
+        released, only = Released(time.time(), fleet.invoker(), why), None
+        tags = [reference] if isinstance(reference, Tag) else []
+        if isinstance(reference, Digest):
+            only = reference
+            tags = [Tag(tag) for tag in sorted(await store.tags_of(repository, reference))]
+        found = {tag: await store.release(repository, tag, released, only) for tag in tags}
+        meant = [tag for tag, digest in found.items() if digest is not None]
+        return meant, found[meant[0]] if meant else None
 
     settings = settings_or_exit(config, cache_dir, upstreams)
-    digest = on_store(settings, work)
+    tags, digest = on_store(settings, work)
+    if digest is None and isinstance(reference, Digest):
+        fail(f"no tag of {repository} was seen to mean {reference} now; the image of one platform is released with its index")
     if digest is None:
         fail(f"{name} was never asked for here, or is gone at its registry")
-    _audit(settings, "release", [(name, str(digest))], why)
+    names = tuple(image_name(repository, tag) for tag in tags)
+    _audit(settings, "release", [(one, str(digest)) for one in names], why)
     if as_json:
-        print_json({"image": name, "digest": str(digest), "by": fleet.invoker(), "why": why})
+        said = {"image": name, "tags": [tag.value for tag in tags], "digest": str(digest), "by": fleet.invoker(), "why": why}
+        print_json(said)
     else:
-        click.echo(f"{name} may mean {digest} from now on")
-    told = fleet.tell(settings, here, Change("release", (name,), fleet.invoker(), why, digest=str(digest)))
+        click.echo(f"{', '.join(names)} may mean {digest} from now on")
+    told = fleet.tell(settings, here, Change("release", names, fleet.invoker(), why, digest=str(digest)))
     sys.exit(1 if told.faults else 0)
 
 

@@ -170,6 +170,10 @@ def _print_start(settings: Settings, notes: list[str], url: str, check: bool = F
         _print(f"hosted: {', '.join(settings.hosted.repositories)} live here, and can be pushed to")
     if shadowing := settings.hosted.shadowing:
         log.warning("what is pushed to %s replaces what everybody gets who pulls images of these names", ", ".join(shadowing))
+    if in_clear := settings.fleet.in_clear:
+        log.warning(
+            "a token is sent unencrypted to %s: use https between mirrors unless that network is trusted", ", ".join(in_clear)
+        )
     for note in notes:
         log.warning("%s", note)
     if check and not settings.upstream.offline:

@@ -5,6 +5,7 @@ from mirror.config.access import Oidc as Oidc
 from mirror.config.cache import Cache as Cache
 from mirror.config.cache import Expire as Expire
 from mirror.config.fleet import Fleet as Fleet
+from mirror.config.fleet import Parent as Parent
 from mirror.config.guards import Conditions as Conditions
 from mirror.config.guards import Guard as Guard
 from mirror.config.guards import Identity as Identity

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from mirror.config.tables import Table, readable
+from mirror.local_hosts import is_loopback
 from mirror.redaction import redacted
 from mirror.regular_files import LARGEST_SECRET, read_file
 from mirror.units import parse_endpoint
@@ -23,19 +25,53 @@ _BUCKET = re.compile(
 """A bucket's name has 3 characters or more; with one of Azure, the storage account comes first."""
 
 
+class Parent(Table):
+    url: str = Field(description="its URL")
+    token_file: Path | None = Field(
+        None,
+        description="a file with a token that this mirror is let in with there, as `mirror token add` makes one there; read at each use. Where it is not set nothing is shown",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _table(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"url": value}
+        if not isinstance(value, Mapping | cls) or (isinstance(value, Mapping) and "url" not in value):
+            raise ValueError('a URL or a table is expected: "https://…" or { url = "https://…", token_file = "…" }')
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        return canonical(value)
+
+    @field_validator("token_file")
+    @classmethod
+    def _token_file(cls, value: Path | None) -> Path | None:
+        return _checked(value)
+
+    def __str__(self) -> str:
+        return self.url
+
+    def token(self) -> str | None:
+        """Returns the token, the file read anew; None where there is none. Raises OSError, ValueError."""
+        return _read_token(self.token_file)
+
+
 class Fleet(Table):
     mirrors: tuple[str, ...] = Field(
         (),
         description='URLs of all mirrors of the fleet, this one too, the same list at each, such as `["http://a.lan:5000", "http://b.lan:5000"]`: each content is fetched from its registry by one of them',
     )
     own: str | None = Field(None, description="which of `fleet.mirrors` this one is")
-    parents: tuple[str, ...] = Field(
+    parents: tuple[Parent, ...] = Field(
         (),
-        description="URLs of mirrors that are asked before the registries, such as those of another fleet that is nearer to them",
+        description="mirrors that are asked before the registries, such as those of another fleet that is nearer to them: URLs, or tables with the settings below",
     )
     token_file: Path | None = Field(
         None,
-        description="a file with a token of 16 characters or more, the same for all of these mirrors: who has it may pull everything from here, so that each checks only its own clients, and change what a fleet changes together, such as pins and blocks. Read at each use; needed where there are `[[access]]` tables",
+        description="a file with a token of 16 characters or more, the same at each of `fleet.mirrors`, and shown to no other: who has it may pull everything from here, so that each checks only its own clients, and change what a fleet changes together, such as pins and blocks. Read at each use; needed where there are `[[access]]` tables",
     )
     ca_file: Path | None = Field(
         None,
@@ -51,14 +87,18 @@ class Fleet(Table):
     )
     _pseudonym: str = PrivateAttr(default_factory=lambda: f"mirror-{token_hex(8)}")
 
-    @field_validator("mirrors", "parents")
+    @field_validator("mirrors")
     @classmethod
     def _urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         urls = tuple(map(canonical, value))
-        for number, url in enumerate(urls):
-            if url in urls[:number]:
-                raise ValueError(f"each mirror is expected once: {url} is listed again")
+        _check_different(urls)
         return urls
+
+    @field_validator("parents")
+    @classmethod
+    def _different_parents(cls, value: tuple[Parent, ...]) -> tuple[Parent, ...]:
+        _check_different([parent.url for parent in value])
+        return value
 
     @field_validator("own")
     @classmethod
@@ -80,9 +120,7 @@ class Fleet(Table):
     @field_validator("token_file")
     @classmethod
     def _token_file(cls, value: Path | None) -> Path | None:
-        if value is not None:
-            _token_in(readable(value), value)
-        return value
+        return _checked(value)
 
     @field_validator("ca_file")
     @classmethod
@@ -103,7 +141,7 @@ class Fleet(Table):
             raise ValueError(f"own: one of fleet.mirrors is expected ({_shown(self.mirrors)}); found {self.own}")
         if self.bucket_endpoint is not None and self.bucket is None:
             raise ValueError("bucket_endpoint: it is where fleet.bucket is: set that too")
-        if both := set(self.mirrors) & set(self.parents):
+        if both := set(self.mirrors) & {parent.url for parent in self.parents}:
             raise ValueError(f"parents: {min(both)} is in fleet.mirrors too: keep it in one of them")
         return self
 
@@ -124,9 +162,14 @@ class Fleet(Table):
 
     def token(self) -> str | None:
         """Returns the token, the file read anew; None where there is none. Raises OSError, ValueError."""
-        if self.token_file is None:
-            return None
-        return _token_in(read_file(self.token_file, LARGEST_SECRET, follow=True), self.token_file)
+        return _read_token(self.token_file)
+
+    @property
+    def in_clear(self) -> list[str]:
+        """The other mirrors and parents that are shown a token without TLS, over a network."""
+        shown = [url for url in self.mirrors if url != self.own] if self.token_file is not None else []
+        shown += [parent.url for parent in self.parents if parent.token_file is not None]
+        return [url for url in shown if urlsplit(url).scheme == "http" and not is_loopback(urlsplit(url).hostname)]
 
 
 def canonical(url: str) -> str:
@@ -140,6 +183,22 @@ def canonical(url: str) -> str:
     host = f"[{host}]" if ":" in host else host
     default = {"http": 80, "https": 443}[parts.scheme]
     return f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port not in (None, default) else "")
+
+
+def _check_different(urls: Sequence[str]) -> None:
+    for number, url in enumerate(urls):
+        if url in urls[:number]:
+            raise ValueError(f"each mirror is expected once: {url} is listed again")
+
+
+def _checked(file: Path | None) -> Path | None:
+    if file is not None:
+        _token_in(readable(file), file)
+    return file
+
+
+def _read_token(file: Path | None) -> str | None:
+    return None if file is None else _token_in(read_file(file, LARGEST_SECRET, follow=True), file)
 
 
 def _token_in(content: bytes, file: Path) -> str:

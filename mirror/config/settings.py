@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from mirror.config.access import ANYONE, Access, Oidc
 from mirror.config.cache import Cache
 from mirror.config.errors import describe
-from mirror.config.fleet import Fleet
+from mirror.config.fleet import Fleet, Parent
 from mirror.config.guards import Conditions, Guard, Identity, Signed
 from mirror.config.hosted import Hosted, Keep
 from mirror.config.rates import RateHours
@@ -288,6 +288,8 @@ def _known_keys(path: list[str]) -> list[str]:
         return list(Oidc.model_fields)
     if path[0] == "access":
         return list(Access.model_fields)
+    if path[:2] == ["fleet", "parents"] and len(path) > 2:
+        return list(Parent.model_fields)
     if path[:2] == ["hosted", "keep"] and len(path) > 2:
         return list(Keep.model_fields)
     if path[0] == "webhook":

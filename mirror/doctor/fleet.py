@@ -1,15 +1,26 @@
-"""Checks the fleet and the parents: whether each mirror answers, is the one that it is listed as, and has the same list, token, version and time."""
+"""Checks the fleet and the parents: whether each mirror answers, is the one that it is listed as, and has the same list, token, version and time; and whether parents let this one in."""
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 from collections.abc import Iterator, Sequence
 
-from mirror.config import Settings
+from yarl import URL
+
+from mirror.config import Parent, Settings
 from mirror.doctor.findings import Finding, advice, ok, problem
+from mirror.errors import MirrorError
 from mirror.fleet_documents import MOST_LATE, Member
+from mirror.upstream import Connections, Timeouts
 from mirror.upstream.members import Members
+from mirror.upstream.places import authorization
+from mirror.upstream.settings import upstream_way
+from mirror.upstream.transport import Transport
+from mirror.upstream.trust import trusting
 
 _CHECK = "fleet"
+_TIMEOUTS = Timeouts(connect=3, header=5, stall=5, attempts=1)
 
 
 async def examine(settings: Settings) -> list[Finding]:
@@ -17,8 +28,7 @@ async def examine(settings: Settings) -> list[Finding]:
     fleet = settings.fleet
     if not fleet.mirrors and not fleet.parents:
         return []
-    found = await Members(fleet).states([*fleet.mirrors, *fleet.parents])
-    mirrors = [member for member in found if member.url in fleet.mirrors]
+    mirrors, parents = await asyncio.gather(Members(fleet).states(fleet.mirrors), _ask_parents(settings))
     findings = []
     if mirrors and not fleet.has_token:
         findings.append(
@@ -31,9 +41,10 @@ async def examine(settings: Settings) -> list[Finding]:
     for member in mirrors:
         findings += _mirror(member, fleet.mirrors, has_token=fleet.has_token)
     findings += _versions(mirrors)
-    for member in found:
-        if member.url in fleet.parents:
-            findings += _parent(member, fleet.own)
+    findings += parents
+    if in_clear := fleet.in_clear:
+        cure = "use https URLs, with fleet.ca_file for an authority of your own, unless the network between them is trusted: whoever reads the token may use it"
+        findings.append(advice(_CHECK, f"a token is sent unencrypted to {', '.join(in_clear)}", cure))
     if findings:
         return findings
     return [ok(_CHECK, f"{_counted(len(mirrors), 'mirror')} and {_counted(len(fleet.parents), 'parent')} answer, and agree")]
@@ -74,14 +85,41 @@ def _versions(members: Sequence[Member]) -> Iterator[Finding]:
         yield advice(_CHECK, f"versions differ: {told}", "bring all of them to the same one, one after the other")
 
 
-def _parent(member: Member, own: str | None) -> Iterator[Finding]:
-    if not member.alive:
+async def _ask_parents(settings: Settings) -> list[Finding]:
+    """Asks each parent as a pull begins, with what is meant for it alone."""
+    fleet = settings.fleet
+    if not fleet.parents:
+        return []
+    try:
+        tls = await asyncio.to_thread(trusting, fleet.ca_file)
+        transport = Transport(_TIMEOUTS, Connections(1, 1, 1), upstream_way(settings.upstream))
+    except OSError:
+        # Of the proxy's file, which upstreams.py reports.
+        return []
+    try:
+        found = await asyncio.gather(*(_parent(transport, parent, tls) for parent in fleet.parents))
+    finally:
+        await transport.aclose()
+    return [finding for finding in found if finding is not None]
+
+
+async def _parent(transport: Transport, parent: Parent, tls: ssl.SSLContext | None) -> Finding | None:
+    try:
+        token = parent.token()
+    except (OSError, ValueError) as error:
+        cure = "correct token_file in fleet.parents; until then it is asked without a token"
+        return problem(_CHECK, f"the token for the parent {parent.url} cannot be read: {error}", cure)
+    try:
+        response = await transport.request("GET", URL(f"{parent.url}/v2/"), authorization(token), tls=tls)
+        response.release()
+    except MirrorError as error:
         cure = "start it, or take it out of fleet.parents; until then the registries are asked, once it is known to be dead"
-        yield problem(_CHECK, f"the parent {member.url} does not answer: {member.fault}", cure)
-    elif member.state is not None and own is not None and own in (*member.state.parents, *member.state.mirrors):
-        as_what = "in its fleet.mirrors" if own in member.state.mirrors else "as its parent"
-        cure = f"take {own} out there, or {member.url} out of fleet.parents here; they refuse each other's requests (508)"
-        yield problem(_CHECK, f"the parent {member.url} has this mirror {as_what}: requests would go around in a circle", cure)
+        return problem(_CHECK, f"the parent {parent.url} does not answer: {error.message}", cure)
+    if response.status == 200:
+        return None
+    cure = "set token_file in fleet.parents to a file with a token of that mirror (mirror token add); until then the registries are asked"
+    said = "does not let this mirror in" if response.status in (401, 403) else "does not answer as a mirror does"
+    return problem(_CHECK, f"the parent {parent.url} {said}: HTTP {response.status}", cure)
 
 
 def _counted(count: int, what: str) -> str:

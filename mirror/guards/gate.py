@@ -232,7 +232,7 @@ class Gate:
             assert finding is not None
             reference = asked.tag if asked.tag is not None else str(asked.digest)
             name = f"{asked.repository}{'@' if asked.tag is None else ':'}{reference}"
-            error = refusal(name, finding.rule, finding.reason)
+            error = refusal(name, finding.rule, finding.reason, asked.digest)
         elif finding is not None:
             until = f"; until={_date(finding.until)}" if finding.is_wait and finding.until < math.inf else ""
             headers.append(("Mirror-Tag", f"held; new={asked.digest}{until}"))

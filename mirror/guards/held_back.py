@@ -41,7 +41,8 @@ class HeldBack:
             held = await self._store.held(repository)
         except CatalogFailed:
             return []
-        fitting = [tag for tag in held if any(rule.fits(repository, (tag.tag.value,)) for rule in strict)]
+        waiting = [tag for tag in held if not tag.released]
+        fitting = [tag for tag in waiting if any(rule.fits(repository, (tag.tag.value,)) for rule in strict)]
         held = [tag for tag in fitting if not await self._is_served(repository, tag.new)]
         if not held:
             return []

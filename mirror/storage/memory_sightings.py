@@ -93,7 +93,8 @@ class MemorySightings:
                     # A hosted tag means what is held back.
                     before = [one for one in known if one.served is not None]
                     served = max(before, key=lambda one: one.served or 0.0).digest if before else None
-                found.append(HeldTag(holder, Tag(tag), served, latest.digest, latest.first, record.held_until))
+                released = latest.released is not None
+                found.append(HeldTag(holder, Tag(tag), served, latest.digest, latest.first, record.held_until, released))
         return sorted(found, key=lambda held: held.until)
 
     def _held_content(self) -> list[Digest]:

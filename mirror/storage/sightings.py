@@ -65,6 +65,8 @@ class HeldTag:
     new: Digest
     since: float
     until: float
+    released: bool = False
+    """True if `new` was released by hand: no cooldown holds it back any more, and the next request for the tag gets it if nothing else is against it."""
 
 
 @dataclass(frozen=True, slots=True)

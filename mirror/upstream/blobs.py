@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from mirror import metrics
 from mirror.client_login import acting_for, on_behalf_of
@@ -17,13 +17,16 @@ from mirror.manifests import Descriptor
 from mirror.names import Digest, Repository
 from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.failover import Unfinished, with_failover
-from mirror.upstream.health import AS_GOOD, MOST_ACTIVE
+from mirror.upstream.health import AS_GOOD, MOST_ACTIVE, Delivery, Lease
 from mirror.upstream.rates import Share
 from mirror.upstream.receiver import Response
 from mirror.upstream.streams import BlobStream
 from mirror.upstream.transport import Transport, length_of, shown
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", re.IGNORECASE)
+
+Head = tuple[int | None, int]
+"""The size of a whole blob, None if that is not stated, and the offset of the first byte of a body."""
 
 
 class Blob:
@@ -192,35 +195,23 @@ class Blob:
         self, endpoint: Endpoint, start: int, stop: int | None, deadline: float, *, impatient: bool = False
     ) -> BlobStream:
         url = endpoint.url(self._repository, f"blobs/{self._digest}")
-        headers = {}
-        if start > 0 or stop is not None:
-            # With an end if possible: some registries answer 416 to an open range.
-            headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
+        headers = range_headers(start, stop)
         try:
             async with asyncio.timeout_at(deadline):
                 lease = await endpoint.delivery.lease()
         except TimeoutError:
             raise UpstreamLimited(f"{endpoint.name}: {MOST_ACTIVE} downloads are under way, the most from one endpoint") from None
-        asked = asyncio.get_running_loop().time()
-        try:
-            response = await endpoint.send("GET", url, self._repository, headers, deadline, self._digest, impatient=impatient)
-        except BaseException:
-            lease.end()
-            raise
-        try:
-            size, first = self._read_head(endpoint, response, start, stop, bool(headers))
-        except MirrorError:
-            response.release()
-            lease.end()
-            raise
-        endpoint.delivery.begin(lease, asyncio.get_running_loop().time() - asked)
+        (size, first), response = await begin_delivery(
+            endpoint.delivery,
+            lease,
+            lambda: endpoint.send("GET", url, self._repository, headers, deadline, self._digest, impatient=impatient),
+            lambda response: self._read_head(endpoint, response, start, stop, bool(headers)),
+        )
         stall = self._transport.timeouts.stall
         return BlobStream(response, size, first, stall, self._pulled, endpoint.name, lease, self._transport.limiter, self.share)
 
-    def _read_head(
-        self, endpoint: Endpoint, response: Response, start: int, stop: int | None, ranged: bool
-    ) -> tuple[int | None, int]:
-        """Returns the size of the whole blob, and the offset of the first byte in the body. Raises BlobUnknown, UpstreamInvalid."""
+    def _read_head(self, endpoint: Endpoint, response: Response, start: int, stop: int | None, ranged: bool) -> Head:
+        """Raises BlobUnknown, UpstreamInvalid."""
         if response.status == 404:
             raise self._unknown()
         if response.status == 200:
@@ -243,9 +234,36 @@ class Blob:
         return BlobUnknown(f"{self._repository.registry} has no blob {self._digest} in {self._repository.path}")
 
 
-def content_range(response: Response, start: int, stop: int | None) -> tuple[int | None, int]:
-    """Returns the size of the whole blob, None if it is not stated, and the offset of the first byte in the body. Raises UpstreamInvalid if that is not what was asked for."""
+def range_headers(start: int, stop: int | None) -> dict[str, str]:
+    """Returns what asks for the bytes ``[start, stop)`` of a blob: nothing for the whole of it."""
+    if start == 0 and stop is None:
+        return {}
+    # With an end if possible: some registries answer 416 to an open range.
+    return {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
+
+
+def content_range(response: Response, start: int, stop: int | None) -> Head:
+    """Returns what a 206 is about. Raises UpstreamInvalid if that is not what was asked for."""
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
     if match is None or int(match[1]) != start or (stop is not None and int(match[2]) >= stop):
         raise UpstreamInvalid(f"{shown(response.url)} answered with another range than was asked for")
     return None if match[3] == "*" else int(match[3]), start
+
+
+async def begin_delivery(
+    delivery: Delivery, lease: Lease, ask: Callable[[], Awaitable[Response]], read_head: Callable[[Response], Head]
+) -> tuple[Head, Response]:
+    """Returns the answer of `ask`, whose bytes are measured from now on. What `ask` and `read_head` raise ends the lease, and releases the answer."""
+    asked = asyncio.get_running_loop().time()
+    try:
+        response = await ask()
+        try:
+            head = read_head(response)
+        except MirrorError:
+            response.release()
+            raise
+    except BaseException:
+        lease.end()
+        raise
+    delivery.begin(lease, asyncio.get_running_loop().time() - asked)
+    return head, response

@@ -31,7 +31,7 @@ from mirror.errors import (
 from mirror.manifests import MAX_SIZE, MEDIA_TYPES, Descriptor, Manifest
 from mirror.names import Digest, Repository, Tag
 from mirror.tasks import close_all
-from mirror.upstream.blobs import content_range
+from mirror.upstream.blobs import Head, begin_delivery, content_range, range_headers
 from mirror.upstream.documents import verified
 from mirror.upstream.health import Delivery, Lease
 from mirror.upstream.objects import Objects, blob_key, manifest_key, tag_key
@@ -238,28 +238,22 @@ class Bucket:
         ended: Callable[[MirrorError | None], None],
     ) -> PlaceStream:
         """Requests the bytes ``[start, stop)``, as `Place.open` does."""
-        headers = {} if start == 0 and stop is None else {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
-        lease = await self.delivery.lease()
-        asked = asyncio.get_running_loop().time()
-        try:
-            response = await self._send("GET", blob_key(digest), headers)
-        except BaseException:
-            lease.end()
-            raise
-        try:
+        headers = range_headers(start, stop)
+
+        def read_head(response: Response) -> Head:
             self._check(response)
-            if response.status == 200:
-                size, first = length_of(response), 0
-                if not size and digest != Digest.of(b"", digest.algorithm):
-                    self.note_wrong(digest)
-                    raise UpstreamInvalid(f"{shown(response.url)} is empty instead of a blob")
-            else:
-                size, first = content_range(response, start, stop)
-        except MirrorError:
-            response.release()
-            lease.end()
-            raise
-        self.delivery.begin(lease, asyncio.get_running_loop().time() - asked)
+            if response.status != 200:
+                return content_range(response, start, stop)
+            size = length_of(response)
+            if not size and digest != Digest.of(b"", digest.algorithm):
+                self.note_wrong(digest)
+                raise UpstreamInvalid(f"{shown(response.url)} is empty instead of a blob")
+            return size, 0
+
+        lease = await self.delivery.lease()
+        (size, first), response = await begin_delivery(
+            self.delivery, lease, lambda: self._send("GET", blob_key(digest), headers), read_head
+        )
         self.note(digest)
         return self._stream(response, size, first, lease, share, ended)
 

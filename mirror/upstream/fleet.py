@@ -38,6 +38,14 @@ Asking = Callable[[Digest], contextlib.AbstractContextManager[None]]
 """What is entered while a blob is asked of another mirror of the fleet; see `mirror.storage.store.Store.asking_peer`."""
 
 
+class ParentSettings(Protocol):
+    """The settings of a parent that are used here."""
+
+    @property
+    def url(self) -> str: ...
+    def token(self) -> str | None: ...
+
+
 class FleetSettings(Protocol):
     """The settings that are used here (mirror/config/fleet.py)."""
 
@@ -46,7 +54,7 @@ class FleetSettings(Protocol):
     @property
     def own(self) -> str | None: ...
     @property
-    def parents(self) -> Sequence[str]: ...
+    def parents(self) -> Sequence[ParentSettings]: ...
     @property
     def bucket(self) -> str | None: ...
     @property
@@ -69,12 +77,12 @@ class Fleet:
         # What comes from within the fleet has passed a cap already where one of it is the registry's client.
         uncapped = Limiter()
 
-        def place(url: str, *, is_peer: bool) -> Place:
+        def place(url: str, token: Callable[[], str | None], *, is_peer: bool) -> Place:
             return Place(
                 url,
                 settings.name,
                 transport,
-                settings.token,
+                token,
                 is_peer=is_peer,
                 tls=tls,
                 way=Fixed(None) if is_peer else None,
@@ -82,8 +90,9 @@ class Fleet:
             )
 
         self._own = settings.own
-        self._peers = {url: place(url, is_peer=True) for url in settings.mirrors if url != settings.own}
-        self._parents = {url: place(url, is_peer=False) for url in settings.parents}
+        self._peers = {url: place(url, settings.token, is_peer=True) for url in settings.mirrors if url != settings.own}
+        # Another fleet's: the token of this one is none of its business, since who has it may change this fleet.
+        self._parents = {parent.url: place(parent.url, parent.token, is_peer=False) for parent in settings.parents}
         self.bucket: Bucket | None = None
         if settings.bucket is not None:
             from mirror.upstream.bucket import Bucket

@@ -20,6 +20,7 @@ from mirror.cdn_loop import HEADER, PEER, Passed
 from mirror.errors import MirrorError, UpstreamError, UpstreamFailed, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
 from mirror.fleet_documents import Change, Member, State, Told, printable
 from mirror.upstream.fleet import FleetSettings
+from mirror.upstream.places import authorization
 from mirror.upstream.trust import trusting
 
 if TYPE_CHECKING:
@@ -93,8 +94,7 @@ class Members:
         try:
             # In a thread: certificates are read.
             context = await asyncio.to_thread(trusting, self._settings.ca_file)
-            if (token := self._settings.token()) is not None:
-                headers["Authorization"] = f"Bearer {token}"
+            headers |= authorization(self._settings.token())
         except (OSError, ValueError) as error:
             return dict.fromkeys(mirrors, UpstreamInvalid(f"fleet.token_file or fleet.ca_file cannot be used here: {error}"))
         timeout = ClientTimeout(total=seconds, connect=_CONNECT)

@@ -6,17 +6,19 @@ Any other error leads to the next place. One that gives no answer is waited for 
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import logging
+import math
 import ssl
 import sys
+import time
 from collections.abc import Callable
 from urllib.parse import quote
 
 from yarl import URL
 
 from mirror import metrics
-from mirror.cdn_loop import CHILD, HEADER, PEER, passed
+from mirror.cdn_loop import CHILD, HEADER, PEER, Looped, passed
 from mirror.errors import (
     BlobUnknown,
     ManifestUnknown,
@@ -30,7 +32,7 @@ from mirror.errors import (
 )
 from mirror.manifests import ACCEPT, ACCEPT_ANY, MAX_SIZE, Descriptor, Manifest
 from mirror.names import Digest, Reference, Repository
-from mirror.upstream.blobs import content_range
+from mirror.upstream.blobs import Head, begin_delivery, content_range, range_headers
 from mirror.upstream.documents import age_of, described, verified
 from mirror.upstream.health import Delivery, Lease
 from mirror.upstream.proxies import Way
@@ -46,6 +48,18 @@ _MARGIN = 2.0
 """Seconds for which a place is waited for beyond the time that it waits for its own upstream."""
 _ABSENT = ("detail=MANIFEST_UNKNOWN", "detail=BLOB_UNKNOWN")
 _LIMITED = "detail=TOOMANYREQUESTS"
+_LOOP_TOLD = 600.0
+"""Seconds for which a loop is told after it was last seen."""
+
+
+def authorization(token: str | None) -> dict[str, str]:
+    """Returns the header that shows a token; none where there is no token."""
+    return {} if token is None else {"Authorization": f"Bearer {token}"}
+
+
+def looped(name: str) -> str:
+    """What is said of a mirror that requests go around in a circle with."""
+    return f"the mirror {name} asks this one, or one before it, for what it is asked for itself: take one of them out of fleet.parents"
 
 
 class NotThere(UpstreamError):
@@ -67,7 +81,7 @@ class Place:
         way: Way | None,
         limiter: Limiter,
     ) -> None:
-        """`own` is what this mirror is called. `token` returns what proves that it is of the fleet, None for nothing; it may raise OSError, ValueError. `is_peer` is False for a
+        """`own` is what this mirror is called. `token` returns what this one proves itself with there, None for nothing; it may raise OSError, ValueError. `is_peer` is False for a
         parent. `way` is the way out to it, None for the transport's; `limiter` has the caps that hold for what it sends."""
         self.name = url
         self.is_peer = is_peer
@@ -83,6 +97,8 @@ class Place:
         up = metrics.peer_up.labels(self._label)
         up.set(1)
         self.watch = Watch(f"the mirror {url}", self._look, up.set)
+        self._looped = -math.inf
+        """When it last said that a request had passed it before, by the monotonic clock."""
         self._received = {kind: metrics.peer_received_bytes.labels(self._label, kind) for kind in ("blob", "manifest")}
         self._errors = metrics.peer_errors.labels(self._label)
 
@@ -92,6 +108,11 @@ class Place:
     @property
     def alive(self) -> bool:
         return self.watch.alive
+
+    @property
+    def loops(self) -> bool:
+        """True if requests to it go around in a circle, as it has said within some minutes."""
+        return time.monotonic() - self._looped < _LOOP_TOLD
 
     def note_wrong(self, digest: Digest) -> None:
         """Call this when its bytes, or what came with them, were wrong."""
@@ -156,24 +177,16 @@ class Place:
         ended: Callable[[MirrorError | None], None],
     ) -> PlaceStream:
         """Requests the bytes ``[start, stop)``. `ended` is called once when the stream is closed, with the error that ended it. Raises BlobUnknown, UpstreamError."""
-        headers = {}
-        if start > 0 or stop is not None:
-            headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
-        lease = await self.delivery.lease()
-        asked = asyncio.get_running_loop().time()
-        try:
-            response = await self._send("GET", repository, f"blobs/{digest}", headers)
-        except BaseException:
-            lease.end()
-            raise
-        try:
+        headers = range_headers(start, stop)
+
+        def read_head(response: Response) -> Head:
             self._check(response, repository, _no_blob(repository, digest))
-            size, first = _read_head(response, start, stop, digest)
-        except MirrorError:
-            response.release()
-            lease.end()
-            raise
-        self.delivery.begin(lease, asyncio.get_running_loop().time() - asked)
+            return _read_head(response, start, stop, digest)
+
+        lease = await self.delivery.lease()
+        (size, first), response = await begin_delivery(
+            self.delivery, lease, lambda: self._send("GET", repository, f"blobs/{digest}", headers), read_head
+        )
         return self._stream(response, size, first, lease, share, ended)
 
     def _stream(
@@ -197,12 +210,9 @@ class Place:
         url = URL(f"{self.name}/v2/{repository.path}/{rest}?ns={quote(repository.registry, safe='')}", encoded=True)
         seconds = self._transport.timeouts.header + _MARGIN
         sent = {**headers, HEADER: passed().extended(self._own, PEER if self.is_peer else CHILD)}
-        try:
-            if (token := self._token()) is not None:
-                sent["Authorization"] = f"Bearer {token}"
-        except (OSError, ValueError):
-            # Without it, the other one decides whether it answers.
-            pass
+        # Without it, the other one decides whether it answers.
+        with contextlib.suppress(OSError, ValueError):
+            sent |= authorization(self._token())
         try:
             async with self.watch.waiting():
                 return await self._transport.request(method, url, sent, tls=self._tls, timeout=seconds, way=self._way)
@@ -223,6 +233,10 @@ class Place:
         if {"fwd=miss", _LIMITED} <= said and (wait := retry_after(response)) is not None:
             raise UpstreamLimited(f"{repository.registry} limits requests, as {self.name} says", wait)
         self._errors.inc()
+        if status == Looped.status:
+            if not self.loops:
+                log.warning("%s", looped(self.name))
+            self._looped = time.monotonic()
         if status in (200, 206):
             raise UpstreamInvalid(f"{shown(response.url)} answered, but is no mirror: it has sent no Cache-Status of one")
         raise UpstreamFailed(f"{shown(response.url)} answered {status}")

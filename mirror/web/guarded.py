@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mirror.access.audit import RefusedClient
 from mirror.cache.cache import Cache
-from mirror.cache.guarding import BY_HAND, Guard
+from mirror.cache.guarding import BY_HAND
 from mirror.errors import CatalogFailed
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.regular_files import NoFile
-from mirror.storage.store import Store
+from mirror.storage.sightings import Block, Move, Ruled
+from mirror.tasks import SingleFlight
 from mirror.web.site_info import SiteInfo
 
 _MOST = 50
 """Lines of each list."""
 _MOST_TAGS = 200
 """Tags of which it is asked what holds them back."""
+_FRESH = 5.0
+"""Seconds for which what was worked out is shown to whoever looks and is no admin."""
 _MOST_CLIENTS = 5
 """Clients that are named to whom the same thing was refused."""
 _RELEASABLE = ("cooldown", "immutable", "refuse_older")
@@ -46,54 +50,98 @@ class Kept:
     reason: str
 
 
-async def _kept(store: Store, guard: Guard | None) -> tuple[list[Kept], list[Kept], int]:
-    """Returns the tags that a release helps, and those that it does not, as the rules of now decide by what is here; and how many tags were not looked at.
+@dataclass(frozen=True, slots=True)
+class _Worked:
+    """What is the same for all who look. `more` are the tags that were not looked at."""
 
-    Raises CatalogFailed.
-    """
-    if guard is None:
-        return [], [], 0
-    held = await store.held()
-    waiting: list[Kept] = []
-    refused: list[Kept] = []
-    for one in held[:_MOST_TAGS]:
-        ruling = await guard.explain(one.repository, one.tag)
-        if ruling.held_until is None or not ruling.verdicts:
-            # Rules have changed since it was asked for, or what they are about.
-            continue
-        rule, _, reason, check = ruling.verdicts[0]
-        served = None if ruling.serve is None else ruling.serve.digest
-        found = Kept(one.repository, one.tag, one.new, one.since, served, ruling.held_until, rule, check, reason)
-        (waiting if check in _RELEASABLE else refused).append(found)
-    return waiting, refused, max(0, len(held) - _MOST_TAGS)
+    waiting: Sequence[Kept]
+    refused: Sequence[Kept]
+    more: int
+    ruled: Sequence[Ruled]
+    moves: Sequence[Move]
+    blocks: Sequence[Block]
 
 
-async def about_guards(cache: Cache, site_info: SiteInfo, *, for_admin: bool) -> dict[str, Any]:
-    """Returns the values of the page's template. To whom something was refused is `for_admin` only: so is the audit log. Raises CatalogFailed."""
-    waiting, refused, more = await _kept(cache.store, cache.guard)
-    clients: Mapping[tuple[str, str, str], Sequence[RefusedClient]] | None = None
-    if for_admin:
+class GuardReport:
+    """Works out what the page shows: to decide on hundreds of tags takes a while, and anybody may look."""
+
+    def __init__(self, cache: Cache, site_info: SiteInfo) -> None:
+        self._cache = cache
+        self._site_info = site_info
+        self._known: tuple[float, _Worked] | None = None
+        self._changes = 0
+        self._works: SingleFlight[_Worked] = SingleFlight()
+
+    async def aclose(self) -> None:
+        await self._works.aclose()
+
+    def changed(self) -> None:
+        """Has it worked out anew for whoever looks next."""
+        self._known = None
+        self._changes += 1
+
+    async def shown(self, *, for_admin: bool) -> dict[str, Any]:
+        """Returns the values of the page's template. To whom something was refused is `for_admin` only: so is the audit log. Others get what is
+        `_FRESH` old at most. Raises CatalogFailed."""
+        clients: Mapping[tuple[str, str, str], Sequence[RefusedClient]] | None = None
+        if for_admin:
+            clients = await self._clients()
+        worked = await self._worked(anew=for_admin)
+
+        def refused_to(rule: str, repository: Repository, reference: Reference) -> Sequence[RefusedClient]:
+            return (clients or {}).get((rule, str(repository), str(reference)), ())
+
+        return {
+            "waiting": worked.waiting,
+            "refused": worked.refused,
+            "more": worked.more,
+            "ruled": worked.ruled,
+            "refused_to": refused_to,
+            "is_noted": clients is not None,
+            "moves": worked.moves,
+            "blocks": worked.blocks,
+            "by_hand": BY_HAND,
+            "most": _MOST,
+            "most_clients": _MOST_CLIENTS,
+            "endless": math.inf,
+        }
+
+    async def _clients(self) -> Mapping[tuple[str, str, str], Sequence[RefusedClient]] | None:
         try:
-            clients = await asyncio.to_thread(site_info.refused)
+            return await asyncio.to_thread(self._site_info.refused)
         except NoFile:
-            clients = {}
+            return {}
         except OSError as error:
             raise CatalogFailed(f"the audit log cannot be read: {error}") from None
 
-    def refused_to(rule: str, repository: Repository, reference: Reference) -> Sequence[RefusedClient]:
-        return (clients or {}).get((rule, str(repository), str(reference)), ())
+    async def _worked(self, *, anew: bool) -> _Worked:
+        known = self._known
+        if not anew and known is not None and time.monotonic() - known[0] <= _FRESH:
+            return known[1]
+        worked, began_before = await self._works.do("guards", self._work_out)
+        if anew and began_before:
+            worked, _ = await self._works.do("guards", self._work_out)
+        return worked
 
-    return {
-        "waiting": waiting,
-        "refused": refused,
-        "more": more,
-        "ruled": await cache.store.rulings(_MOST),
-        "refused_to": refused_to,
-        "is_noted": clients is not None,
-        "moves": await cache.store.moves(_MOST),
-        "blocks": await cache.store.blocks(),
-        "by_hand": BY_HAND,
-        "most": _MOST,
-        "most_clients": _MOST_CLIENTS,
-        "endless": math.inf,
-    }
+    async def _work_out(self) -> _Worked:
+        """Decides as the rules of now do, by what is here."""
+        store, guard = self._cache.store, self._cache.guard
+        began, changes = time.monotonic(), self._changes
+        held = [] if guard is None else await store.held()
+        waiting: list[Kept] = []
+        refused: list[Kept] = []
+        for one in held[:_MOST_TAGS]:
+            assert guard is not None
+            ruling = await guard.explain(one.repository, one.tag)
+            if ruling.held_until is None or not ruling.verdicts:
+                # Rules have changed since it was asked for, or what they are about.
+                continue
+            rule, _, reason, check = ruling.verdicts[0]
+            served = None if ruling.serve is None else ruling.serve.digest
+            found = Kept(one.repository, one.tag, one.new, one.since, served, ruling.held_until, rule, check, reason)
+            (waiting if check in _RELEASABLE else refused).append(found)
+        ruled, moves, blocks = await store.rulings(_MOST), await store.moves(_MOST), await store.blocks()
+        worked = _Worked(waiting, refused, max(0, len(held) - _MOST_TAGS), ruled, moves, blocks)
+        if changes == self._changes:
+            self._known = began, worked
+        return worked

@@ -27,7 +27,7 @@ from mirror.web.actions import EVERY, PLATFORMS, Actions
 from mirror.web.context import PageContext, page_number
 from mirror.web.downloads import ImageDownload, by_image
 from mirror.web.finding import Finding
-from mirror.web.guarded import about_guards
+from mirror.web.guarded import GuardReport
 from mirror.web.seen import seen_details, seen_images, seen_repositories
 from mirror.web.setup import plan
 from mirror.web.site_info import SiteInfo
@@ -81,6 +81,7 @@ class Pages:
         self._templates = templates
         self._figures: tuple[float, Totals, History, tuple[Pulled, ...]] | None = None
         self._finding = Finding(cache)
+        self._guards = GuardReport(cache, site_info)
         self._renewals: SingleFlight[tuple[Totals, History, tuple[Pulled, ...]]] = SingleFlight()
 
     async def warm(self) -> None:
@@ -92,11 +93,12 @@ class Pages:
             await self._current_figures()
 
     async def aclose(self) -> None:
-        await close_all(self._renewals.aclose, self._finding.aclose)
+        await close_all(self._renewals.aclose, self._finding.aclose, self._guards.aclose)
 
     def changed(self) -> None:
         """Makes the next page compute the figures again."""
         self._figures = None
+        self._guards.changed()
 
     async def state(self) -> State:
         downloads = await self._downloads()
@@ -208,7 +210,7 @@ class Pages:
         )
 
     async def guards(self, context: PageContext) -> str:
-        shown = await about_guards(self._cache, self._site_info, for_admin=context.session is not None)
+        shown = await self._guards.shown(for_admin=context.session is not None)
         return self._render("guards.html", context, name_of=image_name, **shown)
 
     async def fleet(self, context: PageContext) -> str:

@@ -244,7 +244,11 @@ class Site:
     async def _rule(self, request: web.BaseRequest) -> web.StreamResponse:
         form = await read_form(request)
         await self._admin.allow(request, form.get("secret", ""))
-        done = await self._actions.rule(form, _image, _user(request) or f"the dashboard, from {request.remote}")
+        try:
+            done = await self._actions.rule(form, _image, _user(request) or f"the dashboard, from {request.remote}")
+        finally:
+            # A fleet may have taken it in part.
+            self._pages.changed()
         if not _wants_html(request):
             return web.json_response({"done": done}, headers=_SAFETY)
         return _redirect(f"/guards?done={done}")

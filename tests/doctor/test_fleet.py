@@ -94,24 +94,25 @@ async def test_each_way_in_which_a_mirror_differs_is_told_with_what_to_do(
         assert (own.count("GET", "/fleet/state"), other.count("GET", "/fleet/state")) == (1, 1)
 
 
-async def test_a_dead_mirror_and_parents_that_loop_are_told(tree: dict[str, Any], tmp_path: Path) -> None:
+async def test_a_dead_mirror_and_parents_that_let_nobody_in_are_told(tree: dict[str, Any], tmp_path: Path) -> None:
     """And that without a token little is known: whether the others answer, it is."""
     async with Scripted() as own, Scripted() as parent:
         dead = "http://127.0.0.1:1"
         (tmp_path / "token").write_text(TOKEN)
-        mirrors = [own.url, dead]
-        tree["fleet"] = {"mirrors": mirrors, "own": own.url, "parents": [parent.url], "token_file": str(tmp_path / "token")}
-        own.fail("/fleet/state", answer(state(own.url, mirrors)), times=2)
-        parent.fail("/fleet/state", answer(state("", [], parents=[own.url])))
+        mirrors, parents = [own.url, dead], [parent.url, "http://127.0.0.1:2"]
+        tree["fleet"] = {"mirrors": mirrors, "own": own.url, "parents": parents, "token_file": str(tmp_path / "token")}
+        own.fail("/fleet/state", answer(state(own.url, mirrors)))
+        parent.fail("/v2/", refusal(401, "log in"))
         found = await fleet.examine(settings(tree))
-        assert [finding.level for finding in found] == ["problem", "problem"]
-        assert dead in found[0].message
-        assert "circle" in found[1].message
+        assert [finding.level for finding in found] == ["problem"] * 3
+        said = ((dead, "does not answer"), (parent.url, "does not let this mirror in"), (parents[1], "does not answer"))
+        assert all(url in finding.message and what in finding.message for (url, what), finding in zip(said, found, strict=True))
         del tree["fleet"]["token_file"]
+        tree["fleet"]["parents"] = [parent.url]
         own.fail("/fleet/state", refusal(403, "no token"))
-        parent.fail("/fleet/state", refusal(403, "no token"))
         found = await fleet.examine(settings(tree))
         assert [(finding.level, "token" in finding.message) for finding in found] == [("advice", True), ("problem", False)]
+        assert all(asked.authorization is None for asked in parent.asked)
 
 
 async def test_a_fleet_that_agrees_is_well(tree: dict[str, Any], tmp_path: Path) -> None:

@@ -265,6 +265,7 @@ async def test_each_mirror_checks_its_own_clients(members: StartMembers, upstrea
     assert (await first.get(secret)).status == 404
     assert (await first.get(secret, **BY_PEER)).status == 404
     assert (await first.get(secret, **{**trusted, "Authorization": "Bearer the-token-of-another-fleet"})).status == 403
+    assert (await first.get(secret, **{**trusted, **BY_CHILD})).status == 403, "who is below is a client, whatever it shows"
     assert (await first.get(secret, **trusted)).digest() == private.layers[0]
     # Known by the manifest that names it.
     assert (await second.get("/v2/library/app/manifests/1")).body == public.body
@@ -309,6 +310,9 @@ def test_what_a_request_has_passed(field: str, ids: tuple[str, ...], by_peer: bo
         ({"mirrors": ["a.lan:5000"], "own": "http://a.lan:5000"}, "a URL such as"),
         ({"mirrors": ["http://a.lan"], "own": "http://a.lan:80", "parents": ["http://a.lan"]}, "is in fleet.mirrors too"),
         ({"parents": ["http://user:secret@a.lan"]}, "without user and password"),
+        ({"parents": [{"url": "http://user:secret@a.lan"}]}, "without user and password"),
+        ({"parents": ["http://a.lan", {"url": "http://A.lan:80"}]}, "is listed again"),
+        ({"parents": [{"token_file": "/secret"}]}, "a URL or a table is expected"),
     ],
 )
 def test_settings_that_cannot_be_meant(fleet: dict[str, Any], fault: str) -> None:

@@ -101,6 +101,30 @@ def _which(got: Got, first: bytes, second: bytes) -> str:
     return {str(Digest.of(first)): "first", str(Digest.of(second)): "second"}[got.headers["Docker-Content-Digest"]]
 
 
+async def test_the_audit_log_has_what_guards_refused_of_a_push(start: StartMirror, tmp_path: Path) -> None:
+    """As denied, with the rule and the digest: a manifest by its tag, and a blob that is blocked. What nobody refused is noted as before."""
+    log, blocked = tmp_path / "audit.log", Digest.of(b"poison")
+    (tmp_path / "blocked.txt").write_text(f"{blocked} a miner\n")
+    tables = [{"name": "rule", "immutable": True, "images": ["team/*"], "blocklist": [str(tmp_path / "blocked.txt")]}]
+    mirror: Mirror = await start(settings={"hosted": HOSTED, "guard": tables, "server": {"audit_log": str(log)}})
+    _, first, _ = await push(mirror, b"first")
+    status, second, _ = await push(mirror, b"second")
+    assert status == 403
+    async with mirror.session.post(f"/v2/team/app/blobs/uploads/?digest={blocked}", data=b"poison") as answer:
+        assert answer.status == 403
+    await mirror.stop()
+    found = [json.loads(line) for line in log.read_text().splitlines()]
+    pushes = [
+        (one["verdict"], one.get("reference"), one.get("digest")) for one in found if one.get("reference") or "digest" in one
+    ]
+    assert pushes == [
+        ("allowed", "1", str(Digest.of(first))),
+        ("denied", "1", str(Digest.of(second))),
+        ("denied", None, str(blocked)),
+    ]
+    assert all(one["reason"].startswith('guard "rule"; refused: ') for one in found if one["verdict"] == "denied")
+
+
 async def test_what_is_pushed_and_held_is_in_the_history_and_is_released(start: StartMirror) -> None:
     """Who pushed is in it. A release counts in a mirror that runs, and the time of the push stays, by which old tags are deleted."""
     mirror = await hosting(start, {"cooldown": "3d", "images": ["team/*"]})

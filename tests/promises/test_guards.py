@@ -376,6 +376,33 @@ async def test_a_release_serves_what_was_held_with_who_and_why_in_the_history(st
     assert "never served" in text
 
 
+async def test_a_release_by_digest_is_of_the_tags_that_mean_it(start: StartMirror, upstream: Scripted) -> None:
+    """Of the repository, and of no other; what `strict` refuses by its digest is served then. A digest that no tag means any more is an error that says so."""
+    for repository, tag in (("app", "1"), ("app", "2"), ("app", "3"), ("other", "1")):
+        upstream.add_image(f"library/{repository}", tag)
+    mirror: Mirror = await start(tag_ttl=0, settings=guard(cooldown="3d", strict=True))
+    commands = Commands(mirror.directory)
+    waiting = [f"/v2/{name}/manifests/{tag}" for name, tag in (("app", "1"), ("app", "2"), ("app", "3"), ("other", "1"))]
+    first = [(await mirror.get(path)).body for path in waiting]
+    same: dict[str, Any] = {"layers": [os.urandom(100)], "configuration": {"salt": ""}}
+    new = [upstream.add_image(f"library/{name}", tag, **same) for name, tag in (("app", "1"), ("app", "2"), ("other", "1"))]
+    assert len({one.digest for one in new}) == 1
+    other = upstream.add_image("library/app", "3")
+    assert [(await mirror.get(path)).body for path in waiting] == first
+    by_digest = f"/v2/app/manifests/{new[0].digest}"
+    assert (await mirror.get(by_digest)).status == 403
+    done = await commands.json("release", f"app@{new[0].digest}", "--why", "CVE-2026-1", SUDO_USER="ann")
+    assert (done["tags"], done["digest"]) == (["1", "2"], str(new[0].digest))
+    for _ in patiently():
+        if (await mirror.get(by_digest)).status == 200:
+            break
+    assert [(await mirror.get(path)).body for path in waiting] == [new[0].body, new[0].body, *first[2:]]
+    upstream.add_image("library/app", "3")
+    await mirror.get(waiting[2])
+    refused = await commands.run("release", f"app@{other.digest}", "--why", "x")
+    assert (refused.returncode, "no tag of docker.io/library/app was seen to mean" in refused.stderr) == (1, True)
+
+
 async def test_a_block_by_hand_counts_without_any_table_and_ends_by_hand(start: StartMirror, upstream: Scripted) -> None:
     """Within a second, in a mirror that runs."""
     image = upstream.add_image("library/app", "latest")
@@ -422,25 +449,26 @@ async def test_decisions_by_hand_are_in_the_audit_log(upstream: Scripted, start:
     ]
 
 
-@pytest.mark.parametrize("how", ["tag", "digest", "layer", "refused"])
+@pytest.mark.parametrize("how", ["tag", "digest", "layer", "refused", "refused digest"])
 async def test_who_had_it_is_known_without_rules_for_access(
     upstream: Scripted, start: StartMirror, tmp_path: Path, how: str
 ) -> None:
-    """`mirror who` needs the audit log only: it names each pull, also one that is answered from memory, by the digest of a layer too, and what a guard refused."""
+    """`mirror who` needs the audit log only: it names each pull, also one that is answered from memory, by the digest of a layer too, and what a guard refused, by tag and by
+    the digest that the tag meant."""
     image = upstream.add_image("library/app", "latest")
-    upstream.add_image("library/bad", "1")
+    bad = upstream.add_image("library/bad", "1")
     log = tmp_path / "audit.log"
     settings = guard(name="no", images=["bad"], deny=True) | {"server": {"audit_log": str(log)}}
     mirror: Mirror = await start(settings=settings)
-    path = f"/v2/app/manifests/{image.digest}" if how == "digest" else "/v2/bad/manifests/1" if how == "refused" else LATEST
+    denied = how.startswith("refused")
+    path = f"/v2/app/manifests/{image.digest}" if how == "digest" else "/v2/bad/manifests/1" if denied else LATEST
     for _ in range(3):
-        assert (await mirror.get(path)).status == (403 if how == "refused" else 200)
+        assert (await mirror.get(path)).status == (403 if denied else 200)
     await mirror.stop()
     (tmp_path / "mirror.toml").write_text(f'[server]\naudit_log = "{log}"\n')
-    wanted = {"layer": str(image.layers[0]), "refused": "bad:1"}.get(how, str(image.digest))
+    wanted = {"layer": str(image.layers[0]), "refused": "bad:1", "refused digest": str(bad.digest)}.get(how, str(image.digest))
     said = await Commands(mirror.directory)("who", wanted, "--config", str(tmp_path / "mirror.toml"), "--json")
     found = [(one["address"], one["action"], one["verdict"], one.get("reason")) for one in json.loads(said)]
-    denied = how == "refused"
     assert (
         found
         == [("127.0.0.1", "pull", "denied" if denied else "allowed", 'guard "no"; refused: it is denied' if denied else None)] * 3

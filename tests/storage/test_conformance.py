@@ -838,7 +838,9 @@ async def test_a_release_is_recorded_with_who_and_why_and_has_the_registry_asked
     await store.set_tag(APP, ONE, TagRecord(a, 1.0))
     await store.note_tag(APP, ONE, b, 2.0)
     await store.set_tag(APP, ONE, TagRecord(a, 2.0, 100.0), seen=False)
+    assert [one.released for one in await store.held()] == [False]
     assert await store.release(APP, ONE, released) == b.digest
+    assert [one.released for one in await store.held()] == [True]
     assert [sighting.released for sighting in await store.history(APP, ONE)] == [None, released]
     record = await store.tag(APP, ONE)
     assert record is not None

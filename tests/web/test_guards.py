@@ -11,8 +11,12 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from mirror.cache.guarding import Ruling
 from mirror.config import load
+from mirror.guards.gate import Gate
+from mirror.names import Repository, Tag
 from mirror.storage.scans import ScanResult, keep_scan_result
+from mirror.web import guarded
 from mirror.wiring import store
 from tests.support.dashboard import HTML, log_in, post, token
 from tests.support.mirrors import Mirror, StartMirror
@@ -113,6 +117,30 @@ async def test_an_images_page_says_what_its_tag_has_meant_and_what_changed(held:
     assert upstream.url in page
     for change in ("1 of 1 layers are new", "entrypoint: new, before: old", "environment: A", "labels: +new, -old"):
         assert change in page
+
+
+async def test_what_anybody_looks_at_is_decided_on_once_in_a_while(held: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many look, together or one after the other, each tag that is held is decided on once; for an admin, and after a change by hand, anew."""
+    decided, decide = list[str](), Gate.explain
+
+    async def explain(gate: Gate, repository: Repository, tag: Tag) -> Ruling:
+        decided.append(tag.value)
+        return await decide(gate, repository, tag)
+
+    monkeypatch.setattr(Gate, "explain", explain)
+    monkeypatch.setattr(guarded, "_FRESH", 3600.0)
+    for _ in range(2):
+        pages = await asyncio.gather(*(held.get("/guards", **HTML) for _ in range(10)))
+        assert all("the tag moved to it on" in page.body.decode() for page in pages)
+        assert decided == ["latest"]
+    cookie = await log_in(held)
+    for count in (2, 3):
+        await held.get("/guards", Cookie=cookie, **HTML)
+        assert len(decided) == count
+    form = {"action": "release", "image": NAME, "why": "urgent"}
+    assert (await post(held, "/guards", form, Authorization=f"Bearer {token(held)}"))[0] == 200
+    assert "Nothing is held back" in (await held.get("/guards", **HTML)).body.decode()
+    assert len(decided) == 4
 
 
 def part(page: str, name: str) -> str:

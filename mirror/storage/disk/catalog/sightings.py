@@ -176,7 +176,7 @@ class Sightings:
             # A hosted tag means what is held back.
             "SELECT tag.registry, tag.path, tag.tag, CASE WHEN tag.digest != sighting.digest THEN tag.digest ELSE (SELECT digest FROM sighting AS before"
             "  WHERE before.registry = tag.registry AND before.path = tag.path AND before.tag = tag.tag AND before.served IS NOT NULL"
-            "  ORDER BY before.served DESC LIMIT 1) END, sighting.digest, sighting.first, held.until FROM held"
+            "  ORDER BY before.served DESC LIMIT 1) END, sighting.digest, sighting.first, held.until, sighting.released IS NOT NULL FROM held"
             " JOIN tag USING (registry, path, tag) JOIN sighting ON sighting.id = (SELECT max(id) FROM sighting AS newest WHERE newest.registry = tag.registry"
             "  AND newest.path = tag.path AND newest.tag = tag.tag)"
             " WHERE ?1 IS NULL OR (tag.registry = ?1 AND tag.path = ?2)"
@@ -191,8 +191,9 @@ class Sightings:
                 Digest.parse(new),
                 since,
                 until,
+                bool(released),
             )
-            for registry, path, tag, served, new, since, until in rows
+            for registry, path, tag, served, new, since, until, released in rows
         ]
 
     def release(self, repository: Repository, tag: str, released: Released, only: Digest | None) -> Digest | None:
