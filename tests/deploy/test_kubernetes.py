@@ -36,7 +36,15 @@ EVERYTHING = (
 )
 
 
-FLEET = ("--set=replicas=3", "--set-string=settings.fleet.token_file=/etc/mirror/secrets/fleet")
+FLEET = (
+    "--set=replicas=3",
+    "--set-string=settings.fleet.token_file=/etc/mirror/secrets/fleet",
+    "--set-string=settings.fleet.bucket=s3://images",
+    "--set-string=settings.fleet.bucket_endpoint=http://minio.lan:9000",
+    "--set-string=settings.fleet.parents[0]=https://headquarters.lan:8443",
+    "--set-string=settings.fleet.parents[1].url=http://campus.lan:5000",
+    "--set=envSecret=bucket",
+)
 
 
 def template(*arguments: str, version: str = f"{NEWEST}.0") -> str:
@@ -121,8 +129,8 @@ def test_what_selects_pods_selects_these_and_ports_have_the_names_that_are_asked
 
 
 def test_the_pods_of_a_fleet_find_each_other(tmp_path: Path) -> None:
-    """Each is one of the mirrors that all of them list, under the name that the headless Service gives it; they may talk to each other where others may not; one
-    at a time is taken away; on nodes of their own where there are enough."""
+    """Each is one of the mirrors that all of them list, under the name that the headless Service gives it; they may talk to each other where others may not, and to
+    their bucket, whose credentials come from a Secret; one at a time is taken away; on nodes of their own where there are enough."""
     rendered = documents(template(*EVERYTHING, *FLEET))
     (pods,) = (document for document in rendered if document["kind"] == "StatefulSet")
     peers = next(document for document in rendered if document["metadata"]["name"] == pods["spec"]["serviceName"])
@@ -139,6 +147,7 @@ def test_the_pods_of_a_fleet_find_each_other(tmp_path: Path) -> None:
     ):
         assert selector.items() <= labels.items()
     assert policy["spec"]["egress"][1]["ports"][0]["port"] == peers["spec"]["ports"][0]["targetPort"]
+    assert {port["port"] for port in policy["spec"]["egress"][2]["ports"]} == {443, 80, 9000, 8443, 5000}
     (settings,) = (document["data"]["mirror.toml"] for document in rendered if document["kind"] == "ConfigMap")
     (container,) = pods["spec"]["template"]["spec"]["containers"]
     environment = {one["name"]: one.get("value", "") for one in container["env"]}
@@ -151,6 +160,8 @@ def test_the_pods_of_a_fleet_find_each_other(tmp_path: Path) -> None:
         fleet = load(file, {"MIRROR_FLEET__OWN": own}, {}).fleet
         assert fleet.own == f"http://mirror-{number}.mirror-peers.mirror.svc:5000"
         assert (len(fleet.mirrors), fleet.token()) == (3, "a-token-of-the-fleet")
+        assert (fleet.bucket, fleet.bucket_endpoint) == ("s3://images", "http://minio.lan:9000")
+    assert container["envFrom"] == [{"secretRef": {"name": "bucket"}}]
     assert pods["spec"]["replicas"] == 3
     assert "podAntiAffinity" in pods["spec"]["template"]["spec"]["affinity"]
 
@@ -201,6 +212,10 @@ def test_the_settings_are_settings_that_the_program_takes(tmp_path: Path) -> Non
         "networkPolicy.egressPorts={x}",
         "nodes.enable=true",
         "replicas=0",
+        "settings.fleet.mirrors={a.lan:5000}",
+        "settings.fleet.bucket=images",
+        "settings.fleet.bucket_endpoint=minio.lan:9000",
+        "envSecret.name=bucket",
     ],
 )
 def test_wrong_values_are_refused(wrong: str) -> None:

@@ -34,3 +34,18 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- define "mirror.scheme" -}}
 {{ if dig "server" "tls_certificate" "" .Values.settings }}https{{ else }}http{{ end }}
 {{- end }}
+
+{{/* The ports of a bucket's endpoint and of parents, as JSON. */}}
+{{- define "mirror.placePorts" -}}
+{{- $ports := list }}
+{{- range compact (append (dig "fleet" "parents" list .Values.settings) (dig "fleet" "bucket_endpoint" "" .Values.settings)) }}
+{{- $place := . }}
+{{- if kindIs "map" . }}
+{{- $place = .url }}
+{{- end }}
+{{- $url := urlParse $place }}
+{{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (ternary "443" "80" (eq $url.scheme "https")) }}
+{{- $ports = append $ports (int $port) }}
+{{- end }}
+{{- toJson $ports }}
+{{- end }}
