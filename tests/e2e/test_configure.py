@@ -1,4 +1,4 @@
-"""What ``mirror configure`` writes, read by the real clients: a pull goes through the mirror, and afterwards every byte is as it was."""
+"""What ``mirror configure`` writes for three mirrors, read by the real clients: a pull goes through the one that is up, and afterwards every byte is as it was."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.clients import CLIENTS, Address
+from mirror.clients import CLIENTS, Address, in_order_for, machine_id
 from mirror.web.setup import plan
 from mirror.web.templating import Templates
 from tests.e2e.conftest import REPOSITORY, Stage
@@ -22,20 +22,35 @@ from tests.e2e.test_podman import policy
 from tests.support.programs import Program, require, require_root, run
 
 
+def three(mirror: str) -> list[str]:
+    """The mirror between two at which nobody listens, in this machine's order: the first of them is asked in vain."""
+
+    def first(*urls: str) -> str:
+        return in_order_for(machine_id(), map(Address.parse, urls))[0].url
+
+    dead = [f"http://127.1.{number >> 8}.{number & 255}:1" for number in range(2**16)]
+    return [
+        next(url for url in dead if first(url, mirror) == url),
+        mirror,
+        next(url for url in dead if first(url, mirror) == mirror),
+    ]
+
+
 def configure(client: str, mirror: str, *arguments: str) -> None:
-    run(sys.executable, "-m", "mirror", "configure", client, "--mirror", mirror, *arguments)
+    mirrors = [word for url in three(mirror) for word in ("--mirror", url)]
+    run(sys.executable, "-m", "mirror", "configure", client, *mirrors, *arguments)
 
 
 def test_dockerd_reads_what_was_written_and_what_was_there(stage: Stage, tmp_path: Path) -> None:
     """A daemon.json of its owner gets the mirror, and is given back."""
     file = tmp_path / "daemon.json"
-    before = b'{"labels": ["of=owner"],\t"registry-mirrors": ["http://127.0.0.1:1"]}'
+    before = b'{"labels": ["of=owner"],\t"registry-mirrors": ["http://own.lan"]}'
     file.write_bytes(before)
     configure("docker", stage.mirror.url, "--file", str(file), "--write")
     daemon = Dockerd(stage.mirror.url, file)
     try:
         info = json.loads(daemon.docker("info", "--format", "{{json .}}"))
-        assert info["RegistryConfig"]["Mirrors"] == [f"{stage.mirror.url}/", "http://127.0.0.1:1/"]
+        assert info["RegistryConfig"]["Mirrors"] == [*(f"{url}/" for url in three(stage.mirror.url)), "http://own.lan/"]
         assert info["Labels"] == ["of=owner"]
         daemon.docker("pull", "app:oci")
         stage.check_upstream_was_asked_once("oci")
