@@ -97,6 +97,7 @@ async def running(
         if settings.fleet.mirrors or settings.fleet.parents:
             # Few mirrors belong to one.
             from mirror.api.fleet import FleetRequests, Own
+            from mirror.fleet_tables import accounts, digests
             from mirror.upstream.members import Members
 
             own = Own(
@@ -108,8 +109,9 @@ async def running(
                 kept.tag_ttl,
                 lambda: list(map(str, readiness.report()["degraded"])),
                 settings.server.audit_log,
+                lambda: digests(live.settings, who),
             )
-            fleet = FleetRequests(cache, own, targets.image)
+            fleet = FleetRequests(cache, own, targets.image, accounts(settings))
             if settings.fleet.mirrors:
                 members = Members(settings.fleet)
                 members.own_state = fleet.state

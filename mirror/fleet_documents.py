@@ -8,8 +8,13 @@ from typing import Any
 
 from mirror.errors import MirrorError, RequestInvalid
 
-ACTIONS = ("pin", "unpin", "refresh", "delete", "release", "block", "unblock")
+ACCOUNT_ACTIONS = ("set-user", "remove-user", "set-token", "remove-token")
+"""Changes of users and tokens."""
+ACTIONS = ("pin", "unpin", "refresh", "delete", "release", "block", "unblock", *ACCOUNT_ACTIONS)
 _LONGEST = 1000
+_LARGEST_KEPT = 64 * 1024
+TABLES = ("access", "guards", "users")
+"""What the mirrors of a fleet are to have the same of: ``[[access]]`` tables with groups and issuers, ``[[guard]]`` tables, users and tokens."""
 MOST_LATE = 5.0
 """Seconds by which the clocks of two mirrors may differ: an answer of one is as old as it says for the other one."""
 
@@ -23,7 +28,7 @@ class FleetIncomplete(MirrorError):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change by hand. `names` are of images, such as ``docker.io/library/app:1``; for ``block`` and ``unblock``, digests."""
+    """A change by hand. `names` are of images, such as ``docker.io/library/app:1``; for ``block`` and ``unblock``, digests; for `ACCOUNT_ACTIONS`, users or tokens."""
 
     action: str
     names: tuple[str, ...]
@@ -31,9 +36,11 @@ class Change:
     """Who makes it, for logs."""
     why: str = ""
     force: bool = False
-    """Whether ``delete`` deletes pinned images too."""
+    """Whether ``delete`` deletes pinned images too, and whether another user or token of the same name is replaced."""
     digest: str = ""
     """What is released: only where the tag means just this."""
+    kept: str = field(default="", repr=False)
+    """What is kept of a user or a token that is set: the hash of a password, or what mirror/access/tokens.py keeps as JSON."""
 
     def document(self) -> dict[str, Any]:
         return {
@@ -43,6 +50,7 @@ class Change:
             "why": self.why,
             "force": self.force,
             "digest": self.digest,
+            "kept": self.kept,
         }
 
     @classmethod
@@ -54,7 +62,10 @@ class Change:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise RequestInvalid("names: a list of texts is expected")
         who, why, digest = (printable(str(document.get(key, "")))[:_LONGEST] for key in ("who", "why", "digest"))
-        return cls(document["action"], tuple(names), who, why, document.get("force") is True, digest)
+        kept = document.get("kept", "")
+        if not isinstance(kept, str) or len(kept) > _LARGEST_KEPT:
+            raise RequestInvalid("kept: a text is expected")
+        return cls(document["action"], tuple(names), who, why, document.get("force") is True, digest, kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +105,13 @@ class Told:
         if faults:
             self.faults[mirror] = "; ".join(faults)
 
-    def sentence(self) -> str:
-        """What was not done, and what to do; empty if all was."""
+    def sentence(self, again: str = "do it again") -> str:
+        """What was not done, and what to do, `again` by default; empty if all was."""
         if not self.faults:
             return ""
-        return f"not at {' nor at '.join(f'{mirror} ({why})' for mirror, why in self.faults.items())}: do it again once that is mended"
+        return (
+            f"not at {' nor at '.join(f'{mirror} ({why})' for mirror, why in self.faults.items())}: {again} once that is mended"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +129,8 @@ class State:
     degraded: tuple[str, ...]
     figures: Mapping[str, int]
     """Of `FIGURES`."""
+    tables: Mapping[str, str] = field(default_factory=dict)
+    """Of `TABLES`, a digest that is the same where they are; none of a version that knows none."""
 
     def document(self) -> dict[str, Any]:
         return {
@@ -125,6 +140,7 @@ class State:
             "mirrors": list(self.mirrors),
             "parents": list(self.parents),
             "degraded": list(self.degraded),
+            "tables": dict(self.tables),
             **self.figures,
         }
 
@@ -134,6 +150,7 @@ class State:
         try:
             mirrors, parents, degraded = (_texts(document[key]) for key in ("mirrors", "parents", "degraded"))
             figures = {name: int(document[name]) for name in FIGURES}
+            tables = document.get("tables", {})
             return cls(
                 printable(str(document["mirror"]))[:_LONGEST],
                 printable(str(document["version"]))[:100],
@@ -142,8 +159,9 @@ class State:
                 parents,
                 degraded,
                 figures,
+                {name: str(tables[name]) for name in TABLES if name in tables},
             )
-        except (TypeError, KeyError, OverflowError):
+        except (TypeError, KeyError, AttributeError, OverflowError):
             raise ValueError("it does not say how it is") from None
 
 
@@ -171,6 +189,17 @@ class Member:
     def is_another(self) -> bool:
         """Whether the one that answers is not the one that is listed."""
         return self.state is not None and self.state.mirror != self.url
+
+
+def differing(members: Sequence[Member], own: str | None) -> dict[str, list[str]]:
+    """Returns, by mirror, of which `TABLES` it has others than this one, called `own`; than the first that says how it is, if this one does not."""
+    told = {member.url: member.state.tables for member in members if member.state is not None and not member.is_another}
+    known = told.get(own or "", next(iter(told.values()), {}))
+    return {
+        url: found
+        for url, tables in told.items()
+        if (found := [name for name in TABLES if name in tables and name in known and tables[name] != known[name]])
+    }
 
 
 def printable(text: str) -> str:

@@ -7,6 +7,7 @@ CHECK     catalog/asking.lock     by the process that asks upstream whether a ta
 FETCH     catalog/asking.lock     by the process that asks upstream for a manifest: one byte for each reference
 DATABASE  catalog/open.lock       while a process opens the database; shared for as long as it has it open
 EVICTION  catalog/eviction.lock   by the process that removes content; SQLite's own lock is taken after it
+USERS     (the folder itself)     by the process that changes the file of users in it
 MENDING   catalog/mend.lock       by the process that repairs after a start
 SCRUB     catalog/scrub.lock      by the process that scrubs
 LISTS     catalog/lists.lock      by the process that pulls the images of [[warm]] lists
@@ -19,7 +20,7 @@ METRICS   (outside of it)         shared by the workers that write figures into 
 EXPORT    (outside of it)         by the `mirror export` that writes the file
 ========  ======================  ============================================================================================
 
-The first four are waited for, in this order: whoever waits for one holds neither it nor a later one of the four. `wait` and `KeyedFileLock.take` assert it, for
+The first five are waited for, in this order: whoever waits for one holds neither it nor a later one of the five. `wait` and `KeyedFileLock.take` assert it, for
 a thread or task and for what it is called by. The others are only tried, and whoever fails to get one does without, so nobody can wait for their holder.
 
 The kernel drops a lock when its holder dies, however it dies. Files rather than an in-process lock, since several processes share a cache directory.
@@ -53,19 +54,20 @@ class Lock(IntEnum):
     FETCH = 2
     DATABASE = 3
     EVICTION = 4
-    MENDING = 5
-    SCRUB = 6
-    LISTS = 7
-    LEAD = 8
-    READERS = 9
-    PEER = 10
-    CONTENT = 11
-    OUTBOX = 12
-    METRICS = 13
-    EXPORT = 14
+    USERS = 5
+    MENDING = 6
+    SCRUB = 7
+    LISTS = 8
+    LEAD = 9
+    READERS = 10
+    PEER = 11
+    CONTENT = 12
+    OUTBOX = 13
+    METRICS = 14
+    EXPORT = 15
 
 
-WAITED_FOR = (Lock.CHECK, Lock.FETCH, Lock.DATABASE, Lock.EVICTION)
+WAITED_FOR = (Lock.CHECK, Lock.FETCH, Lock.DATABASE, Lock.EVICTION, Lock.USERS)
 
 
 class _Holding:
@@ -100,6 +102,20 @@ def wait(path: Path, lock: Lock) -> Iterator[None]:
     with _in_order(lock), _opened(path) as fd:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def wait_for_folder(path: Path, lock: Lock) -> Iterator[None]:
+    """Holds an exclusive lock on a folder, which may be anybody's, so that no lock file is left there. Blocks. Excludes nobody on a file system without such locks. Raises OSError if the
+    folder cannot be opened."""
+    with _in_order(lock):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
 
 
 @contextlib.contextmanager

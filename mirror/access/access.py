@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import secrets
@@ -123,6 +125,15 @@ class Access:
         self._failed.pop(path, None)
         self._seen[path] = version
         return found
+
+    def digest(self) -> str:
+        """Returns a digest of the users and tokens: the same at two mirrors that have the same ones."""
+        found = self.identities
+        users = sorted((name, hashed.decode()) for name, hashed in found.users.hashes.items())
+        tokens = sorted(
+            (one.name, one.digest, one.user or "", one.scopes, one.expires or 0.0) for one in found.tokens.by_digest.values()
+        )
+        return hashlib.sha256(json.dumps([users, tokens]).encode()).hexdigest()[:32]
 
     def _changed(self) -> None:
         self.version += 1

@@ -5,9 +5,11 @@ A token is 256 random bits, so SHA-256 is enough: nobody can try them all, as th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mirror.access.rules import Action, Scope
-from mirror.durable import create_durably, sync_folder
+from mirror.durable import create_durably, sync_folder, write_durably
 from mirror.patterns import RepositoryPattern
 from mirror.regular_files import NoFile, read_file
 
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 PREFIX = "mirror_"
 """How a token begins, so that programs that search for leaked secrets can know it."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _SUFFIX = ".json"
 _LARGEST = 64 * 1024
 
@@ -46,6 +49,16 @@ class Token:
 
     def is_over(self, now: float) -> bool:
         return self.expires is not None and self.expires <= now
+
+    def document(self) -> dict[str, Any]:
+        """What is kept of it, beside its name."""
+        return {
+            "sha256": self.digest,
+            "user": self.user,
+            "scopes": list(self.scopes),
+            "created": self.created,
+            "expires": self.expires,
+        }
 
     def limits(self) -> tuple[Scope, ...] | None:
         """What the token is limited to; None if it is not."""
@@ -107,11 +120,45 @@ def add_token(folder: Path, name: str, user: str | None, scopes: tuple[str, ...]
     for scope in scopes:
         parse_scope(scope)
     secret = PREFIX + secrets.token_urlsafe(32)
-    kept = {"sha256": _digest(secret), "user": user, "scopes": list(scopes), "created": time.time(), "expires": expires}
+    token = Token(name, _digest(secret), user, scopes, time.time(), expires)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not create_durably(folder / f"{name}{_SUFFIX}", json.dumps(kept).encode()):
+    if not create_durably(folder / f"{name}{_SUFFIX}", json.dumps(token.document()).encode()):
         raise ValueError(f"there is a token named {name} already: mirror token rm {name} removes it")
     return secret
+
+
+def kept_token(folder: Path, name: str) -> str | None:
+    """Returns what is kept of a token, as `parse_kept` takes it; None if there is no such token. Blocks. Raises OSError."""
+    if _NAME.fullmatch(name) is None:
+        return None
+    try:
+        return read_file(folder / f"{name}{_SUFFIX}", _LARGEST).decode(errors="replace")
+    except NoFile:
+        return None
+
+
+def parse_kept(name: str, kept: str) -> Token:
+    """Returns a token by what is kept of it. Raises ValueError."""
+    if _NAME.fullmatch(name) is None or len(kept) > _LARGEST:
+        raise ValueError(f"{name[:80]!r} cannot be a token's name, or what is kept of it is too long")
+    try:
+        return _parsed(name, json.loads(kept))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"this is not what is kept of a token: {name}") from None
+
+
+def take_token(folder: Path, token: Token, *, replaces: bool) -> bool:
+    """Keeps a token that another mirror has made. Returns False if there is another one of that name and this does not replace it. Blocks. Raises OSError."""
+    path, content = folder / f"{token.name}{_SUFFIX}", json.dumps(token.document()).encode()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if create_durably(path, content):
+        return True
+    with contextlib.suppress(ValueError):
+        if parse_kept(token.name, kept_token(folder, token.name) or "") == token:
+            return True
+    if replaces:
+        write_durably(path, content)
+    return replaces
 
 
 def remove_token(folder: Path, name: str) -> bool:
@@ -127,7 +174,18 @@ def remove_token(folder: Path, name: str) -> bool:
 
 
 def _parsed(name: str, kept: dict[str, Any]) -> Token:
-    token = Token(name, str(kept["sha256"]), kept["user"], tuple(kept["scopes"]), float(kept["created"]), kept["expires"])
+    """Raises ValueError, KeyError, TypeError."""
+    user, expires = kept["user"], kept["expires"]
+    if _SHA256.fullmatch(kept["sha256"]) is None or not (user is None or isinstance(user, str)):
+        raise ValueError("a hash and a user are expected")
+    scopes = tuple(map(str, kept["scopes"]))
+    try:
+        created, end = float(kept["created"]), None if expires is None else float(expires)
+    except OverflowError:
+        raise ValueError("times are expected") from None
+    if not math.isfinite(created + (end or 0.0)):
+        raise ValueError("times are expected")
+    token = Token(name, kept["sha256"], user, scopes, created, end)
     token.limits()
     return token
 

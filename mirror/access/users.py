@@ -6,11 +6,12 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mirror.durable import write_durably
+from mirror.locks import Lock, wait_for_folder
 from mirror.regular_files import LARGEST_SECRET, NoFile, read_file
 
 log = logging.getLogger(__name__)
@@ -64,17 +65,37 @@ def read_users(file: Path) -> Users:
 
 def set_password(file: Path, name: str, password: str) -> None:
     """Adds a user, or gives one another password. Blocks. Raises OSError, and ValueError if the name or the password cannot be used."""
-    check_user_name(name)
     import bcrypt
 
     if not password or len(password.encode()) > _LONGEST:
         raise ValueError(f"a password of 1 to {_LONGEST} bytes is expected")
-    _replace(file, name, f"{name}:{bcrypt.hashpw(password.encode(), bcrypt.gensalt(_ROUNDS)).decode()}")
+    set_hash(file, name, bcrypt.hashpw(password.encode(), bcrypt.gensalt(_ROUNDS)).decode())
+
+
+def set_hash(file: Path, name: str, hashed: str, *, replaces: bool = True) -> bool:
+    """The same by the hash of the password. Returns False if the user has another one and this does not replace it. Blocks. Raises OSError, ValueError."""
+    check_user_name(name)
+    if _HASH.fullmatch(hashed) is None:
+        raise ValueError(f"a bcrypt hash is expected for {name}")
+    with _changing(file) as lines:
+        place = next((number for number, line in enumerate(lines) if line.partition(":")[0] == name), len(lines))
+        entry = f"{name}:{hashed}"
+        if lines[place : place + 1] == [entry]:
+            return True
+        if place < len(lines) and not replaces:
+            return False
+        _write(file, [*lines[:place], entry, *(line for line in lines[place:] if line.partition(":")[0] != name)])
+    return True
 
 
 def remove_user(file: Path, name: str) -> bool:
     """Returns False if there is no such user. Blocks. Raises OSError."""
-    return _replace(file, name, None)
+    with _changing(file) as lines:
+        kept = [line for line in lines if line.partition(":")[0] != name]
+        if kept == lines:
+            return False
+        _write(file, kept)
+    return True
 
 
 def is_right(password: str, hashed: bytes) -> bool:
@@ -85,20 +106,18 @@ def is_right(password: str, hashed: bytes) -> bool:
     return len(given) <= _LONGEST and b"\0" not in given and bcrypt.checkpw(given, hashed)
 
 
-def _replace(file: Path, name: str, entry: str | None) -> bool:
-    """Replaces the line of a user in place, so that comments and others' lines stay. Returns whether there was one."""
-    lines = _lines(file)
-    kept = [line for line in lines if line.partition(":")[0] != name]
-    found = len(kept) != len(lines)
-    if entry is None and not found:
-        return False
-    if entry is not None:
-        place = next((number for number, line in enumerate(lines) if line.partition(":")[0] == name), len(kept))
-        kept.insert(min(place, len(kept)), entry)
+@contextlib.contextmanager
+def _changing(file: Path) -> Iterator[list[str]]:
+    """Gives the lines of a file while nobody else changes it by this. Raises OSError."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with wait_for_folder(file.resolve().parent, Lock.USERS):
+        yield _lines(file)
+
+
+def _write(file: Path, lines: list[str]) -> None:
+    """Replaces the file: comments and others' lines stay as they are in `lines`. Raises OSError."""
     file = file.resolve()
-    write_durably(file, "".join(f"{line}\n" for line in kept).encode(), lambda fd: _give_as(file, fd))
-    return found
+    write_durably(file, "".join(f"{line}\n" for line in lines).encode(), lambda fd: _give_as(file, fd))
 
 
 def _give_as(file: Path, fd: int) -> None:

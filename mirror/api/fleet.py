@@ -15,13 +15,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
+from mirror.access.accounts import Accounts
 from mirror.access.audit import read_audit_log
 from mirror.access.guesses import Guesses
 from mirror.access.pulls import wanted_entries
@@ -32,7 +33,7 @@ from mirror.api.targets import Target
 from mirror.cache.cache import Cache
 from mirror.cache.image_documents import describe
 from mirror.errors import MirrorError, NotAllowed, RequestInvalid, RouteUnknown, Unknown, Unsupported
-from mirror.fleet_documents import FIGURES, Change, Outcome, State
+from mirror.fleet_documents import ACCOUNT_ACTIONS, FIGURES, Change, Outcome, State
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.regular_files import NoFile
 from mirror.storage.sightings import Block, Released
@@ -55,14 +56,17 @@ class Own:
     tag_ttl: float
     degraded: Callable[[], list[str]]
     audit_log: Path | None
+    tables: Callable[[], Mapping[str, str]]
+    """Digests; see `State.tables`."""
 
 
 class FleetRequests:
     """Answers other mirrors of the fleet."""
 
-    def __init__(self, cache: Cache, own: Own, parse: Callable[[str], tuple[Repository, Reference]]) -> None:
+    def __init__(self, cache: Cache, own: Own, parse: Callable[[str], tuple[Repository, Reference]], accounts: Accounts) -> None:
         """`parse` takes an image's name. Raises Invalid."""
         self._cache = cache
+        self._accounts = accounts
         self._own = own
         self._parse = parse
         self._guesses = Guesses()
@@ -103,6 +107,7 @@ class FleetRequests:
             tuple(own.parents),
             tuple(own.degraded()),
             dict(zip(FIGURES, figures, strict=True)),
+            own.tables(),
         )
 
     async def _pulls(self, target: Target) -> list[dict[str, Any]]:
@@ -140,6 +145,8 @@ class FleetRequests:
     async def _change(self, change: Change, name: str) -> Outcome:
         """Raises MirrorError: Unknown where there is nothing to change."""
         images = self._cache.images
+        if change.action in ACCOUNT_ACTIONS:
+            return await asyncio.to_thread(self._accounts.take, change, name)
         if change.action == "block":
             await images.block(Block(Digest.parse(name), change.why, change.who, time.time()))
             return Outcome(name)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import getpass
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from mirror.cli import importing
 from mirror.cli.ask import as_invoker, fail
+from mirror.cli.text import print_json
 from mirror.fleet_documents import Change, Member, Told
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def fleet_option(command: _Command) -> _Command:
     return click.option("--fleet", is_flag=True, help="Of all mirrors of the fleet that this one belongs to.")(command)
 
 
-def tell(settings: Settings, here: bool, change: Change) -> Told:
-    """Tells the other mirrors of the fleet, if there is one, and unless only this one is meant. What was not taken is printed."""
+def tell(settings: Settings, here: bool, change: Change, again: str = "do it again") -> Told:
+    """Tells the other mirrors of the fleet, if there is one, and unless only this one is meant. What was not taken is printed, with what does it `again`."""
     told = Told()
     if here or not change.names or not settings.fleet.mirrors:
         return told
@@ -48,8 +49,24 @@ def tell(settings: Settings, here: bool, change: Change) -> Told:
     with as_invoker():
         told = asyncio.run(members.tell(change))
     if told.faults:
-        click.echo(f"mirror: {change.action}: {told.sentence()}", err=True)
+        click.echo(f"mirror: {change.action}: {told.sentence(again)}", err=True)
     return told
+
+
+def require_others(settings: Settings) -> None:
+    """Exits where nobody else can be told of a change."""
+    if not _fleet_or_exit(settings).can_tell:
+        fail("the other mirrors of the fleet can be told once each has the same fleet.token_file (docs/scale.md)")
+
+
+def send(settings: Settings, changes: Sequence[Change], kind: str, as_json: bool) -> bool:
+    """Tells the others of users or tokens, each of which is one change, and prints which were taken. Returns whether all were."""
+    faults = [(change.names[0], bool(tell(settings, False, change, f"mirror {kind} send").faults)) for change in changes]
+    if as_json:
+        print_json([{kind: name, "sent": not fault} for name, fault in faults])
+    else:
+        click.echo("".join(f"{name} is sent\n" for name, fault in faults if not fault), nl=False)
+    return not any(fault for _, fault in faults)
 
 
 def states(settings: Settings) -> list[Member]:

@@ -19,8 +19,9 @@ from mirror.cli.ask import fail, inventory
 from mirror.cli.fleet import fleet_option, states
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import os_error_text, print_json, table
+from mirror.config import Settings
 from mirror.disk_room import measure
-from mirror.fleet_documents import FIGURES, Member, State, printable
+from mirror.fleet_documents import FIGURES, Member, State, differing, printable
 from mirror.units import format_size
 
 _MOST_SHOWN = 20
@@ -34,11 +35,11 @@ _MOST_SHOWN = 20
 def stats(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...], fleet: bool, as_json: bool) -> None:
     """Prints how much is cached, how much of the limit that is, what is wrong, and the traffic saved since the cache was created.
 
-    With --fleet, each mirror of the fleet has a line. The exit status is 1 if one does not answer, or if their lists differ.
+    With --fleet, each mirror of the fleet has a line. The exit status is 1 if one does not answer, or if their lists, [[access]] or [[guard]] tables, or users differ.
     """
     settings = settings_or_exit(config, cache_dir, upstreams)
     if fleet:
-        _print_fleet(states(settings), settings.fleet.mirrors, as_json)
+        _print_fleet(states(settings), settings, as_json)
         return
     with inventory(settings) as asked:
         totals = asked.totals()
@@ -89,8 +90,9 @@ def stats(config: Path | None, cache_dir: str | None, upstreams: tuple[str, ...]
     click.echo("".join(f"{name:<12}{value}\n" for name, value in lines), nl=False)
 
 
-def _print_fleet(members: Sequence[Member], mirrors: Sequence[str], as_json: bool) -> NoReturn:
-    well = all(one.has_list(mirrors) and not one.is_another for one in members)
+def _print_fleet(members: Sequence[Member], settings: Settings, as_json: bool) -> NoReturn:
+    mirrors, differs = settings.fleet.mirrors, differing(members, settings.fleet.own)
+    well = all(one.has_list(mirrors) and not one.is_another for one in members) and not differs
     if as_json:
         print_json(
             {
@@ -99,6 +101,7 @@ def _print_fleet(members: Sequence[Member], mirrors: Sequence[str], as_json: boo
                         "mirror": one.url,
                         "fault": one.fault or None,
                         "same_list": one.has_list(mirrors),
+                        "differs": differs.get(one.url, []),
                         **(dict.fromkeys(("version", "degraded", *FIGURES)) if one.state is None else _figures(one.state)),
                     }
                     for one in members
@@ -117,6 +120,8 @@ def _print_fleet(members: Sequence[Member], mirrors: Sequence[str], as_json: boo
             if one.is_another
             else "another list"
             if not one.has_list(mirrors)
+            else f"other {', '.join(differs[one.url])}"
+            if one.url in differs
             else "degraded"
             if one.state.degraded
             else "well"

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
 import click
 
-from mirror.access.access import TOKENS
+from mirror.access.accounts import Accounts
 from mirror.access.tokens import add_token, read_tokens, remove_token
-from mirror.access.users import read_users
+from mirror.cli import fleet
 from mirror.cli.ask import become_owner, fail
 from mirror.cli.options import cache_options, settings_or_exit
 from mirror.cli.text import ago, os_error_text, print_json, table
 from mirror.config import Settings
+from mirror.fleet_documents import Change
+from mirror.fleet_tables import accounts
 from mirror.units import moment, parse_duration
-from mirror.wiring import access_folder, users_file
 
 _NEVER = "never"
 
 
 @click.command(short_help="Add, list and remove tokens.")
-@click.argument("action", type=click.Choice(("add", "rm", "list")))
+@click.argument("action", type=click.Choice(("add", "rm", "list", "send")))
 @click.argument("name", required=False)
+@fleet.here_option
 @click.option(
     "--user",
     "owner",
@@ -50,44 +53,86 @@ def token(
     config: Path | None,
     cache_dir: str | None,
     upstreams: tuple[str, ...],
+    here: bool,
     as_json: bool,
 ) -> None:
     """Adds a token and prints it, lists tokens, or removes one.
 
     A token is used in place of a password, with any user name, or in a secret path: http://mirror.lan:5000/t/TOKEN. It is shown once: only its hash is kept.
-    A running mirror takes what changed within a second.
+    A running mirror takes what changed within a second. In a fleet with a token, all mirrors change: they are told the hash. send tells the others of a token, or of all, as they are
+    here: a mirror that did not answer before, or is new.
     """
     settings = settings_or_exit(config, cache_dir, upstreams)
-    folder = access_folder(settings) / TOKENS
+    known = accounts(settings)
     become_owner(settings.cache.dir)
-    if (name is None) is not (action == "list"):
-        fail("list takes no name" if action == "list" else f"mirror token {action} needs a name")
+    if name is None and action not in ("list", "send"):
+        fail(f"mirror token {action} needs a name")
+    if name is not None and action == "list":
+        fail("list takes no name")
     try:
-        if name is None:
-            _list(folder, as_json)
+        if action == "list":
+            _list(known.tokens, as_json)
+            return
+        if action == "send":
+            well = _send(settings, known, name, as_json)
         elif action == "rm":
-            if not remove_token(folder, name):
-                raise ValueError(f"there is no token {name}: mirror token list shows those that there are")
-            print_json({"token": name, "done": "removed"}) if as_json else click.echo(f"the token {name} is removed")
+            assert name is not None
+            well = _remove(settings, known, name, here, as_json)
         else:
-            secret = _add(settings, folder, name, owner, scopes, expires)
-            if as_json:
-                print_json({"token": name, "secret": secret})
-            else:
-                click.echo(f"the token {name}, shown this once; only its hash is kept:", err=True)
-                click.echo(secret)
+            assert name is not None
+            well = _add(settings, known, name, owner, scopes, expires, here, as_json)
     except ValueError as error:
         fail(str(error))
     except OSError as error:
         fail(os_error_text(error))
+    sys.exit(0 if well else 1)
 
 
-def _add(settings: Settings, folder: Path, name: str, owner: str | None, scopes: tuple[str, ...], expires: str) -> str:
-    """Returns the token. Raises OSError, ValueError."""
-    if owner is not None and owner not in read_users(users_file(settings)):
+# Each returns whether all mirrors have done it. Raises OSError, ValueError.
+
+
+def _add(
+    settings: Settings,
+    known: Accounts,
+    name: str,
+    owner: str | None,
+    scopes: tuple[str, ...],
+    expires: str,
+    here: bool,
+    as_json: bool,
+) -> bool:
+    if owner is not None and owner not in known.users():
         raise ValueError(f"there is no user {owner}: mirror user add {owner} adds one")
     end = None if expires == _NEVER else time.time() + parse_duration(expires)
-    return add_token(folder, name, owner, scopes, end)
+    secret = add_token(known.tokens, name, owner, scopes, end)
+    # First: it is shown this once.
+    if as_json:
+        print_json({"token": name, "secret": secret})
+    else:
+        click.echo(f"the token {name}, shown this once; only its hash is kept:", err=True)
+        click.echo(secret)
+    kept = known.kept_of_token(name) or ""
+    told = fleet.tell(settings, here, Change("set-token", (name,), fleet.invoker(), kept=kept), f"mirror token send {name}")
+    return not told.faults
+
+
+def _remove(settings: Settings, known: Accounts, name: str, here: bool, as_json: bool) -> bool:
+    was_here = remove_token(known.tokens, name)
+    told = fleet.tell(settings, here, Change("remove-token", (name,), fleet.invoker()))
+    if not was_here and name not in told.did:
+        raise ValueError(f"there is no token {name}: mirror token list shows those that there are")
+    print_json({"token": name, "done": "removed"}) if as_json else click.echo(f"the token {name} is removed")
+    return not told.faults
+
+
+def _send(settings: Settings, known: Accounts, name: str | None, as_json: bool) -> bool:
+    names = known.token_names() if name is None else [name]
+    kept = {one: found for one in names if (found := known.kept_of_token(one)) is not None}
+    if name is not None and name not in kept:
+        raise ValueError(f"there is no token {name}: mirror token list shows those that there are")
+    fleet.require_others(settings)
+    changes = [Change("set-token", (one,), fleet.invoker(), force=True, kept=found) for one, found in kept.items()]
+    return fleet.send(settings, changes, "token", as_json)
 
 
 def _list(folder: Path, as_json: bool) -> None:

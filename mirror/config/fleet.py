@@ -71,7 +71,7 @@ class Fleet(Table):
     )
     token_file: Path | None = Field(
         None,
-        description="a file with a token of 16 characters or more, the same at each of `fleet.mirrors`, and shown to no other: who has it may pull everything from here, so that each checks only its own clients, and change what a fleet changes together, such as pins and blocks. Read at each use; needed where there are `[[access]]` tables",
+        description="a file with a token of 16 characters or more, the same at each of `fleet.mirrors`, and shown to no other: who has it may pull everything from here, so that each checks only its own clients, and change what a fleet changes together: pins, blocks, users and tokens. Read at each use; needed where there are `[[access]]` tables",
     )
     ca_file: Path | None = Field(
         None,

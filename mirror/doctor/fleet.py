@@ -11,7 +11,7 @@ from yarl import URL
 from mirror.config import Parent, Settings
 from mirror.doctor.findings import Finding, advice, ok, problem
 from mirror.errors import MirrorError
-from mirror.fleet_documents import MOST_LATE, Member
+from mirror.fleet_documents import MOST_LATE, Member, differing
 from mirror.upstream import Connections, Timeouts
 from mirror.upstream.members import Members
 from mirror.upstream.places import authorization
@@ -20,6 +20,20 @@ from mirror.upstream.transport import Transport
 from mirror.upstream.trust import trusting
 
 _CHECK = "fleet"
+_TABLES = {
+    "access": (
+        "[[access]] tables, groups or issuers",
+        "give all of them the same, and run mirror reload there; until then each decides otherwise who may do what",
+    ),
+    "guards": (
+        "[[guard]] tables",
+        "give all of them the same, and run mirror reload there; until then each refuses something else",
+    ),
+    "users": (
+        "users or tokens",
+        "run mirror user send and mirror token send at the one that has the right ones, and mirror user rm or mirror token rm for those that are to go",
+    ),
+}
 _TIMEOUTS = Timeouts(connect=3, header=5, stall=5, attempts=1)
 
 
@@ -41,6 +55,7 @@ async def examine(settings: Settings) -> list[Finding]:
     for member in mirrors:
         findings += _mirror(member, fleet.mirrors, has_token=fleet.has_token)
     findings += _versions(mirrors)
+    findings += _tables(mirrors, fleet.own)
     findings += parents
     if in_clear := fleet.in_clear:
         cure = "use https URLs, with fleet.ca_file for an authority of your own, unless the network between them is trusted: whoever reads the token may use it"
@@ -83,6 +98,13 @@ def _versions(members: Sequence[Member]) -> Iterator[Finding]:
     if len(set(versions.values())) > 1:
         told = ", ".join(f"{url} has {version}" for url, version in versions.items())
         yield advice(_CHECK, f"versions differ: {told}", "bring all of them to the same one, one after the other")
+
+
+def _tables(members: Sequence[Member], own: str | None) -> Iterator[Finding]:
+    for url, names in differing(members, own).items():
+        for name in names:
+            what, cure = _TABLES[name]
+            yield problem(_CHECK, f"{url} has other {what} than this mirror", cure)
 
 
 async def _ask_parents(settings: Settings) -> list[Finding]:

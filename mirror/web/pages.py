@@ -16,7 +16,7 @@ from mirror.cache.warming import WarmState
 from mirror.clients import CLIENTS, Address, Client
 from mirror.downloads.active import Download
 from mirror.errors import AdminNeeded, CatalogFailed, ManifestUnknown, MirrorError, NameUnknown, RouteUnknown, Unknown
-from mirror.fleet_documents import MOST_LATE
+from mirror.fleet_documents import MOST_LATE, differing
 from mirror.names import Reference, Repository, Tag, image_name
 from mirror.storage.inventory import ORDERS, Details, History, Image, Pulled, Totals, UnderWay, Variant
 from mirror.storage.scans import SEVERITIES, scan_results
@@ -218,7 +218,10 @@ class Pages:
         fleet = self._site_info.fleet
         if fleet is None:
             raise RouteUnknown("this mirror belongs to no fleet: fleet.mirrors and fleet.own are not set (docs/scale.md)")
-        return self._render("fleet.html", context, members=await fleet.states(), mirrors=fleet.mirrors, most_late=MOST_LATE)
+        members = await fleet.states()
+        own = next((url for url in fleet.mirrors if url not in fleet.others), None)
+        found = {"members": members, "mirrors": fleet.mirrors, "most_late": MOST_LATE, "differs": differing(members, own)}
+        return self._render("fleet.html", context, **found)
 
     def settings(self, context: PageContext) -> str:
         return self._render("settings.html", context, ends=self._site_info.certificate_ends())
