@@ -15,7 +15,7 @@ import pytest
 from tests.e2e.test_containerd import Containerd
 from tests.e2e.test_dockerd import Dockerd
 from tests.support.commands import mirror as command
-from tests.support.images import Image, make_image, push
+from tests.support.images import Image, make_image, make_index, push
 from tests.support.mirrors import MirrorProcess
 from tests.support.patience import patiently
 from tests.support.programs import DockerRegistry, require
@@ -112,15 +112,17 @@ def cosign(*arguments: str) -> str:
 
 
 def test_real_clients_pull_what_real_cosign_has_signed_and_nothing_else(tmp_path: Path) -> None:
-    """By key, in both forms: a bundle among the referrers, and a tag. dockerd and containerd get the images that are signed, each blob once from the registry; of
-    what is not, they get the reason, and nobody fetches a layer."""
+    """By key, in both forms: a bundle among the referrers, and a tag; also an index for two platforms, of which only the index itself is signed. dockerd and
+    containerd get the images that are signed, each blob once from the registry, and none of another platform; of what is not, they get the reason, and nobody
+    fetches a layer."""
     cosign("generate-key-pair", f"--output-key-prefix={tmp_path}/key")
     registry = DockerRegistry(tmp_path / "registry")
-    images = {"bundle": make_image(21), "tag": make_image(22), "none": make_image(23)}
+    images = {"bundle": make_image(21), "tag": make_image(22), "index": make_index(24), "none": make_image(23)}
+    arm = images["index"].blobs.keys() - make_image(24).blobs.keys()
     for name, image in images.items():
         push(registry.url, f"library/{name}", "1", image, None)
     key = ["--yes", "--tlog-upload=false", "--allow-http-registry", "--use-signing-config=false", f"--key={tmp_path}/key.key"]
-    for name, form in (("bundle", "true"), ("tag", "false")):
+    for name, form in (("bundle", "true"), ("tag", "false"), ("index", "true")):
         at = f"{registry.url.removeprefix('http://')}/library/{name}@{images[name].digest}"
         cosign("sign", *key, f"--new-bundle-format={form}", at)
     with urllib.request.urlopen(f"{registry.url}/v2/library/tag/tags/list") as answer:
@@ -134,12 +136,15 @@ def test_real_clients_pull_what_real_cosign_has_signed_and_nothing_else(tmp_path
         stack.callback(daemon.stop)
         containerd = Containerd(tmp_path / "containerd", mirror.url)
         stack.callback(containerd.stop)
-        for name in ("bundle", "tag"):
+        for name in ("bundle", "tag", "index"):
             daemon.docker("pull", f"{name}:1")
             digests = json.loads(daemon.docker("image", "inspect", f"{name}:1"))[0]["RepoDigests"]
             assert digests == [f"{name}@{images[name].digest}"]
             containerd.pull(f"docker.io/library/{name}:1")
             for digest, data in images[name].blobs.items():
+                if digest in arm:
+                    assert registry.asked("GET", f"/blobs/{digest}") == 0
+                    continue
                 assert containerd.content(digest) == data
                 assert registry.asked("GET", f"/library/{name}/blobs/{digest}") == 1
         reason = "is refused by the guard 'signed': it has no signature by the keys or identities that are required"

@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import tarfile
+import zipfile
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -206,10 +208,30 @@ async def until_it_is(mirror: Mirror, body: bytes) -> Got:
     raise AssertionError
 
 
+def as_lines(digests: list[Digest]) -> bytes:
+    return "".join(f"{digest} poisoned\n" for digest in digests).encode()
+
+
+def as_osv(digests: list[Digest]) -> bytes:
+    """A zip of records, as OSV exports an ecosystem."""
+    made = BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for number, digest in enumerate(digests):
+            affected = [{"package": {"purl": f"pkg:oci/app@sha256%3A{digest.hex}"}}]
+            record = {"id": f"ACME-{number}", "modified": "2026-01-01T00:00:00Z", "summary": "poisoned", "affected": affected}
+            archive.writestr(f"ACME-{number}.json", json.dumps(record))
+    return made.getvalue()
+
+
+@pytest.mark.parametrize("form", [as_lines, as_osv])
 async def test_a_list_may_be_at_a_url_and_counts_while_that_does_not_answer(
-    start: StartMirror, upstream: Scripted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    start: StartMirror,
+    upstream: Scripted,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    form: Callable[[list[Digest]], bytes],
 ) -> None:
-    """It is asked with its ETag, and what it said last is kept over a restart. A token in the query is sent to it, and is in no log and on no page."""
+    """As lines, or a feed of advisories. It is asked with its ETag, and what it said last is kept over a restart. A token in the query is sent to it, and is in no log and on no page."""
     caplog.set_level(logging.INFO, "mirror")
     monkeypatch.setattr(in_force, "_ASK", 0.0)
     image = upstream.add_image("library/app", "latest")
@@ -217,11 +239,10 @@ async def test_a_list_may_be_at_a_url_and_counts_while_that_does_not_answer(
     requests: list[str | None] = []
 
     async def answer(request: web.BaseRequest) -> web.Response:
-        text = "".join(f"{digest} poisoned\n" for digest in listed)
         requests.append(request.headers.get("If-None-Match"))
         assert request.query_string == "token=s3cret"
         tag = f'"{len(listed)}"'
-        return web.Response(status=304) if requests[-1] == tag else web.Response(text=text, headers={"ETag": tag})
+        return web.Response(status=304) if requests[-1] == tag else web.Response(body=form(listed), headers={"ETag": tag})
 
     runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.1)
     await runner.setup()
@@ -241,7 +262,8 @@ async def test_a_list_may_be_at_a_url_and_counts_while_that_does_not_answer(
     await mirror.stop()
     await runner.cleanup()
     mirror = await start(settings=settings)
-    assert (await mirror.get(LATEST)).status == 403
+    refused = await mirror.get(LATEST)
+    assert (refused.status, "poisoned" in json.loads(refused.body)["errors"][0]["message"]) == (403, True)
     for _ in patiently():
         if "cannot be had" in caplog.text:
             break
