@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +15,13 @@ from mirror.errors import CatalogFailed
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.regular_files import NoFile
 from mirror.storage.sightings import Block, Move, Ruled
-from mirror.tasks import SingleFlight
 from mirror.web.site_info import SiteInfo
+from mirror.web.worked_out import WorkedOut
 
 _MOST = 50
 """Lines of each list."""
 _MOST_TAGS = 200
 """Tags of which it is asked what holds them back."""
-_FRESH = 5.0
-"""Seconds for which what was worked out is shown to whoever looks and is no admin."""
 _MOST_CLIENTS = 5
 """Clients that are named to whom the same thing was refused."""
 _RELEASABLE = ("cooldown", "immutable", "refuse_older")
@@ -68,25 +65,17 @@ class GuardReport:
     def __init__(self, cache: Cache, site_info: SiteInfo) -> None:
         self._cache = cache
         self._site_info = site_info
-        self._known: tuple[float, _Worked] | None = None
-        self._changes = 0
-        self._works: SingleFlight[_Worked] = SingleFlight()
-
-    async def aclose(self) -> None:
-        await self._works.aclose()
-
-    def changed(self) -> None:
-        """Has it worked out anew for whoever looks next."""
-        self._known = None
-        self._changes += 1
+        self._worked = WorkedOut(self._work_out)
+        self.aclose = self._worked.aclose
+        self.changed = self._worked.changed
 
     async def shown(self, *, for_admin: bool) -> dict[str, Any]:
-        """Returns the values of the page's template. To whom something was refused is `for_admin` only: so is the audit log. Others get what is
-        `_FRESH` old at most. Raises CatalogFailed."""
+        """Returns the values of the page's template. To whom something was refused is `for_admin` only: so is the audit log. Others may get
+        what is some seconds old. Raises CatalogFailed."""
         clients: Mapping[tuple[str, str, str], Sequence[RefusedClient]] | None = None
         if for_admin:
             clients = await self._clients()
-        worked = await self._worked(anew=for_admin)
+        worked = await self._worked.get(anew=for_admin)
 
         def refused_to(rule: str, repository: Repository, reference: Reference) -> Sequence[RefusedClient]:
             return (clients or {}).get((rule, str(repository), str(reference)), ())
@@ -114,19 +103,9 @@ class GuardReport:
         except OSError as error:
             raise CatalogFailed(f"the audit log cannot be read: {error}") from None
 
-    async def _worked(self, *, anew: bool) -> _Worked:
-        known = self._known
-        if not anew and known is not None and time.monotonic() - known[0] <= _FRESH:
-            return known[1]
-        worked, began_before = await self._works.do("guards", self._work_out)
-        if anew and began_before:
-            worked, _ = await self._works.do("guards", self._work_out)
-        return worked
-
     async def _work_out(self) -> _Worked:
         """Decides as the rules of now do, by what is here."""
         store, guard = self._cache.store, self._cache.guard
-        began, changes = time.monotonic(), self._changes
         held = [] if guard is None else await store.held()
         waiting: list[Kept] = []
         refused: list[Kept] = []
@@ -141,7 +120,4 @@ class GuardReport:
             found = Kept(one.repository, one.tag, one.new, one.since, served, ruling.held_until, rule, check, reason)
             (waiting if check in _RELEASABLE else refused).append(found)
         ruled, moves, blocks = await store.rulings(_MOST), await store.moves(_MOST), await store.blocks()
-        worked = _Worked(waiting, refused, max(0, len(held) - _MOST_TAGS), ruled, moves, blocks)
-        if changes == self._changes:
-            self._known = began, worked
-        return worked
+        return _Worked(waiting, refused, max(0, len(held) - _MOST_TAGS), ruled, moves, blocks)

@@ -34,6 +34,7 @@ from mirror.web.site_info import SiteInfo
 from mirror.web.templating import Templates
 from mirror.web.timeline import MOST
 from mirror.web.timeline import shown as shown_change
+from mirror.web.worked_out import WorkedOut
 
 if TYPE_CHECKING:
     from mirror.bundles.importing import Import
@@ -82,6 +83,8 @@ class Pages:
         self._figures: tuple[float, Totals, History, tuple[Pulled, ...]] | None = None
         self._finding = Finding(cache)
         self._guards = GuardReport(cache, site_info)
+        fleet = site_info.fleet
+        self._members = None if fleet is None else WorkedOut(fleet.states)
         self._renewals: SingleFlight[tuple[Totals, History, tuple[Pulled, ...]]] = SingleFlight()
 
     async def warm(self) -> None:
@@ -93,7 +96,8 @@ class Pages:
             await self._current_figures()
 
     async def aclose(self) -> None:
-        await close_all(self._renewals.aclose, self._finding.aclose, self._guards.aclose)
+        members = () if self._members is None else (self._members.aclose,)
+        await close_all(self._renewals.aclose, self._finding.aclose, self._guards.aclose, *members)
 
     def changed(self) -> None:
         """Makes the next page compute the figures again."""
@@ -215,12 +219,12 @@ class Pages:
 
     async def fleet(self, context: PageContext) -> str:
         """Renders the mirrors of the fleet, as each of them says how it is. Raises RouteUnknown where there is no fleet."""
-        fleet = self._site_info.fleet
-        if fleet is None:
+        fleet, members = self._site_info.fleet, self._members
+        if fleet is None or members is None:
             raise RouteUnknown("this mirror belongs to no fleet: fleet.mirrors and fleet.own are not set (docs/scale.md)")
-        members = await fleet.states()
+        states = await members.get(anew=context.session is not None)
         own = next((url for url in fleet.mirrors if url not in fleet.others), None)
-        found = {"members": members, "mirrors": fleet.mirrors, "most_late": MOST_LATE, "differs": differing(members, own)}
+        found = {"members": states, "mirrors": fleet.mirrors, "most_late": MOST_LATE, "differs": differing(states, own)}
         return self._render("fleet.html", context, **found)
 
     def settings(self, context: PageContext) -> str:

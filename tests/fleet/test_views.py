@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 
+from mirror.api.fleet import FleetRequests
+from mirror.fleet_documents import State
+from mirror.web import worked_out
 from tests.fleet.test_changes import NAME, TOKEN, Setting, pull_at, setting
 from tests.promises.test_fleet import processes
 from tests.support.commands import Commands
@@ -95,6 +99,21 @@ async def test_the_dashboard_shows_each_mirror(setting: Setting, language: str) 
     assert all(mirror.url.removeprefix("http://") in page.replace("<wbr>", "") for mirror in setting.mirrors)
     assert (page.count("badge good"), page.count("badge bad")) == (2, 1)
     assert 'href="/fleet"' in (await first.get("/class", **HTML)).body.decode()
+
+
+async def test_however_many_look_the_mirrors_are_asked_once_in_a_while(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whoever looks at the page, together or one after the other: one request must not become one to each mirror."""
+    asked, ask = list[str](), FleetRequests.state
+
+    async def state(of: FleetRequests) -> State:
+        asked.append("")
+        return await ask(of)
+
+    monkeypatch.setattr(FleetRequests, "state", state)
+    monkeypatch.setattr(worked_out, "_FRESH", 3600.0)
+    for _ in range(2):
+        await asyncio.gather(*(setting.mirrors[0].get("/fleet", **HTML) for _ in range(5)))
+        assert len(asked) == len(setting.mirrors) - 1
 
 
 async def test_a_mirror_alone_has_no_such_page(mirror: Mirror) -> None:

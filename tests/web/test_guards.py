@@ -16,7 +16,7 @@ from mirror.config import load
 from mirror.guards.gate import Gate
 from mirror.names import Repository, Tag
 from mirror.storage.scans import ScanResult, keep_scan_result
-from mirror.web import guarded
+from mirror.web import worked_out
 from mirror.wiring import store
 from tests.support.dashboard import HTML, log_in, post, token
 from tests.support.mirrors import Mirror, StartMirror
@@ -128,7 +128,7 @@ async def test_what_anybody_looks_at_is_decided_on_once_in_a_while(held: Mirror,
         return await decide(gate, repository, tag)
 
     monkeypatch.setattr(Gate, "explain", explain)
-    monkeypatch.setattr(guarded, "_FRESH", 3600.0)
+    monkeypatch.setattr(worked_out, "_FRESH", 3600.0)
     for _ in range(2):
         pages = await asyncio.gather(*(held.get("/guards", **HTML) for _ in range(10)))
         assert all("the tag moved to it on" in page.body.decode() for page in pages)
