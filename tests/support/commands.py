@@ -6,25 +6,21 @@ import asyncio
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from tests.support.forking import PROGRAM, can_fork, run
 from tests.support.patience import PATIENCE
 from tests.support.scripted import Scripted
 
 
 def mirror(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end, which never is a traceback."""
-    done = subprocess.run(
-        [sys.executable, "-m", "mirror", *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-        env={**os.environ, **environment},
-    )
+    command, variables = [*PROGRAM, *arguments], {**os.environ, **environment}
+    if can_fork(command, variables):
+        done = run(arguments, stdin, variables, PATIENCE)
+    else:
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=PATIENCE, check=False, env=variables)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 

@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 import aiohttp
 
 from mirror.names import Digest
+from tests.support.forking import PROGRAM, Forked, can_fork
 from tests.support.patience import PATIENCE
 
 
@@ -153,13 +153,13 @@ class MirrorProcess:
     def __init__(self, directory: Path, upstreams: dict[str, str | list[str]], *arguments: str, **environment: str) -> None:
         """`upstreams`: registry to URL or URLs; keyword arguments are MIRROR_… variables without the prefix."""
         self.directory = directory
-        self._command = [sys.executable, "-m", "mirror", "serve", "--listen", "127.0.0.1:0", "--cache-dir", str(directory)]
+        self._command = [*PROGRAM, "serve", "--listen", "127.0.0.1:0", "--cache-dir", str(directory)]
         for registry, urls in upstreams.items():
             for url in [urls] if isinstance(urls, str) else urls:
                 self._command += ["--upstream", f"{registry}={url}"]
         self._command += arguments
         self._environment = {f"MIRROR_{key}": value for key, value in environment.items()}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Forked | subprocess.Popen[bytes] | None = None
         self.url = ""
         self._log = directory.parent / f"{directory.name}.log"
 
@@ -198,15 +198,15 @@ class MirrorProcess:
     def start(self) -> None:
         """Starts, or starts again on the same directory. Fails the test when it does not come up."""
         begin = self._log.stat().st_size if self._log.exists() else 0
-        with open(self._log, "ab") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **self._environment},
-                start_new_session=True,
-            )
+        environment = {**os.environ, **self._environment}
+        with open(self._log, "ab") as log, open(os.devnull) as nothing:
+            if can_fork(self._command, environment):
+                files = nothing.fileno(), log.fileno(), log.fileno()
+                self._process = Forked(self._command[len(PROGRAM) :], files, environment)
+            else:
+                self._process = subprocess.Popen(
+                    self._command, stdin=nothing, stdout=log, stderr=log, env=environment, start_new_session=True
+                )
         deadline = time.monotonic() + PATIENCE
         while True:
             for line in self._log.read_bytes()[begin:].decode(errors="replace").splitlines(keepends=True):
