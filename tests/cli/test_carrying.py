@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import pytest
 
 from mirror.manifests import OCI_INDEX, OCI_MANIFEST
 from mirror.names import Digest
-from tests.support.commands import Commands
+from tests.support.commands import Commands, mirror_bytes
 from tests.support.mirrors import Mirror, StartMirror
 from tests.support.scripted import Scripted
 
@@ -43,8 +41,7 @@ async def bring(commands: Commands, tar: Path, way: str) -> None:
     if way == "file":
         assert "0 not" in await commands("import", str(tar))
         return
-    command = [sys.executable, "-m", "mirror", "import", "-", *commands.flags]
-    done = await asyncio.to_thread(subprocess.run, command, input=tar.read_bytes(), capture_output=True, check=False)
+    done = await asyncio.to_thread(mirror_bytes, "import", "-", *commands.flags, stdin=tar.read_bytes())
     assert done.returncode == 0, done.stderr.decode()
 
 

@@ -9,7 +9,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 import urllib.request
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 import zstandard
 
 from tests.support.archives import docker_save, layout_of, pack
-from tests.support.commands import Commands
+from tests.support.commands import Commands, mirror_bytes
 from tests.support.images import Image, digest_of, make_image, make_index
 from tests.support.mirrors import MirrorProcess
 from tests.support.programs import run
@@ -38,10 +37,7 @@ def commands(tmp_path: Path) -> Commands:
 
 async def piped(commands: Commands, data: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """`mirror import`, with an archive on its standard input, which is a pipe."""
-    command = [sys.executable, "-m", "mirror", "import", *arguments, *commands.flags]
-    done = await asyncio.to_thread(subprocess.run, command, input=data, capture_output=True, check=False)
-    assert b"Traceback" not in done.stderr, done.stderr.decode()
-    return done
+    return await asyncio.to_thread(mirror_bytes, "import", *arguments, *commands.flags, stdin=data)
 
 
 def cached(tmp_path: Path, digest: str) -> bool:

@@ -22,24 +22,13 @@ import aiohttp
 
 from mirror.api.access import AccessLog
 from mirror.config import DEFAULT_ENDPOINTS
+from tests.support.commands import mirror
 from tests.support.mirrors import MirrorProcess
-from tests.support.patience import PATIENCE, patiently
+from tests.support.patience import patiently
 from tests.support.ports import free_port
 from tests.support.scripted import Hold, Scripted
 
 MIB = 1024 * 1024
-
-
-def mirror(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mirror", *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-        env={**os.environ, **environment},
-    )
 
 
 def test_the_start_says_where_what_and_how(tmp_path: Path) -> None:

@@ -118,7 +118,8 @@ async def test_no_output_shows_them(
         file, environment = setting.write(proxy, f"http://registry.test:{upstream.port}", tmp_path)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        process = MirrorProcess(tmp_path / "cache", {}, "--config", str(file))
+        # Started as users do: `ps` is looked at.
+        process = MirrorProcess(tmp_path / "cache", {}, "--config", str(file)).run_under("env")
         seen: list[str] = []
         await asyncio.to_thread(process.start)
         try:

@@ -9,19 +9,21 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.support.forking import PROGRAM, can_fork, run
+from tests.support.forking import run
 from tests.support.patience import PATIENCE
 from tests.support.scripted import Scripted
 
 
 def mirror(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end, which never is a traceback."""
-    command, variables = [*PROGRAM, *arguments], {**os.environ, **environment}
-    if can_fork(command, variables):
-        done = run(arguments, stdin, variables, PATIENCE)
-    else:
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=PATIENCE, check=False, env=variables)
-    assert "Traceback" not in done.stderr, done.stderr
+    done = mirror_bytes(*arguments, stdin=stdin.encode(), **environment)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def mirror_bytes(*arguments: str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """The same, for commands whose input or output is an archive."""
+    done = run(arguments, stdin, {**os.environ, **environment}, PATIENCE)
+    assert b"Traceback" not in done.stderr, done.stderr.decode()
     return done
 
 

@@ -110,8 +110,13 @@ def can_fork(command: Sequence[str], environment: Mapping[str, str]) -> bool:
     return [*command[:3]] == PROGRAM and _read_early(environment) == _server().environment
 
 
-def run(arguments: Sequence[str], stdin: str, environment: Mapping[str, str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end. Kills it after `seconds`, and raises subprocess.TimeoutExpired."""
+def run(
+    arguments: Sequence[str], stdin: bytes, environment: Mapping[str, str], seconds: float
+) -> subprocess.CompletedProcess[bytes]:
+    """Runs a command to its end, its standard streams being pipes. Kills it after `seconds`, and raises subprocess.TimeoutExpired."""
+    command = [*PROGRAM, *arguments]
+    if not can_fork(command, environment):
+        return subprocess.run(command, input=stdin, capture_output=True, timeout=seconds, check=False, env=environment)
     (its_input, input_), (output, its_output), (errors, its_errors) = os.pipe(), os.pipe(), os.pipe()
     files = its_input, its_output, its_errors
     with ThreadPoolExecutor(2) as threads:
@@ -122,18 +127,18 @@ def run(arguments: Sequence[str], stdin: str, environment: Mapping[str, str], se
                 os.close(descriptor)
             printed = [threads.submit(_read, descriptor) for descriptor in (output, errors)]
             # It may end without reading.
-            with contextlib.suppress(BrokenPipeError), open(input_, "w") as file:
+            with contextlib.suppress(BrokenPipeError), open(input_, "wb", buffering=0) as file:
                 file.write(stdin)
         try:
             status = process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             raise
-        return subprocess.CompletedProcess(process.args, status, *(one.result() for one in printed))
+        return subprocess.CompletedProcess(command, status, *(one.result() for one in printed))
 
 
-def _read(descriptor: int) -> str:
-    with open(descriptor) as file:
+def _read(descriptor: int) -> bytes:
+    with open(descriptor, "rb") as file:
         return file.read()
 
 
