@@ -93,6 +93,7 @@ async def running(
         pem = settings.server.tls_certificate
         if pem is not None:
             metrics.watch_certificate(str(pem), partial(ends, pem))
+        ended = EndedSessions(settings.cache.dir)
         fleet = members = None
         if settings.fleet.mirrors or settings.fleet.parents:
             # Few mirrors belong to one.
@@ -111,7 +112,7 @@ async def running(
                 settings.server.audit_log,
                 lambda: digests(live.settings, who),
             )
-            fleet = FleetRequests(cache, own, targets.image, accounts(settings))
+            fleet = FleetRequests(cache, own, targets.image, accounts(settings), ended)
             if settings.fleet.mirrors:
                 members = Members(settings.fleet)
                 members.own_state = fleet.state
@@ -128,7 +129,6 @@ async def running(
             partial(wiring.refused_by_guards, settings),
             members,
         )
-        ended = EndedSessions(settings.cache.dir)
         admin = Admin(admin_token(settings)[0], ended)
         if who.audit is not None:
             cache.images.audit = who.audit.note_by_hand

@@ -10,7 +10,8 @@ from mirror.errors import MirrorError, RequestInvalid
 
 ACCOUNT_ACTIONS = ("set-user", "remove-user", "set-token", "remove-token")
 """Changes of users and tokens."""
-ACTIONS = ("pin", "unpin", "refresh", "delete", "release", "block", "unblock", *ACCOUNT_ACTIONS)
+END_SESSION = "end-session"
+ACTIONS = ("pin", "unpin", "refresh", "delete", "release", "block", "unblock", END_SESSION, *ACCOUNT_ACTIONS)
 _LONGEST = 1000
 _LARGEST_KEPT = 64 * 1024
 TABLES = ("access", "guards", "users")
@@ -28,7 +29,8 @@ class FleetIncomplete(MirrorError):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change by hand. `names` are of images, such as ``docker.io/library/app:1``; for ``block`` and ``unblock``, digests; for `ACCOUNT_ACTIONS`, users or tokens."""
+    """A change by hand. `names` are of images, such as ``docker.io/library/app:1``; for ``block`` and ``unblock``, digests; for `ACCOUNT_ACTIONS`, users or tokens; for `END_SESSION`,
+    sessions of the dashboard by their names."""
 
     action: str
     names: tuple[str, ...]

@@ -265,7 +265,7 @@ def access_rules(settings: Settings) -> tuple[tuple[Rule, ...] | None, dict[str,
 async def access(settings: Settings, events: Events = NOBODY) -> AsyncIterator[Access]:
     """Opens what is known of users, tokens and rules. Raises OSError if the audit log cannot be opened."""
     audit = None if settings.server.audit_log is None else AuditLog(settings.server.audit_log)
-    opened = Access(access_folder(settings), users_file(settings), audit, settings.server.workers, events)
+    opened = Access(access_folder(settings), users_file(settings), audit, settings.server.workers, events, settings.fleet)
     opened.take(*access_rules(settings))
     async with opened:
         yield opened

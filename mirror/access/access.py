@@ -11,7 +11,7 @@ import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from mirror.access.audit import AuditLog
 from mirror.access.identities import Identities
@@ -20,6 +20,7 @@ from mirror.access.months import Months
 from mirror.access.oidc import Issuer
 from mirror.access.oidc_login import OidcLogins
 from mirror.access.rules import Action, Identity, Rule, Verdict, decide, may_pull_everything
+from mirror.access.signing import fleet_key
 from mirror.access.tokens import read_tokens
 from mirror.access.users import read_users
 from mirror.durable import create_durably
@@ -40,13 +41,29 @@ _Version = tuple[int, ...] | None
 _UNREAD: _Version = ()
 
 
+class FleetToken(Protocol):
+    """The settings of a fleet that are used here (mirror/config/fleet.py)."""
+
+    @property
+    def mirrors(self) -> Sequence[str]: ...
+    @property
+    def token_file(self) -> Path | None: ...
+    def token(self) -> str | None: ...
+
+
 class Access:
     """Decides. An async context manager: it follows its files while it is open."""
 
     def __init__(
-        self, folder: Path, users_file: Path, audit: AuditLog | None = None, share: int = 1, events: Events = NOBODY
+        self,
+        folder: Path,
+        users_file: Path,
+        audit: AuditLog | None = None,
+        share: int = 1,
+        events: Events = NOBODY,
+        fleet: FleetToken | None = None,
     ) -> None:
-        """`folder` is the mirror's own, for tokens and the key that signs bearer tokens; `share` is the number of processes that serve."""
+        """`folder` is the mirror's own, for tokens and the key that signs bearer tokens; `share` is the number of processes that serve. With the token of a `fleet` its mirrors sign alike."""
         self._folder = folder
         self._users_file = users_file
         self._seen: dict[Path, _Version] = {}
@@ -55,7 +72,8 @@ class Access:
         self._watch = BackgroundTask(self._follow)
         self.rules: Sequence[Rule] | None = None
         self.identities = Identities(lambda: signing_key(folder), events=events)
-        self.oidc_logins = OidcLogins(self.identities.issuers, lambda: signing_key(folder))
+        self._fleet = fleet if fleet is not None and fleet.mirrors else None
+        self.oidc_logins = OidcLogins(self.identities.issuers, lambda: self.identities.signer.key)
         self.months = Months(folder, events)
         self.limits = Limits(self.months, share)
         self.audit = audit
@@ -107,6 +125,11 @@ class Access:
         if (tokens := await self._read_changed(self._folder / TOKENS, read_tokens)) is not None:
             self.identities.tokens = tokens
             self._changed()
+        if (fleet := self._fleet) is None or fleet.token_file is None:
+            return
+        if (key := await self._read_changed(fleet.token_file, lambda _: _key_of(fleet))) is not None:
+            self.identities.signer.shared = key
+            self._changed()
 
     async def _read_changed(self, path: Path, read: Callable[[Path], _T]) -> _T | None:
         """Returns what `read` returns; None where nothing has changed since it was last read, or where it cannot be read: that is tried again."""
@@ -154,6 +177,15 @@ def signing_key(folder: Path) -> bytes:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     made = secrets.token_bytes(_KEY_SIZE)
     return made if create_durably(path, made) else read_file(path, _KEY_SIZE)
+
+
+def _key_of(fleet: FleetToken) -> bytes | None:
+    """Raises OSError."""
+    try:
+        token = fleet.token()
+    except ValueError as error:
+        raise OSError(str(error)) from None
+    return None if token is None else fleet_key(token)
 
 
 def _version(path: Path) -> _Version:

@@ -6,11 +6,10 @@ import base64
 import json
 import secrets
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from mirror.access.rules import Identity
-from mirror.access.signing import ISSUER, Signed, Signer
+from mirror.access.signing import ISSUER, Signed, Signer, key_for
 from mirror.client_login import ClientLogin
 from mirror.names import Repository
 
@@ -19,6 +18,7 @@ SERVICE = ISSUER
 _LIFE = 300
 """Seconds. Clients ask again when a token is over."""
 _MOST_GRANTS = 50
+_SEALS = b"clients' logins"
 _NONCE = 12
 """Bytes, as NIST SP 800-38D, section 8.2.2, has them."""
 
@@ -69,7 +69,7 @@ class Bearer:
             return None
         granted = tuple(Grant(str(one["name"]), frozenset(one["actions"])) for one in who.more["access"])
         try:
-            return Claims(who, granted, self._unseal(who.more["login"]) if "login" in who.more else None)
+            return Claims(who, granted, _unseal(who.more["login"], who.key) if "login" in who.more else None)
         except ValueError:
             return None
 
@@ -80,23 +80,20 @@ class Bearer:
 
         nonce = secrets.token_bytes(_NONCE)
         plain = json.dumps([login.registry, login.user, login.password]).encode()
-        return base64.b64encode(nonce + AESGCM(self._sealing_key).encrypt(nonce, plain, None)).decode()
+        return base64.b64encode(nonce + AESGCM(key_for(_SEALS, self._signer.key)).encrypt(nonce, plain, None)).decode()
 
-    def _unseal(self, sealed: str) -> ClientLogin:
-        """Raises ValueError."""
-        from cryptography.exceptions import InvalidTag
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-        data = base64.b64decode(sealed, validate=True)
-        try:
-            registry, user, password = json.loads(AESGCM(self._sealing_key).decrypt(data[:_NONCE], data[_NONCE:], None))
-        except InvalidTag:
-            raise ValueError("it was encrypted with another key") from None
-        return ClientLogin(registry, user, password)
+def _unseal(sealed: str, key: bytes) -> ClientLogin:
+    """Raises ValueError. `key` is what the token was signed with."""
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-    @cached_property
-    def _sealing_key(self) -> bytes:
-        return self._signer.key_for(b"clients' logins")
+    data = base64.b64decode(sealed, validate=True)
+    try:
+        registry, user, password = json.loads(AESGCM(key_for(_SEALS, key)).decrypt(data[:_NONCE], data[_NONCE:], None))
+    except InvalidTag:
+        raise ValueError("it was encrypted with another key") from None
+    return ClientLogin(registry, user, password)
 
 
 def parse_scopes(scopes: list[str]) -> tuple[Grant, ...]:

@@ -79,9 +79,9 @@ class Identities:
         self._usual = 0.1
         """Seconds that the last check has taken."""
         self._guesses = Guesses(self._locked)
-        self._signer = Signer(key, clock)
-        self._bearer = Bearer(self._signer)
-        self.sessions = Sessions(self._signer)
+        self.signer = Signer(key, clock)
+        self._bearer = Bearer(self.signer)
+        self.sessions = Sessions(self.signer)
         self.users = Users()
         self.tokens = Tokens()
         self.issuers = Issuers()
@@ -149,12 +149,12 @@ class Identities:
         who = claims.who
         if who.token is not None:
             token = self.tokens.named(who.token, self._clock())
-            if token is None or not self._has_user(token) or not self._signer.is_of(who, token.digest):
+            if token is None or not self._has_user(token) or not self.signer.is_of(who, token.digest):
                 raise LoginWrong("the token is not known any more, or over")
             identity = self._as_token(client, token)
         elif who.user is not None:
             hashed = self.users.hashes.get(who.user)
-            if hashed is None or not self._signer.is_of(who, hashed.decode()):
+            if hashed is None or not self.signer.is_of(who, hashed.decode()):
                 raise LoginWrong("the user's password was changed, or the user removed: log in again")
             identity = self._as_user(client, who.user)
         elif who.issuers:
@@ -198,7 +198,7 @@ class Identities:
             if hashed is None or who.user is None:
                 raise LoginWrong("the user was removed")
             identity, of = self._as_user(client, who.user), hashed.decode()
-        if not self._signer.is_of(who, of):
+        if not self.signer.is_of(who, of):
             raise LoginWrong("the password was changed: log in again")
         return Login(identity, who.expires), found.name
 

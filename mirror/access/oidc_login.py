@@ -12,7 +12,6 @@ import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus, urlencode
@@ -42,12 +41,8 @@ class OidcLogins:
 
     def __init__(self, issuers: Issuers, key: Callable[[], bytes], clock: Callable[[], float] = time.time) -> None:
         self._issuers = issuers
-        self._find_key = key
+        self._key = key
         self._clock = clock
-
-    @cached_property
-    def _key(self) -> bytes:
-        return self._find_key()
 
     @property
     def names(self) -> list[str]:
@@ -82,7 +77,7 @@ class OidcLogins:
             "code_challenge_method": "S256",
         }
         kept = {"name": issuer.name, "state": state, "nonce": nonce, "verifier": verifier, "to": to, "uri": redirect_uri}
-        cookie = jwt.encode({**kept, "aud": _AUDIENCE, "exp": int(self._clock()) + LASTS}, self._key, algorithm="HS256")
+        cookie = jwt.encode({**kept, "aud": _AUDIENCE, "exp": int(self._clock()) + LASTS}, self._key(), algorithm="HS256")
         endpoint = discover(issuer, "authorization_endpoint")
         return Begun(f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(query)}", cookie)
 
@@ -117,7 +112,7 @@ class OidcLogins:
         import jwt
 
         try:
-            return jwt.decode(cookie, self._key, algorithms=["HS256"], audience=_AUDIENCE, options={"require": ["exp", "aud"]})
+            return jwt.decode(cookie, self._key(), algorithms=["HS256"], audience=_AUDIENCE, options={"require": ["exp", "aud"]})
         except jwt.PyJWTError:
             return None
 

@@ -125,11 +125,13 @@ class BrowserLogins:
         identity = replace(identity, groups=identity.groups & known)
         return await asyncio.to_thread(self._access.identities.sign_session, identity)
 
-    def end(self, request: web.BaseRequest, now: float) -> None:
-        """Ends the session of a request: copies of its cookie are worth nothing from then on."""
+    def end(self, request: web.BaseRequest, now: float) -> str | None:
+        """Ends the session of a request: copies of its cookie are worth nothing from then on. Returns the session's name; None if there is none."""
         session = self._access.identities.sessions.read(request.cookies.get(SESSION_COOKIE, ""))
-        if session is not None:
-            self._ended.add(session.name, now)
+        if session is None:
+            return None
+        self._ended.add(session.name, now)
+        return session.name
 
     def _note(self, request: web.BaseRequest, identity: Identity, verdict: str, reason: str = "") -> None:
         metrics.access_decisions.labels("login", verdict).inc()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from mirror.access.accounts import Accounts
 from mirror.access.audit import read_audit_log
 from mirror.access.guesses import Guesses
 from mirror.access.pulls import wanted_entries
+from mirror.access.sessions import LASTS
+from mirror.api.browser_logins import Ended
 from mirror.api.client_network import client_network
 from mirror.api.context import RequestContext
 from mirror.api.request_body import patient_reader
@@ -33,7 +36,7 @@ from mirror.api.targets import Target
 from mirror.cache.cache import Cache
 from mirror.cache.image_documents import describe
 from mirror.errors import MirrorError, NotAllowed, RequestInvalid, RouteUnknown, Unknown, Unsupported
-from mirror.fleet_documents import ACCOUNT_ACTIONS, FIGURES, Change, Outcome, State
+from mirror.fleet_documents import ACCOUNT_ACTIONS, END_SESSION, FIGURES, MOST_LATE, Change, Outcome, State
 from mirror.names import Digest, Reference, Repository, Tag
 from mirror.regular_files import NoFile
 from mirror.storage.sightings import Block, Released
@@ -42,6 +45,7 @@ PREFIX = "/fleet/"
 _LARGEST = 4 * 1024 * 1024
 """Bytes of a change."""
 _MOST_ENTRIES = 10_000
+_SESSION = re.compile(r"[0-9]{1,11}\.[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +67,13 @@ class Own:
 class FleetRequests:
     """Answers other mirrors of the fleet."""
 
-    def __init__(self, cache: Cache, own: Own, parse: Callable[[str], tuple[Repository, Reference]], accounts: Accounts) -> None:
+    def __init__(
+        self, cache: Cache, own: Own, parse: Callable[[str], tuple[Repository, Reference]], accounts: Accounts, ended: Ended
+    ) -> None:
         """`parse` takes an image's name. Raises Invalid."""
         self._cache = cache
         self._accounts = accounts
+        self._ended = ended
         self._own = own
         self._parse = parse
         self._guesses = Guesses()
@@ -147,6 +154,8 @@ class FleetRequests:
         images = self._cache.images
         if change.action in ACCOUNT_ACTIONS:
             return await asyncio.to_thread(self._accounts.take, change, name)
+        if change.action == END_SESSION:
+            return await self._end_session(name)
         if change.action == "block":
             await images.block(Block(Digest.parse(name), change.why, change.who, time.time()))
             return Outcome(name)
@@ -172,6 +181,15 @@ class FleetRequests:
                     raise RequestInvalid("a tag, and the digest that is released, are expected")
                 released = Released(time.time(), change.who, change.why)
                 await images.release(repository, reference, released, Digest.parse(change.digest))
+        return Outcome(name)
+
+    async def _end_session(self, name: str) -> Outcome:
+        """Raises RequestInvalid."""
+        now = time.time()
+        # It becomes the name of a file, which is kept until the session is over.
+        if _SESSION.fullmatch(name) is None or int(name.partition(".")[0]) > now + LASTS + MOST_LATE:
+            raise RequestInvalid("the name of a session is expected")
+        await asyncio.to_thread(self._ended.add, name, now)
         return Outcome(name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import re
 import ssl
 from collections.abc import Mapping, Sequence
@@ -143,6 +144,13 @@ class Fleet(Table):
             raise ValueError("bucket_endpoint: it is where fleet.bucket is: set that too")
         if both := set(self.mirrors) & {parent.url for parent in self.parents}:
             raise ValueError(f"parents: {min(both)} is in fleet.mirrors too: keep it in one of them")
+        if self.token_file is not None:
+            own = _checked_token(self.token_file)
+            for parent in self.parents:
+                if parent.token_file is not None and hmac.compare_digest(_checked_token(parent.token_file), own):
+                    raise ValueError(
+                        f"parents: {parent.url} would be shown the token of this fleet, with which it could change it: set token_file to one that was made there"
+                    )
         return self
 
     @property
@@ -193,8 +201,12 @@ def _check_different(urls: Sequence[str]) -> None:
 
 def _checked(file: Path | None) -> Path | None:
     if file is not None:
-        _token_in(readable(file), file)
+        _checked_token(file)
     return file
+
+
+def _checked_token(file: Path) -> str:
+    return _token_in(readable(file), file)
 
 
 def _read_token(file: Path | None) -> str | None:

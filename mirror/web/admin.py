@@ -58,10 +58,13 @@ class Admin:
         body = f"{int(self._clock()) + LASTS}.{secrets.token_hex(8)}"
         return f"{body}.{self._signed(f'session {body}')}"
 
-    def end(self, request: web.BaseRequest) -> None:
-        """Ends the session of a request: copies of its cookie are worth nothing from then on."""
-        if (session := self.session(request)) is not None:
-            self._ended.add(_name(session), self._clock())
+    def end(self, request: web.BaseRequest) -> str | None:
+        """Ends the session of a request: copies of its cookie are worth nothing from then on. Returns the session's name; None if there is none."""
+        session = self.session(request)
+        if session is None:
+            return None
+        self._ended.add(_name(session), self._clock())
+        return _name(session)
 
     def form_secret(self, session: str) -> str:
         """The secret that the forms of a session carry; no other site can know it."""

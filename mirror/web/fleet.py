@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 
-from mirror.fleet_documents import Change, FleetIncomplete, Member, Told
+from mirror.fleet_documents import END_SESSION, Change, FleetIncomplete, Member, Told
+
+log = logging.getLogger(__name__)
+
+_LOG_OUT = 5.0
+"""Seconds in which the others are told of a log-out."""
 
 
 class FleetMembers(Protocol):
@@ -24,6 +31,20 @@ class FleetMembers(Protocol):
 async def tell(fleet: FleetMembers | None, change: Change) -> Told:
     """Tells the other mirrors, if there are any that would take it."""
     return Told() if fleet is None or not fleet.can_tell else await fleet.tell(change)
+
+
+async def tell_ended(fleet: FleetMembers | None, sessions: Sequence[str]) -> None:
+    """Tells the others of sessions that were logged out, for which nobody waits long."""
+    if not sessions:
+        return
+    try:
+        async with asyncio.timeout(_LOG_OUT):
+            told = await tell(fleet, Change(END_SESSION, tuple(sessions)))
+    except TimeoutError:
+        log.warning("a log-out is not known at all mirrors of the fleet: one does not answer in time")
+        return
+    if told.faults:
+        log.warning("a log-out is not known %s", told.sentence("log in and out"))
 
 
 def check(told: Told) -> None:

@@ -57,6 +57,7 @@ from mirror.tasks import close_all
 from mirror.web.actions import EVERY, Actions
 from mirror.web.admin import COOKIE, LASTS, Admin, check_origin
 from mirror.web.context import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, PageContext, recognise
+from mirror.web.fleet import tell_ended
 from mirror.web.forms import read_fields, read_form
 from mirror.web.live import Live
 from mirror.web.oidc import by_issuer
@@ -103,6 +104,7 @@ class Site:
         self._admin = admin
         self._logins = logins
         self._uploads = Uploads(cache.store, admin, parse, cache.manifests.forget, lambda: cache.guard)
+        self._fleet = site_info.fleet
         self._actions = Actions(cache.images, cache.pulls, site_info.fleet)
         self._templates = Templates(site_info.version)
         self._pages = Pages(cache, self._actions, site_info, self._templates)
@@ -142,8 +144,8 @@ class Site:
                 return await self._log_in(request, target)
             case "POST", "logout", "":
                 check_origin(request)
-                self._admin.end(request)
-                self._logins.end(request, time.time())
+                ended = self._admin.end(request), self._logins.end(request, time.time())
+                await tell_ended(self._fleet, [name for name in ended if name is not None])
                 return _redirect("/", {COOKIE: "", SESSION_COOKIE: ""}, 0)
             case "GET" | "HEAD", "web", _:
                 return self._asset(target.path)

@@ -11,7 +11,7 @@ import pytest
 
 from mirror.access.access import TOKENS
 from mirror.access.tokens import add_token
-from mirror.config import load
+from mirror.config import ConfigError, load
 from mirror.doctor import fleet as doctor
 from mirror.fleet_documents import Change
 from mirror.names import Digest
@@ -131,11 +131,16 @@ async def test_a_loop_of_parents_is_told_by_who_closes_it(start: StartMirror, up
 
 
 def test_tokens_that_travel_unencrypted_are_named(tmp_path: Path) -> None:
-    """Not those to this machine, by https, or where none is set."""
+    """Not those to this machine, by https, or where none is set. That of the fleet is refused as a parent's, whatever its file is called."""
     (tmp_path / "token").write_text(TOKEN)
     mirrors = ["http://a.lan:5000", "https://b.lan", "http://localhost:1", "http://own.lan"]
     table = {"mirrors": mirrors, "own": "http://own.lan", "parents": ["http://c.lan"]}
     assert load(None, {}, {"fleet": table}).fleet.in_clear == []
-    parent = {"url": "http://d.lan", "token_file": str(tmp_path / "token")}
+    (tmp_path / "copy").write_text(f"{TOKEN}\n")
+    parent = {"url": "http://d.lan", "token_file": str(tmp_path / "copy")}
     shown = {"token_file": str(tmp_path / "token"), "parents": ["http://c.lan", parent]}
+    with pytest.raises(ConfigError, match="made there"):
+        load(None, {}, {"fleet": {**table, **shown}})
+    (tmp_path / "parent").write_text(OF_PARENT)
+    parent["token_file"] = str(tmp_path / "parent")
     assert load(None, {}, {"fleet": {**table, **shown}}).fleet.in_clear == ["http://a.lan:5000", "http://d.lan"]
