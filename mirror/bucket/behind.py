@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from mirror.bucket.hosting import DurableHosted
+from mirror.bucket.reading import named_sizes
 from mirror.bucket.writing import Writing
 from mirror.storage.outbox import Outbox
 from mirror.storage.store import Store
@@ -28,6 +30,7 @@ class Behind:
     ) -> None:
         """The arguments are those of `Writing` and `DurableHosted`."""
         self._bucket = bucket
+        bucket.named_sizes = partial(named_sizes, store)
         self._writing = Writing(bucket, fleet, outbox, store, is_private, offline)
         self.hosted = DurableHosted(store.hosted, store, outbox, bucket, name, offline)
 

@@ -128,7 +128,7 @@ class HostedObjects:
                         await self._inner.put_manifest(repository, one, (), _RESTORE)
         tags: list[tuple[float, Repository, str, Digest]] = []
         for repository, tag in await self._found("tags"):
-            with _logged(f"the tag {tag} of {repository}"):
+            with _logged(f"the tag {tag!r} of {repository}"):
                 if await self._store.tag(repository, Tag.parse(tag)) is None:
                     digest, pushed = await self._tag(repository, tag)
                     tags.append((pushed, repository, tag, digest))

@@ -13,7 +13,7 @@ import math
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from mirror import metrics
@@ -87,6 +87,8 @@ class Bucket:
         """What it says that tags mean, and when their registries were asked."""
         self.on_wrong: Callable[[Digest], None] = lambda digest: None
         """Called with what it has in wrong bytes."""
+        self.named_sizes: Callable[[Digest], Awaitable[Collection[int]]] | None = None
+        """Returns what sizes in bytes manifests say that a blob has; none where nobody knows."""
         self._transport = transport
         self._tls = tls
         self.way = Proxies()
@@ -220,6 +222,7 @@ class Bucket:
         self._check(response)
         if (size := length_of(response)) is None:
             raise UpstreamInvalid(f"{shown(response.url)} does not say the size of the blob")
+        self._check_size(digest, size, await self._named_sizes(digest))
         return Descriptor("application/octet-stream", digest, size)
 
     async def has_all(self, repository: Repository, digest: Digest) -> bool:
@@ -242,20 +245,29 @@ class Bucket:
 
         def read_head(response: Response) -> Head:
             self._check(response)
-            if response.status != 200:
-                return content_range(response, start, stop)
-            size = length_of(response)
-            if not size and digest != Digest.of(b"", digest.algorithm):
-                self.note_wrong(digest)
-                raise UpstreamInvalid(f"{shown(response.url)} is empty instead of a blob")
-            return size, 0
+            whole = response.status == 200
+            size, first = (length_of(response) or 0, 0) if whole else content_range(response, start, stop)
+            if size is not None:
+                self._check_size(digest, size, named)
+            return size, first
 
+        named = await self._named_sizes(digest)
         lease = await self.delivery.lease()
         (size, first), response = await begin_delivery(
             self.delivery, lease, lambda: self._send("GET", blob_key(digest), headers), read_head
         )
         self.note(digest)
         return self._stream(response, size, first, lease, share, ended)
+
+    async def _named_sizes(self, digest: Digest) -> Collection[int]:
+        return await self.named_sizes(digest) if self.named_sizes is not None else ()
+
+    def _check_size(self, digest: Digest, size: int, named: Collection[int]) -> None:
+        """Raises UpstreamInvalid for what cannot be the blob, before clients are told of its size."""
+        is_right = size in named if named else size > 0 or digest == Digest.of(b"", digest.algorithm)
+        if not is_right:
+            self.note_wrong(digest)
+            raise UpstreamInvalid(f"{self.name} has {size} bytes for {digest}, which is of another size")
 
     def _stream(
         self,

@@ -194,6 +194,15 @@ class Fleet:
         found = await first_answer([bucket], lambda place: bucket.get_tag(repository, tag))
         return None if found is None or (fresh and found.age >= self._tag_ttl) else found
 
+    async def kept_image(self, repository: Repository, tag: Tag) -> Descriptor | None:
+        """Returns what a tag means as the bucket knows, if that is fresh and the bucket has its manifest, too: the registry may have it no longer. Raises Offline."""
+        found = await self.kept_tag(repository, tag, fresh=True)
+        if found is None or (bucket := self.bucket) is None:
+            return None
+        digest = found.digest
+        kept = await first_answer([bucket], lambda place: bucket.get_manifest(repository, digest))
+        return None if kept is None else found
+
 
 def name_of(repository: Repository, tag: Tag) -> str:
     """Returns by what name mirrors are ranked for a tag."""

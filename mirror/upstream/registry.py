@@ -127,7 +127,7 @@ class Registry:
         if self._fleet is not None:
             said = await self._fleet.head_manifest(repository, tag)
             if said is None and known is None:
-                said = await self._fleet.kept_tag(repository, tag, fresh=True)
+                said = await self._fleet.kept_image(repository, tag)
         if said is not None:
             return TagAnswers((said,), True, True)
         try:
