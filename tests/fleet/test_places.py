@@ -1,4 +1,6 @@
-"""One suite for all places that a blob can come from: a mirror of the same fleet, a parent, a bucket, an endpoint of the registry. Whatever the first place does, clients get what the digest says."""
+"""One suite for all places that a blob can come from: a mirror of the same fleet, a parent, a bucket, an endpoint of the registry. Whatever the first place does, clients get what the digest says.
+
+What a real S3 server can be made to do is in test_bucket.py and test_bucket_faults.py."""
 
 from __future__ import annotations
 
@@ -192,29 +194,6 @@ async def test_a_bucket_that_drips_is_left(setting: Setting) -> None:
     other, data = setting.blob()
     assert (await setting.get(other)).body == data
     assert setting.asked(other) == (0, 1)
-
-
-@of_bucket
-async def test_a_bucket_that_is_full_is_read_and_written_to_later(setting: Setting) -> None:
-    """What cannot be written waits, which /readyz tells; what it has is read."""
-    setting.place.fail("/images/", Status(507), times=1000, method="PUT")
-    digest, data = setting.blob()
-    del setting.place.blobs[str(digest)]
-    assert (await setting.get(digest)).body == data
-    async with asyncio.timeout(PATIENCE):
-        while not await degraded(setting):
-            await asyncio.sleep(0.02)
-    [told] = await degraded(setting)
-    assert "does not take what is written to it, which waits" in told
-    assert "507" in told
-    other, data = setting.blob()
-    assert (await setting.get(other)).body == data
-    assert setting.asked(other) == (1, 0)
-    setting.place.heal()
-    async with asyncio.timeout(PATIENCE):
-        while await degraded(setting):
-            await asyncio.sleep(0.02)
-    assert setting.place.count("PUT", digest.hex) > 1
 
 
 @of_mirrors
