@@ -191,7 +191,7 @@ async def test_what_the_bucket_has_of_one_repository_is_not_anothers(
     token.write_text("the-token-of-the-fleet")
     access = [{"who": ["anyone"], "repositories": ["library/app"]}]
     settings = {"fleet": {**s3.settings, "token_file": str(token)}, "access": access}
-    everything = {"CDN_Loop": "other.lan:5000; mirror=child", "Authorization": "Bearer the-token-of-the-fleet"}
+    everything = {"CDN_Loop": "other.lan:5000; mirror=peer", "Authorization": "Bearer the-token-of-the-fleet"}
     upstream.keeps_apart = True
     upstream.add_image("library/app", "1")
     secret = upstream.add_image("library/secret", "1")
