@@ -107,7 +107,7 @@ class Listing:
 
 async def _json(document: dict[str, Any]) -> bytes:
     # In a thread, since other requests go on meanwhile.
-    return await asyncio.to_thread(lambda: json.dumps(document, ensure_ascii=False).encode())
+    return await asyncio.to_thread(lambda: json.dumps(document, ensure_ascii=False).encode(errors="backslashreplace"))
 
 
 def _count(target: Target) -> int | None:

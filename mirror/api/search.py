@@ -71,5 +71,5 @@ def _description(answer: Answer, found: Found) -> str:
 
 
 def _response(document: object, headers: dict[str, str]) -> web.Response:
-    body = json.dumps(document, ensure_ascii=False).encode()
+    body = json.dumps(document, ensure_ascii=False).encode(errors="backslashreplace")
     return web.Response(body=body, headers={"Content-Type": "application/json", "Cache-Control": "no-store", **headers})

@@ -196,7 +196,7 @@ def _descriptor(root: Descriptor) -> dict[str, Any]:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(value, indent=1, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
 def _sums(sums: dict[str, str]) -> bytes:

@@ -48,4 +48,4 @@ def os_error_text(error: OSError) -> str:
 
 def print_json(value: Any) -> None:
     """Prints a value as JSON."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False).encode(errors="backslashreplace"))

@@ -318,14 +318,16 @@ class Site:
 
 def _html_response(page: str, error: MirrorError | None = None) -> web.Response:
     headers = {**_SAFETY, "Content-Type": _HTML, "Vary": "Accept-Language, Cookie"}
+    # Images may say what JSON can and UTF-8 cannot: half a surrogate pair (RFC 8259, section 8.2).
+    body = page.encode(errors="replace")
     if error is None:
-        return web.Response(text=page, headers=headers)
+        return web.Response(body=body, headers=headers)
     of_error = {
         name: value
         for name, value in error_response(error).headers.items()
         if name in ("Allow", "Retry-After", "WWW-Authenticate")
     }
-    return web.Response(status=error.status, text=page, headers={**headers, **of_error})
+    return web.Response(status=error.status, body=body, headers={**headers, **of_error})
 
 
 def _redirect(to: str, cookies: Mapping[str, str] | None = None, lasts: int = _YEAR, secure: bool = False) -> web.Response:

@@ -583,3 +583,20 @@ async def test_more_than_the_limit_is_refused_before_it_is_sent(start: StartMirr
     assert (said.status, said.code) == (403, "DENIED")
     assert "hosted.max_size" in said.message
     assert (await mirror.get("/v2/team/app/manifests/1")).status == 200
+
+
+@pytest.mark.parametrize(
+    "more", [{"annotations": {"a": "\ud800"}}, {"annotations": {"\udfff": "a"}}, {"artifactType": "a/\ud800"}]
+)
+async def test_a_referrer_that_utf8_cannot_say_does_not_end_the_list(hosting: Mirror, more: dict[str, Any]) -> None:
+    """Half a surrogate pair can be pushed, as JSON has it (RFC 8259, section 8.2), by anybody who may push: all others are listed beside it, and it as it says."""
+    image, body = await push_image(hosting.session, "team/app", "1", DATA)
+    subject = {"mediaType": OCI_MANIFEST, "digest": str(image), "size": len(body)}
+    for fields in ({}, more):
+        body = manifest_of(b"{}", DATA, subject=subject, **fields)
+        assert (await put_manifest(hosting.session, "team/app", str(Digest.of(body)), body)).status == 201
+    got = await hosting.get(f"/v2/team/app/referrers/{image}")
+    assert got.status == 200
+    listed = {one["digest"]: one for one in json.loads(got.body.decode())["manifests"]}
+    assert len(listed) == 2
+    assert more.items() <= listed[str(Digest.of(body))].items()

@@ -24,6 +24,7 @@ from mirror.web.pages import Pages, State
 from mirror.web.site_info import SiteInfo
 from mirror.web.templating import Templates
 from tests.cache.test_inventory import pull, serve
+from tests.support.commands import Commands
 from tests.support.dashboard import HOSTILE, HTML, IMAGE, PAGES, log_in, post, token
 from tests.support.filled import fill
 from tests.support.images import make_index
@@ -170,6 +171,21 @@ async def test_an_images_platforms_are_tabs(mirror: Mirror, upstream: Scripted) 
     for command in ("docker pull app:1", "podman pull docker.io/library/app:1", "FROM app:1@sha256:"):
         assert command in page
     assert (await mirror.get(f"{IMAGE}?platform=nothing", **HTML)).status == 200
+
+
+async def test_what_utf8_cannot_say_of_an_image_ends_no_page_and_no_command(mirror: Mirror, upstream: Scripted) -> None:
+    """Half a surrogate pair, which JSON can say (RFC 8259, section 8.2): with a mark in its place on the page, as the image says it in JSON."""
+    half = "\ud800"
+    config = {"Labels": {half: half}, "Entrypoint": [half], "Env": [f"A={half}"], "User": half}
+    image = upstream.add_image("library/app", configuration={"architecture": half, "os": half, "config": config})
+    upstream.add_manifest("library/app", "1", image.body.replace(b"layer.v1.tar", rb"\ud800"))
+    for path in ("manifests/1", f"blobs/{image.config}"):
+        assert (await mirror.get(f"/v2/app/{path}")).status == 200
+    await mirror.until_cached(image.config)
+    page = await mirror.get("/image/docker.io/library/app:1", **HTML)
+    assert (page.status, "library/<wbr>app" in page.body.decode()) == (200, True)
+    shown = await Commands(mirror.directory).json("show", "app:1")
+    assert half in json.dumps(shown, ensure_ascii=False)
 
 
 async def test_an_image_of_ten_thousand_platforms_is_a_page_like_others(mirror: Mirror, upstream: Scripted) -> None:
