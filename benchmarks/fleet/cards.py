@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -19,23 +18,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from benchmarks.fleet.network import inside, mirrors, set_up
 from mirror.upstream.fleet import ranked
-from tests.support.mirrors import MirrorProcess
-from tests.support.ports import free_port
 from tests.support.scripted import Scripted
 
 _MB = 1_000_000
 _CARD = 60 * _MB
 """Bytes per second."""
 _CLIENTS = 30
-_FLOWS = 64
-"""Queues of a card that is shared evenly. Connections are told apart by their client's port; two in one queue share what it gets."""
-
 _CURL = ("curl", "-s", "-f", "-o", "/dev/null", "-w", "%{size_download}", "--connect-timeout", "2", "--speed-time", "20")
 
 
@@ -49,73 +43,6 @@ class Result:
     """Bytes that the registry sent, as a multiple of the blob's."""
     failed: int
     """Clients that did not get it."""
-
-
-def _tc(*arguments: object) -> None:
-    subprocess.run(["tc", *map(str, arguments)], check=True, stderr=subprocess.DEVNULL)
-
-
-def _shape(ports: Sequence[int], *, fifo: bool) -> None:
-    """Gives each port's answers a card."""
-    subprocess.run(["tc", "qdisc", "del", "dev", "lo", "root"], stderr=subprocess.DEVNULL, check=False)
-    _tc("qdisc", "add", "dev", "lo", "root", "handle", "1:", "htb", "default", "99")
-    _tc("class", "add", "dev", "lo", "parent", "1:", "classid", "1:99", "htb", "rate", "40gbit")
-    rate = f"{_CARD * 8}bit"
-    bursts = ("burst", "200k", "cburst", "200k")
-    _tc("filter", "add", "dev", "lo", "parent", "1:", "prio", 1, "protocol", "ip", "u32")
-    for number, port in enumerate(ports, 1):
-        card = f"1:{number}"
-        _tc("class", "add", "dev", "lo", "parent", "1:", "classid", card, "htb", "rate", rate, *bursts)
-        where = ("filter", "add", "dev", "lo", "parent", "1:", "protocol", "ip", "prio", 1)
-        is_card = ("match", "ip", "sport", port, "0xffff")
-        if fifo:
-            _tc("qdisc", "add", "dev", "lo", "parent", card, "handle", f"{10 + number}:", "pfifo", "limit", 1000)
-            _tc(*where, "u32", *is_card, "flowid", card)
-            continue
-        table = f"{number + 1}:"
-        _tc(*where, "handle", table, "u32", "divisor", _FLOWS)
-        for flow in range(_FLOWS):
-            queue = f"1:{number}{flow:02x}"
-            _tc(
-                "class",
-                "add",
-                "dev",
-                "lo",
-                "parent",
-                card,
-                "classid",
-                queue,
-                "htb",
-                "rate",
-                "1mbit",
-                "ceil",
-                rate,
-                "quantum",
-                65536,
-                *bursts,
-            )
-            _tc(*where, "u32", "ht", f"{table}{flow:x}:", "match", "ip", "sport", port, "0xffff", "flowid", queue)
-        # Of the four bytes of ports, the client's last.
-        _tc(*where, "u32", *is_card, "hashkey", "mask", f"0x{_FLOWS - 1:08x}", "at", 20, "link", table)
-
-
-@contextlib.contextmanager
-def mirrors(count: int, folder: Path, upstream: str) -> Iterator[list[MirrorProcess]]:
-    """Starts them, equal ones of a fleet if there are several."""
-    urls = [f"http://127.0.0.1:{free_port()}" for _ in range(count)]
-    with contextlib.ExitStack() as stack:
-        yield [
-            stack.enter_context(
-                MirrorProcess(
-                    folder / str(number),
-                    {"docker.io": upstream},
-                    "--listen",
-                    url.partition("://")[2],
-                    **({"FLEET__MIRRORS": json.dumps(urls), "FLEET__OWN": url} if count > 1 else {}),
-                )
-            )
-            for number, url in enumerate(urls)
-        ]
 
 
 async def _pull(urls: Sequence[str], path: str) -> bool:
@@ -139,7 +66,7 @@ async def crowd(count: int, size: int, *, fifo: bool = False, end_home: signal.S
         path = f"/v2/library/app/blobs/{digest}"
         with tempfile.TemporaryDirectory() as folder, mirrors(count, Path(folder), upstream.url) as running:
             urls = [mirror.url for mirror in running]
-            _shape([urlsplit(url).port or 0 for url in urls], fifo=fifo)
+            set_up(dict.fromkeys(urls, _CARD), fifo=fifo)
             home = running[urls.index(ranked(tuple(urls), str(digest))[0])]
             if end_home is not None and not at:
                 os.kill(home.pid, end_home)
@@ -187,8 +114,8 @@ def main() -> None:
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.inside:
-        os.execvp("unshare", ["unshare", "--net", sys.executable, "-m", "benchmarks.fleet.cards", "--inside", *sys.argv[1:]])
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        command = inside("benchmarks.fleet.cards", "--inside", *sys.argv[1:])
+        os.execvp(command[0], command)
     logging.disable(logging.CRITICAL)
     asyncio.run(_measure(options.rounds, options.size * _MB, fifo=options.fifo))
 

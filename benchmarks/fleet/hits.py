@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from benchmarks.fleet.cards import mirrors
+from benchmarks.fleet.network import mirrors
 from tests.support.mirrors import MirrorProcess
 from tests.support.scripted import Scripted
 

@@ -23,6 +23,8 @@ from tests.support.ports import free_port
 
 _PACKAGES = {
     "docker-registry": "docker-registry",
+    "tc": "iproute2",
+    "unshare": "util-linux",
     "dockerd": "docker.io",
     "docker": "docker.io",
     "docker-compose": "docker-compose",
