@@ -40,12 +40,15 @@ from mirror.upstream.rates import Limiter, Share
 from mirror.upstream.receiver import Response
 from mirror.upstream.streams import BlobStream
 from mirror.upstream.transport import Transport, length_of, read_bounded, retry_after, shown
-from mirror.upstream.watch import LOOK, Watch
+from mirror.upstream.watch import Watch
 
 log = logging.getLogger(__name__)
 
 _MARGIN = 2.0
 """Seconds for which a place is waited for beyond the time that it waits for its own upstream."""
+_PATIENCE, _LOOK = {True: 0.25, False: 0.5}, {True: 1.0, False: 2.0}
+"""Seconds for which somebody waits before a mirror is looked at, and in which one that lives answers a look, however busy it is: one of the fleet (True), which is near, and a parent,
+which may be far. Together they are what a pull loses when one has stopped."""
 _ABSENT = ("detail=MANIFEST_UNKNOWN", "detail=BLOB_UNKNOWN")
 _LIMITED = "detail=TOOMANYREQUESTS"
 _LOOP_TOLD = 600.0
@@ -96,7 +99,7 @@ class Place:
         self._limiter = limiter
         up = metrics.peer_up.labels(self._label)
         up.set(1)
-        self.watch = Watch(f"the mirror {url}", self._look, up.set)
+        self.watch = Watch(f"the mirror {url}", self._look, up.set, patience=_PATIENCE[is_peer], seconds=_LOOK[is_peer])
         self._looped = -math.inf
         """When it last said that a request had passed it before, by the monotonic clock."""
         self._received = {kind: metrics.peer_received_bytes.labels(self._label, kind) for kind in ("blob", "manifest")}
@@ -244,9 +247,7 @@ class Place:
     async def _look(self) -> bool:
         """Returns whether it answers, whatever that is."""
         try:
-            response = await self._transport.request(
-                "GET", URL(f"{self.name}/healthz"), {}, tls=self._tls, timeout=LOOK, way=self._way
-            )
+            response = await self._transport.request("GET", URL(f"{self.name}/healthz"), {}, tls=self._tls, way=self._way)
         except MirrorError:
             return False
         response.release()

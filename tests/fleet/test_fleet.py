@@ -103,3 +103,13 @@ async def test_a_fleet_below_a_fleet(start: StartMirror, members: StartMembers, 
     for digest in (image.digest, image.config, *image.layers):
         assert upstream.count("GET", str(digest)) == 1
     assert upstream.count("HEAD") == 1
+
+
+async def test_lists_are_asked_for_by_each_mirror_once(members: StartMembers, upstream: Scripted) -> None:
+    """Of tags and of referrers, however many clients want them: no other mirror is asked, as docs/scale.md says."""
+    mirrors = list((await members()).mirrors.values())
+    image = upstream.add_image("library/app", "1")
+    for path in ("/v2/library/app/tags/list", f"/v2/library/app/referrers/{image.digest}"):
+        answers = await asyncio.gather(*(mirror.get(path) for mirror in mirrors * 10))
+        assert {(got.status, got.body) for got in answers} == {(200, answers[0].body)}
+        assert upstream.count("GET", path) == 3

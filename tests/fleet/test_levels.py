@@ -111,8 +111,8 @@ async def test_what_the_registry_says_is_believed_two_levels_below(
 
 async def test_a_blob_crosses_each_level_once(levels: Levels, upstream: Scripted) -> None:
     """Whoever asks at the bottom, and however many, while it comes in and after that: the homes alone ask the level above."""
-    digest = upstream.add_blob(data := os.urandom(24 * MIB))
-    hold = Hold(20 * MIB)
+    digest = upstream.add_blob(data := os.urandom(8 * MIB))
+    hold = Hold(6 * MIB)
     upstream.fail(str(digest), hold)
     mirrors = levels.in_order(levels.below, digest)
     counted = "mirror_peer_received_bytes_total"
@@ -120,7 +120,7 @@ async def test_a_blob_crosses_each_level_once(levels: Levels, upstream: Scripted
     before = await mirrors[0].metric(counted)
     clients = [asyncio.create_task(mirror.get(of(digest))) for mirror in mirrors for _ in range(5)]
     await hold.reached.wait()
-    while await mirrors[0].metric(counted) - before < 2 * 20 * MIB:
+    while await mirrors[0].metric(counted) - before < 2 * 6 * MIB:
         await asyncio.sleep(0.01)
     hold.release.set()
     assert all(got.body == data for got in await asyncio.gather(*clients))

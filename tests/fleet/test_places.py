@@ -234,9 +234,16 @@ async def test_a_mirror_that_is_gone_is_not_missed_and_is_asked_again_once_it_is
     assert await degraded(setting) == [
         f"the mirror {setting.place.url} does not answer: the next one, or the registry, is asked in its place"
     ]
+    looks = 0
+
+    def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal looks
+        looks += 1
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", setting.place.port):
+        await until(lambda: looks >= 2)
     await setting.place.start()
-    looks = setting.place.count("GET", "/healthz")
-    await until(lambda: setting.place.count("GET", "/healthz") > looks)
     while await degraded(setting):
         await asyncio.sleep(0.01)
     digest, data = setting.blob()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,34 +110,55 @@ async def test_mirrors_that_are_each_others_parents_serve_all_the_same(
     assert upstream.count("GET", str(image.layers[0])) == 1
 
 
-async def test_lists_that_disagree_in_a_ring_cannot_deadlock(start: StartMirror, upstream: Scripted, tmp_path: Path) -> None:
-    """Each of three mirrors takes the next one for the home, and has clients that wait: all get what they asked for, and upstream is asked by each mirror at most."""
+@dataclass
+class Ring:
+    """Three mirrors each of which takes the next one for the home of some content."""
+
+    mirrors: list[Mirror]
+    pairs: list[tuple[str, str]]
+
+    def has(self, key: str) -> bool:
+        return all(ranked(pair, key)[0] == pair[1] for pair in self.pairs)
+
+    def blob(self, size: int) -> bytes:
+        while not self.has(str(Digest.of(data := os.urandom(size)))):
+            pass
+        return data
+
+
+@pytest.fixture
+async def ring(start: StartMirror, tmp_path: Path) -> Ring:
     ports = [free_port() for _ in range(3)]
-    owns = [f"http://127.0.0.1:{port}" for port in ports]
-    nexts = [f"http://localhost:{ports[(number + 1) % 3]}" for number in range(3)]
+    pairs = [(f"http://127.0.0.1:{port}", f"http://localhost:{ports[(number + 1) % 3]}") for number, port in enumerate(ports)]
+    return Ring([await start(tmp_path / str(number), settings=fleet_of(*pair)) for number, pair in enumerate(pairs)], pairs)
 
-    def in_a_ring(key: str) -> bool:
-        return all(ranked((own, following), key)[0] == following for own, following in zip(owns, nexts, strict=True))
 
-    while not in_a_ring(str(Digest.of(data := os.urandom(MIB)))):
-        pass
-    tag = next(str(number) for number in range(1000) if in_a_ring(f"docker.io/library/app:{number}"))
-    blob = upstream.add_blob(data)
-    image = upstream.add_image("library/app", tag)
+async def test_lists_that_disagree_in_a_ring_cannot_deadlock(ring: Ring, upstream: Scripted) -> None:
+    """Each of three mirrors has clients that wait: all get what they asked for, and upstream is asked by each mirror at most."""
+    blob = upstream.add_blob(data := ring.blob(MIB))
     hold = Hold(1000)
     upstream.fail(str(blob), hold)
-    mirrors = [
-        await start(tmp_path / str(number), settings=fleet_of(own, following))
-        for number, (own, following) in enumerate(zip(owns, nexts, strict=True))
-    ]
-    blobs = [asyncio.create_task(mirror.get(of(blob))) for mirror in mirrors for _ in range(3)]
-    manifests = [asyncio.create_task(mirror.get(f"/v2/library/app/manifests/{tag}")) for mirror in mirrors for _ in range(3)]
+    blobs = [asyncio.create_task(mirror.get(of(blob))) for mirror in ring.mirrors for _ in range(3)]
     await hold.reached.wait()
-    assert [got.body for got in await asyncio.wait_for(asyncio.gather(*manifests), PATIENCE)] == [image.body] * 9
     hold.release.set()
     assert [got.body for got in await asyncio.wait_for(asyncio.gather(*blobs), PATIENCE)] == [data] * 9
     assert upstream.count("GET", str(blob)) <= 3
-    assert upstream.count("GET", f"/manifests/{tag}") <= 3
+
+
+async def test_nor_is_anything_small_waited_for_in_a_ring(ring: Ring, upstream: Scripted) -> None:
+    """Manifests, and the sizes of blobs: no mirror waits until another one gives up."""
+    tag = next(str(number) for number in range(1000) if ring.has(f"docker.io/library/app:{number}"))
+    image = upstream.add_image("library/app", tag)
+    blob = upstream.add_blob(data := ring.blob(1000))
+    before = await ring.mirrors[0].metric("mirror_peer_errors_total")
+    path = f"/v2/library/app/manifests/{tag}"
+    clients = ring.mirrors * 3
+    manifests = await asyncio.wait_for(asyncio.gather(*(mirror.get(path) for mirror in clients)), PATIENCE)
+    assert [got.body for got in manifests] == [image.body] * 9
+    sizes = await asyncio.wait_for(asyncio.gather(*(mirror.head(of(blob)) for mirror in clients)), PATIENCE)
+    assert [got.headers["Content-Length"] for got in sizes] == [str(len(data))] * 9
+    assert await ring.mirrors[0].metric("mirror_peer_errors_total") == before
+    assert (upstream.count("GET", path) <= 3, upstream.count("HEAD", str(blob)) <= 3) == (True, True)
 
 
 async def test_a_peer_does_not_wait_for_what_is_asked_of_another_peer(
