@@ -18,6 +18,7 @@ from tests.support.scripted import Scripted, Status
 
 TOKEN = "of-this-fleet-only"
 OWN = "http://127.0.0.1:1"
+TABLES = {"access": "0", "guards": "1", "users": "2"}
 
 
 def state(mirror: str, mirrors: list[str], **other: Any) -> dict[str, Any]:
@@ -29,6 +30,7 @@ def state(mirror: str, mirrors: list[str], **other: Any) -> dict[str, Any]:
         "mirrors": mirrors,
         "parents": [],
         "degraded": [],
+        "tables": TABLES,
         **dict.fromkeys(FIGURES, 0),
         **other,
     }
@@ -65,7 +67,11 @@ CASES: dict[str, tuple[Callable[[str], Status], str, str]] = {
     "nonsense": (lambda url: answer({"mirrors": []}), "does not say how it is", "version"),
     "a clock ahead": (lambda url: told(url, time=time.time() + 60), "s ahead of this machine's", "NTP"),
     "a clock behind": (lambda url: told(url, time=time.time() - 60), "s behind this machine's", "NTP"),
-    "another version": (lambda url: told(url, version="0.0.1"), "0.0.1", "same one"),
+    "other access tables": (lambda url: told(url, tables={**TABLES, "access": "9"}), "other [[access]] tables", "mirror reload"),
+    "other guards": (lambda url: told(url, tables={**TABLES, "guards": "9"}), "other [[guard]] tables", "mirror reload"),
+    "other users": (lambda url: told(url, tables={**TABLES, "users": "9"}), "other users or tokens", "mirror user send"),
+    "tables that are none": (lambda url: told(url, tables="access"), "does not say how it is", "version"),
+    "another version": (lambda url: told(url, version="0.0.1", tables={}), "0.0.1", "same one"),
 }
 
 
