@@ -275,6 +275,12 @@ class Receiver:
         ruling: Ruling | None,
     ) -> None:
         hosted = self._store.hosted.covers(repository)
+        carried = [blob for blob in parts.needed() if self._carried(blob)]
+        if not hosted:
+            manifests = [manifest.digest for manifest in (*whole.values(), *parts.indexes.values())]
+            await self._store.note_brought(None, [*manifests, *carried])
+            if isinstance(reference, Tag):
+                await self._store.note_brought(repository, [reference])
         for manifest in (*whole.values(), *parts.indexes.values()):
             if not await self._may_have(repository, manifest.digest):
                 continue
@@ -283,7 +289,7 @@ class Receiver:
             else:
                 await self._store.put_manifest(repository, manifest, told=False)
         if not hosted:
-            await self._store.note_holder(repository, [blob for blob in parts.needed() if self._carried(blob)], told=False)
+            await self._store.note_holder(repository, carried, told=False)
         assert parts.root is not None
         if isinstance(reference, Tag) and hosted:
             await self._host(repository, parts.root, reference.value, served=ruling is None or ruling.held_until is None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from mirror.names import Digest, Repository
+from mirror.names import Digest, Reference, Repository
 
 
 class MemoryPossessions:
@@ -23,6 +23,9 @@ class MemoryPossessions:
     async def note_holder(self, repository: Repository, digests: Collection[Digest], *, told: bool) -> None:
         for digest in digests:
             self.possess(repository, digest, told=told)
+
+    async def note_brought(self, repository: Repository | None, references: Collection[Reference]) -> None:
+        """No bucket is behind memory."""
 
     async def told_holders(self, digest: Digest) -> frozenset[Repository]:
         return frozenset(holder for holder, told in self.possessions.get(digest, {}).items() if told)

@@ -29,7 +29,7 @@ class Entry:
     is_wrong: bool
     """True if the bucket has other bytes than the digest says."""
     is_fetched: bool
-    """True if it came from outside of the fleet, though this mirror is not its home."""
+    """True if it came from outside of the fleet, or in an archive, though this mirror may not be its home."""
 
 
 class Outbox(Protocol):

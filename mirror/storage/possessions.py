@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Protocol
 
-from mirror.names import Digest, Repository
+from mirror.names import Digest, Reference, Repository
 
 
 class Possessions(Protocol):
@@ -22,6 +22,10 @@ class Possessions(Protocol):
 
     async def note_holder(self, repository: Repository, digests: Collection[Digest], *, told: bool) -> None:
         """Notes that a repository has content: its registry has `told` so, or an archive has brought it."""
+        ...
+
+    async def note_brought(self, repository: Repository | None, references: Collection[Reference]) -> None:
+        """Notes that an archive brings content, or with a `repository` what tags mean, before that is known to be its own: nobody else writes it to a bucket."""
         ...
 
     async def is_named(self, repository: Repository, digest: Digest) -> bool:

@@ -14,14 +14,21 @@ from typing import Any
 
 import pytest
 
+from mirror import wiring
+from mirror.bundles.importing import Import, Importer, Wishes
+from mirror.bundles.sources import Files
+from mirror.config import load
 from mirror.manifests import OCI_MANIFEST
 from mirror.names import Digest
 from mirror.storage.disk.catalog.schema import FILE
 from mirror.upstream.fleet import ranked
+from tests.bundles.test_archives import parse
 from tests.fleet.test_bucket import MIB, emptied, written
 from tests.fleet.test_fleet import of, pull
 from tests.fleet.test_places import LIVES
 from tests.promises.test_fleet import fetch
+from tests.support.archives import layout_of, pack
+from tests.support.images import make_image
 from tests.support.mirrors import Mirror, MirrorProcess, StartMirror, until
 from tests.support.ports import free_port
 from tests.support.s3 import S3
@@ -91,6 +98,28 @@ async def test_who_has_it_of_the_home_leaves_it_to_that(
     assert upstream.asked == []
     for digest in (image.config, *image.layers):
         assert (s3.requests("PUT", digest.hex), s3.requests("HEAD", digest.hex)) == (0, 0)
+
+
+async def test_what_an_archive_brings_is_written_by_who_imports_it(
+    start: StartMirror, s3: S3, home: Scripted, tmp_path: Path
+) -> None:
+    """Its home has never seen it, and no registry may have it."""
+    own = f"http://127.0.0.1:{free_port()}"
+    image = next(
+        image
+        for image in (make_image(seed, size=1000) for seed in range(99))
+        if ranked((own, home.url), image.digest)[0] == home.url
+    )
+    (tmp_path / "archive").write_bytes(pack(layout_of({"docker.io/library/app:1": image})))
+    fleet = {**s3.settings, "mirrors": [own, home.url], "own": own}
+    settings = load(None, {}, {"cache": {"dir": str(tmp_path / "cache")}, "fleet": fleet})
+    async with wiring.store(settings) as store:
+        with contextlib.closing(Files([tmp_path / "archive"])) as source, contextlib.closing(Importer(store)) as importer:
+            await importer.run(Import(source, Wishes(parse)))
+    mirror = await start(settings={"server": {"listen": own.removeprefix("http://")}, "fleet": fleet})
+    await until(lambda: s3.tag("library/app", "1") is not None and not waiting(mirror))
+    assert s3.manifest(Digest.parse(image.digest)).exists()
+    assert all(s3.blob(Digest.parse(digest)).exists() for digest in image.blobs)
 
 
 async def test_a_tag_is_not_turned_back_by_who_knows_it_from_earlier(

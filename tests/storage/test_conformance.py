@@ -443,6 +443,14 @@ async def test_documents_are_values(store: Store) -> None:
     assert await store.document("tags x") == {}
 
 
+async def test_what_an_archive_is_about_to_bring_is_nobodys_yet(store: Store) -> None:
+    """Without a bucket, nothing comes of it."""
+    digest = Digest.of(b"brought")
+    await store.note_brought(None, [digest])
+    await store.note_brought(APP, [ONE])
+    assert (await store.holders(digest), await store.tag(APP, ONE)) == (frozenset(), None)
+
+
 async def test_a_lock_is_free_after_its_holder(store: Store) -> None:
     """Also when that has failed; other keys are not held."""
     with pytest.raises(ZeroDivisionError):

@@ -80,6 +80,7 @@ class DiskStore:
         self.blobs = BlobStore(root)
         self._catalog = CatalogExecutor(root / "catalog", events, root / "hosted", bucket)
         self.outbox = DiskOutbox(root, self._catalog)
+        self._has_bucket = bucket is not None
         self.threads = ThreadPool()
         self.inventory = InventoryExecutor(root)
         self._upkeep = upkeep
@@ -241,6 +242,11 @@ class DiskStore:
 
     async def note_holder(self, repository: Repository, digests: Collection[Digest], *, told: bool) -> None:
         await self._catalog.write(lambda catalog: catalog.possessions.note(repository, digests, told))
+
+    async def note_brought(self, repository: Repository | None, references: Collection[Reference]) -> None:
+        if self._has_bucket:
+            for reference in references:
+                await self.outbox.note_fetched(repository, reference)
 
     async def is_named(self, repository: Repository, digest: Digest) -> bool:
         return await self._catalog.read(False, lambda catalog: catalog.possessions.is_named(repository, digest))

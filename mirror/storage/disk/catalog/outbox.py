@@ -11,8 +11,7 @@ from mirror.storage.outbox import Entry
 
 MOST = 100_000
 """Entries that wait at most."""
-_MOST_NOTES = 10_000
-"""Of what is wrong in the bucket, and of what this mirror fetched itself."""
+_MOST_NOTES = {"outbox_wrong": 10_000, "outbox_fetched": MOST}
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS outbox (id INTEGER PRIMARY KEY AUTOINCREMENT, registry TEXT NOT NULL, path TEXT NOT NULL, reference TEXT NOT NULL,"
@@ -163,7 +162,7 @@ class Outbox:
 
     def _note(self, table: str, names: tuple[str, ...]) -> None:
         with self._db:
-            if self._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] >= _MOST_NOTES:  # noqa: S608
+            if self._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] >= _MOST_NOTES[table]:  # noqa: S608
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608
             self._db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(names))})", names)  # noqa: S608
 
