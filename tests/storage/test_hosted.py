@@ -122,6 +122,18 @@ async def test_content_that_is_not_what_its_digest_says_is_not_kept(store: Store
     assert store.size(Digest.of(b"something")) == 9
 
 
+async def test_an_upload_is_as_long_as_it_is_rewound_to(store: Store) -> None:
+    """What comes after that is what the digest counts."""
+    upload = await store.hosted.begin(APP, "somebody")
+    await upload.write([b"some", b"what"])
+    await upload.rewind(4)
+    assert upload.size == 4
+    await upload.write([b"thing"])
+    await upload.commit(Digest.of(b"something"), "")
+    upload.close()
+    assert store.size(Digest.of(b"something")) == 9
+
+
 async def test_what_is_not_here_is_nowhere_else(store: Store) -> None:
     """Of a store that has begun nothing in the background."""
     await store.hosted.check_complete()
