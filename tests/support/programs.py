@@ -157,19 +157,20 @@ class DockerRegistry:
         *,
         htpasswd: Path | None = None,
         certificate: tuple[Path, Path] | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
-        """`token`: its auth.token settings; `level` of its log; `htpasswd`: who may use it; `certificate` and key, with which it is https."""
+        """`token`: its auth.token settings; `level` of its log; `htpasswd`: who may use it; `certificate` and key, with which it is https; `host`: its address."""
         require("docker-registry")
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
-        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self.port}"
+        self.url = f"{'https' if certificate else 'http'}://{host}:{self.port}"
         auth = {"token": token} if token else {"htpasswd": {"realm": "test", "path": str(htpasswd)}} if htpasswd else None
         tls = {"tls": {"certificate": str(certificate[0]), "key": str(certificate[1])}} if certificate else {}
         config = {
             "version": 0.1,
             "log": {"level": level, "accesslog": {"disabled": False}},
             "storage": {"filesystem": {"rootdirectory": str(folder / "data")}, "delete": {"enabled": True}},
-            "http": {"addr": f"127.0.0.1:{self.port}", **tls},
+            "http": {"addr": f"{host}:{self.port}", **tls},
             **({"auth": auth} if auth else {}),
         }
         self._config = folder / "config.yml"
