@@ -47,7 +47,7 @@ def test_the_image_builds_runs_without_root_and_stops_in_time(dockerd: Dockerd, 
     """
     write_base_image(tmp_path / "base.tar")
     dockerd.docker("import", str(tmp_path / "base.tar"), "base")
-    build = f"build --network host --build-arg BASE=base --build-arg COMMIT=abc1234 --build-arg EXTRAS=[bucket] -f {DEPLOY}/Dockerfile -t mirror {ROOT}"
+    build = f"build --network host --build-arg BASE=base --build-arg COMMIT=abc1234 -f {DEPLOY}/Dockerfile -t mirror {ROOT}"
     dockerd.docker(*build.split(), seconds=500)
     image, base = (json.loads(dockerd.docker("image", "inspect", name))[0] for name in ("mirror", "base"))
     assert image["Config"]["User"] == "10001:10001"
@@ -191,7 +191,6 @@ def test_the_compose_file_of_a_fleet_is_one(tmp_path: Path) -> None:
         assert settings.fleet.mirrors == tuple(f"http://{other}:5000" for other in services)
         assert settings.fleet.bucket_endpoint == f"http://bucket{bucket['command'][1]}"
         assert bucket["volumes"] == [f"bucket:{bucket['command'][-1]}/{str(settings.fleet.bucket).removeprefix('s3://')}:rw"]
-        assert service["build"]["args"] == {"EXTRAS": "[bucket]"}
         assert environment["AWS_SECRET_ACCESS_KEY"] == bucket["environment"]["ROOT_SECRET_ACCESS_KEY"]
         assert environment["AWS_ACCESS_KEY_ID"] == bucket["environment"]["ROOT_ACCESS_KEY_ID"]
         assert service["environment"]["MIRROR_FLEET__TOKEN_FILE"] == "/run/secrets/fleet-token"
