@@ -12,7 +12,7 @@ help: ## shows this list
 serve: $(VENV)/serve.done ## runs the mirror; ARGS='--listen 0.0.0.0:5000' for flags
 	$(BIN)/mirror serve $(ARGS)
 
-test: $(VENV)/dev.done ## runs the tests, in ten minutes or less on two idle cores; ARGS='tests/cache -k tags' for some of them
+test: $(VENV)/dev.done ## runs the tests, in a quarter of an hour on two idle cores; ARGS='tests/cache -k tags' for some of them
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 $(ARGS)
 
 lint: $(VENV)/dev.done ## checks style and types
