@@ -166,6 +166,21 @@ def test_the_pods_of_a_fleet_find_each_other(tmp_path: Path) -> None:
     assert "podAntiAffinity" in pods["spec"]["template"]["spec"]["affinity"]
 
 
+def test_mirrors_of_other_releases_are_reached_too() -> None:
+    """One of each cluster, say: the NetworkPolicy opens the ports of all in the list."""
+    mirrors = "--set=settings.fleet.mirrors={http://a.lan:5000,https://b.lan,https://c.lan:8443}"
+    rules = by_kind(mirrors, "--set-string=settings.fleet.own=http://a.lan:5000")["NetworkPolicy"]["spec"]["egress"]
+    assert [port["port"] for port in rules[-1]["ports"]] == [443, 80, 5000, 8443]
+
+
+def test_hosted_repositories_are_refused_where_any_of_several_may_be_asked() -> None:
+    """A push would reach one mirror with one request and another one with the next."""
+    hosted = "--set=settings.hosted.repositories={docker.io/team/**}"
+    assert "team" in template(hosted)
+    with pytest.raises(AssertionError, match="a release of their own"):
+        template(hosted, "--set=replicas=2")
+
+
 def test_the_mirror_has_a_volume_probes_and_no_more_rights_than_it_needs() -> None:
     """Restricted as the Pod Security Standards mean it; the cache survives the pod."""
     spec = by_kind()["StatefulSet"]["spec"]

@@ -35,10 +35,10 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{ if dig "server" "tls_certificate" "" .Values.settings }}https{{ else }}http{{ end }}
 {{- end }}
 
-{{/* The ports of a bucket's endpoint and of parents, as JSON. */}}
+{{/* The ports of a bucket's endpoint, of parents and of mirrors that are not of this release, as JSON. */}}
 {{- define "mirror.placePorts" -}}
 {{- $ports := list }}
-{{- range compact (append (dig "fleet" "parents" list .Values.settings) (dig "fleet" "bucket_endpoint" "" .Values.settings)) }}
+{{- range compact (append (concat (dig "fleet" "parents" list .Values.settings) (dig "fleet" "mirrors" list .Values.settings)) (dig "fleet" "bucket_endpoint" "" .Values.settings)) }}
 {{- $place := . }}
 {{- if kindIs "map" . }}
 {{- $place = .url }}
