@@ -14,6 +14,8 @@ END_SESSION = "end-session"
 ACTIONS = ("pin", "unpin", "refresh", "delete", "release", "block", "unblock", END_SESSION, *ACCOUNT_ACTIONS)
 _LONGEST = 1000
 _LARGEST_KEPT = 64 * 1024
+_MOST = 2**63
+"""Seconds, bytes or counts that anything is said to be, at most."""
 TABLES = ("access", "guards", "users")
 """What the mirrors of a fleet are to have the same of: ``[[access]]`` tables with groups and issuers, ``[[guard]]`` tables, users and tokens."""
 MOST_LATE = 5.0
@@ -152,11 +154,14 @@ class State:
         try:
             mirrors, parents, degraded = (_texts(document[key]) for key in ("mirrors", "parents", "degraded"))
             figures = {name: int(document[name]) for name in FIGURES}
+            clock = float(document["time"])
+            if not all(0 <= figure <= _MOST for figure in (clock, *figures.values())):
+                raise ValueError("what it says of its clock or its figures cannot be")
             tables = document.get("tables", {})
             return cls(
                 printable(str(document["mirror"]))[:_LONGEST],
                 printable(str(document["version"]))[:100],
-                float(document["time"]),
+                clock,
                 mirrors,
                 parents,
                 degraded,

@@ -51,8 +51,8 @@ def read_users(file: Path) -> Users:
     for number, line in enumerate(_lines(file), 1):
         if not line.strip() or line.startswith("#"):
             continue
-        name, colon, found = line.strip().partition(":")
-        if colon and _HASH.fullmatch(found) and _NAME.fullmatch(name):
+        name, _, found = line.strip().partition(":")
+        if _HASH.fullmatch(found) and _NAME.fullmatch(name):
             hashes[name] = found.encode()
         else:
             log.warning(
@@ -78,20 +78,21 @@ def set_hash(file: Path, name: str, hashed: str, *, replaces: bool = True) -> bo
     if _HASH.fullmatch(hashed) is None:
         raise ValueError(f"a bcrypt hash is expected for {name}")
     with _changing(file) as lines:
-        place = next((number for number, line in enumerate(lines) if line.partition(":")[0] == name), len(lines))
-        entry = f"{name}:{hashed}"
-        if lines[place : place + 1] == [entry]:
+        entry, own = f"{name}:{hashed}", [number for number, line in enumerate(lines) if _is_of(line, name)]
+        # The last one counts.
+        if own and lines[own[-1]].strip() == entry:
             return True
-        if place < len(lines) and not replaces:
+        if own and not replaces:
             return False
-        _write(file, [*lines[:place], entry, *(line for line in lines[place:] if line.partition(":")[0] != name)])
+        place = own[0] if own else len(lines)
+        _write(file, [*lines[:place], entry, *(line for line in lines[place:] if not _is_of(line, name))])
     return True
 
 
 def remove_user(file: Path, name: str) -> bool:
     """Returns False if there is no such user. Blocks. Raises OSError."""
     with _changing(file) as lines:
-        kept = [line for line in lines if line.partition(":")[0] != name]
+        kept = [line for line in lines if not _is_of(line, name)]
         if kept == lines:
             return False
         _write(file, kept)
@@ -117,7 +118,8 @@ def _changing(file: Path) -> Iterator[list[str]]:
 def _write(file: Path, lines: list[str]) -> None:
     """Replaces the file: comments and others' lines stay as they are in `lines`. Raises OSError."""
     file = file.resolve()
-    write_durably(file, "".join(f"{line}\n" for line in lines).encode(), lambda fd: _give_as(file, fd))
+    content = "".join(f"{line}\n" for line in lines).encode(errors="surrogateescape")
+    write_durably(file, content, lambda fd: _give_as(file, fd))
 
 
 def _give_as(file: Path, fd: int) -> None:
@@ -128,8 +130,15 @@ def _give_as(file: Path, fd: int) -> None:
         os.fchmod(fd, old.st_mode & 0o777)
 
 
+def _is_of(line: str, name: str) -> bool:
+    """Returns whether a line is about a user, as `read_users` reads it."""
+    return not line.startswith("#") and line.strip().partition(":")[0] == name
+
+
 def _lines(file: Path) -> list[str]:
+    """Returns the lines as htpasswd ends them, whatever encoding their comments have."""
     try:
-        return read_file(file, LARGEST_SECRET, follow=True).decode(errors="replace").splitlines()
+        content = read_file(file, LARGEST_SECRET, follow=True)
     except NoFile:
         return []
+    return content.decode(errors="surrogateescape").removesuffix("\n").split("\n") if content else []

@@ -6,7 +6,9 @@ import asyncio
 import errno
 import json
 import logging
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,9 @@ from aiohttp import encode_basic_auth
 from mirror.access.access import TOKENS
 from mirror.access.accounts import Accounts
 from mirror.access.tokens import Tokens, add_token, kept_token, read_tokens
-from mirror.access.users import read_users, set_password
+from mirror.access.users import read_users, remove_user, set_hash, set_password
 from mirror.config import load
-from mirror.fleet_documents import Change, differing
+from mirror.fleet_documents import FIGURES, Change, State, differing
 from mirror.upstream.members import Members as Asking
 from tests.fleet.test_changes import TOKEN, Setting
 from tests.support.commands import Commands
@@ -229,3 +231,41 @@ async def until_differs(differs: Any, expected: dict[str, list[str]]) -> None:
     async with asyncio.timeout(PATIENCE):
         while await differs() != expected:
             await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("before", "removed", "added", "sent"),
+    [
+        (f" alice:{HASH} \r\nbob:{HASH}\n", f"bob:{HASH}\n", None, f"alice:{OTHER}\nbob:{HASH}\n"),
+        (f"alice:{OTHER}\nalice:{HASH}\n", "", None, f"alice:{OTHER}\n"),
+        (f"alice:{HASH}\nalice:{OTHER}\n", "", "", ""),
+        (f"# caf\xe9 \x0c\nalice:x\n#alice:{HASH}", f"# caf\xe9 \x0c\n#alice:{HASH}\n", None, f"# caf\xe9 \x0c\nalice:{OTHER}\n#alice:{HASH}\n"),
+    ],
+)  # fmt: skip
+def test_a_user_is_who_is_let_in(tmp_path: Path, before: str, removed: str, added: str | None, sent: str) -> None:
+    """Files of users are written by people, too: with spaces around a line, a user twice, of whom the last counts, and comments in any encoding. Who is removed is not let in, and who has got
+    another password has just that; the rest of the file stays as it was."""
+    file = tmp_path / "users"
+
+    def done(work: Callable[[], bool]) -> str | None:
+        """The file after `work`, empty if that left it; None if nothing was done."""
+        file.write_bytes(before.encode("latin-1"))
+        if not work():
+            return None
+        now = file.read_bytes().decode("latin-1")
+        return "" if now == before else now
+
+    assert done(lambda: remove_user(file, "alice")) == removed
+    assert "alice" not in read_users(file)
+    assert done(lambda: set_hash(file, "alice", OTHER, replaces=False)) == added
+    assert done(lambda: set_hash(file, "alice", OTHER)) == sent
+    assert read_users(file).hashes["alice"] == OTHER.encode()
+
+
+@pytest.mark.parametrize("odd", [{"time": math.nan}, {"time": math.inf}, {"size": 10**400}, {"hits": -1}, {"tables": "access"}])
+def test_a_mirror_that_says_what_cannot_be_is_told_so(odd: dict[str, Any]) -> None:
+    """JSON of Python can say all of that, and neither the page nor the commands can show it: that mirror says nothing, then, and the others are shown."""
+    state = State("http://a", "1", 1.0, (), (), (), dict.fromkeys(FIGURES, 0))
+    assert State.parse(state.document()) == state
+    with pytest.raises(ValueError, match="it"):
+        State.parse(json.loads(json.dumps(state.document() | odd)))
