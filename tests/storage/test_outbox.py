@@ -57,13 +57,19 @@ def test_what_is_added_waits_until_it_is_written(folder: Path) -> None:
 
 
 def test_a_tag_that_moves_while_it_is_written_is_written_again(folder: Path) -> None:
-    """What was written is the old meaning."""
+    """What was written is the old meaning. That this mirror has asked the registry for the new one is not forgotten with the old one, but once that is written."""
     with opened(folder) as catalog:
-        catalog.set_tag(REPOSITORY, "1", meaning(b"one", 1.0))
-        [entry] = catalog.outbox.take(1)
-        catalog.set_tag(REPOSITORY, "1", meaning(b"two", 2.0))
+        for text in (b"one", b"two"):
+            catalog.outbox.note_fetched(REPOSITORY, Tag("1"))
+            catalog.set_tag(REPOSITORY, "1", meaning(text, 1.0))
+            if text == b"one":
+                [entry] = catalog.outbox.take(1)
         catalog.outbox.done(entry)
-        assert waiting(catalog) == ["1"]
+        [newer] = catalog.outbox.take(1)
+        assert (entry.is_fetched, newer.is_fetched) == (True, True)
+        catalog.outbox.done(newer)
+        catalog.set_tag(REPOSITORY, "1", meaning(b"three", 3.0))
+        assert [one.is_fetched for one in catalog.outbox.take(2)] == [False]
 
 
 def test_a_new_bucket_gets_what_is_here_already(folder: Path) -> None:

@@ -113,7 +113,9 @@ class Outbox:
 
     def done(self, entry: Entry) -> None:
         with self._db:
-            self._db.execute("DELETE FROM outbox WHERE id = ?", (entry.id,))
+            if not self._db.execute("DELETE FROM outbox WHERE id = ?", (entry.id,)).rowcount:
+                # The notes are those of a newer entry, too.
+                return
             if entry.is_wrong:
                 self._db.execute("DELETE FROM outbox_wrong WHERE digest = ?", (str(entry.reference),))
             if entry.is_fetched:
