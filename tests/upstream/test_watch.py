@@ -7,7 +7,12 @@ import asyncio
 import pytest
 
 from mirror.errors import UpstreamUnreachable
+from mirror.upstream import Connections, Timeouts
+from mirror.upstream.places import Place
+from mirror.upstream.transport import Transport
 from mirror.upstream.watch import Watch
+from tests.support.mirrors import until
+from tests.support.ports import free_port
 
 
 async def test_whatever_comes_while_it_is_looked_at_shows_that_it_lives() -> None:
@@ -33,3 +38,26 @@ async def test_whatever_comes_while_it_is_looked_at_shows_that_it_lives() -> Non
         assert changes == [False]
     finally:
         await watch.aclose()
+
+
+async def test_offline_no_mirror_is_looked_at_nor_said_to_be_dead() -> None:
+    """Whether it is back cannot be known: /readyz would say for ever that it does not answer. Nothing is sent to it."""
+    transport = Transport(Timeouts(1, 1, 1, 1), Connections(1, 1, 1))
+    place = Place(
+        f"http://127.0.0.1:{free_port()}",
+        "here",
+        transport,
+        lambda: None,
+        is_peer=True,
+        tls=None,
+        way=None,
+        limiter=transport.limiter,
+    )
+    try:
+        place.watch.note_dead()
+        assert not place.alive
+        transport.offline = True
+        await until(lambda: place.alive)
+    finally:
+        await place.aclose()
+        await transport.aclose()
