@@ -100,9 +100,13 @@ async def test_commands_change_users_and_tokens_of_all(
     fleet = {"mirrors": list(setting.fleet.mirrors), "own": second.url, "token_file": str(setting.token_file)}
     server = {"listen": second.url.removeprefix("http://")}
     await start(directory(tmp_path, second.url), settings={"server": server, "fleet": fleet, "access": ACCESS})
-    status, output, _ = await setting.command("stats", "--fleet", "--json")
-    differs = {one["mirror"]: one["differs"] for one in json.loads(output)["mirrors"]}
-    assert (status, differs) == (1, {first.url: [], second.url: ["users"]})
+
+    async def differs() -> dict[str, list[str]]:
+        output = (await setting.command("stats", "--fleet", "--json"))[1]
+        return {one["mirror"]: one["differs"] for one in json.loads(output)["mirrors"]}
+
+    await until_differs(differs, {first.url: [], second.url: ["users"]})
+    assert (await setting.command("stats", "--fleet"))[0] == 1
     assert "alice" in users_of(second)
     assert (await setting.command("user", "rm", "alice"))[0] == 0, "that it is not here any more is no fault"
     assert users_of(second) == {}
