@@ -95,17 +95,20 @@ class Told:
     faults: dict[str, str] = field(default_factory=dict)
     """By mirror, why it did not take all of it."""
 
-    def add(self, mirror: str, document: Any) -> None:
-        """Adds a mirror's answer."""
+    def add(self, mirror: str, names: Sequence[str], document: Any) -> None:
+        """Adds a mirror's answer to a change of `names`."""
         outcomes = document.get("outcomes") if isinstance(document, dict) else None
-        faults = [] if isinstance(outcomes, list) else ["it has sent no list of outcomes"]
+        faults, untold = [], dict.fromkeys(names)
         for one in outcomes if isinstance(outcomes, list) else ():
             if not isinstance(one, dict):
                 continue
+            untold.pop(str(one.get("name", "")), None)
             if not one.get("fault"):
                 self.did.setdefault(str(one.get("name", "")), []).append(mirror)
             elif one.get("absent") is not True:
                 faults.append(printable(str(one["fault"]))[:_LONGEST])
+        if untold:
+            faults.append(printable(f"it does not say what came of {', '.join(untold)}")[:_LONGEST])
         if faults:
             self.faults[mirror] = "; ".join(faults)
 

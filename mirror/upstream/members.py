@@ -62,7 +62,7 @@ class Members:
             if isinstance(answer, UpstreamError):
                 told.faults[url] = answer.message
             else:
-                told.add(url, answer)
+                told.add(url, change.names, answer)
         return told
 
     async def states(self, mirrors: Sequence[str] | None = None) -> list[Member]:

@@ -20,7 +20,7 @@ from mirror.access.accounts import Accounts
 from mirror.access.tokens import Tokens, add_token, kept_token, read_tokens
 from mirror.access.users import read_users, remove_user, set_hash, set_password
 from mirror.config import load
-from mirror.fleet_documents import FIGURES, Change, State, differing
+from mirror.fleet_documents import FIGURES, Change, Outcome, State, Told, differing
 from mirror.upstream.members import Members as Asking
 from tests.fleet.test_changes import TOKEN, Setting
 from tests.support.commands import Commands
@@ -273,3 +273,18 @@ def test_a_mirror_that_says_what_cannot_be_is_told_so(odd: dict[str, Any]) -> No
     assert State.parse(state.document()) == state
     with pytest.raises(ValueError, match="it"):
         State.parse(json.loads(json.dumps(state.document() | odd)))
+
+
+@pytest.mark.parametrize(
+    "answer", [None, {}, {"outcomes": []}, {"outcomes": [None, {"name": "other"}, {"fault": "", "name": 5}]}]
+)
+def test_a_mirror_that_does_not_say_what_came_of_a_change_has_not_made_it(answer: Any) -> None:
+    """Whatever it answers with 200, it is named, and so is what has to be sent again."""
+    told = Told()
+    told.add(
+        "http://a", ["alice", "bob"], {"outcomes": [Outcome("alice").document(), Outcome("bob", "no", absent=True).document()]}
+    )
+    assert (told.did, told.faults) == ({"alice": ["http://a"]}, {})
+    told.add("http://b", ["alice", "bob"], answer)
+    assert "alice, bob" in told.faults["http://b"]
+    assert "http://b" not in told.did.get("alice", [])
