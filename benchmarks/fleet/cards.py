@@ -1,33 +1,29 @@
-"""Three mirrors beside one, each with a network card of its own: ``python -m benchmarks.fleet.cards``. Needs root, `tc` and `unshare`.
+"""Three mirrors beside one, each with a network card of its own.
 
 Thirty clients ask for one blob at once, of which no mirror has a byte. In a network namespace of its own, `tc` lets each mirror's port send no more than a card
-does. The card is shared as Debian's default (fq_codel) shares one: evenly between connections. With ``--fifo`` it is one queue, in which connections with larger
+does. The card is shared as Debian's default (fq_codel) shares one: evenly between connections. With `fifo` it is one queue, in which connections with larger
 windows get more, as on a switch.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.fleet.network import inside, mirrors, set_up
+from benchmarks.fleet.network import mirrors, set_up
 from mirror.upstream.fleet import ranked
 from tests.support.scripted import Scripted
 
-_MB = 1_000_000
-_CARD = 60 * _MB
+_CARD = 60_000_000
 """Bytes per second."""
 _CLIENTS = 30
 _CURL = ("curl", "-s", "-f", "-o", "/dev/null", "-w", "%{size_download}", "--connect-timeout", "2", "--speed-time", "20")
@@ -86,7 +82,8 @@ async def crowd(count: int, size: int, *, fifo: bool = False, end_home: signal.S
         return Result(seconds, upstream.sent[str(digest)] / size, got.count(False))
 
 
-async def _measure(rounds: int, size: int, *, fifo: bool) -> None:
+async def measure(rounds: int, size: int, *, fifo: bool) -> None:
+    """Prints a line for each crowd; `size` is in bytes."""
     ratios = []
     for number in range(rounds):
         one, three = await crowd(1, size, fifo=fifo), await crowd(3, size, fifo=fifo)
@@ -103,22 +100,3 @@ async def _measure(rounds: int, size: int, *, fifo: bool) -> None:
             f"home {name}: {found.seconds:.1f} s, upstream sent {found.upstream:.2f} times the blob, {found.failed} clients failed",
             flush=True,
         )
-
-
-def main() -> None:
-    """Prints a line for each crowd."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fifo", action="store_true", help="one queue for each card")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--size", type=int, default=60, help="of the blob, in MB")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if not options.inside:
-        command = inside("benchmarks.fleet.cards", "--inside", *sys.argv[1:])
-        os.execvp(command[0], command)
-    logging.disable(logging.CRITICAL)
-    asyncio.run(_measure(options.rounds, options.size * _MB, fifo=options.fifo))
-
-
-if __name__ == "__main__":
-    main()

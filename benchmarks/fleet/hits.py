@@ -1,15 +1,13 @@
-"""What a hit costs a mirror of a fleet beside one that is alone: ``python -m benchmarks.fleet.hits``.
+"""What a hit costs a mirror of a fleet beside one that is alone.
 
 CPU seconds of the mirrors' processes, as the kernel counts them, in turns on one connection each; the medians of rounds.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import http.client
-import logging
 import os
 import statistics
 import tempfile
@@ -37,7 +35,8 @@ def _ask(url: str, path: str) -> None:
             answer.read()
 
 
-async def _measure(rounds: int) -> None:
+async def measure(rounds: int) -> None:
+    """Prints a line for each kind of request."""
     async with Scripted() as upstream:
         image = upstream.add_image("library/app", "1", layers=[os.urandom(20_000)])
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -55,16 +54,3 @@ async def _measure(rounds: int) -> None:
                 one, fleet = (statistics.median(costs[mirror]) * 1e6 for mirror in (alone, member))
                 ratio = statistics.median(b / a for a, b in zip(costs[alone], costs[member], strict=True))
                 print(f"{name}: alone {one:.1f} µs, in a fleet {fleet:.1f} µs: {ratio:.3f} (bar 1.02)", flush=True)
-
-
-def main() -> None:
-    """Prints a line for each kind of request."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20)
-    options = parser.parse_args()
-    logging.disable(logging.CRITICAL)
-    asyncio.run(_measure(options.rounds))
-
-
-if __name__ == "__main__":
-    main()

@@ -66,7 +66,7 @@ _INTERVAL = 0.1
 """Seconds between two reports of a download's progress."""
 _AT_ONCE = 4 * 1024 * 1024
 """Bytes of a cached blob that is sent too fast to be blocked meanwhile, where nothing is yet."""
-_ASKED_OF_PEER = 3.0
+_ASKED_OF_PEER = 1.5
 """Seconds for which a mirror of the fleet waits here for what is asked of another one: as many as it takes to find that one dead (mirror/upstream/watch.py)."""
 
 
