@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 import urllib.request
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from tests.e2e.conftest import REPOSITORY
 from tests.e2e.test_containerd import Containerd
 from tests.support.images import make_image, push
 from tests.support.mirrors import MirrorProcess
-from tests.support.patience import PATIENCE
+from tests.support.patience import PATIENCE, patiently
 from tests.support.programs import DockerRegistry
 
 SCALE = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
@@ -61,35 +63,43 @@ def test_nodes_ask_the_mirror_for_what_no_node_has_and_for_all_while_their_daemo
     """Each blob once for two nodes, one after the other, of a registry that only ``ns`` names; the mirror asks that registry once, also for the third node."""
     described = re.search(rf"\*\*{system}\*\*.*?```toml\n(.*?)```", SCALE, re.DOTALL)
     assert described is not None
-    registry = DockerRegistry(tmp_path / "registry")
     image = make_image(1)
-    push(registry.url, REPOSITORY, "1", image)
     finished: dict[str, bytes] = {}
     daemon = ThreadingHTTPServer(("127.0.0.1", 0), type("Node", (Daemon,), {"finished": finished}))
-    thread = threading.Thread(target=daemon.serve_forever)
-    thread.start()
-    with MirrorProcess(tmp_path / "cache", {"ghcr.io": registry.url}) as mirror:
+    with ExitStack() as stack:
+        registry = DockerRegistry(tmp_path / "registry")
+        stack.callback(registry.stop)
+        push(registry.url, REPOSITORY, "1", image)
+        thread = threading.Thread(target=daemon.serve_forever)
+        thread.start()
+        stack.callback(thread.join, PATIENCE)
+        stack.callback(daemon.server_close)
+        stack.callback(daemon.shutdown)
+        mirror = stack.enter_context(MirrorProcess(tmp_path / "cache", {"ghcr.io": registry.url}))
         hosts = described[1].replace("http://mirror.lan:5000", mirror.url)
         hosts = re.sub(r"http://[\d.]+:(4001|30020)", f"http://127.0.0.1:{daemon.server_port}", hosts)
         hosts = hosts.replace("https://registry-1.docker.io", "http://127.0.0.1:1")
         (tmp_path / "hosts" / "_default").mkdir(parents=True)
         (tmp_path / "hosts" / "_default" / "hosts.toml").write_text(hosts)
         containerd = Containerd(tmp_path / "containerd", "http://127.0.0.1:1")
-        try:
-            for node, times in enumerate((1, 1, 2)):
-                if node == 2:
-                    daemon.shutdown()
-                    daemon.server_close()
-                containerd.pull(f"ghcr.io/{REPOSITORY}:1", tmp_path / "hosts")
-                asked = [json.loads(line)["reference"] for line in mirror.log.splitlines() if '"method":"GET"' in line]
-                for digest, data in image.blobs.items():
-                    assert containerd.content(digest) == data
-                    assert (asked.count(digest), registry.asked("GET", f"/blobs/{digest}")) == (times, 1)
-                finished |= {f"/v2/{REPOSITORY}/blobs/{digest}": data for digest, data in image.blobs.items()}
-                containerd.wipe()
-        finally:
-            containerd.stop()
-            daemon.shutdown()
-            daemon.server_close()
-            thread.join(PATIENCE)
-    registry.stop()
+        stack.callback(containerd.stop)
+
+        def asked() -> dict[str, tuple[int, int]]:
+            """How often the mirror and the registry were asked for each blob."""
+            lines = [json.loads(line)["reference"] for line in mirror.log.splitlines() if '"method":"GET"' in line]
+            return {digest: (lines.count(digest), registry.asked("GET", f"/blobs/{digest}")) for digest in image.blobs}
+
+        for node, times in enumerate((1, 1, 2)):
+            if node == 2:
+                daemon.shutdown()
+                daemon.server_close()
+            containerd.pull(f"ghcr.io/{REPOSITORY}:1", tmp_path / "hosts")
+            for digest, data in image.blobs.items():
+                assert containerd.content(digest) == data
+            # Both note a request once it is over.
+            for _ in patiently():
+                if set(asked().values()) == {(times, 1)}:
+                    break
+                time.sleep(0.05)
+            finished |= {f"/v2/{REPOSITORY}/blobs/{digest}": data for digest, data in image.blobs.items()}
+            containerd.wipe()
