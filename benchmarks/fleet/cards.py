@@ -94,9 +94,14 @@ async def measure(rounds: int, size: int, *, fifo: bool) -> None:
             flush=True,
         )
     print(f"three mirrors ÷ one, median: {statistics.median(ratios):.2f} (bar 2.4)", flush=True)
-    for name, how, at in (("killed at half", signal.SIGKILL, 0.5), ("stopped before", signal.SIGSTOP, 0.0)):
-        found = await crowd(3, size, fifo=fifo, end_home=how, at=at)
+    for name, count, how, at in (
+        ("home killed at half", 3, signal.SIGKILL, 0.5),
+        ("home stopped before", 3, signal.SIGSTOP, 0.0),
+        ("two mirrors, for comparison", 2, None, 0.0),
+    ):
+        found = [await crowd(count, size, fifo=fifo, end_home=how, at=at) for _ in range(rounds)]
         print(
-            f"home {name}: {found.seconds:.1f} s, upstream sent {found.upstream:.2f} times the blob, {found.failed} clients failed",
+            f"{name}, median: {statistics.median(one.seconds for one in found):.1f} s; at most, upstream sent {max(one.upstream for one in found):.2f} times the blob;"
+            f" {sum(one.failed for one in found)} clients failed",
             flush=True,
         )
