@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,14 @@ from tests.support.programs import DockerRegistry
 from tests.support.tokens import TokenService
 
 REPOSITORY = "library/app"
+
+
+@pytest.fixture(autouse=True)
+def short_folders(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test makes by `tempfile`, since podman takes 50 characters of a path and a socket 108 bytes, is gone after it."""
+    with tempfile.TemporaryDirectory(prefix="e2e-", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 @dataclass

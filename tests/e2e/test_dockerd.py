@@ -78,6 +78,8 @@ class Dockerd:
 
     def stop(self) -> None:
         self._program.stop()
+        # dockerd leaves the network of containers mounted.
+        subprocess.run(["umount", f"{self._folder}/exec/netns/default"], stderr=subprocess.DEVNULL, check=False)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
