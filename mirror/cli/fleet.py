@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -53,14 +53,11 @@ def tell(settings: Settings, here: bool, change: Change, again: str = "do it aga
     return told
 
 
-def require_others(settings: Settings) -> None:
-    """Exits where nobody else can be told of a change."""
+def send(settings: Settings, kind: str, kept: Mapping[str, str], as_json: bool) -> bool:
+    """Tells the others what is kept of each ``user`` or ``token``, and prints which were taken. Returns whether all were. Exits where nobody else can be told."""
     if not _fleet_or_exit(settings).can_tell:
         fail("the other mirrors of the fleet can be told once each has the same fleet.token_file (docs/scale.md)")
-
-
-def send(settings: Settings, changes: Sequence[Change], kind: str, as_json: bool) -> bool:
-    """Tells the others of users or tokens, each of which is one change, and prints which were taken. Returns whether all were."""
+    changes = [Change(f"set-{kind}", (name,), invoker(), force=True, kept=found) for name, found in kept.items()]
     faults = [(change.names[0], bool(tell(settings, False, change, f"mirror {kind} send").faults)) for change in changes]
     if as_json:
         print_json([{kind: name, "sent": not fault} for name, fault in faults])

@@ -130,9 +130,7 @@ def _send(settings: Settings, known: Accounts, name: str | None, as_json: bool) 
     kept = {one: found for one in names if (found := known.kept_of_token(one)) is not None}
     if name is not None and name not in kept:
         raise ValueError(f"there is no token {name}: mirror token list shows those that there are")
-    fleet.require_others(settings)
-    changes = [Change("set-token", (one,), fleet.invoker(), force=True, kept=found) for one, found in kept.items()]
-    return fleet.send(settings, changes, "token", as_json)
+    return fleet.send(settings, "token", kept, as_json)
 
 
 def _list(folder: Path, as_json: bool) -> None:

@@ -98,9 +98,7 @@ def _send(settings: Settings, known: Accounts, name: str | None, as_json: bool) 
     if name is not None and name not in users:
         raise ValueError(f"there is no user {name} in {known.users_file}")
     sent = [name] if name is not None else sorted(users)
-    fleet.require_others(settings)
-    changes = [Change("set-user", (one,), fleet.invoker(), force=True, kept=users[one]) for one in sent]
-    return fleet.send(settings, changes, "user", as_json)
+    return fleet.send(settings, "user", {one: users[one] for one in sent}, as_json)
 
 
 def _set(known: Accounts, action: str, name: str, password_stdin: bool) -> None:

@@ -114,12 +114,16 @@ class Fleet:
         """All other mirrors, in the order of the settings."""
         return [*self._peers.values(), *self._parents.values()]
 
-    async def note_fetched(self, repository: Repository, reference: Reference) -> None:
+    async def note_fetched(self, repository: Repository, *references: Reference) -> None:
         """Call this before content, or what a tag means, is kept that came from outside of the fleet: this mirror writes it to the bucket then, also where it is not its home."""
-        tag = reference if isinstance(reference, Tag) else None
-        key = str(reference) if tag is None else name_of(repository, tag)
-        if self.on_fetched is not None and self._mirrors and ranked(self._mirrors, key)[0] != self._own:
-            await self.on_fetched(None if tag is None else repository, reference)
+        if self.on_fetched is None or not self._mirrors:
+            return
+        # A manifest that was asked for by its digest has no other name.
+        for reference in dict.fromkeys(references):
+            tag = reference if isinstance(reference, Tag) else None
+            key = str(reference) if tag is None else name_of(repository, tag)
+            if ranked(self._mirrors, key)[0] != self._own:
+                await self.on_fetched(None if tag is None else repository, reference)
 
     def places(self, repository: Repository, digest: Digest) -> list[Place | Bucket]:
         """Returns whom the request that the current task works for may be asked of before the registry, in order."""
@@ -182,8 +186,7 @@ class Fleet:
                 self._mirrors_for(repository, reference), lambda place: place.get_manifest(repository, reference)
             )
         if found is not None and found.endpoint in self._parents:
-            await self.note_fetched(repository, reference)
-            await self.note_fetched(repository, found.digest)
+            await self.note_fetched(repository, reference, found.digest)
         return found
 
     async def kept_tag(self, repository: Repository, tag: Tag, *, fresh: bool) -> Descriptor | None:

@@ -178,8 +178,7 @@ class Registry:
         )
         if isinstance(reference, Tag):
             self._first_answers.note(repository, reference, manifest.digest, endpoint)
-            await self._note_fetched(repository, reference)
-        await self._note_fetched(repository, manifest.digest)
+        await self._note_fetched(repository, reference, manifest.digest)
         self._surveys.note_children(manifest)
         return manifest
 
@@ -193,14 +192,13 @@ class Registry:
             return self._get(endpoint, repository, tag, deadline)
 
         manifest = await self._first_answers.ask(ask, repository, tag, known, is_older, newer_named=True)
-        await self._note_fetched(repository, tag)
-        await self._note_fetched(repository, manifest.digest)
+        await self._note_fetched(repository, tag, manifest.digest)
         self._surveys.note_children(manifest)
         return manifest
 
-    async def _note_fetched(self, repository: Repository, reference: Reference) -> None:
+    async def _note_fetched(self, repository: Repository, *references: Reference) -> None:
         if self._fleet is not None:
-            await self._fleet.note_fetched(repository, reference)
+            await self._fleet.note_fetched(repository, *references)
 
     async def _head(self, endpoint: Endpoint, repository: Repository, reference: Reference, deadline: float) -> Descriptor:
         trusted = endpoint.heads

@@ -15,7 +15,7 @@ from mirror.cdn_loop import CHILD, PEER, Passed, parse
 from mirror.config import ConfigError, load
 from mirror.names import Digest
 from mirror.upstream.fleet import ranked
-from tests.support.members import StartMembers
+from tests.support.members import StartMembers, start_mutual_parents
 from tests.support.mirrors import Mirror, StartMirror
 from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
@@ -95,14 +95,7 @@ async def test_mirrors_that_are_each_others_parents_serve_all_the_same(
     start: StartMirror, upstream: Scripted, tmp_path: Path
 ) -> None:
     """A mistake in the settings costs a request, not a pull."""
-    urls = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
-    mirrors = [
-        await start(
-            tmp_path / str(number),
-            settings={"server": {"listen": url.removeprefix("http://")}, "fleet": {"parents": [urls[1 - number]]}},
-        )
-        for number, url in enumerate(urls)
-    ]
+    mirrors = await start_mutual_parents(start, tmp_path)
     image = upstream.add_image("library/app", "1")
     for mirror in mirrors:
         assert (await mirror.get("/v2/library/app/manifests/1")).body == image.body

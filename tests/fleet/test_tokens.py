@@ -18,6 +18,7 @@ from mirror.names import Digest
 from mirror.upstream.fleet import ranked
 from mirror.upstream.members import Members
 from tests.fleet.test_fleet import of, pull
+from tests.support.members import start_mutual_parents
 from tests.support.mirrors import StartMirror, until
 from tests.support.ports import free_port
 from tests.support.s3 import ENVIRONMENT
@@ -117,14 +118,7 @@ async def test_a_parent_lets_in_whom_it_knows(start: StartMirror, upstream: Scri
 
 async def test_a_loop_of_parents_is_told_by_who_closes_it(start: StartMirror, upstream: Scripted, tmp_path: Path) -> None:
     """In /readyz, which the doctor repeats: by the one that is told 508, which no client can tell it."""
-    urls = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
-    mirrors = [
-        await start(
-            tmp_path / str(number),
-            settings={"server": {"listen": url.removeprefix("http://")}, "fleet": {"parents": [urls[1 - number]]}},
-        )
-        for number, url in enumerate(urls)
-    ]
+    mirrors = await start_mutual_parents(start, tmp_path)
     await pull(mirrors[0], upstream.add_image("library/app", "1"))
     assert b"fleet.parents" not in (await mirrors[0].get("/readyz")).body
     assert b"out of fleet.parents" in (await mirrors[1].get("/readyz")).body

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from mirror.names import Digest, Repository, Tag
 from mirror.upstream.fleet import ranked
-from tests.support.mirrors import Mirror
+from tests.support.mirrors import Mirror, StartMirror
+from tests.support.ports import free_port
 
 
 @dataclass
@@ -37,3 +38,15 @@ class StartMembers(Protocol):
 def directory(tmp_path: Path, url: str) -> Path:
     """The cache's directory of a mirror."""
     return tmp_path / url.rpartition(":")[2]
+
+
+async def start_mutual_parents(start: StartMirror, folder: Path) -> list[Mirror]:
+    """Starts two mirrors that are each other's parents by mistake."""
+    urls = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
+    return [
+        await start(
+            folder / str(number),
+            settings={"server": {"listen": url.removeprefix("http://")}, "fleet": {"parents": [urls[1 - number]]}},
+        )
+        for number, url in enumerate(urls)
+    ]
